@@ -1,0 +1,251 @@
+"""A checkpoint on disk: is it whole, is it safe, is it the model that it is said to be?
+
+Reads config, tokenizer and the headers of the weights; never the weights themselves.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
+from llama_serving.errors import SetupError
+from llama_serving.prompts.tokenizer import Tokenizer
+from safetensors import SafetensorError, safe_open
+
+from deployment.nano import FOLDER as NANO_FOLDER
+
+PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+SMALL_FILES: Final = ("config.json", "tokenizer.json")
+OPTIONAL_FILES: Final = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "LICENSE*",
+    "USE_POLICY*",
+    "NOTICE*",
+)
+INFILL_PIECES: Final = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "eot": "▁<EOT>"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that has been looked at.
+
+    Attributes:
+        folder: where it lies.
+        weights: the safetensors files, and the index where there are several.
+        small: everything else that is needed or worth keeping.
+        warnings: where its own config differs from the catalog; the config wins.
+    """
+
+    folder: Path
+    variant: ModelVariant
+    weights: tuple[Path, ...]
+    small: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on disk."""
+        return sum(path.stat().st_size for path in self.weights)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of `name`: a path, or `nano` for the embedded model.
+
+    Raises:
+        SetupError: there is no such folder.
+    """
+    if name == NANO.name and not Path(name).is_dir():
+        return NANO_FOLDER
+    folder = Path(name)
+    if not folder.is_dir():
+        raise SetupError(f"{folder} is not a folder. Name the folder of a checkpoint, or nano.")
+    return folder
+
+
+def variant_of(name: str) -> ModelVariant:
+    """The catalog's row `name`.
+
+    Raises:
+        SetupError: there is none.
+    """
+    if name not in CATALOG:
+        raise SetupError(
+            f"{name} is not in the catalog: `llama-endpoints models` lists it. For a checkpoint outside it "
+            "give --dialog and --infill instead of --variant."
+        )
+    return CATALOG[name]
+
+
+def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:
+    """Everything that packaging has to know.
+
+    Raises:
+        SetupError: a file is missing or damaged, the weights are pickles, or it is another model.
+    """
+    config = read_config(folder)
+    adapted, warnings = adapt(variant, config, folder)
+    weights = _weights(folder)
+    _check_headers(weights, adapted.shape)
+    _check_tokenizer(Tokenizer.from_folder(folder), adapted)
+    small = [folder / name for name in SMALL_FILES]
+    small += sorted(path for pattern in OPTIONAL_FILES for path in folder.glob(pattern) if path.is_file())
+    return Checkpoint(folder, adapted, weights, tuple(small), warnings)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a Llama.
+
+    Raises:
+        SetupError: it is missing, damaged, or another architecture's.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SetupError(
+            f"{folder} has no config.json, so it is no checkpoint. Name the folder that holds one."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise SetupError(f"{path} is not a JSON object: {error}") from error
+    if kind != "llama":
+        raise SetupError(f"{path} says model_type {kind}; only llama checkpoints are served.")
+    if "auto_map" in config:
+        raise SetupError(f"{path} has auto_map, which names code to run. Remote code is never run: remove it.")
+    return dict(config)
+
+
+def shape_of(config: Mapping[str, Any], path: Path) -> Shape:
+    """The shape in a checkpoint's config.
+
+    Raises:
+        SetupError: a size is missing.
+    """
+    try:
+        return Shape(
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            ffn=int(config["intermediate_size"]),
+            heads=int(config["num_attention_heads"]),
+            kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
+            vocab=int(config["vocab_size"]),
+            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SetupError(f"{path}/config.json lacks a size: {error!r}.") from error
+
+
+def rope_theta_of(config: Mapping[str, Any]) -> float:
+    """RoPE's base, as old and new configs write it; 1e4 is what a config means that has none."""
+    parameters = config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or parameters.get("rope_theta") or 1e4)
+
+
+def adapt(
+    variant: ModelVariant, config: Mapping[str, Any], folder: Path
+) -> tuple[ModelVariant, tuple[str, ...]]:
+    """The row with what the checkpoint's own config says differently, and a sentence for each difference.
+
+    Raises:
+        SetupError: the shape is another one.
+    """
+    shape = shape_of(config, folder)
+    if shape != variant.shape:
+        names = [name for name in Shape.__slots__ if getattr(shape, name) != getattr(variant.shape, name)]
+        found = ", ".join(f"{n} {getattr(shape, n)} instead of {getattr(variant.shape, n)}" for n in names)
+        raise SetupError(f"{folder} is not {variant.name}: its config has {found}. Name the right --variant.")
+    warnings = []
+    theta = rope_theta_of(config)
+    if theta != variant.rope_theta:
+        warnings.append(f"rope_theta is {theta:g} in config.json, {variant.rope_theta:g} in the catalog")
+        variant = replace(variant, rope_theta=theta)
+    positions = config.get("max_position_embeddings")
+    if positions and positions != variant.trained_positions.value:
+        warnings.append(
+            f"max_position_embeddings is {positions} in config.json, "
+            f"{variant.trained_positions.value} in the catalog"
+        )
+        trained = Fact(int(positions), f"{folder.name}/config.json")
+        reach = variant.max_context if variant.max_context.value >= positions else trained
+        variant = replace(variant, trained_positions=trained, max_context=reach)
+    return variant, tuple(f"{text}: the checkpoint's own value is used" for text in warnings)
+
+
+def _weights(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SetupError(f"{index} can't be read: {error!r}. Download it again.") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise SetupError(f"{folder} lacks {', '.join(missing)}, which the index names. Download the rest.")
+        return (index, *(folder / name for name in names))
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return (single,)
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise SetupError(
+            f"{folder} has its weights only as pickles ({', '.join(pickles[:3])}), and loading a pickle runs "
+            "whatever code is in it. Use the safetensors files of the same model."
+        )
+    raise SetupError(f"{folder} has no weights: model.safetensors is missing.")
+
+
+def _check_headers(weights: tuple[Path, ...], shape: Shape) -> None:
+    """Every tensor that the shape asks for is there, in its size; a file cut short is noticed here."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in weights:
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise SetupError(f"{path} is damaged or cut short: {error}. Download it again.") from error
+    for name, expected in _expected(shape).items():
+        if found.get(name) != expected:
+            has = f"has the shape {found[name]}" if name in found else "is missing"
+            raise SetupError(f"The weights don't match config.json: {name} {has}; it should be {expected}.")
+
+
+def _expected(shape: Shape) -> dict[str, tuple[int, ...]]:
+    hidden, kv = shape.hidden, shape.kv_heads * shape.head_dim
+    expected: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (shape.vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not shape.tied_embeddings:
+        expected["lm_head.weight"] = (shape.vocab, hidden)
+    for layer in range(shape.layers):
+        at = f"model.layers.{layer}"
+        expected |= {
+            f"{at}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{at}.self_attn.k_proj.weight": (kv, hidden),
+            f"{at}.self_attn.v_proj.weight": (kv, hidden),
+            f"{at}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{at}.mlp.gate_proj.weight": (shape.ffn, hidden),
+            f"{at}.mlp.up_proj.weight": (shape.ffn, hidden),
+            f"{at}.mlp.down_proj.weight": (hidden, shape.ffn),
+            f"{at}.input_layernorm.weight": (hidden,),
+            f"{at}.post_attention_layernorm.weight": (hidden,),
+        }
+    return expected
+
+
+def _check_tokenizer(tokenizer: Tokenizer, variant: ModelVariant) -> None:
+    if tokenizer.size > variant.shape.vocab:
+        raise SetupError(
+            f"tokenizer.json has {tokenizer.size} pieces, the model {variant.shape.vocab}: they don't belong together."
+        )
+    tokens = variant.infill.value
+    for field, piece in INFILL_PIECES.items() if tokens is not None else ():
+        found, expected = tokenizer.special_id(piece), getattr(tokens, field)
+        if found != expected:
+            has = "has no such token" if found is None else f"has it as {found}"
+            raise SetupError(f"{variant.name} infills with {piece} as {expected}; tokenizer.json {has}.")

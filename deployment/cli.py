@@ -1,0 +1,337 @@
+"""The command `llama-endpoints`. Heavy libraries are imported by the commands that need them."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
+
+import click
+from llama_serving.errors import ServingError, SetupError
+
+if TYPE_CHECKING:
+    from llama_serving.catalog import ModelVariant
+    from llama_serving.model_files import ModelFiles
+    from llama_serving.service import Service
+
+_GIB: Final = 1 << 30
+
+
+class _Refusal(click.ClickException):
+    """One clear sentence and exit code 2."""
+
+    exit_code = 2
+
+
+class _Group(click.Group):
+    """Turns what can't succeed into a sentence, and a stop from outside into an orderly end."""
+
+    def invoke(self, context: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(context)
+        except SetupError as error:
+            raise _Refusal(str(error)) from error
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="llama-endpoints")
+def main() -> None:
+    r"""Code Llama and Llama-2 behind Azure-ML-style endpoints.
+
+    \b
+    A first look, with the embedded model and no download:
+      llama-endpoints package --checkpoint nano --output build/nano
+      llama-endpoints score --model build/nano --request yaml/online/samples/completion.json
+      mlflow models serve --model-uri build/nano --env-manager local
+
+    Settings come from the environment (LLAMA_CONTEXT, LLAMA_DTYPE, LLAMA_THREADS, …); README.md lists them.
+    """
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with sources.")
+def models(*, as_json: bool) -> None:
+    """List the models of the catalog."""
+    from llama_serving.catalog import CATALOG
+
+    if as_json:
+        for row in CATALOG.values():
+            click.echo(json.dumps(row.to_dict(), ensure_ascii=False))
+        return
+    header = ("NAME", "PARAMETERS", "BF16 GiB", "CONTEXT", "UP TO", "DIALOG", "INFILL", "TEMPERATURE", "TOP_P")
+    click.echo(
+        _table([header, *(_model_line(row) for row in CATALOG.values())], left=("NAME", "DIALOG", "INFILL"))
+    )
+
+
+def _table(lines: Sequence[tuple[str, ...]], *, left: tuple[str, ...]) -> str:
+    columns = [
+        [cell.ljust(width) if column[0] in left else cell.rjust(width) for cell in column]
+        for column in zip(*lines, strict=True)
+        for width in (max(map(len, column)),)
+    ]
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
+
+
+def _model_line(row: "ModelVariant") -> tuple[str, ...]:
+    return (
+        row.name,
+        f"{row.shape.parameters:,}",
+        f"{row.shape.weight_bytes() / _GIB:.2f}",
+        f"{row.trained_positions.value:,}",
+        f"{row.max_context.value:,}",
+        row.dialog or "-",
+        "yes" if row.infill.value else "-",
+        f"{row.temperature:g}",
+        f"{row.top_p:g}",
+    )
+
+
+def _outside_catalog(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that describe a checkpoint which the catalog does not have."""
+    options = (
+        click.option("--dialog", type=click.Choice(["inst", "source", "none"]),
+                     help="Outside the catalog: the dialog format it was tuned on."),
+        click.option("--infill", metavar="PRE,SUF,MID,EOT|none",
+                     help="Outside the catalog: its infilling ids, such as 32007,32008,32009,32010."),
+        click.option("--step-id", type=int, help="Outside the catalog: the id of <step>, for --dialog source."),
+        click.option("--temperature", type=click.FloatRange(0, 2), default=0.2, show_default=True,
+                     help="Outside the catalog: what it samples with by default."),
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True,
+                     help="Outside the catalog: likewise."),
+        click.option("--max-context", type=click.IntRange(16),
+                     help="Outside the catalog: how far it may read; its config's positions by default."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option(
+    "--checkpoint", required=True, help="Folder with config.json, tokenizer.json and safetensors; or nano."
+)
+@click.option("--variant", help="Its name in the catalog (`llama-endpoints models`); not needed for nano.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder that becomes the model.")
+@click.option(
+    "--weights",
+    type=click.Choice(["link", "copy", "reference"]),
+    default="link",
+    show_default=True,
+    help="Hard links need no space; a reference records the checkpoint's path and nothing else.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="What to serve in; the catalog's by default (bfloat16, nano float32).",
+)
+@click.option(
+    "--infill-order", type=click.Choice(["psm", "spm"]), help="Order of infilling prompts; psm by default."
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@_outside_catalog
+def package(  # noqa: PLR0913  (one argument an option)
+    *,
+    checkpoint: str,
+    variant: str | None,
+    output: Path,
+    weights: str,
+    dtype: str | None,
+    infill_order: str | None,
+    overwrite: bool,
+    **described: Any,
+) -> None:
+    r"""Make an MLflow model of a checkpoint.
+
+    OUTPUT becomes the model itself: `mlflow models serve --model-uri OUTPUT` and every --model of this
+    command take it. On any failure nothing is left of it.
+
+    \b
+    Examples:
+      llama-endpoints package --checkpoint nano --output build/nano
+      llama-endpoints package --checkpoint CodeLlama-7b-hf --variant codellama/CodeLlama-7b-hf --output models/7b
+      llama-endpoints package --checkpoint my-llama --dialog inst --infill none --output models/mine
+    """
+    from tqdm import tqdm
+
+    from deployment.checkpoint import folder_of, inspect
+    from deployment.package import Weights
+    from deployment.package import package as write
+
+    folder = folder_of(checkpoint)
+    row = _served_as(_row(checkpoint, folder, variant, described), dtype, infill_order)
+    found = inspect(folder, row)
+    for warning in found.warnings:
+        click.echo(f"Warning: {warning}.", err=True)
+    with tqdm(total=found.weight_bytes, unit="B", unit_scale=True, desc="weights", file=sys.stderr) as bar:
+        done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
+    if done.copied:
+        click.echo(f"The weights were copied: they can't be linked ({done.copied}).", err=True)
+    verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[done.weights]
+    click.echo(
+        f"{output} is {found.variant.name} as an MLflow model, {found.weight_bytes:,} bytes of weights {verb}."
+    )
+
+
+def _served_as(row: "ModelVariant", dtype: str | None, infill_order: str | None) -> "ModelVariant":
+    from dataclasses import replace
+
+    from llama_serving.catalog import Fact, InfillOrder
+
+    if dtype is not None:
+        row = replace(row, dtype=dtype)
+    if infill_order is not None:
+        if row.infill.value is None:
+            raise SetupError(f"{row.name} has no infilling, so --infill-order says nothing. Leave it out.")
+        tokens = replace(row.infill.value, order=InfillOrder(infill_order))
+        row = replace(row, infill=Fact(tokens, row.infill.source))
+    return row
+
+
+def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str, Any]) -> "ModelVariant":
+    """The catalog's row, or one made from explicit options. Nothing is read off the checkpoint's name."""
+    from llama_serving.catalog import NANO
+
+    from deployment.checkpoint import variant_of
+    from deployment.custom import custom_variant
+    from deployment.nano import FOLDER
+
+    explicit = described["dialog"] is not None or described["infill"] is not None
+    if variant is not None and explicit:
+        raise SetupError("--variant says all of a model; --dialog and --infill describe one outside the catalog. "
+                         "Give the one or the others.")  # fmt: skip
+    if variant is not None:
+        return variant_of(variant)
+    if not explicit and folder == FOLDER:
+        return NANO
+    if described["dialog"] is None or described["infill"] is None:
+        raise SetupError(
+            f"Which model is {checkpoint}? Give --variant with a name of `llama-endpoints models`, or both "
+            "--dialog and --infill for a checkpoint outside the catalog."
+        )
+    return custom_variant(folder, **described)
+
+
+@main.command()
+@click.option("--model", required=True, help="Folder of a packaged model; or nano.")
+@click.option(
+    "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
+)
+@click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
+@click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
+@click.option("--threads", help="LLAMA_THREADS: threads of torch.")
+@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that the request may take.")
+def score(*, model: str, request: Any, **flags: str | None) -> None:
+    """Answer one request in this process.
+
+    Takes every body that the endpoints take: Azure's, MLflow's, OpenAI's. The answer goes to standard
+    output; a refusal is the error object on standard error and exit code 1.
+    """
+    from llama_serving.contract import body, mlflow, protocol
+
+    raw = request.read()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    service = _start(model, flags)
+    try:
+        decoded = body.decode(raw)
+        parsed = protocol.parse(decoded)
+        answer = protocol.answer(
+            parsed, service.generate(parsed, deadline=_deadline(service)), service.variant.name
+        )
+        wrapped = mlflow.wrap(answer) if any(key in decoded for key in mlflow.KEYS) else answer
+        click.echo(json.dumps(wrapped, ensure_ascii=False))
+    except ServingError as error:
+        _refuse(error)
+    finally:
+        service.close()
+
+
+@main.command()
+@click.option(
+    "--checkpoint",
+    required=True,
+    help="Folder with tokenizer.json (config.json is checked if there); or nano.",
+)
+@click.option("--variant", help="Its name in the catalog; not needed for nano.")
+@click.option(
+    "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(16),
+    help="Tokens of prompt and completion; the trained positions by default.",
+)
+@click.option(
+    "--infill-order", type=click.Choice(["psm", "spm"]), help="Order of infilling prompts; psm by default."
+)
+def prompt(
+    *, checkpoint: str, variant: str | None, request: Any, context: int | None, infill_order: str | None
+) -> None:
+    """Show what the model reads for a request: text and token ids. Needs no weights."""
+    from llama_serving.contract import body, protocol
+    from llama_serving.prompts.builder import PromptBuilder
+    from llama_serving.prompts.tokenizer import Tokenizer
+
+    from deployment.checkpoint import adapt, folder_of, read_config
+
+    folder = folder_of(checkpoint)
+    row = _served_as(_row(checkpoint, folder, variant, {"dialog": None, "infill": None}), None, infill_order)
+    if (folder / "config.json").is_file():
+        row, _ = adapt(row, read_config(folder), folder)
+    builder = PromptBuilder(Tokenizer.from_folder(folder), row, context or row.trained_positions.value)
+    try:
+        parsed = protocol.parse(body.decode(request.read()))
+        prompts = [builder.build_one(parsed, index) for index in range(len(parsed.inputs))]
+    except ServingError as error:
+        _refuse(error)
+    shown = [{"text": p.text, "token_ids": list(p.token_ids)} for p in prompts]
+    click.echo(json.dumps({"prompts": shown}, ensure_ascii=False))
+
+
+def model_files(name: str) -> "ModelFiles":
+    """The model `name`: a folder that `package` wrote, or `nano`.
+
+    Raises:
+        SetupError: there is no such model.
+    """
+    from llama_serving.catalog import NANO
+    from llama_serving.model_files import ModelFiles
+
+    from deployment.nano import FOLDER
+
+    if name == NANO.name and not Path(name).is_dir():
+        return ModelFiles(FOLDER, NANO)
+    return ModelFiles.find(Path(name))
+
+
+def _start(model: str, flags: dict[str, str | None]) -> "Service":
+    from llama_serving.service import Service
+    from llama_serving.settings import Settings
+
+    given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
+    return Service.start(model_files(model), Settings.from_environment({**os.environ, **given}))
+
+
+def _deadline(service: "Service") -> float | None:
+    import time
+
+    seconds = service.settings.deadline_s
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _refuse(error: ServingError) -> NoReturn:
+    stream: TextIO = sys.stderr
+    click.echo(json.dumps(error.body(), ensure_ascii=False), file=stream)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files of rows in, one JSON record a row out."""

@@ -1,0 +1,84 @@
+"""Azure ML's batch endpoint: the bodies of `batch_driver.py`'s init() and run(mini_batch).
+
+Azure hands over files; `append_row` writes each returned string as a line, so the output is JSONL.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_serving.batch.reader import Line, lines
+from llama_serving.contract import rows
+from llama_serving.contract.request import Parameters
+from llama_serving.errors import ServingError, SetupError, Unavailable
+from llama_serving.model_files import ModelFiles
+from llama_serving.service import Service, as_serving_error, log_to_stderr
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+_services: list[Service] = []
+
+
+def init() -> None:
+    """Loads the model below `AZUREML_MODEL_DIR`, once a process.
+
+    Raises:
+        SetupError: the model or a setting can't be used.
+    """
+    log_to_stderr()
+    root = os.environ.get("AZUREML_MODEL_DIR")
+    if not root:
+        raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
+    _services[:] = [Service.start(ModelFiles.find(Path(root)), Settings.from_environment())]
+
+
+def run(mini_batch: Sequence[str]) -> list[str]:
+    """One JSON record for each non-blank line of the files, in order.
+
+    Args:
+        mini_batch: paths of JSONL or CSV files.
+
+    Raises:
+        Unavailable: the engine has died; Azure tries the mini-batch again.
+    """
+    if not _services:
+        raise SetupError("init() has not run.")
+    return [rows.dumps(record) for path in mini_batch for record in score_file(_services[0], Path(path))]
+
+
+def score_file(
+    service: Service, path: Path, *, defaults: Parameters | None = None, name: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The records of one file; a bad row is a record with an error, and the rest goes on.
+
+    Args:
+        service: the model.
+        path: the file.
+        defaults: parameters for rows that bring none of their own.
+        name: what to call the file in the records; its own name by default.
+
+    Raises:
+        Unavailable: the engine has died.
+    """
+    count, errors = 0, 0
+    for line in lines(path, name or path.name, max_bytes=service.settings.max_body):
+        record, ok = _score(service, line, defaults or Parameters())
+        count, errors = count + 1, errors + (not ok)
+        yield record
+    _log.info("%s: %d rows = %d ok + %d errors", path.name, count, count - errors, errors)
+
+
+def _score(service: Service, line: Line, defaults: Parameters) -> tuple[dict[str, Any], bool]:
+    if line.row is None:
+        error = line.error or ServingError("The line could not be read.")
+        return rows.error_record(line.place, None, error), False
+    try:
+        asked = rows.request(line.row, defaults)
+        generations = service.generate(asked)
+    except Unavailable:
+        raise
+    except Exception as fault:  # one row's fault is one row's record
+        return rows.error_record(line.place, line.row, as_serving_error(fault)), False
+    return rows.record(line.place, line.row, asked, generations, service.variant.name), True

@@ -1,0 +1,82 @@
+"""Azure's `/score`: bodies 1 to 6 of CONTRACT section 1, and their answers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llama_serving.contract import inputs, parameters
+from llama_serving.contract.details import details
+from llama_serving.contract.request import Body, Generation, Generations, Input, Reply, Request
+from llama_serving.contract.validation import validate
+
+
+def parse(body: Body) -> Request:
+    """A body of `/score`.
+
+    Raises:
+        BadRequest: it is none of bodies 1 to 6.
+    """
+    validate(body, "azure")
+    data = body["input_data"]
+    inner = data.get("parameters") if isinstance(data, dict) else None
+    places = {
+        "input_data.parameters": inner,
+        "parameters": body.get("parameters"),
+        "params": body.get("params"),
+    }
+    return request_of(data, places, "input_data")
+
+
+def request_of(data: Any, places: Mapping[str, Any], at: str) -> Request:
+    """The request in an `input_data` value that stands at the path `at` (MLflow calls it `inputs`)."""
+    path, given = parameters.only_one(places)
+    prompts, paths, reply = _prompts(data, at)
+    return Request(
+        inputs=prompts,
+        parameters=parameters.parse(given, path),
+        reply=reply,
+        paths=paths,
+        parameters_path=path,
+    )
+
+
+def answer(request: Request, generations: Generations) -> Any:
+    """The body of the answer, in the shape that the request's body asks for."""
+    with_details = request.parameters.details
+    if request.reply is Reply.OUTPUT:
+        sequences = generations[0]
+        output = sequences[0].full_text if len(sequences) == 1 else [s.full_text for s in sequences]
+        return {"output": output, **({"details": details(sequences)} if with_details else {})}
+    if request.reply is Reply.TEXTS and not with_details:
+        return [_texts(sequences) for sequences in generations]
+    return [_row(sequences, with_details=bool(with_details)) for sequences in generations]
+
+
+def _texts(sequences: tuple[Generation, ...]) -> Any:
+    texts = [sequence.full_text for sequence in sequences]
+    return texts[0] if len(texts) == 1 else texts
+
+
+def _row(sequences: tuple[Generation, ...], *, with_details: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {str(number): s.full_text for number, s in enumerate(sequences)}
+    if with_details:
+        row["details"] = details(sequences)
+    return row
+
+
+def _prompts(data: Any, at: str) -> tuple[tuple[Input, ...], tuple[str, ...], Reply]:
+    if isinstance(data, list):
+        return *_items(data, at), Reply.TEXTS
+    if "columns" in data:
+        rows = (row[0] if len(row) == 1 else {"prefix": row[0], "suffix": row[1]} for row in data["data"])
+        return *_items(list(rows), f"{at}.data"), Reply.ROWS
+    value, path = data["input_string"], f"{at}.input_string"
+    if isinstance(value, list) and isinstance(value[0], dict) and "role" in value[0]:
+        return (inputs.dialog(value, path),), (path,), Reply.OUTPUT
+    if isinstance(value, list):
+        return *_items(value, path), Reply.ROWS
+    return (inputs.item(value, path),), (path,), Reply.ROWS
+
+
+def _items(values: list[Any], at: str) -> tuple[tuple[Input, ...], tuple[str, ...]]:
+    paths = tuple(f"{at}[{index}]" for index in range(len(values)))
+    return tuple(inputs.item(value, paths[i], i) for i, value in enumerate(values)), paths

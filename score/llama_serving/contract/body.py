@@ -1,0 +1,124 @@
+"""Bytes -> JSON object, strictly: what two parsers could read differently is refused.
+
+`json` alone takes duplicate keys, NaN, Infinity, lone surrogates and integers of a million digits.
+"""
+
+import json
+from typing import Any, Final, NoReturn
+
+from llama_serving.errors import BadRequest
+
+MAX_DEPTH: Final = 64
+MAX_INTEGER_DIGITS: Final = 20  # 2^63 − 1, the widest value of the contract, has 19
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`.
+
+    Raises:
+        BadRequest: not UTF-8, not JSON, not an object, or one of the things named above.
+    """
+    value = decode_value(raw)
+    if not isinstance(value, dict):
+        raise BadRequest(f"The body must be a JSON object, not {kind_of(value)}.", code="invalid_json")
+    return value
+
+
+def decode_value(raw: bytes) -> Any:
+    """The JSON value in `raw`, whatever its kind, under the same rules as `decode`."""
+    try:
+        text = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _bad_json(f"The body is not UTF-8 (byte {error.start}). Send JSON encoded as UTF-8.") from None
+    if not text.strip():
+        raise _bad_json("The body is empty. Send a JSON object.")
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _bad_json(f"The body is not valid JSON: {error.msg} at {where}.") from None
+    except RecursionError:
+        raise _too_deep() from None
+    check_value(value)
+    return value
+
+
+def check_value(value: Any) -> None:
+    """Refuses nesting deeper than `MAX_DEPTH` and strings that no UTF-8 text can hold.
+
+    For carriers whose server has parsed the JSON before us.
+    """
+    pending: list[tuple[Any, int]] = [(value, 0)]
+    while pending:
+        node, depth = pending.pop()
+        if isinstance(node, str):
+            _check_text(node)
+            continue
+        if isinstance(node, dict):
+            pending.extend((key, depth) for key in node)
+            children: Any = node.values()
+        elif isinstance(node, list):
+            children = node
+        else:
+            continue
+        if depth == MAX_DEPTH:
+            raise _too_deep()
+        pending.extend((child, depth + 1) for child in children)
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in JSON's words; never the value itself, which may be a prompt."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    kinds = ((str, "a string"), (int, "a number"), (float, "a number"), (list, "a list"), (dict, "an object"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "something else")
+
+
+def _check_text(text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _bad_json(
+            "A string holds a lone surrogate (\\ud800 to \\udfff), which is no character."
+        ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise _bad_json("An object has the same key twice. Send each key once.")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_INTEGER_DIGITS:
+        raise _bad_json(f"An integer has {len(digits)} digits; at most {MAX_INTEGER_DIGITS} are read.")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise _bad_json("A number is too large for a 64-bit float.")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise _bad_json(f"{name} is not JSON. Send a finite number.")
+
+
+def _bad_json(message: str) -> BadRequest:
+    return BadRequest(message, code="invalid_json")
+
+
+def _too_deep() -> BadRequest:
+    return _bad_json(f"The body is nested deeper than {MAX_DEPTH} levels.")
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
+)

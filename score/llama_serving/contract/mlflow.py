@@ -1,0 +1,43 @@
+"""MLflow's `/invocations`: body 7 of CONTRACT section 1. The server wraps the answer in `predictions`."""
+
+from typing import Any
+
+from llama_serving.contract import azure
+from llama_serving.contract.request import Body, Request
+from llama_serving.contract.validation import validate
+from llama_serving.errors import BadRequest
+
+KEYS = ("inputs", "dataframe_split", "dataframe_records", "instances")
+
+
+def parse(body: Body) -> Request:
+    """A body of `/invocations`.
+
+    Raises:
+        BadRequest: not exactly one of `KEYS`, or what stands there is no body of `/score`.
+    """
+    given = [key for key in KEYS if body.get(key) is not None]
+    if len(given) != 1:
+        what = "none of them" if not given else " and ".join(given)
+        raise BadRequest(f"Send exactly one of {', '.join(KEYS)}; the body has {what}.", code="missing_field")
+    key = given[0]
+    validate({name: value for name, value in body.items() if name == key or name not in KEYS}, "mlflow")
+    data = body[key]
+    inner = data.get("parameters") if isinstance(data, dict) else None
+    places = {f"{key}.parameters": inner, "params": body.get("params")}
+    return azure.request_of(_as_input_data(key, data), places, key)
+
+
+def wrap(answer: Any) -> dict[str, Any]:
+    """The answer as MLflow's server sends it."""
+    return {"predictions": answer}
+
+
+def _as_input_data(key: str, data: Any) -> Any:
+    records = key == "dataframe_records" or (
+        key == "instances" and isinstance(data[0], dict) and "input_string" in data[0]
+    )
+    if not records:
+        return data
+    cells = [[record.get("input_string", record)] for record in data]
+    return {"columns": ["input_string"], "data": cells}

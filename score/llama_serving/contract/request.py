@@ -1,0 +1,209 @@
+"""What a request is, whatever protocol it came by. Frozen values, no behaviour beyond derived facts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+FILL_MARKER: Final = "<FILL_ME>"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A text to be continued, exactly as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """A prompt that the client has tokenized (OpenAI's `/v1/completions` takes it)."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Infill:
+    """Two ends of a text whose middle is wanted."""
+
+    prefix: str
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialog; `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialog:
+    """Messages that end with the user's.
+
+    Attributes:
+        unfold: a single user message that is itself a whole prompt in the family's format may be taken
+            apart and rendered anew (OpenAI routes only, CONTRACT section 1).
+    """
+
+    messages: tuple[Message, ...]
+    unfold: bool = False
+
+
+Input = Completion | TokenIds | Infill | Dialog
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What the client asked for, under Azure's names; None is "not given". CONTRACT section 2."""
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    num_return_sequences: int | None = None
+    stop: tuple[str, ...] | None = None
+    seed: int | None = None
+    return_full_text: bool | None = None
+    ignore_eos: bool | None = None
+    logprobs: int | None = None
+    details: bool | None = None
+    stream: bool | None = None
+
+
+class Reply(StrEnum):
+    """The shape of the answer; it follows from the body."""
+
+    ROWS = "rows"  # [{"0": "text"}, …]
+    OUTPUT = "output"  # {"output": "text"}
+    TEXTS = "texts"  # ["text", …]
+    COMPLETION = "completion"  # OpenAI's text_completion
+    CHAT = "chat"  # OpenAI's chat.completion
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One body, understood.
+
+    Attributes:
+        inputs: the prompts, in the client's order; 1 to 64.
+        parameters: as given, not yet resolved against a model.
+        reply: the shape of the answer.
+        paths: where each input stands in the body, for error messages.
+        parameters_path: where the parameters stand in the body.
+        ceiling: `max_new_tokens` is cut to what the context leaves, not refused (OpenAI's meaning).
+        model: the name that the client gave the model, where its protocol has one.
+    """
+
+    inputs: tuple[Input, ...]
+    parameters: Parameters
+    reply: Reply
+    paths: tuple[str, ...]
+    parameters_path: str
+    ceiling: bool = False
+    model: str | None = None
+
+    @property
+    def openai(self) -> bool:
+        """The body came in OpenAI's shape."""
+        return self.reply in (Reply.COMPLETION, Reply.CHAT)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence is sampled: every field decided, nothing left to a library's default.
+
+    Attributes:
+        max_new_tokens: tokens to generate at most, at least 1.
+        min_new_tokens: tokens before `stop_ids` may be drawn.
+        temperature: 0 is greedy.
+        top_k: 0 is off.
+        repetition_penalty: over prompt and completion, as transformers defines it.
+        presence_penalty: over the completion, as OpenAI defines it; `frequency_penalty` likewise.
+        stop_ids: ids that end the sequence.
+        seed: 0 … 2^63 − 1.
+        index: which of the returned sequences this is; a part of what its random numbers are made from.
+        logprobs: how many best tokens to report beside each drawn one; None is off. They are of the
+            model's own distribution: before penalties, temperature and cuts.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop_ids: frozenset[int] = frozenset()
+    seed: int = 0
+    index: int = 0
+    logprobs: int | None = None
+
+
+FinishReason = Literal["stop", "length", "deadline", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def to_dict(self) -> dict[str, int]:
+        """As OpenAI names them."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token with its log-probability (natural logarithm) and the best alternatives, best first."""
+
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generated sequence.
+
+    Attributes:
+        text: the completion alone, stop string cut off, nothing stripped.
+        full_text: with the prompt, where `return_full_text` asked for it; else equal to `text`.
+    """
+
+    text: str
+    full_text: str
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of streamed text of the sequence `index`; the last one of a sequence has its `generation`."""
+
+    index: int
+    text: str
+    generation: Generation | None = None
+
+
+Generations = tuple[tuple[Generation, ...], ...]
+"""Per input of the request, per returned sequence."""
+
+Body = Mapping[str, Any]

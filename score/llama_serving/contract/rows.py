@@ -1,0 +1,215 @@
+"""Rows of a batch: CONTRACT section 4. A line of a file -> a request; what became of it -> a record."""
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from llama_serving.contract import body as json_body
+from llama_serving.contract import inputs, openai, parameters, protocol
+from llama_serving.contract.details import details
+from llama_serving.contract.mlflow import KEYS as MLFLOW_KEYS
+from llama_serving.contract.request import Generation, Generations, Parameters, Reply, Request
+from llama_serving.contract.validation import schema, validate
+from llama_serving.errors import BadRequest, ServingError
+
+URLS: Final = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
+"""What an OpenAI Batch line may ask for, and the key that its body must have."""
+
+_SHORT: Final = ("input_string", "prompt", "messages", "prefix", "suffix")
+_WHOLE: Final = ("input_data", *MLFLOW_KEYS)
+_FREE: Final = frozenset(("user", "metadata", "store"))
+
+
+class RowKind(StrEnum):
+    """What a row is."""
+
+    SHORT = "short"  # {"input_string": …, "parameters": {…}}
+    BODY = "body"  # a whole body of any protocol
+    OPENAI_BATCH = "openai batch"  # {"custom_id", "method", "url", "body"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line, taken apart.
+
+    Attributes:
+        kind: what the rest of it is.
+        content: the part that is a request.
+        id: the row's own, whatever it is; need not be unique.
+        extra: keys that we don't know; they are carried to the record.
+    """
+
+    kind: RowKind
+    content: Mapping[str, Any]
+    id: Any
+    extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands: `line` is the physical line, from 1."""
+
+    file: str
+    line: int
+
+
+def read(raw: bytes) -> Row:
+    """One line of JSONL.
+
+    Raises:
+        BadRequest: it is no JSON object, or holds nothing to be answered.
+    """
+    return split(json_body.decode(raw))
+
+
+def split(row: Mapping[str, Any]) -> Row:
+    """A parsed row.
+
+    Raises:
+        BadRequest: it holds nothing to be answered.
+    """
+    if "body" in row and ("custom_id" in row or "url" in row):
+        return Row(RowKind.OPENAI_BATCH, row, row.get("custom_id"), {})
+    if any(key in row for key in _WHOLE):
+        return _take(row, RowKind.BODY, {*_WHOLE, "parameters", "params"})
+    known = _openai_keys(row)
+    if known:
+        return _take(row, RowKind.BODY, known)
+    if any(key in row for key in _SHORT):
+        return _take(row, RowKind.SHORT, {*_SHORT, "parameters"})
+    raise BadRequest(
+        "The row has no prompt: send input_string, prompt, messages, prefix and suffix, or a whole body.",
+        code="missing_field",
+    )
+
+
+def request(row: Row, defaults: Parameters) -> Request:
+    """What the row asks for; `defaults` fill what it leaves open.
+
+    Raises:
+        BadRequest: it can't be answered.
+    """
+    parsed = _parse(row)
+    if len(parsed.inputs) != 1:
+        raise BadRequest(f"The row has {len(parsed.inputs)} prompts. Send one prompt a row.",
+                         code="too_many_prompts")  # fmt: skip
+    return _with_defaults(parsed, defaults)
+
+
+def record(place: Place, row: Row, asked: Request, generations: Generations, model: str) -> dict[str, Any]:
+    """The record of an answered row."""
+    if row.kind is RowKind.OPENAI_BATCH:
+        return _batch_line(row, 200, openai.answer(asked, generations, model))
+    sequences = generations[0]
+    return {
+        **_frame(place, row),
+        "output": _one_or_all([s.full_text for s in sequences]),
+        "finish_reason": _one_or_all([s.finish_reason for s in sequences]),
+        "usage": _usage(sequences),
+        "error": None,
+        "extra": dict(row.extra),
+        **({"details": details(sequences)} if asked.parameters.details else {}),
+    }
+
+
+def error_record(place: Place, row: Row | None, error: ServingError) -> dict[str, Any]:
+    """The record of a row that could not be answered; `row` is None where not even that could be read."""
+    if row is not None and row.kind is RowKind.OPENAI_BATCH:
+        return _batch_line(row, error.status, error.body(openai=True))
+    return {
+        **_frame(place, row),
+        "output": None,
+        "finish_reason": None,
+        "usage": None,
+        **error.body(),
+        "extra": {} if row is None else dict(row.extra),
+    }
+
+
+def dumps(record: Mapping[str, Any]) -> str:
+    """One line of JSON."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _openai_keys(row: Mapping[str, Any]) -> set[str]:
+    """The keys of an OpenAI body, where the row has an option of one beside its prompt."""
+    if "parameters" in row or not ("prompt" in row or "messages" in row):
+        return set()
+    name, prompt = ("openai-chat", "messages") if "messages" in row else ("openai-completions", "prompt")
+    known = set(schema(name)["properties"])
+    options = known - _FREE - {prompt}
+    return known if any(key in options for key in row) else set()
+
+
+def _take(row: Mapping[str, Any], kind: RowKind, known: set[str]) -> Row:
+    content = {key: value for key, value in row.items() if key in known}
+    extra = {key: value for key, value in row.items() if key not in known and key != "id"}
+    return Row(kind, content, row.get("id"), extra)
+
+
+def _parse(row: Row) -> Request:
+    match row.kind:
+        case RowKind.OPENAI_BATCH:
+            return _parse_batch_line(row.content)
+        case RowKind.BODY:
+            return protocol.parse(row.content)
+        case RowKind.SHORT:
+            return _parse_short(row.content)
+
+
+def _parse_batch_line(line: Mapping[str, Any]) -> Request:
+    url, body = line.get("url"), line["body"]
+    key = URLS.get(url) if isinstance(url, str) else None
+    if key is None:
+        raise BadRequest(f"`url` must be one of {', '.join(URLS)}.", code="invalid_value", param="url")
+    if line.get("method", "POST") != "POST":
+        raise BadRequest("`method` must be POST.", code="invalid_value", param="method")
+    if not isinstance(body, dict) or key not in body:
+        raise BadRequest(f"`body` must be an object with `{key}`.", code="missing_field", param=f"body.{key}")
+    return openai.parse(body)
+
+
+def _parse_short(content: Mapping[str, Any]) -> Request:
+    validate(content, "row")
+    keys = [key for key in ("input_string", "prompt", "messages") if key in content]
+    if "prefix" in content:
+        keys.append("prefix")
+    if len(keys) != 1:
+        raise BadRequest(f"The row has {' and '.join(keys)}. Send one prompt a row.", code="competing_fields")
+    key = keys[0]
+    value = {"prefix": content["prefix"], "suffix": content["suffix"]} if key == "prefix" else content[key]
+    asked = parameters.parse(content.get("parameters") or {}, "parameters")
+    return Request((inputs.item(value, key),), asked, Reply.ROWS, (key,), "parameters")
+
+
+def _with_defaults(asked: Request, defaults: Parameters) -> Request:
+    given = {
+        f.name: value for f in fields(Parameters) if (value := getattr(asked.parameters, f.name)) is not None
+    }
+    return replace(asked, parameters=replace(defaults, **given))
+
+
+def _frame(place: Place, row: Row | None) -> dict[str, Any]:
+    return {"file": place.file, "line": place.line, "id": None if row is None else row.id}
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _usage(sequences: tuple[Generation, ...]) -> dict[str, int]:
+    prompt = sequences[0].usage.prompt_tokens
+    completion = sum(sequence.usage.completion_tokens for sequence in sequences)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _batch_line(row: Row, status: int, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"batch_req_{uuid.uuid4().hex}",
+        "custom_id": row.id,
+        "response": {"status_code": status, "request_id": uuid.uuid4().hex, "body": dict(body)},
+        "error": None,
+    }

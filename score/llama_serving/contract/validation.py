@@ -1,0 +1,178 @@
+"""The published JSON Schemas, and their verdicts as sentences.
+
+The files under `schema/` are what clients read and what validates: there is no second rule book. Each
+field's `description` says what is allowed and becomes the middle of the error message, so that the two
+can't drift apart. A message never quotes the instance: it may be a prompt.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.protocols import Validator
+from jsonschema.validators import extend
+from referencing import Registry, Resource
+
+from llama_serving.contract.body import kind_of
+from llama_serving.errors import BadRequest
+
+UNSUPPORTED: Final = "left out"
+"""How the description of a field begins that is named only to be refused."""
+
+PROMPT_LISTS: Final = (
+    "input_string",
+    "prompt",
+    "data",
+    "input_data",
+    "inputs",
+    "instances",
+    "dataframe_records",
+)
+"""Fields whose items are the prompts of a request: an error below one of them has an index."""
+
+
+@cache
+def schema(name: str) -> Mapping[str, Any]:
+    """The published schema `name` (the file's name without `.json`), as a JSON value."""
+    text = files("llama_serving.contract").joinpath("schema", f"{name}.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def validate(body: object, name: str, *, at: str = "") -> None:
+    """Checks `body` against the schema `name`, or the part of it named like `azure#/$defs/frame`.
+
+    Args:
+        body: the parsed JSON value.
+        name: file and optional fragment.
+        at: path that stands before every reported `param`.
+
+    Raises:
+        BadRequest: for the first thing that is wrong, in the schema's order.
+    """
+    error = next(_validator(name).iter_errors(body), None)
+    if error is not None:
+        raise _explain(_Verdict.of(error, at))
+
+
+def path_of(*steps: str | int) -> str:
+    """`("input_data", "input_string", 3)` as a client would write it: `input_data.input_string[3]`."""
+    text = ""
+    for step in steps:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _fast_items(
+    validator: Validator, items: Any, instance: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    """`items`, at once for a list of token ids: a 4 MiB body holds two million of them."""
+    numbers = isinstance(items, dict) and items.get("type") == "integer"
+    if numbers and isinstance(instance, list) and all(type(i) is int and i >= 0 for i in instance):
+        return
+    yield from Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
+
+
+_Validator: Any = extend(Draft202012Validator, {"items": _fast_items})  # type: ignore[no-untyped-call]
+
+
+@cache
+def _registry() -> Registry[Any]:
+    names = ("parameters", "prompts", "azure", "mlflow", "openai-completions", "openai-chat", "row", "error")
+    resources = (Resource.from_contents(schema(name)) for name in names)
+    return Registry().with_resources((str(r.id()), r) for r in resources)
+
+
+@cache
+def _validator(name: str) -> Any:
+    return _Validator({"$ref": f"urn:llama-endpoints:{name}"}, registry=_registry())
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What jsonschema found: where, which keyword of which rule, on what value."""
+
+    steps: tuple[str | int, ...]
+    keyword: str
+    wanted: Any
+    rule: Mapping[str, Any]
+    value: Any
+
+    @classmethod
+    def of(cls, error: ValidationError, at: str) -> "_Verdict":
+        steps = (*([at] if at else []), *error.absolute_path)
+        rule: Any = error.schema
+        return cls(steps, str(error.validator), error.validator_value, rule, error.instance)
+
+    @property
+    def allowed(self) -> str:
+        return str(self.rule.get("description", "valid"))
+
+    @property
+    def index(self) -> int | None:
+        """The prompt that the path leads to: the first number behind a list of prompts."""
+        pairs = pairwise(self.steps)
+        return next((s for name, s in pairs if name in PROMPT_LISTS and isinstance(s, int)), None)
+
+
+def _explain(found: _Verdict) -> BadRequest:
+    if found.keyword == "required":
+        return _missing_field(found)
+    if found.keyword == "additionalProperties":
+        return _unknown_field(found)
+    param = path_of(*found.steps)
+    name = f"`{param}`" if param else "The body"
+    if found.allowed.startswith(UNSUPPORTED):
+        message, code = f"{name} is not supported by this server. Leave it out.", "unsupported_field"
+    else:
+        message, code = f"{name} must be {found.allowed}{_shown(found)}.", _code(found)
+    return BadRequest(message, code=code, param=param or None, index=found.index)
+
+
+def _code(found: _Verdict) -> str:
+    if (found.keyword == "minLength" and found.index is not None) or found.keyword == "minItems":
+        return "empty_prompt"
+    return "invalid_value"
+
+
+def _missing_field(found: _Verdict) -> BadRequest:
+    missing = next(name for name in found.wanted if name not in found.value)
+    param = path_of(*found.steps, missing)
+    message = f"`{param}` is missing: send {found.allowed}."
+    return BadRequest(message, code="missing_field", param=param, index=found.index)
+
+
+def _unknown_field(found: _Verdict) -> BadRequest:
+    properties = found.rule.get("properties", {})
+    unknown = next(str(name) for name in found.value if name not in properties)
+    accepted = sorted(name for name, rule in properties.items() if _is_offered(rule))
+    close = get_close_matches(unknown, accepted, n=1, cutoff=0.5)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    param = path_of(*found.steps, unknown if len(unknown) <= 64 else unknown[:64] + "...")
+    message = f"`{param}` is not known.{hint} Accepted here: {', '.join(accepted)}."
+    return BadRequest(message, code="unknown_field", param=param, index=found.index)
+
+
+def _is_offered(rule: Any) -> bool:
+    return not (isinstance(rule, dict) and str(rule.get("description", "")).startswith(UNSUPPORTED))
+
+
+def _shown(found: _Verdict) -> str:
+    """What was sent: numbers as they are, of everything else only the kind."""
+    value = found.value
+    match found.keyword:
+        case "minLength" | "minItems":
+            return "; it is empty"
+        case "maxItems":
+            return f"; it has {len(value)} items"
+        case "enum" | "const" if isinstance(value, str):
+            return "; it is another one"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f", not {json.dumps(value)}"
+    return f", not {kind_of(value)}"

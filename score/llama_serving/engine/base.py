@@ -1,0 +1,174 @@
+"""What every engine is: token ids in, token ids out, from any thread.
+
+handle = engine.submit(ids, params, deadline=…)
+for token in handle: …          # or `async for`
+handle.finish_reason            # "stop", "length", "deadline", "cancelled"
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llama_serving.contract.request import FinishReason, SamplingParams
+from llama_serving.errors import ServingError
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        logprob: natural logarithm of its probability under the model's own distribution (before
+            penalties, temperature and cuts); None where none was asked for.
+        top: the most likely ids with theirs, best first.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counts since the start, and what is inside now."""
+
+    engine: str
+    running: int
+    waiting: int
+    sequences: int
+    tokens_in: int
+    tokens_out: int
+    alive: bool
+
+
+class Handle:
+    """The tokens of one sequence, as they come. One consumer, any thread or event loop."""
+
+    def __init__(self) -> None:
+        self._tokens: deque[Token] = deque()
+        self._changed = threading.Condition()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._reason: FinishReason | None = None
+        self._error: ServingError | None = None
+        self._cancelled = threading.Event()
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None while it runs."""
+        return self._reason
+
+    @property
+    def cancelled(self) -> bool:
+        """The consumer wants no more; the engine looks at this at every step."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Asks the engine to stop within one step. Harmless at any time, any number of times."""
+        self._cancelled.set()
+
+    def __iter__(self) -> Iterator[Token]:
+        """The tokens, waiting for each.
+
+        Raises:
+            ServingError: this sequence failed.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._tokens or self._ended)
+                token = self._take()
+            if token is None:
+                return
+            yield token
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        """The same, awaiting each.
+
+        Raises:
+            ServingError: this sequence failed.
+        """
+        ready = asyncio.Event()
+        with self._changed:
+            self._waiter = (asyncio.get_running_loop(), ready)
+        while True:
+            with self._changed:
+                waiting = not self._tokens and not self._ended
+                token = None if waiting else self._take()
+                ready.clear()
+            if waiting:
+                await ready.wait()
+            elif token is None:
+                return
+            else:
+                yield token
+
+    def push(self, token: Token) -> None:
+        """The engine's side: one more token."""
+        with self._changed:
+            self._tokens.append(token)
+            self._notify()
+
+    def finish(self, reason: FinishReason) -> None:
+        """The engine's side: no more tokens. Only the first end counts."""
+        with self._changed:
+            if not self._ended:
+                self._reason = reason
+                self._notify()
+
+    def fail(self, error: ServingError) -> None:
+        """The engine's side: this sequence, and only this one, has failed."""
+        with self._changed:
+            if not self._ended:
+                self._error = error
+                self._notify()
+
+    @property
+    def _ended(self) -> bool:
+        return self._reason is not None or self._error is not None
+
+    def _take(self) -> Token | None:
+        if self._tokens:
+            return self._tokens.popleft()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        if self._waiter is not None:
+            loop, ready = self._waiter
+            loop.call_soon_threadsafe(ready.set)
+
+
+class Engine(Protocol):
+    """Generates token ids. It knows nothing of text, prompts or protocols."""
+
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, deadline: float | None = None
+    ) -> Handle:
+        """Queues one sequence; returns at once.
+
+        Args:
+            prompt_ids: at least one id, each inside the vocabulary; the caller has checked that they and
+                `params.max_new_tokens` fit the context.
+            params: how to sample.
+            deadline: `time.monotonic()` seconds at which the sequence ends with what it has.
+
+        Raises:
+            Unavailable: the engine is draining, closed or dead.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing."""
+        ...
+
+    def drain(self) -> None:
+        """Takes nothing more and returns when everything admitted has ended."""
+        ...
+
+    def close(self) -> None:
+        """Ends everything now; what runs is cancelled."""
+        ...

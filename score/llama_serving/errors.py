@@ -1,0 +1,134 @@
+"""What can go wrong, each with the HTTP status and the code that a client sees.
+
+    ServingError
+    ├── BadRequest             400  invalid_request, unknown_parameter, context_exceeded, …
+    ├── MethodNotAllowed       405  method_not_allowed
+    ├── BodyTooLarge           413  body_too_large
+    ├── UnsupportedMediaType   415  unsupported_media_type
+    ├── QueueFull              429  queue_full           + Retry-After
+    ├── InternalError          500  internal_error
+    ├── Unavailable            503  unavailable          + Retry-After
+    └── DeadlineExceeded       504  deadline_exceeded
+    SetupError                      a start that can't succeed: one sentence, exit code 2
+
+A message says what was wrong, what is allowed and what to do. It never holds a prompt or a traceback.
+"""
+
+from typing import Any, ClassVar
+
+
+class ServingError(Exception):
+    """An error that a client is told about.
+
+    Args:
+        message: what was wrong, what is allowed, what to do.
+        code: the machine-readable code, where the class's own is too coarse.
+        param: the path of the field at fault, such as `input_data.parameters.top_p`.
+        index: which prompt of the request is at fault, from 0.
+        retry_after: seconds after which trying again makes sense.
+    """
+
+    status: ClassVar[int] = 500
+    default_code: ClassVar[str] = "internal_error"
+    openai_type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        index: int | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.param = param
+        self.index = index
+        self.retry_after = retry_after
+
+    def at(self, *, param: str | None = None, index: int | None = None) -> "ServingError":
+        """The same error with the field and the prompt it belongs to, where it does not know them yet."""
+        return type(self)(
+            self.message,
+            code=self.code,
+            param=self.param if self.param is not None else param,
+            index=self.index if self.index is not None else index,
+            retry_after=self.retry_after,
+        )
+
+    def body(self, request_id: str | None = None, *, openai: bool = False) -> dict[str, Any]:
+        """The JSON body of CONTRACT section 3; `openai` adds the field that OpenAI's clients read."""
+        fields = {
+            "type": self.openai_type if openai else None,
+            "code": self.code,
+            "message": self.message,
+            "param": self.param,
+            "index": self.index,
+            "retry_after": self.retry_after,
+            "request_id": request_id,
+        }
+        return {"error": {name: value for name, value in fields.items() if value is not None}}
+
+
+class BadRequest(ServingError):
+    """The body can't be served as it is; the same body will never be."""
+
+    status = 400
+    default_code = "invalid_request"
+    openai_type = "invalid_request_error"
+
+
+class MethodNotAllowed(ServingError):
+    """A method other than POST."""
+
+    status = 405
+    default_code = "method_not_allowed"
+    openai_type = "invalid_request_error"
+
+
+class BodyTooLarge(ServingError):
+    """More bytes than `LLAMA_MAX_BODY`."""
+
+    status = 413
+    default_code = "body_too_large"
+    openai_type = "invalid_request_error"
+
+
+class UnsupportedMediaType(ServingError):
+    """Not JSON in UTF-8 without a content encoding."""
+
+    status = 415
+    default_code = "unsupported_media_type"
+    openai_type = "invalid_request_error"
+
+
+class QueueFull(ServingError):
+    """More requests than this instance takes in."""
+
+    status = 429
+    default_code = "queue_full"
+    openai_type = "rate_limit_error"
+
+
+class InternalError(ServingError):
+    """A fault of ours; the details are in the log under the request's id."""
+
+
+class Unavailable(ServingError):
+    """The model is loading, draining, or its engine has died."""
+
+    status = 503
+    default_code = "unavailable"
+
+
+class DeadlineExceeded(ServingError):
+    """The deadline passed before the first token."""
+
+    status = 504
+    default_code = "deadline_exceeded"
+
+
+class SetupError(Exception):
+    """The start, or the command, can't succeed: one clear sentence, exit code 2."""

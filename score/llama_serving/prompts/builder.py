@@ -1,0 +1,105 @@
+"""Any input -> the prompt that the model reads."""
+
+from dataclasses import dataclass
+
+from llama_serving.catalog import ModelVariant
+from llama_serving.contract.request import Completion, Dialog, Infill, Input, Request, TokenIds
+from llama_serving.errors import BadRequest, ServingError
+from llama_serving.prompts import chat, completion, infill, segments
+from llama_serving.prompts.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads.
+
+    Attributes:
+        text: the text of it, without special tokens, in the order in which it is read.
+        before: what stands in front of the generated text where the full text is asked for.
+        after: what stands behind it: the suffix of an infilling prompt.
+        token_ids: all ids, special ones included.
+        stop_ids: the ids that end what is generated from it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    stop_ids: frozenset[int]
+    before: str
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBuilder:
+    """Builds prompts for one model.
+
+    Attributes:
+        context: tokens that the prompt and one generated token have to fit into.
+    """
+
+    tokenizer: Tokenizer
+    variant: ModelVariant
+    context: int
+
+    def build_one(self, request: Request, index: int) -> Prompt:
+        """The prompt of one input of a request.
+
+        Raises:
+            BadRequest: as `build`, with the input's path and index.
+        """
+        try:
+            return self.build(request.inputs[index])
+        except BadRequest as error:
+            raise located(error, request, index) from None
+
+    def build(self, prompt: Input) -> Prompt:
+        """The ids of one input.
+
+        Raises:
+            BadRequest: the model has no such format, or the prompt leaves no room in the context.
+        """
+        parts = self._segments(prompt)
+        at_least = self.tokenizer.fewest_tokens(segments.characters(parts))
+        if at_least >= self.context:
+            raise self.too_long(at_least, 1, at_least=True)
+        ids = segments.encode(parts, self.tokenizer)
+        if len(ids) >= self.context:
+            raise self.too_long(len(ids), 1)
+        text = self._decoded(prompt.ids) if isinstance(prompt, TokenIds) else segments.shown(parts)
+        if isinstance(prompt, Infill):
+            return Prompt(text, ids, self._stop_ids(prompt), prompt.prefix, prompt.suffix)
+        return Prompt(text, ids, self._stop_ids(prompt), before=text)
+
+    def too_long(self, tokens: int, new_tokens: int, *, at_least: bool = False) -> BadRequest:
+        """The refusal of a prompt that does not fit with the tokens asked for."""
+        return BadRequest(
+            f"The prompt has {'at least ' if at_least else ''}{tokens} tokens; with {new_tokens} new "
+            f"token{'' if new_tokens == 1 else 's'} that exceeds the context of {self.context}. Shorten the "
+            "prompt or lower max_new_tokens.",
+            code="context_exceeded",
+        )
+
+    def _segments(self, prompt: Input) -> segments.Segments:
+        match prompt:
+            case Completion():
+                return completion.segments(prompt, self.variant)
+            case TokenIds():
+                return completion.from_ids(prompt, self.variant)
+            case Infill():
+                return infill.segments(prompt, self.variant)
+            case Dialog():
+                return chat.segments(prompt, self.variant)
+
+    def _decoded(self, ids: tuple[int, ...]) -> str:
+        text = b"".join(map(self.tokenizer.piece, ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ")  # the dummy space that encoding put in front
+
+    def _stop_ids(self, prompt: Input) -> frozenset[int]:
+        if isinstance(prompt, Infill):
+            return frozenset({infill.tokens_of(self.variant).eot, self.variant.eos_id})
+        return self.variant.stop_ids
+
+
+def located(error: BadRequest, request: Request, index: int) -> ServingError:
+    """The error with the path of the input it is about, and its index where it stands in a list."""
+    path = request.paths[index]
+    return error.at(param=path, index=index if path.endswith("]") else None)

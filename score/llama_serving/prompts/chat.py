@@ -1,0 +1,104 @@
+"""Dialogs: the two formats of the family, and what may stand in a message."""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from llama_serving.catalog import DialogFormat, ModelVariant
+from llama_serving.contract.request import Completion, Dialog, Message
+from llama_serving.errors import BadRequest
+from llama_serving.prompts import completion
+from llama_serving.prompts.segments import Segments, Special, Text
+
+MARKERS: Final = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<step>", "</step>")
+"""Text that would end or open a turn: inside a message it could speak for somebody else."""
+
+_WHOLE_PROMPT: Final = re.compile(
+    r"(?:<s>)?\[INST\] (?:<<SYS>>\n?(?P<system>.*?)\n?<</SYS>>\s*)?(?P<user>.*?) ?\[/INST\]", re.DOTALL
+)
+
+
+def segments(dialog: Dialog, variant: ModelVariant) -> Segments:
+    """The dialog in the variant's format; one user message to a base model is a plain completion.
+
+    Raises:
+        BadRequest: the variant has no dialog format, or a message holds one of `MARKERS`.
+    """
+    if variant.dialog is None:
+        return completion.segments(_only_message(dialog, variant), variant)
+    messages = unfolded(dialog) if variant.dialog is DialogFormat.INST else dialog.messages
+    _refuse_markers(messages)
+    if variant.dialog is DialogFormat.INST:
+        return _inst(messages, variant)
+    return _source(messages, variant)
+
+
+def unfolded(dialog: Dialog) -> Sequence[Message]:
+    """The messages; a single one that is a whole prompt in the family's format is taken apart.
+
+    The Llama-2 model card sends `<s>[INST] <<SYS>>…<</SYS>> … [/INST]` as one user message.
+    """
+    whole = _WHOLE_PROMPT.fullmatch(dialog.messages[0].content.strip()) if dialog.unfold else None
+    if whole is None:
+        return dialog.messages
+    user = Message("user", whole["user"])
+    return (user,) if whole["system"] is None else (Message("system", whole["system"]), user)
+
+
+def _only_message(dialog: Dialog, variant: ModelVariant) -> Completion:
+    if len(dialog.messages) > 1:
+        hint = f" Use {variant.instruct}." if variant.instruct else ""
+        raise BadRequest(
+            f"{variant.name} has no dialog format: it takes one user message, which it continues as plain "
+            f"text.{hint}",
+            code="dialog_unsupported",
+        )
+    return Completion(dialog.messages[0].content)
+
+
+def _refuse_markers(messages: Sequence[Message]) -> None:
+    for position, message in enumerate(messages):
+        marker = next((m for m in MARKERS if m in message.content), None)
+        if marker:
+            raise BadRequest(
+                f"Message {position} holds {marker}, which marks turns in the prompt format. Take it out: "
+                "the server puts the marks in. (A plain completion may hold it.)",
+                code="invalid_dialog",
+            )
+
+
+def _inst(messages: Sequence[Message], variant: ModelVariant) -> Segments:
+    # <s>[INST] {user} [/INST] {assistant} </s><s>[INST] {user} [/INST]
+    bos, eos = Special("BOS", variant.bos_id), Special("EOS", variant.eos_id)
+    *past, last = _pairs(_folded(messages))
+    parts: list[Special | Text] = []
+    for user, assistant in past:
+        parts += [bos, Text(f"[INST] {user.strip()} [/INST] {assistant.strip()} "), eos]
+    return (*parts, bos, Text(f"[INST] {last[0].strip()} [/INST]"))
+
+
+def _folded(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system message goes into the first user message; white space is stripped from the whole later."""
+    if messages[0].role != "system":
+        return messages
+    system, first, *rest = messages
+    content = f"<<SYS>>\n{system.content}\n<</SYS>>\n\n{first.content}"
+    return (Message("user", content), *rest)
+
+
+def _pairs(messages: Sequence[Message]) -> list[tuple[str, ...]]:
+    return [tuple(m.content for m in messages[at : at + 2]) for at in range(0, len(messages), 2)]
+
+
+def _source(messages: Sequence[Message], variant: ModelVariant) -> Segments:
+    # <s>Source: {role}\n\n {content}<step>…Source: assistant\nDestination: user\n\n␣
+    if variant.step_id is None:
+        raise ValueError(f"{variant.name} has the SOURCE dialog format and no step_id")
+    step = Special("STEP", variant.step_id)
+    if messages[0].role != "system":
+        messages = (Message("system", ""), *messages)
+    parts: list[Special | Text] = []
+    for message in messages:
+        parts += [Text(f"Source: {message.role}\n\n {message.content.strip()}"), step]
+    end = Text("Source: assistant\nDestination: user\n\n ")
+    return (Special("BOS", variant.bos_id), *parts, end)

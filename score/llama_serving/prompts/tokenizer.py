@@ -1,0 +1,127 @@
+"""The family's tokenizer, read from `tokenizer.json` and used as plain functions.
+
+transformers' Llama tokenizer classes are not used: they rebuild the pipeline with another normalizer,
+parse special tokens out of user text, and change state after an infilling call. `tokenizers` itself gives
+the references' ids once the added tokens are taken out, so that no text can ever become a special token.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+
+from llama_serving.errors import SetupError
+
+_BYTE_PIECE: Final = re.compile(r"<0x([0-9A-F]{2})>")
+_GUARD: Final = "☺"
+"""Stands in front of a suffix while it is encoded and takes the dummy space (Meta's reference does so)."""
+
+
+class Tokenizer:
+    """Text -> ids and id -> bytes. Immutable, and safe to share between threads."""
+
+    def __init__(self, model: tokenizers.Tokenizer, specials: Mapping[str, int]) -> None:
+        self._model = model
+        self._specials = dict(specials)
+        self._pieces = _pieces(model.get_vocab(with_added_tokens=False), frozenset(specials.values()))
+        self._guard = self.encode(_GUARD)
+        self.max_piece_chars = max(len(piece.decode("utf-8", "replace")) for piece in self._pieces.values())
+        self._probe()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a checkpoint.
+
+        Raises:
+            SetupError: there is no `tokenizer.json`, or it is not one of this family.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise SetupError(
+                f"{folder} has no tokenizer.json. tokenizer.model alone gives other token ids; "
+                "download tokenizer.json from the model's hub page."
+            )
+        try:
+            layout = json.loads(path.read_text(encoding="utf-8"))
+            specials = {token["content"]: token["id"] for token in layout["added_tokens"]}
+            model = tokenizers.Tokenizer.from_str(json.dumps(_without_specials(layout, frozenset(specials))))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise SetupError(f"{path} can't be read as a tokenizer: {error}") from error
+        return cls(model, specials)
+
+    @property
+    def size(self) -> int:
+        """Number of pieces, special ones included where they lie in the model's vocabulary."""
+        return self._model.get_vocab_size(with_added_tokens=False)
+
+    def encode(self, text: str) -> list[int]:
+        """`text` with the family's dummy space in front; every character of it is text."""
+        return list(self._model.encode(text, add_special_tokens=False).ids)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """`text` without the dummy space: what follows directly on something else."""
+        return self.encode(_GUARD + text)[len(self._guard) :]
+
+    def special_id(self, content: str) -> int | None:
+        """The id of an added token such as `▁<PRE>`, if this tokenizer has it."""
+        return self._specials.get(content)
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token adds to the text; special tokens add none."""
+        return self._pieces.get(token_id, b"")
+
+    def fewest_tokens(self, characters: int) -> int:
+        """A lower bound of the tokens that so many characters take."""
+        return -(-characters // self.max_piece_chars)
+
+    def _probe(self) -> None:
+        sample = "  f(x)\t# é🦙\r\n"
+        for ids, expected in (
+            (self.encode(sample), " " + sample),
+            (self.encode_continuation(sample), sample),
+        ):
+            if b"".join(map(self.piece, ids)).decode("utf-8", "replace") != expected:
+                raise SetupError(
+                    "tokenizer.json is not one of the Llama family: text does not survive it. "
+                    "It needs BPE with byte fallback and ▁ for space."
+                )
+
+
+class TextDecoder:
+    """Ids of one sequence -> text, as they come: nothing stripped, no half character let out."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain after this token; empty while a character is incomplete."""
+        return self._utf8.decode(self._tokenizer.piece(token_id))
+
+    def finish(self) -> str:
+        """What an incomplete character at the end is worth: U+FFFD, or nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _without_specials(layout: dict[str, Any], specials: frozenset[str]) -> dict[str, Any]:
+    """The same pipeline, in which no text can become a special token."""
+    model = layout["model"]
+    merges = [merge for merge in model["merges"] if _product(merge) not in specials]
+    return {**layout, "added_tokens": [], "post_processor": None, "model": {**model, "merges": merges}}
+
+
+def _product(merge: str | list[str]) -> str:
+    return "".join(merge.split(" ", 1) if isinstance(merge, str) else merge)
+
+
+def _pieces(vocab: Mapping[str, int], specials: frozenset[int]) -> dict[int, bytes]:
+    return {number: _bytes_of(piece) for piece, number in vocab.items() if number not in specials}
+
+
+def _bytes_of(piece: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()

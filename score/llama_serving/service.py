@@ -1,0 +1,338 @@
+"""Request -> ids -> engine -> text -> `Generation`. What every carrier calls; it knows no protocol."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from llama_serving.catalog import ModelVariant
+from llama_serving.contract.request import (
+    Delta,
+    Generation,
+    Generations,
+    Parameters,
+    Request,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+from llama_serving.engine.base import Engine, Handle, Token
+from llama_serving.engine.randomness import fresh_seed
+from llama_serving.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    InternalError,
+    QueueFull,
+    ServingError,
+    SetupError,
+)
+from llama_serving.model_files import ModelFiles
+from llama_serving.prompts.builder import Prompt, PromptBuilder, located
+from llama_serving.prompts.stops import StopFinder
+from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MAX_NEW_TOKENS: Final = 256
+RETRY_AFTER_S: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One input of a request, ready for the engine; `params` has one entry a returned sequence."""
+
+    prompt: Prompt
+    params: tuple[SamplingParams, ...]
+
+
+class Service:
+    """A loaded model that answers requests. Safe to call from any number of threads."""
+
+    def __init__(self, variant: ModelVariant, tokenizer: Tokenizer, engine: Engine, settings: Settings) -> None:
+        self.variant = variant
+        self.engine = engine
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.builder = PromptBuilder(tokenizer, variant, context_of(variant, settings))
+        self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
+
+    @classmethod
+    def start(cls, files: ModelFiles, settings: Settings) -> "Service":
+        """Loads the model and its engine.
+
+        Raises:
+            SetupError: the files or the settings can't be used.
+        """
+        from llama_serving.engine.pipeline import PipelineEngine
+
+        context = context_of(files.variant, settings)
+        tokenizer = Tokenizer.from_folder(files.checkpoint)
+        dtype = files.variant.dtype if settings.dtype == "auto" else settings.dtype
+        _log.info("%s, context %d, %s; %s", files.variant.name, context, dtype, settings.shown())
+        engine = PipelineEngine(files.checkpoint, dtype=dtype, threads=settings.threads)
+        return cls(files.variant, tokenizer, engine, settings)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Holds one of the places for requests; decided at once, before anything is parsed.
+
+        Raises:
+            QueueFull: all places are taken.
+        """
+        if not self._gate.acquire(blocking=False):
+            limit = self.settings.max_num_seqs + self.settings.queue
+            raise QueueFull(
+                f"All {limit} places for requests are taken. Try again in {RETRY_AFTER_S} s.",
+                retry_after=RETRY_AFTER_S,
+            )
+        try:
+            yield
+        finally:
+            self._gate.release()
+
+    def prepare(self, request: Request) -> tuple[Work, ...]:
+        """Everything that can be refused, for all inputs, before any of them runs.
+
+        Raises:
+            BadRequest: with the index of the input at fault.
+        """
+        limit = self.settings.max_prompts
+        if len(request.inputs) > limit:
+            raise BadRequest(f"The request has {len(request.inputs)} prompts; at most {limit} are taken. "
+                             "Send several requests.", code="too_many_prompts")  # fmt: skip
+        return tuple(self._prepare_one(request, index) for index in range(len(request.inputs)))
+
+    def generate(self, request: Request, *, deadline: float | None = None) -> Generations:
+        """All sequences of a request.
+
+        Args:
+            request: as a protocol parsed it.
+            deadline: `time.monotonic()` seconds; what is done by then is the answer.
+
+        Raises:
+            BadRequest: the request can't be served; nothing of it was run.
+            DeadlineExceeded: the deadline passed before anything was generated.
+            ServingError: a sequence failed; the others of this request are cancelled.
+        """
+        if request.parameters.stream:
+            raise BadRequest(
+                "This door can't stream. Leave `stream` out, or call the MLflow model's predict_stream.",
+                code="streaming_unsupported",
+                param="stream" if request.openai else f"{request.parameters_path}.stream",
+            )
+        works = self.prepare(request)
+        running: list[list[_Running]] = []
+        try:
+            for work in works:
+                running.append(self._submit(work, request, deadline))  # noqa: PERF401  (cancelled below)
+            generations = tuple(tuple(sequence.result() for sequence in one) for one in running)
+        finally:
+            for one in running:
+                for sequence in one:
+                    sequence.handle.cancel()
+        _refuse_nothing(generations)
+        return generations
+
+    def stream(self, request: Request, *, deadline: float | None = None) -> Iterator[Delta]:
+        """The text of a request with one input, piece by piece; its sequences one after the other.
+
+        Raises:
+            BadRequest: the request can't be served, or has several inputs.
+            DeadlineExceeded, ServingError: as `generate`.
+        """
+        if len(request.inputs) > 1:
+            raise BadRequest("A stream answers one prompt. Send the prompts one by one.",
+                             code="streaming_unsupported")  # fmt: skip
+        (work,) = self.prepare(request)
+        running = self._submit(work, request, deadline)
+        try:
+            for index, sequence in enumerate(running):
+                yield from (Delta(index, piece) for piece in sequence.pieces() if piece)
+                generation = sequence.generation()
+                _refuse_nothing(((generation,),))
+                yield Delta(index, "", generation)
+        finally:
+            for sequence in running:
+                sequence.handle.cancel()
+
+    def close(self) -> None:
+        """Ends the engine; what runs is cancelled."""
+        self.engine.close()
+
+    def _prepare_one(self, request: Request, index: int) -> Work:
+        prompt = self.builder.build_one(request, index)
+        if self.settings.log_prompts:
+            _log.info("prompt: %r", prompt.text)
+        try:
+            return Work(prompt, self._resolve(request, prompt))
+        except BadRequest as error:
+            raise located(error, request, index) from None
+
+    def _resolve(self, request: Request, prompt: Prompt) -> tuple[SamplingParams, ...]:
+        """What was asked for, with the model's defaults in the gaps, for each returned sequence."""
+        asked, variant = request.parameters, self.variant
+        temperature = variant.temperature if asked.temperature is None else asked.temperature
+        greedy = asked.do_sample is False or temperature == 0
+        count = asked.num_return_sequences or 1
+        if greedy and count > 1:
+            raise self._bad(request, "num_return_sequences", "greedy sequences would all be the same text: "
+                            "let it sample (do_sample true, temperature above 0), or ask for one")  # fmt: skip
+        max_new = self._max_new_tokens(request, prompt)
+        params = SamplingParams(
+            max_new_tokens=max_new,
+            min_new_tokens=self._min_new_tokens(request, max_new),
+            temperature=0.0 if greedy else temperature,
+            top_p=variant.top_p if asked.top_p is None else asked.top_p,
+            top_k=asked.top_k or 0,
+            min_p=asked.min_p or 0.0,
+            repetition_penalty=_or(asked.repetition_penalty, 1.0),
+            presence_penalty=asked.presence_penalty or 0.0,
+            frequency_penalty=asked.frequency_penalty or 0.0,
+            stop_ids=frozenset() if asked.ignore_eos else prompt.stop_ids,
+            seed=fresh_seed() if asked.seed is None else asked.seed,
+            logprobs=asked.logprobs,
+        )
+        return tuple(replace(params, index=index) for index in range(count))
+
+    def _max_new_tokens(self, request: Request, prompt: Prompt) -> int:
+        asked = request.parameters.max_new_tokens
+        room = self.builder.context - len(prompt.token_ids)
+        if asked is None:
+            return min(DEFAULT_MAX_NEW_TOKENS, room)
+        if asked > room and not request.ceiling:
+            raise self.builder.too_long(len(prompt.token_ids), asked)
+        return min(asked, room)
+
+    def _min_new_tokens(self, request: Request, max_new: int) -> int:
+        asked = request.parameters.min_new_tokens or 0
+        limit = max_new if not request.ceiling else (request.parameters.max_new_tokens or max_new)
+        if asked > limit:
+            raise self._bad(request, "min_new_tokens", f"it is {asked} and max_new_tokens is {limit}: "
+                            "raise the one or lower the other")  # fmt: skip
+        return min(asked, max_new)
+
+    def _bad(self, request: Request, name: str, why: str) -> BadRequest:
+        path = f"{request.parameters_path}.{name}" if request.parameters_path else name
+        return BadRequest(f"`{path}` can't be met: {why}.", code="invalid_value", param=path)
+
+    def _submit(self, work: Work, request: Request, deadline: float | None) -> list["_Running"]:
+        return [
+            _Running(
+                self.engine.submit(work.prompt.token_ids, params, deadline=deadline),
+                work.prompt,
+                request.parameters,
+                self.tokenizer,
+            )
+            for params in work.params
+        ]
+
+
+class _Running:
+    """One sequence on its way: tokens in, text out."""
+
+    def __init__(self, handle: Handle, prompt: Prompt, asked: Parameters, tokenizer: Tokenizer) -> None:
+        self.handle = handle
+        self._prompt = prompt
+        self._full = bool(asked.return_full_text)
+        self._tokenizer = tokenizer
+        self._decoder = TextDecoder(tokenizer)
+        self._stops = StopFinder(asked.stop or ())
+        self._tokens: list[Token] = []
+        self._text = ""
+        self._wants_logprobs = asked.logprobs is not None
+
+    def pieces(self) -> Iterator[str]:
+        """The text as it becomes certain, with the prompt around it where that was asked for."""
+        if self._full:
+            yield self._prompt.before
+        for token in self.handle:
+            self._tokens.append(token)
+            yield self._kept(self._stops.push(self._decoder.push(token.id)))
+            if self._stops.found:
+                self.handle.cancel()
+                break
+        if not self._stops.found:
+            yield self._kept(self._stops.push(self._decoder.finish()) + self._stops.finish())
+        if self._full:
+            yield self._prompt.after
+
+    def result(self) -> Generation:
+        """Waits for the end."""
+        for _ in self.pieces():
+            pass
+        return self.generation()
+
+    def generation(self) -> Generation:
+        """What came of it, once `pieces` has ended."""
+        before, after = (self._prompt.before, self._prompt.after) if self._full else ("", "")
+        return Generation(
+            text=self._text,
+            full_text=before + self._text + after,
+            finish_reason="stop" if self._stops.found else self.handle.finish_reason or "cancelled",
+            usage=Usage(len(self._prompt.token_ids), len(self._tokens)),
+            logprobs=tuple(self._logprobs()) if self._wants_logprobs else None,
+        )
+
+    def _kept(self, piece: str) -> str:
+        self._text += piece
+        return piece
+
+    def _logprobs(self) -> Iterator[TokenLogprob]:
+        """Of the tokens whose text is in the answer: none behind a stop string, none of special tokens."""
+        room = len(self._text.encode())
+        for token in self._tokens:
+            raw = self._tokenizer.piece(token.id)
+            if room <= 0:
+                return
+            room -= len(raw)
+            if raw and token.logprob is not None:
+                top = tuple((*self._shown(i), logprob) for i, logprob in token.top)
+                yield TokenLogprob(*self._shown(token.id), token.logprob, top)
+
+    def _shown(self, token_id: int) -> tuple[str, bytes]:
+        raw = self._tokenizer.piece(token_id)
+        return raw.decode("utf-8", "replace"), raw
+
+
+def context_of(variant: ModelVariant, settings: Settings) -> int:
+    """Tokens of prompt and completion together.
+
+    Raises:
+        SetupError: `LLAMA_CONTEXT` is more than the model reads.
+    """
+    context = settings.context or variant.trained_positions.value
+    if context > variant.max_context.value:
+        raise SetupError(
+            f"LLAMA_CONTEXT={context} can't be used: {variant.name} reads at most "
+            f"{variant.max_context.value} tokens ({variant.max_context.source})."
+        )
+    return context
+
+
+def _refuse_nothing(generations: Sequence[Sequence[Generation]]) -> None:
+    sequences = [sequence for one in generations for sequence in one]
+    if all(s.finish_reason == "deadline" and s.usage.completion_tokens == 0 for s in sequences):
+        raise DeadlineExceeded("The deadline passed before the first token. Ask for less, or allow more time.")
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def log_to_stderr() -> None:
+    """Makes the start line and the warnings visible in servers that have set up no logging."""
+    log = logging.getLogger("llama_serving")
+    log.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        log.addHandler(logging.StreamHandler())
+
+
+def as_serving_error(error: Exception) -> ServingError:
+    """Any fault as one that may be shown; what nobody foresaw goes to the log, not to the client."""
+    if isinstance(error, ServingError):
+        return error
+    _log.error("unforeseen fault", exc_info=error)
+    return InternalError("The server failed on this request. The log has the cause.")

@@ -1,0 +1,161 @@
+"""What an operator may set: one frozen value, read from the environment once, in every carrier."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from llama_serving.errors import SetupError
+
+ENGINES: Final = ("pipeline",)
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+_PREFIX: Final = "LLAMA_"
+_RESERVED: Final = {
+    "kv_memory": "the pipeline engine has no KV pool",
+    "upstream_url": "there is no upstream engine in this version",
+    "quantization": "the pipeline engine serves the weights as they are",
+}
+"""Names of the contract that nothing in this version reads: setting them would be ignored, so it is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting; the environment's name is `LLAMA_` and the field's in capitals.
+
+    Attributes:
+        engine: which engine generates.
+        dtype: of the weights; `auto` is what packaging recorded.
+        context: tokens of prompt and completion; None is the model's trained positions.
+        threads: of torch; None is torch's own choice.
+        max_num_seqs: requests that are worked on at a time.
+        queue: further requests that may wait; above that a request is refused with 429.
+        deadline_s: seconds a request may take; None is the carrier's own.
+        max_body: bytes of a request's body.
+        max_prompts: prompts in one request.
+        api_keys: keys of our own server (other carriers leave keys to their front).
+        log_prompts: prompts may be written to the log.
+    """
+
+    engine: str = "pipeline"
+    dtype: str = "auto"
+    context: int | None = None
+    threads: int | None = None
+    max_num_seqs: int = 16
+    queue: int = 64
+    deadline_s: float | None = None
+    max_body: int = 4 * 1024 * 1024
+    max_prompts: int = 64
+    api_keys: tuple[str, ...] = ()
+    log_prompts: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """The settings in `environment` (the process's own by default).
+
+        Raises:
+            SetupError: a value can't be used, or a name is nearly one of ours.
+        """
+        given = _given(os.environ if environment is None else environment)
+        keys_file = given.pop("api_keys_file", None)
+        if keys_file is not None:
+            if "api_keys" in given:
+                raise SetupError("LLAMA_API_KEYS and LLAMA_API_KEYS_FILE are both set. Set one of them.")
+            given["api_keys"] = _read_keys(keys_file)
+        for name in given:
+            if name in _RESERVED:
+                raise SetupError(f"{_PREFIX}{name.upper()} is set, but {_RESERVED[name]}. Unset it.")
+            if name not in _PARSERS:
+                _refuse_misspelled(name)
+        known = {name: text for name, text in given.items() if name in _PARSERS}
+        return cls(**{name: _PARSERS[name](name, text) for name, text in known.items()})
+
+    def shown(self) -> str:
+        """All of them in one line, keys masked."""
+
+        def show(name: str) -> str:
+            value = getattr(self, name)
+            return f"{_PREFIX}{name.upper()}={f'{len(value)} keys' if name == 'api_keys' else value}"
+
+        return " ".join(show(field.name) for field in fields(self))
+
+
+def _given(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(_PREFIX).lower(): text.strip()
+        for name, text in environment.items()
+        if name.startswith(_PREFIX) and text.strip()
+    }
+
+
+def _refuse_misspelled(name: str) -> None:
+    """Other software has variables that begin with LLAMA_ as well, so only a near miss is an error."""
+    close = get_close_matches(name, [*_PARSERS, *_RESERVED, "api_keys_file"], n=1, cutoff=0.8)
+    if close:
+        raise SetupError(f"{_PREFIX}{name.upper()} is not a setting. Did you mean {_PREFIX}{close[0].upper()}?")
+
+
+def _read_keys(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").replace("\n", ",")
+    except OSError as error:
+        raise SetupError(f"LLAMA_API_KEYS_FILE can't be read: {error}.") from error
+
+
+def _choice(*allowed: str) -> Callable[[str, str], str]:
+    def parse(name: str, text: str) -> str:
+        if text not in allowed:
+            raise _unusable(name, text, f"one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _integer(low: int, high: int) -> Callable[[str, str], int]:
+    def parse(name: str, text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= high:
+            raise _unusable(name, text, f"an integer from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(name: str, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) <= 0:
+        raise _unusable(name, text, "a number of seconds above 0")
+    return float(text)
+
+
+def _boolean(name: str, text: str) -> bool:
+    values = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in values:
+        raise _unusable(name, text, "true or false")
+    return values[text.lower()]
+
+
+def _keys(name: str, text: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in text.split(",") if key.strip())
+    if not keys:
+        raise SetupError(f"{_PREFIX}{name.upper()} holds no key. Put keys in it, separated by commas.")
+    return keys
+
+
+def _unusable(name: str, text: str, allowed: str) -> SetupError:
+    return SetupError(f"{_PREFIX}{name.upper()}={text} can't be used: it must be {allowed}.")
+
+
+_PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
+    "engine": _choice(*ENGINES),
+    "dtype": _choice(*DTYPES),
+    "context": _integer(16, 10_000_000),
+    "threads": _integer(1, 1024),
+    "max_num_seqs": _integer(1, 4096),
+    "queue": _integer(0, 1_000_000),
+    "deadline_s": _seconds,
+    "max_body": _integer(1024, 1 << 30),
+    "max_prompts": _integer(1, 4096),
+    "api_keys": _keys,
+    "log_prompts": _boolean,
+}
