@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
-from llama_serving.errors import SetupError
-from llama_serving.prompts.tokenizer import Tokenizer
 from safetensors import SafetensorError, safe_open
 
 from deployment.nano import FOLDER as NANO_FOLDER
+from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
+from llama_serving.errors import SetupError
+from llama_serving.prompts.tokenizer import Tokenizer
 
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 SMALL_FILES: Final = ("config.json", "tokenizer.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 import click
+
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
@@ -198,11 +199,10 @@ def _served_as(row: "ModelVariant", dtype: str | None, infill_order: str | None)
 
 def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str, Any]) -> "ModelVariant":
     """The catalog's row, or one made from explicit options. Nothing is read off the checkpoint's name."""
-    from llama_serving.catalog import NANO
-
     from deployment.checkpoint import variant_of
     from deployment.custom import custom_variant
     from deployment.nano import FOLDER
+    from llama_serving.catalog import NANO
 
     explicit = described["dialog"] is not None or described["infill"] is not None
     if variant is not None and explicit:
@@ -276,11 +276,10 @@ def prompt(
     *, checkpoint: str, variant: str | None, request: Any, context: int | None, infill_order: str | None
 ) -> None:
     """Show what the model reads for a request: text and token ids. Needs no weights."""
+    from deployment.checkpoint import adapt, folder_of, read_config
     from llama_serving.contract import body, protocol
     from llama_serving.prompts.builder import PromptBuilder
     from llama_serving.prompts.tokenizer import Tokenizer
-
-    from deployment.checkpoint import adapt, folder_of, read_config
 
     folder = folder_of(checkpoint)
     row = _served_as(_row(checkpoint, folder, variant, {"dialog": None, "infill": None}), None, infill_order)
@@ -302,10 +301,9 @@ def model_files(name: str) -> "ModelFiles":
     Raises:
         SetupError: there is no such model.
     """
+    from deployment.nano import FOLDER
     from llama_serving.catalog import NANO
     from llama_serving.model_files import ModelFiles
-
-    from deployment.nano import FOLDER
 
     if name == NANO.name and not Path(name).is_dir():
         return ModelFiles(FOLDER, NANO)

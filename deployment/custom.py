@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+from deployment.checkpoint import read_config, rope_theta_of, shape_of
 from llama_serving.catalog import DialogFormat, Fact, InfillTokens, ModelVariant
 from llama_serving.errors import SetupError
-
-from deployment.checkpoint import read_config, rope_theta_of, shape_of
 
 
 def custom_variant(  # noqa: PLR0913  (one argument an option)

@@ -12,10 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from deployment.checkpoint import Checkpoint
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ARTIFACT, CHECKPOINT, RECORD, ModelFiles
-
-from deployment.checkpoint import Checkpoint
 
 _CHUNK: Final = 16 * 1024 * 1024
 _UNLINKABLE: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
@@ -94,8 +93,9 @@ def _put(stage: Path, output: Path) -> None:
 
 def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
     """Everything but the weights; MLflow copies artifacts, so it never sees those."""
-    from llama_serving.pyfunc import save_model
     from mlflow.exceptions import MlflowException
+
+    from llama_serving.pyfunc import save_model
 
     artifact = stage.parent / ARTIFACT
     artifact.mkdir()

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,7 +54,7 @@ class Handle:
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._reason: FinishReason | None = None
         self._error: ServingError | None = None
-        self._cancelled = threading.Event()
+        self._cancelled = False
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -63,11 +64,11 @@ class Handle:
     @property
     def cancelled(self) -> bool:
         """The consumer wants no more; the engine looks at this at every step."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def cancel(self) -> None:
         """Asks the engine to stop within one step. Harmless at any time, any number of times."""
-        self._cancelled.set()
+        self._cancelled = True
 
     def __iter__(self) -> Iterator[Token]:
         """The tokens, waiting for each.
@@ -92,17 +93,21 @@ class Handle:
         ready = asyncio.Event()
         with self._changed:
             self._waiter = (asyncio.get_running_loop(), ready)
-        while True:
+        try:
+            while True:
+                with self._changed:
+                    waiting = not self._tokens and not self._ended
+                    token = None if waiting else self._take()
+                    ready.clear()
+                if waiting:
+                    await ready.wait()
+                elif token is None:
+                    return
+                else:
+                    yield token
+        finally:
             with self._changed:
-                waiting = not self._tokens and not self._ended
-                token = None if waiting else self._take()
-                ready.clear()
-            if waiting:
-                await ready.wait()
-            elif token is None:
-                return
-            else:
-                yield token
+                self._waiter = None
 
     def push(self, token: Token) -> None:
         """The engine's side: one more token."""
@@ -139,7 +144,8 @@ class Handle:
         self._changed.notify_all()
         if self._waiter is not None:
             loop, ready = self._waiter
-            loop.call_soon_threadsafe(ready.set)
+            with suppress(RuntimeError):  # its loop is closed: a consumer that is gone must not harm the engine
+                loop.call_soon_threadsafe(ready.set)
 
 
 class Engine(Protocol):

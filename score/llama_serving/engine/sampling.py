@@ -7,7 +7,7 @@ engine has to sort a vocabulary to repeat it.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,51 +18,62 @@ from llama_serving.engine.randomness import uniform
 
 Row = NDArray[np.float64]
 
+_LARGEST: Final = np.finfo(np.float64).max
 
-@dataclass(slots=True)
+
 class Sampler:
     """Draws the tokens of one sequence and remembers them for the penalties."""
 
-    params: SamplingParams
-    prompt_ids: Sequence[int]
-    drawn: list[int] = field(default_factory=list)
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self.params = params
+        self._seen = set(prompt_ids)
+        self._drawn: Counter[int] = Counter()
+        self._position = 0
 
     def draw(self, logits: Row) -> Token:
         """The next token.
 
         Args:
             logits: float64, one value for each id of the vocabulary; left as it is.
+
+        Raises:
+            ArithmeticError: the logits have NaN or infinity at the top: there is nothing to choose by.
         """
-        position = len(self.drawn)
+        if not np.isfinite(logits.max()):
+            raise ArithmeticError("the model's logits are not finite")
+        params = self.params
         scores = self._penalised(logits)
-        if position < self.params.min_new_tokens:
-            scores[list(self.params.stop_ids)] = -np.inf
+        if self._position < params.min_new_tokens:
+            scores[list(params.stop_ids)] = -np.inf
         chosen = (
             int(scores.argmax())
-            if self.params.temperature == 0
-            else choose(
-                probabilities(scores, self.params), uniform(self.params.seed, self.params.index, position)
-            )
+            if params.temperature == 0
+            else choose(probabilities(scores, params), uniform(params.seed, params.index, self._position))
         )
-        self.drawn.append(chosen)
-        return _token(chosen, logits, self.params.logprobs)
+        self._seen.add(chosen)
+        self._drawn[chosen] += 1
+        self._position += 1
+        return _token(chosen, logits, params.logprobs)
 
     def _penalised(self, logits: Row) -> Row:
-        scores = logits.copy()
-        params = self.params
+        scores, params = logits.copy(), self.params
         if params.repetition_penalty != 1:
-            seen = np.unique(np.asarray([*self.prompt_ids, *self.drawn], dtype=np.int64))
+            seen = np.fromiter(self._seen, np.int64)
             was = scores[seen]
-            scores[seen] = np.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
+            with np.errstate(over="ignore"):  # a penalty near 0 divides beyond what a float holds
+                now = np.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
+            scores[seen] = np.clip(now, -_LARGEST, _LARGEST)
         if params.presence_penalty or params.frequency_penalty:
-            for token_id, count in Counter(self.drawn).items():
-                scores[token_id] -= params.presence_penalty + params.frequency_penalty * count
+            drawn = np.fromiter(self._drawn.keys(), np.int64)
+            counts = np.fromiter(self._drawn.values(), np.float64)
+            scores[drawn] -= params.presence_penalty + params.frequency_penalty * counts
         return scores
 
 
 def probabilities(scores: Row, params: SamplingParams) -> Row:
     """The distribution that is drawn from: temperature, then top_k, top_p and min_p."""
-    scaled = scores / params.temperature
+    with np.errstate(over="ignore"):  # a temperature near 0 sends all but the best to -inf
+        scaled = (scores - scores.max()) / params.temperature
     if 0 < params.top_k < scaled.size:
         kth = np.partition(scaled, -params.top_k)[-params.top_k]
         scaled = np.where(scaled >= kth, scaled, -np.inf)

@@ -1,0 +1,53 @@
+# `make run` and `make test` do all their own set-up: a virtual environment in .venv, pinned by constraints.txt.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help run serve test check lint fmt typecheck package load clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: $(READY)  ## Show the main job on the embedded model: package, serve behind both servers, score a batch
+	$(BIN)/python -m deployment.demo run
+
+serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and print the line to call it with
+	$(BIN)/python -m deployment.demo serve --port $(or $(PORT),8453)
+
+test: $(READY)  ## Run all tests
+	$(BIN)/python -m pytest
+
+check: lint typecheck test  ## What CI runs
+
+lint: $(READY)  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fmt: $(READY)  ## Bring the code into the one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(READY)  ## Check types
+	$(BIN)/mypy
+
+package: $(READY)  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist
+
+load: $(READY)  ## Start a server, load it with locust, write an HTML report (SERVER, USERS, SECONDS)
+	$(BIN)/llama-endpoints package --checkpoint nano --output build/nano --overwrite
+	$(BIN)/python -m load_tests.run --model build/nano --server $(or $(SERVER),azmlinfsrv) \
+	  --users $(or $(USERS),4) --seconds $(or $(SECONDS),10) --report build/load.html
+
+clean:  ## Remove everything that was made here
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name it with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "$(PYTHON) is not Python 3.11: name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0' -e '.[dev]'
+	@touch $@

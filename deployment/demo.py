@@ -1,0 +1,132 @@
+"""`make run` and `make serve`: the main job on the embedded model, with the real servers."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import click
+import requests
+from tqdm import tqdm
+
+from deployment.checkpoint import inspect
+from deployment.nano import FOLDER
+from deployment.package import package
+from deployment.servers import azmlinfsrv, mlflow_serve
+from llama_serving.catalog import NANO
+
+ROOT: Final = Path(__file__).parents[1]
+MODEL: Final = ROOT / "build" / "nano"
+SAMPLES: Final = ROOT / "yaml" / "online" / "samples"
+ROWS: Final = ROOT / "yaml" / "batch" / "samples" / "rows.jsonl"
+TIMEOUT_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A request and its answer, and the door that it went through."""
+
+    door: str
+    request: Any
+    answer: Any
+
+    def __str__(self) -> str:
+        fields = {"door": self.door, "request": self.request, "answer": self.answer}
+        return json.dumps(fields, ensure_ascii=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Show the main job on the embedded model."""
+
+
+@main.command()
+def run() -> None:
+    """Package nano, ask the real servers, score a batch; one line of JSON for each request."""
+    bar = tqdm(total=4, desc="package nano", unit="step", file=sys.stderr)
+    package_nano()
+    samples = [json.loads((SAMPLES / name).read_text(encoding="utf-8"))
+               for name in ("completion.json", "dialog.json", "infill.json")]  # fmt: skip
+    for description, steps in (
+        ("azmlinfsrv", through_azmlinfsrv(samples)),
+        ("mlflow models serve", through_mlflow(samples)),
+        ("batch driver", through_batch_driver(ROWS)),
+    ):
+        bar.update()
+        bar.set_description(description)
+        for shown in steps:
+            bar.write(str(shown), file=sys.stdout)
+    bar.update()
+    bar.close()
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=8453, show_default=True)
+def serve(*, port: int) -> None:
+    """Keep `mlflow models serve` up with nano, on loopback, until Ctrl-C."""
+    package_nano()
+    body = {"inputs": json.loads((SAMPLES / "completion.json").read_text(encoding="utf-8"))["input_data"]}
+    with mlflow_serve(MODEL, port=port) as server:
+        click.echo(
+            f"Ready. Call it from another shell; Ctrl-C stops it.\n"
+            f"curl {server.url}/invocations -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        )
+        try:
+            server.process.wait()
+        except KeyboardInterrupt:
+            click.echo("Stopped.")
+
+
+def package_nano() -> None:
+    """The embedded model as an MLflow model in build/."""
+    package(inspect(FOLDER, NANO), MODEL, overwrite=True)
+
+
+def through_azmlinfsrv(samples: Sequence[Any]) -> Iterator[Shown]:
+    """Azure's bodies to Azure's own inference server."""
+    with azmlinfsrv(MODEL, score=ROOT / "score") as server:
+        for sample in samples:
+            yield Shown("azmlinfsrv /score", sample, _post(f"{server.url}/score", sample))
+
+
+def through_mlflow(samples: Sequence[Any]) -> Iterator[Shown]:
+    """The same prompts as MLflow's `inputs`, and one OpenAI body."""
+    bodies = [{"inputs": sample["input_data"]} for sample in samples]
+    bodies.append({"messages": [{"role": "user", "content": "Write a haiku about loops."}], "max_tokens": 32})
+    with mlflow_serve(MODEL) as server:
+        for body in bodies:
+            yield Shown("mlflow /invocations", body, _post(f"{server.url}/invocations", body))
+
+
+def through_batch_driver(rows: Path) -> Iterator[Shown]:
+    """A JSONL file to the batch driver, loaded by path and called as Azure calls it."""
+    os.environ["AZUREML_MODEL_DIR"] = str(MODEL)
+    driver = _load(ROOT / "score" / "batch_driver.py")
+    driver.init()
+    requests_ = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for request, record in zip(requests_, driver.run([str(rows)]), strict=True):
+        yield Shown("batch driver", request, json.loads(record))
+
+
+def _load(script: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("entry_module", script)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{script} can't be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _post(url: str, body: Any) -> Any:
+    response = requests.post(url, json=body, timeout=TIMEOUT_S)
+    response.raise_for_status()
+    return response.json()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Start the two stock servers for real, and stop them again.
+
+    with azmlinfsrv(model, score=Path("score")) as server:
+        post(f"{server.url}/score", body)
+
+    with mlflow_serve(model) as server:
+        post(f"{server.url}/invocations", body)
+
+Each server runs in a session of its own, answers before the block is entered, and is gone with
+everything that it started when the block is left. Nothing else is ever signalled. Its output goes to
+`server.log`; a start that fails raises `ServerStartError` with the end of that file.
+
+Standard library only, so that tests, load tests and `make run` can all use it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+LOOPBACK = "127.0.0.1"
+ANY_ADDRESS = ""
+"""azmlinfsrv binds 0.0.0.0 and has no option for it: its port must be free on every address."""
+
+START_TIMEOUT_S = 180.0
+STOP_GRACE_S = 10.0
+PROBE_TIMEOUT_S = 2.0
+PROBE_INTERVAL_S = 0.1
+TAIL_LINES = 60
+
+NO_ENV: Mapping[str, str] = MappingProxyType({})
+
+# What azmlinfsrv reads of its surroundings. None of it may leak in from the caller's shell.
+OWN_VARIABLES = ("AML_", "AZUREML_", "WORKER_", "GUNICORN_", "HEALTH_PORT", "SEPERATE_HEALTH_ENDPOINT")
+
+
+class ServerStartError(RuntimeError):
+    """The server ended, or did not become ready in time. The message holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server. `process` leads a process group of its own."""
+
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """The leader's process id, which is also the group's."""
+        return self.process.pid
+
+    def tail(self, lines: int = TAIL_LINES) -> str:
+        """The end of what the server has written so far."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+
+@contextmanager
+def azmlinfsrv(
+    model: Path,
+    *,
+    score: Path,
+    env: Mapping[str, str] = NO_ENV,
+    threads: int = 20,
+    port: int | None = None,
+) -> Iterator[Server]:
+    """Azure ML's inference server on `score/score.py`, as a managed online deployment runs it.
+
+    The console script, not `python -m`: the latter would put `score/` first on `sys.path`, where
+    Azure has it last. `/` answers once `init()` has returned.
+    """
+    port = port or free_port(ANY_ADDRESS)
+    settings = {
+        "AZUREML_MODEL_DIR": str(model.resolve()),
+        "WORKER_COUNT": "1",
+        "GUNICORN_CMD_ARGS": f"--threads {threads}",
+        **env,
+    }
+    command = [console_script("azmlinfsrv"), "--entry_script", "score.py", "--port", str(port)]
+    with _workplace() as (_, log), _running(command, score.resolve(), settings, log, port) as server:
+        _wait_until_ready(server, "/")
+        yield server
+
+
+@contextmanager
+def mlflow_serve(
+    model: Path,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] = NO_ENV,
+    port: int | None = None,
+) -> Iterator[Server]:
+    """`mlflow models serve` on a model folder.
+
+    It imports from its working directory; without `cwd` that is an empty one, so that a model which
+    only works beside its own sources does not pass.
+    """
+    port = port or free_port(LOOPBACK)
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", **env}
+    command = [
+        *(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(model.resolve())),
+        *("--env-manager", "local", "--host", LOOPBACK, "--port", str(port)),
+    ]
+    with _workplace() as (empty, log), _running(command, cwd or empty, settings, log, port) as server:
+        _wait_until_ready(server, "/ping")
+        yield server
+
+
+def free_port(address: str) -> int:
+    """A port that is free now on `address`. The kernel does not give it out again soon."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def console_script(name: str) -> str:
+    """The command `name` of the interpreter that runs this, whether or not its environment is active."""
+    script = Path(sysconfig.get_path("scripts")) / name
+    if not script.exists():
+        raise ServerStartError(
+            f"{name} is not installed beside {sys.executable}: install the package that has it."
+        )
+    return str(script)
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The caller's environment without the servers' own variables, and `settings` on top.
+
+    `mlflow` starts `uvicorn` by its bare name: this interpreter's scripts come first on the path.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
+    path = os.pathsep.join((sysconfig.get_path("scripts"), inherited.get("PATH", os.defpath)))
+    return {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **settings}
+
+
+@contextmanager
+def _workplace() -> Iterator[tuple[Path, Path]]:
+    """An empty folder and a log file. Both go at the end, or stay to be read if the block fails."""
+    root = Path(tempfile.mkdtemp(prefix="llama-server-"))
+    log = root / "server.log"
+    empty = root / "cwd"
+    empty.mkdir()
+    try:
+        yield empty, log
+    except Exception as failure:
+        failure.add_note(f"The server's log: {log}")
+        raise
+    shutil.rmtree(root)
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], cwd: Path, settings: Mapping[str, str], log: Path, port: int
+) -> Iterator[Server]:
+    """The process group of `command`, for as long as the block lasts.
+
+    Every process in it inherits the read end of one pipe as its stdin, so the write end tells when the
+    last of them has ended: also those that the leader left behind, and also where nobody reaps them.
+    """
+    read_end, write_end = os.pipe()
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603  the commands are the two above
+                command,
+                cwd=cwd,
+                env=environment(settings),
+                stdin=read_end,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        os.close(read_end)
+        try:
+            yield Server(f"http://{LOOPBACK}:{port}", log, process)
+        finally:
+            _stop(process, write_end)
+    finally:
+        os.close(write_end)
+
+
+def _stop(process: subprocess.Popen[bytes], write_end: int) -> None:
+    """Ask the group to end, then insist."""
+    if not _all_ended(write_end, within=0):
+        _signal_group(process.pid, signal.SIGTERM)
+        if not _all_ended(write_end, within=STOP_GRACE_S):
+            _signal_group(process.pid, signal.SIGKILL)
+    process.wait(timeout=STOP_GRACE_S)
+
+
+def _all_ended(write_end: int, *, within: float) -> bool:
+    """Whether nobody holds the other end of the pipe any more, waiting at most `within` seconds."""
+    poller = select.poll()
+    poller.register(write_end, 0)  # errors and hang-ups are always reported
+    return bool(poller.poll(within * 1000))
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, number)
+
+
+def _wait_until_ready(server: Server, path: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _answers(server.url, path):
+        if (status := server.process.poll()) is not None:
+            raise _start_error(server, f"ended with exit status {status} before it was ready")
+        if time.monotonic() > deadline:
+            raise _start_error(server, f"did not answer {path} within {START_TIMEOUT_S:g} s")
+        time.sleep(PROBE_INTERVAL_S)
+
+
+def _answers(url: str, path: str) -> bool:
+    """One probe. `http.client` knows no proxies, so the shell's proxy settings do not reach it."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _start_error(server: Server, what: str) -> ServerStartError:
+    command = " ".join(map(str, server.process.args)) if isinstance(server.process.args, list) else ""
+    return ServerStartError(f"{command}\n{what}. The end of its log:\n{server.tail()}")

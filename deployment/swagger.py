@@ -1,0 +1,30 @@
+"""Writes the descriptions of `/score` that azmlinfsrv serves: `python -m deployment.swagger`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_serving.contract.openapi import openapi, swagger
+
+SCORE = Path(__file__).parents[1] / "score"
+
+
+def documents() -> Mapping[str, dict[str, Any]]:
+    """File name -> document; the names are those that azmlinfsrv looks for."""
+    return {"swagger.json": swagger(), "swagger3.1.json": openapi()}
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """As committed."""
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """Writes the files."""
+    for name, document in documents().items():
+        (SCORE / name).write_text(dumps(document), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Load tests: the two stock servers started for real, and locust run against them."""

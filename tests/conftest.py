@@ -1,0 +1,107 @@
+"""What all tests share: the packaged nano model, one in-process service, the two real servers."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployment.checkpoint import inspect
+from deployment.nano import FOLDER as NANO_FOLDER
+from deployment.package import package
+from deployment.servers import Server, azmlinfsrv, mlflow_serve
+from llama_serving.catalog import NANO
+from llama_serving.model_files import ModelFiles
+from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.service import Service
+from llama_serving.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's marker is the folder that it lies in."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(getattr(pytest.mark, folder))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    text: str
+    headers: Mapping[str, str]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def post(url: str, body: object, **headers: str) -> Answer:
+    """POSTs a JSON value, or bytes as they are, on loopback."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    request = urllib.request.Request(url, data, named, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return Answer(response.status, response.read().decode(), dict(response.headers))
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.read().decode(), dict(error.headers))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def nano_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model as an MLflow model."""
+    output = tmp_path_factory.mktemp("models") / "nano"
+    package(inspect(NANO_FOLDER, NANO), output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def nano_tokenizer() -> Tokenizer:
+    """The embedded model's tokenizer."""
+    return Tokenizer.from_folder(NANO_FOLDER)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """The embedded model in this process."""
+    started = Service.start(ModelFiles(NANO_FOLDER, NANO), Settings())
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def azure_server(nano_model: Path) -> Iterator[Server]:
+    """The real azmlinfsrv on score/score.py."""
+    with azmlinfsrv(nano_model, score=ROOT / "score") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(nano_model: Path) -> Iterator[Server]:
+    """The real `mlflow models serve`, from an empty working directory."""
+    with mlflow_serve(nano_model) as server:
+        yield server
+
+
+def shared_tokenizer(name: str) -> Path:
+    """A folder of real Llama tokenizers beside the checkout; skips where there is none."""
+    folder = SHARED / "tokenizers" / name
+    if not folder.exists():
+        pytest.skip(f"the real Llama tokenizer is not here ({name}): it may not be shipped with the project")
+    return folder

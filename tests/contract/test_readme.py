@@ -1,0 +1,65 @@
+"""The README's commands run as they stand; the demo that it promises shows what it promises."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(sys.executable).parent
+
+
+def commands(readme: str) -> list[str]:
+    """The lines of the README's `sh` blocks, without comments; `text` blocks need Azure or a second shell."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_every_command_runs(root: Path) -> None:
+    found = commands((root / "README.md").read_text(encoding="utf-8"))
+    by_make = [line for line in found if line.startswith("make ")]
+    assert by_make == ["make run", "make test", "make serve"], "each has a test of its own: this run is one"
+    others = [line for line in found if line not in by_make]
+    assert len(others) == 3
+    for line in others:
+        here = line.replace(".venv/bin/", f"{SCRIPTS}/")
+        done = subprocess.run(
+            ["bash", "-c", here], cwd=root, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_make_knows_every_target(root: Path) -> None:
+    shown = subprocess.run(
+        ["make", "help"], cwd=root, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    targets = {line.split()[0] for line in shown.splitlines()}
+    assert targets >= {"help", "run", "serve", "test", "check", "lint", "fmt", "typecheck", "package", "load"}
+
+
+def test_the_demo_shows_each_request_with_its_answer(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deployment.demo", "run"],
+        cwd=root, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    doors = [line["door"] for line in shown]
+    rows = (root / "yaml/batch/samples/rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert doors == ["azmlinfsrv /score"] * 3 + ["mlflow /invocations"] * 4 + ["batch driver"] * len(rows)
+    card = shown[0]
+    assert card["request"]["input_data"]["parameters"] == {"return_full_text": False, "do_sample": True}
+    assert [list(row) for row in card["answer"]] == [["0"]]
+    assert isinstance(card["answer"][0]["0"], str)
+    assert set(shown[1]["answer"]) == {"output"}
+    records = [line["answer"] for line in shown if line["door"] == "batch driver"]
+    assert all(record["error"] is None for record in records)
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
+def test_links_lead_somewhere(root: Path, name: str) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", (root / name).read_text(encoding="utf-8"))
+    assert all((root / target).exists() for target in targets)
