@@ -4,6 +4,7 @@ Reads config, tokenizer and the headers of the weights; never the weights themse
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ OPTIONAL_FILES: Final = (
     "USE_POLICY*",
     "NOTICE*",
 )
+_SHARD: Final = re.compile(r"[^/\\]+\.safetensors")
 INFILL_PIECES: Final = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "eot": "▁<EOT>"}
 
 
@@ -57,9 +59,9 @@ def folder_of(name: str) -> Path:
     Raises:
         SetupError: there is no such folder.
     """
-    if name == NANO.name and not Path(name).is_dir():
-        return NANO_FOLDER
     folder = Path(name)
+    if name == NANO.name and not any((folder / file).is_file() for file in SMALL_FILES):
+        return NANO_FOLDER  # also beside a packaged model of that name
     if not folder.is_dir():
         raise SetupError(f"{folder} is not a folder. Name the folder of a checkpoint, or nano.")
     return folder
@@ -106,42 +108,65 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SetupError(
             f"{folder} has no config.json, so it is no checkpoint. Name the folder that holds one."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise SetupError(f"{path} is not a JSON object: {error}") from error
-    if kind != "llama":
-        raise SetupError(f"{path} says model_type {kind}; only llama checkpoints are served.")
+    config = _json_object(path)
+    if config.get("model_type") != "llama":
+        raise SetupError(
+            f"{path} says model_type {config.get('model_type')}; only llama checkpoints are served."
+        )
     if "auto_map" in config:
         raise SetupError(f"{path} has auto_map, which names code to run. Remote code is never run: remove it.")
-    return dict(config)
+    return config
 
 
 def shape_of(config: Mapping[str, Any], path: Path) -> Shape:
     """The shape in a checkpoint's config.
 
     Raises:
-        SetupError: a size is missing.
+        SetupError: a size is missing or impossible.
     """
-    try:
-        return Shape(
-            layers=int(config["num_hidden_layers"]),
-            hidden=int(config["hidden_size"]),
-            ffn=int(config["intermediate_size"]),
-            heads=int(config["num_attention_heads"]),
-            kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-            vocab=int(config["vocab_size"]),
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+    heads = _size(config, "num_attention_heads", path)
+    shape = Shape(
+        layers=_size(config, "num_hidden_layers", path),
+        hidden=_size(config, "hidden_size", path),
+        ffn=_size(config, "intermediate_size", path),
+        heads=heads,
+        kv_heads=heads
+        if config.get("num_key_value_heads") is None
+        else _size(config, "num_key_value_heads", path),
+        vocab=_size(config, "vocab_size", path),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
+    if shape.hidden % heads or heads % shape.kv_heads:
+        raise SetupError(
+            f"{path}/config.json has hidden_size {shape.hidden}, num_attention_heads {heads} and "
+            f"num_key_value_heads {shape.kv_heads}: each must be a multiple of the next."
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise SetupError(f"{path}/config.json lacks a size: {error!r}.") from error
+    return shape
 
 
-def rope_theta_of(config: Mapping[str, Any]) -> float:
-    """RoPE's base, as old and new configs write it; 1e4 is what a config means that has none."""
-    parameters = config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or parameters.get("rope_theta") or 1e4)
+def rope_theta_of(config: Mapping[str, Any], path: Path) -> float:
+    """RoPE's base, as old and new configs write it; 1e4 is what a config means that has none.
+
+    Raises:
+        SetupError: it is no number.
+    """
+    parameters = config.get("rope_parameters")
+    inner = parameters.get("rope_theta") if isinstance(parameters, dict) else None
+    theta = config.get("rope_theta") or inner or 1e4
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not theta > 0:
+        raise SetupError(f"{path}/config.json has rope_theta {theta!r}; a positive number is needed.")
+    return float(theta)
+
+
+def positions_of(config: Mapping[str, Any], path: Path) -> int | None:
+    """The positions that the checkpoint says it was trained on, if it says so.
+
+    Raises:
+        SetupError: it is no positive integer.
+    """
+    if config.get("max_position_embeddings") is None:
+        return None
+    return _size(config, "max_position_embeddings", path)
 
 
 def adapt(
@@ -158,36 +183,51 @@ def adapt(
         found = ", ".join(f"{n} {getattr(shape, n)} instead of {getattr(variant.shape, n)}" for n in names)
         raise SetupError(f"{folder} is not {variant.name}: its config has {found}. Name the right --variant.")
     warnings = []
-    theta = rope_theta_of(config)
+    theta = rope_theta_of(config, folder)
     if theta != variant.rope_theta:
         warnings.append(f"rope_theta is {theta:g} in config.json, {variant.rope_theta:g} in the catalog")
         variant = replace(variant, rope_theta=theta)
-    positions = config.get("max_position_embeddings")
-    if positions and positions != variant.trained_positions.value:
+    positions = positions_of(config, folder)
+    if positions is not None and positions != variant.trained_positions.value:
         warnings.append(
             f"max_position_embeddings is {positions} in config.json, "
             f"{variant.trained_positions.value} in the catalog"
         )
-        trained = Fact(int(positions), f"{folder.name}/config.json")
+        trained = Fact(positions, "config.json")
         reach = variant.max_context if variant.max_context.value >= positions else trained
         variant = replace(variant, trained_positions=trained, max_context=reach)
     return variant, tuple(f"{text}: the checkpoint's own value is used" for text in warnings)
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SetupError(f"{path} can't be read: {error}. Download it again.") from error
+    if not isinstance(value, dict):
+        raise SetupError(f"{path} is not a JSON object. Download it again.")
+    return value
+
+
+def _size(config: Mapping[str, Any], name: str, path: Path) -> int:
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        has = f"has {name} {value!r}" if name in config else f"lacks {name}"
+        raise SetupError(f"{path}/config.json {has}; a positive integer is needed.")
+    return value
+
+
 def _weights(folder: Path) -> tuple[Path, ...]:
-    index = folder / "model.safetensors.index.json"
+    """The files that transformers would load: the single one before the shards of an index."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return (single,)
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SetupError(f"{index} can't be read: {error!r}. Download it again.") from error
+        names = _shards(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise SetupError(f"{folder} lacks {', '.join(missing)}, which the index names. Download the rest.")
         return (index, *(folder / name for name in names))
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return (single,)
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise SetupError(
@@ -195,6 +235,14 @@ def _weights(folder: Path) -> tuple[Path, ...]:
             "whatever code is in it. Use the safetensors files of the same model."
         )
     raise SetupError(f"{folder} has no weights: model.safetensors is missing.")
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = _json_object(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
+        raise SetupError(f"{index} must map tensors to safetensors files beside it. Download it again.")
+    return sorted(set(names))
 
 
 def _check_headers(weights: tuple[Path, ...], shape: Shape) -> None:

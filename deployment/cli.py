@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
@@ -16,9 +17,10 @@ from llama_serving.errors import ServingError, SetupError
 if TYPE_CHECKING:
     from llama_serving.catalog import ModelVariant
     from llama_serving.model_files import ModelFiles
-    from llama_serving.service import Service
+    from llama_serving.settings import Settings
 
 _GIB: Final = 1 << 30
+_DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
 class _Refusal(click.ClickException):
@@ -31,21 +33,23 @@ class _Group(click.Group):
     """Turns what can't succeed into a sentence, and a stop from outside into an orderly end."""
 
     def invoke(self, context: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # where nohup ignores one, that stays
+                signal.signal(number, _terminate)
         try:
             return super().invoke(context)
         except SetupError as error:
-            raise _Refusal(str(error)) from error
+            raise _Refusal(" ".join(str(error).splitlines())) from error
 
 
-def _terminate(_signal: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
+def _terminate(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="llama-endpoints")
 def main() -> None:
-    r"""Code Llama and Llama-2 behind Azure-ML-style endpoints.
+    """Code Llama and Llama-2 behind Azure-ML-style endpoints.
 
     \b
     A first look, with the embedded model and no download:
@@ -54,7 +58,7 @@ def main() -> None:
       mlflow models serve --model-uri build/nano --env-manager local
 
     Settings come from the environment (LLAMA_CONTEXT, LLAMA_DTYPE, LLAMA_THREADS, …); README.md lists them.
-    """
+    """  # noqa: D301  (click reads the backspace character as "do not wrap")
 
 
 @main.command()
@@ -96,24 +100,34 @@ def _model_line(row: "ModelVariant") -> tuple[str, ...]:
     )
 
 
-def _outside_catalog(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that describe a checkpoint which the catalog does not have."""
-    options = (
-        click.option("--dialog", type=click.Choice(["inst", "source", "none"]),
-                     help="Outside the catalog: the dialog format it was tuned on."),
-        click.option("--infill", metavar="PRE,SUF,MID,EOT|none",
-                     help="Outside the catalog: its infilling ids, such as 32007,32008,32009,32010."),
-        click.option("--step-id", type=int, help="Outside the catalog: the id of <step>, for --dialog source."),
-        click.option("--temperature", type=click.FloatRange(0, 2), default=0.2, show_default=True,
-                     help="Outside the catalog: what it samples with by default."),
-        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True,
-                     help="Outside the catalog: likewise."),
-        click.option("--max-context", type=click.IntRange(16),
-                     help="Outside the catalog: how far it may read; its config's positions by default."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+_Command = Callable[..., None]
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# What describes a checkpoint that the catalog does not have.
+_format_options = _options(
+    click.option("--dialog", type=click.Choice(["inst", "source", "none"]),
+                 help="Outside the catalog: the dialog format it was tuned on."),
+    click.option("--infill", metavar="PRE,SUF,MID,EOT|none",
+                 help="Outside the catalog: its infilling ids, such as 32007,32008,32009,32010."),
+    click.option("--step-id", type=int, help="Outside the catalog: the id of <step>, for --dialog source."),
+)  # fmt: skip
+_default_options = _options(
+    click.option("--temperature", type=click.FloatRange(0, 2),
+                 help="Outside the catalog: what it samples with by default; 0.2 if not given."),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True),
+                 help="Outside the catalog: likewise; 0.9 if not given."),
+    click.option("--max-context", type=click.IntRange(16),
+                 help="Outside the catalog: how far it may read; its config's positions by default."),
+)  # fmt: skip
 
 
 @main.command()
@@ -131,14 +145,15 @@ def _outside_catalog(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(_DTYPES),
     help="What to serve in; the catalog's by default (bfloat16, nano float32).",
 )
 @click.option(
     "--infill-order", type=click.Choice(["psm", "spm"]), help="Order of infilling prompts; psm by default."
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
-@_outside_catalog
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a model already.")
+@_format_options
+@_default_options
 def package(  # noqa: PLR0913  (one argument an option)
     *,
     checkpoint: str,
@@ -150,7 +165,7 @@ def package(  # noqa: PLR0913  (one argument an option)
     overwrite: bool,
     **described: Any,
 ) -> None:
-    r"""Make an MLflow model of a checkpoint.
+    """Make an MLflow model of a checkpoint.
 
     OUTPUT becomes the model itself: `mlflow models serve --model-uri OUTPUT` and every --model of this
     command take it. On any failure nothing is left of it.
@@ -160,7 +175,7 @@ def package(  # noqa: PLR0913  (one argument an option)
       llama-endpoints package --checkpoint nano --output build/nano
       llama-endpoints package --checkpoint CodeLlama-7b-hf --variant codellama/CodeLlama-7b-hf --output models/7b
       llama-endpoints package --checkpoint my-llama --dialog inst --infill none --output models/mine
-    """
+    """  # noqa: D301
     from tqdm import tqdm
 
     from deployment.checkpoint import folder_of, inspect
@@ -168,10 +183,9 @@ def package(  # noqa: PLR0913  (one argument an option)
     from deployment.package import package as write
 
     folder = folder_of(checkpoint)
-    row = _served_as(_row(checkpoint, folder, variant, described), dtype, infill_order)
-    found = inspect(folder, row)
-    for warning in found.warnings:
-        click.echo(f"Warning: {warning}.", err=True)
+    row = _infilling_in(_row(checkpoint, folder, variant, described), infill_order)
+    found = inspect(folder, _served_in(row, dtype))
+    _warn(found.warnings)
     with tqdm(total=found.weight_bytes, unit="B", unit_scale=True, desc="weights", file=sys.stderr) as bar:
         done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
     if done.copied:
@@ -182,19 +196,32 @@ def package(  # noqa: PLR0913  (one argument an option)
     )
 
 
-def _served_as(row: "ModelVariant", dtype: str | None, infill_order: str | None) -> "ModelVariant":
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        click.echo(f"Warning: {warning}.", err=True)
+
+
+def _served_in(row: "ModelVariant", dtype: str | None) -> "ModelVariant":
+    from dataclasses import replace
+
+    if dtype is None and row.dtype not in _DTYPES:
+        raise SetupError(
+            f"{row.name} has weights in {row.dtype}, which is not served. Give the --dtype to serve it in."
+        )
+    return row if dtype is None else replace(row, dtype=dtype)
+
+
+def _infilling_in(row: "ModelVariant", order: str | None) -> "ModelVariant":
     from dataclasses import replace
 
     from llama_serving.catalog import Fact, InfillOrder
 
-    if dtype is not None:
-        row = replace(row, dtype=dtype)
-    if infill_order is not None:
-        if row.infill.value is None:
-            raise SetupError(f"{row.name} has no infilling, so --infill-order says nothing. Leave it out.")
-        tokens = replace(row.infill.value, order=InfillOrder(infill_order))
-        row = replace(row, infill=Fact(tokens, row.infill.source))
-    return row
+    if order is None:
+        return row
+    if row.infill.value is None:
+        raise SetupError(f"{row.name} has no infilling, so --infill-order says nothing. Leave it out.")
+    tokens = replace(row.infill.value, order=InfillOrder(order))
+    return replace(row, infill=Fact(tokens, row.infill.source))
 
 
 def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str, Any]) -> "ModelVariant":
@@ -204,20 +231,21 @@ def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str
     from deployment.nano import FOLDER
     from llama_serving.catalog import NANO
 
-    explicit = described["dialog"] is not None or described["infill"] is not None
-    if variant is not None and explicit:
-        raise SetupError("--variant says all of a model; --dialog and --infill describe one outside the catalog. "
-                         "Give the one or the others.")  # fmt: skip
+    given = {name: value for name, value in described.items() if value is not None}
+    if variant is not None and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SetupError(f"--variant says all of a model; {options} would describe one outside the catalog. "
+                         "Give the one or the other.")  # fmt: skip
     if variant is not None:
         return variant_of(variant)
-    if not explicit and folder == FOLDER:
+    if not given and folder.samefile(FOLDER):
         return NANO
-    if described["dialog"] is None or described["infill"] is None:
+    if not {"dialog", "infill"} <= given.keys():
         raise SetupError(
             f"Which model is {checkpoint}? Give --variant with a name of `llama-endpoints models`, or both "
             "--dialog and --infill for a checkpoint outside the catalog."
         )
-    return custom_variant(folder, **described)
+    return custom_variant(folder, **given)
 
 
 @main.command()
@@ -236,22 +264,20 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
     output; a refusal is the error object on standard error and exit code 1.
     """
     from llama_serving.contract import body, mlflow, protocol
+    from llama_serving.service import Service
 
-    raw = request.read()
+    files, settings = model_files(model), _settings(flags)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    service = _start(model, flags)
     try:
-        decoded = body.decode(raw)
-        parsed = protocol.parse(decoded)
-        answer = protocol.answer(
-            parsed, service.generate(parsed, deadline=_deadline(service)), service.variant.name
-        )
-        wrapped = mlflow.wrap(answer) if any(key in decoded for key in mlflow.KEYS) else answer
-        click.echo(json.dumps(wrapped, ensure_ascii=False))
+        decoded = body.decode(request.read())
+        parsed = protocol.parse(decoded)  # before the model is loaded: a bad body is known at once
+        with closing(Service.start(files, settings)) as service:
+            generations = service.generate(parsed, deadline=_deadline(settings))
     except ServingError as error:
         _refuse(error)
-    finally:
-        service.close()
+    answer = protocol.answer(parsed, generations, files.variant.name)
+    wrapped = mlflow.wrap(answer) if any(key in decoded for key in mlflow.KEYS) else answer
+    click.echo(json.dumps(wrapped, ensure_ascii=False))
 
 
 @main.command()
@@ -272,20 +298,30 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
 @click.option(
     "--infill-order", type=click.Choice(["psm", "spm"]), help="Order of infilling prompts; psm by default."
 )
+@_format_options
 def prompt(
-    *, checkpoint: str, variant: str | None, request: Any, context: int | None, infill_order: str | None
+    *,
+    checkpoint: str,
+    variant: str | None,
+    request: Any,
+    context: int | None,
+    infill_order: str | None,
+    **described: Any,
 ) -> None:
     """Show what the model reads for a request: text and token ids. Needs no weights."""
     from deployment.checkpoint import adapt, folder_of, read_config
     from llama_serving.contract import body, protocol
     from llama_serving.prompts.builder import PromptBuilder
     from llama_serving.prompts.tokenizer import Tokenizer
+    from llama_serving.service import context_of
+    from llama_serving.settings import Settings
 
     folder = folder_of(checkpoint)
-    row = _served_as(_row(checkpoint, folder, variant, {"dialog": None, "infill": None}), None, infill_order)
+    row = _infilling_in(_row(checkpoint, folder, variant, described), infill_order)
     if (folder / "config.json").is_file():
-        row, _ = adapt(row, read_config(folder), folder)
-    builder = PromptBuilder(Tokenizer.from_folder(folder), row, context or row.trained_positions.value)
+        row, warnings = adapt(row, read_config(folder), folder)
+        _warn(warnings)
+    builder = PromptBuilder(Tokenizer.from_folder(folder), row, context_of(row, Settings(context=context)))
     try:
         parsed = protocol.parse(body.decode(request.read()))
         prompts = [builder.build_one(parsed, index) for index in range(len(parsed.inputs))]
@@ -305,24 +341,22 @@ def model_files(name: str) -> "ModelFiles":
     from llama_serving.catalog import NANO
     from llama_serving.model_files import ModelFiles
 
-    if name == NANO.name and not Path(name).is_dir():
+    if name == NANO.name and not any(Path(name).rglob("MLmodel")):
         return ModelFiles(FOLDER, NANO)
     return ModelFiles.find(Path(name))
 
 
-def _start(model: str, flags: dict[str, str | None]) -> "Service":
-    from llama_serving.service import Service
+def _settings(flags: dict[str, str | None]) -> "Settings":
     from llama_serving.settings import Settings
 
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
-    return Service.start(model_files(model), Settings.from_environment({**os.environ, **given}))
+    return Settings.from_environment({**os.environ, **given})
 
 
-def _deadline(service: "Service") -> float | None:
+def _deadline(settings: "Settings") -> float | None:
     import time
 
-    seconds = service.settings.deadline_s
-    return None if seconds is None else time.monotonic() + seconds
+    return None if settings.deadline_s is None else time.monotonic() + settings.deadline_s
 
 
 def _refuse(error: ServingError) -> NoReturn:

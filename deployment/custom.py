@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deployment.checkpoint import read_config, rope_theta_of, shape_of
+from deployment.checkpoint import positions_of, read_config, rope_theta_of, shape_of
 from llama_serving.catalog import DialogFormat, Fact, InfillTokens, ModelVariant
 from llama_serving.errors import SetupError
 
@@ -12,10 +12,10 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
     *,
     dialog: str,
     infill: str,
-    step_id: int | None,
-    temperature: float,
-    top_p: float,
-    max_context: int | None,
+    step_id: int | None = None,
+    temperature: float = 0.2,
+    top_p: float = 0.9,
+    max_context: int | None = None,
 ) -> ModelVariant:
     """The row.
 
@@ -35,8 +35,10 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
     shape = shape_of(config, folder)
     if (dialog == "source") != (step_id is not None):
         raise SetupError("--dialog source needs --step-id, and nothing else does.")
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or positions < 1:
+    if step_id is not None and not 0 <= step_id < shape.vocab:
+        raise SetupError(f"--step-id must be an id below {shape.vocab}, not {step_id}.")
+    positions = positions_of(config, folder)
+    if positions is None:
         raise SetupError(f"{folder}/config.json has no max_position_embeddings.")
     if max_context is not None and max_context < positions:
         raise SetupError(f"--max-context {max_context} is below the {positions} positions of config.json.")
@@ -45,15 +47,15 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
         name=folder.resolve().name,
         shape=shape,
         source="options of `llama-endpoints package`",
-        rope_theta=rope_theta_of(config),
+        rope_theta=rope_theta_of(config, folder),
         trained_positions=Fact(positions, "config.json"),
         max_context=Fact(max_context or positions, "--max-context" if max_context else "config.json"),
         dialog=None if dialog == "none" else DialogFormat(dialog),
         infill=Fact(_tokens(infill, shape.vocab), "--infill"),
         temperature=temperature,
         top_p=top_p,
-        bos_id=_one_id(config, "bos_token_id", 1),
-        eos_id=_one_id(config, "eos_token_id", 2),
+        bos_id=_one_id(config, "bos_token_id", 1, shape.vocab),
+        eos_id=_one_id(config, "eos_token_id", 2, shape.vocab),
         step_id=step_id,
         dtype=str(dtype),
     )
@@ -69,8 +71,8 @@ def _tokens(text: str, vocab: int) -> InfillTokens | None:
     return InfillTokens(prefix, suffix, middle, eot)
 
 
-def _one_id(config: dict[str, object], name: str, default: int) -> int:
+def _one_id(config: dict[str, object], name: str, default: int, vocab: int) -> int:
     value = config.get(name, default)
-    if not isinstance(value, int):
-        raise SetupError(f"config.json has {name} {value}; one id is needed.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab:
+        raise SetupError(f"config.json has {name} {value}; one id below {vocab} is needed.")
     return value

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Shown:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Show the main job on the embedded model."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an orderly end: no server may outlive us
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 @main.command()

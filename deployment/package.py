@@ -3,10 +3,11 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,14 @@ from llama_serving.errors import SetupError
 from llama_serving.model_files import ARTIFACT, CHECKPOINT, RECORD, ModelFiles
 
 _CHUNK: Final = 16 * 1024 * 1024
-_UNLINKABLE: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
+_UNLINKABLE: Final = (
+    errno.EXDEV,
+    errno.EPERM,
+    errno.EMLINK,
+    errno.EOPNOTSUPP,
+    errno.EACCES,
+    errno.ENOSYS,  # what a FUSE file system without links says, such as a mounted blob container
+)
 
 Progress = Callable[[int], object]
 """Called with the number of bytes that have been dealt with since the last call."""
@@ -53,29 +61,46 @@ def package(
     Raises:
         SetupError: `output` exists, the disk is full, or something can't be written.
     """
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise SetupError(f"{output} exists already. Name another --output, or add --overwrite.")
     try:
+        _check_output(checkpoint, output, overwrite=overwrite)
         with _staged(output) as stage:
             _save(checkpoint, stage, weights)
             copied = _place_weights(checkpoint, stage, weights, progress)
             _put(stage, output)
     except OSError as error:
-        raise SetupError(
-            f"{output} can't be written: {error.strerror or error}. Nothing was left behind."
-        ) from error
+        raise SetupError(f"{output} can't be written: {_reason(error)}. Nothing was left behind.") from error
     return Packaged(output, Weights.COPY if copied else weights, copied)
+
+
+def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
+    """What exists is replaced only where that is wanted, and only a model that isn't the checkpoint's home."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise SetupError(f"{output} exists already. Name another --output, or add --overwrite.")
+    needed = (checkpoint.folder, *checkpoint.weights, *checkpoint.small)
+    if any(path.resolve().is_relative_to(output.resolve()) for path in needed):
+        raise SetupError(f"{output} holds the checkpoint itself, which --overwrite would delete. Name another.")
+    if not (output / "MLmodel").is_file():
+        raise SetupError(f"{output} is no MLflow model, so --overwrite leaves it alone. Name another --output.")
 
 
 @contextmanager
 def _staged(output: Path) -> Iterator[Path]:
     """A folder beside `output`, on the same file system, that is gone afterwards whatever happens."""
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.absolute().parent))
+    parent = output.absolute().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
-        yield folder / "model"
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=parent))
+        try:
+            yield folder / "model"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty: the model is in it
+            for empty in made:
+                empty.rmdir()
 
 
 def _put(stage: Path, output: Path) -> None:
@@ -83,18 +108,25 @@ def _put(stage: Path, output: Path) -> None:
         stage.rename(output)
         return
     old = stage.parent / "old"
-    output.rename(old)
     try:
+        output.rename(old)
         stage.rename(output)
-    except OSError:
-        old.rename(output)
+    except BaseException:  # a stop from outside too: what was there before goes back
+        if old.exists() and not output.exists():
+            old.rename(output)
         raise
+
+
+def _reason(error: OSError) -> str:
+    """Why, without the paths: they are of a folder that is gone by now."""
+    if error.strerror:
+        return error.strerror
+    first = re.search(r"\[Errno \d+\] ([^:]+)", str(error))  # shutil.Error lists all files of a tree
+    return first[1] if first else str(error)
 
 
 def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
     """Everything but the weights; MLflow copies artifacts, so it never sees those."""
-    from mlflow.exceptions import MlflowException
-
     from llama_serving.pyfunc import save_model
 
     artifact = stage.parent / ARTIFACT
@@ -111,11 +143,13 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
     metadata = {"variant": checkpoint.variant.name, "dtype": checkpoint.variant.dtype}
     try:
         save_model(stage, artifact=artifact, metadata=metadata, size=checkpoint.weight_bytes)
-    except MlflowException as error:
+    except OSError:
+        raise
+    except Exception as error:  # MLflow wraps what it stumbles over
         cause = error.__cause__ or error.__context__
         if isinstance(cause, OSError):
             raise cause from error
-        raise SetupError(f"MLflow could not write the model: {error.message}") from error
+        raise SetupError(f"MLflow could not write the model: {error}") from error
 
 
 def _place_weights(checkpoint: Checkpoint, stage: Path, weights: Weights, progress: Progress) -> str | None:
@@ -123,6 +157,8 @@ def _place_weights(checkpoint: Checkpoint, stage: Path, weights: Weights, progre
         progress(checkpoint.weight_bytes)
         return None
     target = stage / "artifacts" / ARTIFACT / CHECKPOINT
+    if weights is Weights.COPY:
+        _check_room(checkpoint, target)
     copied = None
     for file in checkpoint.weights:
         if weights is Weights.COPY or copied:
@@ -135,18 +171,19 @@ def _place_weights(checkpoint: Checkpoint, stage: Path, weights: Weights, progre
             if error.errno not in _UNLINKABLE:
                 raise
             copied = str(error.strerror)
-            _refuse_full_disk(checkpoint, target)
+            _check_room(checkpoint, target, f" (a link is not possible: {copied})")
             _copy(file, target / file.name, progress)
     return copied
 
 
-def _refuse_full_disk(checkpoint: Checkpoint, target: Path) -> None:
+def _check_room(checkpoint: Checkpoint, target: Path, why: str = "") -> None:
+    """Known before hours of copying, not after."""
     free = shutil.disk_usage(target).free
     if free < checkpoint.weight_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"the weights can't be linked to this file system, and a copy needs {checkpoint.weight_bytes:,} bytes "
-            f"where {free:,} are free (--weights reference needs none)",
+            f"a copy of the weights{why} needs {checkpoint.weight_bytes:,} bytes where {free:,} are free "
+            "(--weights reference needs none)",
         )
 
 

@@ -43,9 +43,9 @@ class ModelFiles:
         found = sorted(path.parent for path in root.rglob("MLmodel"))
         if len(found) != 1:
             inside = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
-            what = "no MLmodel file" if not found else f"{len(found)} MLmodel files"
+            what = "is no MLmodel file" if not found else f"are {len(found)} MLmodel files"
             raise SetupError(
-                f"There is {what} at or below {root}, which holds {inside}. Name a folder with exactly one "
+                f"There {what} at or below {root}, which holds {inside}. Name a folder with exactly one "
                 "model that `llama-endpoints package` wrote."
             )
         return cls.read(found[0] / "artifacts" / ARTIFACT)

@@ -100,7 +100,7 @@ def _refuse_misspelled(name: str) -> None:
 def _read_keys(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").replace("\n", ",")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"LLAMA_API_KEYS_FILE can't be read: {error}.") from error
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import yaml
 
 # azure-ai-ml is written for marshmallow 3, which warns at every schema that 4 is near.

@@ -2,14 +2,20 @@
 
 import csv
 import gzip
-import io
+import re
+import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Final, cast
 
 from llama_serving.contract.rows import Place, Row, RowKind, read
 from llama_serving.errors import BadRequest, BodyTooLarge, ServingError
+
+_BOM: Final = b"\xef\xbb\xbf"
+_SKIPPED_AT_ONCE: Final = 1 << 20
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,69 +33,140 @@ def lines(path: Path, name: str, *, max_bytes: int) -> Iterator[Line]:
     Args:
         path: the file; `.gz` is unpacked, `.csv` (or `.csv.gz`) is CSV, all else is JSONL.
         name: what to call the file in the records.
-        max_bytes: of one JSONL line.
+        max_bytes: of one physical line, and of one cell of CSV.
     """
-    number = 0
-    try:
-        with _open(path) as file:
-            found = _csv(file, name) if _is_csv(path) else _jsonl(file, name, max_bytes)
-            for line in found:
-                number = line.place.line
-                yield line
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
-        reason = BadRequest(f"The file can't be read behind line {number}: {error}.", code="unreadable_file")
-        yield Line(Place(name, number + 1), None, reason)
+    with _open(path) as file:
+        physical = _PhysicalLines(file, max_bytes)
+        yield from _csv(physical, name, max_bytes) if _is_csv(path) else _jsonl(physical, name)
 
 
 def _open(path: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+    packed = path.suffix.lower() == ".gz"
+    return cast("BinaryIO", gzip.open(path, "rb") if packed else path.open("rb"))
 
 
 def _is_csv(path: Path) -> bool:
-    return path.name.removesuffix(".gz").endswith(".csv")
+    return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
-def _jsonl(file: BinaryIO, name: str, max_bytes: int) -> Iterator[Line]:
-    number = 0
-    while raw := file.readline(max_bytes + 1):  # a binary file's lines end at \n bytes only
-        number += 1
-        place = Place(name, number)
-        if len(raw) > max_bytes:
-            _skip_line(file, raw)
-            too_long = BodyTooLarge(f"The line has more than {max_bytes} bytes.")
-            yield Line(place, None, too_long)
-        elif raw.removeprefix(b"\xef\xbb\xbf").strip():
-            yield _parsed(place, raw)
+class _PhysicalLines:
+    r"""What stands between `\n` bytes. After a line that can't be read the next one can be asked for.
+
+    Attributes:
+        number: of the line that came last, or could not be read, from 1.
+    """
+
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self.number = 0
+        self._file = file
+        self._max_bytes = max_bytes
+        self._damaged = False
+
+    def __iter__(self) -> "_PhysicalLines":
+        return self
+
+    def __next__(self) -> bytes:
+        if self._damaged:
+            raise StopIteration
+        self.number += 1
+        try:
+            raw = self._file.readline(self._max_bytes + len(b"\r\n") + 1)
+            too_long = len(raw.rstrip(b"\r\n")) > self._max_bytes
+            if too_long:
+                self._skip_rest(raw)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            self._damaged = True
+            message = f"The file can't be read from this line on: {error}."
+            raise BadRequest(message, code="unreadable_file") from error
+        if not raw:
+            self.number -= 1
+            raise StopIteration
+        if too_long:
+            raise BodyTooLarge(f"The line has more than {self._max_bytes} bytes.")
+        return raw.removeprefix(_BOM) if self.number == 1 else raw
+
+    def _skip_rest(self, raw: bytes) -> None:
+        while raw and not raw.endswith(b"\n"):
+            raw = self._file.readline(_SKIPPED_AT_ONCE)
 
 
-def _skip_line(file: BinaryIO, raw: bytes) -> None:
-    while raw and not raw.endswith(b"\n"):
-        raw = file.readline(1 << 20)
+def _jsonl(physical: _PhysicalLines, name: str) -> Iterator[Line]:
+    while True:
+        try:
+            raw = next(physical, None)
+            if raw is None:
+                return
+            if not raw.strip():
+                continue
+            line = Line(Place(name, physical.number), read(raw))
+        except ServingError as error:
+            line = Line(Place(name, physical.number), None, error)
+        yield line
 
 
-def _parsed(place: Place, raw: bytes) -> Line:
-    try:
-        return Line(place, read(raw))
-    except ServingError as error:
-        return Line(place, None, error)
+class _CsvText:
+    """The physical lines as `csv.reader` wants them; those of a broken row can be had again."""
+
+    def __init__(self, physical: _PhysicalLines) -> None:
+        self._physical = physical
+        self._row: list[str] = []
+        self._again: deque[str] = deque()
+
+    def __iter__(self) -> "_CsvText":
+        return self
+
+    def __next__(self) -> str:
+        # What is no UTF-8 becomes surrogates: they spoil their own row, and no other one.
+        text = self._again.popleft() if self._again else next(self._physical).decode("utf-8", "surrogateescape")
+        self._row.append(text)
+        return text
+
+    def start_row(self) -> int:
+        """The number of the line that comes next."""
+        self._row.clear()
+        return self._physical.number - len(self._again) + 1
+
+    def give_back(self) -> None:
+        """All lines of this row but the first: a quote that nobody closes must not take other rows along."""
+        self._again.extendleft(reversed(self._row[1:]))
 
 
-def _csv(file: BinaryIO, name: str) -> Iterator[Line]:
-    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-    header = next(reader, [])
-    last = reader.line_num
-    for cells in reader:
-        place, last = Place(name, last + 1), reader.line_num
-        if cells:
-            yield _csv_line(place, header, cells)
+def _csv(physical: _PhysicalLines, name: str, max_bytes: int) -> Iterator[Line]:
+    # The limit is one for all readers of the process; by default it is less than a prompt may have.
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
+    text = _CsvText(physical)
+    reader = csv.reader(text, strict=True)
+    header: list[str] | None = None
+    while True:
+        place = Place(name, text.start_row())
+        try:
+            cells = next(reader, None)
+            if cells is None:
+                return
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                continue
+            line = Line(place, _csv_row(header, cells))
+        except csv.Error as error:
+            text.give_back()
+            line = Line(place, None, BadRequest(f"The row is no CSV: {error}.", code="invalid_csv"))
+        except ServingError as error:
+            line = Line(place, None, error)
+        header = header or []  # one that can't be read is not looked for further down
+        yield line
 
 
-def _csv_line(place: Place, header: list[str], cells: list[str]) -> Line:
-    if "input_string" not in header:
-        return Line(place, None, BadRequest("The CSV has no column input_string.", code="missing_field"))
+def _csv_row(header: list[str], cells: list[str]) -> Row:
+    if header.count("input_string") != 1 or len(set(header)) != len(header):
+        message = "The header of a CSV must have one column input_string, and no name twice."
+        raise BadRequest(message, code="missing_field")
     if len(cells) != len(header):
         message = f"The CSV row has {len(cells)} cells; the header has {len(header)}."
-        return Line(place, None, BadRequest(message, code="invalid_value"))
+        raise BadRequest(message, code="invalid_csv")
+    if any(_SURROGATE.search(text) for text in (*header, *cells)):
+        raise BadRequest("The CSV row is not UTF-8. Save the file as UTF-8.", code="invalid_csv")
     row = dict(zip(header, cells, strict=True))
     content = {"input_string": row.pop("input_string")}
-    return Line(place, Row(RowKind.SHORT, content, row.pop("id", None), row))
+    return Row(RowKind.SHORT, content, row.pop("id", None), row)

@@ -23,7 +23,7 @@ def check_media_type(content_type: str | None, content_encoding: str | None) -> 
     """
     header = Message()
     header["content-type"] = content_type or ""
-    if header.get_content_type() != "application/json" or not content_type:
+    if header.get_content_type() != "application/json":
         raise UnsupportedMediaType("Send JSON with the header Content-Type: application/json.")
     charset = header.get_param("charset")
     if charset is not None and str(charset).lower() not in ("utf-8", "utf8"):

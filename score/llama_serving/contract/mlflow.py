@@ -1,9 +1,10 @@
 """MLflow's `/invocations`: body 7 of CONTRACT section 1. The server wraps the answer in `predictions`."""
 
+from dataclasses import replace
 from typing import Any
 
 from llama_serving.contract import azure
-from llama_serving.contract.request import Body, Request
+from llama_serving.contract.request import Body, Reply, Request
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
 
@@ -25,7 +26,10 @@ def parse(body: Body) -> Request:
     data = body[key]
     inner = data.get("parameters") if isinstance(data, dict) else None
     places = {f"{key}.parameters": inner, "params": body.get("params")}
-    return azure.request_of(_as_input_data(key, data), places, key)
+    if not _is_records(key, data):
+        return azure.request_of(data, places, key)
+    prompts = [record.get("input_string", record) for record in data]
+    return replace(azure.request_of(prompts, places, key), reply=Reply.ROWS)
 
 
 def wrap(answer: Any) -> dict[str, Any]:
@@ -33,11 +37,7 @@ def wrap(answer: Any) -> dict[str, Any]:
     return {"predictions": answer}
 
 
-def _as_input_data(key: str, data: Any) -> Any:
-    records = key == "dataframe_records" or (
+def _is_records(key: str, data: Any) -> bool:
+    return key == "dataframe_records" or (
         key == "instances" and isinstance(data[0], dict) and "input_string" in data[0]
     )
-    if not records:
-        return data
-    cells = [[record.get("input_string", record)] for record in data]
-    return {"columns": ["input_string"], "data": cells}

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
@@ -14,9 +14,11 @@ from llama_serving.contract.request import (
     Generation,
     Generations,
     Input,
+    Parameters,
     Reply,
     Request,
     TokenIds,
+    Usage,
 )
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
@@ -39,40 +41,32 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
     """OpenAI's object; `model` is the name of the model that answered."""
     chat = request.reply is Reply.CHAT
     sequences = [sequence for per_prompt in generations for sequence in per_prompt]
-    prompt_tokens = sum(per_prompt[0].usage.prompt_tokens for per_prompt in generations)
-    completion_tokens = sum(sequence.usage.completion_tokens for sequence in sequences)
     choice = _chat_choice if chat else _completion_choice
     return {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-        "object": "chat.completion" if chat else "text_completion",
-        "created": int(time.time()),
-        "model": model,
+        **_head("chat.completion" if chat else "text_completion", model),
         "choices": [choice(index, sequence) for index, sequence in enumerate(sequences)],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
+        "usage": _usage(generations),
     }
 
 
 def chunks(request: Request, deltas: Iterable[Delta], model: str) -> Iterator[dict[str, Any]]:
-    """OpenAI's chunk objects: a chat begins with the role, every sequence ends with its finish_reason."""
+    """OpenAI's chunk objects: a chat begins with the role, every sequence ends with its finish_reason.
+
+    Log-probabilities come with that end, usage behind the last sequence where `stream_options` asks for it.
+    """
     chat = request.reply is Reply.CHAT
-    head = {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-        "object": "chat.completion.chunk" if chat else "text_completion",
-        "created": int(time.time()),
-        "model": model,
-    }
+    head = _head("chat.completion.chunk" if chat else "text_completion", model)
     started: set[int] = set()
+    ended: list[Generation] = []
     for delta in deltas:
         role = {"role": "assistant"} if chat and delta.index not in started else {}
         started.add(delta.index)
         text = {"delta": {**role, "content": delta.text}} if chat else {"text": delta.text}
-        reason = None if delta.generation is None else delta.generation.finish_reason
-        choice = {"index": delta.index, **text, "finish_reason": reason, "logprobs": None}
-        yield {**head, "choices": [choice]}
+        if delta.generation is not None:
+            ended.append(delta.generation)
+        yield {**head, "choices": [{"index": delta.index, **text, **_end(delta.generation, chat=chat)}]}
+    if request.include_usage and ended:
+        yield {**head, "choices": [], "usage": _usage([tuple(ended)])}
 
 
 def _parse_completion(body: Body) -> Request:
@@ -84,7 +78,7 @@ def _parse_completion(body: Body) -> Request:
     if asked.return_full_text and asked.logprobs is not None:
         raise BadRequest("`echo` and `logprobs` can't be combined: no log-probabilities of the prompt are kept. "
                          "Leave one of them out.", code="unsupported_field", param="logprobs")  # fmt: skip
-    return Request(prompts, asked, Reply.COMPLETION, paths, "", ceiling=True, model=body.get("model"))
+    return _request(body, prompts, asked, Reply.COMPLETION, paths)
 
 
 def _prompts(body: Body) -> tuple[tuple[Input, ...], tuple[str, ...]]:
@@ -119,7 +113,7 @@ def _parse_chat(body: Body) -> Request:
         raise BadRequest("`top_logprobs` needs `logprobs: true` beside it.", code="invalid_value",
                          param="top_logprobs")  # fmt: skip
     asked = parameters.parse({**given, "logprobs": (top or 0) if wanted else None})
-    return Request((dialog,), asked, Reply.CHAT, ("messages",), "", ceiling=True, model=body.get("model"))
+    return _request(body, (dialog,), asked, Reply.CHAT, ("messages",))
 
 
 def _content(content: str | list[Mapping[str, str]]) -> str:
@@ -132,19 +126,41 @@ def _check_stream_options(body: Body) -> None:
                          param="stream_options")  # fmt: skip
 
 
+def _request(
+    body: Body, prompts: tuple[Input, ...], asked: Parameters, reply: Reply, paths: tuple[str, ...]
+) -> Request:
+    usage = bool((body.get("stream_options") or {}).get("include_usage"))
+    return Request(prompts, asked, reply, paths, "", ceiling=True, model=body.get("model"), include_usage=usage)
+
+
+def _head(kind: str, model: str) -> dict[str, Any]:
+    prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _usage(generations: Sequence[tuple[Generation, ...]]) -> dict[str, int]:
+    """Of all prompts, each counted once, and all their sequences."""
+    read = sum(sequences[0].usage.prompt_tokens for sequences in generations)
+    written = sum(sequence.usage.completion_tokens for sequences in generations for sequence in sequences)
+    return Usage(read, written).to_dict()
+
+
+def _end(generation: Generation | None, *, chat: bool) -> dict[str, Any]:
+    if generation is None:
+        return {"finish_reason": None, "logprobs": None}
+    return {"finish_reason": generation.finish_reason, "logprobs": _logprobs(generation, chat=chat)}
+
+
+def _logprobs(generation: Generation, *, chat: bool) -> dict[str, Any] | None:
+    if generation.logprobs is None:
+        return None
+    return chat_logprobs(generation.logprobs) if chat else completion_logprobs(generation.logprobs)
+
+
 def _completion_choice(index: int, sequence: Generation) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": sequence.full_text,
-        "finish_reason": sequence.finish_reason,
-        "logprobs": None if sequence.logprobs is None else completion_logprobs(sequence.logprobs),
-    }
+    return {"index": index, "text": sequence.full_text, **_end(sequence, chat=False)}
 
 
 def _chat_choice(index: int, sequence: Generation) -> dict[str, Any]:
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": sequence.text},
-        "finish_reason": sequence.finish_reason,
-        "logprobs": None if sequence.logprobs is None else chat_logprobs(sequence.logprobs),
-    }
+    message = {"role": "assistant", "content": sequence.text}
+    return {"index": index, "message": message, **_end(sequence, chat=True)}

@@ -100,6 +100,7 @@ class Request:
         parameters_path: where the parameters stand in the body.
         ceiling: `max_new_tokens` is cut to what the context leaves, not refused (OpenAI's meaning).
         model: the name that the client gave the model, where its protocol has one.
+        include_usage: a stream ends with its usage.
     """
 
     inputs: tuple[Input, ...]
@@ -109,6 +110,7 @@ class Request:
     parameters_path: str
     ceiling: bool = False
     model: str | None = None
+    include_usage: bool = False
 
     @property
     def openai(self) -> bool:

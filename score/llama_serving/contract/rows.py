@@ -20,6 +20,8 @@ URLS: Final = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 
 _SHORT: Final = ("input_string", "prompt", "messages", "prefix", "suffix")
 _WHOLE: Final = ("input_data", *MLFLOW_KEYS)
+_PROMPTS: Final = (*_SHORT, *_WHOLE)
+"""Never carried along: a second prompt in a row is refused, not forgotten."""
 _FREE: Final = frozenset(("user", "metadata", "store"))
 
 
@@ -74,10 +76,10 @@ def split(row: Mapping[str, Any]) -> Row:
     if "body" in row and ("custom_id" in row or "url" in row):
         return Row(RowKind.OPENAI_BATCH, row, row.get("custom_id"), {})
     if any(key in row for key in _WHOLE):
-        return _take(row, RowKind.BODY, {*_WHOLE, "parameters", "params"})
+        return _take(row, RowKind.BODY, {*_PROMPTS, "parameters", "params"})
     known = _openai_keys(row)
     if known:
-        return _take(row, RowKind.BODY, known)
+        return _take(row, RowKind.BODY, {*_PROMPTS, *known})
     if any(key in row for key in _SHORT):
         return _take(row, RowKind.SHORT, {*_SHORT, "parameters"})
     raise BadRequest(

@@ -6,21 +6,22 @@ can't drift apart. A message never quotes the instance: it may be a prompt.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
 from llama_serving.contract.body import kind_of
 from llama_serving.errors import BadRequest
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _URN: Final = "urn:llama-endpoints:"
 _NOT_A_RULE: Final = frozenset(("$schema", "$id", "$defs", "$ref"))
 
@@ -47,20 +48,15 @@ def schema(name: str) -> Mapping[str, Any]:
     return loaded
 
 
-def validate(body: object, name: str, *, at: str = "") -> None:
+def validate(body: object, name: str) -> None:
     """Checks `body` against the schema `name`, or the part of it named like `azure#/$defs/frame`.
-
-    Args:
-        body: the parsed JSON value.
-        name: file and optional fragment.
-        at: path that stands before every reported `param`.
 
     Raises:
         BadRequest: for the first thing that is wrong, in the schema's order.
     """
     error = next(_validator(name).iter_errors(body), None)
     if error is not None:
-        raise _explain(_Verdict.of(error, at))
+        raise _explain(_Verdict.of(error, body))
 
 
 def path_of(*steps: str | int) -> str:
@@ -72,7 +68,7 @@ def path_of(*steps: str | int) -> str:
 
 
 def _fast_items(
-    validator: Validator, items: Any, instance: Any, schema: Mapping[str, Any]
+    validator: Any, items: Any, instance: Any, schema: Mapping[str, Any]
 ) -> Iterator[ValidationError]:
     """`items`, without a step for each token id: a 4 MiB body holds two million of them."""
     if isinstance(items, dict) and items.get("type") == "integer" and isinstance(instance, list):
@@ -115,29 +111,42 @@ def _inlined(rule: Any, home: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What jsonschema found: where, which keyword of which rule, on what value."""
+    """What jsonschema found: where, which keyword of which rule, on what value, in which prompt."""
 
     steps: tuple[str | int, ...]
     keyword: str
     wanted: Any
     rule: Mapping[str, Any]
     value: Any
+    index: int | None
 
     @classmethod
-    def of(cls, error: ValidationError, at: str) -> "_Verdict":
-        steps = (*([at] if at else []), *error.absolute_path)
-        rule: Any = error.schema
-        return cls(steps, str(error.validator), error.validator_value, rule, error.instance)
+    def of(cls, error: ValidationError, body: Any) -> "_Verdict":
+        steps, rule = tuple(error.absolute_path), cast("Mapping[str, Any]", error.schema)
+        value = error.instance
+        return cls(steps, str(error.validator), error.validator_value, rule, value, _index(body, steps))
 
     @property
     def allowed(self) -> str:
         return str(self.rule.get("description", "valid"))
 
-    @property
-    def index(self) -> int | None:
-        """The prompt that the path leads to: the first number behind a list of prompts."""
-        pairs = pairwise(self.steps)
-        return next((s for name, s in pairs if name in PROMPT_LISTS and isinstance(s, int)), None)
+
+def _index(body: Any, steps: Sequence[str | int]) -> int | None:
+    """The prompt that the path leads to: its place in the first list of prompts on the way."""
+    for name, step in pairwise(steps):
+        body = body[name]
+        if name in PROMPT_LISTS and isinstance(step, int):
+            return None if _is_one_prompt(name, body[0]) else step
+    return None
+
+
+def _is_one_prompt(name: str | int, first: Any) -> bool:
+    """By its first item, as in the schemas: the list is a dialog or token ids, and so one prompt."""
+    if name == "prompt":
+        return isinstance(first, (int, float))
+    return (
+        name == "input_string" and isinstance(first, dict) and not first.keys().isdisjoint(("role", "content"))
+    )
 
 
 def _explain(found: _Verdict) -> BadRequest:
@@ -155,9 +164,8 @@ def _explain(found: _Verdict) -> BadRequest:
 
 
 def _code(found: _Verdict) -> str:
-    if (found.keyword == "minLength" and found.index is not None) or found.keyword == "minItems":
-        return "empty_prompt"
-    return "invalid_value"
+    empty = found.keyword in ("minLength", "minItems") and not found.value and "stop" not in found.steps
+    return "empty_prompt" if empty else "invalid_value"
 
 
 def _missing_field(found: _Verdict) -> BadRequest:
@@ -170,10 +178,12 @@ def _missing_field(found: _Verdict) -> BadRequest:
 def _unknown_field(found: _Verdict) -> BadRequest:
     properties = found.rule.get("properties", {})
     unknown = next(str(name) for name in found.value if name not in properties)
+    if not _NAME.fullmatch(unknown):
+        unknown = "…"  # no name, but perhaps a prompt in the wrong place
     accepted = sorted(name for name, rule in properties.items() if _is_offered(rule))
     close = get_close_matches(unknown, accepted, n=1, cutoff=0.5)
     hint = f" Did you mean `{close[0]}`?" if close else ""
-    param = path_of(*found.steps, unknown if len(unknown) <= 64 else unknown[:64] + "...")
+    param = path_of(*found.steps, unknown)
     message = f"`{param}` is not known.{hint} Accepted here: {', '.join(accepted)}."
     return BadRequest(message, code="unknown_field", param=param, index=found.index)
 
@@ -186,10 +196,12 @@ def _shown(found: _Verdict) -> str:
     """What was sent: numbers as they are, of everything else only the kind."""
     value = found.value
     match found.keyword:
-        case "minLength" | "minItems":
+        case "minLength" | "minItems" if not value:
             return "; it is empty"
+        case "minItems":
+            return f"; it has {len(value)} item{'' if len(value) == 1 else 's'}"
         case "maxItems":
-            return f"; it has {len(value)} items"
+            return f"; it has {len(value)} items, and at most {found.wanted} are taken"
         case "enum" | "const" if isinstance(value, str):
             return "; it is another one"
     if isinstance(value, (int, float)) and not isinstance(value, bool):

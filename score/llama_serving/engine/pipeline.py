@@ -5,6 +5,7 @@ each sequence runs alone, so that nobody's company changes its last bits, and ou
 token (as a logits processor that leaves one choice), so that no library setting takes part.
 """
 
+import atexit
 import logging
 import os
 import queue
@@ -49,8 +50,8 @@ class PipelineEngine:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._open: dict[Handle, None] = {}
-        self._running = 0
+        self._open: dict[Handle, _Job] = {}
+        self._running: _Job | None = None
         self._closed = False
         self._counts = {"sequences": 0, "tokens_in": 0, "tokens_out": 0}
         self._pid = os.getpid()
@@ -59,49 +60,68 @@ class PipelineEngine:
             target=self._serve, args=(checkpoint, dtype, threads, loaded), name="engine", daemon=True
         )
         self._thread.start()
+        atexit.register(self.close)  # a thread still inside torch while the interpreter goes would abort it
         failure = loaded.get()
         if failure is not None:
+            self.close()
             raise SetupError(f"{checkpoint} can't be loaded as a {dtype} model: {failure}") from failure
 
     def submit(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, deadline: float | None = None
     ) -> Handle:
         """See `Engine.submit`."""
-        handle = Handle()
-        with self._lock:
-            if not self._alive():
-                raise Unavailable("The engine takes no requests: it is shutting down or has stopped.",
-                                  retry_after=RETRY_AFTER_S)  # fmt: skip
-            self._open[handle] = None
-            self._counts["sequences"] += 1
-            self._counts["tokens_in"] += len(prompt_ids)
-            self._jobs.put(_Job(tuple(prompt_ids), params, deadline, handle))
-        return handle
+        job = _Job(tuple(prompt_ids), params, deadline, Handle())
+        if self._forked or not self._admit(job):
+            raise Unavailable("The engine takes no requests: it is shutting down or has stopped.",
+                              retry_after=RETRY_AFTER_S)  # fmt: skip
+        return job.handle
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
+        if self._forked:
+            return EngineStats("pipeline", 0, 0, alive=False, **self._counts)
         with self._lock:
-            waiting = len(self._open) - self._running
-            return EngineStats("pipeline", self._running, waiting, alive=self._alive(), **self._counts)
+            running = 0 if self._running is None else 1
+            waiting = len(self._open) - running
+            return EngineStats("pipeline", running, waiting, alive=self._alive(), **self._counts)
 
     def drain(self) -> None:
         """See `Engine.drain`."""
+        if self._forked:
+            return
         with self._idle:
             self._closed = True
-            self._idle.wait_for(lambda: not self._open or not self._thread.is_alive())
+            self._idle.wait_for(lambda: not self._open)
 
     def close(self) -> None:
         """See `Engine.close`."""
+        if self._forked:
+            return
+        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
             for handle in self._open:
                 handle.cancel()
         self._jobs.put(None)
-        if self._pid == os.getpid():
-            self._thread.join()
+        self._thread.join()
+
+    @property
+    def _forked(self) -> bool:
+        """This is a copy in a child process: it has no thread, and its lock may be held for ever."""
+        return self._pid != os.getpid()
 
     def _alive(self) -> bool:
-        return not self._closed and self._pid == os.getpid() and self._thread.is_alive()
+        return not self._closed and self._thread.is_alive()
+
+    def _admit(self, job: _Job) -> bool:
+        with self._lock:
+            if not self._alive():
+                return False
+            self._jobs.put(job)
+            self._open[job.handle] = job
+            self._counts["sequences"] += 1
+            self._counts["tokens_in"] += len(job.prompt_ids)
+            return True
 
     def _serve(
         self,
@@ -124,20 +144,24 @@ class PipelineEngine:
 
     def _run(self, model: Any, job: _Job) -> None:
         with self._lock:
-            self._running = 1
+            if job.handle not in self._open:  # it ended while it waited
+                return
+            self._running = job
         try:
             reason = self._generate(model, job)
-        except Exception:  # one sequence's fault, not its neighbours'
+        except BaseException as error:
             _log.exception("a sequence failed")
             job.handle.fail(
                 InternalError("The model failed on this sequence. Try again; the log has the cause.")
             )
+            if not isinstance(error, Exception):  # more than this sequence's fault: the thread ends
+                raise
         else:
             job.handle.finish(reason)
         finally:
             with self._idle:
-                self._running = 0
-                self._open.pop(job.handle, None)
+                self._running = None
+                del self._open[job.handle]
                 self._idle.notify_all()
 
     def _generate(self, model: Any, job: _Job) -> FinishReason:
@@ -165,7 +189,9 @@ class PipelineEngine:
             return choice
 
         def stopped(ids: torch.Tensor, _: torch.Tensor, **__: object) -> torch.Tensor:
-            if not ended and (reason := _ended(job)) is not None:
+            self._end_waiting()
+            whole = ids.shape[1] - len(job.prompt_ids) >= job.params.max_new_tokens
+            if not ended and not whole and (reason := _ended(job)) is not None:
                 ended.append(reason)
             return torch.full((ids.shape[0],), bool(ended), device=ids.device)
 
@@ -182,6 +208,17 @@ class PipelineEngine:
             )
         return ended[0] if ended else "length"
 
+    def _end_waiting(self) -> None:
+        """Ends what is cancelled or out of time before its turn: a deadline can't wait for the queue."""
+        with self._idle:
+            waiting = [job for job in self._open.values() if job is not self._running]
+            for job in waiting:
+                reason = _ended(job)
+                if reason is not None:
+                    job.handle.finish(reason)
+                    del self._open[job.handle]
+            self._idle.notify_all()
+
     def _fail_all(self) -> None:
         with self._idle:
             self._closed = True
@@ -196,6 +233,7 @@ class PipelineEngine:
 def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
     """The model behind a text-generation pipeline; nothing is fetched, nothing is unpickled."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # or the weights are loaded by a pool of other threads
     import torch
     import transformers
 

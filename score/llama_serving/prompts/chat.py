@@ -14,7 +14,7 @@ MARKERS: Final = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<step>", "</step>
 """Text that would end or open a turn: inside a message it could speak for somebody else."""
 
 _WHOLE_PROMPT: Final = re.compile(
-    r"(?:<s>)?\[INST\] (?:<<SYS>>\n?(?P<system>.*?)\n?<</SYS>>\s*)?(?P<user>.*?) ?\[/INST\]", re.DOTALL
+    r"(?:<s>)?\[INST\] (?:<<SYS>>\n?(?P<system>.*?)\n?<</SYS>> ?\n{0,2})?(?P<user>.*?) ?\[/INST\]", re.DOTALL
 )
 
 
@@ -38,7 +38,9 @@ def unfolded(dialog: Dialog) -> Sequence[Message]:
 
     The Llama-2 model card sends `<s>[INST] <<SYS>>…<</SYS>> … [/INST]` as one user message.
     """
-    whole = _WHOLE_PROMPT.fullmatch(dialog.messages[0].content.strip()) if dialog.unfold else None
+    content = dialog.messages[0].content.strip()
+    # Where the end is missing, the pattern would look for it from every <</SYS>> on.
+    whole = _WHOLE_PROMPT.fullmatch(content) if dialog.unfold and content.endswith("[/INST]") else None
     if whole is None:
         return dialog.messages
     user = Message("user", whole["user"])

@@ -17,6 +17,10 @@ import tokenizers
 from llama_serving.errors import SetupError
 
 _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTE_PIECES: Final = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+_NOT_OURS: Final = (
+    "is not one of the Llama family: text does not survive it. It needs BPE with byte fallback and ▁ for space."
+)
 _GUARD: Final = "☺"
 """Stands in front of a suffix while it is encoded and takes the dummy space (Meta's reference does so)."""
 
@@ -27,7 +31,10 @@ class Tokenizer:
     def __init__(self, model: tokenizers.Tokenizer, specials: Mapping[str, int]) -> None:
         self._model = model
         self._specials = dict(specials)
-        self._pieces = _pieces(model.get_vocab(with_added_tokens=False), frozenset(specials.values()))
+        vocab = model.get_vocab(with_added_tokens=False)
+        if not vocab.keys() >= _BYTE_PIECES:
+            raise SetupError(f"tokenizer.json {_NOT_OURS}")
+        self._pieces = _pieces(vocab, frozenset(specials.values()))
         self._guard = self.encode(_GUARD)
         self.max_piece_chars = max(len(piece.decode("utf-8", "replace")) for piece in self._pieces.values())
         self._probe()
@@ -79,16 +86,13 @@ class Tokenizer:
         return -(-characters // self.max_piece_chars)
 
     def _probe(self) -> None:
-        sample = "  f(x)\t# é🦙\r\n"
+        sample = "  F(x²)\t# é🦙\r\n"
         for ids, expected in (
             (self.encode(sample), " " + sample),
             (self.encode_continuation(sample), sample),
         ):
             if b"".join(map(self.piece, ids)).decode("utf-8", "replace") != expected:
-                raise SetupError(
-                    "tokenizer.json is not one of the Llama family: text does not survive it. "
-                    "It needs BPE with byte fallback and ▁ for space."
-                )
+                raise SetupError(f"tokenizer.json {_NOT_OURS}")
 
 
 class TextDecoder:
@@ -108,10 +112,13 @@ class TextDecoder:
 
 
 def _without_specials(layout: dict[str, Any], specials: frozenset[str]) -> dict[str, Any]:
-    """The same pipeline, in which no text can become a special token."""
+    """The same pipeline, in which no text can become a special token, be cut short or filled up."""
     model = layout["model"]
     merges = [merge for merge in model["merges"] if _product(merge) not in specials]
-    return {**layout, "added_tokens": [], "post_processor": None, "model": {**model, "merges": merges}}
+    # `dropout` draws at random; `ignore_merges` looks whole texts up in the vocabulary, special ones too.
+    exact = {**model, "merges": merges, "dropout": None, "ignore_merges": False}
+    off: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return {**layout, **off, "model": exact}
 
 
 def _product(merge: str | list[str]) -> str:

@@ -1,0 +1,173 @@
+"""`llama-endpoints package` as a real process: full disks, limits and signals leave nothing behind."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deployment.nano import FOLDER
+from deployment.servers import console_script
+
+PACKAGE = (console_script("llama-endpoints"), "package", "--checkpoint", "nano")
+WEIGHT_BYTES = 634_136
+TIMEOUT_S = 120
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A file size limit, then the command: every write behind it fails, as on a full disk."""
+
+TINY_DISK = """
+mount -t tmpfs -o size="$1" tmpfs "$2" || exit 77
+disk="$2"; shift 2
+"$@"; code=$?
+echo "left: $(ls -A "$disk")"
+exit $code
+"""
+"""A disk of a few pages, then the command, then what is left on the disk; 77 where none can be had."""
+
+STOPPED_IN_THE_MIDDLE = """
+import signal, time, tqdm
+for number in (signal.SIGHUP, signal.SIGTERM):  # whatever the caller's shell has made of them
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+tqdm.tqdm.update = lambda *_: time.sleep(600)
+from deployment.cli import main
+main(prog_name="llama-endpoints")
+"""
+"""The command, which waits once the first file of weights has come in."""
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    return folder
+
+
+def run(command: tuple[str, ...], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def told(stderr: str) -> list[str]:
+    """What stands on standard error beside the progress bar."""
+    return [line for line in re.split(r"[\r\n]+", stderr) if line and not line.startswith("weights:")]
+
+
+@pytest.mark.parametrize("weights", ["link", "copy", "reference"])
+def test_the_installed_command_packages(desk: Path, weights: str) -> None:
+    done = run((*PACKAGE, "--weights", weights, "--output", "made/nano"), desk)
+    assert done.returncode == 0, done.stderr
+    assert told(done.stderr) == []
+    assert "weights: 100%" in done.stderr
+    verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[weights]
+    assert done.stdout == f"made/nano is nano as an MLflow model, {WEIGHT_BYTES:,} bytes of weights {verb}.\n"
+    assert (desk / "made" / "nano" / "MLmodel").is_file()
+    assert names(desk) == ["made"]
+    assert names(desk / "made") == ["nano"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "weights"),
+    [
+        pytest.param(16, "link", id="the record"),
+        pytest.param(20_000, "link", id="the tokenizer"),
+        pytest.param(WEIGHT_BYTES - 1, "copy", id="the last byte of the weights"),
+    ],
+)
+def test_a_write_that_fails_leaves_nothing(desk: Path, limit: int, weights: str) -> None:
+    command = (*PACKAGE, "--weights", weights, "--output", "made/nano")
+    done = run((sys.executable, "-c", LIMITED, str(limit), *command), desk)
+    assert told(done.stderr) == ["Error: made/nano can't be written: File too large. Nothing was left behind."]
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert names(desk) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "weights", "reason"),
+    [
+        pytest.param("12k", "reference", "No space left on device", id="MLflow's own files"),
+        pytest.param("64k", "reference", "No space left on device", id="a copied tree"),
+        pytest.param(
+            "640k",
+            "link",
+            r"a copy of the weights \(a link is not possible: Invalid cross-device link\) needs 634,136 bytes "
+            r"where [\d,]+ are free \(--weights reference needs none\)",
+            id="the weights",
+        ),
+    ],
+)
+def test_a_full_disk_leaves_nothing(desk: Path, size: str, weights: str, reason: str) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("a full disk needs Linux's unshare, which is not here")
+    command = (*PACKAGE, "--weights", weights, "--output", f"{desk}/made/nano")
+    done = run(("unshare", "--mount", "sh", "-c", TINY_DISK, "sh", size, str(desk), *command), desk.parent)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"a disk of our own needs root: {done.stderr.strip()}")
+    (sentence,) = told(done.stderr)
+    assert re.fullmatch(
+        f"Error: {desk}/made/nano can't be written: {reason}. Nothing was left behind.", sentence
+    )
+    assert done.returncode == 2
+    assert done.stdout == "left: \n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(signal.SIGHUP, 129, id="SIGHUP"),
+        pytest.param(signal.SIGINT, 1, id="SIGINT"),
+    ],
+)
+@pytest.mark.parametrize("overwritten", [False, True], ids=["new", "overwrite"])
+def test_a_stop_in_the_middle_leaves_what_was_there(
+    desk: Path, *, number: signal.Signals, code: int, overwritten: bool
+) -> None:
+    if overwritten:
+        (desk / "nano").mkdir()
+        (desk / "nano" / "MLmodel").write_text("old")
+    command = (*PACKAGE[1:], "--weights", "copy", "--overwrite", "--output", "nano")
+    process = subprocess.Popen(
+        (sys.executable, "-c", STOPPED_IN_THE_MIDDLE, *command),
+        cwd=desk,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for_weights(desk, process)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == code
+    assert told(stderr) == (["Aborted!"] if number == signal.SIGINT else [])
+    assert stdout == ""
+    assert names(desk) == (["nano"] if overwritten else [])
+    if overwritten:
+        assert (desk / "nano" / "MLmodel").read_text() == "old"
+        assert names(desk / "nano") == ["MLmodel"]
+
+
+def wait_for_weights(desk: Path, process: subprocess.Popen[str]) -> None:
+    """Until the copy of the weights has begun."""
+    until = time.monotonic() + TIMEOUT_S
+    name = next(path.name for path in FOLDER.glob("*.safetensors"))
+    while not list(desk.glob(f".nano-*/model/artifacts/llama/checkpoint/{name}")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "no weights came"
+        time.sleep(0.01)

@@ -1,0 +1,35 @@
+"""Answers with their words and numbers taken out, to compare what is left with CONTRACT section 1."""
+
+from typing import Any
+
+from llama_serving.contract.request import FinishReason, Generation, TokenLogprob, Usage
+
+
+def shape(value: Any) -> Any:
+    """The same JSON value with "text" for every string and 0 for every number."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value]
+    if isinstance(value, str):
+        return "text"
+    return value if value is None or isinstance(value, bool) else 0
+
+
+def generation(
+    text: str = "out",
+    *,
+    before: str = "",
+    reason: FinishReason = "stop",
+    usage: tuple[int, int] = (3, 2),
+    logprobs: tuple[TokenLogprob, ...] | None = None,
+) -> Generation:
+    """A sequence as the service hands it back."""
+    return Generation(text, before + text, reason, Usage(*usage), logprobs)
+
+
+LOGPROBS = (
+    TokenLogprob("a", b"a", -0.5, (("a", b"a", -0.5), ("b", b"b", -1.5))),
+    TokenLogprob("é", "é".encode(), -0.25, (("é", "é".encode(), -0.25),)),
+)
+"""Of the text `aé`."""

@@ -1,0 +1,53 @@
+"""What the tests of one part share: hooks on the engine's thread, and how Hypothesis runs."""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from llama_serving.contract.request import SamplingParams
+from llama_serving.engine.base import Token
+from llama_serving.engine.sampling import Row, Sampler
+
+# No test measures time, so a busy machine must not fail one.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+PATIENCE_S: Final = 60
+"""How long a test waits for what would never come if the code were wrong."""
+
+Hook = Callable[[SamplingParams, int], None]
+BeforeDraw = Callable[[Hook], None]
+
+
+@pytest.fixture
+def before_draw(monkeypatch: pytest.MonkeyPatch) -> BeforeDraw:
+    """Runs a hook on the engine's thread before each draw, with the sequence's parameters and position."""
+    original = Sampler.draw
+
+    def install(hook: Hook) -> None:
+        def draw(self: Sampler, logits: Row) -> Token:
+            hook(self.params, self._position)
+            return original(self, logits)
+
+        monkeypatch.setattr(Sampler, "draw", draw)
+
+    return install
+
+
+class Gate:
+    """A hook that holds the engine's thread at one draw of one sequence until the test lets it go on."""
+
+    def __init__(self, seed: int, position: int = 0) -> None:
+        self.reached, self._go_on = threading.Event(), threading.Event()
+        self._at = (seed, position)
+
+    def __call__(self, params: SamplingParams, position: int) -> None:
+        if (params.seed, position) == self._at:
+            self.reached.set()
+            assert self._go_on.wait(PATIENCE_S)
+
+    def open(self) -> None:
+        self._go_on.set()

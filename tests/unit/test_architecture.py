@@ -1,0 +1,217 @@
+"""The house's rules: who may import whom, which file alone knows a heavy library, how files are called."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVING = ROOT / "score" / "llama_serving"
+ENTRIES = ("score.py", "batch_driver.py", "mlflow_model.py")
+
+FOUNDATION = {"catalog", "errors"}
+CORE = {"engine", "prompts", "contract", *FOUNDATION}
+DOOR = {"service", "model_files", "settings", *CORE}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "catalog": {"errors"},
+    "settings": FOUNDATION,
+    "model_files": FOUNDATION,
+    "contract": FOUNDATION,
+    "prompts": {"contract", *FOUNDATION},
+    "engine": {"contract", *FOUNDATION},
+    "service": {"model_files", "settings", *CORE},
+    "batch": DOOR,
+    "online": DOOR,
+    "pyfunc": DOOR,
+    "server": DOOR,
+}
+"""Parts of `llama_serving`, each with those that it may import beside itself."""
+
+ONLY_IN = {
+    "torch": (
+        "score/llama_serving/engine/pipeline.py",
+        "score/llama_serving/engine/batching/",
+        "deployment/nano/",
+    ),
+    "transformers": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
+    "accelerate": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
+    "mlflow": ("score/llama_serving/pyfunc.py",),
+    "pandas": ("score/llama_serving/pyfunc.py",),
+    "azure": ("deployment/azure.py",),
+    "azureml_inference_server_http": ("score/llama_serving/online.py",),
+    "flask": ("score/llama_serving/online.py",),
+}
+"""Libraries that few files know. (`load_tests/` and `tests/` are outside the house.)"""
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "mlflow",
+    "pandas",
+    "azure",
+    "azureml_inference_server_http",
+    "locust",
+)
+IMPURE = (
+    "llama_serving.engine.pipeline",
+    "llama_serving.online",
+    "llama_serving.pyfunc",
+    "deployment.demo",
+    "deployment.nano.build",
+)
+BANNED_NAMES = {"types", "utils", "helpers", "common", "logging"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(source: str) -> Iterator[str]:
+    """The modules that a text imports, wherever in it; `from a import b` may be the module `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield "." * node.level + (node.module or "")
+            else:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(module: str) -> str | None:
+    """`llama_serving.contract.body.decode` -> `contract`."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "llama_serving" else None
+
+
+def part_at(path: Path) -> str:
+    return path.relative_to(SERVING).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch", ["torch"]),
+        ("import os, torch.nn as nn", ["os", "torch.nn"]),
+        ("from torch import nn", ["torch.nn"]),
+        ("def f():\n    if 1:\n        from torch.nn import functional", ["torch.nn.functional"]),
+        ("from . import a\nfrom ..b import c", [".", "..b"]),
+        ("'import torch'  # import torch", []),
+    ],
+)
+def test_no_import_is_overlooked(source: str, expected: list[str]) -> None:
+    assert list(imported(source)) == expected
+
+
+@pytest.mark.parametrize("path", sources("score/llama_serving"), ids=shown)
+def test_imports_point_down(path: Path) -> None:
+    part = part_at(path)
+    if part == "__init__":
+        assert not list(imported(path.read_text(encoding="utf-8")))
+        return
+    assert part in MAY_IMPORT, f"say in MAY_IMPORT what {part} may import"
+    parts = {part_of(module) for module in imported(path.read_text(encoding="utf-8"))} - {None, part}
+    assert parts <= MAY_IMPORT[part]
+
+
+def test_the_directions_have_no_cycle() -> None:
+    settled: set[str] = set()
+    while len(settled) < len(MAY_IMPORT):
+        ready = {part for part, below in MAY_IMPORT.items() if below <= settled} - settled
+        assert ready, f"a cycle among {set(MAY_IMPORT) - settled}"
+        settled |= ready
+
+
+@pytest.mark.parametrize("path", sources("score"), ids=shown)
+def test_what_serves_knows_nothing_of_deployment(path: Path) -> None:
+    roots = {module.partition(".")[0] for module in imported(path.read_text(encoding="utf-8"))}
+    assert not roots & {"deployment", "load_tests", "tests"}
+
+
+@pytest.mark.parametrize("path", sources("score", "deployment"), ids=shown)
+def test_heavy_libraries_stay_in_their_files(path: Path) -> None:
+    roots = {module.partition(".")[0] for module in imported(path.read_text(encoding="utf-8"))}
+    for library, files in ONLY_IN.items():
+        assert library not in roots or shown(path).startswith(files), (
+            f"{library} belongs into {' or '.join(files)}"
+        )
+
+
+@pytest.mark.parametrize("path", sources("score", "deployment", "load_tests"), ids=shown)
+def test_imports_are_absolute(path: Path) -> None:
+    assert not [module for module in imported(path.read_text(encoding="utf-8")) if module.startswith(".")]
+
+
+@pytest.mark.parametrize("path", sources("score", "deployment", "load_tests", "tests"), ids=shown)
+def test_a_name_says_what_is_inside(path: Path) -> None:
+    assert not BANNED_NAMES & {part.removesuffix(".py") for part in path.relative_to(ROOT).parts}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries_hold_no_logic(name: str) -> None:
+    text = (ROOT / "score" / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 20
+    allowed = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign)
+    assert all(isinstance(node, allowed) for node in ast.parse(text).body)
+
+
+def test_there_are_no_other_entries() -> None:
+    assert {path.name for path in (ROOT / "score").glob("*.py")} == set(ENTRIES)
+
+
+def modules() -> Iterator[str]:
+    """Every module of both packages by its import name."""
+    for folder in (SERVING, ROOT / "deployment"):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder.parent).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+IMPORT_ALL = """
+import importlib, json, sys
+heavy, modules = json.loads(sys.argv[1])
+for module in modules:
+    importlib.import_module(module)
+    loaded = [name for name in heavy if name in sys.modules]
+    if loaded:
+        sys.exit(f"{module} loads {loaded}")
+"""
+
+
+def test_the_pure_parts_load_nothing_heavy() -> None:
+    pure = [
+        module for module in modules() if module not in IMPURE and not module.startswith("llama_serving.server")
+    ]
+    for needed in (
+        "contract.rows",
+        "prompts.builder",
+        "catalog",
+        "settings",
+        "engine.base",
+        "service",
+        "batch.driver",
+    ):
+        assert f"llama_serving.{needed}" in pure
+    assert "deployment.cli" in pure
+    arguments = json.dumps([HEAVY, pure])
+    command = (sys.executable, "-c", IMPORT_ALL, arguments)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "module", ["llama_serving.engine.pipeline", "llama_serving.pyfunc", "llama_serving.online"]
+)
+def test_what_is_left_out_exists(module: str) -> None:
+    assert module in modules()

@@ -1,0 +1,597 @@
+"""Files of rows, CONTRACT section 4: one record for each line that is not blank, in order, whatever it holds."""
+
+import csv
+import gzip
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_serving.batch import driver
+from llama_serving.batch.reader import Line, lines
+from llama_serving.contract import azure
+from llama_serving.contract.request import (
+    Completion,
+    Dialog,
+    Generation,
+    Generations,
+    Infill,
+    Parameters,
+    Request,
+    Usage,
+)
+from llama_serving.contract.rows import RowKind
+from llama_serving.errors import InternalError, SetupError, Unavailable
+from llama_serving.service import Service
+
+LIMIT = 1024
+BOM = b"\xef\xbb\xbf"
+KEYS = {"file", "line", "id", "output", "finish_reason", "usage", "error", "extra"}
+GREEDY = {"do_sample": False, "max_new_tokens": 8}
+
+
+def read(folder: Path, raw: bytes, name: str = "rows.jsonl", limit: int = LIMIT) -> list[Line]:
+    path = folder / name
+    path.write_bytes(raw)
+    return list(lines(path, name, max_bytes=limit))
+
+
+def told(found: list[Line]) -> list[tuple[int, Any]]:
+    """The physical number of each line, and its prompt or the code of its error."""
+    return [
+        (line.place.line, line.error.code if line.row is None and line.error else line.row and prompt_of(line))
+        for line in found
+    ]
+
+
+def prompt_of(line: Line) -> Any:
+    assert line.row is not None
+    return line.row.content["input_string"]
+
+
+def row(prompt: object, **others: object) -> bytes:
+    return json.dumps({"input_string": prompt, **others}, ensure_ascii=False).encode()
+
+
+A, B, C = row("a"), row("b"), row("c")
+
+
+class TestJsonLines:
+    @pytest.mark.parametrize(
+        ("raw", "expected"),
+        [
+            pytest.param(b"", [], id="nothing"),
+            pytest.param(b"\n \n\t\r\n", [], id="nothing but blank lines"),
+            pytest.param(A + b"\n" + B + b"\n", [(1, "a"), (2, "b")], id="two lines"),
+            pytest.param(A + b"\n" + B, [(1, "a"), (2, "b")], id="no newline at the end"),
+            pytest.param(A + b"\r\n" + B + b"\r\n", [(1, "a"), (2, "b")], id="CRLF"),
+            pytest.param(b"\n" + A + b"\n \t\n\r\n" + B, [(2, "a"), (5, "b")], id="blank lines are counted"),
+            pytest.param(BOM + A + b"\n" + B, [(1, "a"), (2, "b")], id="BOM"),
+            pytest.param(BOM, [], id="nothing but a BOM"),
+            pytest.param(BOM + b"\n" + A, [(2, "a")], id="a BOM on a blank line"),
+            pytest.param(
+                row("1\u2028 2\u2029 3\x85 4") + b"\n" + A,
+                [(1, "1\u2028 2\u2029 3\x85 4"), (2, "a")],
+                id="other line separators are text",
+            ),
+            pytest.param(A + b"\r" + B + b"\n" + C, [(1, "invalid_json"), (2, "c")], id="a bare CR ends no line"),
+            pytest.param(A + b"\x0c\n" + B, [(1, "invalid_json"), (2, "b")], id="a form feed is no white space"),
+            pytest.param(A[:-2] + b"\n" + B, [(1, "invalid_json"), (2, "b")], id="a line cut short"),
+            pytest.param(b'"a"\n' + B, [(1, "invalid_json"), (2, "b")], id="no object"),
+            pytest.param(b"{}\n" + B, [(1, "missing_field"), (2, "b")], id="an empty object"),
+            pytest.param(b'{"id": 1, "text": "a"}\n' + B, [(1, "missing_field"), (2, "b")], id="no prompt"),
+            pytest.param(row("é").decode().encode("latin-1") + b"\n" + B, [(1, "invalid_json"), (2, "b")], id="Latin-1"),
+            pytest.param(b'{"input_string": "\\ud800"}\n' + B, [(1, "invalid_json"), (2, "b")], id="surrogate"),
+            pytest.param(b'{"input_string": "a", "input_string": "b"}\n' + B, [(1, "invalid_json"), (2, "b")], id="twice"),
+            pytest.param(b'{"input_string": "a", "x": NaN}\n' + B, [(1, "invalid_json"), (2, "b")], id="NaN"),
+            pytest.param(b"[" * 900 + b"\n" + B, [(1, "invalid_json"), (2, "b")], id="depth"),
+        ],
+    )  # fmt: skip
+    def test_lines_and_their_numbers(self, tmp_path: Path, raw: bytes, expected: list[tuple[int, Any]]) -> None:
+        assert told(read(tmp_path, raw)) == expected
+        assert told(read(tmp_path, gzip.compress(raw), "rows.jsonl.gz")) == expected
+        assert told(read(tmp_path, gzip.compress(raw), "ROWS.JSONL.GZ")) == expected
+
+    @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b""])
+    @pytest.mark.parametrize("bom", [b"", BOM])
+    def test_the_limit_is_of_the_line_without_its_ending(
+        self, tmp_path: Path, ending: bytes, bom: bytes
+    ) -> None:
+        fits = row("x" * (LIMIT - len(row("")) - len(bom)))
+        raw = bom + fits + ending
+        assert [line.error for line in read(tmp_path, raw)] == [None]
+        raw = bom + fits[:-2] + b'y"}' + ending
+        assert told(read(tmp_path, raw)) == [(1, "body_too_large")]
+
+    @pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + 2, LIMIT + 3, LIMIT + 4, 3 * LIMIT, 3 << 20])
+    def test_a_line_that_is_too_long_is_one_error(self, tmp_path: Path, size: int) -> None:
+        raw = A + b"\n" + b"x" * size + b"\r\n\n" + C
+        assert told(read(tmp_path, raw)) == [(1, "a"), (2, "body_too_large"), (4, "c")]
+
+
+class TestDamagedArchives:
+    ROWS = b"".join(row(f"prompt {number}", noise=number**7 % 1_000_003) + b"\n" for number in range(5000))
+
+    @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
+    def test_what_can_be_unpacked_is_kept(self, tmp_path: Path, kept: float) -> None:
+        packed = gzip.compress(self.ROWS)
+        found = read(tmp_path, packed[: int(len(packed) * kept)], "rows.jsonl.gz")
+        assert len(found) > 4500 * kept
+        assert told(found[:-1]) == [(number + 1, f"prompt {number}") for number in range(len(found) - 1)]
+        assert told(found[-1:]) == [(len(found), "unreadable_file")]
+
+    def test_the_place_of_the_damage_counts_blank_lines(self, tmp_path: Path) -> None:
+        packed = gzip.compress(A + b"\n\n\n" + b"x" * 99)
+        assert told(read(tmp_path, packed[:-9], "rows.jsonl.gz")) == [(1, "a"), (4, "unreadable_file")]
+
+    @pytest.mark.parametrize(
+        ("damage", "readable"),
+        [
+            pytest.param(lambda packed: b"", 0, id="empty"),
+            pytest.param(lambda packed: packed[:5], 0, id="half a header"),
+            pytest.param(lambda packed: TestDamagedArchives.ROWS[:200], 0, id="not packed at all"),
+            pytest.param(lambda packed: packed[:20] + b"\xff" * 50 + packed[70:], 0, id="broken at the start"),
+            pytest.param(lambda packed: packed[:-8] + bytes(8), 5000, id="wrong checksum"),
+            pytest.param(lambda packed: packed + b"tail", 5000, id="something behind it"),
+        ],
+    )
+    def test_other_damage_is_one_error(
+        self, tmp_path: Path, damage: Callable[[bytes], bytes], readable: int
+    ) -> None:
+        found = read(tmp_path, damage(gzip.compress(self.ROWS)), "rows.jsonl.gz")
+        errors = [line.error.code for line in found if line.error]
+        assert errors == (["unreadable_file"] if damage(b"") or found else [])
+        assert len(found) - len(errors) == readable
+
+    def test_archives_one_behind_the_other_are_one_file(self, tmp_path: Path) -> None:
+        raw = gzip.compress(A + b"\n") + gzip.compress(B)
+        assert told(read(tmp_path, raw, "rows.gz")) == [(1, "a"), (2, "b")]
+
+    def test_a_file_that_is_not_there_is_no_row(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            list(lines(tmp_path / "absent.jsonl", "absent.jsonl", max_bytes=LIMIT))
+
+
+class TestCsv:
+    @pytest.mark.parametrize(
+        ("raw", "expected"),
+        [
+            pytest.param(b"", [], id="nothing"),
+            pytest.param(b"input_string\n", [], id="nothing but a header"),
+            pytest.param(b"input_string\na\nb\n", [(2, "a"), (3, "b")], id="two rows"),
+            pytest.param(b"input_string\na\nb", [(2, "a"), (3, "b")], id="no newline at the end"),
+            pytest.param(b"input_string\r\na\r\n\r\nb\r\n", [(2, "a"), (4, "b")], id="CRLF and blank lines"),
+            pytest.param(BOM + b"input_string\na\n", [(2, "a")], id="BOM"),
+            pytest.param(BOM + b'"input_string"\na\n', [(2, "a")], id="BOM before a quote"),
+            pytest.param(b"\n\ninput_string\na\n", [(4, "a")], id="blank lines before the header"),
+            pytest.param(b'input_string\n"a\n\nb"\nc\n', [(2, "a\n\nb"), (5, "c")], id="a prompt of three lines"),
+            pytest.param(b'input_string\n"a\r\nb"\r\nc\n', [(2, "a\r\nb"), (4, "c")], id="CRLF inside a prompt"),
+            pytest.param(b'input_string\n"a\rb"\nc\n', [(2, "a\rb"), (3, "c")], id="CR inside a prompt"),
+            pytest.param(b'input_string\n"a ""b"" c"\n', [(2, 'a "b" c')], id="quotes"),
+            pytest.param(
+                "input_string\na\u2028b\x85c\nd\n".encode(),
+                [(2, "a\u2028b\x85c"), (3, "d")],
+                id="other line separators are text",
+            ),
+            pytest.param(b"input_string,x\na,1\nb\nc,3\n", [(2, "a"), (3, "invalid_csv"), (4, "c")], id="a cell short"),
+            pytest.param(b"input_string\na,1\nb\n", [(2, "invalid_csv"), (3, "b")], id="a cell more"),
+            pytest.param(b"prompt\na\nb\n", [(2, "missing_field"), (3, "missing_field")], id="no such column"),
+            pytest.param(b"input_string,input_string\na,b\n", [(2, "missing_field")], id="the column twice"),
+            pytest.param(b"input_string,x,x\na,b,c\n", [(2, "missing_field")], id="a name twice"),
+            pytest.param(b"input_string\na\n\xff\nc\n", [(2, "a"), (3, "invalid_csv"), (4, "c")], id="not UTF-8"),
+            pytest.param(b"input_string,\xe9\na,1\n", [(2, "invalid_csv")], id="a header that is not UTF-8"),
+            pytest.param(
+                b'input_string\na\n"b"x\nc\n', [(2, "a"), (3, "invalid_csv"), (4, "c")], id="text behind a quote"
+            ),
+            pytest.param(
+                b'input_string\na\n"b\nc\nd\n',
+                [(2, "a"), (3, "invalid_csv"), (4, "c"), (5, "d")],
+                id="an open quote takes nobody along",
+            ),
+            pytest.param(
+                b'input_string\n"a\nb\n"c"\nd\n',
+                [(2, "invalid_csv"), (3, "b"), (4, "c"), (5, "d")],
+                id="an open quote that the next one closes",
+            ),
+            pytest.param(
+                b'input_string\n"a\n"b\n"c\nd',
+                [(2, "invalid_csv"), (3, "invalid_csv"), (4, "invalid_csv"), (5, "d")],
+                id="nothing but open quotes",
+            ),
+            pytest.param(
+                b'"input_string\na\n\nb\n',
+                [(1, "invalid_csv"), (2, "missing_field"), (4, "missing_field")],
+                id="a header that can't be read",
+            ),
+            pytest.param(b"input_string\na\rb\nc\n", [(2, "invalid_csv"), (3, "c")], id="a bare CR"),
+            pytest.param(
+                b"input_string\n" + b"x" * (LIMIT + 1) + b"\nb\n", [(2, "body_too_large"), (3, "b")], id="too long"
+            ),
+            pytest.param(
+                b'input_string\n"' + b"x" * LIMIT + b'\nb"\nc\n',
+                [(2, "body_too_large"), (3, 'b"'), (4, "c")],
+                id="too long inside a quote",
+            ),
+        ],
+    )  # fmt: skip
+    def test_rows_and_their_numbers(self, tmp_path: Path, raw: bytes, expected: list[tuple[int, Any]]) -> None:
+        assert told(read(tmp_path, raw, "rows.csv")) == expected
+        assert told(read(tmp_path, gzip.compress(raw), "rows.csv.gz")) == expected
+        assert told(read(tmp_path, raw, "ROWS.CSV")) == expected
+
+    def test_a_long_prompt_is_no_error(self, tmp_path: Path) -> None:
+        prompt = "def f():\n    return 1\n" * 10_000
+        (found,) = read(tmp_path, f'input_string\n"{prompt}"\n'.encode(), "rows.csv", limit=1 << 20)
+        assert prompt_of(found) == prompt
+
+    def test_ids_and_other_columns_are_carried(self, tmp_path: Path) -> None:
+        (found,) = read(tmp_path, b"team,input_string,id\nsearch,a,7\n", "rows.csv")
+        assert found.row is not None
+        assert (found.row.kind, found.row.id, found.row.extra) == (RowKind.SHORT, "7", {"team": "search"})
+
+    def test_a_cut_archive_keeps_its_first_rows(self, tmp_path: Path) -> None:
+        raw = b"input_string\n" + b"".join(b"prompt %d\n" % number for number in range(9000))
+        packed = gzip.compress(raw)
+        found = read(tmp_path, packed[: len(packed) // 2], "rows.csv.gz")
+        assert told(found[:-1]) == [(number + 2, f"prompt {number}") for number in range(len(found) - 1)]
+        assert told(found[-1:]) == [(len(found) + 1, "unreadable_file")]
+        assert len(found) > 1000
+
+
+class Echo:
+    """A service whose model repeats the prompt; what is called `boom` fails."""
+
+    variant = SimpleNamespace(name="echo")
+    settings = SimpleNamespace(max_body=1 << 20)
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    def generate(self, asked: Request) -> Generations:
+        self.asked.append(asked)
+        (prompt,) = asked.inputs
+        match prompt:
+            case Completion(text):
+                pass
+            case Infill(prefix, suffix):
+                text = f"{prefix}|{suffix}"
+            case Dialog(messages):
+                text = messages[-1].content
+            case _:
+                raise AssertionError(prompt)
+        if text == "boom":
+            raise InternalError("The model failed on this sequence.")
+        if text == "bug":
+            raise ZeroDivisionError("a prompt could be in here")
+        if text == "dead":
+            raise Unavailable("The engine has stopped.")
+        count = asked.parameters.num_return_sequences or 1
+        return (tuple(Generation(text, text, "stop", Usage(len(text), 2)) for _ in range(count)),)
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+def score(echo: Echo, path: Path, **options: Any) -> list[dict[str, Any]]:
+    return list(driver.score_file(cast("Service", echo), path, **options))
+
+
+def scored(echo: Echo, folder: Path, *rows: object, **options: Any) -> list[dict[str, Any]]:
+    """The records of a JSONL file with these rows."""
+    path = folder / "rows.jsonl"
+    path.write_bytes(
+        b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows)
+    )
+    return score(echo, path, **options)
+
+
+class TestRecords:
+    @pytest.mark.parametrize(
+        ("asked", "output"),
+        [
+            pytest.param({"input_string": "a"}, "a", id="input_string"),
+            pytest.param({"prompt": "a"}, "a", id="prompt"),
+            pytest.param({"messages": [{"role": "user", "content": "a"}]}, "a", id="messages"),
+            pytest.param({"prefix": "a", "suffix": ""}, "a|", id="prefix and suffix"),
+            pytest.param({"input_string": "a<FILL_ME>b"}, "a|b", id="the fill marker"),
+            pytest.param({"input_string": {"prefix": "a", "suffix": "b"}}, "a|b", id="an infilling item"),
+            pytest.param({"input_string": [{"role": "user", "content": "a"}]}, "a", id="a dialog"),
+            pytest.param({"input_data": {"input_string": ["a"]}}, "a", id="body 1"),
+            pytest.param({"input_data": {"input_string": "a"}}, "a", id="body 2"),
+            pytest.param({"input_data": ["a"], "params": {}}, "a", id="body 4"),
+            pytest.param({"input_data": {"columns": ["input_string"], "data": [["a"]]}}, "a", id="body 5"),
+            pytest.param({"inputs": {"input_string": ["a"]}}, "a", id="MLflow inputs"),
+            pytest.param({"instances": ["a"]}, "a", id="MLflow instances"),
+            pytest.param({"dataframe_records": [{"input_string": "a"}]}, "a", id="MLflow records"),
+            pytest.param({"prompt": "a", "max_tokens": 4}, "a", id="OpenAI completion"),
+            pytest.param({"prompt": "a", "suffix": "b"}, "a|b", id="OpenAI infilling"),
+            pytest.param({"messages": [{"role": "user", "content": "a"}], "n": 1}, "a", id="OpenAI chat"),
+        ],
+    )
+    def test_every_kind_of_row_is_answered_in_the_same_shape(
+        self, tmp_path: Path, echo: Echo, asked: dict[str, object], output: str
+    ) -> None:
+        (record,) = scored(echo, tmp_path, {**asked, "id": 7})
+        usage = {"prompt_tokens": len(output), "completion_tokens": 2, "total_tokens": len(output) + 2}
+        assert record == {
+            "file": "rows.jsonl",
+            "line": 1,
+            "id": 7,
+            "output": output,
+            "finish_reason": "stop",
+            "usage": usage,
+            "error": None,
+            "extra": {},
+        }
+
+    def test_several_sequences_are_a_list(self, tmp_path: Path, echo: Echo) -> None:
+        (record,) = scored(echo, tmp_path, {"input_string": "ab", "parameters": {"num_return_sequences": 2}})
+        assert (record["output"], record["finish_reason"]) == (["ab", "ab"], ["stop", "stop"])
+        assert record["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+
+    def test_unknown_keys_are_carried_and_ids_may_repeat(self, tmp_path: Path, echo: Echo) -> None:
+        records = scored(
+            echo,
+            tmp_path,
+            {"input_string": "a", "id": "x", "team": {"name": "search"}, "n_votes": None},
+            {"input_string": "boom", "id": "x", "team": 1},
+            {"input_string": "b", "id": ["x"]},
+            {"input_string": "c"},
+        )
+        assert [record["id"] for record in records] == ["x", "x", ["x"], None]
+        assert records[0]["extra"] == {"team": {"name": "search"}, "n_votes": None}
+        assert [record["extra"] for record in records[1:]] == [{"team": 1}, {}, {}]
+        assert [record["line"] for record in records] == [1, 2, 3, 4]
+
+    def test_the_rows_own_parameters_win_over_the_given_ones(self, tmp_path: Path, echo: Echo) -> None:
+        rows = [
+            {"input_string": "a", "parameters": {"max_new_tokens": 4, "seed": None}},
+            {"prompt": "a", "max_tokens": 4, "temperature": 0},
+            {"input_string": "a"},
+        ]
+        scored(echo, tmp_path, *rows, defaults=Parameters(max_new_tokens=64, seed=7, temperature=0.5))
+        parameters = [request.parameters for request in echo.asked]
+        assert [p.max_new_tokens for p in parameters] == [4, 4, 64]
+        assert [p.seed for p in parameters] == [7, 7, 7]
+        assert [p.temperature for p in parameters] == [0.5, 0, 0.5]
+
+    @pytest.mark.parametrize(
+        ("asked", "code", "param"),
+        [
+            ({"input_string": ""}, "empty_prompt", "input_string"),
+            ({"input_string": 5}, "invalid_value", "input_string"),
+            ({"input_string": "a", "prompt": "b"}, "competing_fields", None),
+            ({"input_string": "a", "messages": [{"role": "user", "content": "a"}]}, "competing_fields", None),
+            ({"prefix": "a"}, "missing_field", "suffix"),
+            ({"suffix": "a"}, "missing_field", "prefix"),
+            ({"prefix": "", "suffix": ""}, "empty_prompt", "prefix"),
+            ({"input_string": "a<FILL_ME>b<FILL_ME>"}, "invalid_value", "input_string"),
+            ({"messages": [{"role": "assistant", "content": "a"}]}, "invalid_dialog", "messages[0]"),
+            ({"input_string": "a", "parameters": {"top_q": 1}}, "unknown_field", "parameters.top_q"),
+            ({"input_string": "a", "parameters": {"seed": "1"}}, "invalid_value", "parameters.seed"),
+            ({"input_data": ["a", "b"]}, "too_many_prompts", None),
+            ({"input_data": []}, "empty_prompt", "input_data"),
+            ({"prompt": "a", "tools": []}, "unsupported_field", "tools"),
+        ],
+    )
+    def test_a_bad_row_is_a_record_and_the_rest_goes_on(
+        self, tmp_path: Path, echo: Echo, asked: dict[str, object], code: str, param: str | None
+    ) -> None:
+        before, bad, after = scored(echo, tmp_path, {"prompt": "a"}, {**asked, "id": 7}, {"prompt": "b"})
+        assert (before["output"], after["output"]) == ("a", "b")
+        assert bad.keys() == KEYS
+        assert (bad["line"], bad["id"], bad["extra"]) == (2, 7, {})
+        assert (bad["output"], bad["finish_reason"], bad["usage"]) == (None, None, None)
+        assert (bad["error"]["code"], bad["error"].get("param")) == (code, param)
+        assert bad["error"]["message"].endswith(".")
+
+    @pytest.mark.parametrize("text", ["boom", "bug"])
+    def test_a_row_that_fails_in_the_engine_fails_alone(
+        self, tmp_path: Path, echo: Echo, caplog: pytest.LogCaptureFixture, text: str
+    ) -> None:
+        records = scored(echo, tmp_path, {"prompt": "a"}, {"prompt": text, "id": 1}, {"prompt": "b"})
+        assert [record["output"] for record in records] == ["a", None, "b"]
+        assert records[1]["error"]["code"] == "internal_error"
+        assert "could be in here" not in json.dumps(records)
+        assert ("ZeroDivisionError" in caplog.text) == (text == "bug")
+
+    def test_an_engine_that_has_died_ends_the_mini_batch(self, tmp_path: Path, echo: Echo) -> None:
+        with pytest.raises(Unavailable):
+            scored(echo, tmp_path, {"prompt": "a"}, {"prompt": "dead"}, {"prompt": "b"})
+
+    def test_rows_are_the_sum_of_ok_and_errors(
+        self, tmp_path: Path, echo: Echo, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "llama_serving")
+        scored(echo, tmp_path, {"prompt": "a"}, b"\n", b"{\n", {"prompt": "boom"}, {"prompt": "b"})
+        assert caplog.messages[-1] == "rows.jsonl: 4 rows = 2 ok + 2 errors"
+
+    def test_no_prompt_is_logged(self, tmp_path: Path, echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        scored(echo, tmp_path, {"prompt": "my secret"}, b'{"prompt": "my secret"', {"my secret": "my secret"})
+        assert "secret" not in caplog.text
+
+
+class TestOpenAiBatchLines:
+    def line(self, prompt: str, **changes: object) -> dict[str, object]:
+        asked = {"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": {"prompt": prompt}}
+        return {**asked, **changes}
+
+    def test_answers_come_in_openais_own_shape(self, tmp_path: Path, echo: Echo) -> None:
+        chat = {"messages": [{"role": "user", "content": "b"}], "max_tokens": 4}
+        first, second = scored(
+            echo, tmp_path, self.line("a"), self.line("", url="/v1/chat/completions", body=chat, custom_id="y")
+        )
+        assert first.keys() == second.keys() == {"id", "custom_id", "response", "error"}
+        assert (first["custom_id"], second["custom_id"]) == ("x", "y")
+        assert first["id"] != second["id"]
+        assert first["response"]["status_code"] == second["response"]["status_code"] == 200
+        assert first["response"]["body"]["object"] == "text_completion"
+        assert first["response"]["body"]["choices"][0]["text"] == "a"
+        assert second["response"]["body"]["choices"][0]["message"] == {"role": "assistant", "content": "b"}
+        assert (first["error"], second["error"]) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("changes", "status", "code"),
+        [
+            ({"url": "/v1/embeddings"}, 400, "invalid_value"),
+            ({"url": None}, 400, "invalid_value"),
+            ({"method": "GET"}, 400, "invalid_value"),
+            ({"body": {}}, 400, "missing_field"),
+            ({"body": "a"}, 400, "missing_field"),
+            ({"body": {"prompt": "a", "max_tokens": 0}}, 400, "invalid_value"),
+            ({"body": {"prompt": ["a", "b"]}}, 400, "too_many_prompts"),
+            ({"body": {"prompt": "boom"}}, 500, "internal_error"),
+        ],
+    )
+    def test_errors_too(
+        self, tmp_path: Path, echo: Echo, changes: dict[str, object], status: int, code: str
+    ) -> None:
+        bad, after = scored(echo, tmp_path, self.line("a", **changes), self.line("b", custom_id="y"))
+        assert bad["custom_id"] == "x"
+        assert bad["response"]["status_code"] == status
+        assert bad["response"]["body"]["error"]["code"] == code
+        assert after["response"]["body"]["choices"][0]["text"] == "b"
+
+
+WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
+    lambda text: text not in ("boom", "bug", "dead") and "<FILL_ME>" not in text
+)
+BAD = st.sampled_from([b"{", b"[]", b"5", b"{}", b'{"prompt": ""}', b"\xff", b'{"prompt": "boom"}', b"a\rb"])
+BLANK = st.sampled_from([b"", b" ", b"\t", b"\x0b"])
+ENDING = st.sampled_from([b"\n", b"\r\n"])
+ROW = WORDS.map(lambda text: json.dumps({"prompt": text}, ensure_ascii=False).encode())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rows")
+
+
+class TestAlignment:
+    """As many records as lines that are not blank, in their order, each with its physical number."""
+
+    @settings(deadline=None)
+    @given(
+        content=st.lists(st.tuples(st.one_of(ROW, ROW, BAD, BLANK), ENDING), max_size=20),
+        last=st.one_of(st.just(b""), ROW, BAD),
+        bom=st.booleans(),
+        packed=st.booleans(),
+    )
+    def test_json_lines(
+        self, folder: Path, content: list[tuple[bytes, bytes]], last: bytes, *, bom: bool, packed: bool
+    ) -> None:
+        raw = BOM * bom + b"".join(line + ending for line, ending in content) + last
+        path = folder / f"rows.jsonl{'.gz' * packed}"
+        path.write_bytes(gzip.compress(raw) if packed else raw)
+        records = score(Echo(), path)
+        numbered = enumerate([*(line for line, _ in content), last], start=1)
+        expected = [(number, line) for number, line in numbered if line.strip()]
+        assert [record["line"] for record in records] == [number for number, _ in expected]
+        for record, (_, line) in zip(records, expected, strict=True):
+            assert record.keys() == KEYS
+            assert (record["output"] is None) == (record["error"] is not None)
+            assert "\n" not in json.dumps(record, ensure_ascii=False)
+            if record["error"] is None:
+                assert record["output"] == json.loads(line)["prompt"]
+            else:
+                assert line in BAD.elements
+
+    @settings(deadline=None)
+    @given(
+        cells=st.lists(st.tuples(WORDS, WORDS), max_size=12),
+        # The writer's QUOTE_MINIMAL quotes a bare CR only where its line ends have one.
+        style=st.sampled_from([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_MINIMAL)]),
+        bom=st.booleans(),
+    )
+    def test_csv(
+        self, folder: Path, cells: list[tuple[str, str]], style: tuple[str, Any], *, bom: bool
+    ) -> None:
+        text = io.StringIO(newline="")
+        ending, quoting = style
+        writer = csv.writer(text, lineterminator=ending, quoting=quoting)
+        numbers = []
+        for pair in [("team", "input_string"), *cells]:
+            numbers.append(text.getvalue().count("\n") + 1)
+            writer.writerow(pair)
+        path = folder / "rows.csv"
+        path.write_bytes(BOM * bom + text.getvalue().encode())
+        records = score(Echo(), path)
+        assert [record["line"] for record in records] == numbers[1:]
+        assert [(record["extra"]["team"], record["output"]) for record in records] == cells
+
+
+class TestDriver:
+    @pytest.fixture
+    def loaded(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+        """What `init` leaves behind."""
+        monkeypatch.setattr(driver, "_services", [service])
+        return service
+
+    def test_several_files_in_one_mini_batch_are_all_scored(self, tmp_path: Path, loaded: Service) -> None:
+        (tmp_path / "a.jsonl").write_bytes(b"\n" + row("one", parameters=GREEDY) + b"\n{\n")
+        (tmp_path / "empty.jsonl").write_bytes(b"")
+        (tmp_path / "b.csv").write_bytes(b"id,input_string\n7,\n")
+        (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(row("two", parameters=GREEDY)))
+        names = ["c.jsonl.gz", "empty.jsonl", "a.jsonl", "b.csv"]
+        answers = driver.run([str(tmp_path / name) for name in names])
+        records = [json.loads(answer) for answer in answers]
+        assert [(record["file"], record["line"]) for record in records] == [
+            ("c.jsonl.gz", 1), ("a.jsonl", 2), ("a.jsonl", 3), ("b.csv", 2),
+        ]  # fmt: skip
+        assert [record["error"] is None for record in records] == [True, True, False, False]
+        assert all("\n" not in answer for answer in answers)
+        for prompt, record in (("two", records[0]), ("one", records[1])):
+            asked = azure.parse({"input_data": [prompt], "params": GREEDY})
+            ((expected,),) = loaded.generate(asked)
+            assert (record["output"], record["finish_reason"]) == (expected.full_text, expected.finish_reason)
+            assert record["usage"] == expected.usage.to_dict()
+
+    def test_the_models_own_refusals_are_records(self, tmp_path: Path, loaded: Service) -> None:
+        rows = [
+            {"prompt": "a", "parameters": {"max_new_tokens": 100_000}},
+            {"prompt": "a", "parameters": {"stream": True}},
+            {"messages": [{"role": "user", "content": "[INST]"}]},
+            {"prompt": "a" * 100_000},
+            {"prompt": "a", "parameters": {**GREEDY, "details": True}},
+        ]
+        (tmp_path / "rows.jsonl").write_bytes(b"\n".join(json.dumps(row).encode() for row in rows))
+        records = [json.loads(answer) for answer in driver.run([str(tmp_path / "rows.jsonl")])]
+        codes = [record["error"] and record["error"]["code"] for record in records]
+        assert codes == [
+            "context_exceeded",
+            "streaming_unsupported",
+            "invalid_dialog",
+            "context_exceeded",
+            None,
+        ]
+        assert [entry["finish_reason"] for entry in records[-1]["details"]] == [records[-1]["finish_reason"]]
+
+    def test_an_empty_mini_batch_has_no_records(self, loaded: Service) -> None:
+        assert driver.run([]) == []
+
+    def test_run_without_init_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(driver, "_services", [])
+        with pytest.raises(SetupError, match=r"init\(\) has not run"):
+            driver.run([])
+
+    @pytest.mark.parametrize(
+        ("root", "sentence"), [(None, "AZUREML_MODEL_DIR is not set"), ("gone", "gone is not")]
+    )
+    def test_init_without_a_model_says_so(
+        self, monkeypatch: pytest.MonkeyPatch, root: str | None, sentence: str
+    ) -> None:
+        monkeypatch.delenv("AZUREML_MODEL_DIR", raising=False)
+        if root is not None:
+            monkeypatch.setenv("AZUREML_MODEL_DIR", root)
+        with pytest.raises(SetupError, match=sentence):
+            driver.init()

@@ -1,0 +1,162 @@
+"""Settings: read from the environment once; what can't be used stops the start with one sentence."""
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_serving.errors import SetupError
+from llama_serving.settings import Settings
+
+ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
+    "engine": (("pipeline", "pipeline"),),
+    "dtype": tuple((name, name) for name in ("auto", "float32", "bfloat16", "float16")),
+    "context": (("16", 16), ("100000", 100_000)),
+    "threads": (("1", 1), ("1024", 1024)),
+    "max_num_seqs": (("1", 1), ("4096", 4096)),
+    "queue": (("0", 0), ("1000000", 1_000_000)),
+    "deadline_s": (("0.001", 0.001), ("60", 60.0), ("1.5", 1.5)),
+    "max_body": (("1024", 1024), ("1073741824", 1 << 30)),
+    "max_prompts": (("1", 1), ("4096", 4096)),
+    "api_keys": (("a", ("a",)), ("a,b", ("a", "b")), (" a , ,b ", ("a", "b"))),
+    "log_prompts": (("true", True), ("1", True), ("TRUE", True), ("false", False), ("0", False)),
+}
+NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
+REFUSED: dict[str, tuple[str, ...]] = {
+    "engine": ("batching", "upstream", "Pipeline", "pipeline,batching"),
+    "dtype": ("int8", "FLOAT32", "fp16"),
+    "context": ("0", "15", "10000001", *NO_INTEGER),
+    "threads": ("0", "1025", *NO_INTEGER),
+    "max_num_seqs": ("0", "4097", *NO_INTEGER),
+    "queue": ("1000001", *NO_INTEGER),
+    "deadline_s": ("0", "0.0", "-1", "nan", "inf", "1e3", "1s", "."),
+    "max_body": ("1023", "1073741825", "4MB", *NO_INTEGER),
+    "max_prompts": ("0", "4097", *NO_INTEGER),
+    "api_keys": (",", " , "),
+    "log_prompts": ("yes", "2", "on", "truefalse"),
+}
+
+
+def variable(name: str) -> str:
+    return f"LLAMA_{name.upper()}"
+
+
+def test_the_tables_above_are_complete() -> None:
+    names = {field.name for field in fields(Settings)}
+    assert ACCEPTED.keys() == names
+    assert REFUSED.keys() == names
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"), [(name, *pair) for name, pairs in ACCEPTED.items() for pair in pairs]
+)
+def test_what_can_be_used_is_used(name: str, text: str, value: Any) -> None:
+    assert Settings.from_environment({variable(name): f" {text}\n"}) == Settings(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in REFUSED.items() for text in texts])
+def test_what_cannot_be_used_stops_the_start(name: str, text: str) -> None:
+    with pytest.raises(SetupError, match=variable(name)) as refusal:
+        Settings.from_environment({variable(name): text})
+    assert str(refusal.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_variable_is_no_setting(name: str, text: str) -> None:
+    assert Settings.from_environment({variable(name): text}) == Settings()
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    settings = Settings.from_environment({"PATH": "/bin", "HOME": "/"})
+    assert (settings.max_body, settings.max_prompts) == (4 * 1024 * 1024, 64)
+    assert settings.api_keys == ()
+    assert not settings.log_prompts
+
+
+def test_the_process_has_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_QUEUE", "3")
+    settings = Settings.from_environment()
+    monkeypatch.setenv("LLAMA_QUEUE", "4")
+    assert settings.queue == 3
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().queue = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LLAMA_MAX_NUM_SEQ", "LLAMA_MAX_NUM_SEQS"),
+        ("LLAMA_QUEUES", "LLAMA_QUEUE"),
+        ("LLAMA_DEADLINE", "LLAMA_DEADLINE_S"),
+        ("LLAMA_API_KEY", "LLAMA_API_KEYS"),
+        ("LLAMA_API_KEYS_FILES", "LLAMA_API_KEYS_FILE"),
+        ("LLAMA_LOG_PROMPT", "LLAMA_LOG_PROMPTS"),
+    ],
+)
+def test_a_misspelled_name_stops_the_start(name: str, meant: str) -> None:
+    with pytest.raises(SetupError, match=rf"{name} is not a setting. Did you mean {meant}\?"):
+        Settings.from_environment({name: "1"})
+
+
+@pytest.mark.parametrize("name", ["LLAMA_CPP_LIB", "LLAMA_INDEX_CACHE_DIR", "LLAMA_"])
+def test_variables_of_other_software_are_left_alone(name: str) -> None:
+    assert Settings.from_environment({name: "x"}) == Settings()
+
+
+@pytest.mark.parametrize("name", ["LLAMA_KV_MEMORY", "LLAMA_UPSTREAM_URL", "LLAMA_QUANTIZATION"])
+def test_a_setting_that_nothing_reads_is_refused(name: str) -> None:
+    with pytest.raises(SetupError, match=f"{name} is set, but .* Unset it"):
+        Settings.from_environment({name: "1"})
+
+
+def test_keys_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one\r\ntwo\n\n", encoding="utf-8")
+    assert Settings.from_environment({"LLAMA_API_KEYS_FILE": str(file)}).api_keys == ("one", "two")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", None])
+def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SetupError, match="LLAMA_API_KEYS"):
+        Settings.from_environment({"LLAMA_API_KEYS_FILE": str(file)})
+
+
+def test_keys_from_two_places_stop_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="both set"):
+        Settings.from_environment({"LLAMA_API_KEYS": "a", "LLAMA_API_KEYS_FILE": str(tmp_path)})
+
+
+def test_all_settings_are_shown_and_keys_are_masked() -> None:
+    shown = Settings(api_keys=("hidden-1", "hidden-2"), queue=3).shown()
+    assert all(f"{variable(field.name)}=" in shown for field in fields(Settings))
+    assert "LLAMA_API_KEYS=2 keys" in shown
+    assert "LLAMA_QUEUE=3" in shown
+    assert "hidden" not in shown
+    assert "\n" not in shown
+
+
+@settings(deadline=None)
+@given(
+    environment=st.dictionaries(
+        st.sampled_from([*map(variable, ACCEPTED), "LLAMA_API_KEYS_FILE", "LLAMA_QUEU"]), st.text()
+    )
+)
+def test_any_environment_is_read_or_refused(environment: dict[str, str]) -> None:
+    try:
+        settings = Settings.from_environment(environment)
+    except SetupError as refusal:
+        message = str(refusal)
+    else:
+        message = settings.shown()
+    keys = environment.get("LLAMA_API_KEYS", "")
+    assert len(keys) < 8 or keys not in message
