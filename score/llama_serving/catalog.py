@@ -120,6 +120,13 @@ class ModelVariant:
         """Ids that end a completion or a dialog turn."""
         return frozenset({self.eos_id} | ({self.step_id} if self.step_id is not None else set()))
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are no text, whatever the tokenizer's file says of them."""
+        tokens = self.infill.value
+        infill = (tokens.prefix, tokens.suffix, tokens.middle, tokens.eot) if tokens else ()
+        return self.stop_ids | {self.bos_id, *infill}
+
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON, as packaging records it."""
         return asdict(self)

@@ -25,6 +25,10 @@ _log = logging.getLogger(__name__)
 DEFAULT_DEADLINE_S: Final = 178.0
 """Managed endpoints cut a request off at 180 s at most; two seconds go for the way back."""
 
+CHUNK: Final = 1 << 20
+MOST_DISCARDED: Final = 64 * CHUNK
+"""Bytes behind the limit that are still read, so that most senders of too much are told so."""
+
 
 class _Process:
     """The service of this process. A forked worker has no engine thread and starts its own."""
@@ -74,16 +78,27 @@ def run(request: flask.Request) -> AMLResponse:
 
 def _answer(request: flask.Request) -> Any:
     service = _process.start()
+    raw = _read(request, service.settings.max_body)
     http.check_method(request.method)
     http.check_media_type(request.headers.get("Content-Type"), request.headers.get("Content-Encoding"))
+    http.check_size(len(raw), service.settings.max_body)
     with service.admitted():
-        limit = service.settings.max_body
-        http.check_size(request.content_length or 0, limit)
-        raw = request.stream.read(limit + 1)
-        http.check_size(len(raw), limit)
         parsed = azure.parse(body.decode(raw))
         deadline = time.monotonic() + (service.settings.deadline_s or DEFAULT_DEADLINE_S)
         return azure.answer(parsed, service.generate(parsed, deadline=deadline))
+
+
+def _read(request: flask.Request, limit: int) -> bytes:
+    """The body, or one byte more than allowed of it.
+
+    What is not wanted is read too, before anything is refused: a socket that is closed with bytes unread is
+    reset, and a client that sends first and reads then never sees the answer.
+    """
+    raw: bytes = request.stream.read(limit + 1)
+    left = MOST_DISCARDED if len(raw) > limit else 0
+    while left > 0 and (chunk := request.stream.read(min(left, CHUNK))):
+        left -= len(chunk)
+    return raw
 
 
 def _refusal(error: ServingError, request_id: str | None) -> AMLResponse:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
@@ -69,7 +70,7 @@ class Service:
         from llama_serving.engine.pipeline import PipelineEngine
 
         context = context_of(files.variant, settings)
-        tokenizer = Tokenizer.from_folder(files.checkpoint)
+        tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
         dtype = files.variant.dtype if settings.dtype == "auto" else settings.dtype
         _log.info("%s, context %d, %s; %s", files.variant.name, context, dtype, settings.shown())
         engine = PipelineEngine(files.checkpoint, dtype=dtype, threads=settings.threads)
@@ -124,15 +125,8 @@ class Service:
                 param="stream" if request.openai else f"{request.parameters_path}.stream",
             )
         works = self.prepare(request)
-        running: list[list[_Running]] = []
-        try:
-            for work in works:
-                running.append(self._submit(work, request, deadline))  # noqa: PERF401  (cancelled below)
+        with self._running(works, request, deadline) as running:
             generations = tuple(tuple(sequence.result() for sequence in one) for one in running)
-        finally:
-            for one in running:
-                for sequence in one:
-                    sequence.handle.cancel()
         _refuse_nothing(generations)
         return generations
 
@@ -146,17 +140,12 @@ class Service:
         if len(request.inputs) > 1:
             raise BadRequest("A stream answers one prompt. Send the prompts one by one.",
                              code="streaming_unsupported")  # fmt: skip
-        (work,) = self.prepare(request)
-        running = self._submit(work, request, deadline)
-        try:
-            for index, sequence in enumerate(running):
+        with self._running(self.prepare(request), request, deadline) as (sequences,):
+            for index, sequence in enumerate(sequences):
                 yield from (Delta(index, piece) for piece in sequence.pieces() if piece)
                 generation = sequence.generation()
                 _refuse_nothing(((generation,),))
                 yield Delta(index, "", generation)
-        finally:
-            for sequence in running:
-                sequence.handle.cancel()
 
     def close(self) -> None:
         """Ends the engine; what runs is cancelled."""
@@ -218,16 +207,22 @@ class Service:
         path = f"{request.parameters_path}.{name}" if request.parameters_path else name
         return BadRequest(f"`{path}` can't be met: {why}.", code="invalid_value", param=path)
 
-    def _submit(self, work: Work, request: Request, deadline: float | None) -> list["_Running"]:
-        return [
-            _Running(
-                self.engine.submit(work.prompt.token_ids, params, deadline=deadline),
-                work.prompt,
-                request.parameters,
-                self.tokenizer,
-            )
-            for params in work.params
-        ]
+    @contextmanager
+    def _running(
+        self, works: Sequence[Work], request: Request, deadline: float | None
+    ) -> Iterator[list[list["_Running"]]]:
+        """All sequences of a request, submitted; whatever happens, none of them outlives the block."""
+        running: list[list[_Running]] = []
+        try:
+            for work in works:
+                running.append([])
+                for params in work.params:
+                    handle = self.engine.submit(work.prompt.token_ids, params, deadline=deadline)
+                    running[-1].append(_Running(handle, work.prompt, request.parameters, self.tokenizer))
+            yield running
+        finally:
+            for sequence in chain.from_iterable(running):
+                sequence.handle.cancel()
 
 
 class _Running:
@@ -240,7 +235,8 @@ class _Running:
         self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer)
         self._stops = StopFinder(asked.stop or ())
-        self._tokens: list[Token] = []
+        self._tokens: list[tuple[Token, int]] = []
+        self._decoded = 0
         self._text = ""
         self._wants_logprobs = asked.logprobs is not None
 
@@ -249,8 +245,10 @@ class _Running:
         if self._full:
             yield self._prompt.before
         for token in self.handle:
-            self._tokens.append(token)
-            yield self._kept(self._stops.push(self._decoder.push(token.id)))
+            self._tokens.append((token, self._decoded))
+            text = self._decoder.push(token.id)
+            self._decoded += len(text)
+            yield self._kept(self._stops.push(text))
             if self._stops.found:
                 self.handle.cancel()
                 break
@@ -282,13 +280,9 @@ class _Running:
 
     def _logprobs(self) -> Iterator[TokenLogprob]:
         """Of the tokens whose text is in the answer: none behind a stop string, none of special tokens."""
-        room = len(self._text.encode())
-        for token in self._tokens:
+        for token, start in self._tokens:
             raw = self._tokenizer.piece(token.id)
-            if room <= 0:
-                return
-            room -= len(raw)
-            if raw and token.logprob is not None:
+            if raw and start < len(self._text) and token.logprob is not None:
                 top = tuple((*self._shown(i), logprob) for i, logprob in token.top)
                 yield TokenLogprob(*self._shown(token.id), token.logprob, top)
 

@@ -100,7 +100,7 @@ def _refuse_misspelled(name: str) -> None:
 def _read_keys(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").replace("\n", ",")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # (ValueError: not UTF-8, or no path at all)
         raise SetupError(f"LLAMA_API_KEYS_FILE can't be read: {error}.") from error
 
 

@@ -85,8 +85,6 @@ class TestJsonLines:
             pytest.param(A + b"\x0c\n" + B, [(1, "invalid_json"), (2, "b")], id="a form feed is no white space"),
             pytest.param(A[:-2] + b"\n" + B, [(1, "invalid_json"), (2, "b")], id="a line cut short"),
             pytest.param(b'"a"\n' + B, [(1, "invalid_json"), (2, "b")], id="no object"),
-            pytest.param(b"{}\n" + B, [(1, "missing_field"), (2, "b")], id="an empty object"),
-            pytest.param(b'{"id": 1, "text": "a"}\n' + B, [(1, "missing_field"), (2, "b")], id="no prompt"),
             pytest.param(row("é").decode().encode("latin-1") + b"\n" + B, [(1, "invalid_json"), (2, "b")], id="Latin-1"),
             pytest.param(b'{"input_string": "\\ud800"}\n' + B, [(1, "invalid_json"), (2, "b")], id="surrogate"),
             pytest.param(b'{"input_string": "a", "input_string": "b"}\n' + B, [(1, "invalid_json"), (2, "b")], id="twice"),
@@ -295,6 +293,16 @@ def scored(echo: Echo, folder: Path, *rows: object, **options: Any) -> list[dict
 
 
 class TestRecords:
+    def test_a_row_without_a_prompt_keeps_its_id_and_keys(self, tmp_path: Path, echo: Echo) -> None:
+        (record,) = scored(echo, tmp_path, {"id": 7, "text": "a"})
+        assert (record["output"], record["error"]["code"]) == (None, "missing_field")
+        assert (record["id"], record["extra"]) == (7, {"text": "a"})
+
+    def test_other_people_s_keys_make_no_openai_batch_line(self, tmp_path: Path, echo: Echo) -> None:
+        extra = {"body": "of a mail", "url": "https://mail.example"}
+        (record,) = scored(echo, tmp_path, {"input_string": "a", **extra})
+        assert (record["output"], record["extra"]) == ("a", extra)
+
     @pytest.mark.parametrize(
         ("asked", "output"),
         [

@@ -91,7 +91,7 @@ RECORD: Final = {"input_string": SECRET}
     [
         Bad("nothing", {}, "missing_field", says="none of them"),
         Bad("nulls", {"inputs": None, "instances": None}, "missing_field", says="none of them"),
-        Bad("two inputs", {"inputs": [SECRET], "instances": [SECRET]}, "missing_field",
+        Bad("two inputs", {"inputs": [SECRET], "instances": [SECRET]}, "competing_fields",
             says="inputs and instances"),
         Bad("an unknown key", {"inputs": [SECRET], "parameters": {}}, "unknown_field", "parameters",
             says="Did you mean `params`?"),

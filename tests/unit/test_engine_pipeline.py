@@ -627,7 +627,7 @@ def test_a_loop_that_closed_while_it_waited_harms_nobody(engine: Engine, before_
 
 
 def test_torch_is_called_on_the_engines_thread_alone(before_draw: BeforeDraw) -> None:
-    """KERNEL: one thread owns torch. All others are watched while they load, submit, read, cancel and close."""
+    """One thread owns torch. All others are watched while they load, submit, read, cancel and close."""
     drawing: set[str] = set()
     seen: set[str] = set()
 

@@ -246,7 +246,7 @@ def test_an_error_of_a_batch_line(error: ServingError) -> None:
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_record_is_one_line_of_json(text: str) -> None:
     """Lines end at \\n bytes only: other separators may stand in it, no \\n may."""
-    made = record({"prompt": "a", "id": text, text or "k": text}, text)
+    made = record({"prompt": "a", "id": text, f"key {text}": text}, text)
     line = rows.dumps(made)
     assert b"\n" not in line.encode()
     assert json.loads(line) == made

@@ -23,6 +23,7 @@ from llama_serving.contract.request import (
     TokenIds,
 )
 from llama_serving.engine import pipeline
+from llama_serving.engine.base import Handle, Token
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -35,6 +36,7 @@ from llama_serving.errors import (
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service import Service, as_serving_error, context_of
 from llama_serving.settings import Settings
+from tests.conftest import shared_tokenizer
 from tests.unit.conftest import PATIENCE_S, BeforeDraw, Gate
 
 TEXT: Final = "def sort(values):"
@@ -527,3 +529,54 @@ def test_prompts_are_logged_only_where_the_switch_is_on(
     with caplog.at_level("DEBUG", logger="llama_serving"):
         of(NANO, nano_tokenizer, log_prompts=switch).prepare(request(Completion("my secret")))
     assert ("my secret" in caplog.text) is switch
+
+
+# --- a scripted engine: what a real one does rarely ------------------------------------------------
+
+
+class Scripted:
+    """Gives each sequence the same tokens; refuses from the sequence `full` on."""
+
+    def __init__(self, *ids: int, full: int = 16) -> None:
+        self.handles: list[Handle] = []
+        self._ids = ids
+        self._full = full
+
+    def submit(self, *_: object, deadline: float | None = None) -> Handle:
+        if len(self.handles) == self._full:
+            raise Unavailable("No more.")
+        handle = Handle()
+        for token_id in self._ids:
+            handle.push(Token(token_id, -1.0))
+        handle.finish("length")
+        self.handles.append(handle)
+        return handle
+
+
+def scripted(variant: ModelVariant, tokenizer: Tokenizer, engine: Scripted) -> Service:
+    return Service(variant, tokenizer, cast("Any", engine), Settings())
+
+
+def test_logprobs_are_of_the_answers_tokens_where_bytes_make_no_character(nano_tokenizer: Tokenizer) -> None:
+    """One byte that is no character becomes U+FFFD, which has three: counting bytes would let `c` in."""
+    lone_byte = 3 + 0xFF
+    ids = (lone_byte, *nano_tokenizer.encode_continuation("ab"), *nano_tokenizer.encode_continuation("c"))
+    answer = only(scripted(NANO, nano_tokenizer, Scripted(*ids)), greedy(stop=("c",), logprobs=0))
+    assert answer.text == "\ufffdab"
+    assert answer.logprobs is not None
+    assert "".join(token.text for token in answer.logprobs) == "\ufffdab"
+
+
+def test_a_special_id_is_no_text_whatever_the_tokenizers_file_says() -> None:
+    """The 70B's <step>: the tokenizer's file may not list it among the added tokens."""
+    variant = CATALOG["codellama/CodeLlama-70b-Instruct-hf"]
+    tokenizer = Tokenizer.from_folder(shared_tokenizer("codellama-7b"), variant.special_ids)
+    engine = Scripted(*tokenizer.encode("done"), 32015)
+    assert only(scripted(variant, tokenizer, engine), greedy()).text == " done"
+
+
+def test_sequences_that_were_taken_are_cancelled_when_a_later_one_is_refused(nano_tokenizer: Tokenizer) -> None:
+    engine = Scripted(full=2)
+    with pytest.raises(Unavailable):
+        scripted(NANO, nano_tokenizer, engine).generate(request(num_return_sequences=3, max_new_tokens=4))
+    assert [handle.cancelled for handle in engine.handles] == [True, True]

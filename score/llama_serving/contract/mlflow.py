@@ -20,7 +20,8 @@ def parse(body: Body) -> Request:
     given = [key for key in KEYS if body.get(key) is not None]
     if len(given) != 1:
         what = "none of them" if not given else " and ".join(given)
-        raise BadRequest(f"Send exactly one of {', '.join(KEYS)}; the body has {what}.", code="missing_field")
+        code = "competing_fields" if given else "missing_field"
+        raise BadRequest(f"Send exactly one of {', '.join(KEYS)}; the body has {what}.", code=code)
     key = given[0]
     validate({name: value for name, value in body.items() if name == key or name not in KEYS}, "mlflow")
     data = body[key]

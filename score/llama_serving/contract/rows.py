@@ -31,6 +31,7 @@ class RowKind(StrEnum):
     SHORT = "short"  # {"input_string": …, "parameters": {…}}
     BODY = "body"  # a whole body of any protocol
     OPENAI_BATCH = "openai batch"  # {"custom_id", "method", "url", "body"}
+    NOTHING = "nothing"  # no prompt: its id and keys still belong into its record
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +63,14 @@ def read(raw: bytes) -> Row:
     """One line of JSONL.
 
     Raises:
-        BadRequest: it is no JSON object, or holds nothing to be answered.
+        BadRequest: it is no JSON object.
     """
     return split(json_body.decode(raw))
 
 
 def split(row: Mapping[str, Any]) -> Row:
-    """A parsed row.
-
-    Raises:
-        BadRequest: it holds nothing to be answered.
-    """
-    if "body" in row and ("custom_id" in row or "url" in row):
+    """A parsed row."""
+    if "body" in row and ("custom_id" in row or "url" in row) and row.keys().isdisjoint(_PROMPTS):
         return Row(RowKind.OPENAI_BATCH, row, row.get("custom_id"), {})
     if any(key in row for key in _WHOLE):
         return _take(row, RowKind.BODY, {*_PROMPTS, "parameters", "params"})
@@ -82,10 +79,7 @@ def split(row: Mapping[str, Any]) -> Row:
         return _take(row, RowKind.BODY, {*_PROMPTS, *known})
     if any(key in row for key in _SHORT):
         return _take(row, RowKind.SHORT, {*_SHORT, "parameters"})
-    raise BadRequest(
-        "The row has no prompt: send input_string, prompt, messages, prefix and suffix, or a whole body.",
-        code="missing_field",
-    )
+    return _take(row, RowKind.NOTHING, set())
 
 
 def request(row: Row, defaults: Parameters) -> Request:
@@ -160,6 +154,11 @@ def _parse(row: Row) -> Request:
             return protocol.parse(row.content)
         case RowKind.SHORT:
             return _parse_short(row.content)
+        case RowKind.NOTHING:
+            raise BadRequest(
+                "The row has no prompt: send input_string, prompt, messages, prefix and suffix, or a whole body.",
+                code="missing_field",
+            )
 
 
 def _parse_batch_line(line: Mapping[str, Any]) -> Request:

@@ -40,8 +40,12 @@ class Tokenizer:
         self._probe()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
+    def from_folder(cls, folder: Path, special_ids: frozenset[int] = frozenset()) -> "Tokenizer":
         """The tokenizer of a checkpoint.
+
+        Args:
+            folder: where its `tokenizer.json` lies.
+            special_ids: ids that are no text although the file may not say so.
 
         Raises:
             SetupError: there is no `tokenizer.json`, or it is not one of this family.
@@ -55,9 +59,10 @@ class Tokenizer:
         try:
             layout = json.loads(path.read_text(encoding="utf-8"))
             specials = {token["content"]: token["id"] for token in layout["added_tokens"]}
+            specials |= {piece: i for piece, i in layout["model"]["vocab"].items() if i in special_ids}
             model = tokenizers.Tokenizer.from_str(json.dumps(_without_specials(layout, frozenset(specials))))
         except Exception as error:  # tokenizers raises bare Exception
-            raise SetupError(f"{path} can't be read as a tokenizer: {error}") from error
+            raise SetupError(f"{path} can't be read as a tokenizer ({error!r}). Download it again.") from error
         return cls(model, specials)
 
     @property
