@@ -321,7 +321,9 @@ def prompt(
     if (folder / "config.json").is_file():
         row, warnings = adapt(row, read_config(folder), folder)
         _warn(warnings)
-    builder = PromptBuilder(Tokenizer.from_folder(folder, row.special_ids), row, context_of(row, Settings(context=context)))
+    builder = PromptBuilder(
+        Tokenizer.from_folder(folder, row.special_ids), row, context_of(row, Settings(context=context))
+    )
     try:
         parsed = protocol.parse(body.decode(request.read()))
         prompts = [builder.build_one(parsed, index) for index in range(len(parsed.inputs))]

@@ -29,7 +29,7 @@ from mlflow.types.schema import ParamSchema, ParamSpec
 
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract import openai, protocol
-from llama_serving.contract.body import check_value
+from llama_serving.contract.body import check_value, too_deep
 from llama_serving.contract.request import Request
 from llama_serving.errors import ServingError
 from llama_serving.model_files import ARTIFACT, ModelFiles
@@ -39,7 +39,7 @@ from llama_serving.settings import Settings
 _log = logging.getLogger(__name__)
 
 REQUIREMENTS: Final = (
-    "mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "jsonschema", "referencing",
+    "mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "jsonschema",
     "numpy", "pandas", "PyYAML",
 )  # fmt: skip
 EXAMPLE: Final = {
@@ -216,7 +216,10 @@ def _entry() -> Path:
 
 def _request(model_input: Any, params: Mapping[str, Any] | None) -> Request:
     given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
-    data = _body(model_input)
+    try:
+        data = _body(model_input)
+    except RecursionError:
+        raise too_deep() from None
     if "messages" in data or "prompt" in data:
         data = {**data, **given}
     elif given:

@@ -235,3 +235,9 @@ def test_mlflow_takes_posts_only(invocations: str, method: str) -> None:
 
 def test_mlflow_takes_json_only(invocations: str) -> None:
     assert post(invocations, b"x", Content_Type="text/plain").status == 415
+
+
+def test_mlflow_refuses_what_is_nested_too_deep_for_python(invocations: str) -> None:
+    deep = b"[" * 700 + b"]" * 700
+    answer = post(invocations, b'{"prompt": "a", "x": %s}' % deep)
+    assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_json")

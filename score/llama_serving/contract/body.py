@@ -41,7 +41,7 @@ def decode_value(raw: bytes) -> Any:
         where = f"line {error.lineno}, column {error.colno}"
         raise _bad_json(f"The body is not valid JSON: {error.msg} at {where}.") from None
     except RecursionError:
-        raise _too_deep() from None
+        raise too_deep() from None
     check_value(value)
     return value
 
@@ -66,7 +66,7 @@ def check_value(value: Any) -> None:
                 _check_float(node)
             elif kind is list or kind is dict:
                 if depth == MAX_DEPTH:
-                    raise _too_deep()
+                    raise too_deep()
                 containers += 1
                 if containers > MAX_CONTAINERS:
                     raise _too_many()
@@ -123,7 +123,8 @@ def _bad_json(message: str) -> BadRequest:
     return BadRequest(message, code="invalid_json")
 
 
-def _too_deep() -> BadRequest:
+def too_deep() -> BadRequest:
+    """The refusal of a body that is nested deeper than `MAX_DEPTH`."""
     return _bad_json(f"The body is nested deeper than {MAX_DEPTH} levels.")
 
 
