@@ -531,6 +531,13 @@ def test_prompts_are_logged_only_where_the_switch_is_on(
     assert ("my secret" in caplog.text) is switch
 
 
+def test_a_fault_of_the_parameters_is_no_prompts_fault(service: Service) -> None:
+    with pytest.raises(BadRequest) as refused:
+        service.prepare(greedy(num_return_sequences=2))
+    assert refused.value.param == "input_data.parameters.num_return_sequences"
+    assert refused.value.index is None
+
+
 # --- a scripted engine: what a real one does rarely ------------------------------------------------
 
 

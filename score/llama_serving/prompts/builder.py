@@ -100,6 +100,11 @@ class PromptBuilder:
 
 
 def located(error: BadRequest, request: Request, index: int) -> ServingError:
-    """The error with the path of the input it is about, and its index where it stands in a list."""
+    """The error with the path of the input it is about, and its index where it stands in a list.
+
+    An error that names a parameter is about all inputs, and stays as it is.
+    """
+    if error.param is not None:
+        return error
     path = request.paths[index]
     return error.at(param=path, index=index if path.endswith("]") else None)
