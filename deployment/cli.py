@@ -186,7 +186,9 @@ def package(  # noqa: PLR0913  (one argument an option)
     row = _infilling_in(_row(checkpoint, folder, variant, described), infill_order)
     found = inspect(folder, _served_in(row, dtype))
     _warn(found.warnings)
-    with tqdm(total=found.weight_bytes, unit="B", unit_scale=True, desc="weights", file=sys.stderr) as bar:
+    with tqdm(
+        total=found.weight_bytes, unit="B", unit_scale=True, desc="weights", file=sys.stderr, delay=0.5
+    ) as bar:
         done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
     if done.copied:
         click.echo(f"The weights were copied: they can't be linked ({done.copied}).", err=True)

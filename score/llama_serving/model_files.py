@@ -6,6 +6,8 @@ OUT/artifacts/llama/checkpoint/         config.json, tokenizer.json, *.safetenso
 """
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +42,7 @@ class ModelFiles:
         """
         if not root.is_dir():
             raise SetupError(f"{root} is not a folder. Name the folder that `llama-endpoints package` wrote.")
-        found = sorted(path.parent for path in root.rglob("MLmodel"))
+        found = sorted(_models_below(root))
         if len(found) != 1:
             inside = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
             what = "is no MLmodel file" if not found else f"are {len(found)} MLmodel files"
@@ -75,3 +77,15 @@ class ModelFiles:
     def record(self, checkpoint: str) -> dict[str, Any]:
         """What `read` reads; `checkpoint` is relative to the record, or absolute."""
         return {"format": FORMAT, "checkpoint": checkpoint, "variant": self.variant.to_dict()}
+
+
+def _models_below(root: Path) -> Iterator[Path]:
+    """Folders with an MLmodel file; links to folders are followed, each folder once."""
+    seen: set[Path] = set()
+    for name, below, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        if folder.resolve() in seen or "MLmodel" in files:
+            below.clear()
+        if folder.resolve() not in seen and "MLmodel" in files:
+            yield folder
+        seen.add(folder.resolve())

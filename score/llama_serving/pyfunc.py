@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -81,10 +82,11 @@ class ServingException(MlflowException):  # type: ignore[misc]  # mlflow is unty
         super().__init__(error.message)
         self.error = error
         self.openai = False
+        self.request_id = uuid.uuid4().hex
 
     def serialize_as_json(self) -> str:
         """Our own body. MLflow's would have the prompt in it: it puts the input into `message`."""
-        return json.dumps(self.error.body(openai=self.openai))
+        return json.dumps(self.error.body(self.request_id, openai=self.openai))
 
     def get_http_status_code(self) -> int:
         """The status of CONTRACT section 3."""
@@ -233,8 +235,6 @@ def _body(model_input: Any) -> dict[str, Any]:
     if isinstance(model_input, pd.DataFrame):
         return _frame(model_input)
     data = _plain(model_input)
-    if isinstance(data, str):
-        return {"inputs": [data]}
     if not isinstance(data, dict):
         return {"inputs": data}
     whole = {"input_data", "messages", "prompt", *protocol_mlflow.KEYS}

@@ -2,11 +2,16 @@
 
 import json
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from deployment.servers import free_port
+from tests.conftest import post
 
 SCRIPTS = Path(sys.executable).parent
 
@@ -57,6 +62,27 @@ def test_the_demo_shows_each_request_with_its_answer(root: Path) -> None:
     assert set(shown[1]["answer"]) == {"output"}
     records = [line["answer"] for line in shown if line["door"] == "batch driver"]
     assert all(record["error"] is None for record in records)
+
+
+def test_the_server_stays_up_and_its_line_calls_it(root: Path) -> None:
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-m", "deployment.demo", "serve", "--port", str(port)]
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            line = next(line for line in server.stdout if line.startswith("curl "))
+            _, url, _, header, _, body = shlex.split(line)
+            name, _, value = header.partition(": ")
+            answer = post(url, body.encode(), **{name.replace("-", "_"): value})
+            assert [list(row) for row in answer.json["predictions"]] == [["0"]]
+        finally:
+            server.send_signal(signal.SIGINT)
+            told, _ = server.communicate(timeout=60)
+    assert (server.returncode, told) == (0, "Stopped.\n")
+    with pytest.raises(OSError, match="refused"):
+        post(url, b"{}")
 
 
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])

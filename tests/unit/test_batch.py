@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,7 +233,7 @@ class TestCsv:
     def test_ids_and_other_columns_are_carried(self, tmp_path: Path) -> None:
         (found,) = read(tmp_path, b"team,input_string,id\nsearch,a,7\n", "rows.csv")
         assert found.row is not None
-        assert (found.row.kind, found.row.id, found.row.extra) == (RowKind.SHORT, "7", {"team": "search"})
+        assert (found.row.kind, found.row.id, found.row.extra) == (RowKind.TABLE, "7", {"team": "search"})
 
     def test_a_cut_archive_keeps_its_first_rows(self, tmp_path: Path) -> None:
         raw = b"input_string\n" + b"".join(b"prompt %d\n" % number for number in range(9000))
@@ -247,13 +248,15 @@ class Echo:
     """A service whose model repeats the prompt; what is called `boom` fails."""
 
     variant = SimpleNamespace(name="echo")
-    settings = SimpleNamespace(max_body=1 << 20)
+    settings = SimpleNamespace(max_body=1 << 20, deadline_s=None)
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
+        self.deadlines: list[float | None] = []
 
-    def generate(self, asked: Request) -> Generations:
+    def generate(self, asked: Request, *, deadline: float | None) -> Generations:
         self.asked.append(asked)
+        self.deadlines.append(deadline)
         (prompt,) = asked.inputs
         match prompt:
             case Completion(text):
@@ -297,6 +300,33 @@ class TestRecords:
         (record,) = scored(echo, tmp_path, {"id": 7, "text": "a"})
         assert (record["output"], record["error"]["code"]) == (None, "missing_field")
         assert (record["id"], record["extra"]) == (7, {"text": "a"})
+
+    def test_a_row_has_a_deadline_only_where_it_is_set(self, tmp_path: Path, echo: Echo) -> None:
+        scored(echo, tmp_path, {"input_string": "a"})
+        echo.settings = SimpleNamespace(max_body=1 << 20, deadline_s=60.0)
+        before = time.monotonic()
+        scored(echo, tmp_path, {"input_string": "a"})
+        none, some = echo.deadlines
+        assert none is None
+        assert some is not None
+        assert before + 60 <= some <= time.monotonic() + 60
+
+    @pytest.mark.parametrize(
+        ("asked", "param"),
+        [
+            ({"input_string": "a", "max_new_tokens": 3}, "max_new_tokens"),
+            ({"input_string": "a", "n": 3, "parameters": {}}, "n"),
+            ({"prompt": "a", "parameters": {"seed": 1}, "temperature": 0}, "temperature"),
+            ({"prefix": "a", "suffix": "", "params": {"seed": 1}}, "params"),
+            ({"input_data": ["a"], "seed": 1}, "seed"),
+        ],
+    )
+    def test_a_parameter_beside_the_prompt_is_not_forgotten(
+        self, tmp_path: Path, echo: Echo, asked: dict[str, object], param: str
+    ) -> None:
+        (record,) = scored(echo, tmp_path, asked)
+        assert (record["output"], record["error"]["code"]) == (None, "unknown_field")
+        assert record["error"]["param"] == param
 
     def test_other_people_s_keys_make_no_openai_batch_line(self, tmp_path: Path, echo: Echo) -> None:
         extra = {"body": "of a mail", "url": "https://mail.example"}

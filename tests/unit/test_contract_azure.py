@@ -260,3 +260,10 @@ def test_every_accepted_value_is_served(service: Service, name: str, value: Any)
     asked = {name: value} if length else {name: value, "max_new_tokens": 2}
     (row,) = ask(service, score([PROMPT], **asked))
     assert isinstance(row["0"], str)
+
+
+def test_an_index_has_an_entry_for_each_row() -> None:
+    table = {"columns": ["input_string"], "index": [1, 2], "data": [["a"]]}
+    with pytest.raises(BadRequest, match="2 entries for 1 rows") as refused:
+        azure.parse({"input_data": table})
+    assert refused.value.param == "input_data.index"

@@ -30,7 +30,7 @@ ENDS: Final = {"prefix": "a", "suffix": ""}
 @pytest.mark.parametrize(
     ("key", "value", "inputs", "reply", "paths"),
     [
-        ("dataframe_split", {"columns": ["input_string"], "index": [0], "data": [["a"], [[user()]]]},
+        ("dataframe_split", {"columns": ["input_string"], "index": [0, 1], "data": [["a"], [[user()]]]},
          (Completion("a"), DIALOG), Reply.ROWS, (".data[0]", ".data[1]")),
         ("dataframe_split", {"columns": ["prefix", "suffix"], "data": [["a", ""]]},
          (Infill("a", ""),), Reply.ROWS, (".data[0]",)),

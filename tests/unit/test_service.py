@@ -162,6 +162,15 @@ def test_more_than_fits_is_refused_on_score_with_the_three_numbers(nano_tokenize
     assert (refused.value.code, refused.value.index) == ("context_exceeded", 0)
 
 
+def test_a_prompt_that_fills_the_context_is_refused_with_what_was_asked_for(nano_tokenizer: Tokenizer) -> None:
+    service = of(NANO, nano_tokenizer, context=16)
+    for text in ("x\n" * 16, "x\n" * 4096):  # the second is refused by its length alone
+        with pytest.raises(
+            BadRequest, match=r"has .*\d+ tokens; with 777 new tokens that exceeds the context of 16\."
+        ):
+            service.prepare(request(Completion(text), max_new_tokens=777))
+
+
 def test_more_than_fits_is_cut_where_it_is_a_ceiling(nano_tokenizer: Tokenizer) -> None:
     small = of(NANO, nano_tokenizer, context=64)
     prompt = TokenIds((5,) * 10)

@@ -5,6 +5,7 @@ Azure hands over files; `append_row` writes each returned string as a line, so t
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,16 @@ def score_file(
     Raises:
         Unavailable: the engine has died.
     """
-    count, errors = 0, 0
+    count, ok, errors = 0, 0, 0
     for line in lines(path, name or path.name, max_bytes=service.settings.max_body):
-        record, ok = _score(service, line, defaults or Parameters())
-        count, errors = count + 1, errors + (not ok)
+        count += 1
+        record, answered = _score(service, line, defaults or Parameters())
+        if answered:
+            ok += 1
+        else:
+            errors += 1
         yield record
-    _log.info("%s: %d rows = %d ok + %d errors", path.name, count, count - errors, errors)
+    _log.info("%s: %d rows = %d ok + %d errors", path.name, count, ok, errors)
 
 
 def _score(service: Service, line: Line, defaults: Parameters) -> tuple[dict[str, Any], bool]:
@@ -76,7 +81,9 @@ def _score(service: Service, line: Line, defaults: Parameters) -> tuple[dict[str
         return rows.error_record(line.place, None, error), False
     try:
         asked = rows.request(line.row, defaults)
-        generations = service.generate(asked)
+        seconds = service.settings.deadline_s
+        deadline = None if seconds is None else time.monotonic() + seconds
+        generations = service.generate(asked, deadline=deadline)
     except Unavailable:
         raise
     except Exception as fault:  # one row's fault is one row's record

@@ -169,4 +169,4 @@ def _csv_row(header: list[str], cells: list[str]) -> Row:
         raise BadRequest("The CSV row is not UTF-8. Save the file as UTF-8.", code="invalid_csv")
     row = dict(zip(header, cells, strict=True))
     content = {"input_string": row.pop("input_string")}
-    return Row(RowKind.SHORT, content, row.pop("id", None), row)
+    return Row(RowKind.TABLE, content, row.pop("id", None), row)

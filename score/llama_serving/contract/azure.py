@@ -7,6 +7,7 @@ from llama_serving.contract import inputs, parameters
 from llama_serving.contract.details import details
 from llama_serving.contract.request import Body, Generation, Generations, Input, Reply, Request
 from llama_serving.contract.validation import validate
+from llama_serving.errors import BadRequest
 
 
 def parse(body: Body) -> Request:
@@ -67,6 +68,7 @@ def _prompts(data: Any, at: str) -> tuple[tuple[Input, ...], tuple[str, ...], Re
     if isinstance(data, list):
         return *_items(data, at), Reply.TEXTS
     if "columns" in data:
+        _check_index(data, at)
         rows = (row[0] if len(row) == 1 else {"prefix": row[0], "suffix": row[1]} for row in data["data"])
         return *_items(list(rows), f"{at}.data"), Reply.ROWS
     value, path = data["input_string"], f"{at}.input_string"
@@ -75,6 +77,16 @@ def _prompts(data: Any, at: str) -> tuple[tuple[Input, ...], tuple[str, ...], Re
     if isinstance(value, list):
         return *_items(value, path), Reply.ROWS
     return (inputs.item(value, path),), (path,), Reply.ROWS
+
+
+def _check_index(table: Mapping[str, Any], at: str) -> None:
+    index, rows = table.get("index"), len(table["data"])
+    if index is not None and len(index) != rows:
+        raise BadRequest(
+            f"`{at}.index` has {len(index)} entries for {rows} rows. Send one for each row, or leave it out.",
+            code="invalid_value",
+            param=f"{at}.index",
+        )
 
 
 def _items(values: list[Any], at: str) -> tuple[tuple[Input, ...], tuple[str, ...]]:

@@ -18,10 +18,12 @@ from llama_serving.errors import BadRequest, ServingError
 URLS: Final = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 """What an OpenAI Batch line may ask for, and the key that its body must have."""
 
+_ONE_PROMPT: Final = ("input_string", "prompt", "messages", "prefix")
 _SHORT: Final = ("input_string", "prompt", "messages", "prefix", "suffix")
 _WHOLE: Final = ("input_data", *MLFLOW_KEYS)
 _PROMPTS: Final = (*_SHORT, *_WHOLE)
 """Never carried along: a second prompt in a row is refused, not forgotten."""
+_PARAMETERS: Final = frozenset((*parameters.NAMES, *parameters.ALIASES, "params"))
 _FREE: Final = frozenset(("user", "metadata", "store"))
 
 
@@ -31,6 +33,7 @@ class RowKind(StrEnum):
     SHORT = "short"  # {"input_string": …, "parameters": {…}}
     BODY = "body"  # a whole body of any protocol
     OPENAI_BATCH = "openai batch"  # {"custom_id", "method", "url", "body"}
+    TABLE = "table"  # a row of CSV: one prompt, all other columns are the user's
     NOTHING = "nothing"  # no prompt: its id and keys still belong into its record
 
 
@@ -74,9 +77,9 @@ def split(row: Mapping[str, Any]) -> Row:
         return Row(RowKind.OPENAI_BATCH, row, row.get("custom_id"), {})
     if any(key in row for key in _WHOLE):
         return _take(row, RowKind.BODY, {*_PROMPTS, "parameters", "params"})
-    known = _openai_keys(row)
-    if known:
-        return _take(row, RowKind.BODY, {*_PROMPTS, *known})
+    prompts = [key for key in _ONE_PROMPT if key in row]
+    if "parameters" not in row and prompts in (["prompt"], ["messages"]):
+        return _take(row, RowKind.BODY, {*_PROMPTS, *_openai_keys(row)})
     if any(key in row for key in _SHORT):
         return _take(row, RowKind.SHORT, {*_SHORT, "parameters"})
     return _take(row, RowKind.NOTHING, set())
@@ -131,13 +134,21 @@ def dumps(record: Mapping[str, Any]) -> str:
 
 
 def _openai_keys(row: Mapping[str, Any]) -> set[str]:
-    """The keys of an OpenAI body, where the row has an option of one beside its prompt."""
-    if "parameters" in row or not ("prompt" in row or "messages" in row):
-        return set()
-    name, prompt = ("openai-chat", "messages") if "messages" in row else ("openai-completions", "prompt")
-    known = set(schema(name)["properties"])
-    options = known - _FREE - {prompt}
-    return known if any(key in options for key in row) else set()
+    """What belongs to an OpenAI body; fields without effect on the text are carried along."""
+    name = "openai-chat" if "messages" in row else "openai-completions"
+    return set(schema(name)["properties"]) - _FREE
+
+
+def _with_nothing_misplaced(row: Row, parsed: Request) -> Request:
+    """A parameter beside the prompt would be carried along, and the row sampled without it."""
+    misplaced = next((name for name in row.extra if name in _PARAMETERS), None)
+    if misplaced is not None:
+        raise BadRequest(
+            f"`{misplaced}` is a parameter and stands beside the prompt. Put it into `parameters`.",
+            code="unknown_field",
+            param=misplaced,
+        )
+    return parsed
 
 
 def _take(row: Mapping[str, Any], kind: RowKind, known: set[str]) -> Row:
@@ -151,8 +162,10 @@ def _parse(row: Row) -> Request:
         case RowKind.OPENAI_BATCH:
             return _parse_batch_line(row.content)
         case RowKind.BODY:
-            return protocol.parse(row.content)
+            return _with_nothing_misplaced(row, protocol.parse(row.content))
         case RowKind.SHORT:
+            return _with_nothing_misplaced(row, _parse_short(row.content))
+        case RowKind.TABLE:
             return _parse_short(row.content)
         case RowKind.NOTHING:
             raise BadRequest(
@@ -175,9 +188,7 @@ def _parse_batch_line(line: Mapping[str, Any]) -> Request:
 
 def _parse_short(content: Mapping[str, Any]) -> Request:
     validate(content, "row")
-    keys = [key for key in ("input_string", "prompt", "messages") if key in content]
-    if "prefix" in content:
-        keys.append("prefix")
+    keys = [key for key in _ONE_PROMPT if key in content]
     if len(keys) != 1:
         raise BadRequest(f"The row has {' and '.join(keys)}. Send one prompt a row.", code="competing_fields")
     key = keys[0]

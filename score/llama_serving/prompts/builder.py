@@ -47,12 +47,12 @@ class PromptBuilder:
             BadRequest: as `build`, with the input's path and index.
         """
         try:
-            return self.build(request.inputs[index])
+            return self.build(request.inputs[index], request.parameters.max_new_tokens or 1)
         except BadRequest as error:
             raise located(error, request, index) from None
 
-    def build(self, prompt: Input) -> Prompt:
-        """The ids of one input.
+    def build(self, prompt: Input, new_tokens: int = 1) -> Prompt:
+        """The ids of one input; `new_tokens` is what was asked for, for the refusal to name.
 
         Raises:
             BadRequest: the model has no such format, or the prompt leaves no room in the context.
@@ -60,10 +60,10 @@ class PromptBuilder:
         parts = self._segments(prompt)
         at_least = self.tokenizer.fewest_tokens(segments.characters(parts))
         if at_least >= self.context:
-            raise self.too_long(at_least, 1, at_least=True)
+            raise self.too_long(at_least, new_tokens, at_least=True)
         ids = segments.encode(parts, self.tokenizer)
         if len(ids) >= self.context:
-            raise self.too_long(len(ids), 1)
+            raise self.too_long(len(ids), new_tokens)
         text = self._decoded(prompt.ids) if isinstance(prompt, TokenIds) else segments.shown(parts)
         if isinstance(prompt, Infill):
             return Prompt(text, ids, self._stop_ids(prompt), prompt.prefix, prompt.suffix)
