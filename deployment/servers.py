@@ -199,12 +199,15 @@ def _running(
 
 
 def _stop(process: subprocess.Popen[bytes], write_end: int) -> None:
-    """Ask the group to end, then insist."""
-    if not _all_ended(write_end, within=0):
-        _signal_group(process.pid, signal.SIGTERM)
-        if not _all_ended(write_end, within=STOP_GRACE_S):
+    """Ask the group to end, then insist; at once where a second signal to us cuts the waiting short."""
+    try:
+        if not _all_ended(write_end, within=0):
+            _signal_group(process.pid, signal.SIGTERM)
+            _all_ended(write_end, within=STOP_GRACE_S)
+    finally:
+        if not _all_ended(write_end, within=0):
             _signal_group(process.pid, signal.SIGKILL)
-    process.wait(timeout=STOP_GRACE_S)
+        process.wait(timeout=STOP_GRACE_S)
 
 
 def _all_ended(write_end: int, *, within: float) -> bool:
