@@ -30,6 +30,8 @@ class ContractUser(HttpUser):  # type: ignore[misc]  # locust is not followed by
     abstract = True
     wait_time = constant(0)
     path: ClassVar[str]
+    input_key: ClassVar[str]
+    answer_key: ClassVar[str | None] = None
 
     def on_start(self) -> None:
         """Numbers the user: its number is its seed."""
@@ -37,7 +39,7 @@ class ContractUser(HttpUser):  # type: ignore[misc]  # locust is not followed by
 
     def send(self, workload: Workload) -> None:
         """One request and its verdict."""
-        body = self.body(workload.input_data)
+        body = {self.input_key: workload.input_data}
         with self.client.post(self.path, json=body, name=workload.name, catch_response=True) as response:
             if fault := self.fault(workload, response):
                 response.failure(fault)
@@ -49,17 +51,11 @@ class ContractUser(HttpUser):  # type: ignore[misc]  # locust is not followed by
         if response.status_code != workload.status:
             return f"want status {workload.status}, got {response.status_code}"
         try:
-            return workload.fault(self.answer(response.json(), workload.status))
+            body = response.json()
         except ValueError:
             return "want JSON"
-
-    def body(self, input_data: Any) -> dict[str, Any]:
-        """The request's body."""
-        raise NotImplementedError
-
-    def answer(self, body: Any, status: int) -> object:
-        """The answer in the response's body."""
-        raise NotImplementedError
+        wrapped = workload.status == 200 and isinstance(body, dict) and self.answer_key
+        return workload.fault(body.get(wrapped) if wrapped else body)
 
 
 def completion(user: ContractUser) -> None:
@@ -86,32 +82,18 @@ ContractUser.tasks = [completion, completion, infill, dialog, refused]
 
 
 class ScoreUser(ContractUser):
-    """azmlinfsrv with score.py."""
+    """azmlinfsrv with score.py: `input_data` as the model card has it, the body is the answer."""
 
     path = "/score"
-
-    def body(self, input_data: Any) -> dict[str, Any]:
-        """`input_data`, as the model card has it."""
-        return {"input_data": input_data}
-
-    def answer(self, body: Any, status: int) -> object:
-        """The body is the answer."""
-        del status
-        return body
+    input_key = "input_data"
 
 
 class InvocationsUser(ContractUser):
-    """`mlflow models serve`."""
+    """`mlflow models serve`, which refuses `input_data` and wraps what the model returns, but no errors."""
 
     path = "/invocations"
-
-    def body(self, input_data: Any) -> dict[str, Any]:
-        """`inputs`: MLflow's server refuses `input_data`."""
-        return {"inputs": input_data}
-
-    def answer(self, body: Any, status: int) -> object:
-        """MLflow wraps what the model returns; errors stand alone."""
-        return body.get("predictions") if status == 200 and isinstance(body, dict) else body
+    input_key = "inputs"
+    answer_key = "predictions"
 
 
 def _refuse_silence(environment: Any, **_: Any) -> None:

@@ -19,7 +19,7 @@ URLS: Final = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 """What an OpenAI Batch line may ask for, and the key that its body must have."""
 
 _ONE_PROMPT: Final = ("input_string", "prompt", "messages", "prefix")
-_SHORT: Final = ("input_string", "prompt", "messages", "prefix", "suffix")
+_SHORT: Final = (*_ONE_PROMPT, "suffix")
 _WHOLE: Final = ("input_data", *MLFLOW_KEYS)
 _PROMPTS: Final = (*_SHORT, *_WHOLE)
 """Never carried along: a second prompt in a row is refused, not forgotten."""
