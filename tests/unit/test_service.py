@@ -1,13 +1,17 @@
 """The service: what a request becomes, what comes back, and what is refused before anything runs."""
 
+import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import pytest
 
+from deployment.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
 from llama_serving.contract.request import (
     Completion,
@@ -33,6 +37,7 @@ from llama_serving.errors import (
     SetupError,
     Unavailable,
 )
+from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service import Service, as_serving_error, context_of
 from llama_serving.settings import Settings
@@ -589,6 +594,19 @@ def test_a_special_id_is_no_text_whatever_the_tokenizers_file_says() -> None:
     tokenizer = Tokenizer.from_folder(shared_tokenizer("codellama-7b"), variant.special_ids)
     engine = Scripted(*tokenizer.encode("done"), 32015)
     assert only(scripted(variant, tokenizer, engine), greedy()).text == " done"
+
+
+def test_the_rows_special_ids_are_no_text_in_a_started_service(tmp_path: Path) -> None:
+    """The checkpoint's own file says of none of its tokens that it is special."""
+    for file in NANO_FOLDER.glob("*.*"):
+        shutil.copy(file, tmp_path)
+    layout = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**layout, "added_tokens": []}), encoding="utf-8")
+    started = Service.start(ModelFiles(tmp_path, NANO), Settings())
+    try:
+        assert {started.tokenizer.piece(special) for special in NANO.special_ids} == {b""}
+    finally:
+        started.close()
 
 
 def test_sequences_that_were_taken_are_cancelled_when_a_later_one_is_refused(nano_tokenizer: Tokenizer) -> None:
