@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint fmt typecheck package load clean
+.PHONY: help run serve test check lint fmt typecheck package load bench peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -40,6 +40,14 @@ load: $(READY)  ## Start a server, load it with locust, write an HTML report (SE
 	$(BIN)/llama-endpoints package --checkpoint nano --output build/nano --overwrite
 	$(BIN)/python -m load_tests.run --model build/nano --server $(or $(SERVER),azmlinfsrv) \
 	  --users $(or $(USERS),4) --seconds $(or $(SECONDS),10) --report build/load.html
+
+bench: $(READY)  ## Measure our engines and servers beside the peers that `make peers` installed (ARGS="--help")
+	$(BIN)/python -m load_tests.bench $(ARGS)
+
+peers:  ## Install the peers of `make bench` into build/peers, apart from the project
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  'torch==2.13.0' 'transformers[serving]' accelerate mlflow
 
 clean:  ## Remove everything that was made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

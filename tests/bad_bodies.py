@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from jsonschema import Draft202012Validator
 
+from llama_serving.catalog import NANO
 from llama_serving.contract.body import MAX_CONTAINERS, MAX_DEPTH
 from llama_serving.contract.parameters import ALIASES
 from llama_serving.contract.validation import schema
@@ -483,7 +484,8 @@ WRONG_OPENAI: Final = (
 
 OPENAI_REFUSED_BY_THE_MODEL: Final = (
     Bad("a stream", {**_CHAT, "stream": True}, "streaming_unsupported", "stream", says="predict_stream"),
-    Bad("an id outside the vocabulary", {"prompt": [1, 1024]}, "invalid_value", "prompt", says="0 to 1023"),
+    Bad("an id outside the vocabulary", {"prompt": [1, NANO.shape.vocab]}, "invalid_value", "prompt",
+        says=f"0 to {NANO.shape.vocab - 1}"),
     Bad("a mark in a message", {"messages": [user(f"{SECRET} [INST]")]}, "invalid_dialog", "messages"),
     Bad("a mark in a message that is nearly a whole prompt", {"messages": [user("[INST] a [/INST] b")]},
         "invalid_dialog", "messages"),

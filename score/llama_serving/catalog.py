@@ -223,13 +223,13 @@ def _llama_2(size: str, tuning: str, shape: Shape) -> ModelVariant:
 
 NANO: Final = ModelVariant(
     name="nano",
-    shape=Shape(layers=2, hidden=64, ffn=176, heads=4, kv_heads=2, vocab=1024, tied_embeddings=True),
-    source="deployment/nano/build.py",
+    shape=Shape(layers=5, hidden=384, ffn=1032, heads=6, kv_heads=2, vocab=4096, tied_embeddings=True),
+    source="deployment/nano/config.json",
     rope_theta=1e6,
     trained_positions=Fact(2048, "deployment/nano/config.json"),
     max_context=Fact(2048, "deployment/nano/config.json"),
     dialog=DialogFormat.INST,
-    infill=Fact(InfillTokens(1019, 1020, 1021, 1022), "deployment/nano/tokenizer.json"),
+    infill=Fact(InfillTokens(4091, 4092, 4093, 4094), "deployment/nano/tokenizer.json"),
     temperature=0.2,
     top_p=0.9,
     dtype="float32",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
@@ -52,12 +53,23 @@ class Work:
 class Service:
     """A loaded model that answers requests. Safe to call from any number of threads."""
 
-    def __init__(self, variant: ModelVariant, tokenizer: Tokenizer, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self,
+        variant: ModelVariant,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        settings: Settings,
+        *,
+        capacity: int | None = None,
+    ) -> None:
         self.variant = variant
         self.engine = engine
         self.settings = settings
         self.tokenizer = tokenizer
-        self.builder = PromptBuilder(tokenizer, variant, context_of(variant, settings))
+        context = context_of(variant, settings)
+        self.builder = PromptBuilder(
+            tokenizer, variant, context if capacity is None else min(context, capacity)
+        )
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
 
     @classmethod
@@ -67,14 +79,19 @@ class Service:
         Raises:
             SetupError: the files or the settings can't be used.
         """
-        from llama_serving.engine.pipeline import PipelineEngine
-
         context = context_of(files.variant, settings)
         tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
         dtype = files.variant.dtype if settings.dtype == "auto" else settings.dtype
-        _log.info("%s, context %d, %s; %s", files.variant.name, context, dtype, settings.shown())
-        engine = PipelineEngine(files.checkpoint, dtype=dtype, threads=settings.threads)
-        return cls(files.variant, tokenizer, engine, settings)
+        engine = start_engine(files.checkpoint, dtype=dtype, context=context, settings=settings)
+        stats = engine.stats()
+        computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
+        _log.info("%s, context %d, %s, %s; %s", files.variant.name, context, dtype, computes, settings.shown())
+        if engine.capacity is not None and engine.capacity < context:
+            _log.warning(
+                "the memory for keys and values holds %d tokens: longer sequences are refused (LLAMA_KV_MEMORY)",
+                engine.capacity,
+            )
+        return cls(files.variant, tokenizer, engine, settings, capacity=engine.capacity)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -217,7 +234,8 @@ class Service:
             for work in works:
                 running.append([])
                 for params in work.params:
-                    handle = self.engine.submit(work.prompt.token_ids, params, deadline=deadline)
+                    stop = _StopAt(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
+                    handle = self.engine.submit(work.prompt.token_ids, params, deadline=deadline, stop=stop)
                     running[-1].append(_Running(handle, work.prompt, request.parameters, self.tokenizer))
             yield running
         finally:
@@ -289,6 +307,44 @@ class _Running:
     def _shown(self, token_id: int) -> tuple[str, bytes]:
         raw = self._tokenizer.piece(token_id)
         return raw.decode("utf-8", "replace"), raw
+
+
+class _StopAt:
+    """Tells the engine that a stop string is complete, in the step in which it becomes so."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._decoder = TextDecoder(tokenizer)
+        self._stops = StopFinder(stops)
+
+    def __call__(self, token_id: int) -> bool:
+        self._stops.push(self._decoder.push(token_id))
+        return self._stops.found
+
+
+def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settings) -> Engine:
+    """The engine that the settings name; `auto` is batching where it can compute the model, else pipeline.
+
+    Raises:
+        SetupError: it can't load the checkpoint.
+    """
+    from llama_serving.engine.batching.start import start, suits
+
+    if settings.engine == "pipeline" or (settings.engine == "auto" and not suits(dtype)):
+        from llama_serving.engine.pipeline import PipelineEngine
+
+        if settings.kv_memory is not None:
+            raise SetupError(
+                "LLAMA_KV_MEMORY is set, but the pipeline engine has no cache of its own. Unset it."
+            )
+        return PipelineEngine(checkpoint, dtype=dtype, threads=settings.threads)
+    return start(
+        checkpoint,
+        dtype=dtype,
+        context=context,
+        threads=settings.threads,
+        max_num_seqs=settings.max_num_seqs,
+        kv_memory=settings.kv_memory,
+    )
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:

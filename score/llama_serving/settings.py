@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from llama_serving.errors import SetupError
 
-ENGINES: Final = ("pipeline",)
+ENGINES: Final = ("auto", "batching", "pipeline")
+_UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 _PREFIX: Final = "LLAMA_"
 _RESERVED: Final = {
-    "kv_memory": "the pipeline engine has no KV pool",
     "upstream_url": "there is no upstream engine in this version",
-    "quantization": "the pipeline engine serves the weights as they are",
+    "quantization": "the engines serve the weights as they are",
 }
 """Names of the contract that nothing in this version reads: setting them would be ignored, so it is refused."""
 
@@ -26,12 +26,14 @@ class Settings:
     """Every setting; the environment's name is `LLAMA_` and the field's in capitals.
 
     Attributes:
-        engine: which engine generates.
+        engine: which engine generates; `auto` is batching on a CPU, and pipeline on a GPU as long as batching has
+            no backend for one.
         dtype: of the weights; `auto` is what packaging recorded.
         context: tokens of prompt and completion; None is the model's trained positions.
         threads: of torch; None is torch's own choice.
-        max_num_seqs: requests that are worked on at a time.
-        queue: further requests that may wait; above that a request is refused with 429.
+        max_num_seqs: sequences that the batching engine runs at a time.
+        kv_memory: bytes for keys and values; None is half of what is free, and no more than can be used.
+        queue: requests that may wait beside `max_num_seqs` others; above that one is refused with 429.
         deadline_s: seconds a request may take; None is the carrier's own.
         max_body: bytes of a request's body.
         max_prompts: prompts in one request.
@@ -39,11 +41,12 @@ class Settings:
         log_prompts: prompts may be written to the log.
     """
 
-    engine: str = "pipeline"
+    engine: str = "auto"
     dtype: str = "auto"
     context: int | None = None
     threads: int | None = None
     max_num_seqs: int = 16
+    kv_memory: int | None = None
     queue: int = 64
     deadline_s: float | None = None
     max_body: int = 4 * 1024 * 1024
@@ -122,6 +125,14 @@ def _integer(low: int, high: int) -> Callable[[str, str], int]:
     return parse
 
 
+def _bytes(name: str, text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,15})(KiB|MiB|GiB)?", text)
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    if size <= 0:
+        raise _unusable(name, text, "a number of bytes above 0, such as 8GiB or 500MiB")
+    return size
+
+
 def _seconds(name: str, text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) <= 0:
         raise _unusable(name, text, "a number of seconds above 0")
@@ -152,6 +163,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "context": _integer(16, 10_000_000),
     "threads": _integer(1, 1024),
     "max_num_seqs": _integer(1, 4096),
+    "kv_memory": _bytes,
     "queue": _integer(0, 1_000_000),
     "deadline_s": _seconds,
     "max_body": _integer(1024, 1 << 30),

@@ -14,13 +14,17 @@ from click.testing import CliRunner
 from deployment.cli import main
 from deployment.nano import FOLDER
 from deployment.servers import console_script
-from llama_serving.catalog import CATALOG
+from llama_serving.catalog import CATALOG, NANO
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.conftest import shared_tokenizer
 
 COMMAND = console_script("llama-endpoints")
+WEIGHT_BYTES = (FOLDER / "model.safetensors").stat().st_size
+INFILL = NANO.infill.value
+assert INFILL is not None
 TIMEOUT_S = 120
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
+FULL = {"return_full_text": True, "min_new_tokens": 4}
 OPENAI = {"temperature": 0, "max_tokens": 8}
 PROMPT = "def add(a, b):\n"
 DIALOG = [{"role": "user", "content": "Add two numbers"}]
@@ -32,7 +36,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "3": {"input_data": {"input_string": DIALOG, "parameters": GREEDY}},
     "4": {"input_data": [PROMPT, "import "], "params": GREEDY},
     "5": {"input_data": {"columns": ["input_string"], "index": [0], "data": [[PROMPT]]}, "params": GREEDY},
-    "6": {"input_data": {"input_string": [GAP], "parameters": {**GREEDY, "return_full_text": True}}},
+    "6": {"input_data": {"input_string": [GAP], "parameters": {**GREEDY, **FULL}}},
     "7": {"inputs": {"input_string": [PROMPT, "import "], "parameters": GREEDY}},
     "7 as rows": {"dataframe_split": {"columns": ["input_string"], "data": [[PROMPT]]}, "params": GREEDY},
     "8 completions": {"model": "any", "prompt": PROMPT, **OPENAI},
@@ -202,7 +206,7 @@ class TestPackage:
         done = run("package", "--checkpoint", "nano", "--output", "made/nano", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (
             0,
-            "made/nano is nano as an MLflow model, 634,136 bytes of weights linked.\n",
+            f"made/nano is nano as an MLflow model, {WEIGHT_BYTES:,} bytes of weights linked.\n",
         )
         assert files(tmp_path / "made" / "nano") == files(nano_model)
 
@@ -279,8 +283,8 @@ class TestPrompt:
         spm = self.prompts(BODIES["6"], *options, "--infill-order", "spm", cwd=tmp_path)
         before = nano_tokenizer.encode(GAP["prefix"])
         after = nano_tokenizer.encode_continuation(GAP["suffix"])
-        assert psm[0]["token_ids"] == [1, 1019, *before, 1020, *after, 1021]
-        assert spm[0]["token_ids"] == [1, 1019, 1020, *after, 1021, *before]
+        assert psm[0]["token_ids"] == [1, INFILL.prefix, *before, INFILL.suffix, *after, INFILL.middle]
+        assert spm[0]["token_ids"] == [1, INFILL.prefix, INFILL.suffix, *after, INFILL.middle, *before]
 
     def test_a_config_that_is_there_is_believed_and_told(self, bare: Path, tmp_path: Path) -> None:
         config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
@@ -296,7 +300,8 @@ class TestPrompt:
 
     def test_outside_the_catalog_the_options_are_those_of_package(self, bare: Path, tmp_path: Path) -> None:
         shutil.copyfile(FOLDER / "config.json", bare / "config.json")
-        options = ("--checkpoint", bare, "--dialog", "inst", "--infill", "1019,1020,1021,1022")
+        ids = f"{INFILL.prefix},{INFILL.suffix},{INFILL.middle},{INFILL.eot}"
+        options = ("--checkpoint", bare, "--dialog", "inst", "--infill", ids)
         for name in ("3", "6"):
             assert self.prompts(BODIES[name], *options, cwd=tmp_path) == self.prompts(
                 BODIES[name], "--checkpoint", "nano", cwd=tmp_path

@@ -26,8 +26,9 @@ DIALOG = [
 ]
 GAP = {"prefix": "def mean(values):\r\n\ttotal = ", "suffix": "\r\n\treturn total / len(values)\n"}
 
-GREEDY = {"do_sample": False, "max_new_tokens": 16}
-SEEDED = {"do_sample": True, "temperature": 1.3, "top_p": 0.95, "seed": 7, "max_new_tokens": 16}
+LENGTH = {"max_new_tokens": 16, "min_new_tokens": 8}
+GREEDY = {"do_sample": False, **LENGTH}
+SEEDED = {"do_sample": True, "temperature": 1.3, "top_p": 0.95, "seed": 7, **LENGTH}
 PENALIZED = {**SEEDED, "seed": 2**62, "top_k": 50, "repetition_penalty": 1.2, "frequency_penalty": 0.5}
 
 ASKED: dict[str, tuple[Any, dict[str, Any]]] = {

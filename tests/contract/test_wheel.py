@@ -17,7 +17,10 @@ from tests.conftest import ROOT
 
 TIMEOUT_S = 280
 ENTRIES = ("score.py", "batch_driver.py", "mlflow_model.py")
-NANO = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+NANO = (
+    *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("README.md", "sources.csv", "evaluation.json", "loss.csv", "loss.png"),
+)
 BODY = {"input_data": ["def add(a, b):\n"], "params": {"do_sample": False, "max_new_tokens": 16}}
 
 

@@ -24,7 +24,7 @@ from llama_serving.prompts.segments import Ids, Segments, Special
 from llama_serving.prompts.tokenizer import Tokenizer
 
 FOLDER: Final = Path(__file__).parent
-STEP_OF_NANO: Final = 1023
+STEP_OF_NANO: Final = NANO.shape.vocab - 1
 
 
 def spm(variant: ModelVariant) -> ModelVariant:

@@ -1,14 +1,15 @@
 """What the tests of one part share: hooks on the engine's thread, and how Hypothesis runs."""
 
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Token
+from llama_serving.engine.batching import sampler
 from llama_serving.engine.sampling import Row, Sampler
 
 # No test measures time, so a busy machine must not fail one.
@@ -24,15 +25,24 @@ BeforeDraw = Callable[[Hook], None]
 
 @pytest.fixture
 def before_draw(monkeypatch: pytest.MonkeyPatch) -> BeforeDraw:
-    """Runs a hook on the engine's thread before each draw, with the sequence's parameters and position."""
-    original = Sampler.draw
+    """Runs a hook on the engine's thread before each draw, with the sequence's parameters and position.
+
+    The batching engine draws for all at once; after a fault it draws again, for each by itself.
+    """
+    original, together = Sampler.draw, sampler.draw
 
     def install(hook: Hook) -> None:
         def draw(self: Sampler, logits: Row) -> Token:
             hook(self.params, self._position)
             return original(self, logits)
 
+        def draw_all(logits: Any, sequences: Sequence[Any]) -> list[Token]:
+            for sequence in sequences:
+                hook(sequence.params, sequence.num_generated)
+            return together(logits, sequences)
+
         monkeypatch.setattr(Sampler, "draw", draw)
+        monkeypatch.setattr(sampler, "draw", draw_all)
 
     return install
 

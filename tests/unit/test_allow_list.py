@@ -1,7 +1,7 @@
 """Nothing but the allow-list reaches transformers: neither a name, nor a value, by any protocol."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,11 +10,15 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deployment.nano import FOLDER
+from llama_serving.catalog import NANO
 from llama_serving.contract import azure, mlflow, openai, protocol, rows
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import Parameters, Request
 from llama_serving.errors import BadRequest
+from llama_serving.model_files import ModelFiles
 from llama_serving.service import Service
+from llama_serving.settings import Settings
 from tests.bad_bodies import EDGES, score, user
 
 CONFIG: Final[Any] = transformers.GenerationConfig  # untyped
@@ -104,6 +108,14 @@ def test_any_other_name_is_refused(door: Door, name: str, value: Any) -> None:
 FIXED: Final = {"attention_mask", "generation_config", "logits_processor", "stopping_criteria"}
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """nano behind the engine that calls the library."""
+    started = Service.start(ModelFiles(FOLDER, NANO), Settings(engine="pipeline"))
+    yield started
+    started.close()
 
 
 @pytest.fixture

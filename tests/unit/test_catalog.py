@@ -83,7 +83,7 @@ def test_nanos_sizes_are_those_of_its_files() -> None:
     )
     assert (shape.heads, shape.kv_heads) == (config["num_attention_heads"], config["num_key_value_heads"])
     assert (shape.vocab, shape.head_dim) == (config["vocab_size"], config["head_dim"])
-    assert shape.parameters == 158_016
+    assert shape.parameters == 9_487_488
     assert NANO.trained_positions.value == config["max_position_embeddings"]
     assert NANO.rope_theta == config["rope_parameters"]["rope_theta"]
 

@@ -15,27 +15,29 @@ from safetensors.numpy import load_file, save_file
 from deployment.checkpoint import folder_of, inspect, read_config, variant_of
 from deployment.custom import custom_variant
 from deployment.nano import FOLDER
-from llama_serving.catalog import CATALOG, NANO, DialogFormat, InfillTokens
+from llama_serving.catalog import CATALOG, DialogFormat, InfillTokens
 from llama_serving.errors import SetupError
+from tests.tiny import TINY, write_tiny
 
 GONE = object()
 """In place of a value: the key is taken out."""
 
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LAST = "model.layers.1.mlp.down_proj.weight"
+SHAPE = TINY.shape
+VOCAB = TINY.shape.vocab
+INFILL = TINY.infill.value
+assert INFILL is not None
 
 Damage = Callable[[Path], object]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the embedded model's checkpoint, to be damaged."""
+    """A small checkpoint, to be damaged."""
     folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    for name in FILES:
-        shutil.copyfile(FOLDER / name, folder / name)
+    write_tiny(folder)
     return folder
 
 
@@ -152,15 +154,21 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "no architecture": (config(model_type=GONE), "says model_type None; only llama"),
     "remote code": (config(auto_map={"AutoModel": "evil.Model"}), "auto_map, which names code to run"),
     "a size is missing": (config(hidden_size=GONE), "lacks hidden_size"),
-    "a size is a string": (config(vocab_size="1024"), "has vocab_size '1024'; a positive integer"),
+    "a size is a string": (config(vocab_size="4096"), "has vocab_size '4096'; a positive integer"),
     "a size is true": (config(num_hidden_layers=True), "has num_hidden_layers True; a positive integer"),
     "a size is zero": (config(num_attention_heads=0), "has num_attention_heads 0; a positive integer"),
     "heads that don't divide": (
         config(num_attention_heads=3),
         "num_attention_heads 3 and num_key_value_heads 2",
     ),
-    "another shape": (config(intermediate_size=180), "is not nano: its config has ffn 180 instead of 176"),
-    "two other sizes": (config(num_hidden_layers=3, vocab_size=1000), "layers 3 instead of 2, vocab 1000"),
+    "another shape": (
+        config(intermediate_size=180),
+        f"is not nano: its config has ffn 180 instead of {SHAPE.ffn}",
+    ),
+    "two other sizes": (
+        config(num_hidden_layers=3, vocab_size=1000),
+        f"layers 3 instead of {SHAPE.layers}, vocab 1000",
+    ),
     "untied": (config(tie_word_embeddings=False), "tied_embeddings False instead of True"),
     "theta is a string": (config(rope_theta="1e6", rope_parameters=GONE), "has rope_theta '1e6'; a positive"),
     "theta is negative": (config(rope_theta=-1), "has rope_theta -1; a positive number"),
@@ -171,16 +179,16 @@ FAULTS: dict[str, tuple[Damage, str]] = {
         written("tokenizer.json", '{"version"'),
         "tokenizer.json can't be read as a tokenizer",
     ),
-    "tokenizer too big": (more_pieces, "tokenizer.json has 1025 pieces, the model 1024"),
+    "tokenizer too big": (more_pieces, f"tokenizer.json has {VOCAB + 1} pieces, the model {VOCAB}"),
     "other infilling id": (
-        renumber("▁<MID>", 1018),
-        "infills with ▁<MID> as 1021; tokenizer.json has it as 1018",
+        renumber("▁<MID>", INFILL.prefix - 1),
+        f"infills with ▁<MID> as {INFILL.middle}; tokenizer.json has it as {INFILL.prefix - 1}",
     ),
     "no infilling token": (
         special_tokens(
             lambda added: added.pop(next(i for i, t in enumerate(added) if t["content"] == "▁<EOT>"))
         ),
-        "infills with ▁<EOT> as 1022; tokenizer.json has no such token",
+        f"infills with ▁<EOT> as {INFILL.eot}; tokenizer.json has no such token",
     ),
     "no weights": (removed(WEIGHTS), "has no weights: model.safetensors is missing"),
     "only pickles": (pickled, r"only as pickles (pytorch_model.bin), and loading a pickle runs whatever code"),
@@ -189,10 +197,13 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "weights end in a tensor": (cut(lambda size: size // 2), "model.safetensors is damaged or cut short"),
     "weights lack a byte": (cut(lambda size: size - 1), "model.safetensors is damaged or cut short"),
     "weights are a pickle": (written(WEIGHTS, b"\x80\x04N." * 99), "model.safetensors is damaged or cut short"),
-    "a tensor is missing": (tensors(lambda t: t.pop(LAST)), f"{LAST} is missing; it should be (64, 176)"),
+    "a tensor is missing": (
+        tensors(lambda t: t.pop(LAST)),
+        f"{LAST} is missing; it should be ({SHAPE.hidden}, {SHAPE.ffn})",
+    ),
     "a tensor is turned": (
         tensors(lambda t: t.update({LAST: np.ascontiguousarray(t[LAST].T)})),
-        f"{LAST} has the shape (176, 64); it should be (64, 176)",
+        f"{LAST} has the shape ({SHAPE.ffn}, {SHAPE.hidden}); it should be ({SHAPE.hidden}, {SHAPE.ffn})",
     ),
     "a shard is missing": (
         index(lambda folder, names: (folder / names[1]).unlink()),
@@ -221,16 +232,16 @@ FAULTS: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize(("damage", "told"), FAULTS.values(), ids=FAULTS)
 def test_what_cannot_be_served_is_refused_with_its_reason(checkpoint: Path, damage: Damage, told: str) -> None:
-    inspect(checkpoint, NANO)
+    inspect(checkpoint, TINY)
     damage(checkpoint)
     with pytest.raises(SetupError, match=re.escape(told)) as refusal:
-        inspect(checkpoint, NANO)
+        inspect(checkpoint, TINY)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_whole_checkpoint_is_taken_as_it_is(checkpoint: Path) -> None:
-    found = inspect(checkpoint, NANO)
-    assert found.variant == NANO
+    found = inspect(checkpoint, TINY)
+    assert found.variant == TINY
     assert found.warnings == ()
     assert found.weights == (checkpoint / WEIGHTS,)
     assert found.weight_bytes == (checkpoint / WEIGHTS).stat().st_size
@@ -240,13 +251,13 @@ def test_a_whole_checkpoint_is_taken_as_it_is(checkpoint: Path) -> None:
 def test_licences_and_generation_defaults_come_along(checkpoint: Path) -> None:
     for name in ("LICENSE", "USE_POLICY.md", "generation_config.json", "README.md", "consolidated.00.pth"):
         (checkpoint / name).write_text("{}")
-    names = [path.name for path in inspect(checkpoint, NANO).small]
+    names = [path.name for path in inspect(checkpoint, TINY).small]
     assert names[2:] == ["LICENSE", "USE_POLICY.md", "generation_config.json"]
 
 
 def test_shards_are_found_through_their_index(checkpoint: Path) -> None:
     names = shards(checkpoint)
-    found = inspect(checkpoint, NANO)
+    found = inspect(checkpoint, TINY)
     assert [path.name for path in found.weights] == [INDEX, *names]
     assert found.weight_bytes == sum((checkpoint / name).stat().st_size for name in [INDEX, *names])
 
@@ -255,7 +266,7 @@ def test_a_single_file_comes_before_an_index_as_in_transformers(checkpoint: Path
     shutil.copyfile(checkpoint / WEIGHTS, checkpoint / "whole")
     shards(checkpoint)
     (checkpoint / "whole").rename(checkpoint / WEIGHTS)
-    assert inspect(checkpoint, NANO).weights == (checkpoint / WEIGHTS,)
+    assert inspect(checkpoint, TINY).weights == (checkpoint / WEIGHTS,)
 
 
 @pytest.mark.parametrize(
@@ -298,9 +309,9 @@ def test_the_checkpoints_own_values_win_with_a_warning(
     checkpoint: Path, changes: dict[str, object], warnings: list[str], expected: dict[str, object]
 ) -> None:
     edit(checkpoint, "config.json", **changes)
-    found = inspect(checkpoint, NANO)
+    found = inspect(checkpoint, TINY)
     assert list(found.warnings) == [f"{text}: the checkpoint's own value is used" for text in warnings]
-    row, nano = asdict(found.variant), asdict(NANO)
+    row, nano = asdict(found.variant), asdict(TINY)
     for name, value in expected.items():
         fact = row.pop(name)
         nano.pop(name)
@@ -336,7 +347,7 @@ def described(folder: Path, **options: Any) -> Any:
 def test_outside_the_catalog_the_options_say_what_the_config_does_not(checkpoint: Path) -> None:
     edit(checkpoint, "config.json", dtype="float16", rope_theta=2e5, rope_parameters=GONE)
     row = described(checkpoint, dialog="inst", infill="1,2,3,4", temperature=0.5, top_p=0.5, max_context=4096)
-    assert row.shape == NANO.shape
+    assert row.shape == TINY.shape
     assert (row.name, row.dialog, row.dtype) == ("checkpoint", DialogFormat.INST, "float16")
     assert row.infill.value == InfillTokens(1, 2, 3, 4)
     assert (row.temperature, row.top_p, row.rope_theta) == (0.5, 0.5, 2e5)
@@ -356,19 +367,23 @@ def test_outside_the_catalog_nothing_is_on_that_was_not_asked_for(checkpoint: Pa
     [
         ({}, {"dialog": "source"}, "--dialog source needs --step-id"),
         ({}, {"step_id": 5}, "--dialog source needs --step-id, and nothing else does"),
-        ({}, {"dialog": "source", "step_id": 1024}, "--step-id must be an id below 1024, not 1024"),
-        ({}, {"dialog": "source", "step_id": -1}, "--step-id must be an id below 1024, not -1"),
-        ({}, {"infill": "1,2,3"}, "--infill must be none or four ids PRE,SUF,MID,EOT below 1024, not 1,2,3"),
-        ({}, {"infill": "1,2,3,1024"}, "below 1024, not 1,2,3,1024"),
-        ({}, {"infill": "1,2,3,-4"}, "below 1024, not 1,2,3,-4"),
-        ({}, {"infill": "1,2,3,²"}, "below 1024, not 1,2,3,²"),
+        ({}, {"dialog": "source", "step_id": VOCAB}, f"--step-id must be an id below {VOCAB}, not {VOCAB}"),
+        ({}, {"dialog": "source", "step_id": -1}, f"--step-id must be an id below {VOCAB}, not -1"),
+        (
+            {},
+            {"infill": "1,2,3"},
+            f"--infill must be none or four ids PRE,SUF,MID,EOT below {VOCAB}, not 1,2,3",
+        ),
+        ({}, {"infill": f"1,2,3,{VOCAB}"}, f"below {VOCAB}, not 1,2,3,{VOCAB}"),
+        ({}, {"infill": "1,2,3,-4"}, f"below {VOCAB}, not 1,2,3,-4"),
+        ({}, {"infill": "1,2,3,²"}, f"below {VOCAB}, not 1,2,3,²"),
         ({}, {"max_context": 100}, "--max-context 100 is below the 2048 positions of config.json"),
         ({"max_position_embeddings": GONE}, {}, "has no max_position_embeddings"),
         ({"max_position_embeddings": 0}, {}, "has max_position_embeddings 0; a positive integer"),
-        ({"bos_token_id": None}, {}, "has bos_token_id None; one id below 1024"),
-        ({"eos_token_id": [2, 3]}, {}, r"has eos_token_id [2, 3]; one id below 1024"),
-        ({"eos_token_id": 32000}, {}, "has eos_token_id 32000; one id below 1024"),
-        ({"bos_token_id": True}, {}, "has bos_token_id True; one id below 1024"),
+        ({"bos_token_id": None}, {}, f"has bos_token_id None; one id below {VOCAB}"),
+        ({"eos_token_id": [2, 3]}, {}, f"has eos_token_id [2, 3]; one id below {VOCAB}"),
+        ({"eos_token_id": 32000}, {}, f"has eos_token_id 32000; one id below {VOCAB}"),
+        ({"bos_token_id": True}, {}, f"has bos_token_id True; one id below {VOCAB}"),
     ],
 )
 def test_options_that_cannot_be_true_are_refused(

@@ -61,7 +61,8 @@ def test_a_completion_is_bos_and_its_text(builder: PromptBuilder, nano_tokenizer
 
 
 def test_token_ids_are_taken_as_they_are(builder: PromptBuilder) -> None:
-    assert builder.build(TokenIds((5, 1, 1023, 0))).token_ids == (5, 1, 1023, 0)
+    ids = (5, 1, NANO.shape.vocab - 1, 0)
+    assert builder.build(TokenIds(ids)).token_ids == ids
 
 
 def test_the_text_of_token_ids_is_the_text_that_was_encoded(
@@ -88,9 +89,11 @@ def test_token_ids_outside_the_vocabulary_are_refused(nano_tokenizer: Tokenizer,
 def test_infilling_stands_around_the_middle(builder: PromptBuilder, nano_tokenizer: Tokenizer) -> None:
     prompt = builder.build(Infill("  a = ", "\nb\n"))
     prefix, suffix = nano_tokenizer.encode("  a = "), nano_tokenizer.encode_continuation("\nb\n")
-    assert prompt.token_ids == (1, 1019, *prefix, 1020, *suffix, 1021)
+    tokens = NANO.infill.value
+    assert tokens is not None
+    assert prompt.token_ids == (1, tokens.prefix, *prefix, tokens.suffix, *suffix, tokens.middle)
     assert (prompt.before, prompt.after) == ("  a = ", "\nb\n")
-    assert prompt.stop_ids == {2, 1022}
+    assert prompt.stop_ids == {2, tokens.eot}
 
 
 @pytest.mark.parametrize("variant", NO_INFILL, ids=lambda row: row.name)

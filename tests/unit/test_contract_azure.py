@@ -216,7 +216,7 @@ def test_each_body_gives_the_same_text(service: Service) -> None:
 
 
 def test_details_of_the_model(service: Service) -> None:
-    (row,) = ask(service, score([PROMPT], **SMALL, details=True, logprobs=1))
+    (row,) = ask(service, score([PROMPT], **SMALL, ignore_eos=True, details=True, logprobs=1))
     (detail,) = row["details"]
     assert detail["finish_reason"] == "length"
     assert detail["usage"]["completion_tokens"] == 4

@@ -21,17 +21,18 @@ import transformers
 from safetensors.torch import load_file
 
 from deployment.nano import FOLDER as NANO_FOLDER
+from llama_serving.catalog import NANO
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine import pipeline
 from llama_serving.engine.base import Engine, Handle, Token
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import InternalError, SetupError, Unavailable
-from llama_serving.service import Service
 from tests.unit.conftest import PATIENCE_S, BeforeDraw, Gate
 
-EOS: Final = 2
-GREEDY: Final = SamplingParams(max_new_tokens=24, stop_ids=frozenset({EOS}))
-SAMPLED: Final = replace(GREEDY, temperature=1.0, seed=11)
+EOS: Final = NANO.eos_id
+VOCAB: Final = NANO.shape.vocab
+GREEDY: Final = SamplingParams(max_new_tokens=24)
+SAMPLED: Final = replace(GREEDY, temperature=1.5, seed=11)
 PROMPTS: Final = {
     "one token": (1,),
     "a few": (1, 307, 283, 539, 931, 1001, 298),
@@ -43,9 +44,11 @@ PROMPT: Final = PROMPTS["a few"]
 
 
 @pytest.fixture(scope="module")
-def engine(service: Service) -> Engine:
-    """The engine of the in-process service."""
-    return service.engine
+def engine() -> Iterator[Engine]:
+    """An engine that all tests share."""
+    started = PipelineEngine(NANO_FOLDER, dtype="float32")
+    yield started
+    started.close()
 
 
 @pytest.fixture
@@ -115,13 +118,13 @@ def test_greedy_is_transformers_own_generate(
         expected = reference.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=40,
+            max_new_tokens=24,
             do_sample=False,
             eos_token_id=EOS,
             pad_token_id=0,
             repetition_penalty=penalty,
         )[0, len(prompt) :].tolist()
-    params = replace(GREEDY, max_new_tokens=40, repetition_penalty=penalty)
+    params = replace(GREEDY, stop_ids=frozenset({EOS}), repetition_penalty=penalty)
     assert run(engine, prompt, params) == (expected, "stop" if expected[-1] == EOS else "length")
 
 
@@ -164,15 +167,15 @@ def test_returned_sequences_differ_and_repeat_alone(engine: Engine) -> None:
 
 
 def test_stop_ids_end_a_sequence(engine: Engine) -> None:
-    free, reason = run(engine, PROMPT, replace(GREEDY, stop_ids=frozenset()))
+    free, reason = run(engine, PROMPT, GREEDY)
     assert (len(free), reason) == (24, "length")
-    wanted = free[5]
-    stopped = run(engine, PROMPT, replace(GREEDY, stop_ids=frozenset({wanted, 1023})))
+    wanted, absent = free[5], next(token for token in range(VOCAB) if token not in free)
+    stopped = run(engine, PROMPT, replace(GREEDY, stop_ids=frozenset({wanted, absent})))
     assert stopped == (free[: free.index(wanted) + 1], "stop")
 
 
 def test_min_new_tokens_keeps_a_sequence_going(engine: Engine) -> None:
-    (first, *_), _ = run(engine, PROMPT, GREEDY)
+    (first, *_), _ = run(engine, PROMPT, replace(GREEDY, max_new_tokens=1))
     stops = frozenset({first})
     assert run(engine, PROMPT, replace(GREEDY, stop_ids=stops)) == ([first], "stop")
     longer, _ = run(engine, PROMPT, replace(GREEDY, stop_ids=stops, min_new_tokens=6))
@@ -182,7 +185,7 @@ def test_min_new_tokens_keeps_a_sequence_going(engine: Engine) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_max_new_tokens_ends_a_sequence(engine: Engine, count: int) -> None:
-    ids, reason = run(engine, PROMPT, replace(GREEDY, max_new_tokens=count, stop_ids=frozenset()))
+    ids, reason = run(engine, PROMPT, replace(GREEDY, max_new_tokens=count))
     assert (len(ids), reason) == (count, "length")
 
 
@@ -192,7 +195,7 @@ def test_max_new_tokens_ends_a_sequence(engine: Engine, count: int) -> None:
 def test_cancel_ends_within_one_step_and_is_idempotent(engine: Engine, before_draw: BeforeDraw) -> None:
     gate = Gate(seed=77, position=3)
     before_draw(gate)
-    handle = engine.submit(PROMPT, replace(GREEDY, max_new_tokens=1_000, seed=77, stop_ids=frozenset()))
+    handle = engine.submit(PROMPT, replace(GREEDY, max_new_tokens=1_000, seed=77))
     assert gate.reached.wait(PATIENCE_S)
     assert not handle.cancelled
     handle.cancel()
@@ -232,8 +235,8 @@ def test_a_deadline_before_the_first_token(engine: Engine, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("params", "reason"),
     [
-        (replace(GREEDY, max_new_tokens=3, stop_ids=frozenset()), "length"),
-        (replace(GREEDY, stop_ids=frozenset(range(1024)), min_new_tokens=0), "stop"),
+        (replace(GREEDY, max_new_tokens=3), "length"),
+        (replace(GREEDY, stop_ids=frozenset(range(VOCAB)), min_new_tokens=0), "stop"),
     ],
 )
 def test_a_deadline_during_the_last_token_takes_nothing_away(
@@ -305,7 +308,7 @@ def test_a_fault_fails_its_sequence_alone(engine: Engine, before_draw: BeforeDra
 
 
 def test_a_fault_in_the_model_fails_its_sequence_alone(engine: Engine) -> None:
-    outside = engine.submit((1, 5_000), GREEDY)
+    outside = engine.submit((1, VOCAB), GREEDY)
     with pytest.raises(InternalError):
         ids_of(outside)
     assert len(run(engine, PROMPT, replace(GREEDY, max_new_tokens=3))[0]) == 3
@@ -448,7 +451,7 @@ def test_the_interpreters_end_closes_the_engine(monkeypatch: pytest.MonkeyPatch)
     fake = SimpleNamespace(register=at_exit.append, unregister=at_exit.remove)
     monkeypatch.setattr(pipeline, "atexit", fake)
     own = PipelineEngine(NANO_FOLDER, dtype="float32")
-    handle = own.submit(PROMPT, replace(GREEDY, max_new_tokens=1_000, stop_ids=frozenset()))
+    handle = own.submit(PROMPT, replace(GREEDY, max_new_tokens=1_000))
     assert len(at_exit) == 1
     at_exit[0]()
     assert not own._thread.is_alive()
@@ -588,7 +591,7 @@ def test_tokens_come_as_they_are_drawn_and_the_loop_stays_free(engine: Engine, b
 
 def test_a_fault_reaches_an_event_loop(engine: Engine) -> None:
     with pytest.raises(InternalError):
-        asyncio.run(collected(engine.submit((1, 5_000), GREEDY)))
+        asyncio.run(collected(engine.submit((1, VOCAB), GREEDY)))
 
 
 def test_an_event_loop_may_cancel_its_wait(engine: Engine, before_draw: BeforeDraw) -> None:

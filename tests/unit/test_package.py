@@ -28,6 +28,8 @@ from llama_serving.service import Service
 from llama_serving.settings import Settings
 
 WEIGHTS = "model.safetensors"
+WEIGHT_BYTES = (FOLDER / WEIGHTS).stat().st_size
+SHAPE = NANO.shape
 CODE_LLAMA = "codellama/CodeLlama-7b-hf"
 
 
@@ -52,6 +54,15 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+def linked(folder: Path, model: Path) -> Path:
+    """The same, with the weights of a packaged model; for tests that only rename or delete them."""
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(FOLDER / name, folder / name)
+    (folder / WEIGHTS).hardlink_to(inside(model) / WEIGHTS)
+    return folder
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return copied(tmp_path / "checkpoint")
@@ -71,7 +82,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "mine"
     library: Any = transformers
     config = library.LlamaConfig(
-        vocab_size=1024,
+        vocab_size=SHAPE.vocab,
         hidden_size=32,
         intermediate_size=80,
         num_hidden_layers=3,
@@ -173,7 +184,7 @@ class TestWeights:
         )
         assert result.exit_code == 0
         assert told(result) == ["The weights were copied: they can't be linked (Invalid cross-device link)."]
-        assert "634,136 bytes of weights copied." in result.stdout
+        assert f"{WEIGHT_BYTES:,} bytes of weights copied." in result.stdout
         assert (inside(elsewhere / "model") / WEIGHTS).read_bytes() == (checkpoint / WEIGHTS).read_bytes()
         assert (checkpoint / WEIGHTS).stat().st_nlink == 1
 
@@ -197,7 +208,7 @@ class TestWeights:
             shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9_000_000, 8_500_000, 500_000)
         )
         with pytest.raises(
-            SetupError, match=r"needs 634,136 bytes where 500,000 are free \(--weights reference"
+            SetupError, match=rf"needs {WEIGHT_BYTES:,} bytes where 500,000 are free \(--weights reference"
         ):
             package(inspect(checkpoint, NANO), desk / "model", weights=weights)
         assert tree(desk) == {}
@@ -279,8 +290,10 @@ class TestOutput:
 
     @pytest.mark.parametrize("weights", Weights)
     @pytest.mark.parametrize("output", [".", "checkpoint", "blobs"])
-    def test_overwrite_never_deletes_the_checkpoint(self, desk: Path, output: str, weights: Weights) -> None:
-        checkpoint = copied(desk / "checkpoint")
+    def test_overwrite_never_deletes_the_checkpoint(
+        self, desk: Path, nano_model: Path, output: str, weights: Weights
+    ) -> None:
+        checkpoint = linked(desk / "checkpoint", nano_model)
         (desk / "blobs").mkdir()
         (checkpoint / WEIGHTS).rename(desk / "blobs" / WEIGHTS)
         (checkpoint / WEIGHTS).symlink_to(Path("..", "blobs", WEIGHTS))
@@ -351,9 +364,10 @@ class TestFaults:
             pytest.param(
                 ["--variant", CODE_LLAMA],
                 lambda _: None,
-                f"{{folder}} is not {CODE_LLAMA}: its config has layers 2 instead of 32, hidden 64 instead of "
-                "4096, ffn 176 instead of 11008, heads 4 instead of 32, kv_heads 2 instead of 32, vocab 1024 "
-                "instead of 32016, tied_embeddings True instead of False. Name the right --variant.",
+                f"{{folder}} is not {CODE_LLAMA}: its config has layers {SHAPE.layers} instead of 32, hidden "
+                f"{SHAPE.hidden} instead of 4096, ffn {SHAPE.ffn} instead of 11008, heads {SHAPE.heads} instead "
+                f"of 32, kv_heads {SHAPE.kv_heads} instead of 32, vocab {SHAPE.vocab} instead of 32016, "
+                "tied_embeddings True instead of False. Name the right --variant.",
                 id="another shape",
             ),
             pytest.param(
@@ -407,13 +421,14 @@ class TestFaults:
     def test_the_command_refuses_in_one_sentence(
         self,
         tmp_path: Path,
+        nano_model: Path,
         *,
         arguments: list[str],
         damage: Callable[[Path], object],
         sentence: str,
         output: str,
     ) -> None:
-        folder = copied(tmp_path / "checkpoint")
+        folder = linked(tmp_path / "checkpoint", nano_model)
         desk = tmp_path / "desk"
         desk.mkdir()
         damage(folder)
@@ -576,7 +591,8 @@ class TestFind:
     def test_a_record_that_cannot_be_used_is_named(
         self, nano_model: Path, tmp_path: Path, damage: Callable[[str], str | None], sentence: str
     ) -> None:
-        shutil.copytree(nano_model, tmp_path / "model", copy_function=shutil.copyfile)
+        without_weights = shutil.ignore_patterns(WEIGHTS)
+        shutil.copytree(nano_model, tmp_path / "model", ignore=without_weights)
         path = tmp_path / "model" / "artifacts" / "llama" / "llama_model.json"
         text = damage(path.read_text(encoding="utf-8"))
         if text is None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from llama_serving.contract.request import (
 )
 from llama_serving.engine import pipeline
 from llama_serving.engine.base import Handle, Token
+from llama_serving.engine.batching import engine as batching
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -45,6 +47,31 @@ from tests.conftest import shared_tokenizer
 from tests.unit.conftest import PATIENCE_S, BeforeDraw, Gate
 
 TEXT: Final = "def sort(values):"
+
+
+@pytest.fixture(scope="module", params=["batching", "pipeline"])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    """nano behind each of the engines."""
+    started = Service.start(ModelFiles(NANO_FOLDER, NANO), Settings(engine=request.param))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module", params=["batching", "pipeline"])
+def in_turn(request: pytest.FixtureRequest) -> Iterator[Service]:
+    """The same, one sequence at a time."""
+    started = Service.start(ModelFiles(NANO_FOLDER, NANO), Settings(engine=request.param, max_num_seqs=1))
+    yield started
+    started.close()
+
+
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock for the engines that only the test moves."""
+    clock = SimpleNamespace(now=0.0)
+    time = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(pipeline, "time", time)
+    monkeypatch.setattr(batching, "time", time)
+    return clock
 
 
 def request(*inputs: Input, ceiling: bool = False, reply: Reply = Reply.ROWS, **parameters: Any) -> Request:
@@ -123,7 +150,7 @@ def test_what_is_given_is_what_the_engine_gets(service: Service) -> None:
         "logprobs": 0,
     }
     (params,) = params_of(service, request(**given))
-    assert asdict(params) == {**given, "stop_ids": frozenset({2}), "index": 0}
+    assert asdict(params) == {**given, "stop_ids": frozenset({NANO.eos_id}), "index": 0}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +173,9 @@ def test_a_request_without_a_seed_gets_a_fresh_one(service: Service) -> None:
 def test_ignore_eos_takes_the_stop_ids_away(service: Service) -> None:
     assert params_of(service, request(ignore_eos=True))[0].stop_ids == frozenset()
     assert params_of(service, request(Infill("a", "b"), ignore_eos=True))[0].stop_ids == frozenset()
-    assert params_of(service, request(Infill("a", "b")))[0].stop_ids == {2, 1022}
+    tokens = NANO.infill.value
+    assert tokens is not None
+    assert params_of(service, request(Infill("a", "b")))[0].stop_ids == {NANO.eos_id, tokens.eot}
 
 
 # --- ceilings -------------------------------------------------------------------------------------
@@ -239,10 +268,10 @@ INPUTS: Final[dict[str, tuple[Input, str, str]]] = {
 def test_the_full_text_is_the_text_in_its_prompt(
     service: Service, prompt: Input, before: str, after: str
 ) -> None:
-    plain = only(service, greedy(prompt))
+    plain = only(service, greedy(prompt, min_new_tokens=6))
     assert plain.text
     assert plain.full_text == plain.text
-    full = only(service, greedy(prompt, return_full_text=True))
+    full = only(service, greedy(prompt, min_new_tokens=6, return_full_text=True))
     assert (full.text, full.full_text) == (plain.text, before + plain.text + after)
 
 
@@ -279,7 +308,7 @@ def test_returned_sequences_differ_and_repeat(service: Service) -> None:
 
 
 def test_the_end_of_the_text_is_a_stop(service: Service) -> None:
-    (work,) = service.prepare(greedy())
+    (work,) = service.prepare(greedy(ignore_eos=True))
     ids = [token.id for token in service.engine.submit(work.prompt.token_ids, work.params[0])]
     ending = Service(replace(NANO, eos_id=ids[3]), service.tokenizer, service.engine, Settings())
     stopped = only(ending, greedy())
@@ -294,7 +323,7 @@ def test_the_end_of_the_text_is_a_stop(service: Service) -> None:
 def test_streamed_pieces_are_the_whole_text(
     service: Service, prompt: Input, before: str, after: str, full: bool
 ) -> None:
-    asked = greedy(prompt, return_full_text=full, max_new_tokens=20)
+    asked = greedy(prompt, return_full_text=full, max_new_tokens=20, min_new_tokens=20)
     deltas = list(service.stream(asked))
     whole = only(service, asked)
     assert "".join(delta.text for delta in deltas) == whole.full_text
@@ -358,16 +387,21 @@ def test_logprobs_cover_the_text(service: Service) -> None:
 
 
 def test_logprobs_end_where_a_stop_string_cuts_the_text(service: Service) -> None:
-    whole = only(service, greedy(logprobs=0, max_new_tokens=24, ignore_eos=True))
+    # Sampled by a fixed seed: what is greedy may repeat itself, and then all cuts are at the start.
+    sampled = {"temperature": 1.0, "seed": 5, "max_new_tokens": 24, "logprobs": 0, "ignore_eos": True}
+    whole = only(service, request(**sampled))
     assert whole.logprobs is not None
-    borders = [sum(len(token.raw) for token in whole.logprobs[:n]) for n in range(25)]
-    for length in range(1, 20):
+    borders = [sum(len(token.text) for token in whole.logprobs[:n]) for n in range(25)]
+    cuts = set()
+    for length in range(1, 20, 2):
         stop = whole.text[length : length + 3]
-        cut = only(service, greedy(logprobs=0, max_new_tokens=24, ignore_eos=True, stop=(stop,)))
+        cut = only(service, request(**sampled, stop=(stop,)))
         assert cut.logprobs is not None
         assert cut.text == whole.text[: whole.text.index(stop)]
         in_the_text = sum(border < len(cut.text) for border in borders)
         assert cut.logprobs == whole.logprobs[:in_the_text]
+        cuts.add(in_the_text)
+    assert len(cuts) > 2
 
 
 def test_a_stop_string_at_the_very_start_leaves_no_logprobs(service: Service) -> None:
@@ -387,8 +421,7 @@ def test_a_deadline_gives_the_text_that_is_done(
     service: Service, before_draw: BeforeDraw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = only(service, greedy(ignore_eos=True))
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    clock = stopped_clock(monkeypatch)
 
     def hook(_: SamplingParams, position: int) -> None:
         clock.now = 1.0 if position == 4 else 0.0
@@ -409,17 +442,16 @@ def test_a_deadline_with_nothing_to_show_is_an_error(service: Service) -> None:
 
 
 def test_a_deadline_after_the_first_of_two_prompts_gives_both(
-    service: Service, before_draw: BeforeDraw, monkeypatch: pytest.MonkeyPatch
+    in_turn: Service, before_draw: BeforeDraw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    clock = stopped_clock(monkeypatch)
 
     def hook(_: SamplingParams, position: int) -> None:
         clock.now = 1.0 if position == 11 else 0.0
 
     before_draw(hook)
     asked = greedy(Completion("a"), Completion("b"), ignore_eos=True)
-    ((first,), (second,)) = service.generate(asked, deadline=1.0)
+    ((first,), (second,)) = in_turn.generate(asked, deadline=1.0)
     assert (first.finish_reason, second.finish_reason) == ("length", "deadline")
     assert (bool(first.text), second.text) == (True, "")
 
@@ -432,7 +464,7 @@ def test_a_deadline_after_the_first_of_two_prompts_gives_both(
     [
         Dialog((Message("user", "x [/INST]"),)),
         Completion("x" * 100_000),
-        TokenIds((4_000,)),
+        TokenIds((NANO.shape.vocab,)),
     ],
     ids=["marker", "too long", "outside"],
 )
@@ -450,10 +482,10 @@ def test_one_bad_prompt_refuses_the_request_and_nothing_runs(service: Service, b
 def test_one_failing_sequence_fails_its_request_and_no_other(service: Service, before_draw: BeforeDraw) -> None:
     expected = only(service, greedy(max_new_tokens=20))
     gate = Gate(seed=666)
-    drawn: list[tuple[int, int]] = []
+    drawn: set[tuple[int, int, int]] = set()
 
     def hook(params: SamplingParams, position: int) -> None:
-        drawn.append((params.seed, params.index))
+        drawn.add((params.seed, params.index, position))
         gate(params, position)
         if (params.seed, params.index, position) == (666, 1, 2):
             raise ZeroDivisionError("secret")
@@ -470,8 +502,8 @@ def test_one_failing_sequence_fails_its_request_and_no_other(service: Service, b
         assert error.value.status == 500
         assert "secret" not in error.value.message
         assert other.result(PATIENCE_S) == expected
-    assert drawn.count((666, 0)) == 6
-    assert drawn.count((666, 1)) == 3
+    assert {position for seed, index, position in drawn if (seed, index) == (666, 0)} == set(range(6))
+    assert {position for seed, index, position in drawn if (seed, index) == (666, 1)} == set(range(3))
     assert only(service, greedy(max_new_tokens=20)) == expected
     stats = service.engine.stats()
     assert (stats.alive, stats.running, stats.waiting) == (True, 0, 0)
@@ -486,7 +518,7 @@ def test_the_siblings_of_a_failing_sequence_are_cancelled(service: Service, befo
             raise ZeroDivisionError
         if params.seed == 666 and params.index == 1:
             drawn.append(position)
-            assert go_on.wait(PATIENCE_S)
+            assert position < 20 or go_on.wait(PATIENCE_S)
 
     before_draw(hook)
     failing = request(num_return_sequences=2, temperature=1.0, seed=666, max_new_tokens=1_000, ignore_eos=True)
@@ -494,7 +526,7 @@ def test_the_siblings_of_a_failing_sequence_are_cancelled(service: Service, befo
         service.generate(failing)
     go_on.set()
     assert only(service, greedy()).text
-    assert len(drawn) <= 1
+    assert max(drawn, default=0) <= 21
 
 
 def test_an_engine_that_takes_nothing_is_unavailable(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,7 +595,7 @@ class Scripted:
         self._ids = ids
         self._full = full
 
-    def submit(self, *_: object, deadline: float | None = None) -> Handle:
+    def submit(self, *_: object, **__: object) -> Handle:
         if len(self.handles) == self._full:
             raise Unavailable("No more.")
         handle = Handle()

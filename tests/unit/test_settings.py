@@ -12,11 +12,12 @@ from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
 ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
-    "engine": (("pipeline", "pipeline"),),
+    "engine": tuple((name, name) for name in ("auto", "batching", "pipeline")),
     "dtype": tuple((name, name) for name in ("auto", "float32", "bfloat16", "float16")),
     "context": (("16", 16), ("100000", 100_000)),
     "threads": (("1", 1), ("1024", 1024)),
     "max_num_seqs": (("1", 1), ("4096", 4096)),
+    "kv_memory": (("1", 1), ("12345", 12345), ("500MiB", 500 << 20), ("8GiB", 8 << 30), ("64KiB", 64 << 10)),
     "queue": (("0", 0), ("1000000", 1_000_000)),
     "deadline_s": (("0.001", 0.001), ("60", 60.0), ("1.5", 1.5)),
     "max_body": (("1024", 1024), ("1073741824", 1 << 30)),
@@ -26,11 +27,12 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
 REFUSED: dict[str, tuple[str, ...]] = {
-    "engine": ("batching", "upstream", "Pipeline", "pipeline,batching"),
+    "engine": ("upstream", "Pipeline", "pipeline,batching"),
     "dtype": ("int8", "FLOAT32", "fp16"),
     "context": ("0", "15", "10000001", *NO_INTEGER),
     "threads": ("0", "1025", *NO_INTEGER),
     "max_num_seqs": ("0", "4097", *NO_INTEGER),
+    "kv_memory": ("0", "0GiB", "8GB", "8gib", "1.5GiB", "8 GiB", "GiB", *NO_INTEGER),
     "queue": ("1000001", *NO_INTEGER),
     "deadline_s": ("0", "0.0", "-1", "nan", "inf", "1e3", "1s", "."),
     "max_body": ("1023", "1073741825", "4MB", *NO_INTEGER),
@@ -110,7 +112,7 @@ def test_variables_of_other_software_are_left_alone(name: str) -> None:
     assert Settings.from_environment({name: "x"}) == Settings()
 
 
-@pytest.mark.parametrize("name", ["LLAMA_KV_MEMORY", "LLAMA_UPSTREAM_URL", "LLAMA_QUANTIZATION"])
+@pytest.mark.parametrize("name", ["LLAMA_UPSTREAM_URL", "LLAMA_QUANTIZATION"])
 def test_a_setting_that_nothing_reads_is_refused(name: str) -> None:
     with pytest.raises(SetupError, match=f"{name} is set, but .* Unset it"):
         Settings.from_environment({name: "1"})

@@ -87,7 +87,9 @@ def test_a_long_stop_string_that_nearly_comes_is_let_out_in_the_end() -> None:
 
 
 def request(**parameters: Any) -> Request:
-    asked = replace(Parameters(max_new_tokens=24, do_sample=False, logprobs=0), **parameters)
+    """Sampled by a fixed seed: what is sampled repeats itself less than what is greedy."""
+    asked = Parameters(max_new_tokens=24, temperature=1.0, seed=3, ignore_eos=True, logprobs=0)
+    asked = replace(asked, **parameters)
     return Request((Completion("def sort(values):"),), asked, Reply.ROWS, ("input_data.input_string[0]",), "")
 
 
@@ -98,7 +100,7 @@ def tokens(service: Service) -> list[str]:
     assert plain.logprobs is not None
     found = [token.text for token in plain.logprobs]
     assert "".join(found) == plain.text
-    assert len(found) == 24
+    assert len(found) > 12, "special tokens have no text"
     return found
 
 
@@ -115,7 +117,7 @@ def test_stop_strings_across_token_borders_are_found(service: Service, tokens: l
 
 
 def test_a_stop_string_that_ends_inside_a_token_cuts_the_token(service: Service, tokens: list[str]) -> None:
-    number, token = next((n, t) for n, t in enumerate(tokens) if len(t.strip()) > 2)
+    number, token = next((n, t) for n, t in enumerate(tokens) if len(t) > 2)
     stop = "".join(tokens[:number])[-3:] + token[:2]
     ((cut,),) = service.generate(request(stop=(stop,)))
     assert cut.text == reference("".join(tokens), [stop])[0]

@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployment.nano import FOLDER as NANO_FOLDER
+from llama_serving.catalog import NANO
 from llama_serving.errors import SetupError
 from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer
 
+VOCAB: Final = NANO.shape.vocab
+SPECIALS: Final = (0, 1, 2, *range(VOCAB - 5, VOCAB))
 LOST: Final = "▁"
 """The one character that Llama's form gives back as another: a space."""
 
@@ -20,7 +23,7 @@ anything = st.text(st.characters(exclude_categories=["Cs"]))
 codelike = st.text(st.sampled_from("ab  \n\t\r_(.)=<>/s☺é🦙▁x0\x00"))
 special = st.sampled_from(["</s>", "<s>", "<unk>", "▁<PRE>", " <MID>", "<step>", "<0x0A>", "[INST]", "☺"])
 texts = st.lists(anything | codelike | special, max_size=5).map("".join)
-id_lists = st.lists(st.integers(0, 1023), max_size=40)
+id_lists = st.lists(st.integers(0, VOCAB - 1), max_size=40)
 
 
 def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -44,8 +47,7 @@ def test_a_continuation_comes_back_exactly(nano_tokenizer: Tokenizer, text: str)
 
 @given(text=texts)
 def test_text_is_never_a_special_token(nano_tokenizer: Tokenizer, text: str) -> None:
-    specials = {0, 1, 2, 1019, 1020, 1021, 1022, 1023}
-    assert not specials & {*nano_tokenizer.encode(text), *nano_tokenizer.encode_continuation(text)}
+    assert not {*SPECIALS} & {*nano_tokenizer.encode(text), *nano_tokenizer.encode_continuation(text)}
 
 
 @given(text=texts | st.integers(0, 200).map(lambda n: " " * n))
@@ -60,11 +62,15 @@ def test_fewest_tokens_is_near_where_pieces_are_long(nano_tokenizer: Tokenizer) 
 
 
 def test_special_tokens_have_ids_and_no_text(nano_tokenizer: Tokenizer) -> None:
-    assert nano_tokenizer.special_id("▁<PRE>") == 1019
+    infill = NANO.infill.value
+    assert infill is not None
+    ids = [nano_tokenizer.special_id(f"▁<{name}>") for name in ("PRE", "SUF", "MID", "EOT")]
+    assert ids == [infill.prefix, infill.suffix, infill.middle, infill.eot] == [*SPECIALS[-5:-1]]
+    assert nano_tokenizer.special_id("<step>") == SPECIALS[-1]
     assert nano_tokenizer.special_id("<PRE>") is None
-    assert [nano_tokenizer.piece(i) for i in (0, 1, 2, 1019, 1023, 1024, -1)] == [b""] * 7
+    assert {nano_tokenizer.piece(i) for i in (*SPECIALS, VOCAB, -1)} == {b""}
     assert nano_tokenizer.piece(13) == b"\n"
-    assert nano_tokenizer.size == 1024
+    assert nano_tokenizer.size == VOCAB
 
 
 # --- streaming ------------------------------------------------------------------------------------
@@ -234,7 +240,7 @@ def _looks_whole_texts_up(layout: Layout) -> None:
 
 
 def _merges_spell_a_special_token(layout: Layout) -> None:
-    layout["model"]["vocab"]["s>"] = 1024
+    layout["model"]["vocab"]["s>"] = VOCAB
     layout["model"]["merges"] = ["s >", "< s>", *layout["model"]["merges"]]
 
 
@@ -252,7 +258,7 @@ def test_merges_that_spell_a_special_token_are_left_out(tmp_path: Path, layout: 
     _merges_spell_a_special_token(layout)
     changed = Tokenizer.from_folder(written(tmp_path, layout))
     assert 1 not in changed.encode_continuation("<s>")
-    assert 1024 in changed.encode_continuation("s>")
+    assert VOCAB in changed.encode_continuation("s>")
     assert decoded(changed, changed.encode_continuation("<s>")) == "<s>"
 
 

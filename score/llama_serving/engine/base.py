@@ -8,7 +8,7 @@ handle.finish_reason            # "stop", "length", "deadline", "cancelled"
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,7 +34,17 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts since the start, and what is inside now."""
+    """Counts since the start, and what is inside now.
+
+    Attributes:
+        backend: what computes, where an engine has a choice.
+        sequences: submitted so far; `tokens_in` and `tokens_out` are theirs.
+        alive: it takes requests.
+        steps: forward passes; `rows` went through them.
+        reused_tokens: tokens of prompts that did not have to be computed, since an earlier prompt had them.
+        times_set_aside: how often a sequence had to make room for older ones.
+        kv_blocks: blocks of the cache; `kv_blocks_free` of them can be had.
+    """
 
     engine: str
     running: int
@@ -43,6 +53,13 @@ class EngineStats:
     tokens_in: int
     tokens_out: int
     alive: bool
+    backend: str = ""
+    steps: int = 0
+    rows: int = 0
+    reused_tokens: int = 0
+    times_set_aside: int = 0
+    kv_blocks: int = 0
+    kv_blocks_free: int = 0
 
 
 class Handle:
@@ -152,7 +169,12 @@ class Engine(Protocol):
     """Generates token ids. It knows nothing of text, prompts or protocols."""
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, deadline: float | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        deadline: float | None = None,
+        stop: Callable[[int], bool] | None = None,
     ) -> Handle:
         """Queues one sequence; returns at once.
 
@@ -161,10 +183,18 @@ class Engine(Protocol):
                 `params.max_new_tokens` fit the context.
             params: how to sample.
             deadline: `time.monotonic()` seconds at which the sequence ends with what it has.
+            stop: asked with every generated id, on the engine's thread; True ends the sequence there (stop
+                strings, which the engine knows nothing of).
 
         Raises:
+            BadRequest: the sequence can't fit the engine's memory, whatever else runs.
             Unavailable: the engine is draining, closed or dead.
         """
+        ...
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that one sequence can come to at most; None where memory sets no limit of its own."""
         ...
 
     def stats(self) -> EngineStats:

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ class _Job:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     deadline: float | None
+    stop: Callable[[int], bool] | None
     handle: Handle
 
 
@@ -53,7 +54,7 @@ class PipelineEngine:
         self._open: dict[Handle, _Job] = {}
         self._running: _Job | None = None
         self._closed = False
-        self._counts = {"sequences": 0, "tokens_in": 0, "tokens_out": 0}
+        self._sequences = self._tokens_in = self._tokens_out = 0
         self._pid = os.getpid()
         loaded: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
@@ -67,23 +68,43 @@ class PipelineEngine:
             raise SetupError(f"{checkpoint} can't be loaded as a {dtype} model: {failure}") from failure
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, deadline: float | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        deadline: float | None = None,
+        stop: Callable[[int], bool] | None = None,
     ) -> Handle:
         """See `Engine.submit`."""
-        job = _Job(tuple(prompt_ids), params, deadline, Handle())
+        job = _Job(tuple(prompt_ids), params, deadline, stop, Handle())
         if self._forked or not self._admit(job):
             raise Unavailable("The engine takes no requests: it is shutting down or has stopped.",
                               retry_after=RETRY_AFTER_S)  # fmt: skip
         return job.handle
 
+    @property
+    def capacity(self) -> int | None:
+        """See `Engine.capacity`."""
+        return None
+
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
         if self._forked:
-            return EngineStats("pipeline", 0, 0, alive=False, **self._counts)
+            return self._stats(running=0, waiting=0, alive=False)
         with self._lock:
             running = 0 if self._running is None else 1
-            waiting = len(self._open) - running
-            return EngineStats("pipeline", running, waiting, alive=self._alive(), **self._counts)
+            return self._stats(running=running, waiting=len(self._open) - running, alive=self._alive())
+
+    def _stats(self, *, running: int, waiting: int, alive: bool) -> EngineStats:
+        return EngineStats(
+            engine="pipeline",
+            running=running,
+            waiting=waiting,
+            sequences=self._sequences,
+            tokens_in=self._tokens_in,
+            tokens_out=self._tokens_out,
+            alive=alive,
+        )
 
     def drain(self) -> None:
         """See `Engine.drain`."""
@@ -119,8 +140,8 @@ class PipelineEngine:
                 return False
             self._jobs.put(job)
             self._open[job.handle] = job
-            self._counts["sequences"] += 1
-            self._counts["tokens_in"] += len(job.prompt_ids)
+            self._sequences += 1
+            self._tokens_in += len(job.prompt_ids)
             return True
 
     def _serve(
@@ -181,8 +202,8 @@ class PipelineEngine:
             token = sampler.draw(logits[0].double().cpu().numpy())
             job.handle.push(token)
             with self._lock:
-                self._counts["tokens_out"] += 1
-            if token.id in job.params.stop_ids:
+                self._tokens_out += 1
+            if token.id in job.params.stop_ids or (job.stop is not None and job.stop(token.id)):
                 ended.append("stop")
             choice = torch.full_like(logits, -torch.inf)
             choice[0, token.id] = 0.0

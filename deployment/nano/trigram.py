@@ -1,0 +1,78 @@
+"""What nano must beat: a trigram model over the same tokens, learned from the same documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from llama_serving.catalog import NANO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    Ids = npt.NDArray[np.int64]
+
+VOCAB: Final = NANO.shape.vocab
+DISCOUNT: Final = 0.75
+
+
+class _Counts:
+    """How often each id follows each context; contexts and continuations are packed into one number."""
+
+    def __init__(self, packed: Ids) -> None:
+        self._packed, self._counts = np.unique(packed, return_counts=True)
+        self._contexts, first, self._kinds = np.unique(
+            self._packed // VOCAB, return_index=True, return_counts=True
+        )
+        self._totals = np.add.reduceat(self._counts, first)
+
+    def discounted(self, packed: Ids, below: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Absolute discounting, interpolated with the shorter context's probabilities (Chen and Goodman 1998, 2.7)."""
+        count = _found(self._packed, self._counts, packed)
+        total = _found(self._contexts, self._totals, packed // VOCAB)
+        kinds = _found(self._contexts, self._kinds, packed // VOCAB)
+        with np.errstate(invalid="ignore"):
+            mixed = (np.maximum(count - DISCOUNT, 0) + DISCOUNT * kinds * below) / total
+        return np.where(total > 0, mixed, below)
+
+    def likeliest(self, context: int) -> int | None:
+        """What follows a context most often; None where it was never seen."""
+        low, high = np.searchsorted(self._packed, [context * VOCAB, (context + 1) * VOCAB])
+        return None if low == high else int(self._packed[low + self._counts[low:high].argmax()] % VOCAB)
+
+
+class Trigram:
+    """Learned from one row of ids."""
+
+    def __init__(self, row: Ids) -> None:
+        self._one = np.bincount(row, minlength=VOCAB)
+        self._two = _Counts(row[:-1] * VOCAB + row[1:])
+        self._three = _Counts((row[:-2] * VOCAB + row[1:-1]) * VOCAB + row[2:])
+
+    def bits(self, ids: Ids) -> float:
+        """Bits that the ids after the first cost."""
+        one = (self._one[ids[1:]] + 1) / (self._one.sum() + VOCAB)
+        probabilities = self._two.discounted(ids[:-1] * VOCAB + ids[1:], one)
+        packed = (ids[:-2] * VOCAB + ids[1:-1]) * VOCAB + ids[2:]
+        probabilities[1:] = self._three.discounted(packed, probabilities[1:])
+        return float(-np.log2(probabilities).sum())
+
+    def continuation(self, ids: Ids) -> Iterator[int]:
+        """The likeliest ids after a prompt, without end."""
+        last = int(ids[-1])
+        before = int(ids[-2]) if len(ids) > 1 else last
+        while True:
+            following = self._three.likeliest(before * VOCAB + last)
+            following = self._two.likeliest(last) if following is None else following
+            following = int(self._one.argmax()) if following is None else following
+            yield following
+            before, last = last, following
+
+
+def _found(keys: Ids, values: Ids, wanted: Ids) -> Ids:
+    """The value of each wanted key; 0 where it is not among the keys, which are sorted."""
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, values[at], 0)

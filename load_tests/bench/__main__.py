@@ -1,0 +1,159 @@
+"""`python -m load_tests.bench`: see `--help`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from tqdm import tqdm
+
+from deployment.servers import console_script
+from load_tests.bench import contestants, limit, report, scenarios
+from load_tests.bench.measure import Sample, throughput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+WEIGHT_BYTES: Final = 2 * (134_105_856 - 32000 * 768)
+"""Of a step: all but the embedding, of which it reads a row a token."""
+KV_BYTES_PER_TOKEN: Final = 2 * 12 * 768 * 2
+CONTEXT: Final = 60
+"""Tokens that a row of this workload attends to, on the average."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--clients", default="1,4,16", show_default=True, help="Numbers of clients, with commas.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; in each, everybody is measured once.")
+@click.option("--new-tokens", default=64, show_default=True, help="Tokens of each answer.")
+@click.option("--requests", default=2, show_default=True, help="Requests of each client in a round.")
+@click.option("--peer", "urls", multiple=True, metavar="NAME=URL",
+              help="An OpenAI-compatible server that is up, such as llama=http://127.0.0.1:8080/v1; may be repeated.")  # fmt: skip
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="WORD",
+    help="Only contestants with this word in their name; may be repeated.",
+)
+@click.option(
+    "--scenarios/--no-scenarios", "also", default=True, help="Reuse, stall and memory of our engine as well."
+)
+@click.option("--output", type=click.Path(path_type=Path), default=ROOT / "build" / "bench", show_default=False,
+              help="Folder for bench.json, bench.png and the model; default: build/bench.")  # fmt: skip
+def main(  # noqa: PLR0913  (the options of a command)
+    *, clients: str, rounds: int, new_tokens: int, requests: int, urls: Sequence[str], only: Sequence[str], also: bool,
+    output: Path,
+) -> None:  # fmt: skip
+    """Measure our engines and servers beside the peers, in turn, on a random model of 134 M parameters.
+
+    The peers are those that `make peers` installs, and those given with --peer. Everything is up during the whole
+    run, and one is asked at a time: what the machine does meanwhile hits all alike.
+    """
+    counts = [int(count) for count in clients.split(",")]
+    checkpoint = output / "model"
+    _python("load_tests.bench.model", str(checkpoint))
+    chosen = [c for c in _all(checkpoint, output, urls) if not only or any(word in c.name for word in only)]
+    samples = _measure(chosen, counts, rounds=rounds, new_tokens=new_tokens, requests=requests)
+    speed = float(_python("load_tests.bench.limit"))
+    limits = {
+        count: limit.tokens_per_second(
+            speed, weight_bytes=WEIGHT_BYTES, kv_bytes=KV_BYTES_PER_TOKEN * CONTEXT, rows=count
+        )
+        for count in counts
+    }
+    others: dict[str, Any] = {"bytes_per_second": speed}
+    if also:
+        others |= _scenarios(checkpoint, rounds)
+    report.write(output, samples, limits, others)
+    click.echo(report.table(samples, limits))
+    click.echo(f"memory: {speed / 1e9:.1f} GB/s; all samples in {output / 'bench.json'}")
+
+
+def _all(checkpoint: Path, output: Path, urls: Sequence[str]) -> list[contestants.Contestant]:
+    packaged = output / "packaged"
+    if not packaged.exists():
+        command = [console_script("llama-endpoints"), "package", "--checkpoint", str(checkpoint), "--dialog", "none",
+                   "--infill", "none", "--output", str(packaged)]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    everybody = [contestants.our_engine(checkpoint), *contestants.our_carriers(packaged)]
+    reason = contestants.missing()
+    for peer in contestants.peers(checkpoint):
+        if reason:
+            click.echo(f"skipped: {peer.name}, {reason}", err=True)
+        else:
+            everybody.append(peer)
+    for given in urls:
+        name, _, url = given.partition("=")
+        if not url:
+            raise click.UsageError(f"--peer {given} has no URL: give NAME=URL.")
+        everybody.append(contestants.at(name, url))
+    return everybody
+
+
+def _measure(
+    chosen: Sequence[contestants.Contestant],
+    counts: Sequence[int],
+    *,
+    rounds: int,
+    new_tokens: int,
+    requests: int,
+) -> list[Sample]:
+    samples: list[Sample] = []
+    with (
+        ExitStack() as stack,
+        tqdm(total=len(chosen) * (1 + rounds * len(counts)), file=sys.stderr, unit=" runs") as bar,
+    ):
+        asks = []
+        for contestant in chosen:
+            bar.set_description(f"start {contestant.name}")
+            ask = stack.enter_context(contestant.serve())
+            throughput(contestant.name, ask, clients=2, requests=1, new_tokens=8, first=9_000_000)
+            asks.append((contestant.name, ask))
+            bar.update()
+        number = 0
+        for _ in range(rounds):
+            for count in counts:
+                for name, ask in asks:
+                    bar.set_description(f"{name}, {count} clients")
+                    samples.append(
+                        throughput(
+                            name, ask, clients=count, requests=requests, new_tokens=new_tokens, first=number
+                        )
+                    )
+                    number += count * requests
+                    bar.update()
+    return samples
+
+
+def _scenarios(checkpoint: Path, rounds: int) -> dict[str, Any]:
+    results = scenarios.elsewhere(checkpoint, rounds)
+    memory = scenarios.memory(checkpoint)
+    for reuse in (scenarios.Reuse(**one) for one in results["reuse"]):
+        click.echo(
+            f"first token, 1,000 tokens shared: {reuse.shared:.2f} s, not shared: {reuse.separate:.2f} s "
+            f"({reuse.ratio:.2f})"
+        )
+    for stall in (scenarios.Stall(**one) for one in results["stall"]):
+        click.echo(
+            f"an 8,000-token prompt among 8: worst gap {stall.worst * 1e3:.0f} ms, median "
+            f"{stall.median_before * 1e3:.0f} ms ({stall.ratio:.1f}), its first token after {stall.first_token:.1f} s"
+        )
+    click.echo(
+        f"memory: {memory.serving >> 20} MiB serving, {memory.imported >> 20} MiB with the libraries alone"
+    )
+    return {**results, "memory": asdict(memory)}
+
+
+def _python(module: str, *arguments: str) -> str:
+    """Run a module in a process of its own: torch must have one thread here, the engine's."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout  # noqa: S603
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Who is measured: our engines and carriers, and the peers that are found installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deployment.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve
+from llama_serving.contract.request import SamplingParams
+from llama_serving.engine.batching.start import start
+from llama_serving.prompts.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from deployment.servers import Server
+ROOT: Final = Path(__file__).resolve().parents[2]
+PEERS: Final = ROOT / "build" / "peers"
+ENGINE: Final = "our engine"
+START_S: Final = 300
+ANSWER_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Something that answers prompts.
+
+    Attributes:
+        name: in the table.
+        ours: it is this project's.
+        serve: keeps it up; gives the function that asks it.
+    """
+
+    name: str
+    ours: bool
+    serve: Callable[[], AbstractContextManager[Callable[[str, int], int]]]
+
+
+def our_engine(checkpoint: Path) -> Contestant:
+    """The bare engine, in this process: nothing else here may use torch, see `engine/batching`."""
+    return Contestant(ENGINE, ours=True, serve=lambda: _engine(checkpoint))
+
+
+def our_carriers(model: Path) -> list[Contestant]:
+    """Azure's and MLflow's stock servers with our model in them."""
+    return [
+        Contestant("azmlinfsrv, ours", ours=True, serve=lambda: _score(model)),
+        Contestant("mlflow models serve, ours", ours=True, serve=lambda: _invocations(model)),
+    ]
+
+
+def peers(checkpoint: Path) -> list[Contestant]:
+    """What `make peers` installs."""
+    return [
+        Contestant("mlflow, transformers flavour", ours=False, serve=lambda: _stock_mlflow(checkpoint)),
+        Contestant(
+            "transformers serve, continuous batching", ours=False, serve=lambda: _transformers_serve(checkpoint)
+        ),
+    ]
+
+
+def at(name: str, url: str) -> Contestant:
+    """An OpenAI-compatible server that somebody else keeps up, such as llama.cpp's."""
+
+    @contextmanager
+    def serve() -> Iterator[Callable[[str, int], int]]:
+        yield _completions(url)
+
+    return Contestant(name, ours=False, serve=serve)
+
+
+def missing() -> str | None:
+    """Why the peers can't be started; None where they can."""
+    return None if (PEERS / "bin" / "transformers").exists() else "not installed (make peers)"
+
+
+@contextmanager
+def _engine(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
+    tokenizer = Tokenizer.from_folder(checkpoint)
+    engine = start(checkpoint, dtype="bfloat16", context=2048)
+
+    def ask(prompt: str, new_tokens: int) -> int:
+        handle = engine.submit([1, *tokenizer.encode(prompt)], SamplingParams(max_new_tokens=new_tokens))
+        return sum(1 for _ in handle)
+
+    try:
+        yield ask
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _score(model: Path) -> Iterator[Callable[[str, int], int]]:
+    with azmlinfsrv(model, score=ROOT / "score", threads=70) as server:
+        yield _ours(server, "/score", lambda data: {"input_data": data})
+
+
+@contextmanager
+def _invocations(model: Path) -> Iterator[Callable[[str, int], int]]:
+    with mlflow_serve(model) as server:
+        yield _ours(server, "/invocations", lambda data: {"inputs": data})
+
+
+def _ours(server: Server, path: str, body: Callable[[Any], Any]) -> Callable[[str, int], int]:
+    def ask(prompt: str, new_tokens: int) -> int:
+        parameters = {"max_new_tokens": new_tokens, "do_sample": False, "ignore_eos": True, "details": True}
+        answer = _post(server.url + path, body({"input_string": [prompt], "parameters": parameters}))
+        (row,) = answer["predictions"] if isinstance(answer, dict) else answer
+        tokens: int = row["details"][0]["usage"]["completion_tokens"]
+        return tokens
+
+    return ask
+
+
+@contextmanager
+def _stock_mlflow(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
+    model, port = PEERS / "stock-model", free_port(LOOPBACK)
+    if not model.exists():
+        script = Path(__file__).with_name("stock_mlflow.py")
+        write = [PEERS / "bin" / "python", script, checkpoint, model]
+        subprocess.run(write, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    command = ["mlflow", "models", "serve", "--model-uri", str(model), "--env-manager", "local",
+               "--host", LOOPBACK, "--port", str(port)]  # fmt: skip
+    with _process(command, f"http://{LOOPBACK}:{port}/ping"):
+
+        def ask(prompt: str, new_tokens: int) -> int:
+            params = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+            _post(f"http://{LOOPBACK}:{port}/invocations", {"inputs": [prompt], "params": params})
+            return new_tokens
+
+        yield ask
+
+
+@contextmanager
+def _transformers_serve(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
+    port = free_port(LOOPBACK)
+    command = ["transformers", "serve", str(checkpoint), "--continuous-batching", "--device", "cpu",
+               "--dtype", "bfloat16", "--host", LOOPBACK, "--port", str(port)]  # fmt: skip
+    with _process(command, f"http://{LOOPBACK}:{port}/health"):
+        yield _completions(f"http://{LOOPBACK}:{port}/v1", model=str(checkpoint))
+
+
+def _completions(url: str, model: str = "any") -> Callable[[str, int], int]:
+    def ask(prompt: str, new_tokens: int) -> int:
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": new_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+        try:
+            answer = _post(f"{url}/completions", body)
+        except urllib.error.HTTPError as error:
+            if error.code not in (400, 422):
+                raise
+            del body["ignore_eos"]  # not every server knows it
+            answer = _post(f"{url}/completions", body)
+        tokens: int = answer["usage"]["completion_tokens"]
+        return tokens
+
+    return ask
+
+
+@contextmanager
+def _process(command: list[str], probe: str) -> Iterator[None]:
+    """A peer's server, from its start to its end; what it says goes to a log beside it."""
+    log = PEERS / f"{command[0]}-{command[1]}.log"
+    environment = {**os.environ, "PATH": f"{PEERS / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1",
+                   "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+    with log.open("wb") as output, subprocess.Popen(  # noqa: S603
+        [str(PEERS / "bin" / command[0]), *command[1:]],
+        stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=PEERS, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            _wait(process, probe, log)
+            yield
+        finally:
+            os.killpg(process.pid, 15)
+
+
+def _wait(process: subprocess.Popen[bytes], probe: str, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(probe, timeout=5):  # noqa: S310
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise RuntimeError(f"a peer did not start; its log is {log}")
+
+
+def _post(url: str, body: Any) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310
+        return json.load(answer)

@@ -1,0 +1,1 @@
+"""Continuous batching: sequences join and leave the running batch at every step."""

@@ -1,0 +1,392 @@
+"""The portable backend: Llama in plain torch, for any CPU.
+
+Flat rows go through the layers together: those that generate first, then the parts of prompts. Linears are
+reordered once for oneDNN, and take SiLU, the product with it and the residual sums with them. In float32 they
+see the rows in blocks of one fixed size, since a product's last bits depend on its shape: so a row's result is
+the same in any company. Attention sees each generating row by itself, and prompts in tiles of one fixed size.
+"""
+
+import functools
+import logging
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (the field's own name)
+
+from llama_serving.engine.batching.backends.base import Rows
+from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+
+_log = logging.getLogger(__name__)
+
+BLOCK_TOKENS: Final = 16
+ROWS: Final = 16
+"""Rows that a linear sees at a time in float32."""
+EXACT: Final = 512
+"""Tokens that float32 attention looks at, in multiples: torch's kernel goes through them in pieces of this size, and
+the last piece's size is a part of how it rounds (ATen's FlashAttentionKernel.cpp)."""
+ALIKE: Final = 64
+"""Tokens below which sequences count as equally long."""
+TILE: Final = 32
+"""Rows of a prompt that attention sees at a time."""
+
+
+class Portable:
+    """See `Backend`.
+
+    Args:
+        folder: the checkpoint.
+        dtype: `float32` or `bfloat16`; of the weights, and of keys and values.
+        num_blocks: of the cache, from the loaded config.
+
+    Raises:
+        SetupError: the checkpoint can't be used.
+    """
+
+    name = "portable"
+    block_tokens = BLOCK_TOKENS
+    chunk_rows = TILE
+
+    def __init__(self, folder: Path, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]) -> None:
+        self.config = LlamaConfig.read(folder)
+        self.vocab = self.config.vocab
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
+        self._load(Weights(folder))
+        self.num_blocks = num_blocks(self.config)
+        shape = (self.config.kv_heads, self.num_blocks, BLOCK_TOKENS, self.config.head_dim)
+        self._keys = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
+        self._values = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[Rows]) -> Tensor:
+        """See `Backend.forward`."""
+        plan = _Plan.of(batch, self._frequencies, self._form)
+        x = F.embedding(plan.ids, self._embedding)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            x = layer.forward(x, plan, keys, values)
+        if not len(plan.wanted):
+            return torch.empty(0, self.vocab)
+        x = F.rms_norm(x[plan.wanted], (self.config.hidden,), self._norm, self.config.epsilon)
+        return self._head(x).float()[: len(plan.wanted)][plan.order]
+
+    def save(self, blocks: Sequence[int]) -> list[Tensor]:
+        """See `Backend.save`."""
+        at = torch.tensor(blocks, dtype=torch.int64)
+        return [cache[:, at] for cache in (*self._keys, *self._values)]
+
+    def restore(self, blocks: Sequence[int], saved: list[Tensor]) -> None:
+        """See `Backend.restore`."""
+        at = torch.tensor(blocks, dtype=torch.int64)
+        for cache, copy in zip((*self._keys, *self._values), saved, strict=True):
+            cache[:, at] = copy
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """See `Backend.clear`."""
+        at = torch.tensor(blocks, dtype=torch.int64)
+        for cache in (*self._keys, *self._values):
+            cache[:, at] = 0
+
+    def _load(self, weights: Weights) -> None:
+        config, dtype = self.config, self._dtype
+        table = (config.vocab, config.hidden)
+        embedding = weights.tensor("model.embed_tokens.weight", table)
+        self._embedding = embedding.to(dtype, copy=True)
+        self._layers = [_Layer(config, weights, f"model.layers.{n}", dtype) for n in range(config.layers)]
+        norm = weights.tensor("model.norm.weight", (config.hidden,))
+        self._norm = norm.to(dtype, copy=True)
+        head = self._embedding if config.tied else weights.tensor("lm_head.weight", table).to(dtype)
+        self._head = _Linear(head)
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self._frequencies = 1.0 / (config.rope_theta**half)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a plan needs to know of the model: its dtype, and the query heads that share a key head."""
+
+    dtype: torch.dtype
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows that attention sees together: generating ones of about the same length, or a prompt's.
+
+    Attributes:
+        first: the first of them among the step's rows; they are `count`.
+        tile: rows of a tile; a generating row is a tile of its own.
+        blocks: (sequences · blocks of the longest,) of the cache.
+        sequences: how many sequences are in it.
+        mask: (tiles, 1, group · rows of a tile, tokens): 0 where a row may look, -inf elsewhere.
+    """
+
+    first: int
+    count: int
+    tile: int
+    blocks: Tensor
+    sequences: int
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What all layers of a step need to know, made once.
+
+    Attributes:
+        ids: (rows,)
+        cos, sin: (rows, 1, head_dim), of the rows' positions.
+        slots: (rows,) where in the cache each row's key and value belong.
+        wanted: the rows whose logits are wanted.
+        order: puts these into the order of the batch.
+    """
+
+    ids: Tensor
+    cos: Tensor
+    sin: Tensor
+    slots: Tensor
+    parts: tuple[_Part, ...]
+    wanted: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, batch: Sequence[Rows], frequencies: Tensor, form: _Form) -> "_Plan":
+        """Put the rows in order: those that generate first, by length."""
+        order = sorted(range(len(batch)), key=lambda i: (batch[i].prefill, batch[i].start))
+        ordered = [batch[i] for i in order]
+        positions = [p for rows in ordered for p in range(rows.start, rows.start + len(rows.ids))]
+        slots = [
+            rows.blocks[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS
+            for rows in ordered
+            for p in range(rows.start, rows.start + len(rows.ids))
+        ]
+        angles = torch.outer(torch.tensor(positions, dtype=torch.float32), frequencies)
+        angles = torch.cat([angles, angles], dim=-1)[:, None]
+        ends, end = [], 0
+        for rows in ordered:
+            end += len(rows.ids)
+            ends.append(end - 1)
+        wanted = [i for i, rows in zip(order, ordered, strict=True) if rows.wanted]
+        return cls(
+            ids=torch.tensor([i for rows in ordered for i in rows.ids]),
+            cos=angles.cos().to(form.dtype),
+            sin=angles.sin().to(form.dtype),
+            slots=torch.tensor(slots),
+            parts=tuple(_parts(ordered, form)),
+            wanted=torch.tensor(
+                [e for e, rows in zip(ends, ordered, strict=True) if rows.wanted], dtype=torch.int64
+            ),
+            order=torch.tensor(sorted(range(len(wanted)), key=wanted.__getitem__), dtype=torch.int64),
+        )
+
+
+def _parts(ordered: Sequence[Rows], form: _Form) -> Iterator[_Part]:
+    first = 0
+    for group in _alike([rows for rows in ordered if not rows.prefill]):
+        yield _generating(group, first, form)
+        first += len(group)
+    for rows in ordered[first:]:
+        yield _prompt(rows, first, form)
+        first += len(rows.ids)
+
+
+def _alike(generating: Sequence[Rows]) -> Iterator[list[Rows]]:
+    """Cut rows in order of their length into groups in which the longest is at most twice the shortest."""
+    group: list[Rows] = []
+    for rows in generating:
+        if group and rows.start > 2 * max(group[0].start, ALIKE):
+            yield group
+            group = []
+        group.append(rows)
+    if group:
+        yield group
+
+
+def _generating(group: Sequence[Rows], first: int, form: _Form) -> _Part:
+    """Every sequence looks at as many blocks as the longest has; what is not its own is masked."""
+    most = _blocks_seen(group[-1].start + 1, form.dtype)
+    blocks = [_filled_up(rows.blocks, rows.start + 1, most) for rows in group]
+    at = torch.arange(most * BLOCK_TOKENS)
+    last = torch.tensor([rows.start for rows in group])[:, None, None, None]
+    return _Part(first, len(group), 1, torch.tensor(blocks).flatten(), len(group), _mask(at, last, form))
+
+
+def _prompt(rows: Rows, first: int, form: _Form) -> _Part:
+    count = len(rows.ids)
+    tiles, end = -(-count // TILE), rows.start + count
+    most = _blocks_seen(end, form.dtype)
+    at = torch.arange(most * BLOCK_TOKENS)
+    last = rows.start + torch.arange(tiles * TILE).view(tiles, 1, TILE, 1)
+    return _Part(first, count, TILE, torch.tensor(_filled_up(rows.blocks, end, most)), 1, _mask(at, last, form))
+
+
+def _blocks_seen(tokens: int, dtype: torch.dtype) -> int:
+    multiple = EXACT if dtype == torch.float32 else BLOCK_TOKENS
+    return -(-tokens // multiple) * multiple // BLOCK_TOKENS
+
+
+def _filled_up(blocks: Sequence[int], tokens: int, number: int) -> list[int]:
+    """The blocks of so many tokens, and the first of them again and again up to `number`."""
+    own = list(blocks[: -(-tokens // BLOCK_TOKENS)])
+    return own + own[:1] * (number - len(own))
+
+
+def _mask(at: Tensor, last: Tensor, form: _Form) -> Tensor:
+    """Once for each query head of a group: they are rows of the same product."""
+    return torch.zeros((), dtype=form.dtype).masked_fill(at > last, -math.inf).repeat(1, 1, form.group, 1)
+
+
+class _Layer:
+    """One decoder layer."""
+
+    def __init__(self, config: LlamaConfig, weights: Weights, name: str, dtype: torch.dtype) -> None:
+        self._config = config
+        names = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                 "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+        width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        hidden, ffn = config.hidden, config.ffn
+        shapes = ((hidden,), (width, hidden), (kv_width, hidden), (kv_width, hidden), (hidden, width),
+                  (hidden,), (ffn, hidden), (ffn, hidden), (hidden, ffn))  # fmt: skip
+        before, q, k, v, o, between, gate, up, down = (
+            weights.tensor(f"{name}.{part}.weight", shape).to(dtype)
+            for part, shape in zip(names, shapes, strict=True)
+        )
+        self._before, self._between = before.clone(), between.clone()
+        self._qkv, self._o = _Linear(torch.cat([q, k, v])), _Linear(o)
+        self._gate, self._up, self._down = _Linear(gate), _Linear(up), _Linear(down)
+
+    def forward(self, x: Tensor, plan: _Plan, keys: Tensor, values: Tensor) -> Tensor:
+        """(rows, hidden) -> (rows, hidden); keys and values of the rows are written to the cache."""
+        config = self._config
+        heads, kv_heads, size = config.heads, config.kv_heads, config.head_dim
+        h = F.rms_norm(x, (config.hidden,), self._before, config.epsilon)
+        qkv = self._qkv(h).view(-1, heads + 2 * kv_heads, size)
+        turned = _rotate(qkv[:, : heads + kv_heads], plan)
+        _write(keys, plan.slots, turned[:, heads:])
+        _write(values, plan.slots, qkv[:, heads + kv_heads :])
+        mixed = [
+            _attend(turned[part.first : part.first + part.count, :heads], part, keys, values)
+            for part in plan.parts
+        ]
+        x = self._o(mixed[0] if len(mixed) == 1 else torch.cat(mixed), plus=x)
+        h = F.rms_norm(x, (config.hidden,), self._between, config.epsilon)
+        return self._down(self._up(h, times=self._gate(h, silu=True)), plus=x)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until something is written to them (those of `torch.zeros` do)."""
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def _rotate(x: Tensor, plan: _Plan) -> Tensor:
+    """(rows, heads, head_dim), turned by position."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * plan.cos, torch.cat([-second, first], dim=-1), plan.sin)
+
+
+def _write(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """(rows, kv_heads, head_dim) into (kv_heads, blocks, tokens, head_dim)."""
+    cache.flatten(1, 2).index_copy_(1, slots, rows.transpose(0, 1))
+
+
+def _attend(q: Tensor, part: _Part, keys: Tensor, values: Tensor) -> Tensor:
+    """(rows, heads, head_dim) -> (rows, heads · head_dim)."""
+    kv_heads, _, _, size = keys.shape
+    rows, heads, _ = q.shape
+    group = heads // kv_heads
+    tiles = part.mask.shape[0]
+    if tiles * part.tile > rows:
+        q = F.pad(q, (0, 0, 0, 0, 0, tiles * part.tile - rows))
+    # The query heads of a group are rows of the same product: (tiles, kv_heads, group · rows, head_dim).
+    q = (
+        q.view(tiles, part.tile, kv_heads, group, size)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(tiles, kv_heads, -1, size)
+    )
+    k, v = (_gather(cache, part, tiles) for cache in (keys, values))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask)
+    mixed = mixed.view(tiles, kv_heads, group, part.tile, size).permute(0, 3, 1, 2, 4)
+    return mixed.reshape(tiles * part.tile, heads * size)[:rows]
+
+
+def _gather(cache: Tensor, part: _Part, tiles: int) -> Tensor:
+    """The keys or values that a part looks at: (tiles, kv_heads, tokens, head_dim)."""
+    kv_heads, _, _, size = cache.shape
+    found = cache.index_select(1, part.blocks).view(kv_heads, part.sequences, -1, size).transpose(0, 1)
+    return found if part.sequences == tiles else found.expand(tiles, -1, -1, -1)
+
+
+def _reorder(weight: Tensor, rows: int) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)  # noqa: SLF001  (as torch's compiler does)
+    return packed
+
+
+@functools.cache
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes this dtype here: bf16 needs AVX-512 or better, and not every build of torch has it."""
+    try:
+        one = torch.ones(32, 32, dtype=dtype)
+        _pointwise()(one, _reorder(one, ROWS), None, "none", [], "")
+    except (RuntimeError, AttributeError) as error:
+        _log.warning("linears are not reordered for oneDNN, which costs speed: %s", error)
+        return False
+    return True
+
+
+def _pointwise() -> Any:
+    return torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+
+
+def _plain(y: Tensor, other: Tensor | None, how: str, *, silu: bool) -> Tensor:
+    y = F.silu(y) if silu else y
+    if other is None:
+        return y
+    return y + other if how == "add" else y * other
+
+
+class _Linear:
+    """y = x · Wᵀ, with what follows it in the same pass over y. Where oneDNN takes them, the weights given are not kept."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._exact = weight.dtype == torch.float32
+        self._packed = packs(weight.dtype)
+        self._weight = _reorder(weight.contiguous(), ROWS) if self._packed else weight.contiguous().clone()
+
+    def __call__(
+        self, x: Tensor, *, plus: Tensor | None = None, times: Tensor | None = None, silu: bool = False
+    ) -> Tensor:
+        """(rows, inputs) -> (rows, outputs), plus or times another (rows, outputs), or through SiLU."""
+        other, how = (plus, "add") if plus is not None else (times, "mul")
+
+        def product(x: Tensor, other: Tensor | None) -> Tensor:
+            if not self._packed:
+                return _plain(F.linear(x, self._weight), other, how, silu=silu)
+            if other is not None:
+                y: Tensor = _pointwise().binary(x, other, self._weight, None, how)
+            else:
+                y = _pointwise()(x, self._weight, None, "swish" if silu else "none", [], "")
+            return y
+
+        if not self._exact:
+            return product(x, other)
+        return _in_blocks(product, x, other)
+
+
+def _in_blocks(product: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, other: Tensor | None) -> Tensor:
+    """The product, `ROWS` rows at a time; the last rows are filled up."""
+    rows = len(x)
+    missing = -rows % ROWS
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+        other = None if other is None else F.pad(other, (0, 0, 0, missing))
+    others = [None] * (len(x) // ROWS) if other is None else torch.split(other, ROWS)
+    results = [product(part, o) for part, o in zip(torch.split(x, ROWS), others, strict=True)]
+    return (results[0] if len(results) == 1 else torch.cat(results))[:rows]

@@ -1,0 +1,385 @@
+"""The engine: one thread that owns torch, and a step that reads as it happens.
+
+Requests come in by a queue and leave through their handles; nothing else crosses. See `engine/base.py`.
+"""
+
+import atexit
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from llama_serving.contract.request import FinishReason, SamplingParams
+from llama_serving.engine.base import EngineStats, Handle, Token
+from llama_serving.engine.batching import sampler
+from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
+from llama_serving.engine.batching.cost import CostModel
+from llama_serving.engine.batching.kv_cache import BlockPool
+from llama_serving.engine.batching.scheduler import Scheduler, Span, Step
+from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.errors import BadRequest, InternalError, ServingError, Unavailable
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+RETRY_AFTER_S: Final = 5
+LARGEST_CHUNK: Final = 512
+"""Rows of prompts in one step, at most."""
+PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, wanted=True)
+"""A pass that nothing can be wrong with; block 0 is the engine's own."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    sequences: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    steps: int = 0
+    rows: int = 0
+
+
+class BatchingEngine:
+    """Generates for many sequences at once.
+
+    Args:
+        load: makes the backend; called on the engine's own thread, as everything that touches torch is.
+        max_num_seqs: sequences that run at a time.
+        share_prefixes: whether prompts that begin alike compute their beginning once.
+        largest_chunk: rows of prompts in one step, at most.
+
+    Raises:
+        SetupError: the checkpoint can't be loaded.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Backend],
+        *,
+        max_num_seqs: int = 16,
+        share_prefixes: bool = True,
+        largest_chunk: int = LARGEST_CHUNK,
+    ) -> None:
+        self._load = load
+        self._max_num_seqs = max_num_seqs
+        self._share = share_prefixes
+        self._largest_chunk = largest_chunk
+        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._open: set[Handle] = set()
+        self._closed = False
+        self._counts = _Counts()
+        self._numbers = count()
+        self._pid = os.getpid()
+        started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, args=(started,), name="engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # a thread still inside torch while the interpreter goes would abort it
+        failure = started.get()
+        if failure is not None:
+            self.close()
+            raise failure
+
+    def submit(
+        self,
+        prompt_ids: List[int],
+        params: SamplingParams,
+        *,
+        deadline: float | None = None,
+        stop: Callable[[int], bool] | None = None,
+    ) -> Handle:
+        """See `Engine.submit`."""
+        handle = Handle()
+        sequence = Sequence(next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop)
+        self._refuse_what_cant_be_computed(sequence)
+        if self._forked or not self._admit(sequence):
+            raise Unavailable("The engine takes no requests: it is shutting down or has stopped.",
+                              retry_after=RETRY_AFTER_S)  # fmt: skip
+        return handle
+
+    @property
+    def capacity(self) -> int:
+        """See `Engine.capacity`."""
+        return self._pool.capacity
+
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`."""
+        counts = self._counts
+        stats = EngineStats(
+            engine="batching", running=0, waiting=0, alive=False,
+            sequences=counts.sequences, tokens_in=counts.tokens_in, tokens_out=counts.tokens_out,
+        )  # fmt: skip
+        if self._forked:
+            return stats
+        with self._lock:
+            running = len(self._scheduler.running)
+            return EngineStats(
+                engine="batching",
+                backend=self._backend.name,
+                running=running,
+                waiting=len(self._open) - running,
+                sequences=counts.sequences,
+                tokens_in=counts.tokens_in,
+                tokens_out=counts.tokens_out,
+                alive=self._alive(),
+                steps=counts.steps,
+                rows=counts.rows,
+                reused_tokens=self._scheduler.reused_tokens,
+                times_set_aside=self._scheduler.times_set_aside,
+                kv_blocks=self._pool.num_blocks,
+                kv_blocks_free=self._pool.free,
+            )
+
+    def drain(self) -> None:
+        """See `Engine.drain`."""
+        if self._forked:
+            return
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._open)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._forked:
+            return
+        atexit.unregister(self.close)
+        with self._lock:
+            self._closed = True
+            for handle in self._open:
+                handle.cancel()
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def _forked(self) -> bool:
+        """This is a copy in a child process: it has no thread, and its lock may be held for ever."""
+        return self._pid != os.getpid()
+
+    def _alive(self) -> bool:
+        return not self._closed and self._thread.is_alive()
+
+    def _admit(self, sequence: Sequence) -> bool:
+        with self._lock:
+            if not self._alive():
+                return False
+            self._open.add(sequence.handle)
+            self._counts.sequences += 1
+            self._counts.tokens_in += sequence.num_prompt
+            self._inbox.put(sequence)
+            return True
+
+    def _refuse_what_cant_be_computed(self, sequence: Sequence) -> None:
+        vocab = self._backend.vocab
+        if not 0 <= min(sequence.ids) <= max(sequence.ids) < vocab:
+            raise BadRequest(
+                f"The prompt has a token id outside the model's vocabulary: it has the ids 0 to {vocab - 1}.",
+                code="invalid_value",
+            )
+        capacity = self.capacity
+        if sequence.most_tokens > capacity:
+            raise BadRequest(
+                f"The prompt has {sequence.num_prompt} tokens and {sequence.params.max_new_tokens} more are asked "
+                f"for, but this server's memory for keys and values holds {capacity}. Send a shorter prompt, ask for "
+                "fewer tokens, or have the operator raise LLAMA_KV_MEMORY.",
+                code="context_exceeded",
+            )
+
+    # --- all below runs on the engine's thread --------------------------------------------------------
+
+    def _serve(self, started: "queue.SimpleQueue[BaseException | None]") -> None:
+        try:
+            self._backend = self._load()
+            self._pool = BlockPool(self._backend.num_blocks - 1, self._backend.block_tokens, share=self._share)
+            self._cost = CostModel(
+                largest=self._largest_chunk, smallest=min(self._backend.chunk_rows, self._largest_chunk)
+            )
+            self._backend.forward([PROBE])  # a checkpoint that can't be computed is found out now
+            self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, cost=self._cost)
+        except BaseException as error:  # (crosses to the constructor, which raises it)
+            started.put(error)
+            return
+        started.put(None)
+        try:
+            while self._receive():
+                self._step()
+        except BaseException:
+            _log.exception("the engine has stopped")
+            raise
+        finally:
+            self._fail_all()
+
+    def _receive(self) -> bool:
+        """Take in what was submitted; wait for it where there is nothing else to do. False is the end."""
+        busy = any(True for _ in self._scheduler.sequences)
+        try:
+            sequence = self._inbox.get(block=not busy)
+            while sequence is not None:
+                self._scheduler.add(sequence)
+                sequence = self._inbox.get_nowait()
+        except queue.Empty:
+            return True
+        return False
+
+    def _step(self) -> None:
+        for sequence, reason in self._scheduler.ended(time.monotonic()):
+            self._finish(sequence, reason)
+        step = self._scheduler.schedule()
+        if not step.spans:
+            if any(True for _ in self._scheduler.sequences):
+                raise RuntimeError("the scheduler makes no progress")
+            return
+        with self._lock:
+            self._counts.steps += 1
+            self._counts.rows += step.generating + step.prompt
+        spans = self._copied(step)
+        started = time.perf_counter()
+        whole = self._compute(spans)
+        seconds = time.perf_counter() - started
+        if whole:
+            self._cost.observe(seconds, generating=step.generating, prompt=step.prompt)
+
+    def _copied(self, step: Step) -> list[Span]:
+        """Copy out and back what the step says; return the spans of those that this didn't fail for."""
+        failed: set[Sequence] = set()
+        for sequence, blocks in step.save:
+            try:
+                sequence.saved = self._backend.save(_behind(blocks))
+            except Exception as error:
+                self._fail(sequence, error)
+        for sequence in step.restore:
+            own = sequence.blocks[
+                sequence.num_prompt // self._pool.block_tokens : self._pool.blocks_for(sequence.kept)
+            ]
+            try:
+                self._backend.restore(_behind(own), sequence.saved)
+                sequence.saved = None
+            except Exception as error:
+                failed.add(sequence)
+                self._fail(sequence, error)
+        return [span for span in step.spans if span.sequence not in failed]
+
+    def _compute(self, spans: List[Span]) -> bool:
+        """One forward pass; where it fails, its halves are tried, down to the sequence that is at fault.
+
+        Returns:
+            True where one pass did it.
+        """
+        if not spans:
+            return False
+        try:
+            logits = self._backend.forward([_rows(span) for span in spans])
+        except BackendLostError:
+            raise
+        except Exception as error:
+            if len(spans) > 1:
+                middle = len(spans) // 2
+                self._compute(spans[:middle])
+                self._compute(spans[middle:])
+            else:
+                self._fail(spans[0].sequence, error)
+                self._probe()
+            return False
+        for span in spans:
+            self._scheduler.advance(span)
+        drawing = [span.sequence for span in spans if span.draws]
+        if drawing:
+            self._draw(drawing, logits)
+        return True
+
+    def _probe(self) -> None:
+        """After a fault: is it the sequence's, or does nothing go through any more?"""
+        try:
+            self._backend.forward([PROBE])
+        except Exception as error:
+            raise BackendLostError("nothing goes through the model any more") from error
+
+    def _draw(self, sequences: List[Sequence], logits: "torch.Tensor") -> None:
+        """A token for each; where that fails, each by itself, so that only those at fault do."""
+        try:
+            tokens: list[Token | Exception] = list(sampler.draw(logits, sequences))
+        except Exception:
+            tokens = [_drawn(logits[i : i + 1], sequence) for i, sequence in enumerate(sequences)]
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if isinstance(token, Exception):
+                self._fail(sequence, token)
+            else:
+                self._extend(sequence, token)
+
+    def _extend(self, sequence: Sequence, token: Token) -> None:
+        sequence.ids.append(token.id)
+        sequence.handle.push(token)
+        with self._lock:
+            self._counts.tokens_out += 1
+        try:
+            reason = _end(sequence, token)
+        except Exception as error:
+            self._fail(sequence, error)
+            return
+        if reason:
+            self._scheduler.remove(sequence)
+            self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        with self._idle:
+            self._open.discard(sequence.handle)
+            sequence.handle.finish(reason)
+            self._idle.notify_all()
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        _log.error("a sequence failed", exc_info=error)
+        # What it left may be no numbers, and a masked value still enters a product: nobody may come upon it.
+        self._backend.clear(_behind(self._scheduler.remove(sequence, spoilt=True)))
+        with self._idle:
+            self._open.discard(sequence.handle)
+            sequence.handle.fail(
+                InternalError("The model failed on this sequence. Try again; the log has the cause.")
+            )
+            self._idle.notify_all()
+
+    def _fail_all(self) -> None:
+        stopped: ServingError = Unavailable("The engine has stopped.", retry_after=RETRY_AFTER_S)
+        with self._idle:
+            self._closed = True
+            for handle in self._open:
+                handle.finish("cancelled") if handle.cancelled else handle.fail(stopped)
+            self._open.clear()
+            for sequence in list(self._scheduler.sequences):
+                self._scheduler.remove(sequence)
+            self._idle.notify_all()
+
+
+def _behind(blocks: List[int]) -> list[int]:
+    """The pool's blocks as the backend counts them: behind the engine's own."""
+    return [block + 1 for block in blocks]
+
+
+def _rows(span: Span) -> Rows:
+    sequence, end = span.sequence, span.start + span.count
+    return Rows(
+        ids=sequence.ids[span.start : end],
+        start=span.start,
+        blocks=_behind(sequence.blocks),
+        prefill=span.prefill,
+        wanted=span.draws,
+    )
+
+
+def _drawn(logits: "torch.Tensor", sequence: Sequence) -> Token | Exception:
+    try:
+        return sampler.draw(logits, [sequence])[0]
+    except Exception as error:
+        return error
+
+
+def _end(sequence: Sequence, token: Token) -> FinishReason | None:
+    if token.id in sequence.params.stop_ids or (sequence.stop is not None and sequence.stop(token.id)):
+        return "stop"
+    return "length" if sequence.num_generated >= sequence.params.max_new_tokens else None

@@ -1,0 +1,160 @@
+"""Which blocks of keys and values are whose: counts and ids, no tensors.
+
+A block holds a fixed number of tokens. Whole blocks of a prompt are found again by later prompts that begin
+alike: they form a tree in which a child continues its parent. What was generated is not shared: it was computed
+one token at a time, and another shape of the same product may round its last bits differently.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+
+@dataclass(slots=True)
+class _Node:
+    """A whole block of some prompt.
+
+    Attributes:
+        key: the parent's number, and the block's tokens.
+        ready: its keys and values are there; until then its owner is computing them.
+    """
+
+    number: int
+    key: tuple[int, tuple[int, ...]]
+    block: int
+    ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The beginning of a prompt that is there already.
+
+    Attributes:
+        blocks: the blocks that hold it.
+        coming: somebody is computing the block after them right now.
+    """
+
+    blocks: tuple[int, ...]
+    coming: bool
+
+
+_ROOT = 0
+
+
+class BlockPool:
+    """All blocks of one engine.
+
+    Args:
+        num_blocks: how many there are.
+        block_tokens: tokens in each.
+        share: whether prompts may use each other's blocks.
+    """
+
+    def __init__(self, num_blocks: int, block_tokens: int, *, share: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+        self._share = share
+        self._empty = list(range(num_blocks - 1, -1, -1))
+        self._users = [0] * num_blocks
+        self._tree: dict[tuple[int, tuple[int, ...]], _Node] = {}
+        self._nodes: dict[int, _Node] = {}
+        self._unused: OrderedDict[int, None] = OrderedDict()
+        self._numbers = count(_ROOT + 1)
+
+    @property
+    def free(self) -> int:
+        """Blocks that can be had: empty ones, and shared ones that nobody uses any more."""
+        return len(self._empty) + len(self._unused)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one sequence alone could have."""
+        return self.num_blocks * self.block_tokens
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-tokens // self.block_tokens)
+
+    def match(self, prompt: Sequence[int]) -> Match:
+        """The longest beginning of a prompt that is there. The last token is never in it: it has to be computed."""
+        blocks: list[int] = []
+        parent = _ROOT
+        for key in self._keys(prompt, len(prompt) - 1):
+            node = self._tree.get((parent, key)) if self._share else None
+            if node is None or not node.ready:
+                return Match(tuple(blocks), coming=node is not None)
+            blocks.append(node.block)
+            parent = node.number
+        return Match(tuple(blocks), coming=False)
+
+    def take(self, number: int, shared: Sequence[int] = ()) -> list[int] | None:
+        """So many new blocks behind the shared ones, for one user; None, and nothing taken, where they aren't there."""
+        reclaimed = sum(block in self._unused for block in shared)
+        if number > self.free - reclaimed:
+            return None
+        for block in shared:
+            self._users[block] += 1
+            self._unused.pop(block, None)
+        return [*shared, *(self._new() for _ in range(number))]
+
+    def announce(self, prompt: Sequence[int], blocks: Sequence[int]) -> None:
+        """Say that the whole blocks of a prompt are about to be computed in these blocks."""
+        if not self._share:
+            return
+        parent = _ROOT
+        for key, block in zip(self._keys(prompt, len(prompt)), blocks, strict=False):
+            node = self._tree.get((parent, key))
+            if node is None:
+                node = _Node(next(self._numbers), (parent, key), block)
+                self._tree[node.key] = self._nodes[block] = node
+            parent = node.number
+
+    def computed(self, blocks: Sequence[int], before: int, tokens: int) -> None:
+        """The tokens `before` to `tokens` of a sequence are there now: its blocks that are full can be shared."""
+        for block in blocks[before // self.block_tokens : tokens // self.block_tokens]:
+            if block in self._nodes:
+                self._nodes[block].ready = True
+
+    def give_back(self, blocks: Sequence[int], *, spoilt: bool = False) -> list[int]:
+        """End one user's hold on its blocks.
+
+        The last are forgotten first, since the first are the likeliest to be asked for. Of spoilt ones, none is found
+        again.
+
+        Returns:
+            The blocks that nobody has and nobody will find.
+        """
+        freed: list[int] = []
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if spoilt:
+                self._forget(block)
+            if self._users[block]:
+                continue
+            node = self._nodes.get(block)
+            if node is not None and node.ready:
+                self._unused[block] = None
+            else:
+                self._forget(block)
+                self._empty.append(block)
+                freed.append(block)
+        return freed
+
+    def _new(self) -> int:
+        if self._empty:
+            block = self._empty.pop()
+        else:
+            block, _ = self._unused.popitem(last=False)
+            self._forget(block)
+        self._users[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        node = self._nodes.pop(block, None)
+        if node is not None:
+            del self._tree[node.key]
+
+    def _keys(self, prompt: Sequence[int], tokens: int) -> Iterator[tuple[int, ...]]:
+        size = self.block_tokens
+        return (tuple(prompt[at : at + size]) for at in range(0, tokens - size + 1, size))

@@ -1,0 +1,177 @@
+"""Logits -> tokens, for all rows of a step at once; what is drawn is what `engine/sampling.py` would draw.
+
+The vocabulary is never sorted: the few best ids settle nearly every row, and only a row that they don't settle is
+looked at again with more of them.
+"""
+
+from collections.abc import Sequence as List
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from llama_serving.contract.request import SamplingParams
+from llama_serving.engine.base import Token
+from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.randomness import uniform
+
+BEST: Final = 64
+MANY: Final = 1024
+"""Ids that are looked at: the best few, for rows that those don't settle many, and for what is left all of them."""
+
+_LARGEST: Final = torch.finfo(torch.float32).max
+
+
+def draw(logits: Tensor, sequences: List[Sequence]) -> list[Token]:
+    """The next token of each sequence.
+
+    Args:
+        logits: (sequences, vocab) in float32; left as they are.
+        sequences: whose logits they are.
+
+    Raises:
+        ArithmeticError: some logits have NaN or infinity at the top: there is nothing to choose by.
+    """
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise ArithmeticError("the model's logits are not finite")
+    scores = _scores(logits, sequences)
+    chosen = scores.argmax(-1)
+    sampled = [i for i, sequence in enumerate(sequences) if sequence.params.temperature > 0]
+    if sampled:
+        drawn = _sampled(scores[sampled], [sequences[i] for i in sampled])
+        chosen[sampled] = drawn
+    return [
+        _token(int(i), row, s.params.logprobs)
+        for i, row, s in zip(chosen.tolist(), logits, sequences, strict=True)
+    ]
+
+
+def _scores(logits: Tensor, sequences: List[Sequence]) -> Tensor:
+    """The logits after penalties and minimum length; the same tensor where there are none."""
+    changed = [i for i, sequence in enumerate(sequences) if _changes(sequence)]
+    if not changed:
+        return logits
+    scores = logits.clone()
+    for i in changed:
+        _penalise(scores[i], sequences[i])
+    return scores
+
+
+def _changes(sequence: Sequence) -> bool:
+    params = sequence.params
+    penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+    return bool(penalised) or sequence.num_generated < params.min_new_tokens
+
+
+def _penalise(scores: Tensor, sequence: Sequence) -> None:
+    params = sequence.params
+    if params.repetition_penalty != 1:
+        seen = torch.unique(torch.tensor(sequence.ids, device=scores.device))
+        was = scores[seen]
+        now = torch.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
+        scores[seen] = now.clamp(-_LARGEST, _LARGEST)
+    if params.presence_penalty or params.frequency_penalty:
+        generated = torch.tensor(sequence.ids[sequence.num_prompt :], dtype=torch.int64, device=scores.device)
+        drawn, counts = torch.unique(generated, return_counts=True)
+        scores[drawn] -= params.presence_penalty + params.frequency_penalty * counts
+    if sequence.num_generated < params.min_new_tokens:
+        scores[list(params.stop_ids)] = -torch.inf
+
+
+def _sampled(scores: Tensor, sequences: List[Sequence]) -> Tensor:
+    """(rows, vocab) -> (rows,) ids."""
+    params = [sequence.params for sequence in sequences]
+    at = [uniform(s.params.seed, s.params.index, s.num_generated) for s in sequences]
+    # In float64, as the reference: a temperature near 0 is nothing in float32.
+    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=scores.device)[
+        :, None
+    ]
+    scaled = (scores.double() - scores.amax(-1, keepdim=True).double()) / temperature
+    whole = [i for i, p in enumerate(params) if _keeps_all(p, scores.shape[-1])]
+    cut = [i for i in range(len(params)) if i not in set(whole)]
+    chosen = torch.empty(len(params), dtype=torch.int64, device=scores.device)
+    if whole:
+        chosen[whole] = _choose(scaled[whole].exp(), torch.tensor([at[i] for i in whole]))
+    best = BEST
+    while cut:
+        ids, settled = _among_best(scaled[cut], [params[i] for i in cut], [at[i] for i in cut], best)
+        chosen[cut] = ids
+        cut = [i for i, done in zip(cut, settled.tolist(), strict=True) if not done]
+        best = MANY if best < MANY else scores.shape[-1]
+    return chosen
+
+
+def _keeps_all(params: SamplingParams, vocab: int) -> bool:
+    return params.top_p >= 1 and params.min_p == 0 and not 0 < params.top_k < vocab
+
+
+def _among_best(
+    scaled: Tensor, params: List[SamplingParams], at: List[float], best: int
+) -> tuple[Tensor, Tensor]:
+    """Draw from the best ids of each row.
+
+    Args:
+        scaled: (rows, vocab), 0 at the top of each row.
+        params: of each row.
+        at: where in each row's distribution to draw.
+        best: how many ids to look at.
+
+    Returns:
+        (rows,) ids, and (rows,) whether the cuts fell among the best, so that the ids count.
+    """
+
+    def column(values: List[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=scaled.device)[:, None]
+
+    vocab = scaled.shape[-1]
+    number = min(best, vocab)
+    values, ids = _best(scaled, number)
+    weights = values.exp()
+    # top_k keeps all that equal the k-th best.
+    kth = torch.tensor([min(p.top_k or vocab, number) - 1 for p in params], device=scaled.device)[:, None]
+    limited = torch.tensor([[0 < p.top_k < vocab] for p in params], device=scaled.device)
+    inside = ~limited | (values >= values.gather(-1, kth))
+    weights = weights * inside
+    total = torch.where(limited, weights.sum(-1, keepdim=True), scaled.exp().sum(-1, keepdim=True))
+    weights = weights / total
+    before = weights.cumsum(-1) - weights
+    top_p = column([p.top_p for p in params])
+    kept = (
+        inside
+        & ((before < top_p) | (top_p >= 1))
+        & (weights >= column([p.min_p for p in params]) * weights[:, :1])
+    )
+    # What equals the last of the best may have equals that are not among them.
+    last = values == values[:, -1:]
+    unsettled = (kept & last).any(-1) | (limited & last.gather(-1, kth))[:, 0]
+    settled = ~unsettled | (number == vocab)
+    ids, order = ids.sort(dim=-1)
+    places = _choose((weights * kept).gather(-1, order), torch.tensor(at))
+    return ids.gather(-1, places[:, None])[:, 0], settled
+
+
+def _best(scaled: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The best of each row, best first; of equal ones the lower ids first."""
+    if number == scaled.shape[-1]:
+        return scaled.sort(dim=-1, descending=True, stable=True)
+    values, ids = scaled.topk(number, dim=-1)
+    ids, order = ids.sort(dim=-1)
+    values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
+
+
+def _choose(weights: Tensor, at: Tensor) -> Tensor:
+    """The place at the share `at` in [0, 1) of each row's cumulative weights."""
+    cumulative = weights.cumsum(-1)
+    wanted = at.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
+
+
+def _token(chosen: int, logits: Tensor, alternatives: int | None) -> Token:
+    """A token, with logarithms of the model's own probabilities where they are wanted."""
+    if alternatives is None:
+        return Token(chosen)
+    logprobs = logits.double().log_softmax(-1)
+    values, ids = _best(logprobs[None], min(max(alternatives, 1), len(logprobs)))
+    top = zip(ids[0].tolist(), values[0].tolist(), strict=True)
+    return Token(chosen, float(logprobs[chosen]), tuple(top)[:alternatives])

@@ -1,0 +1,76 @@
+"""From a checkpoint to a running batching engine."""
+
+from pathlib import Path
+from typing import Final
+
+from llama_serving.engine.batching.backends.base import Backend
+from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.engine.batching.engine import BatchingEngine
+from llama_serving.engine.batching.memory import num_blocks
+from llama_serving.errors import SetupError
+
+DTYPES: Final = ("float32", "bfloat16")
+FEWEST: Final = 256
+"""Tokens that the cache must hold at least."""
+
+
+def suits(dtype: str) -> bool:
+    """Whether this engine has a backend for the machine's best device, and for the dtype."""
+    import torch
+
+    return dtype in DTYPES and not torch.cuda.is_available()
+
+
+def start(  # noqa: PLR0913  (one call site, all named)
+    checkpoint: Path,
+    *,
+    dtype: str,
+    context: int,
+    threads: int | None = None,
+    max_num_seqs: int = 16,
+    kv_memory: int | None = None,
+) -> BatchingEngine:
+    """A running engine.
+
+    Args:
+        checkpoint: a folder with `config.json` and safetensors.
+        dtype: `float32` or `bfloat16`.
+        context: tokens that one sequence may come to.
+        threads: of torch; None is torch's own choice.
+        max_num_seqs: sequences that run at a time.
+        kv_memory: bytes for keys and values; None is half of what is free.
+
+    Raises:
+        SetupError: the checkpoint can't be used, or there is no memory for one sequence.
+    """
+    if dtype not in DTYPES:
+        raise SetupError(
+            f"The batching engine computes in {' or '.join(DTYPES)}, not {dtype}. Set LLAMA_DTYPE."
+        )
+
+    def load() -> Backend:
+        import torch
+
+        from llama_serving.engine.batching.backends.portable import BLOCK_TOKENS, Portable
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        size = getattr(torch, dtype).itemsize
+
+        def blocks(config: LlamaConfig) -> int:
+            number = num_blocks(
+                block_bytes=config.kv_values_per_token * size * BLOCK_TOKENS,
+                block_tokens=BLOCK_TOKENS,
+                wanted_tokens=context * max_num_seqs,
+                limit=kv_memory,
+            )
+            if number * BLOCK_TOKENS < min(context, FEWEST):
+                raise SetupError(
+                    f"The memory for keys and values holds {number * BLOCK_TOKENS} tokens, which is too few to serve "
+                    "with. Raise LLAMA_KV_MEMORY, or use a machine with more memory."
+                )
+            return number + 1  # the engine's own
+
+        return Portable(checkpoint, dtype=dtype, num_blocks=blocks)
+
+    return BatchingEngine(load, max_num_seqs=max_num_seqs)
