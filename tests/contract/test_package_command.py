@@ -101,7 +101,7 @@ def test_a_write_that_fails_leaves_nothing(desk: Path, limit: int, weights: str)
         pytest.param("12k", "reference", "No space left on device", id="MLflow's own files"),
         pytest.param("64k", "reference", "No space left on device", id="a copied tree"),
         pytest.param(
-            "640k",
+            "8m",
             "link",
             r"a copy of the weights \(a link is not possible: Invalid cross-device link\) "
             rf"needs {WEIGHT_BYTES:,} bytes "
