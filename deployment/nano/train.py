@@ -126,7 +126,7 @@ class Trainer:
         self._compiled = torch.compile(self.model, dynamic=False)
         matrices = [w for n, w in self.model.named_parameters() if w.dim() > 1 and "embed" not in n]
         others = [w for n, w in self.model.named_parameters() if w.dim() == 1 or "embed" in n]
-        # Muon for the matrices (torch's own; it needs about two thirds of AdamW's tokens), AdamW for the rest.
+        # Muon for the matrices (torch's own), AdamW for the rest.
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(matrices, lr=PEAK, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=PEAK, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
