@@ -277,6 +277,7 @@ class _Running:
 
     def result(self) -> Generation:
         """Waits for the end."""
+        self.handle.wait()
         for _ in self.pieces():
             pass
         return self.generation()

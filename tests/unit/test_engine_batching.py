@@ -393,7 +393,7 @@ class TestFaults:
         for handle in (*handles, waiting):
             with pytest.raises(Unavailable, match="has stopped"):
                 ids_of(handle)
-        own.engine._thread.join(PATIENCE_S)
+        own.engine._thread._thread.join(PATIENCE_S)
         assert not own.engine.stats().alive
         with pytest.raises(Unavailable):
             own.engine.submit(prompt(1), GREEDY)
@@ -407,7 +407,7 @@ class TestFaults:
         own.backend.before = fault
         with pytest.raises(InternalError):
             own.ids(prompt(1))
-        own.engine._thread.join(PATIENCE_S)
+        own.engine._thread._thread.join(PATIENCE_S)
         assert not own.engine.stats().alive
         with pytest.raises(Unavailable):
             own.ids(prompt(9))
@@ -540,7 +540,7 @@ class TestTheLifeOfTheEngine:
         assert gate.reached.wait(PATIENCE_S)
         threading.Timer(0.05, gate.open).start()
         own.engine.close()
-        assert not own.engine._thread.is_alive()
+        assert not own.engine._thread._thread.is_alive()
         for handle in handles:
             ids_of(handle)
             assert handle.finish_reason == "cancelled"

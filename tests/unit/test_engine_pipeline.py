@@ -24,6 +24,7 @@ from deployment.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine import pipeline
+from llama_serving.engine import thread as engine_thread
 from llama_serving.engine.base import Engine, Handle, Token
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import InternalError, SetupError, Unavailable
@@ -385,7 +386,7 @@ def test_close_cancels_everything_and_may_be_repeated(
     in_thread(own_engine.drain)
     assert [handle.finish_reason for handle in handles] == ["cancelled"] * 3
     assert [len(ids_of(handle)) for handle in handles] == [4, 0, 0]
-    assert not own_engine._thread.is_alive()
+    assert not own_engine._thread._thread.is_alive()
     with pytest.raises(Unavailable, match="shutting down") as refused:
         own_engine.submit(PROMPT, GREEDY)
     assert refused.value.retry_after
@@ -449,12 +450,12 @@ def test_the_interpreters_end_closes_the_engine(monkeypatch: pytest.MonkeyPatch)
     """A daemon thread inside torch while the interpreter goes aborts the process."""
     at_exit: list[Callable[[], None]] = []
     fake = SimpleNamespace(register=at_exit.append, unregister=at_exit.remove)
-    monkeypatch.setattr(pipeline, "atexit", fake)
+    monkeypatch.setattr(engine_thread, "atexit", fake)
     own = PipelineEngine(NANO_FOLDER, dtype="float32")
     handle = own.submit(PROMPT, replace(GREEDY, max_new_tokens=1_000))
     assert len(at_exit) == 1
     at_exit[0]()
-    assert not own._thread.is_alive()
+    assert not own._thread._thread.is_alive()
     assert handle.finish_reason == "cancelled"
     assert at_exit == []
 
@@ -474,8 +475,8 @@ def test_a_forked_copy_refuses_and_never_blocks(
         own_engine.close()
 
     done: list[tuple[bool, int]] = []
-    with monkeypatch.context() as patched, own_engine._lock:
-        patched.setattr(own_engine, "_pid", -1)
+    with monkeypatch.context() as patched, own_engine._thread.lock:
+        patched.setattr(own_engine._thread, "_pid", -1)
         in_thread(work)
     assert done == [(False, 1)]
     assert own_engine.stats().alive

@@ -530,7 +530,7 @@ def test_the_siblings_of_a_failing_sequence_are_cancelled(service: Service, befo
 
 
 def test_an_engine_that_takes_nothing_is_unavailable(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.engine, "_closed", True)
+    monkeypatch.setattr(service.engine._thread, "_closed", True)
     with pytest.raises(Unavailable) as refused:
         service.generate(greedy())
     assert (refused.value.status, bool(refused.value.retry_after)) == (503, True)

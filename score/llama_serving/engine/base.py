@@ -8,7 +8,7 @@ handle.finish_reason            # "stop", "length", "deadline", "cancelled"
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,8 +67,9 @@ class Handle:
 
     def __init__(self) -> None:
         self._tokens: deque[Token] = deque()
-        self._changed = threading.Condition()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        lock = threading.Lock()
+        self._changed, self._over = threading.Condition(lock), threading.Condition(lock)
+        self._waiter: _Waiter | None = None
         self._reason: FinishReason | None = None
         self._error: ServingError | None = None
         self._cancelled = False
@@ -126,25 +127,30 @@ class Handle:
             with self._changed:
                 self._waiter = None
 
+    def wait(self) -> None:
+        """Waits for the end alone: whoever wants no token before the last need not be woken for each."""
+        with self._over:
+            self._over.wait_for(lambda: self._ended)
+
     def push(self, token: Token) -> None:
         """The engine's side: one more token."""
-        with self._changed:
-            self._tokens.append(token)
-            self._notify()
+        publish([(self, token)])
 
     def finish(self, reason: FinishReason) -> None:
         """The engine's side: no more tokens. Only the first end counts."""
         with self._changed:
             if not self._ended:
                 self._reason = reason
-                self._notify()
+                self._over.notify_all()
+                _wake([self._notify()])
 
     def fail(self, error: ServingError) -> None:
         """The engine's side: this sequence, and only this one, has failed."""
         with self._changed:
             if not self._ended:
                 self._error = error
-                self._notify()
+                self._over.notify_all()
+                _wake([self._notify()])
 
     @property
     def _ended(self) -> bool:
@@ -157,12 +163,39 @@ class Handle:
             raise self._error
         return None
 
-    def _notify(self) -> None:
+    def _append(self, token: Token) -> "_Waiter | None":
+        with self._changed:
+            self._tokens.append(token)
+            return self._notify()
+
+    def _notify(self) -> "_Waiter | None":
+        """Wakes a thread that waits; an event loop is named, to be woken by the caller."""
         self._changed.notify_all()
-        if self._waiter is not None:
-            loop, ready = self._waiter
-            with suppress(RuntimeError):  # its loop is closed: a consumer that is gone must not harm the engine
-                loop.call_soon_threadsafe(ready.set)
+        return self._waiter
+
+
+_Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Event]
+
+
+def publish(tokens: Iterable[tuple[Handle, Token]]) -> None:
+    """The engine's side: one more token for each of these. An event loop is woken once for all of its handles."""
+    _wake([handle._append(token) for handle, token in tokens])  # noqa: SLF001  (a handle's other half)
+
+
+def _wake(waiters: Iterable[_Waiter | None]) -> None:
+    events: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for waiter in waiters:
+        if waiter is not None:
+            loop, ready = waiter
+            events.setdefault(loop, []).append(ready)
+    for loop, ready_ones in events.items():
+        with suppress(RuntimeError):  # its loop is closed: a consumer that is gone must not harm the engine
+            loop.call_soon_threadsafe(_set_all, ready_ones)
+
+
+def _set_all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 class Engine(Protocol):

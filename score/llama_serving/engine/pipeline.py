@@ -5,25 +5,21 @@ each sequence runs alone, so that nobody's company changes its last bits, and ou
 token (as a logits processor that leaves one choice), so that no library setting takes part.
 """
 
-import atexit
 import logging
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, cast
 
 from llama_serving.contract.request import FinishReason, SamplingParams
 from llama_serving.engine.base import EngineStats, Handle
 from llama_serving.engine.sampling import Sampler
-from llama_serving.errors import InternalError, SetupError, Unavailable
+from llama_serving.engine.thread import EngineThread
+from llama_serving.errors import InternalError, SetupError
 
 _log = logging.getLogger(__name__)
-
-RETRY_AFTER_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +44,18 @@ class PipelineEngine:
     """
 
     def __init__(self, checkpoint: Path, *, dtype: str, threads: int | None = None) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._open: dict[Handle, _Job] = {}
         self._running: _Job | None = None
-        self._closed = False
-        self._sequences = self._tokens_in = self._tokens_out = 0
-        self._pid = os.getpid()
-        loaded: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(
-            target=self._serve, args=(checkpoint, dtype, threads, loaded), name="engine", daemon=True
-        )
+        self._tokens_out = 0
+        self._model: Any = None
+
+        def load() -> None:
+            try:
+                self._model = _load(checkpoint, dtype, threads)
+            except Exception as error:
+                raise SetupError(f"{checkpoint} can't be loaded as a {dtype} model: {error}") from error
+
+        self._thread: EngineThread[_Job] = EngineThread(load, self._serve)
         self._thread.start()
-        atexit.register(self.close)  # a thread still inside torch while the interpreter goes would abort it
-        failure = loaded.get()
-        if failure is not None:
-            self.close()
-            raise SetupError(f"{checkpoint} can't be loaded as a {dtype} model: {failure}") from failure
 
     def submit(
         self,
@@ -77,9 +67,7 @@ class PipelineEngine:
     ) -> Handle:
         """See `Engine.submit`."""
         job = _Job(tuple(prompt_ids), params, deadline, stop, Handle())
-        if self._forked or not self._admit(job):
-            raise Unavailable("The engine takes no requests: it is shutting down or has stopped.",
-                              retry_after=RETRY_AFTER_S)  # fmt: skip
+        self._thread.take(job, len(job.prompt_ids))
         return job.handle
 
     @property
@@ -89,108 +77,63 @@ class PipelineEngine:
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
-        if self._forked:
+        if self._thread.forked:
             return self._stats(running=0, waiting=0, alive=False)
-        with self._lock:
+        with self._thread.lock:
             running = 0 if self._running is None else 1
-            return self._stats(running=running, waiting=len(self._open) - running, alive=self._alive())
+            return self._stats(
+                running=running, waiting=len(self._thread.open) - running, alive=self._thread.alive
+            )
 
     def _stats(self, *, running: int, waiting: int, alive: bool) -> EngineStats:
         return EngineStats(
             engine="pipeline",
             running=running,
             waiting=waiting,
-            sequences=self._sequences,
-            tokens_in=self._tokens_in,
+            sequences=self._thread.sequences,
+            tokens_in=self._thread.tokens_in,
             tokens_out=self._tokens_out,
             alive=alive,
         )
 
     def drain(self) -> None:
         """See `Engine.drain`."""
-        if self._forked:
-            return
-        with self._idle:
-            self._closed = True
-            self._idle.wait_for(lambda: not self._open)
+        self._thread.drain()
 
     def close(self) -> None:
         """See `Engine.close`."""
-        if self._forked:
-            return
-        atexit.unregister(self.close)
-        with self._lock:
-            self._closed = True
-            for handle in self._open:
-                handle.cancel()
-        self._jobs.put(None)
-        self._thread.join()
+        self._thread.close()
 
-    @property
-    def _forked(self) -> bool:
-        """This is a copy in a child process: it has no thread, and its lock may be held for ever."""
-        return self._pid != os.getpid()
+    def _serve(self) -> None:
+        while (job := self._thread.inbox.get()) is not None:
+            self._run(job)
 
-    def _alive(self) -> bool:
-        return not self._closed and self._thread.is_alive()
-
-    def _admit(self, job: _Job) -> bool:
-        with self._lock:
-            if not self._alive():
-                return False
-            self._jobs.put(job)
-            self._open[job.handle] = job
-            self._sequences += 1
-            self._tokens_in += len(job.prompt_ids)
-            return True
-
-    def _serve(
-        self,
-        checkpoint: Path,
-        dtype: str,
-        threads: int | None,
-        loaded: "queue.SimpleQueue[BaseException | None]",
-    ) -> None:
-        try:
-            model = _load(checkpoint, dtype, threads)
-        except BaseException as error:  # (crosses to the constructor, which raises it)
-            loaded.put(error)
-            return
-        loaded.put(None)
-        try:
-            while (job := self._jobs.get()) is not None:
-                self._run(model, job)
-        finally:
-            self._fail_all()
-
-    def _run(self, model: Any, job: _Job) -> None:
-        with self._lock:
-            if job.handle not in self._open:  # it ended while it waited
+    def _run(self, job: _Job) -> None:
+        with self._thread.lock:
+            if job.handle not in self._thread.open:  # it ended while it waited
                 return
             self._running = job
         try:
-            reason = self._generate(model, job)
+            reason = self._generate(job)
         except BaseException as error:
             _log.exception("a sequence failed")
-            job.handle.fail(
-                InternalError("The model failed on this sequence. Try again; the log has the cause.")
+            self._running = None
+            self._thread.fail(
+                job.handle,
+                InternalError("The model failed on this sequence. Try again; the log has the cause."),
             )
             if not isinstance(error, Exception):  # more than this sequence's fault: the thread ends
                 raise
         else:
-            job.handle.finish(reason)
-        finally:
-            with self._idle:
-                self._running = None
-                del self._open[job.handle]
-                self._idle.notify_all()
+            self._running = None
+            self._thread.finish(job.handle, reason)
 
-    def _generate(self, model: Any, job: _Job) -> FinishReason:
+    def _generate(self, job: _Job) -> FinishReason:
         """Runs one sequence; its tokens leave through the handle as they are drawn."""
         import torch
         import transformers
 
-        config: Any = transformers.GenerationConfig
+        model, config = self._model, cast("Any", transformers.GenerationConfig)
         reason = _ended(job)
         if reason is not None:
             return reason
@@ -201,7 +144,7 @@ class PipelineEngine:
             # logits: (1, vocabulary)
             token = sampler.draw(logits[0].double().cpu().numpy())
             job.handle.push(token)
-            with self._lock:
+            with self._thread.lock:
                 self._tokens_out += 1
             if token.id in job.params.stop_ids or (job.stop is not None and job.stop(token.id)):
                 ended.append("stop")
@@ -231,24 +174,11 @@ class PipelineEngine:
 
     def _end_waiting(self) -> None:
         """Ends what is cancelled or out of time before its turn: a deadline can't wait for the queue."""
-        with self._idle:
-            waiting = [job for job in self._open.values() if job is not self._running]
-            for job in waiting:
-                reason = _ended(job)
-                if reason is not None:
-                    job.handle.finish(reason)
-                    del self._open[job.handle]
-            self._idle.notify_all()
-
-    def _fail_all(self) -> None:
-        with self._idle:
-            self._closed = True
-            for handle in self._open:
-                handle.finish("cancelled") if handle.cancelled else handle.fail(
-                    Unavailable("The engine has stopped.", retry_after=RETRY_AFTER_S)
-                )
-            self._open.clear()
-            self._idle.notify_all()
+        with self._thread.lock:
+            waiting = [job for job in self._thread.open.values() if job is not self._running]
+        for job in waiting:
+            if (reason := _ended(job)) is not None:
+                self._thread.finish(job.handle, reason)
 
 
 def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:

@@ -3,11 +3,8 @@
 Requests come in by a queue and leave through their handles; nothing else crosses. See `engine/base.py`.
 """
 
-import atexit
 import logging
-import os
 import queue
-import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as List
@@ -16,21 +13,21 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from llama_serving.contract.request import FinishReason, SamplingParams
-from llama_serving.engine.base import EngineStats, Handle, Token
+from llama_serving.engine.base import EngineStats, Handle, Token, publish
 from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.cost import CostModel
 from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.scheduler import Scheduler, Span, Step
 from llama_serving.engine.batching.sequence import Sequence
-from llama_serving.errors import BadRequest, InternalError, ServingError, Unavailable
+from llama_serving.engine.thread import EngineThread
+from llama_serving.errors import BadRequest, InternalError
 
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
 
-RETRY_AFTER_S: Final = 5
 LARGEST_CHUNK: Final = 512
 """Rows of prompts in one step, at most."""
 PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, wanted=True)
@@ -39,8 +36,6 @@ PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, wanted=True)
 
 @dataclass(slots=True)
 class _Counts:
-    sequences: int = 0
-    tokens_in: int = 0
     tokens_out: int = 0
     steps: int = 0
     rows: int = 0
@@ -71,22 +66,10 @@ class BatchingEngine:
         self._max_num_seqs = max_num_seqs
         self._share = share_prefixes
         self._largest_chunk = largest_chunk
-        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._open: set[Handle] = set()
-        self._closed = False
         self._counts = _Counts()
         self._numbers = count()
-        self._pid = os.getpid()
-        started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, args=(started,), name="engine", daemon=True)
+        self._thread: EngineThread[Sequence] = EngineThread(self._start, self._serve)
         self._thread.start()
-        atexit.register(self.close)  # a thread still inside torch while the interpreter goes would abort it
-        failure = started.get()
-        if failure is not None:
-            self.close()
-            raise failure
 
     def submit(
         self,
@@ -100,9 +83,7 @@ class BatchingEngine:
         handle = Handle()
         sequence = Sequence(next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop)
         self._refuse_what_cant_be_computed(sequence)
-        if self._forked or not self._admit(sequence):
-            raise Unavailable("The engine takes no requests: it is shutting down or has stopped.",
-                              retry_after=RETRY_AFTER_S)  # fmt: skip
+        self._thread.take(sequence, sequence.num_prompt)
         return handle
 
     @property
@@ -112,24 +93,23 @@ class BatchingEngine:
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
-        counts = self._counts
-        stats = EngineStats(
-            engine="batching", running=0, waiting=0, alive=False,
-            sequences=counts.sequences, tokens_in=counts.tokens_in, tokens_out=counts.tokens_out,
-        )  # fmt: skip
-        if self._forked:
-            return stats
-        with self._lock:
+        counts, thread = self._counts, self._thread
+        if thread.forked:
+            return EngineStats(
+                engine="batching", running=0, waiting=0, alive=False,
+                sequences=thread.sequences, tokens_in=thread.tokens_in, tokens_out=counts.tokens_out,
+            )  # fmt: skip
+        with thread.lock:
             running = len(self._scheduler.running)
             return EngineStats(
                 engine="batching",
                 backend=self._backend.name,
                 running=running,
-                waiting=len(self._open) - running,
-                sequences=counts.sequences,
-                tokens_in=counts.tokens_in,
+                waiting=len(thread.open) - running,
+                sequences=thread.sequences,
+                tokens_in=thread.tokens_in,
                 tokens_out=counts.tokens_out,
-                alive=self._alive(),
+                alive=thread.alive,
                 steps=counts.steps,
                 rows=counts.rows,
                 reused_tokens=self._scheduler.reused_tokens,
@@ -140,41 +120,11 @@ class BatchingEngine:
 
     def drain(self) -> None:
         """See `Engine.drain`."""
-        if self._forked:
-            return
-        with self._idle:
-            self._closed = True
-            self._idle.wait_for(lambda: not self._open)
+        self._thread.drain()
 
     def close(self) -> None:
         """See `Engine.close`."""
-        if self._forked:
-            return
-        atexit.unregister(self.close)
-        with self._lock:
-            self._closed = True
-            for handle in self._open:
-                handle.cancel()
-        self._inbox.put(None)
-        self._thread.join()
-
-    @property
-    def _forked(self) -> bool:
-        """This is a copy in a child process: it has no thread, and its lock may be held for ever."""
-        return self._pid != os.getpid()
-
-    def _alive(self) -> bool:
-        return not self._closed and self._thread.is_alive()
-
-    def _admit(self, sequence: Sequence) -> bool:
-        with self._lock:
-            if not self._alive():
-                return False
-            self._open.add(sequence.handle)
-            self._counts.sequences += 1
-            self._counts.tokens_in += sequence.num_prompt
-            self._inbox.put(sequence)
-            return True
+        self._thread.close()
 
     def _refuse_what_cant_be_computed(self, sequence: Sequence) -> None:
         vocab = self._backend.vocab
@@ -194,19 +144,16 @@ class BatchingEngine:
 
     # --- all below runs on the engine's thread --------------------------------------------------------
 
-    def _serve(self, started: "queue.SimpleQueue[BaseException | None]") -> None:
-        try:
-            self._backend = self._load()
-            self._pool = BlockPool(self._backend.num_blocks - 1, self._backend.block_tokens, share=self._share)
-            self._cost = CostModel(
-                largest=self._largest_chunk, smallest=min(self._backend.chunk_rows, self._largest_chunk)
-            )
-            self._backend.forward([PROBE])  # a checkpoint that can't be computed is found out now
-            self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, cost=self._cost)
-        except BaseException as error:  # (crosses to the constructor, which raises it)
-            started.put(error)
-            return
-        started.put(None)
+    def _start(self) -> None:
+        self._backend = self._load()
+        self._pool = BlockPool(self._backend.num_blocks - 1, self._backend.block_tokens, share=self._share)
+        self._cost = CostModel(
+            largest=self._largest_chunk, smallest=min(self._backend.chunk_rows, self._largest_chunk)
+        )
+        self._backend.forward([PROBE])  # a checkpoint that can't be computed is found out now
+        self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, cost=self._cost)
+
+    def _serve(self) -> None:
         try:
             while self._receive():
                 self._step()
@@ -214,29 +161,31 @@ class BatchingEngine:
             _log.exception("the engine has stopped")
             raise
         finally:
-            self._fail_all()
+            with self._thread.lock:
+                for sequence in list(self._scheduler.sequences):
+                    self._scheduler.remove(sequence)
 
     def _receive(self) -> bool:
         """Take in what was submitted; wait for it where there is nothing else to do. False is the end."""
         busy = any(True for _ in self._scheduler.sequences)
         try:
-            sequence = self._inbox.get(block=not busy)
+            sequence = self._thread.inbox.get(block=not busy)
             while sequence is not None:
                 self._scheduler.add(sequence)
-                sequence = self._inbox.get_nowait()
+                sequence = self._thread.inbox.get_nowait()
         except queue.Empty:
             return True
         return False
 
     def _step(self) -> None:
         for sequence, reason in self._scheduler.ended(time.monotonic()):
-            self._finish(sequence, reason)
+            self._thread.finish(sequence.handle, reason)
         step = self._scheduler.schedule()
         if not step.spans:
             if any(True for _ in self._scheduler.sequences):
                 raise RuntimeError("the scheduler makes no progress")
             return
-        with self._lock:
+        with self._thread.lock:
             self._counts.steps += 1
             self._counts.rows += step.generating + step.prompt
         spans = self._copied(step)
@@ -307,53 +256,38 @@ class BatchingEngine:
             tokens: list[Token | Exception] = list(sampler.draw(logits, sequences))
         except Exception:
             tokens = [_drawn(logits[i : i + 1], sequence) for i, sequence in enumerate(sequences)]
+        drawn = []
         for sequence, token in zip(sequences, tokens, strict=True):
             if isinstance(token, Exception):
                 self._fail(sequence, token)
             else:
-                self._extend(sequence, token)
+                sequence.ids.append(token.id)
+                drawn.append((sequence, token))
+        publish((sequence.handle, token) for sequence, token in drawn)
+        with self._thread.lock:
+            self._counts.tokens_out += len(drawn)
+        for sequence, token in drawn:
+            self._end(sequence, token)
 
-    def _extend(self, sequence: Sequence, token: Token) -> None:
-        sequence.ids.append(token.id)
-        sequence.handle.push(token)
-        with self._lock:
-            self._counts.tokens_out += 1
+    def _end(self, sequence: Sequence, token: Token) -> None:
+        """End a sequence where its new token says so."""
         try:
-            reason = _end(sequence, token)
+            reason = _reason(sequence, token)
         except Exception as error:
             self._fail(sequence, error)
             return
         if reason:
             self._scheduler.remove(sequence)
-            self._finish(sequence, reason)
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        with self._idle:
-            self._open.discard(sequence.handle)
-            sequence.handle.finish(reason)
-            self._idle.notify_all()
+            self._thread.finish(sequence.handle, reason)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         _log.error("a sequence failed", exc_info=error)
         # What it left may be no numbers, and a masked value still enters a product: nobody may come upon it.
         self._backend.clear(_behind(self._scheduler.remove(sequence, spoilt=True)))
-        with self._idle:
-            self._open.discard(sequence.handle)
-            sequence.handle.fail(
-                InternalError("The model failed on this sequence. Try again; the log has the cause.")
-            )
-            self._idle.notify_all()
-
-    def _fail_all(self) -> None:
-        stopped: ServingError = Unavailable("The engine has stopped.", retry_after=RETRY_AFTER_S)
-        with self._idle:
-            self._closed = True
-            for handle in self._open:
-                handle.finish("cancelled") if handle.cancelled else handle.fail(stopped)
-            self._open.clear()
-            for sequence in list(self._scheduler.sequences):
-                self._scheduler.remove(sequence)
-            self._idle.notify_all()
+        self._thread.fail(
+            sequence.handle,
+            InternalError("The model failed on this sequence. Try again; the log has the cause."),
+        )
 
 
 def _behind(blocks: List[int]) -> list[int]:
@@ -379,7 +313,7 @@ def _drawn(logits: "torch.Tensor", sequence: Sequence) -> Token | Exception:
         return error
 
 
-def _end(sequence: Sequence, token: Token) -> FinishReason | None:
+def _reason(sequence: Sequence, token: Token) -> FinishReason | None:
     if token.id in sequence.params.stop_ids or (sequence.stop is not None and sequence.stop(token.id)):
         return "stop"
     return "length" if sequence.num_generated >= sequence.params.max_new_tokens else None
