@@ -149,7 +149,9 @@ _default_options = _options(
     help="What to serve in; the catalog's by default (bfloat16, nano float32).",
 )
 @click.option(
-    "--infill-order", type=click.Choice(["psm", "spm"]), help="Order of infilling prompts; psm by default."
+    "--infill-order",
+    type=click.Choice(["psm", "spm"]),
+    help="Order of infilling prompts; the catalog's by default (psm, nano spm).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a model already.")
 @_format_options
@@ -299,7 +301,9 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
     help="Tokens of prompt and completion; the trained positions by default.",
 )
 @click.option(
-    "--infill-order", type=click.Choice(["psm", "spm"]), help="Order of infilling prompts; psm by default."
+    "--infill-order",
+    type=click.Choice(["psm", "spm"]),
+    help="Order of infilling prompts; the catalog's by default (psm, nano spm).",
 )
 @_format_options
 def prompt(

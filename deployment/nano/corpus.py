@@ -246,14 +246,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wheels = folder / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     counted = {row.package: replace(row, files=0, bytes=0) for row in sources()}
-    outputs = {split: (folder / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
+    partial = {split: folder / f"{split}.jsonl.partial" for split in SPLITS}
+    outputs = {split: path.open("w", encoding="utf-8") for split, path in partial.items()}
     for row, file in taken(list(counted.values()), wheels):
         outputs[row.split].write(json.dumps(asdict(file)) + "\n")
         so_far = counted[row.package]
         size = len(file.text.encode())
         counted[row.package] = replace(so_far, files=so_far.files + 1, bytes=so_far.bytes + size)
-    for output in outputs.values():
+    for split, output in outputs.items():
         output.close()
+        partial[split].replace(folder / f"{split}.jsonl")  # half a corpus must not look like a whole one
     write_sources(counted.values())
     for split in SPLITS:
         rows = [row for row in counted.values() if row.split == split]

@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = Trainer(torch.device(options.device), options.folder, options.steps)
     trainer.resume()
     steps, done = options.steps, len(trainer.curve)
-    main_part = batches(_row(options.folder / "train.bin"), steps, done)
+    main_part = batches(_row(options.folder / "train.bin"), steps, done, PHASES)
     last_part = batches(_row(options.folder / "last.bin"), LAST_STEPS, max(0, done - steps), LAST_PHASES)
     with tqdm(total=steps + LAST_STEPS, initial=done, unit=" steps", smoothing=0.05) as bar:
         for part, rate in ((main_part, partial(learning_rate, steps=steps)), (last_part, last_rate)):

@@ -229,7 +229,8 @@ NANO: Final = ModelVariant(
     trained_positions=Fact(2048, "deployment/nano/config.json"),
     max_context=Fact(2048, "deployment/nano/config.json"),
     dialog=DialogFormat.INST,
-    infill=Fact(InfillTokens(4091, 4092, 4093, 4094), "deployment/nano/tokenizer.json"),
+    # So small a model reads on from a prefix well, and hardly finds it again behind a suffix (its card has the figures).
+    infill=Fact(InfillTokens(4091, 4092, 4093, 4094, order=InfillOrder.SPM), "deployment/nano/tokenizer.json"),
     temperature=0.2,
     top_p=0.9,
     dtype="float32",
