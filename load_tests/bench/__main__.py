@@ -7,13 +7,14 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from tqdm import tqdm
 
 from deployment.servers import console_script
-from load_tests.bench import contestants, limit, report, scenarios
+from load_tests.bench import contestants, jobs, limit, report, scenarios
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ CONTEXT: Final = 60
     help="Only contestants with this word in their name; may be repeated.",
 )
 @click.option(
-    "--scenarios/--no-scenarios", "also", default=True, help="Reuse, stall and memory of our engine as well."
+    "--scenarios/--no-scenarios", "also", default=True, help="Reuse, stall, memory and a batch job as well."
 )
+@click.option("--rows", default=1000, show_default=True, help="Rows of the batch job.")
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "build" / "bench", show_default=False,
               help="Folder for bench.json, bench.png and the model; default: build/bench.")  # fmt: skip
 def main(  # noqa: PLR0913  (the options of a command)
     *, clients: str, rounds: int, new_tokens: int, requests: int, urls: Sequence[str], only: Sequence[str], also: bool,
-    output: Path,
+    rows: int, output: Path,
 ) -> None:  # fmt: skip
     """Measure our engines and servers beside the peers, in turn, on a random model of 134 M parameters.
 
@@ -69,6 +71,7 @@ def main(  # noqa: PLR0913  (the options of a command)
     others: dict[str, Any] = {"bytes_per_second": speed}
     if also:
         others |= _scenarios(checkpoint, rounds)
+        others |= _jobs(checkpoint, output, rounds, rows)
     report.write(output, samples, limits, others)
     click.echo(report.table(samples, limits))
     click.echo(f"memory: {speed / 1e9:.1f} GB/s; all samples in {output / 'bench.json'}")
@@ -132,6 +135,10 @@ def _measure(
 
 def _scenarios(checkpoint: Path, rounds: int) -> dict[str, Any]:
     results = scenarios.elsewhere(checkpoint, rounds)
+    alone = [Sample(**one) for one in results["alone"]]
+    for count in sorted({sample.clients for sample in alone}):
+        rates = [sample.rate for sample in alone if sample.clients == count]
+        click.echo(f"{scenarios.ALONE}, {count} clients: {median(rates):.1f} tokens/s")
     memory = scenarios.memory(checkpoint)
     for reuse in (scenarios.Reuse(**one) for one in results["reuse"]):
         click.echo(
@@ -147,6 +154,29 @@ def _scenarios(checkpoint: Path, rounds: int) -> dict[str, Any]:
         f"memory: {memory.serving >> 20} MiB serving, {memory.imported >> 20} MiB with the libraries alone"
     )
     return {**results, "memory": asdict(memory)}
+
+
+def _jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:
+    """A batch job by our engine and by a loop around transformers' pipeline, in turn."""
+    reason = contestants.missing()
+    if reason:
+        click.echo(f"skipped: a batch job against a pipeline's loop, {reason}", err=True)
+        return {}
+    work = jobs.write(output / "rows.jsonl", number)
+    loop = [str(contestants.PEERS / "bin" / "python"), str(Path(__file__).with_name("pipeline_loop.py"))]
+    pairs = []
+    for _ in tqdm(range(rounds), desc="batch job", file=sys.stderr):
+        ours = float(_python("load_tests.bench.jobs", str(checkpoint), str(work)).splitlines()[-1])
+        theirs = subprocess.run(  # noqa: S603
+            [*loop, str(checkpoint), str(work)], check=True, stdout=subprocess.PIPE, text=True
+        )
+        pairs.append({"ours": ours, "pipeline": float(theirs.stdout.splitlines()[-1])})
+    ratios = [pair["pipeline"] / pair["ours"] for pair in pairs]
+    rates = [number / pair["ours"] for pair in pairs]
+    click.echo(
+        f"a batch job of {number:,} rows: {median(rates):.2f} rows/s, {median(ratios):.2f} times a pipeline's loop"
+    )
+    return {"job": {"rows": number, "seconds": pairs}}
 
 
 def _python(module: str, *arguments: str) -> str:

@@ -1,4 +1,8 @@
-"""What a rate does not show: reuse of a prompt's beginning, a long prompt among others, memory."""
+"""The engine by itself: its rate, reuse of a prompt's beginning, a long prompt among others, memory.
+
+`python -m load_tests.bench.scenarios CHECKPOINT ROUNDS` prints all but memory as JSON. It needs torch, safetensors,
+tokenizers and numpy, and nothing else: it runs on a bare GPU machine as well.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching.start import start
+from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
     from llama_serving.engine.base import Engine, Handle
@@ -24,6 +29,10 @@ PREFIX: Final = 1000
 LONG: Final = 8000
 DECODING: Final = 8
 VOCAB: Final = 4000
+ALONE: Final = "our engine alone"
+COUNTS: Final = (1, 4, 16, 64)
+"""Clients of the engine by itself."""
+NEW_TOKENS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,18 @@ class Stall:
 def ids(seed: int, count: int) -> list[int]:
     """Token ids that begin differently for each seed."""
     return [300 + (seed * 7919 + i * i * 31 + i) % (VOCAB - 300) for i in range(count)]
+
+
+def rate(engine: Engine, clients: int, round_: int) -> Sample:
+    """Tokens a second with so many clients, each with two requests."""
+
+    def ask(prompt: str, new_tokens: int) -> int:
+        numbered = ids(int(prompt.split(maxsplit=1)[0].removeprefix("n")), 30)
+        handle = engine.submit(numbered, SamplingParams(max_new_tokens=new_tokens))
+        return sum(1 for _ in handle)
+
+    first = 100_000 + 1000 * round_ + clients
+    return throughput(ALONE, ask, clients=clients, requests=2, new_tokens=NEW_TOKENS, first=first)
 
 
 def reuse(engine: Engine, round_: int) -> Reuse:
@@ -127,9 +148,11 @@ class Memory:
 
 def run(checkpoint: Path, rounds: int) -> dict[str, Any]:
     """Everything, as JSON values."""
-    engine = start(checkpoint, dtype="bfloat16", context=9000)
+    engine = start(checkpoint, dtype="bfloat16", context=9000, max_num_seqs=max(COUNTS))
     try:
+        _finish([engine.submit(ids(1, 30), SamplingParams(max_new_tokens=4))])
         return {
+            "alone": [asdict(rate(engine, count, number)) for number in range(rounds) for count in COUNTS],
             "reuse": [asdict(reuse(engine, number)) for number in range(rounds)],
             "stall": [asdict(stall(engine, number)) for number in range(rounds)],
         }

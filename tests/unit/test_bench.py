@@ -1,12 +1,17 @@
 """The benchmark's own arithmetic: what it counts, which ratios it prints, what it keeps."""
 
 import json
+import subprocess
+import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from load_tests.bench import limit, report
+from deployment.nano import FOLDER as NANO
+from load_tests.bench import jobs, limit, report
 from load_tests.bench.contestants import ENGINE
 from load_tests.bench.measure import Sample, prompt, ratio, throughput
 
@@ -69,3 +74,47 @@ def test_the_table_and_the_file_have_everybody_and_every_sample(tmp_path: Path) 
     assert [s["tokens_per_second"] for s in figures["samples"]] == [80.0, 20.0, 400.0]
     assert figures["memory"] == {"serving": 5}
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_rows_of_a_job_are_mixed_and_the_same_for_all(tmp_path: Path) -> None:
+    rows = jobs.rows(400)
+    assert rows == jobs.read(jobs.write(tmp_path / "rows.jsonl", 400))
+    for lengths, (low, high) in (
+        ([len(row.ids) for row in rows], jobs.PROMPT),
+        ([row.new_tokens for row in rows], jobs.ANSWER),
+    ):
+        assert low <= min(lengths) < 2 * low
+        assert high / 2 < max(lengths) <= high
+    assert sum(a.new_tokens != b.new_tokens for a, b in pairwise(rows)) > 300
+
+
+BARE: Final = """
+import runpy, sys
+
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        root = name.partition(".")[0]
+        if root in {"transformers", "accelerate", "mlflow", "click", "tqdm", "yaml", "jsonschema", "pandas", "fastapi"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Bare())
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_engines_own_benchmark_runs_where_nothing_but_torch_is(root: Path, tmp_path: Path) -> None:
+    work = jobs.write(tmp_path / "rows.jsonl", 3)
+    command = [sys.executable, "-c", BARE, "load_tests.bench.jobs", str(NANO), str(work)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert float(done.stdout) > 0
+
+
+def test_the_loop_that_a_job_is_measured_against_runs(root: Path, tmp_path: Path) -> None:
+    work = jobs.write(tmp_path / "rows.jsonl", 3)
+    script = root / "load_tests" / "bench" / "pipeline_loop.py"
+    command = [sys.executable, str(script), str(NANO), str(work)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) > 0
