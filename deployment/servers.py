@@ -44,6 +44,8 @@ STOP_GRACE_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 PROBE_INTERVAL_S = 0.1
 TAIL_LINES = 60
+THREADS = 84
+"""Of azmlinfsrv: the requests that are taken in by default, 16 + 64, and some for the probes."""
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 
@@ -80,7 +82,7 @@ def azmlinfsrv(
     *,
     score: Path,
     env: Mapping[str, str] = NO_ENV,
-    threads: int = 20,
+    threads: int = THREADS,
     port: int | None = None,
 ) -> Iterator[Server]:
     """Azure ML's inference server on `score/score.py`, as a managed online deployment runs it.
@@ -92,7 +94,8 @@ def azmlinfsrv(
     settings = {
         "AZUREML_MODEL_DIR": str(model.resolve()),
         "WORKER_COUNT": "1",
-        "GUNICORN_CMD_ARGS": f"--threads {threads}",
+        "WORKER_PRELOAD": "false",
+        "GUNICORN_CMD_ARGS": f"--threads {threads} --graceful-timeout {STOP_GRACE_S:.0f}",
         **env,
     }
     command = [console_script("azmlinfsrv"), "--entry_script", "score.py", "--port", str(port)]

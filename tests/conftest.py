@@ -85,17 +85,17 @@ def service() -> Iterator[Service]:
     started.close()
 
 
-@pytest.fixture(scope="session")
-def azure_server(nano_model: Path) -> Iterator[Server]:
-    """The real azmlinfsrv on score/score.py."""
-    with azmlinfsrv(nano_model, score=ROOT / "score") as server:
+@pytest.fixture(scope="session", params=("batching", "pipeline"))
+def azure_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The real azmlinfsrv on score/score.py, with either engine."""
+    with azmlinfsrv(nano_model, score=ROOT / "score", env={"LLAMA_ENGINE": request.param}) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(nano_model: Path) -> Iterator[Server]:
-    """The real `mlflow models serve`, from an empty working directory."""
-    with mlflow_serve(nano_model) as server:
+@pytest.fixture(scope="session", params=("batching", "pipeline"))
+def mlflow_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The real `mlflow models serve`, from an empty working directory, with either engine."""
+    with mlflow_serve(nano_model, env={"LLAMA_ENGINE": request.param}) as server:
         yield server
 
 

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from deployment import servers
+from llama_serving.settings import Settings
+
 # azure-ai-ml is written for marshmallow 3, which warns at every schema that 4 is near.
 pytestmark = pytest.mark.filterwarnings("ignore::marshmallow.warnings.Marshmallow4Warning")
 
@@ -262,6 +265,16 @@ def test_server_answers_where_azure_asks() -> None:
     dockerfile = (ROOT / "environments/online/Dockerfile").read_text("utf-8")
     ports = {int(port) for port in re.findall(r"(?:EXPOSE|--port) (\d+)", dockerfile)}
     assert {route["port"] for route in routes.values()} == ports == {5001}
+
+
+def test_the_image_serves_all_that_is_taken_in_from_one_process() -> None:
+    """`Settings` says how many requests are inside; each holds a thread, and a probe must find a free one."""
+    dockerfile = (ROOT / "environments/online/Dockerfile").read_text("utf-8")
+    inside = Settings().max_num_seqs + Settings().queue
+    (threads,) = re.findall(r'GUNICORN_CMD_ARGS="--threads (\d+) --graceful-timeout 180"', dockerfile)
+    assert int(threads) == servers.THREADS
+    assert inside < servers.THREADS <= inside + 8
+    assert re.findall(r"WORKER_(\w+)=(\w+)", dockerfile) == [("COUNT", "1"), ("PRELOAD", "false")]
 
 
 @cache
