@@ -14,6 +14,7 @@ pipeline = transformers.pipeline("text-generation", model=checkpoint, dtype=torc
 mlflow.transformers.save_model(
     pipeline,
     output,
+    pip_requirements=["torch", "transformers", "accelerate"],  # (its own guess needs torchvision installed)
     signature=mlflow.models.infer_signature(
         ["a prompt"], ["a text"], params={"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
     ),
