@@ -79,10 +79,10 @@ def main(  # noqa: PLR0913  (the options of a command)
 
 def _all(checkpoint: Path, output: Path, urls: Sequence[str]) -> list[contestants.Contestant]:
     packaged = output / "packaged"
-    if not packaged.exists():
-        command = [console_script("llama-endpoints"), "package", "--checkpoint", str(checkpoint), "--dialog", "none",
-                   "--infill", "none", "--output", str(packaged)]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    # Anew each time: the package carries the serving code.
+    command = [console_script("llama-endpoints"), "package", "--checkpoint", str(checkpoint), "--dialog", "none",
+               "--infill", "none", "--overwrite", "--output", str(packaged)]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
     everybody = [contestants.our_engine(checkpoint), *contestants.our_carriers(packaged)]
     reason = contestants.missing()
     for peer in contestants.peers(checkpoint):

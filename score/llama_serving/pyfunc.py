@@ -1,15 +1,14 @@
 """The MLflow model. The only file that imports mlflow."""
 
-import asyncio
 import json
 import logging
 import math
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +27,7 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import ParamSchema, ParamSpec
 
+from llama_serving import thread_pool
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract import openai, protocol
 from llama_serving.contract.body import check_value, too_deep
@@ -49,6 +49,8 @@ EXAMPLE: Final = {
 }
 """The model card's sample, as MLflow's `inputs`."""
 
+SERVER: Final = "mlflow.pyfunc.scoring_server.app"
+"""MLflow's server loads the model while it imports this."""
 MARGIN_S: Final = 2.0
 """Between our deadline and the server's, for the way back."""
 
@@ -115,7 +117,8 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
         if settings.api_keys:
             _log.warning("LLAMA_API_KEYS has no effect here: MLflow's server checks no keys")
         self._service = Service.start(ModelFiles.read(Path(context.artifacts[ARTIFACT])), settings)
-        _lift_thread_cap(settings.max_num_seqs + settings.queue + 4)
+        if SERVER in sys.modules:
+            thread_pool.widen(settings.max_num_seqs + settings.queue + 4)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """The answer to one body, without MLflow's `predictions` around it.
@@ -289,12 +292,3 @@ def _deadline(settings: Settings) -> float | None:
     if os.environ.get(_MLFLOW_IS_IN_SERVING_ENVIRONMENT.name) != "true":
         return None
     return time.monotonic() + max(1.0, float(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()) - MARGIN_S)
-
-
-def _lift_thread_cap(threads: int) -> None:
-    """MLflow's server calls the model on asyncio's default pool, of few threads; uvicorn's loop runs already."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # no server: a program, or Spark
-        return
-    loop.set_default_executor(ThreadPoolExecutor(max_workers=threads, thread_name_prefix="scoring"))

@@ -122,6 +122,23 @@ def test_afterwards_there_is_a_place_again(carrier: Carrier, crowd: list[Answer]
     assert (answer.status, shape(carrier.rows(answer.json))) == (200, [{"0": "text"}])
 
 
+def test_as_many_are_inside_together_as_there_are_places(carrier: Carrier, nano_model: Path) -> None:
+    """More than asyncio's own pool would let in on any machine (32): the engine computes them together."""
+    places, clients = 36, 40
+    together = Barrier(clients)
+
+    def ask(_: int) -> int:
+        together.wait()
+        return carrier.ask(server, ENDLESS).status
+
+    with carrier.start(nano_model, {**NARROW, "LLAMA_MAX_NUM_SEQS": str(places)}) as server:
+        carrier.ask(server, SHORT)
+        with ThreadPoolExecutor(clients) as pool:
+            statuses = list(pool.map(ask, range(clients)))
+    assert statuses.count(429) == clients - places
+    assert set(statuses) <= {200, 429, 504}
+
+
 def test_no_time_at_all_is_a_504(carrier: Carrier, nano_model: Path) -> None:
     with carrier.start(nano_model, NO_TIME) as server:
         answers = [carrier.ask(server, SHORT) for _ in range(3)]
