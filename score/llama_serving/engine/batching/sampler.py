@@ -32,10 +32,12 @@ def draw(logits: Tensor, sequences: List[Sequence]) -> list[Token]:
     Raises:
         ArithmeticError: some logits have NaN or infinity at the top: there is nothing to choose by.
     """
-    if not bool(torch.isfinite(logits.amax(-1)).all()):
+    highest, chosen = logits.max(-1)  # of equal ones the first
+    if not bool(torch.isfinite(highest).all()):
         raise ArithmeticError("the model's logits are not finite")
     scores = _scores(logits, sequences)
-    chosen = scores.argmax(-1)
+    if scores is not logits:
+        chosen = scores.argmax(-1)
     sampled = [i for i, sequence in enumerate(sequences) if sequence.params.temperature > 0]
     if sampled:
         drawn = _sampled(scores[sampled], [sequences[i] for i in sampled])

@@ -3,7 +3,8 @@
 Flat rows go through the layers together: those that generate first, then the parts of prompts. Linears are
 reordered once for oneDNN, and take SiLU, the product with it and the residual sums with them. In float32 they
 see the rows in blocks of one fixed size, since a product's last bits depend on its shape: so a row's result is
-the same in any company. Attention sees each generating row by itself, and prompts in tiles of one fixed size.
+the same in any company. Attention sees each generating row by itself, and in float32 prompts in tiles of one
+fixed size.
 """
 
 import functools
@@ -33,7 +34,7 @@ depend on the length of the keys, filled up to multiples of 16 or 64; of 256 and
 ALIKE: Final = 64
 """Tokens below which sequences count as equally long."""
 TILE: Final = 32
-"""Rows of a prompt that attention sees at a time."""
+"""Rows of a prompt that float32 attention sees at a time."""
 
 
 class Portable:
@@ -59,7 +60,7 @@ class Portable:
         self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
         self._load(Weights(folder))
         self.num_blocks = num_blocks(self.config)
-        shape = (self.config.kv_heads, self.num_blocks, BLOCK_TOKENS, self.config.head_dim)
+        shape = (self.num_blocks, BLOCK_TOKENS, self.config.kv_heads, self.config.head_dim)
         self._keys = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
         self._values = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
 
@@ -73,24 +74,25 @@ class Portable:
         if not len(plan.wanted):
             return torch.empty(0, self.vocab)
         x = F.rms_norm(x[plan.wanted], (self.config.hidden,), self._norm, self.config.epsilon)
-        return self._head(x).float()[: len(plan.wanted)][plan.order]
+        logits = self._head(x).float()
+        return logits if plan.order is None else logits[plan.order]
 
     def save(self, blocks: Sequence[int]) -> list[Tensor]:
         """See `Backend.save`."""
         at = torch.tensor(blocks, dtype=torch.int64)
-        return [cache[:, at] for cache in (*self._keys, *self._values)]
+        return [cache[at] for cache in (*self._keys, *self._values)]
 
     def restore(self, blocks: Sequence[int], saved: list[Tensor]) -> None:
         """See `Backend.restore`."""
         at = torch.tensor(blocks, dtype=torch.int64)
         for cache, copy in zip((*self._keys, *self._values), saved, strict=True):
-            cache[:, at] = copy
+            cache[at] = copy
 
     def clear(self, blocks: Sequence[int]) -> None:
         """See `Backend.clear`."""
         at = torch.tensor(blocks, dtype=torch.int64)
         for cache in (*self._keys, *self._values):
-            cache[:, at] = 0
+            cache[at] = 0
 
     def _load(self, weights: Weights) -> None:
         config, dtype = self.config, self._dtype
@@ -143,7 +145,7 @@ class _Plan:
         cos, sin: (rows, 1, head_dim), of the rows' positions.
         slots: (rows,) where in the cache each row's key and value belong.
         wanted: the rows whose logits are wanted.
-        order: puts these into the order of the batch.
+        order: puts these into the order of the batch; None where they are in it.
     """
 
     ids: Tensor
@@ -152,7 +154,7 @@ class _Plan:
     slots: Tensor
     parts: tuple[_Part, ...]
     wanted: Tensor
-    order: Tensor
+    order: Tensor | None
 
     @classmethod
     def of(cls, batch: Sequence[Rows], frequencies: Tensor, form: _Form) -> "_Plan":
@@ -181,7 +183,9 @@ class _Plan:
             wanted=torch.tensor(
                 [e for e, rows in zip(ends, ordered, strict=True) if rows.wanted], dtype=torch.int64
             ),
-            order=torch.tensor(sorted(range(len(wanted)), key=wanted.__getitem__), dtype=torch.int64),
+            order=None
+            if wanted == sorted(wanted)
+            else torch.tensor(sorted(range(len(wanted)), key=wanted.__getitem__)),
         )
 
 
@@ -217,12 +221,13 @@ def _generating(group: Sequence[Rows], first: int, form: _Form) -> _Part:
 
 
 def _prompt(rows: Rows, first: int, form: _Form) -> _Part:
-    count = len(rows.ids)
-    tiles, end = -(-count // TILE), rows.start + count
+    count, end = len(rows.ids), rows.start + len(rows.ids)
+    tile = TILE if form.dtype == torch.float32 else count
+    tiles = -(-count // tile)
     most = _blocks_seen(end, form.dtype)
     at = torch.arange(most * BLOCK_TOKENS)
-    last = rows.start + torch.arange(tiles * TILE).view(tiles, 1, TILE, 1)
-    return _Part(first, count, TILE, torch.tensor(_filled_up(rows.blocks, end, most)), 1, _mask(at, last, form))
+    last = rows.start + torch.arange(tiles * tile).view(tiles, 1, tile, 1)
+    return _Part(first, count, tile, torch.tensor(_filled_up(rows.blocks, end, most)), 1, _mask(at, last, form))
 
 
 def _blocks_seen(tokens: int, dtype: torch.dtype) -> int:
@@ -293,13 +298,13 @@ def _rotate(x: Tensor, plan: _Plan) -> Tensor:
 
 
 def _write(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
-    """(rows, kv_heads, head_dim) into (kv_heads, blocks, tokens, head_dim)."""
-    cache.flatten(1, 2).index_copy_(1, slots, rows.transpose(0, 1))
+    """(rows, kv_heads, head_dim) into (blocks, tokens, kv_heads, head_dim)."""
+    cache.flatten(0, 1).index_copy_(0, slots, rows)
 
 
 def _attend(q: Tensor, part: _Part, keys: Tensor, values: Tensor) -> Tensor:
     """(rows, heads, head_dim) -> (rows, heads · head_dim)."""
-    kv_heads, _, _, size = keys.shape
+    _, _, kv_heads, size = keys.shape
     rows, heads, _ = q.shape
     group = heads // kv_heads
     tiles = part.mask.shape[0]
@@ -319,8 +324,8 @@ def _attend(q: Tensor, part: _Part, keys: Tensor, values: Tensor) -> Tensor:
 
 def _gather(cache: Tensor, part: _Part, tiles: int) -> Tensor:
     """The keys or values that a part looks at: (tiles, kv_heads, tokens, head_dim)."""
-    kv_heads, _, _, size = cache.shape
-    found = cache.index_select(1, part.blocks).view(kv_heads, part.sequences, -1, size).transpose(0, 1)
+    _, _, kv_heads, size = cache.shape
+    found = cache.index_select(0, part.blocks).view(part.sequences, -1, kv_heads, size).transpose(1, 2)
     return found if part.sequences == tiles else found.expand(tiles, -1, -1, -1)
 
 
