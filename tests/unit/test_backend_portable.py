@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llama_serving.engine.batching.backends.base import Rows
@@ -115,6 +115,8 @@ def test_a_prompts_result_does_not_depend_on_company_chunks_or_blocks(
 
 @settings(max_examples=12)
 @given(seed=st.integers(0, 10_000), start=st.integers(1, 700))
+@example(seed=1, start=1023)
+@example(seed=2, start=2000)
 def test_a_generated_tokens_result_does_not_depend_on_company(backend: Portable, seed: int, start: int) -> None:
     rng = random.Random(seed)
     cache, prompt, token = Cache(rng), ids(rng, start), ids(rng, 1)
@@ -127,6 +129,35 @@ def test_a_generated_tokens_result_does_not_depend_on_company(backend: Portable,
         at = rng.randint(0, len(others))
         together = backend.forward([*others[:at], mine, *others[at:]])
         assert torch.equal(together[sum(rows.wanted for rows in others[:at])], alone)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [40, 512])
+def test_blocks_that_lie_side_by_side_give_the_same_without_a_copy(
+    folder: Path, dtype: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Portable(folder, dtype=dtype, num_blocks=lambda _: 100)
+    prompt, next_ = ids(random.Random(5), count), [7]
+    copied: list[int] = []
+    select = torch.Tensor.index_select
+
+    def counted(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+        copied.append(len(index))
+        return select(tensor, dim, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", counted)
+    results, copies = [], []
+    for blocks in (list(range(3, 37)), [*range(99, 66, -1), 0]):
+        copied.clear()
+        first = backend.forward([Rows(prompt, 0, blocks, prefill=True, wanted=True)])
+        second = backend.forward([Rows(next_, count, blocks, prefill=False, wanted=True)])
+        results.append(torch.cat([first, second]))
+        copies.append(len(copied))
+    assert torch.equal(*results)
+    layers, exact = backend.config.layers, dtype == "float32"
+    # In float32 what is looked at is filled up to 512 tokens, and only copies fill up.
+    assert copies[0] == (2 * layers * (1 if count == 512 else 2) if exact else 0)
+    assert copies[1] == 4 * layers
 
 
 def test_what_was_saved_comes_back_to_other_blocks(backend: Portable) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from llama_serving.engine.batching.free_runs import FreeRuns
+
 
 @dataclass(slots=True)
 class _Node:
@@ -55,7 +57,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         self._share = share
-        self._empty = list(range(num_blocks - 1, -1, -1))
+        self._empty = FreeRuns(num_blocks)
         self._users = [0] * num_blocks
         self._tree: dict[tuple[int, tuple[int, ...]], _Node] = {}
         self._nodes: dict[int, _Node] = {}
@@ -96,7 +98,7 @@ class BlockPool:
         for block in shared:
             self._users[block] += 1
             self._unused.pop(block, None)
-        return [*shared, *(self._new() for _ in range(number))]
+        return [*shared, *self._new(number)]
 
     def announce(self, prompt: Sequence[int], blocks: Sequence[int]) -> None:
         """Say that the whole blocks of a prompt are about to be computed in these blocks."""
@@ -137,18 +139,21 @@ class BlockPool:
                 self._unused[block] = None
             else:
                 self._forget(block)
-                self._empty.append(block)
+                self._empty.add(block)
                 freed.append(block)
         return freed
 
-    def _new(self) -> int:
-        if self._empty:
-            block = self._empty.pop()
-        else:
+    def _new(self, number: int) -> list[int]:
+        """Empty ones, and then those whose prompts were used longest ago; in order, since a backend can look at what
+        lies side by side without a copy."""
+        blocks = self._empty.take(min(number, len(self._empty)))
+        for _ in range(number - len(blocks)):
             block, _ = self._unused.popitem(last=False)
             self._forget(block)
-        self._users[block] = 1
-        return block
+            blocks.append(block)
+        for block in blocks:
+            self._users[block] = 1
+        return sorted(blocks)
 
     def _forget(self, block: int) -> None:
         node = self._nodes.pop(block, None)

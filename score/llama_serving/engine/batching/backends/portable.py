@@ -57,9 +57,9 @@ class Portable:
         self.config = LlamaConfig.read(folder)
         self.vocab = self.config.vocab
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
         self._load(Weights(folder))
         self.num_blocks = num_blocks(self.config)
+        self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
         shape = (self.num_blocks, BLOCK_TOKENS, self.config.kv_heads, self.config.head_dim)
         self._keys = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
         self._values = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
@@ -123,7 +123,8 @@ class _Part:
     Attributes:
         first: the first of them among the step's rows; they are `count`.
         tile: rows of a tile; a generating row is a tile of its own.
-        blocks: (sequences · blocks of the longest,) of the cache.
+        blocks: (sequences · blocks of the longest,) of the cache; a slice where these lie side by side, so that
+            nothing has to be copied to look at them.
         sequences: how many sequences are in it.
         mask: (tiles, 1, group · rows of a tile, tokens): 0 where a row may look, -inf elsewhere.
     """
@@ -131,7 +132,7 @@ class _Part:
     first: int
     count: int
     tile: int
-    blocks: Tensor
+    blocks: Tensor | slice
     sequences: int
     mask: Tensor
 
@@ -214,10 +215,10 @@ def _alike(generating: Sequence[Rows]) -> Iterator[list[Rows]]:
 def _generating(group: Sequence[Rows], first: int, form: _Form) -> _Part:
     """Every sequence looks at as many blocks as the longest has; what is not its own is masked."""
     most = _blocks_seen(group[-1].start + 1, form.dtype)
-    blocks = [_filled_up(rows.blocks, rows.start + 1, most) for rows in group]
+    blocks = _seen([(rows.blocks, rows.start + 1) for rows in group], most)
     at = torch.arange(most * BLOCK_TOKENS)
     last = torch.tensor([rows.start for rows in group])[:, None, None, None]
-    return _Part(first, len(group), 1, torch.tensor(blocks).flatten(), len(group), _mask(at, last, form))
+    return _Part(first, len(group), 1, blocks, len(group), _mask(at, last, form))
 
 
 def _prompt(rows: Rows, first: int, form: _Form) -> _Part:
@@ -227,7 +228,7 @@ def _prompt(rows: Rows, first: int, form: _Form) -> _Part:
     most = _blocks_seen(end, form.dtype)
     at = torch.arange(most * BLOCK_TOKENS)
     last = rows.start + torch.arange(tiles * tile).view(tiles, 1, tile, 1)
-    return _Part(first, count, tile, torch.tensor(_filled_up(rows.blocks, end, most)), 1, _mask(at, last, form))
+    return _Part(first, count, tile, _seen([(rows.blocks, end)], most), 1, _mask(at, last, form))
 
 
 def _blocks_seen(tokens: int, dtype: torch.dtype) -> int:
@@ -235,10 +236,16 @@ def _blocks_seen(tokens: int, dtype: torch.dtype) -> int:
     return -(-tokens // multiple) * multiple // BLOCK_TOKENS
 
 
-def _filled_up(blocks: Sequence[int], tokens: int, number: int) -> list[int]:
-    """The blocks of so many tokens, and the first of them again and again up to `number`."""
-    own = list(blocks[: -(-tokens // BLOCK_TOKENS)])
-    return own + own[:1] * (number - len(own))
+def _seen(sequences: Sequence[tuple[Sequence[int], int]], most: int) -> Tensor | slice:
+    """The blocks of so many tokens of each sequence, and the first of them again and again up to `most`.
+
+    What fills up is masked, but must be its own: a masked NaN of somebody else would still spoil the sum.
+    """
+    own = [list(blocks[: -(-tokens // BLOCK_TOKENS)]) for blocks, tokens in sequences]
+    first = own[0][0]
+    if len(own) == 1 and own[0] == list(range(first, first + most)):
+        return slice(first, first + most)
+    return torch.tensor([blocks + blocks[:1] * (most - len(blocks)) for blocks in own]).flatten()
 
 
 def _mask(at: Tensor, last: Tensor, form: _Form) -> Tensor:
@@ -325,7 +332,8 @@ def _attend(q: Tensor, part: _Part, keys: Tensor, values: Tensor) -> Tensor:
 def _gather(cache: Tensor, part: _Part, tiles: int) -> Tensor:
     """The keys or values that a part looks at: (tiles, kv_heads, tokens, head_dim)."""
     _, _, kv_heads, size = cache.shape
-    found = cache.index_select(0, part.blocks).view(part.sequences, -1, kv_heads, size).transpose(1, 2)
+    blocks = cache[part.blocks] if isinstance(part.blocks, slice) else cache.index_select(0, part.blocks)
+    found = blocks.view(part.sequences, -1, kv_heads, size).transpose(1, 2)
     return found if part.sequences == tiles else found.expand(tiles, -1, -1, -1)
 
 
