@@ -254,6 +254,43 @@ def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str
 
 @main.command()
 @click.option("--model", required=True, help="Folder of a packaged model; or nano.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=8453, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
+)
+@click.option("--open-to-all", is_flag=True, help="Let an address that others reach be used without a key.")
+@click.option("--strict-model", is_flag=True, help="Answer 404 to the name of another model.")
+@click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
+@click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
+@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline.")
+@click.option("--threads", help="LLAMA_THREADS: threads of torch.")
+@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that a request may take.")
+def serve(
+    *, model: str, host: str, port: int, open_to_all: bool, strict_model: bool, **flags: str | None
+) -> None:
+    r"""Serve a model: Azure's, MLflow's and OpenAI's protocols on one port.
+
+    \b
+    Paths: /score, /invocations, /v1/completions, /v1/chat/completions, /v1/models,
+    /health/live, /health/ready, /ping, /version, /metrics, /openapi.json.
+    Keys:  LLAMA_API_KEYS or LLAMA_API_KEYS_FILE; without one it listens on this machine alone.
+    End:   SIGTERM or Ctrl-C finishes what is inside; a second one refuses it.
+    """
+    from llama_serving.server.app import Options
+    from llama_serving.server.run import Binding, log_as_json
+    from llama_serving.server.run import serve as run
+    from llama_serving.service import Service
+
+    files, settings = model_files(model), _settings(flags)
+    log_as_json()
+    click.echo(f"http://{host}:{port} serves {files.variant.name} once it is loaded; Ctrl-C ends it.", err=True)
+    binding = Binding(host, port, open_to_all)
+    code = run(lambda: Service.start(files, settings), settings, binding, Options(strict_model=strict_model))
+    raise SystemExit(code)
+
+
+@main.command()
+@click.option("--model", required=True, help="Folder of a packaged model; or nano.")
 @click.option(
     "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
 )

@@ -1,10 +1,13 @@
-"""Start the two stock servers for real, and stop them again.
+"""Start the two stock servers, and our own, for real, and stop them again.
 
     with azmlinfsrv(model, score=Path("score")) as server:
         post(f"{server.url}/score", body)
 
     with mlflow_serve(model) as server:
         post(f"{server.url}/invocations", body)
+
+    with own_server(model) as server:
+        post(f"{server.url}/v1/completions", body)
 
 Each server runs in a session of its own, answers before the block is entered, and is gone with
 everything that it started when the block is left. Nothing else is ever signalled. Its output goes to
@@ -125,6 +128,23 @@ def mlflow_serve(
     ]
     with _workplace() as (empty, log), _running(command, cwd or empty, settings, log, port) as server:
         _wait_until_ready(server, "/ping")
+        yield server
+
+
+@contextmanager
+def own_server(
+    model: Path | str,
+    *options: str,
+    env: Mapping[str, str] = NO_ENV,
+    port: int | None = None,
+    ready: str = "/health/ready",
+) -> Iterator[Server]:
+    """Our own server, `llama-endpoints serve`, once `ready` answers 200."""
+    port = port or free_port(LOOPBACK)
+    name = str(model.resolve()) if isinstance(model, Path) else model
+    command = [console_script("llama-endpoints"), "serve", "--model", name, "--port", str(port), *options]
+    with _workplace() as (empty, log), _running(command, empty, env, log, port) as server:
+        _wait_until_ready(server, ready)
         yield server
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requests.structures import CaseInsensitiveDict
 
 from deployment.checkpoint import inspect
 from deployment.nano import FOLDER as NANO_FOLDER
 from deployment.package import package
-from deployment.servers import Server, azmlinfsrv, mlflow_serve
+from deployment.servers import Server, azmlinfsrv, mlflow_serve, own_server
 from llama_serving.catalog import NANO
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -51,10 +52,10 @@ def post(url: str, body: object, **headers: str) -> Answer:
     request = urllib.request.Request(url, data, named, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
-            return Answer(response.status, response.read().decode(), dict(response.headers))
+            return Answer(response.status, response.read().decode(), CaseInsensitiveDict(response.headers))
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.read().decode(), dict(error.headers))
+            return Answer(error.code, error.read().decode(), CaseInsensitiveDict(error.headers))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +97,13 @@ def azure_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[S
 def mlflow_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     """The real `mlflow models serve`, from an empty working directory, with either engine."""
     with mlflow_serve(nano_model, env={"LLAMA_ENGINE": request.param}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def own() -> Iterator[Server]:
+    """Our own server, with the embedded model."""
+    with own_server("nano") as server:
         yield server
 
 

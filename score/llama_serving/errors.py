@@ -2,7 +2,10 @@
 
     ServingError
     ├── BadRequest             400  invalid_request, unknown_parameter, context_exceeded, …
+    ├── Unauthorized           401  unauthorized
+    ├── NotFound               404  not_found, model_not_found
     ├── MethodNotAllowed       405  method_not_allowed
+    ├── RequestTimeout         408  request_timeout
     ├── BodyTooLarge           413  body_too_large
     ├── UnsupportedMediaType   415  unsupported_media_type
     ├── QueueFull              429  queue_full           + Retry-After
@@ -80,11 +83,35 @@ class BadRequest(ServingError):
     openai_type = "invalid_request_error"
 
 
+class Unauthorized(ServingError):
+    """No key, or a wrong one."""
+
+    status = 401
+    default_code = "unauthorized"
+    openai_type = "authentication_error"
+
+
+class NotFound(ServingError):
+    """A path or a model that is not here."""
+
+    status = 404
+    default_code = "not_found"
+    openai_type = "invalid_request_error"
+
+
 class MethodNotAllowed(ServingError):
     """A method other than POST."""
 
     status = 405
     default_code = "method_not_allowed"
+    openai_type = "invalid_request_error"
+
+
+class RequestTimeout(ServingError):
+    """The body took too long to come."""
+
+    status = 408
+    default_code = "request_timeout"
     openai_type = "invalid_request_error"
 
 

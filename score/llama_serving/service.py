@@ -1,8 +1,9 @@
 """Request -> ids -> engine -> text -> `Generation`. What every carrier calls; it knows no protocol."""
 
+import asyncio
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -29,6 +30,7 @@ from llama_serving.errors import (
     QueueFull,
     ServingError,
     SetupError,
+    Unavailable,
 )
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import Prompt, PromptBuilder, located
@@ -70,6 +72,8 @@ class Service:
         self.builder = PromptBuilder(
             tokenizer, variant, context if capacity is None else min(context, capacity)
         )
+        self.on_end: Callable[[Handle], None] = _nobody
+        """Told of every sequence that is over."""
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
 
     @classmethod
@@ -154,12 +158,39 @@ class Service:
             BadRequest: the request can't be served, or has several inputs.
             DeadlineExceeded, ServingError: as `generate`.
         """
-        if len(request.inputs) > 1:
-            raise BadRequest("A stream answers one prompt. Send the prompts one by one.",
-                             code="streaming_unsupported")  # fmt: skip
+        _refuse_several(request)
         with self._running(self.prepare(request), request, deadline) as (sequences,):
             for index, sequence in enumerate(sequences):
                 yield from (Delta(index, piece) for piece in sequence.pieces() if piece)
+                generation = sequence.generation()
+                _refuse_nothing(((generation,),))
+                yield Delta(index, "", generation)
+
+    async def answer(self, request: Request, *, deadline: float | None = None) -> Generations:
+        """`generate` for an event loop. Cancelling it cancels the sequences.
+
+        Raises:
+            ServingError: as `generate`.
+        """
+        works = await asyncio.to_thread(self.prepare, request)
+        with self._running(works, request, deadline) as running:
+            generations = tuple([tuple([await sequence.answer() for sequence in one]) for one in running])
+        _refuse_nothing(generations)
+        return generations
+
+    async def deltas(self, request: Request, *, deadline: float | None = None) -> AsyncGenerator[Delta, None]:
+        """`stream` for an event loop. Closing it cancels the sequences.
+
+        Raises:
+            ServingError: as `stream`.
+        """
+        _refuse_several(request)
+        works = await asyncio.to_thread(self.prepare, request)
+        with self._running(works, request, deadline) as (sequences,):
+            for index, sequence in enumerate(sequences):
+                async for piece in sequence.stream():
+                    if piece:
+                        yield Delta(index, piece)
                 generation = sequence.generation()
                 _refuse_nothing(((generation,),))
                 yield Delta(index, "", generation)
@@ -241,6 +272,7 @@ class Service:
         finally:
             for sequence in chain.from_iterable(running):
                 sequence.handle.cancel()
+                self.on_end(sequence.handle)
 
 
 class _Running:
@@ -260,20 +292,21 @@ class _Running:
 
     def pieces(self) -> Iterator[str]:
         """The text as it becomes certain, with the prompt around it where that was asked for."""
-        if self._full:
-            yield self._prompt.before
+        yield self._begin()
         for token in self.handle:
-            self._tokens.append((token, self._decoded))
-            text = self._decoder.push(token.id)
-            self._decoded += len(text)
-            yield self._kept(self._stops.push(text))
+            yield self._push(token)
             if self._stops.found:
-                self.handle.cancel()
                 break
-        if not self._stops.found:
-            yield self._kept(self._stops.push(self._decoder.finish()) + self._stops.finish())
-        if self._full:
-            yield self._prompt.after
+        yield self._finish()
+
+    async def stream(self) -> AsyncIterator[str]:
+        """`pieces` for an event loop."""
+        yield self._begin()
+        async for token in self.handle:
+            yield self._push(token)
+            if self._stops.found:
+                break
+        yield self._finish()
 
     def result(self) -> Generation:
         """Waits for the end."""
@@ -282,13 +315,45 @@ class _Running:
             pass
         return self.generation()
 
+    async def answer(self) -> Generation:
+        """`result` for an event loop."""
+        await self.handle.ended()
+        return self.result()
+
+    def _begin(self) -> str:
+        return self._prompt.before if self._full else ""
+
+    def _push(self, token: Token) -> str:
+        self._tokens.append((token, self._decoded))
+        text = self._decoder.push(token.id)
+        self._decoded += len(text)
+        piece = self._kept(self._stops.push(text))
+        if self._stops.found:
+            self.handle.cancel()
+        return piece
+
+    def _finish(self) -> str:
+        rest = (
+            ""
+            if self._stops.found
+            else self._kept(self._stops.push(self._decoder.finish()) + self._stops.finish())
+        )
+        return rest + (self._prompt.after if self._full else "")
+
     def generation(self) -> Generation:
-        """What came of it, once `pieces` has ended."""
+        """What came of it, once `pieces` has ended.
+
+        Raises:
+            Unavailable: the engine was closed before.
+        """
+        if self.handle.finish_reason == "cancelled" and not self._stops.found:
+            raise Unavailable("The engine was stopped before the text was done. Try again elsewhere.",
+                              retry_after=RETRY_AFTER_S)  # fmt: skip
         before, after = (self._prompt.before, self._prompt.after) if self._full else ("", "")
         return Generation(
             text=self._text,
             full_text=before + self._text + after,
-            finish_reason="stop" if self._stops.found else self.handle.finish_reason or "cancelled",
+            finish_reason="stop" if self._stops.found else self.handle.finish_reason or "stop",
             usage=Usage(len(self._prompt.token_ids), len(self._tokens)),
             logprobs=tuple(self._logprobs()) if self._wants_logprobs else None,
         )
@@ -361,6 +426,16 @@ def context_of(variant: ModelVariant, settings: Settings) -> int:
             f"{variant.max_context.value} tokens ({variant.max_context.source})."
         )
     return context
+
+
+def _nobody(handle: Handle) -> None:
+    del handle
+
+
+def _refuse_several(request: Request) -> None:
+    if len(request.inputs) > 1:
+        raise BadRequest("A stream answers one prompt. Send the prompts one by one.",
+                         code="streaming_unsupported")  # fmt: skip
 
 
 def _refuse_nothing(generations: Sequence[Sequence[Generation]]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 import pytest
+from requests.structures import CaseInsensitiveDict
 
 from deployment.servers import Server
 from tests.bad_bodies import (
@@ -45,7 +46,7 @@ def send(url: str, method: str, headers: Mapping[str, str], body: bytes = b"") -
             connection.putheader(name, value)
         connection.endheaders(body)
         response = connection.getresponse()
-        return Answer(response.status, response.read().decode(), dict(response.headers))
+        return Answer(response.status, response.read().decode(), CaseInsensitiveDict(response.headers))
     finally:
         connection.close()
 

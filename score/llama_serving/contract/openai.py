@@ -33,8 +33,8 @@ def parse(body: Body) -> Request:
         BadRequest: it is neither, or holds what this server does not support.
     """
     if "messages" in body:
-        return _parse_chat(body)
-    return _parse_completion(body)
+        return parse_chat(body)
+    return parse_completion(body)
 
 
 def answer(request: Request, generations: Generations, model: str) -> dict[str, Any]:
@@ -49,27 +49,46 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
     }
 
 
-def chunks(request: Request, deltas: Iterable[Delta], model: str) -> Iterator[dict[str, Any]]:
+class Chunks:
     """OpenAI's chunk objects: a chat begins with the role, every sequence ends with its finish_reason.
 
     Log-probabilities come with that end, usage behind the last sequence where `stream_options` asks for it.
     """
-    chat = request.reply is Reply.CHAT
-    head = _head("chat.completion.chunk" if chat else "text_completion", model)
-    started: set[int] = set()
-    ended: list[Generation] = []
-    for delta in deltas:
-        role = {"role": "assistant"} if chat and delta.index not in started else {}
-        started.add(delta.index)
-        text = {"delta": {**role, "content": delta.text}} if chat else {"text": delta.text}
+
+    def __init__(self, request: Request, model: str) -> None:
+        self._chat = request.reply is Reply.CHAT
+        self._head = _head("chat.completion.chunk" if self._chat else "text_completion", model)
+        self._with_usage = request.include_usage
+        self._started: set[int] = set()
+        self._ended: list[Generation] = []
+
+    def of(self, delta: Delta) -> dict[str, Any]:
+        """The chunk of one piece of text, or of a sequence's end."""
+        role = {"role": "assistant"} if self._chat and delta.index not in self._started else {}
+        self._started.add(delta.index)
+        text = {"delta": {**role, "content": delta.text}} if self._chat else {"text": delta.text}
         if delta.generation is not None:
-            ended.append(delta.generation)
-        yield {**head, "choices": [{"index": delta.index, **text, **_end(delta.generation, chat=chat)}]}
-    if request.include_usage and ended:
-        yield {**head, "choices": [], "usage": _usage([tuple(ended)])}
+            self._ended.append(delta.generation)
+        return {
+            **self._head,
+            "choices": [{"index": delta.index, **text, **_end(delta.generation, chat=self._chat)}],
+        }
+
+    def last(self) -> list[dict[str, Any]]:
+        """What comes when all sequences have ended."""
+        if not self._with_usage or not self._ended:
+            return []
+        return [{**self._head, "choices": [], "usage": _usage([tuple(self._ended)])}]
 
 
-def _parse_completion(body: Body) -> Request:
+def chunks(request: Request, deltas: Iterable[Delta], model: str) -> Iterator[dict[str, Any]]:
+    """The chunk objects of a whole stream; see `Chunks`."""
+    made = Chunks(request, model)
+    yield from map(made.of, deltas)
+    yield from made.last()
+
+
+def parse_completion(body: Body) -> Request:
     validate(body, "openai-completions")
     _check_stream_options(body)
     prompts, paths = _prompts(body)
@@ -102,7 +121,7 @@ def _prompt(value: Any, path: str, index: int) -> Input:
     return TokenIds(tuple(int(i) for i in value))
 
 
-def _parse_chat(body: Body) -> Request:
+def parse_chat(body: Body) -> Request:
     validate(body, "openai-chat")
     _check_stream_options(body)
     messages = [{"role": m["role"], "content": _content(m["content"])} for m in body["messages"]]

@@ -40,6 +40,48 @@ def openapi() -> dict[str, Any]:
     }
 
 
+SERVER: Final = {
+    "/score": ("azure", "Azure's body: complete, chat or fill in"),
+    "/invocations": ("mlflow", "MLflow's body"),
+    "/v1/completions": ("openai-completions", "OpenAI's completions; `suffix` fills in"),
+    "/v1/chat/completions": ("openai-chat", "OpenAI's chat completions"),
+}
+"""Paths of our own server that score: schema and summary."""
+PROBES: Final = ("/health/live", "/health/ready", "/ping", "/version", "/metrics", "/v1/models")
+
+
+def server_document() -> dict[str, Any]:
+    """OpenAPI 3.1 of our own server."""
+    error = {"description": _REFUSAL, "content": _json({"$ref": "#/components/schemas/error"})}
+    refusals = dict.fromkeys((*_STATUSES, "401", "404", "408"), error)
+    done = {
+        "description": "The answer; with `stream` as server-sent events",
+        "content": {**_json({}), "text/event-stream": {"schema": {"type": "string"}}},
+    }
+    names = {name for name, _ in SERVER.values()} | set(SCHEMAS)
+    scoring = {
+        path: {
+            "post": {
+                "summary": summary,
+                "requestBody": {"required": True, "content": _json({"$ref": f"#/components/schemas/{name}"})},
+                "responses": {"200": done, **refusals},
+            }
+        }
+        for path, (name, summary) in SERVER.items()
+    }
+    probe = {"get": {"responses": {"200": {"description": "Yes"}, "401": error, "503": error}}}
+    return {
+        "openapi": "3.1.0",
+        "info": _TITLE,
+        "paths": scoring | dict.fromkeys(PROBES, probe),
+        "components": {
+            "schemas": {name: _local(schema(name), name) for name in sorted(names)},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
 def swagger() -> dict[str, Any]:
     """Swagger 2.0: its schema language can't say what the body may be, so it shows an example."""
     refusal = {"description": _REFUSAL, "schema": {"$ref": "#/definitions/ServiceError"}}

@@ -7,6 +7,7 @@ handle.finish_reason            # "stop", "length", "deadline", "cancelled"
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -63,13 +64,22 @@ class EngineStats:
 
 
 class Handle:
-    """The tokens of one sequence, as they come. One consumer, any thread or event loop."""
+    """The tokens of one sequence, as they come. One consumer, any thread or event loop.
+
+    Attributes:
+        count: tokens that came.
+        submitted_at, first_at, last_at: `time.monotonic()` seconds of its making, its first token and its last.
+    """
 
     def __init__(self) -> None:
+        self.count = 0
+        self.submitted_at = self.last_at = time.monotonic()
+        self.first_at: float | None = None
         self._tokens: deque[Token] = deque()
         lock = threading.Lock()
         self._changed, self._over = threading.Condition(lock), threading.Condition(lock)
         self._waiter: _Waiter | None = None
+        self._end_waiter: _Waiter | None = None
         self._reason: FinishReason | None = None
         self._error: ServingError | None = None
         self._cancelled = False
@@ -132,6 +142,19 @@ class Handle:
         with self._over:
             self._over.wait_for(lambda: self._ended)
 
+    async def ended(self) -> None:
+        """The same, awaiting it."""
+        over = asyncio.Event()
+        with self._over:
+            if self._ended:
+                return
+            self._end_waiter = (asyncio.get_running_loop(), over)
+        try:
+            await over.wait()
+        finally:
+            with self._over:
+                self._end_waiter = None
+
     def push(self, token: Token) -> None:
         """The engine's side: one more token."""
         publish([(self, token)])
@@ -142,7 +165,7 @@ class Handle:
             if not self._ended:
                 self._reason = reason
                 self._over.notify_all()
-                _wake([self._notify()])
+                _wake([self._notify(), self._end_waiter])
 
     def fail(self, error: ServingError) -> None:
         """The engine's side: this sequence, and only this one, has failed."""
@@ -150,7 +173,7 @@ class Handle:
             if not self._ended:
                 self._error = error
                 self._over.notify_all()
-                _wake([self._notify()])
+                _wake([self._notify(), self._end_waiter])
 
     @property
     def _ended(self) -> bool:
@@ -166,6 +189,10 @@ class Handle:
     def _append(self, token: Token) -> "_Waiter | None":
         with self._changed:
             self._tokens.append(token)
+            self.count += 1
+            self.last_at = time.monotonic()
+            if self.first_at is None:
+                self.first_at = self.last_at
             return self._notify()
 
     def _notify(self) -> "_Waiter | None":

@@ -1,0 +1,245 @@
+"""The routes: a body is read, a place is taken, a protocol parses, the engine generates, the protocol answers."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from llama_serving.contract import body, http, openai
+from llama_serving.contract.openapi import server_document
+from llama_serving.errors import MethodNotAllowed, NotFound, ServingError
+from llama_serving.server import receiving
+from llama_serving.server.azure import Azure
+from llama_serving.server.lifecycle import Lifecycle, Phase
+from llama_serving.server.metrics import Metrics
+from llama_serving.server.mlflow import MLflow
+from llama_serving.server.openai import OpenAI
+from llama_serving.server.protocols import Adapter
+from llama_serving.server.sse import EventStream
+from llama_serving.service import Service, as_serving_error
+from llama_serving.settings import Settings
+
+PROTOCOLS: Final[dict[str, Adapter]] = {
+    "/score": Azure(),
+    "/invocations": MLflow(),
+    "/v1/completions": OpenAI(openai.parse_completion),
+    "/v1/chat/completions": OpenAI(openai.parse_chat),
+}
+"""Every route that scores, and what it speaks."""
+
+GONE: Final = 499
+"""nginx's status for a client that went before its answer."""
+DEFAULT_DEADLINE_S: Final = 178.0
+"""What managed endpoints allow, less the way back."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command adds to the settings.
+
+    Attributes:
+        strict_model: another model's name is a 404.
+        body_s: seconds that a body may take to come.
+    """
+
+    strict_model: bool = False
+    body_s: float = receiving.BODY_S
+
+
+def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: Options) -> FastAPI:
+    """The application, without what stands in front of it (`gate.py`)."""
+    app = FastAPI(title="llama-endpoints", version=version("llama-endpoints"), docs_url=None, redoc_url=None)
+    scoring = _Scoring(lifecycle, settings, options)
+    for path, adapter in PROTOCOLS.items():
+        app.add_api_route(path, scoring.route(adapter), methods=["POST"])
+    _add_probes(app, lifecycle, metrics)
+    _add_models(app, lifecycle)
+    app.openapi = server_document  # type: ignore[method-assign]  # FastAPI's own way to say it
+    app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(ServingError, _refused)
+    return app
+
+
+class _Scoring:
+    """What all routes that score do."""
+
+    def __init__(self, lifecycle: Lifecycle, settings: Settings, options: Options) -> None:
+        self._lifecycle, self._settings, self._options = lifecycle, settings, options
+
+    def route(self, adapter: Adapter) -> Callable[[Request], Awaitable[Response]]:
+        """The function behind one path."""
+
+        async def score(request: Request) -> Response:
+            try:
+                return await self._score(adapter, request)
+            except ClientDisconnect:
+                return Response(status_code=GONE)  # nobody sees it but the log
+            except Exception as error:
+                return refusal(as_serving_error(error), request.state.request_id, adapter)
+
+        return score
+
+    async def _score(self, adapter: Adapter, request: Request) -> Response:
+        headers = request.headers
+        http.check_media_type(headers.get("content-type"), headers.get("content-encoding"))
+        raw = await receiving.body(
+            request.receive,
+            limit=self._settings.max_body,
+            declared=headers.get("content-length"),
+            seconds=self._options.body_s,
+        )
+        deadline = time.monotonic() + (self._settings.deadline_s or DEFAULT_DEADLINE_S)
+        with ExitStack() as held:
+            service = held.enter_context(self._lifecycle.serving())
+            held.enter_context(service.admitted())
+            # On a thread: the loop has other requests, and a body may be long.
+            given, parsed = await asyncio.to_thread(_parse, adapter, raw)
+            self._check_model(service, parsed.model)
+            model = service.variant.name
+            if parsed.parameters.stream:
+                deltas = service.deltas(parsed, deadline=deadline)
+                stream = EventStream.begun(
+                    adapter.events(parsed, deltas, model),
+                    refusal=lambda error: adapter.error(error, request.state.request_id),
+                )
+                begun = await _unless_gone(request, stream)
+                begun.hold(held.pop_all())
+                return begun
+            generations = await _unless_gone(request, service.answer(parsed, deadline=deadline))
+            return _json(adapter.answer(given, parsed, generations, model))
+
+    def _check_model(self, service: Service, name: str | None) -> None:
+        if self._options.strict_model and name not in (None, service.variant.name):
+            raise NotFound(
+                f"This server has {service.variant.name} alone. Ask for that, or leave `model` out.",
+                code="model_not_found",
+                param="model",
+            )
+
+
+def _parse(adapter: Adapter, raw: bytes) -> tuple[Any, Any]:
+    given = body.decode(raw)
+    return given, adapter.parse(given)
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What comes of the work, which is cancelled as soon as the client has gone.
+
+    Raises:
+        ClientDisconnect: it has.
+    """
+    working = asyncio.ensure_future(work)
+    listening = asyncio.ensure_future(receiving.gone(request.receive))
+    try:
+        await asyncio.wait((working, listening), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, listening):
+            task.cancel()
+        await asyncio.gather(working, listening, return_exceptions=True)
+
+
+def refusal(error: ServingError, request_id: str, adapter: Adapter | None = None) -> Response:
+    """An error as a response."""
+    content = adapter.error(error, request_id) if adapter else error.body(request_id)
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return _json(content, error.status, headers)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    return refusal(as_serving_error(error), request.state.request_id)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in our words."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    ours: ServingError
+    if status == 405:
+        ours = MethodNotAllowed(f"{request.method} is not for this path.")
+        response = refusal(ours, request.state.request_id)
+        response.headers["Allow"] = (
+            (error.headers or {}).get("Allow", "") if isinstance(error, HTTPException) else ""
+        )
+        return response
+    ours = NotFound(f"There is no such path. Paths that score: {', '.join(PROTOCOLS)}.")
+    return refusal(ours, request.state.request_id)
+
+
+def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def live() -> Response:
+        dead = lifecycle.phase is Phase.DEAD
+        return _json({"status": "dead" if dead else "live"}, 503 if dead else 200)
+
+    def ready() -> Response:
+        phase = lifecycle.phase
+        return _json({"status": phase.value}, 200 if phase is Phase.READY else 503)
+
+    def ping() -> Response:
+        return PlainTextResponse("\n", 200 if lifecycle.phase is Phase.READY else 503)
+
+    async def answer_metrics() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for path, function in {
+        "/health/live": live,
+        "/health/ready": ready,
+        "/ping": ping,
+        "/version": lambda: PlainTextResponse(app.version),
+    }.items():
+        app.add_api_route(path, _on_loop(function), methods=["GET"])
+    app.add_api_route("/metrics", answer_metrics, methods=["GET"])
+
+
+def _on_loop(function: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:
+    """Probes answer on the loop: a pool whose threads are all taken must not make a server look dead."""
+
+    async def call() -> Response:
+        return function()
+
+    return call
+
+
+def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
+    started = int(time.time())
+
+    def described(service: Service) -> dict[str, Any]:
+        name, context = service.variant.name, service.builder.context
+        return {"id": name, "object": "model", "created": started, "owned_by": "llama-endpoints",
+                "max_model_len": context}  # fmt: skip
+
+    async def models() -> Response:
+        with lifecycle.serving() as service:
+            return _json({"object": "list", "data": [described(service)]})
+
+    async def model(name: str) -> Response:
+        with lifecycle.serving() as service:
+            if name != service.variant.name:
+                raise NotFound(f"This server has {service.variant.name} alone.", code="model_not_found")
+            return _json(described(service))
+
+    app.add_api_route("/v1/models", models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", model, methods=["GET"])
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return _Json(content, status, headers)
+
+
+class _Json(JSONResponse):
+    """Text as it is: no door changes what the model said."""
+
+    def render(self, content: Any) -> bytes:
+        """UTF-8."""
+        return json.dumps(content, ensure_ascii=False).encode()

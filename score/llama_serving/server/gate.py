@@ -1,0 +1,77 @@
+"""What stands in front of every route: a name for the request, the key, the log line, the counters."""
+
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llama_serving.server import keys
+from llama_serving.server.app import GONE, PROTOCOLS, refusal
+from llama_serving.server.metrics import Metrics
+from llama_serving.service import as_serving_error
+
+_log = logging.getLogger(__name__)
+
+PROBES: Final = frozenset(("/health/live", "/health/ready", "/ping"))
+"""Whoever watches the server has no key."""
+NAMED: Final = frozenset((*PROTOCOLS, *PROBES, "/v1/models", "/version", "/metrics", "/openapi.json"))
+"""The routes that metrics tell apart: others would be as many as somebody can think of."""
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, allowed: tuple[str, ...]) -> None:
+        self._app, self._metrics, self._allowed = app, metrics, allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, started = Headers(scope=scope), time.monotonic()
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = GONE
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            if scope["path"] not in PROBES:
+                keys.check(headers, self._allowed)
+            await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if status != GONE:  # it is out already, and the connection ends
+                raise
+            await refusal(as_serving_error(error), request_id)(scope, receive, sending)
+        finally:
+            self._tell(scope, request_id, status, time.monotonic() - started)
+
+    def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        path = scope["path"]
+        route = path if path in NAMED else "other"
+        self._metrics.answered(route, status, seconds)
+        if path not in PROBES or status >= 400:
+            line = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(seconds * 1e3, 1),
+            }
+            _log.info("request %s", json.dumps(line), extra={"fields": line})

@@ -1,0 +1,85 @@
+"""What Prometheus is told, in the names that servers of language models share (vLLM's, with our prefix)."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from llama_serving.engine.base import Handle
+from llama_serving.server.lifecycle import Lifecycle, Phase
+
+FIRST_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
+TOKEN_S: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+WHOLE_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 300.0)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Engine(lifecycle))
+        self._requests = Counter(
+            "llama_requests", "Requests by route and status.", ("route", "code"), registry=self._registry
+        )
+        self._whole = Histogram(
+            "llama_e2e_request_latency_seconds", "Requests, from their head to their answer's end.", ("route",),
+            buckets=WHOLE_S, registry=self._registry,
+        )  # fmt: skip
+        self._first = Histogram(
+            "llama_time_to_first_token_seconds", "Sequences, from admission to their first token.",
+            buckets=FIRST_S, registry=self._registry,
+        )  # fmt: skip
+        self._token = Histogram(
+            "llama_time_per_output_token_seconds", "Sequences, the mean time of a token after the first.",
+            buckets=TOKEN_S, registry=self._registry,
+        )  # fmt: skip
+
+    def answered(self, route: str, code: int, seconds: float) -> None:
+        """A request is over."""
+        self._requests.labels(route, str(code)).inc()
+        self._whole.labels(route).observe(seconds)
+
+    def generated(self, handle: Handle) -> None:
+        """A sequence is over."""
+        if handle.first_at is None:
+            return
+        self._first.observe(handle.first_at - handle.submitted_at)
+        if handle.count > 1:
+            self._token.observe((handle.last_at - handle.first_at) / (handle.count - 1))
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _Engine(Collector):
+    """The engine's own counts, asked for when somebody looks."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "llama_ready", "1 where requests are taken.", float(self._lifecycle.phase is Phase.READY)
+        )
+        service = self._lifecycle.loaded
+        if service is None:
+            return
+        stats = service.engine.stats()
+        used = 1 - stats.kv_blocks_free / stats.kv_blocks if stats.kv_blocks else 0.0
+        info = GaugeMetricFamily("llama_engine_info", "What generates.", labels=("engine", "backend", "model"))
+        info.add_metric((stats.engine, stats.backend, service.variant.name), 1)
+        yield info
+        yield GaugeMetricFamily("llama_num_requests_running", "Sequences in the batch.", stats.running)
+        yield GaugeMetricFamily("llama_num_requests_waiting", "Sequences that wait.", stats.waiting)
+        yield GaugeMetricFamily("llama_kv_cache_usage_ratio", "Share of the cache's blocks in use.", used)
+        yield CounterMetricFamily("llama_prompt_tokens", "Tokens of prompts.", stats.tokens_in)
+        yield CounterMetricFamily("llama_generation_tokens", "Tokens generated.", stats.tokens_out)
+        yield CounterMetricFamily(
+            "llama_prefix_cache_hit_tokens", "Tokens of prompts that were there already.", stats.reused_tokens
+        )
+        yield CounterMetricFamily("llama_preemptions", "Sequences set aside.", stats.times_set_aside)
+        yield CounterMetricFamily("llama_engine_steps", "Forward passes.", stats.steps)

@@ -1,0 +1,215 @@
+"""The process: uvicorn around the application, signals, the exit code."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from llama_serving.errors import SetupError
+from llama_serving.server import keys
+from llama_serving.server.app import Options, routes
+from llama_serving.server.gate import Gate
+from llama_serving.server.lifecycle import Lifecycle
+from llama_serving.server.metrics import Metrics
+from llama_serving.service import Service
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+HEAD_S: Final = 10.0
+"""Seconds that a request's head may take to come."""
+KEEP_ALIVE_S: Final = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where the server listens.
+
+    Attributes:
+        open_to_all: another address than loopback may be used without a key.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8453
+    open_to_all: bool = False
+
+
+def serve(
+    load: Callable[[], Service], settings: Settings, binding: Binding, options: Options | None = None
+) -> int:
+    """Serve until told to end.
+
+    Args:
+        load: makes the service.
+        settings: the operator's.
+        binding: where.
+        options: what the command adds.
+
+    Returns:
+        The process's exit code: 0 after a drain, 1 if the engine died.
+
+    Raises:
+        SetupError: the address needs a key, can't be had, or the model can't be loaded.
+    """
+    keys.check_address(binding.host, settings.api_keys, open_to_all=binding.open_to_all)
+    return asyncio.run(_serve(load, settings, binding, options or Options()))
+
+
+async def _serve(load: Callable[[], Service], settings: Settings, binding: Binding, options: Options) -> int:
+    ending = _Ending()
+
+    def loaded() -> Service:
+        service = load()
+        service.on_end = metrics.generated
+        return service
+
+    lifecycle = Lifecycle(loaded, ending.end)
+    metrics = Metrics(lifecycle)
+    app = routes(lifecycle, metrics, settings, options)
+    app.router.lifespan_context = _lifespan(lifecycle)
+    config = uvicorn.Config(
+        Gate(app, metrics, settings.api_keys),
+        host=binding.host,
+        port=binding.port,
+        http=_Punctual,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        lifespan="on",
+    )
+    server = _Server(config, lifecycle)
+    ending.server = server
+    try:
+        await server.serve()
+    except SystemExit:  # uvicorn's way to say that the address can't be had; its log has the cause
+        raise SetupError(f"{binding.host}:{binding.port} can't be listened on. Give another --port.") from None
+    if lifecycle.failure is not None:
+        raise lifecycle.failure
+    return ending.code
+
+
+@dataclass(slots=True)
+class _Ending:
+    """Lets the lifecycle end the server, whatever was made first."""
+
+    server: uvicorn.Server | None = field(default=None)
+    code: int = 0
+
+    def end(self, code: int) -> None:
+        self.code = code
+        if self.server is not None:
+            self.server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a first signal drains: it goes on answering until everybody inside has an answer.
+
+    A second one ends the engine, so that everybody inside is refused; a third one waits for nobody.
+    """
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._ending: list[asyncio.Task[None]] = []
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """One more SIGTERM or SIGINT."""
+        del frame
+        _log.info("%s", signal.Signals(sig).name)
+        steps = (self._lifecycle.drain, self._lifecycle.close)
+        if len(self._ending) < len(steps):
+            loop = asyncio.get_running_loop()
+            self._ending.append(loop.create_task(steps[len(self._ending)]()))
+        else:
+            self.should_exit = self.force_exit = True
+
+
+class _Punctual(H11Protocol):
+    """A connection that sends no request's head for too long is closed: it holds nothing but a socket."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Expect a first request."""
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        """Expect the rest of a head that has begun."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._came()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing more."""
+        self._came()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self._too_late)
+
+    def _came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_late(self) -> None:
+        self._head_timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+def _lifespan(lifecycle: Lifecycle) -> Any:
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        life = asyncio.ensure_future(lifecycle.run())
+        try:
+            yield
+        finally:
+            life.cancel()
+            with suppress(asyncio.CancelledError):
+                await life
+            await lifecycle.close()
+
+    return running
+
+
+class JsonLines(logging.Formatter):
+    """A log line as a JSON object: time, level, logger, message, and what a record says of itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **getattr(record, "fields", {"message": record.getMessage()}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_as_json() -> None:
+    """Everything that is logged in this process, as JSON lines on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("llama_serving", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -1,0 +1,95 @@
+"""Server-sent events: the first decides the status, the rest are sent as they come, and a client that goes ends it."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
+from typing import Any, Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llama_serving.errors import ServingError
+from llama_serving.server.receiving import gone
+from llama_serving.service import as_serving_error
+
+DONE: Final = b"data: [DONE]\n\n"
+_NOTHING: Final = object()
+
+
+class EventStream(Response):
+    """An answer as events.
+
+    Args:
+        first: the first event, or `_NOTHING`.
+        rest: those after it; closed at the end, whatever the end is.
+        refusal: the event that an error in the middle becomes.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        first: object,
+        rest: AsyncGenerator[Any, None],
+        *,
+        refusal: Callable[[ServingError], dict[str, Any]],
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._first, self._rest, self._refusal = first, rest, refusal
+        self._held = ExitStack()
+
+    @classmethod
+    async def begun(
+        cls,
+        events: AsyncGenerator[Any, None],
+        *,
+        refusal: Callable[[ServingError], dict[str, Any]],
+    ) -> "EventStream":
+        """The stream, once its first event is there.
+
+        Raises:
+            ServingError: there will be none.
+        """
+        first = await anext(events, _NOTHING)
+        return cls(first, events, refusal=refusal)
+
+    def hold(self, held: ExitStack) -> None:
+        """Keep these open until the stream ends."""
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the end, or until nobody listens."""
+        del scope
+        sending = asyncio.ensure_future(self._send(send))
+        listening = asyncio.ensure_future(gone(receive))
+        try:
+            await asyncio.wait((sending, listening), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, listening):
+                task.cancel()
+            await asyncio.gather(sending, listening, return_exceptions=True)
+            await self._rest.aclose()
+            self._held.close()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            if self._first is not _NOTHING:
+                await send(_event(self._first))
+                async for event in self._rest:
+                    await send(_event(event))
+        except Exception as error:
+            # The status is out: the error is the last event, and no [DONE] follows.
+            await send(_event(self._refusal(as_serving_error(error))))
+        else:
+            await send({"type": "http.response.body", "body": DONE, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _event(value: object) -> dict[str, Any]:
+    text = json.dumps(value, ensure_ascii=False)
+    return {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True}
