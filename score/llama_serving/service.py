@@ -147,7 +147,7 @@ class Service:
             )
         works = self.prepare(request)
         with self._running(works, request, deadline) as running:
-            generations = tuple(tuple(sequence.result() for sequence in one) for one in running)
+            generations = _results(running)
         _refuse_nothing(generations)
         return generations
 
@@ -174,7 +174,10 @@ class Service:
         """
         works = await asyncio.to_thread(self.prepare, request)
         with self._running(works, request, deadline) as running:
-            generations = tuple([tuple([await sequence.answer() for sequence in one]) for one in running])
+            for sequence in chain.from_iterable(running):
+                await sequence.handle.ended()
+            # On a thread: there may be much text, and the loop has others.
+            generations = await asyncio.to_thread(_results, running)
         _refuse_nothing(generations)
         return generations
 
@@ -272,6 +275,7 @@ class Service:
         finally:
             for sequence in chain.from_iterable(running):
                 sequence.handle.cancel()
+            for sequence in chain.from_iterable(running):
                 self.on_end(sequence.handle)
 
 
@@ -314,11 +318,6 @@ class _Running:
         for _ in self.pieces():
             pass
         return self.generation()
-
-    async def answer(self) -> Generation:
-        """`result` for an event loop."""
-        await self.handle.ended()
-        return self.result()
 
     def _begin(self) -> str:
         return self._prompt.before if self._full else ""
@@ -426,6 +425,10 @@ def context_of(variant: ModelVariant, settings: Settings) -> int:
             f"{variant.max_context.value} tokens ({variant.max_context.source})."
         )
     return context
+
+
+def _results(running: Sequence[Sequence[_Running]]) -> Generations:
+    return tuple(tuple(sequence.result() for sequence in one) for one in running)
 
 
 def _nobody(handle: Handle) -> None:

@@ -29,7 +29,11 @@ GOOD = {
     "/v1/completions": {"prompt": SECRET, "max_tokens": 2},
     "/v1/chat/completions": {"messages": [user()], "max_tokens": 2},
 }
-BAD = (*NOT_JSON, *REFUSED, *REFUSED_BY_THE_MODEL)
+BAD = tuple(bad for bad in (*NOT_JSON, *REFUSED, *REFUSED_BY_THE_MODEL) if bad.code != "streaming_unsupported")
+"""What any server refuses; a stream is no fault here."""
+BAD_OPENAI = tuple(
+    b for b in (*WRONG_OPENAI, *OPENAI_REFUSED_BY_THE_MODEL) if b.code != "streaming_unsupported"
+)
 
 
 @pytest.fixture(params=PROTOCOLS)
@@ -65,15 +69,29 @@ def test_score(score_url: str, bad: Bad) -> None:
     assert answer.json["error"]["request_id"] == answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+ABOUT_SCORES_OWN_KEYS = {
+    "no input",
+    "MLflow's body",
+    "OpenAI's body",
+    "an unknown key beside it",
+    "parameters inside and as parameters",
+    "empty parameters in two places",
+}
+"""Faults of `/score`'s top level: in MLflow's they are others."""
+
+
+@pytest.mark.parametrize("bad", [bad for bad in BAD if bad.name != "two inputs"], ids=lambda bad: bad.name)
 def test_invocations(invocations: str, bad: Bad) -> None:
     same = bad.for_mlflow()
     answer = post(invocations, same.raw)
     assert answer.status == 400
-    assert same.fault(answer.json) is None
+    if bad.name in ABOUT_SCORES_OWN_KEYS:
+        assert answer.json["error"]["code"] in ("unknown_field", "missing_field", "invalid_value")
+    else:
+        assert same.fault(answer.json) is None
 
 
-@pytest.mark.parametrize("bad", [*WRONG_OPENAI, *OPENAI_REFUSED_BY_THE_MODEL], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", BAD_OPENAI, ids=lambda bad: bad.name)
 def test_openai(own: Server, bad: Bad) -> None:
     chat = isinstance(bad.body, dict) and "messages" in bad.body
     for path in ("/v1/chat/completions" if chat else "/v1/completions", "/invocations"):
@@ -93,8 +111,18 @@ def test_what_is_no_json_is_refused_on_every_route(route: str, bad: Bad) -> None
 def test_a_route_takes_its_own_protocol_alone(own: Server) -> None:
     for path in PROTOCOLS:
         for other, body in GOOD.items():
-            taken = path == other or (path == "/invocations" and other != "/score") or path == "/invocations"
+            taken = path == other or (path == "/invocations" and other != "/score")
             assert (post(own.url + path, body).status == 200) == taken, (path, other)
+
+
+def test_a_stream_of_two_prompts(own: Server) -> None:
+    for path, body in (
+        ("/score", score([SECRET, SECRET], stream=True)),
+        ("/v1/completions", {"prompt": [SECRET, SECRET], "stream": True}),
+    ):
+        answer = post(own.url + path, body)
+        assert answer.status == 400
+        assert Bad("", None, "streaming_unsupported", says="one by one").fault(answer.json) is None
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])

@@ -40,6 +40,8 @@ GONE: Final = 499
 """nginx's status for a client that went before its answer."""
 DEFAULT_DEADLINE_S: Final = 178.0
 """What managed endpoints allow, less the way back."""
+READ_S: Final = 10.0
+"""How long after its deadline a stream may still be read."""
 T = TypeVar("T")
 
 
@@ -58,7 +60,13 @@ class Options:
 
 def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: Options) -> FastAPI:
     """The application, without what stands in front of it (`gate.py`)."""
-    app = FastAPI(title="llama-endpoints", version=version("llama-endpoints"), docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="llama-endpoints",
+        version=version("llama-endpoints"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     scoring = _Scoring(lifecycle, settings, options)
     for path, adapter in PROTOCOLS.items():
         app.add_api_route(path, scoring.route(adapter), methods=["POST"])
@@ -67,6 +75,7 @@ def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: 
     app.openapi = server_document  # type: ignore[method-assign]  # FastAPI's own way to say it
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(ServingError, _refused)
+    app.add_exception_handler(Exception, _refused)
     return app
 
 
@@ -92,18 +101,21 @@ class _Scoring:
     async def _score(self, adapter: Adapter, request: Request) -> Response:
         headers = request.headers
         http.check_media_type(headers.get("content-type"), headers.get("content-encoding"))
+        self._lifecycle.ready()  # before anybody sends 4 MiB for nothing
         raw = await receiving.body(
             request.receive,
             limit=self._settings.max_body,
             declared=headers.get("content-length"),
             seconds=self._options.body_s,
         )
-        deadline = time.monotonic() + (self._settings.deadline_s or DEFAULT_DEADLINE_S)
+        seconds = self._settings.deadline_s or DEFAULT_DEADLINE_S
+        deadline = time.monotonic() + seconds
         with ExitStack() as held:
             service = held.enter_context(self._lifecycle.serving())
             held.enter_context(service.admitted())
             # On a thread: the loop has other requests, and a body may be long.
             given, parsed = await asyncio.to_thread(_parse, adapter, raw)
+            del raw
             self._check_model(service, parsed.model)
             model = service.variant.name
             if parsed.parameters.stream:
@@ -113,10 +125,10 @@ class _Scoring:
                     refusal=lambda error: adapter.error(error, request.state.request_id),
                 )
                 begun = await _unless_gone(request, stream)
-                begun.hold(held.pop_all())
+                begun.hold(held.pop_all(), until=asyncio.get_running_loop().time() + seconds + READ_S)
                 return begun
             generations = await _unless_gone(request, service.answer(parsed, deadline=deadline))
-            return _json(adapter.answer(given, parsed, generations, model))
+            return await asyncio.to_thread(lambda: _json(adapter.answer(given, parsed, generations, model)))
 
     def _check_model(self, service: Service, name: str | None) -> None:
         if self._options.strict_model and name not in (None, service.variant.name):
@@ -151,15 +163,22 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(working, listening, return_exceptions=True)
 
 
+def spoken_at(path: str) -> Adapter | None:
+    """The protocol in whose words a path refuses."""
+    return PROTOCOLS["/v1/completions"] if path.startswith("/v1/") else PROTOCOLS.get(path)
+
+
 def refusal(error: ServingError, request_id: str, adapter: Adapter | None = None) -> Response:
     """An error as a response."""
     content = adapter.error(error, request_id) if adapter else error.body(request_id)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return _json(content, error.status, headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return refusal(as_serving_error(error), request.state.request_id)
+    return refusal(as_serving_error(error), request.state.request_id, spoken_at(request.url.path))
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
@@ -168,13 +187,13 @@ async def _not_found(request: Request, error: Exception) -> Response:
     ours: ServingError
     if status == 405:
         ours = MethodNotAllowed(f"{request.method} is not for this path.")
-        response = refusal(ours, request.state.request_id)
+        response = refusal(ours, request.state.request_id, spoken_at(request.url.path))
         response.headers["Allow"] = (
             (error.headers or {}).get("Allow", "") if isinstance(error, HTTPException) else ""
         )
         return response
     ours = NotFound(f"There is no such path. Paths that score: {', '.join(PROTOCOLS)}.")
-    return refusal(ours, request.state.request_id)
+    return refusal(ours, request.state.request_id, spoken_at(request.url.path))
 
 
 def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
@@ -198,7 +217,7 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
         "/ping": ping,
         "/version": lambda: PlainTextResponse(app.version),
     }.items():
-        app.add_api_route(path, _on_loop(function), methods=["GET"])
+        app.add_api_route(path, _on_loop(function), methods=["GET", "HEAD"])
     app.add_api_route("/metrics", answer_metrics, methods=["GET"])
 
 

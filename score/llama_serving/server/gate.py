@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_serving.server import keys
-from llama_serving.server.app import GONE, PROTOCOLS, refusal
+from llama_serving.server.app import GONE, PROTOCOLS, refusal, spoken_at
 from llama_serving.server.metrics import Metrics
 from llama_serving.service import as_serving_error
 
@@ -33,9 +33,11 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] != "http":  # (the process is told to take no other)
+            raise RuntimeError(f"{scope['type']} is not served")
         headers, started = Headers(scope=scope), time.monotonic()
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -56,9 +58,9 @@ class Gate:
         except ClientDisconnect:
             pass
         except Exception as error:
-            if status != GONE:  # it is out already, and the connection ends
-                raise
-            await refusal(as_serving_error(error), request_id)(scope, receive, sending)
+            ours = as_serving_error(error)
+            if status == GONE:  # nothing is out yet
+                await refusal(ours, request_id, spoken_at(scope["path"]))(scope, receive, sending)
         finally:
             self._tell(scope, request_id, status, time.monotonic() - started)
 

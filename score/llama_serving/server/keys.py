@@ -19,7 +19,8 @@ def check(given: Mapping[str, str], keys: Sequence[str]) -> None:
         return
     scheme, _, token = given.get("authorization", "").partition(" ")
     offered = token.strip() if scheme.lower() == "bearer" else given.get("api-key", "")
-    matches = [hmac.compare_digest(offered.encode(), key.encode()) for key in keys]
+    # (Starlette reads headers as latin-1, whatever their bytes are.)
+    matches = [hmac.compare_digest(offered.encode("latin-1"), key.encode()) for key in keys]
     if not any(matches):
         raise Unauthorized(
             "This server needs a key. Send one of its keys in the header Authorization: Bearer KEY, or in api-key."

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import Final
 
@@ -44,7 +45,7 @@ class Lifecycle:
         self._inside = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+        self._draining = self._died = False
         self.failure: Exception | None = None
 
     @property
@@ -63,9 +64,8 @@ class Lifecycle:
         """The service, whatever the phase; None until it is there."""
         return self._service
 
-    @contextmanager
-    def serving(self) -> Iterator[Service]:
-        """The service, for one request that is waited for.
+    def ready(self) -> Service:
+        """The service, for whoever can be served now.
 
         Raises:
             Unavailable: it is not there yet, or takes no more.
@@ -73,10 +73,20 @@ class Lifecycle:
         phase = self.phase
         if phase is not Phase.READY or self._service is None:
             raise Unavailable(_WHY[phase], retry_after=RETRY_AFTER_S)
+        return self._service
+
+    @contextmanager
+    def serving(self) -> Iterator[Service]:
+        """The service, for one request that is waited for.
+
+        Raises:
+            Unavailable: it is not there yet, or takes no more.
+        """
+        service = self.ready()
         self._inside += 1
         self._idle.clear()
         try:
-            yield self._service
+            yield service
         finally:
             self._inside -= 1
             if not self._inside:
@@ -85,7 +95,7 @@ class Lifecycle:
     async def run(self) -> None:
         """Load, then watch the engine until it dies; cancelled at the server's end."""
         try:
-            self._service = await asyncio.to_thread(self._load)
+            self._service = await self._loading()
         except Exception as error:
             self.failure = error
             self._end(2)
@@ -95,16 +105,42 @@ class Lifecycle:
             await asyncio.sleep(WATCH_S)
         if self._draining:
             return
+        self._died = True
         _log.error("the engine has died")
         await asyncio.sleep(LAST_ANSWERS_S)
         self._end(1)
+
+    async def _loading(self) -> Service:
+        """The service. A load can't be stopped, but its thread keeps nobody from ending the process."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Service] = loop.create_future()
+
+        def tell(service: Service | None, error: Exception | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            elif service is not None:
+                done.set_result(service)
+
+        def load() -> None:
+            service, failure = None, None
+            try:
+                service = self._load()
+            except Exception as error:
+                failure = error
+            with suppress(RuntimeError):  # the loop has ended, and the process with it
+                loop.call_soon_threadsafe(tell, service, failure)
+
+        threading.Thread(target=load, name="load", daemon=True).start()
+        return await done
 
     async def drain(self) -> None:
         """Take nothing more, and end the server when everything inside has its answer."""
         self._draining = True
         _log.info("draining: %d requests are inside", self._inside)
         await self._idle.wait()
-        self._end(0)
+        self._end(1 if self._died else 0)
 
     async def close(self) -> None:
         """End the engine; who is inside is refused."""

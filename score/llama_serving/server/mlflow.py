@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from llama_serving.contract import mlflow, protocol
+from llama_serving.contract import mlflow, openai, protocol
 from llama_serving.contract.request import Body, Delta, Generations, Request
 from llama_serving.errors import ServingError
 from llama_serving.server.azure import Azure
@@ -15,7 +15,7 @@ class MLflow:
 
     def parse(self, body: Body) -> Request:
         """See `Adapter.parse`."""
-        return protocol.parse(body)
+        return openai.parse(body) if {"messages", "prompt"} & body.keys() else mlflow.parse(body)
 
     def answer(self, body: Body, request: Request, generations: Generations, model: str) -> Any:
         """See `Adapter.answer`."""

@@ -1,21 +1,16 @@
-"""The bytes of a request: no more than allowed, in no more time than allowed."""
+"""The bytes of a request: no more than allowed, in no more time than allowed. uvicorn reads on what is refused."""
 
 import asyncio
-from contextlib import suppress
 from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from llama_serving.contract.http import check_size
-from llama_serving.errors import BodyTooLarge, RequestTimeout
+from llama_serving.errors import RequestTimeout
 
 BODY_S: Final = 30.0
 """Seconds for a whole body."""
-DISCARD_S: Final = 2.0
-MOST_DISCARDED: Final = 64 << 20
-"""What is read on of a body that was refused: a connection closed with bytes unread is reset under the client,
-which then never sees the answer."""
 
 
 async def body(receive: Receive, *, limit: int, declared: str | None, seconds: float = BODY_S) -> bytes:
@@ -40,11 +35,6 @@ async def body(receive: Receive, *, limit: int, declared: str | None, seconds: f
         raise RequestTimeout(
             f"The body did not come within {seconds:g} s. Send it at once, or send fewer prompts."
         ) from None
-    except BodyTooLarge:
-        with suppress(TimeoutError, ClientDisconnect):
-            async with asyncio.timeout(DISCARD_S):
-                await _discard(receive)
-        raise
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
@@ -55,15 +45,6 @@ async def _read(receive: Receive, limit: int) -> bytes:
         check_size(len(read), limit)
         if not message.get("more_body", False):
             return bytes(read)
-
-
-async def _discard(receive: Receive) -> None:
-    size = 0
-    while size < MOST_DISCARDED:
-        message = await _next(receive)
-        size += len(message.get("body", b""))
-        if not message.get("more_body", False):
-            return
 
 
 async def _next(receive: Receive) -> Message:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -30,6 +32,10 @@ _log = logging.getLogger(__name__)
 HEAD_S: Final = 10.0
 """Seconds that a request's head may take to come."""
 KEEP_ALIVE_S: Final = 75
+LAST_BYTES_S: Final = 10
+"""What a client may take to read its answer once the server ends."""
+MOST_BEHIND: Final = 1 << 16
+"""Bytes that a client may send behind a request before it has the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +93,22 @@ async def _serve(load: Callable[[], Service], settings: Settings, binding: Bindi
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=LAST_BYTES_S,
         lifespan="on",
+        ws="none",
     )
+    try:
+        listening = config.bind_socket()  # before anything is loaded
+    except SystemExit:  # uvicorn's way to say it; its log has the cause
+        raise SetupError(f"{binding.host}:{binding.port} can't be listened on. Give another --port.") from None
     server = _Server(config, lifecycle)
     ending.server = server
-    try:
-        await server.serve()
-    except SystemExit:  # uvicorn's way to say that the address can't be had; its log has the cause
-        raise SetupError(f"{binding.host}:{binding.port} can't be listened on. Give another --port.") from None
+    await server.serve(sockets=[listening])
     if lifecycle.failure is not None:
         raise lifecycle.failure
+    if lifecycle.loaded is None:  # the load's thread is inside torch, and the interpreter's end would abort it
+        logging.shutdown()
+        os._exit(ending.code)
     return ending.code
 
 
@@ -122,18 +134,23 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
+        self._loop = asyncio.get_running_loop()
         self._ending: list[asyncio.Task[None]] = []
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """One more SIGTERM or SIGINT."""
+        """One more SIGTERM or SIGINT; what it means is for the loop, not for whatever it interrupts."""
         del frame
-        _log.info("%s", signal.Signals(sig).name)
+        self._loop.call_soon_threadsafe(self._told, sig)
+
+    def _told(self, number: int) -> None:
+        _log.info("%s", signal.Signals(number).name)
         steps = (self._lifecycle.drain, self._lifecycle.close)
         if len(self._ending) < len(steps):
-            loop = asyncio.get_running_loop()
-            self._ending.append(loop.create_task(steps[len(self._ending)]()))
-        else:
-            self.should_exit = self.force_exit = True
+            self._ending.append(self._loop.create_task(steps[len(self._ending)]()))
+            return
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        self.should_exit = True
 
 
 class _Punctual(H11Protocol):
@@ -151,8 +168,25 @@ class _Punctual(H11Protocol):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._came()
+            self._read_on()
         elif self._head_timer is None and not self.transport.is_closing():
             self._expect()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; where an answer is out already, there is nothing to refuse, and nothing to log."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def _read_on(self) -> None:
+        """uvicorn stops reading when something follows a request, and then doesn't see that the client goes."""
+        if self.cycle.more_body or not self.flow.read_paused:
+            return
+        if len(self.conn.trailing_data[0]) > MOST_BEHIND:
+            self.transport.close()
+        else:
+            self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect nothing more."""
@@ -181,9 +215,11 @@ def _lifespan(lifecycle: Lifecycle) -> Any:
             yield
         finally:
             life.cancel()
-            with suppress(asyncio.CancelledError):
-                await life
-            await lifecycle.close()
+            try:
+                with suppress(asyncio.CancelledError):
+                    await life
+            finally:
+                await lifecycle.close()
 
     return running
 

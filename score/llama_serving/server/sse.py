@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from typing import Any, Final
@@ -39,6 +40,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._first, self._rest, self._refusal = first, rest, refusal
         self._held = ExitStack()
+        self._until = math.inf
 
     @classmethod
     async def begun(
@@ -55,25 +57,31 @@ class EventStream(Response):
         first = await anext(events, _NOTHING)
         return cls(first, events, refusal=refusal)
 
-    def hold(self, held: ExitStack) -> None:
-        """Keep these open until the stream ends."""
-        self._held = held
+    def hold(self, held: ExitStack, *, until: float) -> None:
+        """Keep these open until the stream ends, or the loop's clock says `until`: nobody may hold a place for ever
+        by reading nothing."""
+        self._held, self._until = held, until
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end, or until nobody listens."""
         del scope
-        sending = asyncio.ensure_future(self._send(send))
-        listening = asyncio.ensure_future(gone(receive))
-        try:
-            await asyncio.wait((sending, listening), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-        finally:
-            for task in (sending, listening):
-                task.cancel()
-            await asyncio.gather(sending, listening, return_exceptions=True)
-            await self._rest.aclose()
-            self._held.close()
+        with self._held:
+            sending = asyncio.ensure_future(self._send(send))
+            listening = asyncio.ensure_future(gone(receive))
+            patience = max(0.0, self._until - asyncio.get_running_loop().time())
+            try:
+                await asyncio.wait(
+                    (sending, listening),
+                    return_when=asyncio.FIRST_COMPLETED,
+                    timeout=None if math.isinf(patience) else patience,
+                )
+                if sending.done():
+                    sending.result()
+            finally:
+                for task in (sending, listening):
+                    task.cancel()
+                await asyncio.gather(sending, listening, return_exceptions=True)
+                await self._rest.aclose()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
