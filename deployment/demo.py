@@ -18,7 +18,7 @@ from tqdm import tqdm
 from deployment.checkpoint import inspect
 from deployment.nano import FOLDER
 from deployment.package import package
-from deployment.servers import azmlinfsrv, mlflow_serve
+from deployment.servers import azmlinfsrv, mlflow_serve, own_server
 from llama_serving.catalog import NANO
 
 ROOT: Final = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def main() -> None:
 @main.command()
 def run() -> None:
     """Package nano, ask the real servers, score a batch; one line of JSON for each request."""
-    bar = tqdm(total=4, desc="package nano", unit="step", file=sys.stderr)
+    bar = tqdm(total=5, desc="package nano", unit="step", file=sys.stderr)
     package_nano()
     samples = [json.loads((SAMPLES / name).read_text(encoding="utf-8"))
                for name in ("completion.json", "dialog.json", "infill.json")]  # fmt: skip
@@ -62,6 +62,7 @@ def run() -> None:
     for description, steps in (
         ("azmlinfsrv", through_azmlinfsrv(samples)),
         ("mlflow models serve", through_mlflow(samples)),
+        ("our server", through_own_server(samples[0])),
         ("batch driver", through_batch_driver(ROWS)),
     ):
         bar.update()
@@ -108,6 +109,23 @@ def through_mlflow(samples: Sequence[Any]) -> Iterator[Shown]:
     with mlflow_serve(MODEL) as server:
         for body in bodies:
             yield Shown("mlflow /invocations", body, _post(f"{server.url}/invocations", body))
+
+
+def through_own_server(sample: Any) -> Iterator[Shown]:
+    """Azure's body to our own server, and OpenAI's client with a completion and a streaming chat."""
+    from openai import OpenAI
+
+    prompt = sample["input_data"]["input_string"][0]
+    with own_server(MODEL) as server, OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        yield Shown("our server /score", sample, _post(f"{server.url}/score", sample))
+        completion = client.completions.create(model="nano", prompt=prompt, max_tokens=256, seed=SEED)
+        asked = {"model": "nano", "prompt": prompt, "max_tokens": 256, "seed": SEED}
+        yield Shown("openai /v1/completions", asked, completion.model_dump(exclude_none=True))
+        stream = client.chat.completions.create(
+            model="nano", messages=[{"role": "user", "content": prompt}], max_tokens=64, seed=SEED, stream=True
+        )
+        pieces = [chunk.choices[0].delta.content for chunk in stream]
+        yield Shown("openai /v1/chat/completions, streaming", prompt, pieces)
 
 
 def through_batch_driver(rows: Path) -> Iterator[Shown]:

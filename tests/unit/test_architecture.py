@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service": {"model_files", "settings", *CORE},
     "batch": DOOR,
     "online": DOOR,
-    "pyfunc": DOOR,
+    "thread_pool": set(),
+    "pyfunc": {"thread_pool", *DOOR},
     "server": DOOR,
 }
 """Parts of `llama_serving`, each with those that it may import beside itself."""
@@ -46,6 +47,9 @@ ONLY_IN = {
     "azure": ("deployment/azure.py",),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),
     "flask": ("score/llama_serving/online.py",),
+    **dict.fromkeys(
+        ("fastapi", "starlette", "uvicorn", "h11", "prometheus_client"), ("score/llama_serving/server/",)
+    ),
 }
 """Libraries that few files know. (`load_tests/` and `tests/` are outside the house.)"""
 
