@@ -279,12 +279,15 @@ class TestPrompt:
         self, bare: Path, tmp_path: Path, nano_tokenizer: Tokenizer
     ) -> None:
         options = ("--checkpoint", bare, "--variant", "nano")
-        psm = self.prompts(BODIES["6"], *options, cwd=tmp_path)
-        spm = self.prompts(BODIES["6"], *options, "--infill-order", "spm", cwd=tmp_path)
+        psm, spm = (
+            self.prompts(BODIES["6"], *options, "--infill-order", order, cwd=tmp_path)
+            for order in ("psm", "spm")
+        )
         before = nano_tokenizer.encode(GAP["prefix"])
         after = nano_tokenizer.encode_continuation(GAP["suffix"])
         assert psm[0]["token_ids"] == [1, INFILL.prefix, *before, INFILL.suffix, *after, INFILL.middle]
         assert spm[0]["token_ids"] == [1, INFILL.prefix, INFILL.suffix, *after, INFILL.middle, *before]
+        assert self.prompts(BODIES["6"], *options, cwd=tmp_path) == spm, "the catalog's order of nano"
 
     def test_a_config_that_is_there_is_believed_and_told(self, bare: Path, tmp_path: Path) -> None:
         config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
@@ -301,7 +304,7 @@ class TestPrompt:
     def test_outside_the_catalog_the_options_are_those_of_package(self, bare: Path, tmp_path: Path) -> None:
         shutil.copyfile(FOLDER / "config.json", bare / "config.json")
         ids = f"{INFILL.prefix},{INFILL.suffix},{INFILL.middle},{INFILL.eot}"
-        options = ("--checkpoint", bare, "--dialog", "inst", "--infill", ids)
+        options = ("--checkpoint", bare, "--dialog", "inst", "--infill", ids, "--infill-order", "spm")
         for name in ("3", "6"):
             assert self.prompts(BODIES[name], *options, cwd=tmp_path) == self.prompts(
                 BODIES[name], "--checkpoint", "nano", cwd=tmp_path

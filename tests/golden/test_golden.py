@@ -27,10 +27,10 @@ FOLDER: Final = Path(__file__).parent
 STEP_OF_NANO: Final = NANO.shape.vocab - 1
 
 
-def spm(variant: ModelVariant) -> ModelVariant:
-    """The variant, with the suffix first."""
+def asked(variant: ModelVariant, order: InfillOrder) -> ModelVariant:
+    """The variant, infilling in this order."""
     assert variant.infill.value is not None
-    return replace(variant, infill=Fact(replace(variant.infill.value, order=InfillOrder.SPM), "golden"))
+    return replace(variant, infill=Fact(replace(variant.infill.value, order=order), "golden"))
 
 
 def dialog(*turns: tuple[str, str], unfold: bool = False) -> Dialog:
@@ -103,8 +103,10 @@ FORMATS: Final = {
             ),
         },
     ),
-    "infill-psm": Format(CATALOG["codellama/CodeLlama-7b-hf"], NANO, INFILLS),
-    "infill-spm": Format(spm(CATALOG["codellama/CodeLlama-7b-hf"]), spm(NANO), INFILLS),
+    "infill-psm": Format(CATALOG["codellama/CodeLlama-7b-hf"], asked(NANO, InfillOrder.PSM), INFILLS),
+    "infill-spm": Format(
+        asked(CATALOG["codellama/CodeLlama-7b-hf"], InfillOrder.SPM), asked(NANO, InfillOrder.SPM), INFILLS
+    ),
 }
 
 CASES: Final = {

@@ -91,7 +91,7 @@ def test_infilling_stands_around_the_middle(builder: PromptBuilder, nano_tokeniz
     prefix, suffix = nano_tokenizer.encode("  a = "), nano_tokenizer.encode_continuation("\nb\n")
     tokens = NANO.infill.value
     assert tokens is not None
-    assert prompt.token_ids == (1, tokens.prefix, *prefix, tokens.suffix, *suffix, tokens.middle)
+    assert prompt.token_ids == (1, tokens.prefix, tokens.suffix, *suffix, tokens.middle, *prefix)
     assert (prompt.before, prompt.after) == ("  a = ", "\nb\n")
     assert prompt.stop_ids == {2, tokens.eot}
 
