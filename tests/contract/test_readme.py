@@ -56,7 +56,14 @@ def test_the_demo_shows_each_request_with_its_answer(root: Path) -> None:
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     doors = [line["door"] for line in shown]
     rows = (root / "yaml/batch/samples/rows.jsonl").read_text(encoding="utf-8").splitlines()
-    assert doors == ["azmlinfsrv /score"] * 3 + ["mlflow /invocations"] * 4 + ["batch driver"] * len(rows)
+    own = ["our server /score", "openai /v1/completions", "openai /v1/chat/completions, streaming"]
+    assert doors == [
+        *["azmlinfsrv /score"] * 3, *["mlflow /invocations"] * 4, *own, *["batch driver"] * len(rows)
+    ]  # fmt: skip
+    texts = [line["answer"] for line in shown if line["door"] in own]
+    assert texts[0] == shown[0]["answer"]
+    assert texts[1]["choices"][0]["text"] == texts[0][0]["0"]
+    assert len(texts[2]) > 10
     card = shown[0]
     assert card["request"]["input_data"]["parameters"] == {
         "return_full_text": False, "do_sample": True, "seed": 2,

@@ -169,7 +169,10 @@ def test_every_error_has_its_status() -> None:
     assert statuses == {
         "ServingError": 500,
         "BadRequest": 400,
+        "Unauthorized": 401,
+        "NotFound": 404,
         "MethodNotAllowed": 405,
+        "RequestTimeout": 408,
         "BodyTooLarge": 413,
         "UnsupportedMediaType": 415,
         "QueueFull": 429,
