@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deployment.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve
+from deployment.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve, own_server
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching.start import start
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -51,8 +51,10 @@ def our_engine(checkpoint: Path) -> Contestant:
 
 
 def our_carriers(model: Path) -> list[Contestant]:
-    """Azure's and MLflow's stock servers with our model in them."""
+    """Our own server, and Azure's and MLflow's stock servers with our model in them."""
     return [
+        Contestant("our server", ours=True, serve=lambda: _own(model, stream=False)),
+        Contestant("our server, streaming", ours=True, serve=lambda: _own(model, stream=True)),
         Contestant("azmlinfsrv, ours", ours=True, serve=lambda: _score(model)),
         Contestant("mlflow models serve, ours", ours=True, serve=lambda: _invocations(model)),
     ]
@@ -96,6 +98,12 @@ def _engine(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
         yield ask
     finally:
         engine.close()
+
+
+@contextmanager
+def _own(model: Path, *, stream: bool) -> Iterator[Callable[[str, int], int]]:
+    with own_server(model) as server:
+        yield _streamed(f"{server.url}/v1") if stream else _completions(f"{server.url}/v1")
 
 
 @contextmanager
@@ -166,6 +174,21 @@ def _completions(url: str, model: str = "any") -> Callable[[str, int], int]:
             del body["ignore_eos"]  # not every server knows it
             answer = _post(f"{url}/completions", body)
         tokens: int = answer["usage"]["completion_tokens"]
+        return tokens
+
+    return ask
+
+
+def _streamed(url: str) -> Callable[[str, int], int]:
+    def ask(prompt: str, new_tokens: int) -> int:
+        body = {"model": "any", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True,
+                "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+        request = urllib.request.Request(  # noqa: S310
+            f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310
+            events = [line.removeprefix(b"data: ") for line in answer if line.startswith(b"data: ")]
+        tokens: int = json.loads(events[-2])["usage"]["completion_tokens"]
         return tokens
 
     return ask

@@ -1,0 +1,120 @@
+"""Sequences on their way through an engine: tokens in, text out."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Final
+
+from llama_serving.contract.request import Generation, Parameters, TokenLogprob, Usage
+from llama_serving.engine.base import Handle, Token
+from llama_serving.errors import Unavailable
+from llama_serving.prompts.builder import Prompt
+from llama_serving.prompts.stops import StopFinder
+from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer
+
+RETRY_AFTER_S: Final = 5
+
+
+class RunningSequence:
+    """One sequence on its way: tokens in, text out."""
+
+    def __init__(self, handle: Handle, prompt: Prompt, asked: Parameters, tokenizer: Tokenizer) -> None:
+        self.handle = handle
+        self._prompt = prompt
+        self._full = bool(asked.return_full_text)
+        self._tokenizer = tokenizer
+        self._decoder = TextDecoder(tokenizer)
+        self._stops = StopFinder(asked.stop or ())
+        self._tokens: list[tuple[Token, int]] = []
+        self._decoded = 0
+        self._text = ""
+        self._wants_logprobs = asked.logprobs is not None
+
+    def pieces(self) -> Iterator[str]:
+        """The text as it becomes certain, with the prompt around it where that was asked for."""
+        yield self._begin()
+        for token in self.handle:
+            yield self._push(token)
+            if self._stops.found:
+                break
+        yield self._finish()
+
+    async def stream(self) -> AsyncIterator[str]:
+        """`pieces` for an event loop."""
+        yield self._begin()
+        async for token in self.handle:
+            yield self._push(token)
+            if self._stops.found:
+                break
+        yield self._finish()
+
+    def result(self) -> Generation:
+        """Waits for the end."""
+        self.handle.wait()
+        for _ in self.pieces():
+            pass
+        return self.generation()
+
+    def _begin(self) -> str:
+        return self._prompt.before if self._full else ""
+
+    def _push(self, token: Token) -> str:
+        self._tokens.append((token, self._decoded))
+        text = self._decoder.push(token.id)
+        self._decoded += len(text)
+        piece = self._kept(self._stops.push(text))
+        if self._stops.found:
+            self.handle.cancel()
+        return piece
+
+    def _finish(self) -> str:
+        rest = (
+            ""
+            if self._stops.found
+            else self._kept(self._stops.push(self._decoder.finish()) + self._stops.finish())
+        )
+        return rest + (self._prompt.after if self._full else "")
+
+    def generation(self) -> Generation:
+        """What came of it, once `pieces` has ended.
+
+        Raises:
+            Unavailable: the engine was closed before.
+        """
+        if self.handle.finish_reason == "cancelled" and not self._stops.found:
+            raise Unavailable("The engine was stopped before the text was done. Try again elsewhere.",
+                              retry_after=RETRY_AFTER_S)  # fmt: skip
+        before, after = (self._prompt.before, self._prompt.after) if self._full else ("", "")
+        return Generation(
+            text=self._text,
+            full_text=before + self._text + after,
+            finish_reason="stop" if self._stops.found else self.handle.finish_reason or "stop",
+            usage=Usage(len(self._prompt.token_ids), len(self._tokens)),
+            logprobs=tuple(self._logprobs()) if self._wants_logprobs else None,
+        )
+
+    def _kept(self, piece: str) -> str:
+        self._text += piece
+        return piece
+
+    def _logprobs(self) -> Iterator[TokenLogprob]:
+        """Of the tokens whose text is in the answer: none behind a stop string, none of special tokens."""
+        for token, start in self._tokens:
+            raw = self._tokenizer.piece(token.id)
+            if raw and start < len(self._text) and token.logprob is not None:
+                top = tuple((*self._shown(i), logprob) for i, logprob in token.top)
+                yield TokenLogprob(*self._shown(token.id), token.logprob, top)
+
+    def _shown(self, token_id: int) -> tuple[str, bytes]:
+        raw = self._tokenizer.piece(token_id)
+        return raw.decode("utf-8", "replace"), raw
+
+
+class StopAt:
+    """Tells the engine that a stop string is complete, in the step in which it becomes so."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._decoder = TextDecoder(tokenizer)
+        self._stops = StopFinder(stops)
+
+    def __call__(self, token_id: int) -> bool:
+        self._stops.push(self._decoder.push(token_id))
+        return self._stops.found
