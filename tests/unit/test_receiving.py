@@ -1,0 +1,48 @@
+"""A request's bytes: their number, their time, and a client that goes."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from llama_serving.errors import BodyTooLarge, RequestTimeout
+from llama_serving.server.receiving import body
+
+
+def read(*messages: dict[str, Any], declared: str | None = None, seconds: float = 60) -> bytes:
+    """The body of these messages; behind them nothing comes any more."""
+    waiting = list(messages)
+
+    async def receive() -> Any:
+        if waiting:
+            return waiting.pop(0)
+        return await asyncio.Event().wait()
+
+    return asyncio.run(body(receive, limit=8, declared=declared, seconds=seconds))
+
+
+def part(data: bytes, *, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+def test_parts_are_put_together() -> None:
+    assert read(part(b"1234", more=True), part(b"", more=True), part(b"5678", more=False)) == b"12345678"
+
+
+def test_a_body_that_does_not_come_is_a_timeout() -> None:
+    with pytest.raises(RequestTimeout) as refused:
+        read(part(b"12", more=True), seconds=0.01)
+    assert (refused.value.status, refused.value.code) == (408, "request_timeout")
+
+
+def test_a_byte_too_many_is_refused_before_the_rest_comes() -> None:
+    with pytest.raises(BodyTooLarge):
+        read(part(b"12345678", more=True), part(b"9", more=True))
+    with pytest.raises(BodyTooLarge):
+        read(declared="9")
+
+
+def test_a_client_that_goes_is_told_from_one_that_is_slow() -> None:
+    with pytest.raises(ClientDisconnect):
+        read(part(b"1", more=True), {"type": "http.disconnect"})
