@@ -17,6 +17,8 @@
 A message says what was wrong, what is allowed and what to do. It never holds a prompt or a traceback.
 """
 
+import traceback
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 
@@ -159,3 +161,22 @@ class DeadlineExceeded(ServingError):
 
 class SetupError(Exception):
     """The start, or the command, can't succeed: one clear sentence, exit code 2."""
+
+
+def frames(error: BaseException) -> str:
+    """Where an error was raised, and its causes, first cause first; for a log.
+
+    The messages are left out: a library's may quote what it was given, and that may be a prompt.
+    """
+    return "\n".join(
+        "".join(traceback.format_tb(one.__traceback__)) + f"{type(one).__module__}.{type(one).__qualname__}"
+        for one in reversed(list(_causes(error)))
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

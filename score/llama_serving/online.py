@@ -119,4 +119,6 @@ def _load() -> Service:
         raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
     if settings.api_keys:
         _log.warning("LLAMA_API_KEYS has no effect here: on Azure ML the endpoint's front checks keys")
+    if settings.traces != "off":
+        _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
     return Service.start(ModelFiles.find(Path(root)), settings)

@@ -116,6 +116,8 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
         settings = Settings.from_environment()
         if settings.api_keys:
             _log.warning("LLAMA_API_KEYS has no effect here: MLflow's server checks no keys")
+        if settings.traces != "off":
+            _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
         self._service = Service.start(ModelFiles.read(Path(context.artifacts[ARTIFACT])), settings)
         if SERVER in sys.modules:
             thread_pool.widen(settings.max_num_seqs + settings.queue + 4)

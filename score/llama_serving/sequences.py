@@ -28,6 +28,11 @@ class RunningSequence:
         self._text = ""
         self._wants_logprobs = asked.logprobs is not None
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that it continues."""
+        return len(self._prompt.token_ids)
+
     def pieces(self) -> Iterator[str]:
         """The text as it becomes certain, with the prompt around it where that was asked for."""
         yield self._begin()
@@ -87,7 +92,7 @@ class RunningSequence:
             text=self._text,
             full_text=before + self._text + after,
             finish_reason="stop" if self._stops.found else self.handle.finish_reason or "stop",
-            usage=Usage(len(self._prompt.token_ids), len(self._tokens)),
+            usage=Usage(self.prompt_tokens, len(self._tokens)),
             logprobs=tuple(self._logprobs()) if self._wants_logprobs else None,
         )
 

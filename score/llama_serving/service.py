@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from llama_serving.contract.request import (
     Request,
     SamplingParams,
 )
-from llama_serving.engine.base import Engine, Handle
+from llama_serving.engine.base import Engine
 from llama_serving.engine.randomness import fresh_seed
 from llama_serving.errors import (
     BadRequest,
@@ -27,6 +28,7 @@ from llama_serving.errors import (
     QueueFull,
     ServingError,
     SetupError,
+    frames,
 )
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import Prompt, PromptBuilder, located
@@ -37,7 +39,8 @@ from llama_serving.settings import Settings
 _log = logging.getLogger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS: Final = 256
-RETRY_AFTER_S: Final = 5
+RETRY_AFTER_S: Final = range(5, 16)
+"""Each who is sent away is told another one of these: a crowd that came together does not come again together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,8 @@ class Service:
         self.builder = PromptBuilder(
             tokenizer, variant, context if capacity is None else min(context, capacity)
         )
-        self.on_end: Callable[[Handle], None] = _nobody
-        """Told of every sequence that is over."""
+        self.on_end: Callable[[Request, RunningSequence], None] = _nobody
+        """Told of every sequence that is over, in the context of whoever asked for it."""
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
 
     @classmethod
@@ -101,10 +104,9 @@ class Service:
             QueueFull: all places are taken.
         """
         if not self._gate.acquire(blocking=False):
-            limit = self.settings.max_num_seqs + self.settings.queue
+            limit, again_s = self.settings.max_num_seqs + self.settings.queue, random.choice(RETRY_AFTER_S)  # noqa: S311
             raise QueueFull(
-                f"All {limit} places for requests are taken. Try again in {RETRY_AFTER_S} s.",
-                retry_after=RETRY_AFTER_S,
+                f"All {limit} places for requests are taken. Try again in {again_s} s.", retry_after=again_s
             )
         try:
             yield
@@ -272,7 +274,7 @@ class Service:
             for sequence in chain.from_iterable(running):
                 sequence.handle.cancel()
             for sequence in chain.from_iterable(running):
-                self.on_end(sequence.handle)
+                self.on_end(request, sequence)
 
 
 def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settings) -> Engine:
@@ -320,8 +322,8 @@ def _results(running: Sequence[Sequence[RunningSequence]]) -> Generations:
     return tuple(tuple(sequence.result() for sequence in one) for one in running)
 
 
-def _nobody(handle: Handle) -> None:
-    del handle
+def _nobody(request: Request, sequence: RunningSequence) -> None:
+    del request, sequence
 
 
 def _refuse_several(request: Request) -> None:
@@ -352,5 +354,5 @@ def as_serving_error(error: Exception) -> ServingError:
     """Any fault as one that may be shown; what nobody foresaw goes to the log, not to the client."""
     if isinstance(error, ServingError):
         return error
-    _log.error("unforeseen fault", exc_info=error)
+    _log.error("unforeseen fault (messages left out, they could quote a prompt)\n%s", frames(error))
     return InternalError("The server failed on this request. The log has the cause.")

@@ -13,6 +13,7 @@ from llama_serving.errors import SetupError
 ENGINES: Final = ("auto", "batching", "pipeline")
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+TRACES: Final = ("off", "azure", "otlp")
 _PREFIX: Final = "LLAMA_"
 _RESERVED: Final = {
     "upstream_url": "there is no upstream engine in this version",
@@ -39,6 +40,7 @@ class Settings:
         max_prompts: prompts in one request.
         api_keys: keys of our own server (other carriers leave keys to their front).
         log_prompts: prompts may be written to the log.
+        traces: where our own server sends OpenTelemetry traces: nowhere, to Application Insights, to a collector.
     """
 
     engine: str = "auto"
@@ -53,6 +55,7 @@ class Settings:
     max_prompts: int = 64
     api_keys: tuple[str, ...] = ()
     log_prompts: bool = False
+    traces: str = "off"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -170,4 +173,5 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "max_prompts": _integer(1, 4096),
     "api_keys": _keys,
     "log_prompts": _boolean,
+    "traces": _choice(*TRACES),
 }

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "online": DOOR,
     "thread_pool": set(),
     "pyfunc": {"thread_pool", *DOOR},
-    "server": DOOR,
+    "server": {"sequences", *DOOR},
 }
 """Parts of `llama_serving`, each with those that it may import beside itself."""
 
@@ -45,7 +45,8 @@ ONLY_IN = {
     "accelerate": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
     "mlflow": ("score/llama_serving/pyfunc.py",),
     "pandas": ("score/llama_serving/pyfunc.py",),
-    "azure": ("deployment/azure.py",),
+    "azure": ("deployment/azure.py", "score/llama_serving/server/tracing.py"),
+    "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),
     "flask": ("score/llama_serving/online.py",),
     **dict.fromkeys(
@@ -62,6 +63,7 @@ HEAVY = (
     "pandas",
     "azure",
     "azureml_inference_server_http",
+    "opentelemetry",
     "locust",
 )
 IMPURE = (

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from llama_serving.errors import BodyTooLarge, RequestTimeout
-from llama_serving.server.receiving import body
+from llama_serving.errors import BodyTooLarge, QueueFull, RequestTimeout
+from llama_serving.server.receiving import Intake
 
 
 def read(*messages: dict[str, Any], declared: str | None = None, seconds: float = 60) -> bytes:
@@ -19,7 +19,7 @@ def read(*messages: dict[str, Any], declared: str | None = None, seconds: float 
             return waiting.pop(0)
         return await asyncio.Event().wait()
 
-    return asyncio.run(body(receive, limit=8, declared=declared, seconds=seconds))
+    return asyncio.run(Intake(8, seconds=seconds).body(receive, declared=declared))
 
 
 def part(data: bytes, *, more: bool) -> dict[str, Any]:
@@ -46,3 +46,30 @@ def test_a_byte_too_many_is_refused_before_the_rest_comes() -> None:
 def test_a_client_that_goes_is_told_from_one_that_is_slow() -> None:
     with pytest.raises(ClientDisconnect):
         read(part(b"1", more=True), {"type": "http.disconnect"})
+
+
+def test_all_bodies_together_have_a_bound_and_give_back_what_they_held() -> None:
+    async def together() -> list[str]:
+        intake, ends = Intake(8, together=20), asyncio.Event()
+
+        async def one() -> str:
+            sent = [part(b"12345678", more=True)]
+
+            async def receive() -> Any:
+                if sent:
+                    return sent.pop()
+                await ends.wait()
+                return part(b"", more=False)
+
+            try:
+                return (await intake.body(receive, declared=None)).decode()
+            except QueueFull as refused:
+                return "full" if refused.retry_after else "for ever"
+
+        tasks = [asyncio.create_task(one()) for _ in range(4)]
+        await asyncio.sleep(0)
+        ends.set()
+        first = await asyncio.gather(*tasks)
+        return [*first, *(await asyncio.gather(one(), one()))]
+
+    assert asyncio.run(together()) == ["12345678", "12345678", "full", "full", "12345678", "12345678"]

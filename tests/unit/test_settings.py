@@ -23,6 +23,7 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "max_body": (("1024", 1024), ("1073741824", 1 << 30)),
     "max_prompts": (("1", 1), ("4096", 4096)),
     "api_keys": (("a", ("a",)), ("a,b", ("a", "b")), (" a , ,b ", ("a", "b"))),
+    "traces": (("off", "off"), ("azure", "azure"), ("otlp", "otlp")),
     "log_prompts": (("true", True), ("1", True), ("TRUE", True), ("false", False), ("0", False)),
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
@@ -38,6 +39,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "max_body": ("1023", "1073741825", "4MB", *NO_INTEGER),
     "max_prompts": ("0", "4097", *NO_INTEGER),
     "api_keys": (",", " , "),
+    "traces": ("on", "true", "OTLP", "azure,otlp"),
     "log_prompts": ("yes", "2", "on", "truefalse"),
 }
 
@@ -77,6 +79,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.max_body, settings.max_prompts) == (4 * 1024 * 1024, 64)
     assert settings.api_keys == ()
     assert not settings.log_prompts
+    assert settings.traces == "off"
 
 
 def test_the_process_has_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +103,7 @@ def test_settings_are_frozen() -> None:
         ("LLAMA_API_KEY", "LLAMA_API_KEYS"),
         ("LLAMA_API_KEYS_FILES", "LLAMA_API_KEYS_FILE"),
         ("LLAMA_LOG_PROMPT", "LLAMA_LOG_PROMPTS"),
+        ("LLAMA_TRACE", "LLAMA_TRACES"),
     ],
 )
 def test_a_misspelled_name_stops_the_start(name: str, meant: str) -> None:

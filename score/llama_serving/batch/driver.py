@@ -32,7 +32,10 @@ def init() -> None:
     root = os.environ.get("AZUREML_MODEL_DIR")
     if not root:
         raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
-    _services[:] = [Service.start(ModelFiles.find(Path(root)), Settings.from_environment())]
+    settings = Settings.from_environment()
+    if settings.traces != "off":
+        _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
+    _services[:] = [Service.start(ModelFiles.find(Path(root)), settings)]
 
 
 def run(mini_batch: Sequence[str]) -> list[str]:

@@ -113,6 +113,11 @@ class Request:
     include_usage: bool = False
 
     @property
+    def chat(self) -> bool:
+        """It asks for the next turn of a dialog."""
+        return isinstance(self.inputs[0], Dialog)
+
+    @property
     def openai(self) -> bool:
         """The body came in OpenAI's shape."""
         return self.reply in (Reply.COMPLETION, Reply.CHAT)

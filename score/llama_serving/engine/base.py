@@ -90,6 +90,11 @@ class Handle:
         return self._reason
 
     @property
+    def error(self) -> ServingError | None:
+        """What this sequence failed of."""
+        return self._error
+
+    @property
     def cancelled(self) -> bool:
         """The consumer wants no more; the engine looks at this at every step."""
         return self._cancelled

@@ -84,6 +84,7 @@ class _Scoring:
 
     def __init__(self, lifecycle: Lifecycle, settings: Settings, options: Options) -> None:
         self._lifecycle, self._settings, self._options = lifecycle, settings, options
+        self._intake = receiving.Intake(settings.max_body, seconds=options.body_s)
 
     def route(self, adapter: Adapter) -> Callable[[Request], Awaitable[Response]]:
         """The function behind one path."""
@@ -102,12 +103,7 @@ class _Scoring:
         headers = request.headers
         http.check_media_type(headers.get("content-type"), headers.get("content-encoding"))
         self._lifecycle.ready()  # before anybody sends 4 MiB for nothing
-        raw = await receiving.body(
-            request.receive,
-            limit=self._settings.max_body,
-            declared=headers.get("content-length"),
-            seconds=self._options.body_s,
-        )
+        raw = await self._intake.body(request.receive, declared=headers.get("content-length"))
         seconds = self._settings.deadline_s or DEFAULT_DEADLINE_S
         deadline = time.monotonic() + seconds
         with ExitStack() as held:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llama_serving.server import keys
 from llama_serving.server.app import GONE, PROTOCOLS, refusal, spoken_at
 from llama_serving.server.metrics import Metrics
+from llama_serving.server.turns import Turns
 from llama_serving.service import as_serving_error
 
 _log = logging.getLogger(__name__)
@@ -25,11 +26,21 @@ NAMED: Final = frozenset((*PROTOCOLS, *PROBES, "/v1/models", "/version", "/metri
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+def named(scope: Scope) -> str:
+    """A request's id: the client's if it can be used, else one of ours; made once."""
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return str(state["request_id"])
+
+
 class Gate:
     """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, allowed: tuple[str, ...]) -> None:
         self._app, self._metrics, self._allowed = app, metrics, allowed
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -39,10 +50,7 @@ class Gate:
         if scope["type"] != "http":  # (the process is told to take no other)
             raise RuntimeError(f"{scope['type']} is not served")
         headers, started = Headers(scope=scope), time.monotonic()
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = GONE
+        request_id, status = named(scope), GONE
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -53,6 +61,7 @@ class Gate:
 
         try:
             if scope["path"] not in PROBES:
+                await self._turns.wait()
                 keys.check(headers, self._allowed)
             await self._app(scope, receive, sending)
         except ClientDisconnect:

@@ -5,20 +5,23 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llama_serving.contract.request import Request
 from llama_serving.errors import SetupError
+from llama_serving.sequences import RunningSequence
 from llama_serving.server import keys
 from llama_serving.server.app import Options, routes
 from llama_serving.server.gate import Gate
@@ -26,6 +29,9 @@ from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
 from llama_serving.service import Service
 from llama_serving.settings import Settings
+
+if TYPE_CHECKING:
+    from llama_serving.server.tracing import Traces
 
 _log = logging.getLogger(__name__)
 
@@ -66,26 +72,54 @@ def serve(
         The process's exit code: 0 after a drain, 1 if the engine died.
 
     Raises:
-        SetupError: the address needs a key, can't be had, or the model can't be loaded.
+        SetupError: the address needs a key, can't be had, the traces can't be sent, or the model can't be loaded.
     """
     keys.check_address(binding.host, settings.api_keys, open_to_all=binding.open_to_all)
-    return asyncio.run(_serve(load, settings, binding, options or Options()))
+    return asyncio.run(_serve(load, settings, binding, options or Options(), _traces(settings)))
 
 
-async def _serve(load: Callable[[], Service], settings: Settings, binding: Binding, options: Options) -> int:
+def _traces(settings: Settings) -> "Traces | None":
+    """Where spans go. Their libraries are an extra, imported for nobody who has not asked for them."""
+    if settings.traces == "off":
+        return None
+    try:
+        from llama_serving.server.tracing import Traces
+
+        return Traces.to(settings.traces)
+    except ImportError as error:
+        raise SetupError(
+            f"LLAMA_TRACES={settings.traces} needs packages that are not installed ({error.name}). "
+            "Install them with: pip install 'llama-endpoints[traces]'"
+        ) from error
+
+
+async def _serve(
+    load: Callable[[], Service],
+    settings: Settings,
+    binding: Binding,
+    options: Options,
+    traces: "Traces | None",
+) -> int:
     ending = _Ending()
 
     def loaded() -> Service:
         service = load()
-        service.on_end = metrics.generated
+
+        def ended(request: Request, sequence: RunningSequence) -> None:
+            metrics.generated(sequence.handle)
+            if traces is not None:
+                traces.generated(request, sequence, service.variant.name)
+
+        service.on_end = ended
         return service
 
     lifecycle = Lifecycle(loaded, ending.end)
     metrics = Metrics(lifecycle)
     app = routes(lifecycle, metrics, settings, options)
     app.router.lifespan_context = _lifespan(lifecycle)
+    gate = Gate(app, metrics, settings.api_keys)
     config = uvicorn.Config(
-        Gate(app, metrics, settings.api_keys),
+        gate if traces is None else traces.around(gate),
         host=binding.host,
         port=binding.port,
         http=_Punctual,
@@ -96,20 +130,33 @@ async def _serve(load: Callable[[], Service], settings: Settings, binding: Bindi
         timeout_graceful_shutdown=LAST_BYTES_S,
         lifespan="on",
         ws="none",
+        reset_contextvars=True,  # or the next request of a connection could inherit the last one's span
     )
-    try:
-        listening = config.bind_socket()  # before anything is loaded
-    except SystemExit:  # uvicorn's way to say it; its log has the cause
-        raise SetupError(f"{binding.host}:{binding.port} can't be listened on. Give another --port.") from None
+    listening = _listening(config)  # before anything is loaded
     server = _Server(config, lifecycle)
     ending.server = server
-    await server.serve(sockets=[listening])
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        if traces is not None:
+            traces.close()
     if lifecycle.failure is not None:
         raise lifecycle.failure
     if lifecycle.loaded is None:  # the load's thread is inside torch, and the interpreter's end would abort it
         logging.shutdown()
         os._exit(ending.code)
     return ending.code
+
+
+def _listening(config: uvicorn.Config) -> socket.socket:
+    try:
+        listening = config.bind_socket()
+    except SystemExit:  # uvicorn's way to say it; its log has the cause
+        raise SetupError(f"{config.host}:{config.port} can't be listened on. Give another --port.") from None
+    # asyncio sets it where a socket says that it is TCP's, and uvicorn's does not: without it the end of an answer, and
+    # each event of a stream, wait for the client's acknowledgement, up to 40 ms. Connections inherit it.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 @dataclass(slots=True)

@@ -1,0 +1,14 @@
+"""The socket of our own server."""
+
+import socket
+
+import uvicorn
+
+from llama_serving.server.run import _listening
+
+
+def test_what_is_sent_goes_at_once() -> None:
+    with _listening(uvicorn.Config("nowhere", host="127.0.0.1", port=0)) as listening:
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

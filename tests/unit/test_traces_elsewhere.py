@@ -1,0 +1,46 @@
+"""Only our own server writes traces; the other carriers say that the setting does nothing for them."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llama_serving import online, pyfunc
+from llama_serving.batch import driver
+from llama_serving.service import Service
+
+
+def mlflow(model: Path) -> None:
+    artifacts = {pyfunc.ARTIFACT: str(model / "artifacts" / pyfunc.ARTIFACT)}
+    pyfunc.LlamaModel().load_context(SimpleNamespace(artifacts=artifacts))
+
+
+@pytest.fixture
+def given(request: pytest.FixtureRequest, nano_model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The setting, where a carrier reads it; no model is loaded."""
+    value: str = request.param
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(nano_model))
+    monkeypatch.setenv("LLAMA_TRACES", value)
+    monkeypatch.setattr(Service, "start", lambda files, settings: None)
+    monkeypatch.setattr(driver, "_services", [])
+    return value
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param(lambda model: online._load(), id="online"),
+        pytest.param(lambda model: driver.init(), id="batch"),
+        pytest.param(mlflow, id="mlflow"),
+    ],
+)
+@pytest.mark.parametrize("given", ["off", "otlp"], indirect=True)
+def test_a_carrier_without_traces_says_so(
+    load: Callable[[Path], None], given: str, nano_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load(nano_model)
+    said = [record for record in caplog.records if "LLAMA_TRACES has no effect" in record.getMessage()]
+    assert len(said) == (given != "off")

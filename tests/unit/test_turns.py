@@ -1,0 +1,51 @@
+"""Turns: few begin in one pass of the loop, in their order, and none is forgotten."""
+
+import asyncio
+
+import pytest
+
+from llama_serving.server.turns import Turns
+
+
+async def passes_of(count: int, a_pass: int, cancelled: frozenset[int] = frozenset()) -> list[tuple[int, int]]:
+    """(number, pass of the loop in which it began), in the order of beginning."""
+    turns, began, passed = Turns(a_pass), list[tuple[int, int]](), 0
+
+    async def one(number: int) -> None:
+        await turns.wait()
+        began.append((number, passed))
+
+    tasks = [asyncio.create_task(one(number)) for number in range(count)]
+    for _ in range(4 * count):
+        await asyncio.sleep(0)
+        passed += 1
+        if passed == 1:
+            for number in cancelled:
+                tasks[number].cancel()
+    assert all(task.done() for task in tasks)
+    return began
+
+
+def test_no_more_than_a_few_begin_in_a_pass() -> None:
+    began = asyncio.run(passes_of(50, 8))
+    assert [number for number, _ in began] == list(range(50))
+    each = [sum(at == one for _, at in began) for one in range(began[-1][1] + 1)]
+    assert max(each) == 8
+    assert began[-1][1] <= 50 // 8 + 2
+
+
+def test_one_alone_waits_for_nobody() -> None:
+    async def alone() -> bool:
+        waiting = Turns(1).wait()
+        with pytest.raises(StopIteration):
+            waiting.send(None)
+        return True
+
+    assert asyncio.run(alone())
+
+
+def test_who_is_cancelled_takes_nobodys_turn() -> None:
+    gone = frozenset(range(8, 40))
+    began = asyncio.run(passes_of(50, 8, gone))
+    assert [number for number, _ in began] == [number for number in range(50) if number not in gone]
+    assert began[-1][1] <= 5
