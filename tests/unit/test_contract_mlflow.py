@@ -37,6 +37,8 @@ ENDS: Final = {"prefix": "a", "suffix": ""}
         ("dataframe_records", [{"input_string": "a"}, ENDS, {"input_string": [user()]}],
          (Completion("a"), Infill("a", ""), DIALOG), Reply.ROWS, ("[0]", "[1]", "[2]")),
         ("instances", ["a", ENDS], (Completion("a"), Infill("a", "")), Reply.TEXTS, ("[0]", "[1]")),
+        ("instances", [ENDS, "a"], (Infill("a", ""), Completion("a")), Reply.TEXTS, ("[0]", "[1]")),
+        ("instances", [ENDS, ENDS], (Infill("a", ""), Infill("a", "")), Reply.ROWS, ("[0]", "[1]")),
         ("instances", [{"input_string": "a"}, ENDS], (Completion("a"), Infill("a", "")), Reply.ROWS,
          ("[0]", "[1]")),
     ],

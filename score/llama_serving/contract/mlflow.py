@@ -39,4 +39,4 @@ def wrap(answer: Any) -> dict[str, Any]:
 
 
 def _is_records(key: str, data: Any) -> bool:
-    return key == "dataframe_records" or (key == "instances" and isinstance(data[0], dict))
+    return key == "dataframe_records" or (key == "instances" and all(isinstance(item, dict) for item in data))

@@ -3,11 +3,12 @@
 azmlinfsrv serves the files that lie beside the scoring script; `python -m deployment.swagger` writes them.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_serving.contract.validation import schema
 
-SCHEMAS: Final = ("azure", "prompts", "parameters", "error")
+SCHEMAS: Final = ("azure", "prompts", "parameters", "error", "answers")
 EXAMPLE: Final = {
     "input_data": {
         "input_string": ["Develop a Python function to sort a list of integers in ascending order"],
@@ -20,13 +21,14 @@ _TITLE: Final = {
     "version": "1",
     "description": "Code Llama and Llama-2 completions",
 }
-_REFUSAL: Final = "What was wrong, what is allowed, what to do"
+_WRONG: Final = "What was wrong, what is allowed, what to do"
 
 
 def openapi() -> dict[str, Any]:
     """OpenAPI 3.1, which shares its schema language with the files under `schema/`."""
-    error = {"description": _REFUSAL, "content": _json({"$ref": "#/components/schemas/error"})}
-    answer = {"content": _json({}, ANSWER), "description": "One row a prompt, or the dialog's answer"}
+    error = {"description": _WRONG, "content": _json({"$ref": "#/components/schemas/error"})}
+    rule = {"$ref": "#/components/schemas/answers/$defs/azure"}
+    answer = {"content": _json(rule, ANSWER), "description": "One row a prompt, or the dialog's answer"}
     operation = {
         "summary": "Complete, chat or fill in",
         "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/azure"}, EXAMPLE)},
@@ -40,51 +42,181 @@ def openapi() -> dict[str, Any]:
     }
 
 
-SERVER: Final = {
-    "/score": ("azure", "Azure's body: complete, chat or fill in"),
-    "/invocations": ("mlflow", "MLflow's body"),
-    "/v1/completions": ("openai-completions", "OpenAI's completions; `suffix` fills in"),
-    "/v1/chat/completions": ("openai-chat", "OpenAI's chat completions"),
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A path of our own server that scores; bodies, answers and events by the names of their schemas."""
+
+    summary: str
+    bodies: tuple[str, ...]
+    answers: tuple[str, ...]
+    events: tuple[str, ...]
+
+
+_COMPLETION: Final = _Route(
+    "OpenAI's completions; `suffix` fills in",
+    ("openai-completions",),
+    ("openai-answers/$defs/completion",),
+    ("openai-answers/$defs/completion_event",),
+)
+_CHAT: Final = _Route(
+    "OpenAI's chat completions",
+    ("openai-chat",),
+    ("openai-answers/$defs/chat",),
+    ("openai-answers/$defs/chat_event",),
+)
+_AZURE: Final = _Route(
+    "Azure's body: complete, chat or fill in", ("azure",), ("answers/$defs/azure",), ("answers/$defs/event",)
+)
+_MLFLOW: Final = _Route(
+    "MLflow's body, or one of OpenAI's",
+    ("mlflow", *_COMPLETION.bodies, *_CHAT.bodies),
+    ("answers/$defs/mlflow", *_COMPLETION.answers, *_CHAT.answers),
+    (*_AZURE.events, *_COMPLETION.events, *_CHAT.events),
+)
+_SCORING: Final = {
+    "/score": _AZURE,
+    "/invocations": _MLFLOW,
+    "/v1/completions": _COMPLETION,
+    "/v1/chat/completions": _CHAT,
 }
-"""Paths of our own server that score: schema and summary."""
-PROBES: Final = ("/health/live", "/health/ready", "/ping", "/version", "/metrics", "/v1/models")
+_SERVER_SCHEMAS: Final = ("mlflow", "openai-completions", "openai-chat", "openai-answers", *SCHEMAS)
 
 
 def server_document() -> dict[str, Any]:
-    """OpenAPI 3.1 of our own server."""
-    error = {"description": _REFUSAL, "content": _json({"$ref": "#/components/schemas/error"})}
-    refusals = dict.fromkeys((*_STATUSES, "401", "404", "408"), error)
-    done = {
-        "description": "The answer; with `stream` as server-sent events",
-        "content": {**_json({}), "text/event-stream": {"schema": {"type": "string"}}},
-    }
-    names = {name for name, _ in SERVER.values()} | set(SCHEMAS)
-    scoring = {
-        path: {
-            "post": {
-                "summary": summary,
-                "requestBody": {"required": True, "content": _json({"$ref": f"#/components/schemas/{name}"})},
-                "responses": {"200": done, **refusals},
-            }
-        }
-        for path, (name, summary) in SERVER.items()
-    }
-    probe = {"get": {"responses": {"200": {"description": "Yes"}, "401": error, "503": error}}}
+    """OpenAPI 3.1 of our own server: every path and every answer."""
     return {
         "openapi": "3.1.0",
         "info": _TITLE,
-        "paths": scoring | dict.fromkeys(PROBES, probe),
+        "paths": {path: {"post": _scoring(route)} for path, route in _SCORING.items()} | _asking(),
         "components": {
-            "schemas": {name: _local(schema(name), name) for name in sorted(names)},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {name: _local(schema(name), name) for name in sorted(_SERVER_SCHEMAS)},
+            "responses": {status: _refusal(status) for status in _REFUSALS},
+            "headers": _HEADERS,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+            },
         },
-        "security": [{}, {"key": []}],
+        "security": [{}, {"bearer": []}, {"api-key": []}],
     }
+
+
+def _scoring(route: _Route) -> dict[str, Any]:
+    answer = {
+        "description": "The answer; with `stream` its pieces, and `[DONE]` behind the last of them",
+        "headers": _headers(_REQUEST_ID),
+        "content": {**_json(_any(route.answers)), "text/event-stream": {"schema": _event(route.events)}},
+    }
+    return {
+        "summary": route.summary,
+        "requestBody": {"required": True, "content": _json(_any(route.bodies))},
+        "responses": {"200": answer, **_refusals(*_REFUSALS)},
+    }
+
+
+def _event(names: tuple[str, ...]) -> dict[str, Any]:
+    """One event: before OpenAPI 3.2 the schema of a stream is taken for that of its events."""
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string"}},
+        "if": {"properties": {"data": {"const": "[DONE]"}}},
+        "else": {
+            "properties": {"data": {"contentMediaType": "application/json", "contentSchema": _any(names)}}
+        },
+    }
+
+
+def _asking() -> dict[str, Any]:
+    """The paths that say how the server is; whoever watches it needs no key."""
+
+    def phase(*phases: str) -> dict[str, Any]:
+        rule = {"type": "string", "enum": list(phases)}
+        return _json({"type": "object", "required": ["status"], "properties": {"status": rule}})
+
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    live = _probe("Is it alive?", phase("live", "dead"))
+    ready = _probe("Does it take requests?", phase("loading", "ready", "draining", "dead"))
+    ping = _probe("Does it take requests?", text)
+    number, document = _get("Its version", text), _get("This document", _json({"type": "object"}))
+    models = _get("Its one model", _json(_any(("openai-answers/$defs/models",))), "503")
+    model = _get("Its model", _json(_any(("openai-answers/$defs/model",))), "404", "503")
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {
+        "/health/live": {"get": live, "head": live},
+        "/health/ready": {"get": ready, "head": ready},
+        "/ping": {"get": ping, "head": ping},
+        "/version": {"get": number, "head": number},
+        "/metrics": {"get": _get("Prometheus' text format", text)},
+        "/openapi.json": {"get": document, "head": document},
+        "/v1/models": {"get": models},
+        "/v1/models/{name}": {"parameters": [name], "get": model},
+    }
+
+
+def _probe(summary: str, content: dict[str, Any]) -> dict[str, Any]:
+    said = {"headers": _headers(_REQUEST_ID), "content": content}
+    answers = {"200": {"description": "Yes", **said}, "503": {"description": "No", **said}}
+    return {"summary": summary, "responses": {**answers, **_refusals("405", "500")}, "security": []}
+
+
+def _get(summary: str, content: dict[str, Any], *refusals: str) -> dict[str, Any]:
+    answer = {"description": "The answer", "headers": _headers(_REQUEST_ID), "content": content}
+    return {"summary": summary, "responses": {"200": answer, **_refusals("401", "405", "500", *refusals)}}
+
+
+_REFUSALS: Final = {
+    "400": "Something in the body: `code` says what kind of thing, `param` and `index` where it stands",
+    "401": "The server has keys, and the request has none of them",
+    "404": "No such path, or no such model",
+    "405": "Another method than the path has",
+    "408": "The body was too slow",
+    "413": "The body has too many bytes",
+    "415": "No JSON in UTF-8",
+    "429": "All places are taken",
+    "500": "A fault of the server",
+    "503": "The engine is not there: it loads, drains or has died",
+    "504": "The deadline passed before the first token",
+}
+_REQUEST_ID: Final = "x-request-id"
+_MORE_HEADERS: Final = {"401": "WWW-Authenticate", "405": "Allow", "429": "Retry-After", "503": "Retry-After"}
+_HEADERS: Final = {
+    _REQUEST_ID: {
+        "description": "The request's name: the client's own where it sent a usable one",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    },
+    "WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}},
+    "Allow": {"description": "The path's methods", "required": True, "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds", "required": True, "schema": {"type": "integer", "minimum": 1}},
+}
+
+
+def _refusal(status: str) -> dict[str, Any]:
+    more = (_MORE_HEADERS[status],) if status in _MORE_HEADERS else ()
+    return {
+        "description": _REFUSALS[status],
+        "headers": _headers(_REQUEST_ID, *more),
+        "content": _json({"$ref": "#/components/schemas/error"}),
+    }
+
+
+def _refusals(*statuses: str) -> dict[str, Any]:
+    return {status: {"$ref": f"#/components/responses/{status}"} for status in statuses}
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _any(names: tuple[str, ...]) -> dict[str, Any]:
+    rules = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+    return rules[0] if len(rules) == 1 else {"anyOf": rules}
 
 
 def swagger() -> dict[str, Any]:
     """Swagger 2.0: its schema language can't say what the body may be, so it shows an example."""
-    refusal = {"description": _REFUSAL, "schema": {"$ref": "#/definitions/ServiceError"}}
+    refusal = {"description": _WRONG, "schema": {"$ref": "#/definitions/ServiceError"}}
     body = {"name": "body", "in": "body", "required": True, "schema": {"$ref": "#/definitions/ServiceInput"}}
     answer = {"description": "One row a prompt", "schema": {"$ref": "#/definitions/ServiceOutput"}}
     return {

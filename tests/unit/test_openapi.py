@@ -1,0 +1,50 @@
+"""Our own server's OpenAPI has every path, method and error that there is; whether they answer so is a contract test's."""
+
+from typing import Any
+
+import pytest
+import schemathesis
+from schemathesis.config import SchemathesisConfig
+from starlette.routing import Route
+
+from llama_serving import errors
+from llama_serving.contract.openapi import server_document
+from llama_serving.errors import ServingError
+from llama_serving.server.app import PROTOCOLS, Options, routes
+from llama_serving.server.lifecycle import Lifecycle
+from llama_serving.server.metrics import Metrics
+from llama_serving.settings import Settings
+
+METHODS = {"get", "head", "post"}
+
+
+def not_loaded() -> Any:
+    raise AssertionError("nothing here needs a model")
+
+
+def test_it_is_openapi() -> None:
+    schemathesis.openapi.from_dict(server_document(), config=SchemathesisConfig()).validate()
+
+
+def test_it_has_all_routes() -> None:
+    lifecycle = Lifecycle(not_loaded, lambda code: None)
+    app = routes(lifecycle, Metrics(lifecycle), Settings(), Options())
+    served = {
+        (route.path.replace(":path", ""), method.lower())
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+    }
+    described = {
+        (path, name) for path, item in server_document()["paths"].items() for name in METHODS & item.keys()
+    }
+    assert described == served
+
+
+@pytest.mark.parametrize("path", PROTOCOLS)
+def test_a_path_that_scores_has_all_errors(path: str) -> None:
+    faults = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ServingError)
+    ]
+    described = server_document()["paths"][path]["post"]["responses"].keys()
+    assert described == {"200", *(str(fault.status) for fault in faults)}
