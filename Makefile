@@ -36,10 +36,10 @@ typecheck: $(READY)  ## Check types
 package: $(READY)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
 
-load: $(READY)  ## Start a server, load it with locust, write an HTML report (SERVER, USERS, SECONDS)
+load: $(READY)  ## Start a server, load it with locust, write an HTML report (SERVER, USERS, SECONDS, WORKLOAD)
 	$(BIN)/llama-endpoints package --checkpoint nano --output build/nano --overwrite
-	$(BIN)/python -m load_tests.run --model build/nano --server $(or $(SERVER),azmlinfsrv) \
-	  --users $(or $(USERS),4) --seconds $(or $(SECONDS),10) --report build/load.html
+	$(BIN)/python -m load_tests.run --model build/nano --server $(or $(SERVER),own) --users $(or $(USERS),8) \
+	  --seconds $(or $(SECONDS),30) --workload $(or $(WORKLOAD),load_tests/workload.yml)
 
 bench: $(READY)  ## Measure our engines and servers beside the peers that `make peers` installed (ARGS="--help")
 	$(BIN)/python -m load_tests.bench $(ARGS)

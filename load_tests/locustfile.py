@@ -1,99 +1,199 @@
-"""Locust users for the two stock servers. `python -m load_tests.run` starts a server and runs them.
+"""Locust users, one class a protocol. `python -m load_tests.run` starts a server and runs them.
 
-Against a server that is up already:
+Against a server that is up already, with locust's own page to steer and watch:
 
-    locust -f load_tests/locustfile.py ScoreUser --host http://127.0.0.1:5001
+    locust -f load_tests/locustfile.py CompletionsUser ChatUser --host http://127.0.0.1:8453
 
-The n-th user always sends the same requests in the same order. An answer with the wrong status or shape is
-a failure; failures, or no requests at all, make locust's exit status 1.
+What they send is in `--workload`; `--samples FILE` writes a line of JSON a request. The n-th user always sends
+the same requests in the same order. `LOAD_KEY` is the server's key, where it has one. What should not have been
+answered so is a failure; failures, or no requests at all, make locust's exit status 1.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import time
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from locust import HttpUser, constant, events
+import gevent
+from locust import FastHttpUser, constant, events, task
 
-from load_tests import workloads
+from load_tests.protocols import ROUTES, Reply, Verdict, verdict
+from load_tests.samples import Sample
+from load_tests.workload import DEFAULT, Workload, draw
 
 if TYPE_CHECKING:
-    from load_tests.workloads import Workload
+    from load_tests.protocols import Route
+    from load_tests.workload import Asked
+
+CONNECT_S = 30.0
+ANSWER_S = 300.0
+EVENT_END = b"\n\n"
 
 _numbers = itertools.count()
 
 
-class ContractUser(HttpUser):  # type: ignore[misc]  # locust is not followed by mypy
-    """Sends the next request as soon as the last one is answered."""
+class _Test:
+    """What all users share: the workload, and when the test began."""
+
+    workload = Workload()
+    began = 0.0
+    users = 1
+
+
+class RouteUser(FastHttpUser):  # type: ignore[misc]  # locust is not followed by mypy
+    """Sends what the workload has, when it is due."""
 
     abstract = True
     wait_time = constant(0)
-    path: ClassVar[str]
-    input_key: ClassVar[str]
-    answer_key: ClassVar[str | None] = None
+    connection_timeout = CONNECT_S
+    network_timeout = ANSWER_S
+    max_retries = 0
+    route: ClassVar[Route]
 
     def on_start(self) -> None:
         """Numbers the user: its number is its seed."""
         self.random = Random(next(_numbers))  # noqa: S311  requests, not secrets
+        key = os.environ.get("LOAD_KEY")
+        self.headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.due = time.perf_counter()
+        self._next()
 
-    def send(self, workload: Workload) -> None:
-        """One request and its verdict."""
-        body = {self.input_key: workload.input_data}
-        with self.client.post(self.path, json=body, name=workload.name, catch_response=True) as response:
-            if fault := self.fault(workload, response):
-                response.failure(fault)
-            else:
+    @task  # type: ignore[untyped-decorator]
+    def send(self) -> None:
+        """One request, its verdict, its sample."""
+        gevent.sleep(max(0.0, self.due - time.perf_counter()))
+        late = time.perf_counter() - self.due if self.rate else 0.0
+        asked = draw(_Test.workload, self.random, self.route.kinds, streams=self.route.streams)
+        _Exchange(self, asked, late).run()
+        self._next()
+
+    @property
+    def rate(self) -> float | None:
+        """Requests a second of this user."""
+        together = _Test.workload.requests_per_second
+        return together / _Test.users if together else None
+
+    def _next(self) -> None:
+        # All users' Poisson processes together are one.
+        self.due = self.due + self.random.expovariate(self.rate) if self.rate else time.perf_counter()
+
+
+class _Exchange:
+    """One request and its answer, with the times."""
+
+    def __init__(self, user: RouteUser, asked: Asked, late: float) -> None:
+        self._user, self._asked, self._late = user, asked, late
+        self._route = user.route
+        self._began = time.perf_counter()
+        self._first: float | None = None
+
+    def run(self) -> None:
+        """Sends it; locust is told, and those who listen to it."""
+        name = self._route.path + (" stream" if self._asked.stream else "")
+        with self._user.client.post(
+            self._route.path, json=self._route.body(self._asked), headers=self._user.headers, name=name,
+            catch_response=True, stream=True,
+        ) as response:  # fmt: skip
+            status, found = self._received(response)
+            sample = self._sample(status, found)
+            response.request_meta["response_time"] = sample.seconds * 1e3
+            response.request_meta["context"] = {"sample": sample}
+            if found.fault is None:
                 response.success()
+            else:
+                response.failure(found.fault)
 
-    def fault(self, workload: Workload, response: Any) -> str | None:
-        """What is wrong with the response, or None."""
-        if response.status_code != workload.status:
-            return f"want status {workload.status}, got {response.status_code}"
+    def _received(self, response: Any) -> tuple[int, Verdict]:
+        if not response.status_code:
+            return 0, Verdict("wrong", fault=f"no answer: {type(response.error).__name__}")
         try:
-            body = response.json()
-        except ValueError:
-            return "want JSON"
-        wrapped = workload.status == 200 and isinstance(body, dict) and self.answer_key
-        return workload.fault(body.get(wrapped) if wrapped else body)
+            reply = self._read(response)
+        except Exception as error:  # geventhttpclient has many; whatever it is, the answer did not come whole
+            return response.status_code, Verdict("wrong", fault=f"an answer cut off: {type(error).__name__}")
+        return response.status_code, verdict(self._route, self._asked, reply)
+
+    def _read(self, response: Any) -> Reply:
+        body, cut = bytearray(), False
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            while event := response.stream.readline(EVENT_END):
+                body += event
+                self._first = self._first or time.perf_counter() - self._began
+                if self._asked.cancelled:
+                    cut = True
+                    break
+            response.stream.release()  # (closes the connection where the body is not read to its end)
+        else:
+            body += response.content
+        return Reply(response.status_code, bytes(body), response.headers.get("retry-after"), cut)
+
+    def _sample(self, status: int, found: Verdict) -> Sample:
+        return Sample(
+            at=round(self._began - _Test.began, 6),
+            route=self._route.path,
+            stream=self._asked.stream,
+            status=status,
+            outcome=found.outcome,
+            seconds=round(time.perf_counter() - self._began, 6),
+            first_s=None if self._first is None else round(self._first, 6),
+            tokens=found.tokens,
+            late_s=round(max(0.0, self._late), 6),
+            fault=found.fault,
+        )
 
 
-def completion(user: ContractUser) -> None:
-    """Task."""
-    user.send(workloads.completion(user.random))
+class ScoreUser(RouteUser):
+    """Our server's `/score`: `input_data` as the model card has it."""
+
+    route = ROUTES["ScoreUser"]
 
 
-def infill(user: ContractUser) -> None:
-    """Task."""
-    user.send(workloads.infill(user.random))
+class InvocationsUser(RouteUser):
+    """Our server's `/invocations`: MLflow's words."""
+
+    route = ROUTES["InvocationsUser"]
 
 
-def dialog(user: ContractUser) -> None:
-    """Task."""
-    user.send(workloads.dialog(user.random))
+class CompletionsUser(RouteUser):
+    """`/v1/completions`."""
+
+    route = ROUTES["CompletionsUser"]
 
 
-def refused(user: ContractUser) -> None:
-    """Task."""
-    user.send(workloads.refused(user.random))
+class ChatUser(RouteUser):
+    """`/v1/chat/completions`."""
+
+    route = ROUTES["ChatUser"]
 
 
-ContractUser.tasks = [completion, completion, infill, dialog, refused]
+class StockScoreUser(RouteUser):
+    """azmlinfsrv with score.py, which can't stream."""
+
+    route = ROUTES["StockScoreUser"]
 
 
-class ScoreUser(ContractUser):
-    """azmlinfsrv with score.py: `input_data` as the model card has it, the body is the answer."""
+class StockInvocationsUser(RouteUser):
+    """`mlflow models serve`, which can't stream."""
 
-    path = "/score"
-    input_key = "input_data"
+    route = ROUTES["StockInvocationsUser"]
 
 
-class InvocationsUser(ContractUser):
-    """`mlflow models serve`, which refuses `input_data` and wraps what the model returns, but no errors."""
+def _options(parser: Any) -> None:
+    parser.add_argument("--workload", default=str(DEFAULT), help="YAML file: what is sent")
+    parser.add_argument("--samples", default="", help="file for a line of JSON a request")
 
-    path = "/invocations"
-    input_key = "inputs"
-    answer_key = "predictions"
+
+def _begin(environment: Any, **_: Any) -> None:
+    options = environment.parsed_options
+    _Test.workload = Workload.read(Path(options.workload))
+    _Test.users, _Test.began = options.num_users or 1, time.perf_counter()
+    if options.samples:
+        # Closed with the process: requests under way are told of after the test has stopped.
+        file = Path(options.samples).open("w", encoding="utf-8", buffering=1)  # noqa: SIM115
+        events.request.add_listener(lambda context, **_: file.write(context["sample"].line()))
 
 
 def _refuse_silence(environment: Any, **_: Any) -> None:
@@ -102,4 +202,6 @@ def _refuse_silence(environment: Any, **_: Any) -> None:
         environment.process_exit_code = 1
 
 
+events.init_command_line_parser.add_listener(_options)
+events.test_start.add_listener(_begin)
 events.quitting.add_listener(_refuse_silence)

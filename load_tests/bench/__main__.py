@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from tqdm import tqdm
 
-from deployment.servers import console_script
-from load_tests.bench import contestants, jobs, limit, report, scenarios
+from deployment.servers import console_script, own_server
+from load_tests.bench import contestants, crowd, jobs, limit, report, scenarios
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ CONTEXT: Final = 60
     help="Only contestants with this word in their name; may be repeated.",
 )
 @click.option(
-    "--scenarios/--no-scenarios", "also", default=True, help="Reuse, stall, memory and a batch job as well."
+    "--scenarios/--no-scenarios",
+    "also",
+    default=True,
+    help="Reuse, stall, memory, a batch job and a crowd as well.",
 )
 @click.option("--rows", default=1000, show_default=True, help="Rows of the batch job.")
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "build" / "bench", show_default=False,
@@ -71,7 +74,7 @@ def main(  # noqa: PLR0913  (the options of a command)
     others: dict[str, Any] = {"bytes_per_second": speed}
     if also:
         others |= _scenarios(checkpoint, rounds)
-        others |= _jobs(checkpoint, output, rounds, rows)
+        others |= _jobs(checkpoint, output, rounds, rows) | _crowds(output / "packaged", rounds)
     report.write(output, samples, limits, others)
     click.echo(report.table(samples, limits))
     click.echo(f"memory: {speed / 1e9:.1f} GB/s; all samples in {output / 'bench.json'}")
@@ -154,6 +157,18 @@ def _scenarios(checkpoint: Path, rounds: int) -> dict[str, Any]:
         f"memory: {memory.serving >> 20} MiB serving, {memory.imported >> 20} MiB with the libraries alone"
     )
     return {**results, "memory": asdict(memory)}
+
+
+def _crowds(model: Path, rounds: int) -> dict[str, Any]:
+    """A thousand clients at our own server, ten times what it takes."""
+    with own_server(model, env=crowd.CAPACITY) as server:
+        came = [
+            crowd.once(server.url, crowd.CLIENTS, first=number * crowd.CLIENTS)
+            for number in tqdm(range(rounds), desc="crowd", file=sys.stderr)
+        ]
+    for one in came:
+        click.echo(crowd.told(one))
+    return {"crowds": [asdict(one) for one in came]}
 
 
 def _jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pytest
 from requests.structures import CaseInsensitiveDict
 
 from deployment.servers import Server, ServerStartError, console_script, environment, free_port, own_server
+from load_tests.bench.crowd import once
 from tests.bad_bodies import Bad
 from tests.conftest import Answer, post
 
@@ -201,6 +202,15 @@ def test_a_load_keeps_nobody_from_ending(patched: tuple[str, Path, Any]) -> None
 
 
 # --- many, and those that go ------------------------------------------------------------------------
+
+
+def test_a_crowd_that_comes_again_resets_nobody_and_probes_are_answered() -> None:
+    """Ten times the capacity; `make bench` has a thousand clients, and says how long probes wait."""
+    with own_server("nano", env={"LLAMA_MAX_NUM_SEQS": "2", "LLAMA_QUEUE": "8"}) as server:
+        crowd = once(server.url, 100, seconds=6)
+        assert crowd.answers.keys() == {"200", "429 with Retry-After"}
+        assert sum(crowd.answers.values()) > 100
+        assert crowd.probes.keys() == {"200"}
 
 
 def test_a_crowd_is_served_or_sent_away() -> None:
