@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 import click
 
+from deployment.batch_command import batch
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ def serve(
     from llama_serving.server.run import serve as run
     from llama_serving.service import Service
 
-    files, settings = model_files(model), _settings(flags)
+    files, settings = model_files(model), settings_of(flags)
     log_as_json()
     click.echo(f"http://{host}:{port} serves {files.variant.name} once it is loaded; Ctrl-C ends it.", err=True)
     binding = Binding(host, port, open_to_all)
@@ -308,7 +309,7 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
     from llama_serving.contract import body, mlflow, protocol
     from llama_serving.service import Service
 
-    files, settings = model_files(model), _settings(flags)
+    files, settings = model_files(model), settings_of(flags)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         decoded = body.decode(request.read())
@@ -392,7 +393,12 @@ def model_files(name: str) -> "ModelFiles":
     return ModelFiles.find(Path(name))
 
 
-def _settings(flags: dict[str, str | None]) -> "Settings":
+def settings_of(flags: dict[str, str | None]) -> "Settings":
+    """The environment's settings, under the flags of a command.
+
+    Raises:
+        SetupError: a value can't be used.
+    """
     from llama_serving.settings import Settings
 
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
@@ -409,6 +415,9 @@ def _refuse(error: ServingError) -> NoReturn:
     stream: TextIO = sys.stderr
     click.echo(json.dumps(error.body(), ensure_ascii=False), file=stream)
     raise SystemExit(1)
+
+
+main.add_command(batch)
 
 
 if __name__ == "__main__":

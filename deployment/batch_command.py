@@ -1,0 +1,231 @@
+"""`llama-endpoints batch`: files of rows -> a file of records."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from llama_serving.errors import ServingError, SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llama_serving.batch.job import Job, Limit, Result
+    from llama_serving.batch.journal import Counts
+    from llama_serving.contract.request import Parameters
+    from llama_serving.model_files import ModelFiles
+    from llama_serving.settings import Settings
+
+CONCURRENCY: Final = "64"
+"""Sequences at a time, where LLAMA_MAX_NUM_SEQS does not say: nobody waits for a single row."""
+TOO_MANY_ERRORS: Final = 1
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder of a packaged model; or nano.")
+@click.option(
+    "--input",
+    "inputs",
+    required=True,
+    multiple=True,
+    metavar="FILE|FOLDER|GLOB",
+    help="JSONL or CSV, also .gz; may be repeated.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the records, JSONL.",
+)
+@click.option(
+    "--parameters", default="{}", help="JSON object: parameters of rows that bring none of their own."
+)
+@click.option(
+    "--max-errors", help="Stop with exit code 1 when more rows fail: a number, or a share such as 1%."
+)
+@click.option("--overwrite", is_flag=True, help="Begin anew, whatever an earlier run has left or made.")
+@click.option("--dry-run", is_flag=True, help="Check every row and count its tokens; the model is not loaded.")
+@click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
+@click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
+@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline.")
+@click.option("--threads", help="LLAMA_THREADS: threads of torch.")
+@click.option("--concurrency", "max_num_seqs", help=f"LLAMA_MAX_NUM_SEQS: sequences at a time; {CONCURRENCY} by default.")  # fmt: skip
+def batch(  # noqa: PLR0913  (the options of a command)
+    *, model: str, inputs: "Sequence[str]", output: Path, parameters: str, max_errors: str | None, overwrite: bool,
+    dry_run: bool, **flags: str | None,
+) -> None:  # fmt: skip
+    r"""Score files of rows: one record for each row, in order, none lost and none twice.
+
+    \b
+    A row is any of {"input_string"}, {"prompt"}, {"messages"}, {"prefix", "suffix"}, with
+    optional "parameters" and "id"; a whole request body; or a line of OpenAI's Batch format.
+    A CSV has a column input_string.
+
+    What is done is kept in OUTPUT.journal. Killed, out of disk or stopped with Ctrl-C, the
+    same command goes on where it ended. Exit codes: 0 done, whatever rows failed; 1 too many
+    failed, or the model stopped; 2 it can't begin; 128 + signal where one ended it.
+    """
+    from deployment.cli import model_files, settings_of
+    from llama_serving.batch import job as jobs
+    from llama_serving.service import Service
+
+    os.environ.setdefault("LLAMA_MAX_NUM_SEQS", CONCURRENCY)
+    files, settings = model_files(model), settings_of(flags)
+    if overwrite:
+        jobs.forget(jobs.Outputs(output))
+    job = _job(inputs, output, parameters, _about(files, settings), _limit(max_errors))
+    if dry_run:
+        raise SystemExit(_check(files, settings, job))
+    counts = jobs.finished(job)
+    if counts is not None:
+        click.echo(f"{output} is done already: {_told(counts)}.", err=True)
+        return
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with closing(Service.start(files, settings)) as service:
+        try:
+            result = _with_bar(job.rows_at_most, lambda told: asyncio.run(jobs.run(service, job, told)))
+        except ServingError as error:
+            click.echo(f"{error.message} What is done is kept: give the same command again to go on.", err=True)
+            raise SystemExit(1) from None
+    raise SystemExit(_end(result, output))
+
+
+def _job(
+    inputs: "Sequence[str]", output: Path, parameters: str, about: "Mapping[str, Any]", limit: "Limit"
+) -> "Job":
+    from llama_serving.batch import sources
+    from llama_serving.batch.job import Job, Outputs
+
+    found = sources.find(inputs)
+    if not output.parent.is_dir():
+        raise SetupError(f"{output.parent} is no folder. Make it first.")
+    defaults, given = _defaults(parameters)
+    size = sum(source.path.stat().st_size for source in found)
+    with _bar(size, "reading", unit="B", unit_scale=True) as bar:
+        digests = tuple(sources.digest(source, bar.update) for source in found)
+    return Job(found, digests, Outputs(output), defaults, {**about, "parameters": given}, limit)
+
+
+def _about(files: "ModelFiles", settings: "Settings") -> dict[str, Any]:
+    """What records depend on, beside the rows and the parameters."""
+    from llama_serving.batch import fingerprint
+
+    names = ("dtype", "context", "engine", "max_body", "deadline_s")
+    return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
+
+
+def _defaults(text: str) -> "tuple[Parameters, dict[str, Any]]":
+    """Parameters, and as they were given."""
+    from llama_serving.contract import body, parameters, validation
+
+    try:
+        given = body.decode(text.encode())
+        validation.validate(given, "parameters")
+        return parameters.parse(given, "parameters"), given
+    except ServingError as error:
+        raise SetupError(f"--parameters: {error.message}") from None
+
+
+def _limit(text: str | None) -> "Limit":
+    from llama_serving.batch.job import Limit
+
+    if text is None:
+        return Limit()
+    if re.fullmatch(r"[0-9]{1,12}", text):
+        return Limit(count=int(text))
+    if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?%", text) and float(text[:-1]) <= 100:
+        return Limit(share=float(text[:-1]) / 100)
+    raise SetupError(f"--max-errors {text} is neither a number nor a share. Give one such as 10, or 0.5%.")
+
+
+def _bar(total: int | None, description: str, **options: Any) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=description, file=sys.stderr, disable=None, dynamic_ncols=True, **options)
+
+
+def _with_bar(rows: int | None, run: "Callable[[Callable[[Counts], None]], Result]") -> "Result":
+    with _bar(rows, "rows", unit=" rows", smoothing=0.05) as bar:
+        began: list[tuple[float, int]] = []
+
+        def told(counts: "Counts") -> None:
+            if not began:
+                began.append((bar.format_dict["elapsed"], counts.completion_tokens))
+                bar.initial = bar.n = counts.rows  # (what was done before took no time now)
+                bar.refresh()
+                return
+            bar.update(counts.rows - bar.n)
+            seconds = bar.format_dict["elapsed"] - began[0][0]
+            tokens = counts.completion_tokens - began[0][1]
+            bar.set_postfix_str(
+                f"{tokens / max(seconds, 1e-9):.0f} tokens/s, {counts.errors} errors", refresh=False
+            )
+
+        return run(told)
+
+
+def _end(result: "Result", output: Path) -> int:
+    before = f", {result.resumed} of them before" if result.resumed else ""
+    if result.too_many_errors:
+        click.echo(f"Stopped: {result.counts.errors} rows failed, more than --max-errors allows. {_told(result.counts)}{before}; "
+                   f"they are kept in {output}.journal.", err=True)  # fmt: skip
+        return TOO_MANY_ERRORS
+    if result.stopped is not None:
+        click.echo(
+            f"{result.stopped.name}: {_told(result.counts)}{before}. Give the same command again to go on.",
+            err=True,
+        )
+        return 128 + result.stopped
+    click.echo(f"{output}: {_told(result.counts)}{before}.", err=True)
+    return 0
+
+
+def _told(counts: "Counts") -> str:
+    return (
+        f"{counts.rows} rows = {counts.ok} ok + {counts.errors} errors; "
+        f"{counts.prompt_tokens} tokens of prompts, {counts.completion_tokens} generated"
+    )
+
+
+def _check(files: "ModelFiles", settings: "Settings", job: "Job") -> int:
+    """Every row, without the model: what fails, and how many tokens there are."""
+    from llama_serving.batch.job import todos
+    from llama_serving.prompts.builder import PromptBuilder
+    from llama_serving.prompts.tokenizer import Tokenizer
+    from llama_serving.service import DEFAULT_MAX_NEW_TOKENS, context_of
+
+    tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
+    builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
+    rows = errors = prompts = answers = 0
+    with _bar(job.rows_at_most, "checking", unit=" rows") as bar:
+        for todo in todos(job, settings.max_body, lambda _: False):
+            rows += 1
+            error, count = todo.error, 0
+            if todo.asked is not None:
+                try:
+                    count = len(builder.build_one(todo.asked, 0).token_ids)
+                except ServingError as refused:
+                    error = refused
+            if error is not None:
+                errors += 1
+                bar.write(f"{todo.line.place.file}:{todo.line.place.line}: {error.message}", file=sys.stderr)
+            else:
+                assert todo.asked is not None  # noqa: S101
+                asked = todo.asked.parameters
+                prompts += count
+                room = builder.context - count
+                answers += min(asked.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room) * (
+                    asked.num_return_sequences or 1
+                )
+            bar.update()
+    click.echo(
+        json.dumps({"rows": rows, "errors": errors, "prompt_tokens": prompts, "new_tokens_at_most": answers})
+    )
+    return TOO_MANY_ERRORS if job.limit.passed(errors, rows) else 0

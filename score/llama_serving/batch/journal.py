@@ -1,0 +1,264 @@
+"""A job's memory: every record that is done, appended as it comes, and what the job is.
+
+    OUT.journal
+    1a2b3c4d {"job": …}                       what the records belong to
+    5e6f7a8b 17 + 12 34 {"file": …}           checksum, row, state, tokens of prompt and completion, record
+    …
+
+A line counts when it is whole and its checksum is right; the first that isn't, and all behind it, were not written
+whole when the machine stopped, and are cut off. Rows come in any order, but never far from their place.
+"""
+
+import fcntl
+import heapq
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from llama_serving.errors import SetupError
+
+
+class State(StrEnum):
+    """What became of a row."""
+
+    OK = "+"
+    ERROR = "-"
+    ERROR_APART = "!"  # an error of an OpenAI Batch file, which has a file of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row that is done.
+
+    Attributes:
+        row: its number over all inputs, from 0.
+        record: JSON, without a newline.
+    """
+
+    row: int
+    state: State
+    prompt_tokens: int
+    completion_tokens: int
+    record: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """Over all entries."""
+
+    ok: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All."""
+        return self.ok + self.errors
+
+    def add(self, entry: Entry) -> None:
+        """One more."""
+        self.ok += entry.state is State.OK
+        self.errors += entry.state is not State.OK
+        self.prompt_tokens += entry.prompt_tokens
+        self.completion_tokens += entry.completion_tokens
+
+
+class Journal:
+    """The journal of one job, locked against any other process.
+
+    Args:
+        path: of the file; made where it is not there.
+        job: what the records belong to.
+
+    Attributes:
+        counts: of all that is in it.
+        resumed: rows that were there at the beginning.
+
+    Raises:
+        SetupError: another process has it, it is another job's, or it can't be written.
+    """
+
+    def __init__(self, path: Path, job: dict[str, Any]) -> None:
+        self.path, self.counts = path, Counts()
+        self._done = bytearray()
+        self._pending: list[bytes] = []
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise SetupError(f"{path} can't be written: {error.strerror}.") from error
+        try:
+            self._lock()
+            self._end = self._recover(job)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.resumed = self.counts.rows
+
+    def __contains__(self, row: int) -> bool:
+        return row >> 3 < len(self._done) and bool(self._done[row >> 3] >> (row & 7) & 1)
+
+    def append(self, entry: Entry) -> None:
+        """Remember a row; it is on the disk after the next `sync`. One that is there already changes nothing."""
+        if entry.row not in self:
+            self._remember(entry)
+            self._pending.append(_line(_encode(entry)))
+
+    def sync(self) -> None:
+        """Bring what was appended to the disk. From one thread at a time; `append` may go on meanwhile.
+
+        Raises:
+            OSError: it can't be written. What was on the disk before stays whole.
+        """
+        count = len(self._pending)
+        if not count:
+            return
+        self._write(b"".join(self._pending[:count]))
+        del self._pending[:count]
+
+    def entries(self) -> Iterator[Entry]:
+        """All that is on the disk, in the order of rows. Holds no more of them than are out of place."""
+        waiting: list[tuple[int, Entry]] = []
+        following = 0
+        for entry in self._read_entries():
+            if entry.row >= following:  # (else it is there twice)
+                heapq.heappush(waiting, (entry.row, entry))
+            while waiting and waiting[0][0] <= following:
+                row, first = heapq.heappop(waiting)
+                if row == following:
+                    following += 1
+                    yield first
+        if waiting:
+            raise SetupError(f"{self.path} has row {waiting[0][0]}, but not row {following}.")
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError(
+                f"Another process is writing {self.path}. Wait for its end, or give another --output."
+            ) from None
+
+    def _recover(self, job: dict[str, Any]) -> int:
+        """Take in what is whole, cut off what is not; where the file ends then."""
+        with self._reading() as file:
+            head = file.readline()
+            found = _payload(head)
+            if found is None:
+                os.ftruncate(self._fd, 0)
+                self._end = 0
+                self._write(_line(json.dumps({"job": job}, ensure_ascii=False)))
+                _sync_folder(self.path.parent)
+                return self._end
+            _refuse_another(self.path, json.loads(found)["job"], job)
+            end = len(head)
+            for raw in file:
+                entry = _decode(raw)
+                if entry is None:
+                    break
+                end += len(raw)
+                self._remember(entry)
+        os.ftruncate(self._fd, end)
+        return end
+
+    def _remember(self, entry: Entry) -> None:
+        if entry.row in self:
+            return
+        missing = (entry.row >> 3) + 1 - len(self._done)
+        if missing > 0:
+            self._done.extend(bytes(missing))
+        self._done[entry.row >> 3] |= 1 << (entry.row & 7)
+        self.counts.add(entry)
+
+    def _write(self, raw: bytes) -> None:
+        view = memoryview(raw)
+        try:
+            at = self._end
+            while view:
+                written = os.pwrite(self._fd, view, at)
+                view, at = view[written:], at + written
+            os.fdatasync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, self._end)
+            raise
+        self._end = at
+
+    def _read_entries(self) -> Iterator[Entry]:
+        with self._reading() as file:
+            file.readline()
+            for raw in file:
+                entry = _decode(raw)
+                if entry is None:
+                    raise SetupError(f"{self.path} was damaged while the job ran. Give the same command again.")
+                yield entry
+
+    def _reading(self) -> BinaryIO:
+        return self.path.open("rb")
+
+
+def _encode(entry: Entry) -> str:
+    return f"{entry.row} {entry.state} {entry.prompt_tokens} {entry.completion_tokens} {entry.record}"
+
+
+def _decode(raw: bytes) -> Entry | None:
+    payload = _payload(raw)
+    if payload is None:
+        return None
+    row, state, prompt, completion, record = payload.split(" ", 4)
+    return Entry(int(row), State(state), int(prompt), int(completion), record)
+
+
+def _line(payload: str) -> bytes:
+    raw = payload.encode()
+    return b"%08x " % zlib.crc32(raw) + raw + b"\n"
+
+
+def _payload(raw: bytes) -> str | None:
+    """What a line says, if it is whole."""
+    if not raw.endswith(b"\n") or raw[8:9] != b" ":
+        return None
+    body = raw[9:-1]
+    return body.decode() if raw[:8] == b"%08x" % zlib.crc32(body) else None
+
+
+def _refuse_another(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    if changed:
+        differences = "; ".join(_difference(name, was.get(name), now.get(name)) for name in changed)
+        raise SetupError(
+            f"{path} belongs to another job: {differences}. Give what was given then to go on with it, "
+            "or --overwrite to begin anew."
+        )
+
+
+_SHORT: Final = 200
+
+
+def _difference(name: str, was: Any, now: Any) -> str:
+    """What changed, down to the item where both are lists or objects."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+        return "; ".join(_difference(f"{name}.{key}", was.get(key), now.get(key)) for key in parts)
+    return f"{name} was {_shown(was)} and is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHORT else text[:_SHORT] + "…"
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

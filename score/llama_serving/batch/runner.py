@@ -1,0 +1,96 @@
+"""Rows -> records, with the engine full from the first row to the last. Knows no files."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from llama_serving.batch.journal import Entry, State
+from llama_serving.batch.order import Todo
+from llama_serving.contract import rows
+from llama_serving.contract.request import Generations, Request
+from llama_serving.contract.rows import RowKind
+from llama_serving.errors import QueueFull, ServingError, Unavailable
+from llama_serving.service import Service, as_serving_error
+
+AHEAD: Final = 2
+"""Rows at the engine for each that it can run: one is waiting whenever another ends."""
+FULL_S: Final = 0.05
+"""Rows of many sequences may fill the engine's own queue: then they wait so long."""
+
+
+async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[Entry], None]) -> None:
+    """Do all rows.
+
+    Args:
+        service: the model.
+        windows: what is to be done; read on a thread, one window ahead of need.
+        take: given each row that is done, on the event loop, in the order of their ends.
+
+    Raises:
+        Unavailable: the engine has died; rows that were not taken are not done.
+    """
+    todos: asyncio.Queue[Todo | None] = asyncio.Queue(maxsize=1)
+    workers = AHEAD * service.settings.max_num_seqs
+
+    async def feed() -> None:
+        window = await asyncio.to_thread(next, windows, None)
+        while window is not None:
+            following = asyncio.create_task(asyncio.to_thread(next, windows, None))
+            for todo in window:
+                await todos.put(todo)
+            window = await following
+        for _ in range(workers):
+            await todos.put(None)
+
+    async def work() -> None:
+        while (todo := await todos.get()) is not None:
+            take(await _done(service, todo))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(feed())
+            for _ in range(workers):
+                group.create_task(work())
+    except* Unavailable as stopped:
+        raise stopped.exceptions[0] from None
+
+
+async def _done(service: Service, todo: Todo) -> Entry:
+    if todo.asked is None:
+        return failed(todo, todo.error or ServingError("The line could not be read."))
+    try:
+        generations = await _generations(service, todo.asked)
+    except Unavailable:
+        raise
+    except Exception as fault:  # one row's fault is one row's record
+        return failed(todo, as_serving_error(fault))
+    row = todo.line.row
+    assert row is not None  # noqa: S101  (there is no request without one)
+    record = rows.record(todo.line.place, row, todo.asked, generations, service.variant.name)
+    used = [sequence.usage for sequence in generations[0]]
+    return Entry(
+        todo.number,
+        State.OK,
+        used[0].prompt_tokens,
+        sum(one.completion_tokens for one in used),
+        rows.dumps(record),
+    )
+
+
+async def _generations(service: Service, asked: Request) -> Generations:
+    while True:
+        seconds = service.settings.deadline_s
+        deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            return await service.answer(asked, deadline=deadline)
+        except QueueFull:
+            await asyncio.sleep(FULL_S)
+
+
+def failed(todo: Todo, error: ServingError) -> Entry:
+    """The entry of a row that could not be answered."""
+    row = todo.line.row
+    apart = row is not None and row.kind is RowKind.OPENAI_BATCH
+    state = State.ERROR_APART if apart else State.ERROR
+    return Entry(todo.number, state, 0, 0, rows.dumps(rows.error_record(todo.line.place, row, error)))

@@ -1,0 +1,111 @@
+"""What a job reads: files, folders and patterns -> files with the names that they have in the records."""
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llama_serving.errors import SetupError
+
+SUFFIXES: Final = (".jsonl", ".ndjson", ".json", ".csv")
+"""Of the files that are taken from a folder; each may also be `.gz`."""
+_AT_ONCE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input file.
+
+    Attributes:
+        name: in the records, relative to what was given.
+    """
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a file held.
+
+    Attributes:
+        lines: its newlines, and one more for a last line without one; of a packed file nobody counted.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+    lines: int | None
+
+
+def find(given: Sequence[str]) -> tuple[Source, ...]:
+    """The files, in the order given; those of a folder or a pattern by name.
+
+    A file's name is its path below the folder that all that was given has in common.
+
+    Raises:
+        SetupError: something given is no file, or there is no file in it, or one comes twice.
+    """
+    found = [(root, path) for text in given for root, path in _expand(text)]
+    if not found:
+        raise SetupError("No input was given. Name a file, a folder or a pattern.")
+    common = Path(os.path.commonpath([root.resolve() for root, _ in found]))
+    sources = tuple(
+        Source(path, path.resolve().relative_to(common).as_posix() if _below(path, common) else path.name)
+        for _, path in found
+    )
+    names = [source.name for source in sources]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SetupError(f"{twice} is given twice. Name each file once.")
+    return sources
+
+
+def digest(source: Source, told: Callable[[int], None]) -> Digest:
+    """Read a whole file; `told` is given the number of bytes of each piece.
+
+    Raises:
+        SetupError: it can't be read.
+    """
+    sha, size, newlines, last = hashlib.sha256(), 0, 0, b""
+    try:
+        with source.path.open("rb") as file:
+            while piece := file.read(_AT_ONCE):
+                sha.update(piece)
+                size += len(piece)
+                newlines += piece.count(b"\n")
+                last = piece[-1:]
+                told(len(piece))
+    except OSError as error:
+        raise SetupError(f"{source.path} can't be read: {error.strerror}.") from error
+    packed = source.path.suffix.lower() == ".gz"
+    lines = None if packed else newlines + (last not in (b"", b"\n"))
+    return Digest(source.name, size, sha.hexdigest(), lines)
+
+
+def _expand(text: str) -> Iterable[tuple[Path, Path]]:
+    """(the folder that names are relative to, file)"""
+    path = Path(text)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if _is_rows(file.relative_to(path)) and file.is_file())
+        if not files:
+            raise SetupError(f"{text} has no file that ends in {', '.join(SUFFIXES)} (or these with .gz).")
+        return [(path, file) for file in files]
+    if path.exists():
+        return [(path.parent, path)]
+    files = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())  # noqa: PTH207
+    if not files:
+        raise SetupError(f"{text} is no file, no folder and no pattern that a file's name matches.")
+    return [(file.parent, file) for file in files]
+
+
+def _is_rows(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+
+
+def _below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder)

@@ -1,0 +1,277 @@
+"""`llama-endpoints batch` for real: killed, stopped, out of disk, changed, and in any case nothing lost."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployment.servers import console_script, environment
+
+PATIENCE_S = 280
+ROWS = 150
+
+
+def row(number: int) -> dict[str, Any]:
+    sampling = {"seed": number} if number % 2 else {"temperature": 0}
+    return {"id": number, "prompt": f"def f{number}(x):", "max_tokens": 2 + number % 13, **sampling}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of which every tenth is bad."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [json.dumps(row(n)) if n % 10 else json.dumps({"id": n, "top_p": 1}) for n in range(ROWS)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def command(rows: Path, output: Path, *more: str) -> list[str]:
+    return [
+        console_script("llama-endpoints"),
+        "batch",
+        "--model",
+        "nano",
+        "--input",
+        str(rows),
+        "--output",
+        str(output),
+        *more,
+    ]
+
+
+def batch(rows: Path, output: Path, *more: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(rows, output, *more), capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        env=environment({}), **options,
+    )  # fmt: skip
+
+
+def begun(rows: Path, output: Path, *more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command(rows, output, *more), stderr=subprocess.PIPE, text=True, env=environment({})
+    )
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def journaled(output: Path) -> int:
+    path = output.with_name(output.name + ".journal")
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
+
+
+def until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def expected(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run gives that nothing disturbs."""
+    output = tmp_path_factory.mktemp("expected") / "out.jsonl"
+    done = batch(rows, output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_one_record_for_each_row_in_order(expected: Path) -> None:
+    found = records(expected)
+    assert [(one["file"], one["line"], one["id"]) for one in found] == [
+        ("rows.jsonl", n + 1, n) for n in range(ROWS)
+    ]
+    assert [one["line"] - 1 for one in found if one["error"]] == list(range(0, ROWS, 10))
+    assert all((one["output"] is None) == (one["error"] is not None) for one in found)
+    manifest = json.loads(expected.with_name("out.jsonl.manifest.json").read_text())
+    assert (manifest["rows"], manifest["counts"]["ok"], manifest["counts"]["errors"]) == (150, 135, 15)
+    assert sorted(path.name for path in expected.parent.iterdir()) == ["out.jsonl", "out.jsonl.manifest.json"]
+
+
+def test_the_same_text_as_the_scoring_command(expected: Path, tmp_path: Path) -> None:
+    request = tmp_path / "request.json"
+    for number in (1, 2, 13):
+        request.write_text(json.dumps({key: value for key, value in row(number).items() if key != "id"}))
+        scored = subprocess.run(
+            [console_script("llama-endpoints"), "score", "--model", "nano", "--request", str(request)],
+            capture_output=True, text=True, check=True, timeout=PATIENCE_S, env=environment({}),
+        )  # fmt: skip
+        assert json.loads(scored.stdout)["choices"][0]["text"] == records(expected)[number]["output"]
+
+
+def test_killed_again_and_again_nothing_is_lost_or_twice(rows: Path, expected: Path, tmp_path: Path) -> None:
+    """`make batch-torture` does it with a hundred thousand rows."""
+    output, rng, kills = tmp_path / "out.jsonl", random.Random(7), 0
+    while not output.exists():
+        process, before = begun(rows, output), journaled(output)
+        more = rng.randrange(1, 60)
+        while process.poll() is None and journaled(output) < before + more:
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.communicate(timeout=PATIENCE_S)
+    assert kills >= 2
+    assert output.read_bytes() == expected.read_bytes()
+    assert json.loads(output.with_name("out.jsonl.manifest.json").read_text()) == json.loads(
+        expected.with_name("out.jsonl.manifest.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_what_is_done(
+    rows: Path, expected: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "out.jsonl"
+    process = begun(rows, output)
+    until(lambda: journaled(output) > 5, process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number
+    assert f"{number.name}: " in told
+    assert "Traceback" not in told
+    kept = journaled(output)
+    assert not output.exists()
+    done = batch(rows, output)
+    assert f"{kept} of them before" in done.stderr
+    assert output.read_bytes() == expected.read_bytes()
+
+
+def test_a_second_run_is_refused_and_a_finished_one_is_told(rows: Path, expected: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    process = begun(rows, output)
+    until(lambda: journaled(output) >= 0 and output.with_name("out.jsonl.journal").exists(), process)
+    second = batch(rows, output)
+    assert (second.returncode, "Another process is writing" in second.stderr) == (2, True)
+    process.communicate(timeout=PATIENCE_S)
+    assert output.read_bytes() == expected.read_bytes()
+    again = batch(rows, output)
+    assert (again.returncode, "is done already: 150 rows" in again.stderr) == (0, True)
+
+
+def test_what_changed_is_told(rows: Path, expected: Path, tmp_path: Path) -> None:
+    output, mine = tmp_path / "out.jsonl", tmp_path / "rows.jsonl"
+    mine.write_bytes(rows.read_bytes())
+    process = begun(mine, output)
+    until(lambda: journaled(output) > 2, process)
+    process.kill()
+    process.communicate()
+    journal = output.with_name("out.jsonl.journal").read_bytes()
+    mine.write_bytes(rows.read_bytes() + b"\n{}")
+    changed = batch(mine, output)
+    assert (changed.returncode, "inputs.rows.jsonl.sha256 was" in changed.stderr) == (2, True)
+    mine.write_bytes(rows.read_bytes())
+    changed = batch(mine, output, "--parameters", '{"top_k": 3}')
+    assert (changed.returncode, "parameters.top_k was null and is 3" in changed.stderr) == (2, True)
+    changed = batch(mine, output, "--context", "512")
+    assert (changed.returncode, "settings.context was null and is 512" in changed.stderr) == (2, True)
+    assert output.with_name("out.jsonl.journal").read_bytes() == journal
+    assert batch(mine, output, "--overwrite", "--parameters", '{"top_k": 3}').returncode == 0
+    assert len(records(output)) == ROWS
+    other = batch(mine, output)
+    assert (other.returncode, "not of this job" in other.stderr) == (2, True)
+
+
+def test_a_disk_that_is_full_keeps_what_is_done(rows: Path, expected: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    full = batch(rows, output, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)))
+    assert (full.returncode, "File too large" in full.stderr, "Traceback" in full.stderr) == (2, True, False)
+    assert 0 < journaled(output) < ROWS
+    assert batch(rows, output).returncode == 0
+    assert output.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("limit", "stops"), [("0", True), ("5%", True), ("15", False), ("10%", False), ("100%", False)]
+)
+def test_too_many_errors(rows: Path, tmp_path: Path, limit: str, stops: bool) -> None:
+    output = tmp_path / "out.jsonl"
+    done = batch(rows, output, "--max-errors", limit)
+    assert done.returncode == int(stops), done.stderr
+    assert output.exists() != stops
+    if stops:
+        assert "more than --max-errors allows" in done.stderr
+        assert output.with_name("out.jsonl.journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--max-errors", "many"), "neither a number nor a share"),
+        (("--max-errors", "101%"), "neither a number nor a share"),
+        (("--parameters", "{"), "--parameters: "),
+        (("--parameters", '{"top_p": 7}'), "--parameters: `top_p` must be"),
+        (("--parameters", '{"topp": 1}'), "top_p"),
+        (("--input", "nowhere.jsonl"), "nowhere.jsonl is no file"),
+        (("--concurrency", "0"), "LLAMA_MAX_NUM_SEQS"),
+    ],
+)
+def test_what_cant_begin_is_a_sentence(rows: Path, tmp_path: Path, more: tuple[str, ...], says: str) -> None:
+    done = batch(rows, tmp_path / "out.jsonl", *more)
+    assert (done.returncode, says in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_checks_every_row_and_makes_nothing(rows: Path, expected: Path, tmp_path: Path) -> None:
+    done = batch(rows, tmp_path / "out.jsonl", "--dry-run", "--max-errors", "15")
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
+    used = [one["usage"] for one in records(expected) if one["usage"]]
+    assert (told["rows"], told["errors"]) == (ROWS, 15)
+    assert told["prompt_tokens"] == sum(one["prompt_tokens"] for one in used)
+    assert told["new_tokens_at_most"] == sum(2 + n % 13 for n in range(ROWS) if n % 10)
+    assert done.stderr.count("rows.jsonl:") == 15
+    assert "rows.jsonl:21: The row has no prompt" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert batch(rows, tmp_path / "out.jsonl", "--dry-run", "--max-errors", "14").returncode == 1
+
+
+def test_parameters_for_all_rows_and_a_rows_own_win(tmp_path: Path) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    own = {"prefix": "def f(", "suffix": "\n", "parameters": {"max_new_tokens": 2}}
+    rows.write_text(f"{json.dumps({'input_string': 'x = '})}\n\n{json.dumps(own)}\n")
+    parameters = '{"max_new_tokens": 5, "ignore_eos": true, "do_sample": false}'
+    assert batch(rows, output, "--parameters", parameters).returncode == 0
+    assert [(one["line"], one["usage"]["completion_tokens"]) for one in records(output)] == [(1, 5), (3, 2)]
+
+
+def test_openai_batch_files_have_their_errors_apart(tmp_path: Path) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    asked = [{"prompt": "a", "max_tokens": 2}, {"prompt": "a", "top_p": 7}, {"prompt": "b", "max_tokens": 2}]
+    rows.write_text("".join(
+        json.dumps({"custom_id": f"n{n}", "method": "POST", "url": "/v1/completions", "body": body}) + "\n"
+        for n, body in enumerate(asked)
+    ))  # fmt: skip
+    done = batch(rows, output)
+    assert "3 rows = 2 ok + 1 errors" in done.stderr
+    assert [one["custom_id"] for one in records(output)] == ["n0", "n2"]
+    assert all(one["response"]["status_code"] == 200 for one in records(output))
+    (failed,) = records(tmp_path / "out.errors.jsonl")
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("n1", 400)
+
+
+def test_many_inputs_in_their_order(tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out.jsonl"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "x.jsonl").write_text('{"prompt": "a", "max_tokens": 1}\n')
+    (folder / "x.csv").write_text("id,input_string\n7,b\n")
+    (folder / "empty.jsonl").write_text("")
+    assert batch(folder, output, "--parameters", '{"max_new_tokens": 1}').returncode == 0
+    assert [(one["file"], one["line"], one["id"]) for one in records(output)] == [
+        ("b/x.jsonl", 1, None), ("x.csv", 2, "7")]  # fmt: skip
+
+
+def test_nothing_at_all_is_done_at_once(tmp_path: Path) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("\n\n")
+    assert batch(rows, output).returncode == 0
+    assert output.read_bytes() == b""

@@ -1,0 +1,158 @@
+"""The journal: what is on the disk counts, and nothing else; in any order in, in the rows' order out."""
+
+import errno
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_serving.batch.journal import Counts, Entry, Journal, State
+from llama_serving.errors import SetupError
+
+JOB = {"model": "m", "inputs": {"a.jsonl": {"sha256": "1"}}}
+
+
+def entry(row: int, state: State = State.OK) -> Entry:
+    return Entry(row, state, 2, 3, f'{{"row": {row}, "text": "é\u2028 {row}"}}')
+
+
+def written(path: Path, rows: list[int]) -> bytes:
+    journal = Journal(path, JOB)
+    for row in rows:
+        journal.append(entry(row))
+    journal.sync()
+    journal.close()
+    return path.read_bytes()
+
+
+@given(st.permutations(range(20)))
+def test_rows_come_back_in_their_order(tmp_path_factory: pytest.TempPathFactory, order: list[int]) -> None:
+    path = tmp_path_factory.mktemp("j") / "journal"
+    written(path, order[:11])
+    journal = Journal(path, JOB)
+    assert journal.resumed == 11
+    assert [row in journal for row in range(22)] == [row in order[:11] for row in range(22)]
+    for row in order:  # (those that are there already change nothing)
+        journal.append(entry(row))
+    journal.sync()
+    assert list(journal.entries()) == [entry(row) for row in range(20)]
+    assert journal.counts == Counts(ok=20, prompt_tokens=40, completion_tokens=60)
+    journal.close()
+
+
+def test_states_are_counted(tmp_path: Path) -> None:
+    for _ in range(2):
+        journal = Journal(tmp_path / "j", JOB)
+        for row, state in enumerate(State):
+            journal.append(entry(row, state))
+        assert (journal.counts.ok, journal.counts.errors, journal.counts.rows) == (1, 2, 3)
+        journal.sync()
+        journal.close()
+
+
+def test_a_file_cut_off_anywhere_keeps_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    whole = written(path, [2, 0, 1])
+    lines = whole.splitlines(keepends=True)
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        journal = Journal(path, JOB)
+        complete = sum(len(b"".join(lines[: n + 1])) <= length for n in range(1, 4))
+        assert journal.resumed == complete
+        assert [row for row in (2, 0, 1) if row in journal] == [2, 0, 1][:complete]
+        for row in range(3):
+            journal.append(entry(row))
+        journal.sync()
+        assert list(journal.entries()) == [entry(row) for row in range(3)]
+        journal.close()
+
+
+@pytest.mark.parametrize("junk", [b"\0" * 40, b"\0" * 40 + b"\n", b"12345678 x\n", b"\xff\xfe\n", b"\n"])
+def test_what_a_lost_power_leaves_is_cut_off(tmp_path: Path, junk: bytes) -> None:
+    path = tmp_path / "j"
+    whole = written(path, [0, 1])
+    path.write_bytes(whole + junk + whole.splitlines(keepends=True)[-1])
+    journal = Journal(path, JOB)
+    assert (journal.resumed, path.read_bytes()) == (2, whole)
+    journal.close()
+
+
+def test_a_damaged_byte_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    whole = written(path, list(range(5)))
+    rng = random.Random(3)
+    head = whole.index(b"\n") + 1
+    for _ in range(60):
+        at = rng.randrange(head, len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        journal = Journal(path, JOB)
+        assert journal.resumed == whole[head:at].count(b"\n")
+        journal.close()
+
+
+def test_another_job_is_refused_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    whole = written(path, [0])
+    with pytest.raises(
+        SetupError, match=r'model was "m" and is "n"; parameters was null and is \{\}'
+    ) as refused:
+        Journal(path, {**JOB, "model": "n", "parameters": {}})
+    assert "--overwrite" in str(refused.value)
+    with pytest.raises(SetupError, match=r'inputs.a.jsonl.sha256 was "1" and is "2"'):
+        Journal(path, {**JOB, "inputs": {"a.jsonl": {"sha256": "2"}}})
+    assert path.read_bytes() == whole
+    Journal(path, JOB).close()
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", JOB)
+    program = (
+        "import sys; from pathlib import Path; from llama_serving.batch.journal import Journal\n"
+        "try: Journal(Path(sys.argv[1]), {})\n"
+        "except Exception as error: print(error)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "j")]
+    assert "Another process" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    journal.close()
+    Journal(tmp_path / "j", JOB).close()
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path, JOB)
+    journal.append(entry(0))
+    journal.sync()
+    size = path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, hard))
+    try:
+        journal.append(entry(1))
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            journal.sync()
+        assert path.stat().st_size == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    journal.sync()
+    assert list(journal.entries()) == [entry(0), entry(1)]
+    journal.close()
+
+
+def test_a_row_that_is_missing_is_no_result(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", JOB)
+    for row in (0, 2, 3):
+        journal.append(entry(row))
+    journal.sync()
+    with pytest.raises(SetupError, match="has row 2, but not row 1"):
+        list(journal.entries())
+    journal.close()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="can't be written"):
+        Journal(tmp_path / "no" / "j", JOB)
