@@ -80,7 +80,7 @@ def batch(  # noqa: PLR0913  (the options of a command)
     files, settings = model_files(model), settings_of(flags)
     if overwrite:
         jobs.forget(jobs.Outputs(output))
-    job = _job(inputs, output, parameters, _about(files, settings), _limit(max_errors))
+    job = _job(inputs, output, parameters, jobs.about(files, settings), _limit(max_errors))
     if dry_run:
         raise SystemExit(_check(files, settings, job))
     counts = jobs.finished(job)
@@ -111,14 +111,6 @@ def _job(
     with _bar(size, "reading", unit="B", unit_scale=True) as bar:
         digests = tuple(sources.digest(source, bar.update) for source in found)
     return Job(found, digests, Outputs(output), defaults, {**about, "parameters": given}, limit)
-
-
-def _about(files: "ModelFiles", settings: "Settings") -> dict[str, Any]:
-    """What records depend on, beside the rows and the parameters."""
-    from llama_serving.batch import fingerprint
-
-    names = ("dtype", "context", "engine", "max_body", "deadline_s")
-    return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
 
 
 def _defaults(text: str) -> "tuple[Parameters, dict[str, Any]]":
@@ -205,7 +197,7 @@ def _check(files: "ModelFiles", settings: "Settings", job: "Job") -> int:
     builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
     rows = errors = prompts = answers = 0
     with _bar(job.rows_at_most, "checking", unit=" rows") as bar:
-        for todo in todos(job, settings.max_body, lambda _: False):
+        for todo in todos(job.sources, job.defaults, settings.max_body, lambda _: False):
             rows += 1
             error, count = todo.error, 0
             if todo.asked is not None:

@@ -40,6 +40,7 @@ class Settings:
         max_prompts: prompts in one request.
         api_keys: keys of our own server (other carriers leave keys to their front).
         log_prompts: prompts may be written to the log.
+        batch_output: what Azure's batch endpoint does with what the driver returns, its `output_action`.
         traces: where our own server sends OpenTelemetry traces: nowhere, to Application Insights, to a collector.
     """
 
@@ -56,6 +57,7 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     log_prompts: bool = False
     traces: str = "off"
+    batch_output: str = "append_row"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -174,4 +176,5 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "api_keys": _keys,
     "log_prompts": _boolean,
     "traces": _choice(*TRACES),
+    "batch_output": _choice("append_row", "summary_only"),
 }

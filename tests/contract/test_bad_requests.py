@@ -9,12 +9,13 @@ against a ParamSchema first, and so are fields of OpenAI's that bear the name of
 import http.client
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from requests.structures import CaseInsensitiveDict
 
-from deployment.servers import Server
+from deployment.servers import Server, azmlinfsrv, mlflow_serve
 from tests.bad_bodies import (
     NOT_JSON,
     OPENAI_REFUSED_BY_THE_MODEL,
@@ -27,7 +28,7 @@ from tests.bad_bodies import (
     score,
     user,
 )
-from tests.conftest import Answer, post
+from tests.conftest import ROOT, Answer, post
 from tests.shapes import shape
 
 GOOD = score([SECRET], max_new_tokens=2, seed=1)
@@ -49,6 +50,19 @@ def send(url: str, method: str, headers: Mapping[str, str], body: bytes = b"") -
         return Answer(response.status, response.read().decode(), CaseInsensitiveDict(response.headers))
     finally:
         connection.close()
+
+
+# Nothing here gets to an engine: one will do. What is answered is tested with both.
+@pytest.fixture(scope="module")
+def azure_server(nano_model: Path) -> Iterator[Server]:
+    with azmlinfsrv(nano_model, score=ROOT / "score") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(nano_model: Path) -> Iterator[Server]:
+    with mlflow_serve(nano_model) as server:
+        yield server
 
 
 @pytest.fixture

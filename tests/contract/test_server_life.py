@@ -207,7 +207,7 @@ def test_a_load_keeps_nobody_from_ending(patched: tuple[str, Path, Any]) -> None
 def test_a_crowd_that_comes_again_resets_nobody_and_probes_are_answered() -> None:
     """Ten times the capacity; `make bench` has a thousand clients, and says how long probes wait."""
     with own_server("nano", env={"LLAMA_MAX_NUM_SEQS": "2", "LLAMA_QUEUE": "8"}) as server:
-        crowd = once(server.url, 100, seconds=6)
+        crowd = once(server.url, 100, seconds=5)
         assert crowd.answers.keys() == {"200", "429 with Retry-After"}
         assert sum(crowd.answers.values()) > 100
         assert crowd.probes.keys() == {"200"}
@@ -314,7 +314,7 @@ def test_connections_that_send_nothing_change_nothing(own: Server) -> None:
 def test_a_signal_drains_and_everybody_inside_is_answered() -> None:
     with own_server("nano") as server, ThreadPoolExecutor(33) as pool:
         url = f"{server.url}/v1/completions"
-        inside = [pool.submit(post, url, {**LONG, "max_tokens": 600}) for _ in range(32)]
+        inside = [pool.submit(post, url, {**LONG, "max_tokens": 250}) for _ in range(32)]
         until(lambda: inside_of(server) == 32)
         server.process.send_signal(signal.SIGTERM)
         until(lambda: get(f"{server.url}/health/ready").status == 503)

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from llama_serving.batch import driver
 from llama_serving.batch.reader import Line, lines
+from llama_serving.batch.sources import Source
 from llama_serving.contract import azure
 from llama_serving.contract.request import (
     Completion,
@@ -248,13 +250,13 @@ class Echo:
     """A service whose model repeats the prompt; what is called `boom` fails."""
 
     variant = SimpleNamespace(name="echo")
-    settings = SimpleNamespace(max_body=1 << 20, deadline_s=None)
+    settings = SimpleNamespace(max_body=1 << 20, deadline_s=None, max_num_seqs=4)
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
         self.deadlines: list[float | None] = []
 
-    def generate(self, asked: Request, *, deadline: float | None) -> Generations:
+    async def answer(self, asked: Request, *, deadline: float | None) -> Generations:
         self.asked.append(asked)
         self.deadlines.append(deadline)
         (prompt,) = asked.inputs
@@ -283,7 +285,8 @@ def echo() -> Echo:
 
 
 def score(echo: Echo, path: Path, **options: Any) -> list[dict[str, Any]]:
-    return list(driver.score_file(cast("Service", echo), path, **options))
+    source = Source(path, options.pop("name", path.name))
+    return [json.loads(record) for record in driver.records(cast("Service", echo), [source], **options)]
 
 
 def scored(echo: Echo, folder: Path, *rows: object, **options: Any) -> list[dict[str, Any]]:
@@ -303,7 +306,7 @@ class TestRecords:
 
     def test_a_row_has_a_deadline_only_where_it_is_set(self, tmp_path: Path, echo: Echo) -> None:
         scored(echo, tmp_path, {"input_string": "a"})
-        echo.settings = SimpleNamespace(max_body=1 << 20, deadline_s=60.0)
+        echo.settings = SimpleNamespace(max_body=1 << 20, deadline_s=60.0, max_num_seqs=4)
         before = time.monotonic()
         scored(echo, tmp_path, {"input_string": "a"})
         none, some = echo.deadlines
@@ -393,11 +396,12 @@ class TestRecords:
     def test_the_rows_own_parameters_win_over_the_given_ones(self, tmp_path: Path, echo: Echo) -> None:
         rows = [
             {"input_string": "a", "parameters": {"max_new_tokens": 4, "seed": None}},
-            {"prompt": "a", "max_tokens": 4, "temperature": 0},
-            {"input_string": "a"},
+            {"prompt": "b", "max_tokens": 4, "temperature": 0},
+            {"input_string": "c"},
         ]
         scored(echo, tmp_path, *rows, defaults=Parameters(max_new_tokens=64, seed=7, temperature=0.5))
-        parameters = [request.parameters for request in echo.asked]
+        asked = {cast("Completion", request.inputs[0]).text: request.parameters for request in echo.asked}
+        parameters = [asked[prompt] for prompt in "abc"]
         assert [p.max_new_tokens for p in parameters] == [4, 4, 64]
         assert [p.seed for p in parameters] == [7, 7, 7]
         assert [p.temperature for p in parameters] == [0.5, 0, 0.5]
@@ -572,7 +576,7 @@ class TestDriver:
     @pytest.fixture
     def loaded(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
         """What `init` leaves behind."""
-        monkeypatch.setattr(driver, "_services", [service])
+        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(service, {})])
         return service
 
     def test_several_files_in_one_mini_batch_are_all_scored(self, tmp_path: Path, loaded: Service) -> None:
@@ -614,11 +618,38 @@ class TestDriver:
         ]
         assert [entry["finish_reason"] for entry in records[-1]["details"]] == [records[-1]["finish_reason"]]
 
+    def test_with_summary_only_each_file_has_a_file(
+        self, tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="summary_only"))
+        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(service, {})])
+        inputs, outputs = tmp_path / "in", tmp_path / "out"
+        outputs.mkdir()
+        for folder, prompt in (("one", "a"), ("two", "b")):
+            (inputs / folder).mkdir(parents=True)
+            (inputs / folder / "rows.jsonl").write_bytes(row(prompt, parameters=GREEDY) + b"\n{\n")
+        files = [str(inputs / folder / "rows.jsonl") for folder in ("one", "two")]
+        with pytest.raises(SetupError, match="AZUREML_BI_OUTPUT_PATH"):
+            driver.run(files)
+        monkeypatch.setenv("AZUREML_BI_OUTPUT_PATH", str(outputs))
+        told = [json.loads(line) for line in driver.run(files)]
+        assert [(one["file"], one["rows"], one["ok"], one["errors"]) for one in told] == [
+            ("rows.jsonl", 2, 1, 1)
+        ] * 2
+        written = {one["output"]: (outputs / one["output"]).read_text() for one in told}
+        assert len(written) == 2
+        monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="append_row"))
+        assert [text.splitlines() for text in written.values()] == [driver.run([file]) for file in files]
+        monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="summary_only"))
+        monkeypatch.setattr(driver.runner, "run", None)  # (an attempt that comes again has nothing to do)
+        assert [json.loads(line) for line in driver.run(files)] == told
+        assert {path.name for path in outputs.glob("*.jsonl")} == written.keys()
+
     def test_an_empty_mini_batch_has_no_records(self, loaded: Service) -> None:
         assert driver.run([]) == []
 
     def test_run_without_init_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(driver, "_services", [])
+        monkeypatch.setattr(driver, "_loaded", [])
         with pytest.raises(SetupError, match=r"init\(\) has not run"):
             driver.run([])
 

@@ -24,6 +24,7 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "max_prompts": (("1", 1), ("4096", 4096)),
     "api_keys": (("a", ("a",)), ("a,b", ("a", "b")), (" a , ,b ", ("a", "b"))),
     "traces": (("off", "off"), ("azure", "azure"), ("otlp", "otlp")),
+    "batch_output": (("append_row", "append_row"), ("summary_only", "summary_only")),
     "log_prompts": (("true", True), ("1", True), ("TRUE", True), ("false", False), ("0", False)),
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
@@ -40,6 +41,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "max_prompts": ("0", "4097", *NO_INTEGER),
     "api_keys": (",", " , "),
     "traces": ("on", "true", "OTLP", "azure,otlp"),
+    "batch_output": ("rows", "append", "SUMMARY_ONLY"),
     "log_prompts": ("yes", "2", "on", "truefalse"),
 }
 

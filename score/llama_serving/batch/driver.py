@@ -1,25 +1,47 @@
 """Azure ML's batch endpoint: the bodies of `batch_driver.py`'s init() and run(mini_batch).
 
-Azure hands over files; `append_row` writes each returned string as a line, so the output is JSONL.
+Azure hands over files. With `output_action: append_row` it writes each returned string as a line, so that the output is
+JSONL; with `summary_only` the driver writes a file for each input, and returns a line about each.
 """
 
+import asyncio
+import json
 import logging
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from llama_serving.batch.reader import Line, lines
-from llama_serving.contract import rows
+from llama_serving.batch import job as jobs
+from llama_serving.batch import runner, sources
+from llama_serving.batch.journal import Counts, Entry
+from llama_serving.batch.order import windows
+from llama_serving.batch.sources import Source
 from llama_serving.contract.request import Parameters
-from llama_serving.errors import ServingError, SetupError, Unavailable
+from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
-from llama_serving.service import Service, as_serving_error, log_to_stderr
+from llama_serving.service import Service, log_to_stderr
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
-_services: list[Service] = []
+
+OUTPUT: Final = "AZUREML_BI_OUTPUT_PATH"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `init` leaves behind.
+
+    Attributes:
+        about: what records depend on, see `job.about`.
+    """
+
+    service: Service
+    about: Mapping[str, Any]
+
+
+_loaded: list[Loaded] = []
 
 
 def init() -> None:
@@ -35,11 +57,12 @@ def init() -> None:
     settings = Settings.from_environment()
     if settings.traces != "off":
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
-    _services[:] = [Service.start(ModelFiles.find(Path(root)), settings)]
+    files = ModelFiles.find(Path(root))
+    _loaded[:] = [Loaded(Service.start(files, settings), jobs.about(files, settings))]
 
 
 def run(mini_batch: Sequence[str]) -> list[str]:
-    """One JSON record for each non-blank line of the files, in order.
+    """One JSON record for each non-blank line of the files, in order; with `summary_only` one line for each file.
 
     Args:
         mini_batch: paths of JSONL or CSV files.
@@ -47,48 +70,54 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     Raises:
         Unavailable: the engine has died; Azure tries the mini-batch again.
     """
-    if not _services:
+    if not _loaded:
         raise SetupError("init() has not run.")
-    return [rows.dumps(record) for path in mini_batch for record in score_file(_services[0], Path(path))]
+    given = [Source(Path(path), Path(path).name) for path in mini_batch]
+    if _loaded[0].service.settings.batch_output == "summary_only":
+        return [_into_file(_loaded[0], source) for source in given]
+    return records(_loaded[0].service, given)
 
 
-def score_file(
-    service: Service, path: Path, *, defaults: Parameters | None = None, name: str | None = None
-) -> Iterator[dict[str, Any]]:
-    """The records of one file; a bad row is a record with an error, and the rest goes on.
+def records(service: Service, given: Iterable[Source], defaults: Parameters | None = None) -> list[str]:
+    """The records of some files; a bad row is a record with an error, and the rest goes on.
 
     Args:
         service: the model.
-        path: the file.
+        given: the files.
         defaults: parameters for rows that bring none of their own.
-        name: what to call the file in the records; its own name by default.
 
     Raises:
         Unavailable: the engine has died.
     """
-    count, ok, errors = 0, 0, 0
-    for line in lines(path, name or path.name, max_bytes=service.settings.max_body):
-        count += 1
-        record, answered = _score(service, line, defaults or Parameters())
-        if answered:
-            ok += 1
-        else:
-            errors += 1
-        yield record
-    _log.info("%s: %d rows = %d ok + %d errors", path.name, count, ok, errors)
+    given, counts, entries = list(given), Counts(), list[Entry]()
+
+    def take(entry: Entry) -> None:
+        counts.add(entry)
+        entries.append(entry)
+
+    rows = jobs.todos(given, defaults or Parameters(), service.settings.max_body, lambda _: False)
+    asyncio.run(runner.run(service, windows(rows), take))
+    names = ", ".join(source.name for source in given)
+    _log.info("%s: %d rows = %d ok + %d errors", names, counts.rows, counts.ok, counts.errors)
+    return [entry.record for entry in sorted(entries, key=lambda entry: entry.row)]
 
 
-def _score(service: Service, line: Line, defaults: Parameters) -> tuple[dict[str, Any], bool]:
-    if line.row is None:
-        error = line.error or ServingError("The line could not be read.")
-        return rows.error_record(line.place, None, error), False
-    try:
-        asked = rows.request(line.row, defaults)
-        seconds = service.settings.deadline_s
-        deadline = None if seconds is None else time.monotonic() + seconds
-        generations = service.generate(asked, deadline=deadline)
-    except Unavailable:
-        raise
-    except Exception as fault:  # one row's fault is one row's record
-        return rows.error_record(line.place, line.row, as_serving_error(fault)), False
-    return rows.record(line.place, line.row, asked, generations, service.variant.name), True
+def _into_file(loaded: Loaded, source: Source) -> str:
+    """Write a file's records beside those of all other workers; what an earlier try has done is not done again."""
+    folder = os.environ.get(OUTPUT)
+    if not folder:
+        raise SetupError(f"LLAMA_BATCH_OUTPUT is summary_only, and {OUTPUT} is not set. Azure sets it.")
+    digest = sources.digest(source, lambda _: None)
+    # (Files of one name in two folders must not meet; the same content gives the same records.)
+    output = Path(folder) / f"{source.path.name.split('.')[0]}.{digest.sha256[:8]}.jsonl"
+    job = jobs.Job((source,), (digest,), jobs.Outputs(output), Parameters(), loaded.about)
+    counts = jobs.finished(job) or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
+    _log.info("%s: %d rows = %d ok + %d errors", source.name, counts.rows, counts.ok, counts.errors)
+    told = {
+        "file": source.name,
+        "output": output.name,
+        "rows": counts.rows,
+        "ok": counts.ok,
+        "errors": counts.errors,
+    }
+    return json.dumps(told, ensure_ascii=False)

@@ -10,13 +10,14 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from llama_serving.batch import runner
+from llama_serving.batch import fingerprint, runner
 from llama_serving.batch.journal import Counts, Entry, Journal, State
 from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.reader import lines
@@ -24,8 +25,11 @@ from llama_serving.batch.sources import Digest, Source
 from llama_serving.contract import rows
 from llama_serving.contract.request import Parameters
 from llama_serving.errors import SetupError
+from llama_serving.model_files import ModelFiles
 from llama_serving.service import Service, as_serving_error
+from llama_serving.settings import Settings
 
+STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 SYNC_S: Final = 0.5
 """What a stroke of lightning may cost: the rows of so many seconds are done again."""
 
@@ -127,6 +131,12 @@ class Result:
         return self.stopped is None and not self.too_many_errors
 
 
+def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
+    """What records depend on, beside the rows and the parameters."""
+    names = ("dtype", "context", "engine", "max_body", "deadline_s")
+    return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
+
+
 def finished(job: Job) -> Counts | None:
     """The counts of a job whose records are there already; None where they are not.
 
@@ -155,7 +165,8 @@ def forget(outputs: Outputs) -> None:
 async def run(service: Service, job: Job, told: Callable[[Counts], None]) -> Result:
     """Do what is not done yet, and then put the records in their place.
 
-    SIGTERM and SIGINT end it with all that is done on the disk; the same job then goes on from there.
+    SIGTERM and SIGINT end it with all that is done on the disk, where this is the main thread; the same job then goes
+    on from there.
 
     Args:
         service: the model.
@@ -186,13 +197,15 @@ async def _run(service: Service, job: Job, journal: Journal, told: Callable[[Cou
     return result
 
 
-def todos(job: Job, max_bytes: int, done: Callable[[int], bool]) -> Iterator[Todo]:
-    """The rows that are not done, parsed."""
+def todos(
+    sources: Iterable[Source], defaults: Parameters, max_bytes: int, done: Callable[[int], bool]
+) -> Iterator[Todo]:
+    """The rows that are not done, parsed, with their numbers over all sources."""
     number = 0
-    for source in job.sources:
+    for source in sources:
         for line in lines(source.path, source.name, max_bytes=max_bytes):
             if not done(number):
-                yield _todo(number, line, job.defaults)
+                yield _todo(number, line, defaults)
             number += 1
 
 
@@ -215,7 +228,8 @@ class _Running:
 
     async def run(self) -> Result:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = STOPS if threading.current_thread() is threading.main_thread() else ()
+        for number in numbers:
             loop.add_signal_handler(number, self._stop, number)
         working = asyncio.create_task(self._work())
         syncing = asyncio.create_task(self._sync())
@@ -229,7 +243,7 @@ class _Running:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 loop.remove_signal_handler(number)
             await asyncio.to_thread(self._journal.sync)
         return Result(
@@ -240,7 +254,8 @@ class _Running:
         )
 
     async def _work(self) -> None:
-        undone = todos(self._job, self._service.settings.max_body, self._journal.__contains__)
+        job, max_bytes = self._job, self._service.settings.max_body
+        undone = todos(job.sources, job.defaults, max_bytes, self._journal.__contains__)
         await runner.run(self._service, windows(undone), self._take)
 
     async def _sync(self) -> None:

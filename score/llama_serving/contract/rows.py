@@ -95,7 +95,11 @@ def request(row: Row, defaults: Parameters) -> Request:
     if len(parsed.inputs) != 1:
         raise BadRequest(f"The row has {len(parsed.inputs)} prompts. Send one prompt a row.",
                          code="too_many_prompts")  # fmt: skip
-    return _with_defaults(parsed, defaults)
+    asked = _with_defaults(parsed, defaults)
+    if asked.parameters.stream:
+        raise BadRequest("A row has one record, and can't stream. Leave `stream` out.",
+                         code="streaming_unsupported", param="stream")  # fmt: skip
+    return asked
 
 
 def record(place: Place, row: Row, asked: Request, generations: Generations, model: str) -> dict[str, Any]:
