@@ -85,6 +85,7 @@ def batch(  # noqa: PLR0913  (the options of a command)
         raise SystemExit(_check(files, settings, job))
     counts = jobs.finished(job)
     if counts is not None:
+        jobs.forget_journal(job.outputs)  # of a run that was killed with everything in its place
         click.echo(f"{output} is done already: {_told(counts)}.", err=True)
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -150,12 +150,16 @@ def test_a_second_run_is_refused_and_a_finished_one_is_told(rows: Path, expected
     output = tmp_path / "out.jsonl"
     process = begun(rows, output)
     until(lambda: journaled(output) >= 0 and output.with_name("out.jsonl.journal").exists(), process)
-    second = batch(rows, output)
-    assert (second.returncode, "Another process is writing" in second.stderr) == (2, True)
+    for more in ((), ("--overwrite",)):
+        second = batch(rows, output, *more)
+        assert (second.returncode, "Another process is writing" in second.stderr) == (2, True)
     process.communicate(timeout=PATIENCE_S)
     assert output.read_bytes() == expected.read_bytes()
+    journal = output.with_name("out.jsonl.journal")
+    journal.write_text("of a run that was killed when all was in its place")
     again = batch(rows, output)
     assert (again.returncode, "is done already: 150 rows" in again.stderr) == (0, True)
+    assert not journal.exists()
 
 
 def test_what_changed_is_told(rows: Path, expected: Path, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Files of rows, CONTRACT section 4: one record for each line that is not blank, in order, whatever it holds."""
 
+import asyncio
 import csv
 import gzip
 import io
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_serving.batch import driver
+from llama_serving.batch import driver, runner
+from llama_serving.batch.job import todos
+from llama_serving.batch.journal import Entry
+from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.reader import Line, lines
 from llama_serving.batch.sources import Source
 from llama_serving.contract import azure
@@ -31,7 +35,7 @@ from llama_serving.contract.request import (
     Usage,
 )
 from llama_serving.contract.rows import RowKind
-from llama_serving.errors import InternalError, SetupError, Unavailable
+from llama_serving.errors import InternalError, QueueFull, SetupError, Unavailable
 from llama_serving.service import Service
 
 LIMIT = 1024
@@ -570,6 +574,43 @@ class TestAlignment:
         records = score(Echo(), path)
         assert [record["line"] for record in records] == numbers[1:]
         assert [(record["extra"]["team"], record["output"]) for record in records] == cells
+
+
+class TestRunner:
+    def test_rows_that_cant_be_read_on_end_it(self, echo: Echo) -> None:
+        def torn() -> Iterator[list[Todo]]:
+            yield []
+            raise OSError(5, "Input/output error")
+
+        with pytest.raises(OSError, match="Input/output"):
+            asyncio.run(runner.run(cast("Service", echo), torn(), lambda _: None))
+
+    def test_a_dead_engine_ends_it_and_what_was_done_was_taken(self, tmp_path: Path, echo: Echo) -> None:
+        (tmp_path / "rows.jsonl").write_bytes(
+            b"".join(row(text) + b"\n" for text in ("longest of all", "dead"))
+        )
+        taken = list[Entry]()
+        rows = todos([Source(tmp_path / "rows.jsonl", "r")], Parameters(), LIMIT, lambda _: False)
+        with pytest.raises(Unavailable):
+            asyncio.run(runner.run(cast("Service", echo), windows(rows), taken.append))
+        assert [entry.row for entry in taken] == [0]
+
+    def test_a_full_engine_is_asked_again(
+        self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer, refusals = echo.answer, [QueueFull("full", retry_after=5)] * 3
+
+        async def answering(asked: Request, *, deadline: float | None) -> Generations:
+            if refusals:
+                raise refusals.pop()
+            return await answer(asked, deadline=deadline)
+
+        monkeypatch.setattr(echo, "answer", answering)
+        assert [record["output"] for record in scored(echo, tmp_path, {"prompt": "a"}, {"prompt": "b"})] == [
+            "a",
+            "b",
+        ]
+        assert not refusals
 
 
 class TestDriver:

@@ -6,6 +6,7 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,43 @@ def test_a_row_that_is_missing_is_no_result(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="can't be written"):
         Journal(tmp_path / "no" / "j", JOB)
+
+
+def test_two_threads_that_sync_write_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, entered, released = Journal(tmp_path / "j", JOB), threading.Event(), threading.Event()
+    sync = os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        entered.set()
+        assert released.wait(30)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    journal.append(entry(0))
+    first = threading.Thread(target=journal.sync)
+    first.start()
+    assert entered.wait(30)
+    journal.append(entry(1))
+    second = threading.Thread(target=journal.sync)
+    second.start()
+    journal.append(entry(2))
+    released.set()
+    first.join()
+    second.join()
+    journal.sync()
+    assert list(journal.entries()) == [entry(row) for row in range(3)]
+    assert journal.path.read_bytes().count(b"\n") == 4
+    journal.close()
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    Journal(tmp_path / "j", JOB).close()
+    assert "can't be locked (not supported)" in caplog.text

@@ -27,6 +27,8 @@ from llama_serving.settings import Settings
 _log = logging.getLogger(__name__)
 
 OUTPUT: Final = "AZUREML_BI_OUTPUT_PATH"
+SYNC_S: Final = 20.0
+"""The output is a mounted container, which may send a whole file again at each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def _into_file(loaded: Loaded, source: Source) -> str:
     digest = sources.digest(source, lambda _: None)
     # (Files of one name in two folders must not meet; the same content gives the same records.)
     output = Path(folder) / f"{source.path.name.split('.')[0]}.{digest.sha256[:8]}.jsonl"
-    job = jobs.Job((source,), (digest,), jobs.Outputs(output), Parameters(), loaded.about)
+    job = jobs.Job((source,), (digest,), jobs.Outputs(output), Parameters(), loaded.about, sync_s=SYNC_S)
     counts = jobs.finished(job) or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
     _log.info("%s: %d rows = %d ok + %d errors", source.name, counts.rows, counts.ok, counts.errors)
     told = {

@@ -86,6 +86,7 @@ class Job:
         defaults: parameters of rows that bring none of their own.
         about: what else the records depend on: the model, the settings, the parameters as given.
         limit: how many rows may fail.
+        sync_s: seconds between two times that the journal is brought to the disk.
     """
 
     sources: tuple[Source, ...]
@@ -94,6 +95,7 @@ class Job:
     defaults: Parameters
     about: Mapping[str, Any]
     limit: Limit = field(default_factory=Limit)
+    sync_s: float = SYNC_S
 
     @property
     def described(self) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def finished(job: Job) -> Counts | None:
     Raises:
         SetupError: there is a file that is not this job's.
     """
-    if not job.outputs.records.exists() or job.outputs.journal.exists():
+    if not job.outputs.records.exists():
         return None
     try:
         manifest = json.loads(job.outputs.manifest.read_text(encoding="utf-8"))
@@ -157,9 +159,25 @@ def finished(job: Job) -> Counts | None:
 
 
 def forget(outputs: Outputs) -> None:
-    """Remove what a job has left or made."""
-    for path in (outputs.journal, outputs.records, outputs.errors, outputs.manifest):
+    """Remove what a job has left or made.
+
+    Raises:
+        SetupError: another process is writing it.
+    """
+    forget_journal(outputs)
+    for path in (outputs.records, outputs.errors, outputs.manifest):
         path.unlink(missing_ok=True)
+
+
+def forget_journal(outputs: Outputs) -> None:
+    """Remove the journal, if there is one.
+
+    Raises:
+        SetupError: another process is writing it.
+    """
+    if outputs.journal.exists():
+        Journal.check_free(outputs.journal)
+        outputs.journal.unlink()
 
 
 async def run(service: Service, job: Job, told: Callable[[Counts], None]) -> Result:
@@ -191,6 +209,9 @@ async def run(service: Service, job: Job, told: Callable[[Counts], None]) -> Res
 
 async def _run(service: Service, job: Job, journal: Journal, told: Callable[[Counts], None]) -> Result:
     told(journal.counts)
+    if (counts := finished(job)) is not None:  # while this one loaded its model
+        job.outputs.journal.unlink()
+        return Result(counts, counts.rows)
     result = await _Running(service, job, journal, told).run()
     if result.done:
         await asyncio.to_thread(_finish, job, journal)
@@ -260,7 +281,7 @@ class _Running:
 
     async def _sync(self) -> None:
         while True:
-            await asyncio.sleep(SYNC_S)
+            await asyncio.sleep(self._job.sync_s)
             await asyncio.to_thread(self._journal.sync)
 
     async def _end(self) -> None:
@@ -329,7 +350,7 @@ def _manifest(job: Job, counts: Counts) -> dict[str, Any]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
+    return path.with_name(f".{path.name}.part")
 
 
 class _new:  # noqa: N801  (used as a function)

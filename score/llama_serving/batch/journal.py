@@ -9,10 +9,13 @@ A line counts when it is whole and its checksum is right; the first that isn't, 
 whole when the machine stopped, and are cut off. Rows come in any order, but never far from their place.
 """
 
+import errno
 import fcntl
 import heapq
 import json
+import logging
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from llama_serving.errors import SetupError
+
+_log = logging.getLogger(__name__)
+_NO_LOCKS: Final = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
+"""Some network file systems have none."""
 
 
 class State(StrEnum):
@@ -88,12 +95,13 @@ class Journal:
         self.path, self.counts = path, Counts()
         self._done = bytearray()
         self._pending: list[bytes] = []
+        self._syncing = threading.Lock()
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise SetupError(f"{path} can't be written: {error.strerror}.") from error
         try:
-            self._lock()
+            _lock(self._fd, path)
             self._end = self._recover(job)
         except BaseException:
             os.close(self._fd)
@@ -103,6 +111,16 @@ class Journal:
     def __contains__(self, row: int) -> bool:
         return row >> 3 < len(self._done) and bool(self._done[row >> 3] >> (row & 7) & 1)
 
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Make sure that nobody writes a journal.
+
+        Raises:
+            SetupError: another process does.
+        """
+        with path.open("r+b") as file:
+            _lock(file.fileno(), path)
+
     def append(self, entry: Entry) -> None:
         """Remember a row; it is on the disk after the next `sync`. One that is there already changes nothing."""
         if entry.row not in self:
@@ -110,16 +128,16 @@ class Journal:
             self._pending.append(_line(_encode(entry)))
 
     def sync(self) -> None:
-        """Bring what was appended to the disk. From one thread at a time; `append` may go on meanwhile.
+        """Bring what was appended to the disk; `append` may go on meanwhile.
 
         Raises:
             OSError: it can't be written. What was on the disk before stays whole.
         """
-        count = len(self._pending)
-        if not count:
-            return
-        self._write(b"".join(self._pending[:count]))
-        del self._pending[:count]
+        with self._syncing:  # (one that was given up goes on in its thread)
+            count = len(self._pending)
+            if count:
+                self._write(b"".join(self._pending[:count]))
+                del self._pending[:count]
 
     def entries(self) -> Iterator[Entry]:
         """All that is on the disk, in the order of rows. Holds no more of them than are out of place."""
@@ -139,14 +157,6 @@ class Journal:
     def close(self) -> None:
         """Let go of it."""
         os.close(self._fd)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SetupError(
-                f"Another process is writing {self.path}. Wait for its end, or give another --output."
-            ) from None
 
     def _recover(self, job: dict[str, Any]) -> int:
         """Take in what is whole, cut off what is not; where the file ends then."""
@@ -203,6 +213,19 @@ class Journal:
 
     def _reading(self) -> BinaryIO:
         return self.path.open("rb")
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SetupError(
+            f"Another process is writing {path}. Wait for its end, or give another --output."
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _log.warning("%s can't be locked (%s): let no other process write it", path, error.strerror)
 
 
 def _encode(entry: Entry) -> str:

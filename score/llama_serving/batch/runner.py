@@ -29,6 +29,7 @@ async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[E
 
     Raises:
         Unavailable: the engine has died; rows that were not taken are not done.
+        OSError: the rows can't be read on.
     """
     todos: asyncio.Queue[Todo | None] = asyncio.Queue(maxsize=1)
     workers = AHEAD * service.settings.max_num_seqs
@@ -52,8 +53,8 @@ async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[E
             group.create_task(feed())
             for _ in range(workers):
                 group.create_task(work())
-    except* Unavailable as stopped:
-        raise stopped.exceptions[0] from None
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None  # (the first has ended the others)
 
 
 async def _done(service: Service, todo: Todo) -> Entry:
