@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 CONCURRENCY: Final = "64"
 """Sequences at a time, where LLAMA_MAX_NUM_SEQS does not say: nobody waits for a single row."""
 TOO_MANY_ERRORS: Final = 1
+STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
@@ -50,7 +53,11 @@ TOO_MANY_ERRORS: Final = 1
 @click.option(
     "--max-errors", help="Stop with exit code 1 when more rows fail: a number, or a share such as 1%."
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew, whatever an earlier run has left or made.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace what is there. A journal of the very same job is still gone on with.",
+)
 @click.option("--dry-run", is_flag=True, help="Check every row and count its tokens; the model is not loaded.")
 @click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
 @click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
@@ -70,28 +77,32 @@ def batch(  # noqa: PLR0913  (the options of a command)
 
     What is done is kept in OUTPUT.journal. Killed, out of disk or stopped with Ctrl-C, the
     same command goes on where it ended. Exit codes: 0 done, whatever rows failed; 1 too many
-    failed, or the model stopped; 2 it can't begin; 128 + signal where one ended it.
+    failed, or the model stopped; 2 it can't begin or go on (files, disk, settings);
+    128 + signal where one ended it.
     """
     from deployment.cli import model_files, settings_of
     from llama_serving.batch import job as jobs
+    from llama_serving.batch.journal import Journal
     from llama_serving.service import Service
 
     os.environ.setdefault("LLAMA_MAX_NUM_SEQS", CONCURRENCY)
     files, settings = model_files(model), settings_of(flags)
-    if overwrite:
-        jobs.forget(jobs.Outputs(output))
     job = _job(inputs, output, parameters, jobs.about(files, settings), _limit(max_errors))
     if dry_run:
         raise SystemExit(_check(files, settings, job))
+    if overwrite:
+        jobs.make_room(job)
     counts = jobs.finished(job)
     if counts is not None:
-        jobs.forget_journal(job.outputs)  # of a run that was killed with everything in its place
+        Journal.remove(job.outputs.journal)  # of a run that was killed with everything in its place
         click.echo(f"{output} is done already: {_told(counts)}.", err=True)
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with closing(Service.start(files, settings)) as service:
         try:
-            result = _with_bar(job.rows_at_most, lambda told: asyncio.run(jobs.run(service, job, told)))
+            result = _with_bar(
+                job.rows_at_most, lambda told: asyncio.run(jobs.run(service, job, told, stops=STOPS))
+            )
         except ServingError as error:
             click.echo(f"{error.message} What is done is kept: give the same command again to go on.", err=True)
             raise SystemExit(1) from None
@@ -104,14 +115,15 @@ def _job(
     from llama_serving.batch import sources
     from llama_serving.batch.job import Job, Outputs
 
-    found = sources.find(inputs)
+    outputs = Outputs(output)
+    found = sources.find(inputs, but=outputs.all)
     if not output.parent.is_dir():
         raise SetupError(f"{output.parent} is no folder. Make it first.")
     defaults, given = _defaults(parameters)
     size = sum(source.path.stat().st_size for source in found)
     with _bar(size, "reading", unit="B", unit_scale=True) as bar:
         digests = tuple(sources.digest(source, bar.update) for source in found)
-    return Job(found, digests, Outputs(output), defaults, {**about, "parameters": given}, limit)
+    return Job(found, digests, outputs, defaults, {**about, "parameters": given}, limit)
 
 
 def _defaults(text: str) -> "tuple[Parameters, dict[str, Any]]":
@@ -134,7 +146,7 @@ def _limit(text: str | None) -> "Limit":
     if re.fullmatch(r"[0-9]{1,12}", text):
         return Limit(count=int(text))
     if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?%", text) and float(text[:-1]) <= 100:
-        return Limit(share=float(text[:-1]) / 100)
+        return Limit(share=Fraction(text[:-1]) / 100)
     raise SetupError(f"--max-errors {text} is neither a number nor a share. Give one such as 10, or 0.5%.")
 
 
@@ -198,7 +210,7 @@ def _check(files: "ModelFiles", settings: "Settings", job: "Job") -> int:
     builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
     rows = errors = prompts = answers = 0
     with _bar(job.rows_at_most, "checking", unit=" rows") as bar:
-        for todo in todos(job.sources, job.defaults, settings.max_body, lambda _: False):
+        for todo in todos(job.sources, job.defaults, settings.max_body):
             rows += 1
             error, count = todo.error, 0
             if todo.asked is not None:

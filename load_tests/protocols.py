@@ -205,7 +205,7 @@ def verdict(route: Route, asked: Asked, reply: Reply) -> Verdict:
         return Verdict("wrong", fault=fault) if fault else Verdict("refused")
     if reply.status != 200:
         return Verdict("wrong", fault=f"status {reply.status}: {_error(reply).get('code', 'no error object')}")
-    if reply.cut:
+    if reply.cut and '"error"' not in reply.events[0]:
         return Verdict("cancelled", tokens=len(reply.events))
     return _answered(route, asked, reply)
 
@@ -270,7 +270,7 @@ def _tokens(row: Any, keys: set[str]) -> int:
 
 
 def _chunks(events: Sequence[Any], part: Any) -> int:
-    *chunks, last = events
-    for chunk in chunks:
+    first, *others, last = events
+    for chunk in (first, *others):
         part(chunk["choices"][0])
     return int(last["usage"]["completion_tokens"])

@@ -202,7 +202,7 @@ def _tell(run: report.Run, load: _Load, status: int) -> int:
         if line:
             click.echo(line, err=True)
     click.echo(f"the report is {page}")
-    return 1 if report.faults(measured) else status
+    return 1 if report.faults(measured) or status < 0 else status
 
 
 if __name__ == "__main__":

@@ -38,11 +38,13 @@ class Crowd:
 
     Attributes:
         answers: how often each status came; a connection that broke is "none".
+        again: how many requests came from clients that had been sent away before.
         probes: the same of the probes.
         median_s, p99_s, worst_s: what a probe waited for its answer.
     """
 
     answers: dict[str, int]
+    again: int
     probes: dict[str, int]
     median_s: float
     p99_s: float
@@ -63,25 +65,30 @@ def once(url: str, clients: int, *, seconds: float = LASTS_S, first: int = 0) ->
             text=True,
         )
         told, _ = probing.communicate()
-    return Crowd(json.loads(asked.stdout), **json.loads(told))
+    return Crowd(**json.loads(asked.stdout), **json.loads(told))
 
 
-async def _ask(url: str, clients: int, seconds: float, first: int) -> Counter[str]:
+async def _ask(url: str, clients: int, seconds: float, first: int) -> dict[str, Any]:
     """All come in the same moment; who is sent away comes again when told to, until the time is over."""
     together, over = asyncio.Barrier(clients), asyncio.Event()
     answers: Counter[str] = Counter()
+    again = 0
 
     async def one(number: int) -> None:
+        nonlocal again
+        sent_away = False
         await together.wait()
         while not over.is_set():
+            again += sent_away
             status, again_s = await _exchange(url, _request(number))
             answers[status] += 1
+            sent_away = again_s > 0
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), again_s)
 
     asyncio.get_running_loop().call_later(seconds, over.set)
     await asyncio.gather(*(one(first + number) for number in range(clients)))
-    return answers
+    return {"answers": answers, "again": again}
 
 
 def _request(number: int) -> bytes:

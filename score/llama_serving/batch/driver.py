@@ -5,6 +5,7 @@ JSONL; with `summary_only` the driver writes a file for each input, and returns 
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -97,7 +98,7 @@ def records(service: Service, given: Iterable[Source], defaults: Parameters | No
         counts.add(entry)
         entries.append(entry)
 
-    rows = jobs.todos(given, defaults or Parameters(), service.settings.max_body, lambda _: False)
+    rows = jobs.todos(given, defaults or Parameters(), service.settings.max_body)
     asyncio.run(runner.run(service, windows(rows), take))
     names = ", ".join(source.name for source in given)
     _log.info("%s: %d rows = %d ok + %d errors", names, counts.rows, counts.ok, counts.errors)
@@ -110,10 +111,13 @@ def _into_file(loaded: Loaded, source: Source) -> str:
     if not folder:
         raise SetupError(f"LLAMA_BATCH_OUTPUT is summary_only, and {OUTPUT} is not set. Azure sets it.")
     digest = sources.digest(source, lambda _: None)
-    # (Files of one name in two folders must not meet; the same content gives the same records.)
-    output = Path(folder) / f"{source.path.name.split('.')[0]}.{digest.sha256[:8]}.jsonl"
+    # Files of one name in two folders must not meet, and the same file must find its place again.
+    mark = hashlib.sha256(f"{source.path} {digest.sha256}".encode(errors="surrogateescape")).hexdigest()[:8]
+    output = Path(folder) / f"{source.path.name}.{mark}.jsonl"
     job = jobs.Job((source,), (digest,), jobs.Outputs(output), Parameters(), loaded.about, sync_s=SYNC_S)
-    counts = jobs.finished(job) or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
+    counts = (
+        jobs.finished(job) or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
+    )  # (no limit, no signal: done)
     _log.info("%s: %d rows = %d ok + %d errors", source.name, counts.rows, counts.ok, counts.errors)
     told = {
         "file": source.name,

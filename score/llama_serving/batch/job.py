@@ -10,9 +10,10 @@ import asyncio
 import json
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -29,7 +30,6 @@ from llama_serving.model_files import ModelFiles
 from llama_serving.service import Service, as_serving_error
 from llama_serving.settings import Settings
 
-STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 SYNC_S: Final = 0.5
 """What a stroke of lightning may cost: the rows of so many seconds are done again."""
 
@@ -44,7 +44,7 @@ class Limit:
     """
 
     count: int | None = None
-    share: float | None = None
+    share: Fraction | None = None
 
     def passed(self, errors: int, rows_at_most: int | None) -> bool:
         """Whether there are certainly too many, where there are no more rows than that."""
@@ -73,6 +73,11 @@ class Outputs:
     def journal(self) -> Path:
         """What is done so far."""
         return self.records.with_name(f"{self.records.name}.journal")
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """All of them."""
+        return self.records, self.errors, self.manifest, self.journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,7 @@ class Result:
 
 def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
     """What records depend on, beside the rows and the parameters."""
-    names = ("dtype", "context", "engine", "max_body", "deadline_s")
+    names = ("dtype", "context", "engine", "kv_memory", "max_body", "deadline_s")
     return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
 
 
@@ -145,89 +150,102 @@ def finished(job: Job) -> Counts | None:
     Raises:
         SetupError: there is a file that is not this job's.
     """
-    if not job.outputs.records.exists():
+    outputs = job.outputs
+    strays = [path for path in (outputs.records, outputs.errors, outputs.manifest) if path.exists()]
+    if not strays or (outputs.records not in strays and outputs.journal.exists()):
         return None
-    try:
-        manifest = json.loads(job.outputs.manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = {}
-    if manifest.get("job") != job.described:
-        raise SetupError(
-            f"{job.outputs.records} is there already, and not of this job. Give another --output, or --overwrite."
-        )
-    return Counts(**manifest["counts"])
+    if outputs.records in strays and (manifest := _read(outputs.manifest)).get("job") == job.described:
+        return Counts(**manifest["counts"])
+    raise SetupError(
+        f"{strays[0]} is there already, and not of this job. Give another --output, or --overwrite."
+    )
 
 
-def forget(outputs: Outputs) -> None:
-    """Remove what a job has left or made.
+def make_room(job: Job) -> None:
+    """Remove what is in the way of a job; a journal of the very same job stays, and is gone on with.
 
     Raises:
-        SetupError: another process is writing it.
+        SetupError: another process is writing there.
     """
-    forget_journal(outputs)
-    for path in (outputs.records, outputs.errors, outputs.manifest):
+    if Journal.job_of(job.outputs.journal) != job.described:
+        Journal.remove(job.outputs.journal)
+    for path in (job.outputs.records, job.outputs.errors, job.outputs.manifest):
         path.unlink(missing_ok=True)
 
 
-def forget_journal(outputs: Outputs) -> None:
-    """Remove the journal, if there is one.
-
-    Raises:
-        SetupError: another process is writing it.
-    """
-    if outputs.journal.exists():
-        Journal.check_free(outputs.journal)
-        outputs.journal.unlink()
+def _read(manifest: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
-async def run(service: Service, job: Job, told: Callable[[Counts], None]) -> Result:
+async def run(
+    service: Service, job: Job, told: Callable[[Counts], None], *, stops: Sequence[signal.Signals] = ()
+) -> Result:
     """Do what is not done yet, and then put the records in their place.
-
-    SIGTERM and SIGINT end it with all that is done on the disk, where this is the main thread; the same job then goes
-    on from there.
 
     Args:
         service: the model.
         job: what is to be done.
         told: called with the counts after every row.
+        stops: signals that end it, with all that is done on the disk; the same job then goes on from there. (In the
+            main thread of a process that is ours alone.)
 
     Raises:
-        SetupError: the journal is another job's, or in use, or can't be written.
+        SetupError: the journal is another job's, or in use, or can't be written; or an input can't be read on.
         Unavailable: the engine has died. What is done is on the disk.
     """
-    journal = Journal(job.outputs.journal, job.described)
     try:
-        return await _run(service, job, journal, told)
+        with closing(Journal(job.outputs.journal, job.described)) as journal:
+            return await _run(_Running(service, job, journal, told), stops)
     except OSError as error:
         raise SetupError(
-            f"{error.filename or job.outputs.journal}: {error.strerror}. What is done is kept in "
-            f"{job.outputs.journal}: mend it, and give the same command again."
+            f"{error.filename or job.outputs.records}: {error.strerror}. What is done is kept in "
+            f"{job.outputs.journal}: make room, and give the same command again."
         ) from error
-    finally:
-        journal.close()
 
 
-async def _run(service: Service, job: Job, journal: Journal, told: Callable[[Counts], None]) -> Result:
-    told(journal.counts)
+async def _run(running: "_Running", stops: Sequence[signal.Signals]) -> Result:
+    job, journal = running.job, running.journal
+    running.told(journal.counts)
     if (counts := finished(job)) is not None:  # while this one loaded its model
         job.outputs.journal.unlink()
         return Result(counts, counts.rows)
-    result = await _Running(service, job, journal, told).run()
+    result = await running.run(stops)
     if result.done:
         await asyncio.to_thread(_finish, job, journal)
     return result
 
 
 def todos(
-    sources: Iterable[Source], defaults: Parameters, max_bytes: int, done: Callable[[int], bool]
+    sources: Iterable[Source],
+    defaults: Parameters,
+    max_bytes: int,
+    *,
+    done: Callable[[int], bool] = lambda _: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Todo]:
-    """The rows that are not done, parsed, with their numbers over all sources."""
+    """The rows that are not done, parsed, with their numbers over all sources, until `stop`.
+
+    Raises:
+        SetupError: a source can't be read on.
+    """
     number = 0
     for source in sources:
-        for line in lines(source.path, source.name, max_bytes=max_bytes):
-            if not done(number):
-                yield _todo(number, line, defaults)
-            number += 1
+        try:
+            for line in lines(source.path, source.name, max_bytes=max_bytes):
+                if stop():
+                    return
+                if not done(number):
+                    yield _todo(number, line, defaults)
+                number += 1
+        except OSError as error:
+            raise SetupError(
+                f"{source.path} can't be read on: {error.strerror}. What is done is kept: mend it, and give the same "
+                "command again."
+            ) from error
 
 
 def _todo(number: int, line: Any, defaults: Parameters) -> Todo:
@@ -243,15 +261,16 @@ class _Running:
     """One run of a job, from its journal's end on."""
 
     def __init__(self, service: Service, job: Job, journal: Journal, told: Callable[[Counts], None]) -> None:
-        self._service, self._job, self._journal, self._told = service, job, journal, told
+        self.job, self.journal, self.told = job, journal, told
+        self._service = service
         self._ended = asyncio.Event()
         self._signal: signal.Signals | None = None
 
-    async def run(self) -> Result:
+    async def run(self, stops: Sequence[signal.Signals]) -> Result:
         loop = asyncio.get_running_loop()
-        numbers = STOPS if threading.current_thread() is threading.main_thread() else ()
-        for number in numbers:
+        for number in stops:
             loop.add_signal_handler(number, self._stop, number)
+        self._look_at_errors()
         working = asyncio.create_task(self._work())
         syncing = asyncio.create_task(self._sync())
         ending = asyncio.create_task(self._end())
@@ -264,33 +283,38 @@ class _Running:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for number in numbers:
+            for number in stops:
                 loop.remove_signal_handler(number)
-            await asyncio.to_thread(self._journal.sync)
+            await asyncio.to_thread(self.journal.sync)
         return Result(
-            self._journal.counts,
-            self._journal.resumed,
+            self.journal.counts,
+            self.journal.resumed,
             self._signal,
             too_many_errors=self._passed(self._at_most()),
         )
 
     async def _work(self) -> None:
-        job, max_bytes = self._job, self._service.settings.max_body
-        undone = todos(job.sources, job.defaults, max_bytes, self._journal.__contains__)
+        job, max_bytes = self.job, self._service.settings.max_body
+        undone = todos(
+            job.sources, job.defaults, max_bytes, done=self.journal.__contains__, stop=self._ended.is_set
+        )
         await runner.run(self._service, windows(undone), self._take)
 
     async def _sync(self) -> None:
         while True:
-            await asyncio.sleep(self._job.sync_s)
-            await asyncio.to_thread(self._journal.sync)
+            await asyncio.sleep(self.job.sync_s)
+            await asyncio.to_thread(self.journal.sync)
 
     async def _end(self) -> None:
         await self._ended.wait()
 
     def _take(self, entry: Entry) -> None:
-        self._journal.append(entry)
-        self._told(self._journal.counts)
-        if self._passed(self._job.rows_at_most):
+        self.journal.append(entry)
+        self.told(self.journal.counts)
+        self._look_at_errors()
+
+    def _look_at_errors(self) -> None:
+        if self._passed(self.job.rows_at_most):
             self._ended.set()
 
     def _stop(self, number: int) -> None:
@@ -298,11 +322,11 @@ class _Running:
         self._ended.set()
 
     def _passed(self, at_most: int | None) -> bool:
-        return self._job.limit.passed(self._journal.counts.errors, at_most)
+        return self.job.limit.passed(self.journal.counts.errors, at_most)
 
     def _at_most(self) -> int | None:
         """Once all is done, the rows are counted."""
-        return self._job.rows_at_most if self._ended.is_set() else self._journal.counts.rows
+        return self.job.rows_at_most if self._ended.is_set() else self.journal.counts.rows
 
 
 def _finish(job: Job, journal: Journal) -> None:
@@ -312,7 +336,7 @@ def _finish(job: Job, journal: Journal) -> None:
              outputs.manifest: _temporary(outputs.manifest)}  # fmt: skip
     try:
         with _new(texts[outputs.records]) as records, _new(texts[outputs.errors]) as errors:
-            apart = _sort_out(journal.entries(), records, errors)
+            apart = _sort_out(journal.entries(), records, errors)  # (all of them, or it raises)
         with _new(texts[outputs.manifest]) as manifest:
             json.dump(_manifest(job, journal.counts), manifest, ensure_ascii=False, indent=2)
             manifest.write("\n")

@@ -6,7 +6,7 @@
     …
 
 A line counts when it is whole and its checksum is right; the first that isn't, and all behind it, were not written
-whole when the machine stopped, and are cut off. Rows come in any order, but never far from their place.
+whole when the machine stopped, and are cut off. Rows come in any order.
 """
 
 import errno
@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Final
 from llama_serving.errors import SetupError
 
 _log = logging.getLogger(__name__)
+DAMAGED: Final = "Give the same command again: it goes on with what is whole."
 _NO_LOCKS: Final = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 """Some network file systems have none."""
 
@@ -96,12 +97,8 @@ class Journal:
         self._done = bytearray()
         self._pending: list[bytes] = []
         self._syncing = threading.Lock()
+        self._fd = _open(path)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise SetupError(f"{path} can't be written: {error.strerror}.") from error
-        try:
-            _lock(self._fd, path)
             self._end = self._recover(job)
         except BaseException:
             os.close(self._fd)
@@ -112,14 +109,31 @@ class Journal:
         return row >> 3 < len(self._done) and bool(self._done[row >> 3] >> (row & 7) & 1)
 
     @staticmethod
-    def check_free(path: Path) -> None:
-        """Make sure that nobody writes a journal.
+    def job_of(path: Path) -> dict[str, Any] | None:
+        """What a journal belongs to; None where there is none.
 
         Raises:
-            SetupError: another process does.
+            SetupError: another process is writing it.
         """
-        with path.open("r+b") as file:
-            _lock(file.fileno(), path)
+        if not path.exists():
+            return None
+        descriptor = _open(path)
+        try:
+            return _job_in(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Remove a journal, if there is one.
+
+        Raises:
+            SetupError: another process is writing it.
+        """
+        if path.exists():
+            descriptor = _open(path)
+            path.unlink()
+            os.close(descriptor)
 
     def append(self, entry: Entry) -> None:
         """Remember a row; it is on the disk after the next `sync`. One that is there already changes nothing."""
@@ -140,19 +154,22 @@ class Journal:
                 del self._pending[:count]
 
     def entries(self) -> Iterator[Entry]:
-        """All that is on the disk, in the order of rows. Holds no more of them than are out of place."""
-        waiting: list[tuple[int, Entry]] = []
+        """All that is on the disk, in the order of rows. Of those that are out of place it holds where they are.
+
+        Raises:
+            SetupError: there is less than was written.
+        """
+        waiting: list[tuple[int, int, int]] = []
         following = 0
-        for entry in self._read_entries():
-            if entry.row >= following:  # (else it is there twice)
-                heapq.heappush(waiting, (entry.row, entry))
+        for row, at, length in self._places():
+            heapq.heappush(waiting, (row, at, length))
             while waiting and waiting[0][0] <= following:
-                row, first = heapq.heappop(waiting)
-                if row == following:
+                first, *place = heapq.heappop(waiting)
+                if first == following:  # (else it is there twice)
                     following += 1
-                    yield first
-        if waiting:
-            raise SetupError(f"{self.path} has row {waiting[0][0]}, but not row {following}.")
+                    yield self._entry(*place)
+        if waiting or following != self.counts.rows:
+            raise SetupError(f"{self.path} has {self.counts.rows} rows, but not row {following}. {DAMAGED}")
 
     def close(self) -> None:
         """Let go of it."""
@@ -160,17 +177,18 @@ class Journal:
 
     def _recover(self, job: dict[str, Any]) -> int:
         """Take in what is whole, cut off what is not; where the file ends then."""
-        with self._reading() as file:
-            head = file.readline()
-            found = _payload(head)
-            if found is None:
-                os.ftruncate(self._fd, 0)
-                self._end = 0
-                self._write(_line(json.dumps({"job": job}, ensure_ascii=False)))
-                _sync_folder(self.path.parent)
-                return self._end
-            _refuse_another(self.path, json.loads(found)["job"], job)
-            end = len(head)
+        found, header = _job_in(self._fd), _line(json.dumps({"job": job}, ensure_ascii=False))
+        if found is None:
+            if os.fstat(self._fd).st_size > len(header):  # (a header that was not written whole is not longer)
+                raise SetupError(f"{self.path} is no journal, or damaged. Remove it, or give another --output.")
+            self._end = 0
+            os.ftruncate(self._fd, 0)
+            self._write(header)
+            _sync_folder(self.path.parent)
+            return self._end
+        _refuse_another(self.path, found, job)
+        with _reading(self._fd) as file:
+            end = len(file.readline())
             for raw in file:
                 entry = _decode(raw)
                 if entry is None:
@@ -202,17 +220,52 @@ class Journal:
             raise
         self._end = at
 
-    def _read_entries(self) -> Iterator[Entry]:
-        with self._reading() as file:
-            file.readline()
+    def _places(self) -> Iterator[tuple[int, int, int]]:
+        """Row, offset and length of each line behind the header."""
+        with _reading(self._fd) as file:
+            at = len(file.readline())
             for raw in file:
-                entry = _decode(raw)
-                if entry is None:
-                    raise SetupError(f"{self.path} was damaged while the job ran. Give the same command again.")
-                yield entry
+                yield int(raw[9:].split(b" ", 1)[0]), at, len(raw)
+                at += len(raw)
 
-    def _reading(self) -> BinaryIO:
-        return self.path.open("rb")
+    def _entry(self, at: int, length: int) -> Entry:
+        entry = _decode(os.pread(self._fd, length, at))
+        if entry is None:
+            raise SetupError(f"{self.path} was damaged while the job ran. {DAMAGED}")
+        return entry
+
+
+def _open(path: Path) -> int:
+    """The descriptor of a journal that nobody else writes, and that is still the file of that name."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise SetupError(f"{path} can't be written: {error.strerror}.") from error
+        try:
+            _lock(descriptor, path)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was another job's, which has ended and removed it
+
+
+def _reading(descriptor: int) -> BinaryIO:
+    """From the beginning. (By the descriptor: under its name there may be another file by now.)"""
+    file = os.fdopen(os.dup(descriptor), "rb")
+    file.seek(0)
+    return file
+
+
+def _job_in(descriptor: int) -> dict[str, Any] | None:
+    with _reading(descriptor) as file:
+        found = _payload(file.readline())
+    if found is None:
+        return None
+    job: dict[str, Any] = json.loads(found)["job"]
+    return job
 
 
 def _lock(descriptor: int, path: Path) -> None:

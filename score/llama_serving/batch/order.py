@@ -1,22 +1,24 @@
 """In which order rows go to the engine: a window at a time, the longest first, what begins alike together.
 
 At a window's end no long row is left to run alone; a prompt's beginning that many rows share is computed once, while it
-is in the cache. Windows go one after the other, so that no row is ever far from its place.
+is in the cache. Windows go one after the other.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from llama_serving.batch.reader import Line
-from llama_serving.contract.request import Completion, Dialog, Infill, Input, Request
+from llama_serving.contract.request import Completion, Dialog, Infill, Input, Request, TokenIds
 from llama_serving.errors import ServingError
 
 WINDOW: Final = 1024
-"""Rows: enough to sort, and few enough to hold."""
+"""Rows: enough to sort."""
+CHARACTERS: Final = 1 << 25
+"""Of the prompts of a window, however few rows they are: they are held in memory, two windows at a time."""
 COMMON: Final = 256
 """Characters that prompts must share to be put together: some 80 tokens, five blocks of the cache."""
+COMMON_IDS: Final = 80
 CHARACTERS_A_TOKEN: Final = 3
 """Of code, roughly; it only orders."""
 EXPECTED_NEW: Final = 256
@@ -39,27 +41,42 @@ class Todo:
     error: ServingError | None = None
 
 
-def windows(todos: Iterable[Todo], size: int = WINDOW) -> Iterator[list[Todo]]:
-    """Windows of so many rows, each in the order in which its rows should go."""
-    remaining = iter(todos)
-    while window := list(islice(remaining, size)):
+def windows(todos: Iterable[Todo], size: int = WINDOW, characters: int = CHARACTERS) -> Iterator[list[Todo]]:
+    """Windows of so many rows or characters of prompts, each in the order in which its rows should go."""
+    window, held = list[Todo](), 0
+    for todo in todos:
+        window.append(todo)
+        held += len(_text(todo.asked.inputs[0])) if todo.asked else 0
+        if len(window) == size or held >= characters:
+            yield ordered(window)
+            window, held = [], 0
+    if window:
         yield ordered(window)
 
 
 def ordered(window: list[Todo]) -> list[Todo]:
     """The longest first; rows that begin alike follow the longest of them."""
-    longest: dict[str, int] = {}
+    longest: dict[object, int] = {}
+    first: dict[object, int] = {}
     for todo in window:
-        longest[_beginning(todo)] = max(longest.get(_beginning(todo), 0), _length(todo))
-    return sorted(
-        window, key=lambda todo: (-longest[_beginning(todo)], _beginning(todo), -_length(todo), todo.number)
-    )
+        beginning = _beginning(todo)
+        longest[beginning] = max(longest.get(beginning, 0), _length(todo))
+        first.setdefault(beginning, todo.number)
+
+    def key(todo: Todo) -> tuple[int, int, int, int]:
+        beginning = _beginning(todo)
+        return -longest[beginning], first[beginning], -_length(todo), todo.number
+
+    return sorted(window, key=key)
 
 
-def _beginning(todo: Todo) -> str:
+def _beginning(todo: Todo) -> object:
     """What a row must share with others; its own number where it is too short to share anything."""
-    text = _text(todo.asked.inputs[0]) if todo.asked else ""
-    return text[:COMMON] if len(text) >= COMMON else f"\0{todo.number}"
+    given = todo.asked.inputs[0] if todo.asked else None
+    if isinstance(given, TokenIds):
+        return given.ids[:COMMON_IDS] if len(given.ids) >= COMMON_IDS else todo.number
+    text = _text(given) if given else ""
+    return text[:COMMON] if len(text) >= COMMON else todo.number
 
 
 def _length(todo: Todo) -> int:
@@ -71,7 +88,7 @@ def _length(todo: Todo) -> int:
 
 
 def _tokens(given: Input) -> int:
-    return len(_text(given)) // CHARACTERS_A_TOKEN
+    return len(given.ids) if isinstance(given, TokenIds) else len(_text(given)) // CHARACTERS_A_TOKEN
 
 
 def _text(given: Input) -> str:
@@ -82,5 +99,5 @@ def _text(given: Input) -> str:
             return prefix + suffix
         case Dialog(messages):
             return "\n".join(message.content for message in messages)
-        case _:  # token ids
-            return "".join(map(chr, given.ids))
+        case TokenIds():
+            return ""

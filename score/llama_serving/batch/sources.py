@@ -3,7 +3,8 @@
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,27 +42,40 @@ class Digest:
     lines: int | None
 
 
-def find(given: Sequence[str]) -> tuple[Source, ...]:
+def find(given: Sequence[str], *, but: Sequence[Path] = ()) -> tuple[Source, ...]:
     """The files, in the order given; those of a folder or a pattern by name.
 
     A file's name is its path below the folder that all that was given has in common.
 
+    Args:
+        given: files, folders and patterns.
+        but: files that a folder or a pattern does not give.
+
     Raises:
-        SetupError: something given is no file, or there is no file in it, or one comes twice.
+        SetupError: something given is no file, or there is no file in it, or one comes twice, or may not be one.
     """
-    found = [(root, path) for text in given for root, path in _expand(text)]
+    ours = {path.absolute() for path in but}
+    found = [(root.absolute(), path.absolute()) for text in given for root, path in _expand(text, ours)]
     if not found:
         raise SetupError("No input was given. Name a file, a folder or a pattern.")
-    common = Path(os.path.commonpath([root.resolve() for root, _ in found]))
-    sources = tuple(
-        Source(path, path.resolve().relative_to(common).as_posix() if _below(path, common) else path.name)
-        for _, path in found
-    )
-    names = [source.name for source in sources]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SetupError(f"{twice} is given twice. Name each file once.")
+    common = os.path.commonpath([os.path.normpath(root) for root, _ in found])
+    sources = tuple(Source(path, Path(os.path.relpath(path, common)).as_posix()) for _, path in found)
+    name, times = Counter(source.name for source in sources).most_common(1)[0]
+    if times > 1:
+        raise SetupError(f"{name} is given twice. Name each file once.")
+    for source in sources:
+        _check(source, ours)
     return sources
+
+
+def _check(source: Source, ours: Collection[Path]) -> None:
+    shown = source.name.encode(errors="backslashreplace").decode()
+    if not source.path.is_file():
+        raise SetupError(f"{shown} is no regular file. Write its rows to one: an input is read twice.")
+    if source.name != shown:
+        raise SetupError(f"The name {shown} is no UTF-8. Rename the file.")
+    if any(path.exists() and path.samefile(source.path) for path in ours):
+        raise SetupError(f"{shown} is an input, and --output would write it. Give another --output.")
 
 
 def digest(source: Source, told: Callable[[int], None]) -> Digest:
@@ -86,17 +100,19 @@ def digest(source: Source, told: Callable[[int], None]) -> Digest:
     return Digest(source.name, size, sha.hexdigest(), lines)
 
 
-def _expand(text: str) -> Iterable[tuple[Path, Path]]:
+def _expand(text: str, ours: Collection[Path]) -> Iterable[tuple[Path, Path]]:
     """(the folder that names are relative to, file)"""
     path = Path(text)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if _is_rows(file.relative_to(path)) and file.is_file())
+        files = [file for file in files if file.absolute() not in ours]
         if not files:
             raise SetupError(f"{text} has no file that ends in {', '.join(SUFFIXES)} (or these with .gz).")
         return [(path, file) for file in files]
     if path.exists():
         return [(path.parent, path)]
     files = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())  # noqa: PTH207
+    files = [file for file in files if file.absolute() not in ours]
     if not files:
         raise SetupError(f"{text} is no file, no folder and no pattern that a file's name matches.")
     return [(file.parent, file) for file in files]
@@ -105,7 +121,3 @@ def _expand(text: str) -> Iterable[tuple[Path, Path]]:
 def _is_rows(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
-
-
-def _below(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder)
