@@ -24,7 +24,7 @@ def given(request: pytest.FixtureRequest, nano_model: Path, monkeypatch: pytest.
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(nano_model))
     monkeypatch.setenv("LLAMA_TRACES", value)
     monkeypatch.setattr(Service, "start", lambda files, settings: None)
-    monkeypatch.setattr(driver, "_services", [])
+    monkeypatch.setattr(driver, "_loaded", [])
     return value
 
 
