@@ -113,7 +113,8 @@ def _job(
     inputs: "Sequence[str]", output: Path, parameters: str, about: "Mapping[str, Any]", limit: "Limit"
 ) -> "Job":
     from llama_serving.batch import sources
-    from llama_serving.batch.job import Job, Outputs
+    from llama_serving.batch.job import Job
+    from llama_serving.batch.outputs import Outputs
 
     outputs = Outputs(output)
     found = sources.find(inputs, but=outputs.all)

@@ -18,6 +18,7 @@ from llama_serving.batch import job as jobs
 from llama_serving.batch import runner, sources
 from llama_serving.batch.journal import Counts, Entry
 from llama_serving.batch.order import windows
+from llama_serving.batch.outputs import Outputs
 from llama_serving.batch.sources import Source
 from llama_serving.contract.request import Parameters
 from llama_serving.errors import SetupError
@@ -114,7 +115,7 @@ def _into_file(loaded: Loaded, source: Source) -> str:
     # Files of one name in two folders must not meet, and the same file must find its place again.
     mark = hashlib.sha256(f"{source.path} {digest.sha256}".encode(errors="surrogateescape")).hexdigest()[:8]
     output = Path(folder) / f"{source.path.name}.{mark}.jsonl"
-    job = jobs.Job((source,), (digest,), jobs.Outputs(output), Parameters(), loaded.about, sync_s=SYNC_S)
+    job = jobs.Job((source,), (digest,), Outputs(output), Parameters(), loaded.about, sync_s=SYNC_S)
     counts = (
         jobs.finished(job) or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
     )  # (no limit, no signal: done)

@@ -1,26 +1,19 @@
-"""A batch job: inputs -> one file of records, whatever happens on the way.
-
-OUT                 the records, in the order of the rows; there once all are done
-OUT.errors          (OUT.errors.jsonl of OUT.jsonl) errors of OpenAI Batch files, if there are any
-OUT.manifest.json   what the records were made of, and how many there are
-OUT.journal         while the job is not done
-"""
+"""A batch job: inputs -> one file of records, whatever happens on the way."""
 
 import asyncio
 import json
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from llama_serving.batch import fingerprint, runner
-from llama_serving.batch.journal import Counts, Entry, Journal, State
+from llama_serving.batch.journal import Counts, Entry, Journal
 from llama_serving.batch.order import Todo, windows
+from llama_serving.batch.outputs import Outputs, place
 from llama_serving.batch.reader import lines
 from llama_serving.batch.sources import Digest, Source
 from llama_serving.contract import rows
@@ -51,33 +44,6 @@ class Limit:
         if self.count is not None:
             return errors > self.count
         return self.share is not None and rows_at_most is not None and errors > self.share * rows_at_most
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """The files of a job."""
-
-    records: Path
-
-    @property
-    def errors(self) -> Path:
-        """Of OpenAI Batch files."""
-        return self.records.with_name(f"{self.records.stem}.errors{self.records.suffix}")
-
-    @property
-    def manifest(self) -> Path:
-        """What the records were made of."""
-        return self.records.with_name(f"{self.records.name}.manifest.json")
-
-    @property
-    def journal(self) -> Path:
-        """What is done so far."""
-        return self.records.with_name(f"{self.records.name}.journal")
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """All of them."""
-        return self.records, self.errors, self.manifest, self.journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +181,7 @@ async def _run(running: "_Running", stops: Sequence[signal.Signals]) -> Result:
         return Result(counts, counts.rows)
     result = await running.run(stops)
     if result.done:
-        await asyncio.to_thread(_finish, job, journal)
+        await asyncio.to_thread(place, job.outputs, job.described, journal)
     return result
 
 
@@ -327,75 +293,3 @@ class _Running:
     def _at_most(self) -> int | None:
         """Once all is done, the rows are counted."""
         return self.job.rows_at_most if self._ended.is_set() else self.journal.counts.rows
-
-
-def _finish(job: Job, journal: Journal) -> None:
-    """Put the records in their place: all of them, or nothing."""
-    outputs = job.outputs
-    texts = {outputs.records: _temporary(outputs.records), outputs.errors: _temporary(outputs.errors),
-             outputs.manifest: _temporary(outputs.manifest)}  # fmt: skip
-    try:
-        with _new(texts[outputs.records]) as records, _new(texts[outputs.errors]) as errors:
-            apart = _sort_out(journal.entries(), records, errors)  # (all of them, or it raises)
-        with _new(texts[outputs.manifest]) as manifest:
-            json.dump(_manifest(job, journal.counts), manifest, ensure_ascii=False, indent=2)
-            manifest.write("\n")
-        if not apart:
-            texts.pop(outputs.errors).unlink()
-            outputs.errors.unlink(missing_ok=True)
-        # The records last: where they are, everything is.
-        for path in (outputs.errors, outputs.manifest, outputs.records):
-            if path in texts:
-                texts[path].replace(path)
-    finally:
-        for temporary in texts.values():
-            temporary.unlink(missing_ok=True)
-    _sync_folder(outputs.records.parent)
-    outputs.journal.unlink()
-
-
-def _sort_out(entries: Iterable[Entry], records: TextIO, errors: TextIO) -> int:
-    """Write each record into its file; how many went into the second one."""
-    apart = 0
-    for entry in entries:
-        one_apart = entry.state is State.ERROR_APART
-        apart += one_apart
-        (errors if one_apart else records).write(entry.record + "\n")
-    return apart
-
-
-def _manifest(job: Job, counts: Counts) -> dict[str, Any]:
-    return {
-        "job": job.described,
-        "counts": asdict(counts),
-        "rows": counts.rows,
-        "version": version("llama-endpoints"),
-    }
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-class _new:  # noqa: N801  (used as a function)
-    """A text file that is on the disk when the block is left."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8", newline="\n")
-
-    def __enter__(self) -> TextIO:
-        return self._file
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with self._file:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

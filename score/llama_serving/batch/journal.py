@@ -184,7 +184,7 @@ class Journal:
             self._end = 0
             os.ftruncate(self._fd, 0)
             self._write(header)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
             return self._end
         _refuse_another(self.path, found, job)
         with _reading(self._fd) as file:
@@ -332,7 +332,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHORT else text[:_SHORT] + "…"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
