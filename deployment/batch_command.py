@@ -44,8 +44,8 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 @click.option(
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File for the records, JSONL.",
+    type=click.Path(path_type=Path),
+    help="File for the records, JSONL. With --as-azure a new folder.",
 )
 @click.option(
     "--parameters", default="{}", help="JSON object: parameters of rows that bring none of their own."
@@ -59,6 +59,13 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
     help="Replace what is there. A journal of the very same job is still gone on with.",
 )
 @click.option("--dry-run", is_flag=True, help="Check every row and count its tokens; the model is not loaded.")
+@click.option(
+    "--as-azure",
+    "deployment",
+    type=click.Path(path_type=Path),
+    metavar="DEPLOYMENT.yml",
+    help="Run this batch deployment as Azure ML would: its script, processes, mini-batches, retries, timeouts.",
+)
 @click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
 @click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
 @click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline.")
@@ -66,7 +73,7 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 @click.option("--concurrency", "max_num_seqs", help=f"LLAMA_MAX_NUM_SEQS: sequences at a time; {CONCURRENCY} by default.")  # fmt: skip
 def batch(  # noqa: PLR0913  (the options of a command)
     *, model: str, inputs: "Sequence[str]", output: Path, parameters: str, max_errors: str | None, overwrite: bool,
-    dry_run: bool, **flags: str | None,
+    dry_run: bool, deployment: Path | None, **flags: str | None,
 ) -> None:  # fmt: skip
     r"""Score files of rows: one record for each row, in order, none lost and none twice.
 
@@ -80,6 +87,15 @@ def batch(  # noqa: PLR0913  (the options of a command)
     failed, or the model stopped; 2 it can't begin or go on (files, disk, settings);
     128 + signal where one ended it.
     """
+    if deployment is not None:
+        from deployment.azure_command import as_azure, job_of
+
+        _refuse_for_azure(
+            parameters=parameters != "{}", max_errors=max_errors, overwrite=overwrite, dry_run=dry_run
+        )
+        raise SystemExit(as_azure(job_of(deployment, model=model, inputs=inputs, output=output, flags=flags)))
+    if output.is_dir():
+        raise SetupError(f"{output} is a folder. Give the name of a file.")
     from deployment.cli import model_files, settings_of
     from llama_serving.batch import job as jobs
     from llama_serving.batch.journal import Journal
@@ -107,6 +123,12 @@ def batch(  # noqa: PLR0913  (the options of a command)
             click.echo(f"{error.message} What is done is kept: give the same command again to go on.", err=True)
             raise SystemExit(1) from None
     raise SystemExit(_end(result, output))
+
+
+def _refuse_for_azure(**options: object) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise SetupError(f"A job of Azure's has no {' and no '.join(given)}. Leave it out with --as-azure.")
 
 
 def _job(

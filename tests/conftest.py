@@ -1,6 +1,7 @@
 """What all tests share: the packaged nano model, one in-process service, the two real servers."""
 
 import json
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,11 @@ from llama_serving.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    """What was started in the background ignores Ctrl-C, and so would every process that a test starts and interrupts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

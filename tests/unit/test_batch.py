@@ -8,11 +8,10 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +22,6 @@ from llama_serving.batch.job import Limit, todos
 from llama_serving.batch.journal import Entry
 from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.sources import Source
-from llama_serving.contract import azure
 from llama_serving.contract.request import (
     Completion,
     Dialog,
@@ -34,9 +32,11 @@ from llama_serving.contract.request import (
     Request,
     Usage,
 )
-from llama_serving.errors import InternalError, QueueFull, SetupError, Unavailable
-from llama_serving.service import Service
+from llama_serving.errors import InternalError, QueueFull, Unavailable
 from tests.unit.test_batch_reader import BOM, LIMIT, row
+
+if TYPE_CHECKING:
+    from llama_serving.service import Service
 
 KEYS = {"file", "line", "id", "output", "finish_reason", "usage", "error", "extra"}
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
@@ -411,97 +411,3 @@ class TestRunner:
             "b",
         ]
         assert not refusals
-
-
-class TestDriver:
-    @pytest.fixture
-    def loaded(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
-        """What `init` leaves behind."""
-        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(service, {})])
-        return service
-
-    def test_several_files_in_one_mini_batch_are_all_scored(self, tmp_path: Path, loaded: Service) -> None:
-        (tmp_path / "a.jsonl").write_bytes(b"\n" + row("one", parameters=GREEDY) + b"\n{\n")
-        (tmp_path / "empty.jsonl").write_bytes(b"")
-        (tmp_path / "b.csv").write_bytes(b"id,input_string\n7,\n")
-        (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(row("two", parameters=GREEDY)))
-        names = ["c.jsonl.gz", "empty.jsonl", "a.jsonl", "b.csv"]
-        answers = driver.run([str(tmp_path / name) for name in names])
-        records = [json.loads(answer) for answer in answers]
-        assert [(record["file"], record["line"]) for record in records] == [
-            ("c.jsonl.gz", 1), ("a.jsonl", 2), ("a.jsonl", 3), ("b.csv", 2),
-        ]  # fmt: skip
-        assert [record["error"] is None for record in records] == [True, True, False, False]
-        assert all("\n" not in answer for answer in answers)
-        for prompt, record in (("two", records[0]), ("one", records[1])):
-            asked = azure.parse({"input_data": [prompt], "params": GREEDY})
-            ((expected,),) = loaded.generate(asked)
-            assert (record["output"], record["finish_reason"]) == (expected.full_text, expected.finish_reason)
-            assert record["usage"] == expected.usage.to_dict()
-
-    def test_the_models_own_refusals_are_records(self, tmp_path: Path, loaded: Service) -> None:
-        rows = [
-            {"prompt": "a", "parameters": {"max_new_tokens": 100_000}},
-            {"prompt": "a", "parameters": {"stream": True}},
-            {"messages": [{"role": "user", "content": "[INST]"}]},
-            {"prompt": "a" * 100_000},
-            {"prompt": "a", "parameters": {**GREEDY, "details": True}},
-        ]
-        (tmp_path / "rows.jsonl").write_bytes(b"\n".join(json.dumps(row).encode() for row in rows))
-        records = [json.loads(answer) for answer in driver.run([str(tmp_path / "rows.jsonl")])]
-        codes = [record["error"] and record["error"]["code"] for record in records]
-        assert codes == [
-            "context_exceeded",
-            "streaming_unsupported",
-            "invalid_dialog",
-            "context_exceeded",
-            None,
-        ]
-        assert [entry["finish_reason"] for entry in records[-1]["details"]] == [records[-1]["finish_reason"]]
-
-    def test_with_summary_only_each_file_has_a_file(
-        self, tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="summary_only"))
-        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(service, {})])
-        inputs, outputs = tmp_path / "in", tmp_path / "out"
-        outputs.mkdir()
-        for folder, prompt in (("one", "a"), ("two", "b")):
-            (inputs / folder).mkdir(parents=True)
-            (inputs / folder / "rows.jsonl").write_bytes(row(prompt, parameters=GREEDY) + b"\n{\n")
-        files = [str(inputs / folder / "rows.jsonl") for folder in ("one", "two")]
-        with pytest.raises(SetupError, match="AZUREML_BI_OUTPUT_PATH"):
-            driver.run(files)
-        monkeypatch.setenv("AZUREML_BI_OUTPUT_PATH", str(outputs))
-        told = [json.loads(line) for line in driver.run(files)]
-        assert [(one["file"], one["rows"], one["ok"], one["errors"]) for one in told] == [
-            ("rows.jsonl", 2, 1, 1)
-        ] * 2
-        written = {one["output"]: (outputs / one["output"]).read_text() for one in told}
-        assert len(written) == 2
-        monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="append_row"))
-        assert [text.splitlines() for text in written.values()] == [driver.run([file]) for file in files]
-        monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="summary_only"))
-        monkeypatch.setattr(driver.runner, "run", None)  # (an attempt that comes again has nothing to do)
-        assert [json.loads(line) for line in driver.run(files)] == told
-        assert {path.name for path in outputs.glob("*.jsonl")} == written.keys()
-
-    def test_an_empty_mini_batch_has_no_records(self, loaded: Service) -> None:
-        assert driver.run([]) == []
-
-    def test_run_without_init_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(driver, "_loaded", [])
-        with pytest.raises(SetupError, match=r"init\(\) has not run"):
-            driver.run([])
-
-    @pytest.mark.parametrize(
-        ("root", "sentence"), [(None, "AZUREML_MODEL_DIR is not set"), ("gone", "gone is not")]
-    )
-    def test_init_without_a_model_says_so(
-        self, monkeypatch: pytest.MonkeyPatch, root: str | None, sentence: str
-    ) -> None:
-        monkeypatch.delenv("AZUREML_MODEL_DIR", raising=False)
-        if root is not None:
-            monkeypatch.setenv("AZUREML_MODEL_DIR", root)
-        with pytest.raises(SetupError, match=sentence):
-            driver.init()

@@ -1,7 +1,8 @@
 """Azure ML's batch endpoint: the bodies of `batch_driver.py`'s init() and run(mini_batch).
 
 Azure hands over files. With `output_action: append_row` it writes each returned string as a line, so that the output is
-JSONL; with `summary_only` the driver writes a file for each input, and returns a line about each.
+JSONL; with `summary_only` the driver writes a file for each input, and returns a line about each. Either way what is done
+is kept in a journal in the output's folder: where a mini-batch ran out of its time, the next try goes on from there.
 """
 
 import asyncio
@@ -9,14 +10,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from llama_serving.batch import job as jobs
 from llama_serving.batch import runner, sources
-from llama_serving.batch.journal import Counts, Entry
+from llama_serving.batch.journal import Counts, Entry, InUse, JournalError
 from llama_serving.batch.order import windows
 from llama_serving.batch.outputs import Outputs
 from llama_serving.batch.sources import Source
@@ -29,8 +31,14 @@ from llama_serving.settings import Settings
 _log = logging.getLogger(__name__)
 
 OUTPUT: Final = "AZUREML_BI_OUTPUT_PATH"
+INPUT: Final = "AZURE_ML_INPUT_"
+"""What the names of variables begin with that hold an input's folder."""
 SYNC_S: Final = 20.0
 """The output is a mounted container, which may send a whole file again at each time."""
+IN_USE_S: Final = 60.0
+"""The try before may still be ending, on another machine."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,8 @@ def init() -> None:
 def run(mini_batch: Sequence[str]) -> list[str]:
     """One JSON record for each non-blank line of the files, in order; with `summary_only` one line for each file.
 
+    Azure counts a file as failed for each string less than files: where there are fewer rows, empty strings follow.
+
     Args:
         mini_batch: paths of JSONL or CSV files.
 
@@ -76,10 +86,32 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     """
     if not _loaded:
         raise SetupError("init() has not run.")
-    given = [Source(Path(path), Path(path).name) for path in mini_batch]
-    if _loaded[0].service.settings.batch_output == "summary_only":
-        return [_into_file(_loaded[0], source) for source in given]
-    return records(_loaded[0].service, given)
+    loaded, given = _loaded[0], [_source(Path(path)) for path in mini_batch]
+    if loaded.service.settings.batch_output == "summary_only":
+        return [_into_file(loaded, source) for source in given]
+    told = _resumable(loaded, given)
+    return told + [""] * (len(given) - len(told))
+
+
+def _source(path: Path) -> Source:
+    """A file by its name below the input's folder, where Azure says which that is; else by its own."""
+    roots = [Path(value) for name, value in os.environ.items() if name.startswith(INPUT)]
+    above = [root for root in roots if root in path.parents]
+    name = path.relative_to(max(above, key=lambda root: len(root.parts))) if above else Path(path.name)
+    return Source(path, name.as_posix().encode(errors="backslashreplace").decode())
+
+
+def _resumable(loaded: Loaded, given: Sequence[Source]) -> list[str]:
+    folder = os.environ.get(OUTPUT)
+    if not folder or not given:
+        return records(loaded.service, given)
+    job = _job(loaded, given, lambda mark: Path(folder) / f".{mark}.jsonl")
+    try:
+        entries = _in_turn(lambda: asyncio.run(jobs.collect(loaded.service, job)))
+    except JournalError as error:
+        _log.warning("%s Without a journal: another try of this mini-batch begins anew.", error)
+        return records(loaded.service, given)
+    return _told(given, entries)
 
 
 def records(service: Service, given: Iterable[Source], defaults: Parameters | None = None) -> list[str]:
@@ -93,17 +125,24 @@ def records(service: Service, given: Iterable[Source], defaults: Parameters | No
     Raises:
         Unavailable: the engine has died.
     """
-    given, counts, entries = list(given), Counts(), list[Entry]()
-
-    def take(entry: Entry) -> None:
-        counts.add(entry)
-        entries.append(entry)
-
+    given, entries = list(given), list[Entry]()
     rows = jobs.todos(given, defaults or Parameters(), service.settings.max_body)
-    asyncio.run(runner.run(service, windows(rows), take))
+    asyncio.run(runner.run(service, windows(rows), entries.append))
+    return _told(given, sorted(entries, key=lambda entry: entry.row))
+
+
+def _told(given: Sequence[Source], entries: Iterable[Entry]) -> list[str]:
+    counts, found = Counts(), list[str]()
+    for entry in entries:
+        counts.add(entry)
+        found.append(entry.record)
+    _log_counts(given, counts)
+    return found
+
+
+def _log_counts(given: Sequence[Source], counts: Counts) -> None:
     names = ", ".join(source.name for source in given)
     _log.info("%s: %d rows = %d ok + %d errors", names, counts.rows, counts.ok, counts.errors)
-    return [entry.record for entry in sorted(entries, key=lambda entry: entry.row)]
 
 
 def _into_file(loaded: Loaded, source: Source) -> str:
@@ -111,20 +150,39 @@ def _into_file(loaded: Loaded, source: Source) -> str:
     folder = os.environ.get(OUTPUT)
     if not folder:
         raise SetupError(f"LLAMA_BATCH_OUTPUT is summary_only, and {OUTPUT} is not set. Azure sets it.")
-    digest = sources.digest(source, lambda _: None)
-    # Files of one name in two folders must not meet, and the same file must find its place again.
-    mark = hashlib.sha256(f"{source.path} {digest.sha256}".encode(errors="surrogateescape")).hexdigest()[:8]
-    output = Path(folder) / f"{source.path.name}.{mark}.jsonl"
-    job = jobs.Job((source,), (digest,), Outputs(output), Parameters(), loaded.about, sync_s=SYNC_S)
-    counts = (
-        jobs.finished(job) or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
-    )  # (no limit, no signal: done)
-    _log.info("%s: %d rows = %d ok + %d errors", source.name, counts.rows, counts.ok, counts.errors)
+    job = _job(loaded, [source], lambda mark: Path(folder) / f"{source.path.name}.{mark}.jsonl")
+
+    def counts_of() -> Counts:
+        done = jobs.finished(job)
+        return done or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
+
+    counts = _in_turn(counts_of)
+    _log_counts([source], counts)
     told = {
         "file": source.name,
-        "output": output.name,
+        "output": job.outputs.records.name,
         "rows": counts.rows,
         "ok": counts.ok,
         "errors": counts.errors,
     }
     return json.dumps(told, ensure_ascii=False)
+
+
+def _job(loaded: Loaded, given: Sequence[Source], output: Callable[[str], Path]) -> jobs.Job:
+    """The job of some files. `output` is given what is the same for the same files at each try, and for no others."""
+    digests = tuple(sources.digest(source, lambda _: None) for source in given)
+    each = [f"{source.path} {digest.sha256}" for source, digest in zip(given, digests, strict=True)]
+    mark = hashlib.sha256("\n".join(each).encode(errors="surrogateescape")).hexdigest()[:8]
+    return jobs.Job(tuple(given), digests, Outputs(output(mark)), Parameters(), loaded.about, sync_s=SYNC_S)
+
+
+def _in_turn(do: Callable[[], _Result]) -> _Result:
+    """Wait for the end of whoever holds the journal."""
+    deadline = time.monotonic() + IN_USE_S
+    while True:
+        try:
+            return do()
+        except InUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)

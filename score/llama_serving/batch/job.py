@@ -4,14 +4,14 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
 from llama_serving.batch import fingerprint, runner
-from llama_serving.batch.journal import Counts, Entry, Journal
+from llama_serving.batch.journal import Counts, Entry, Journal, JournalError
 from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.outputs import Outputs, place
 from llama_serving.batch.reader import lines
@@ -160,14 +160,34 @@ async def run(
             main thread of a process that is ours alone.)
 
     Raises:
-        SetupError: the journal is another job's, or in use, or can't be written; or an input can't be read on.
+        JournalError: the journal is in use, or it or the outputs can't be written.
+        SetupError: the journal is another job's, or an input can't be read on.
         Unavailable: the engine has died. What is done is on the disk.
     """
+    with _journal(job) as journal:
+        return await _run(_Running(service, job, journal, told), stops)
+
+
+async def collect(service: Service, job: Job) -> list[Entry]:
+    """Do what is not done yet; all entries, in order. The journal is gone then, and no file was written.
+
+    Raises:
+        As `run`.
+    """
+    with _journal(job) as journal:
+        await _Running(service, job, journal, lambda _: None).run(())
+        entries = list(journal.entries())
+        job.outputs.journal.unlink()
+    return entries
+
+
+@contextmanager
+def _journal(job: Job) -> Iterator[Journal]:
     try:
         with closing(Journal(job.outputs.journal, job.described)) as journal:
-            return await _run(_Running(service, job, journal, told), stops)
+            yield journal
     except OSError as error:
-        raise SetupError(
+        raise JournalError(
             f"{error.filename or job.outputs.records}: {error.strerror}. What is done is kept in "
             f"{job.outputs.journal}: make room, and give the same command again."
         ) from error

@@ -31,6 +31,14 @@ _NO_LOCKS: Final = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 """Some network file systems have none."""
 
 
+class JournalError(SetupError):
+    """A journal can't be kept: the file system's fault, not the job's."""
+
+
+class InUse(JournalError):
+    """Another process has it."""
+
+
 class State(StrEnum):
     """What became of a row."""
 
@@ -89,7 +97,8 @@ class Journal:
         resumed: rows that were there at the beginning.
 
     Raises:
-        SetupError: another process has it, it is another job's, or it can't be written.
+        JournalError: another process has it (`InUse`), or it can't be written.
+        SetupError: it is another job's.
     """
 
     def __init__(self, path: Path, job: dict[str, Any]) -> None:
@@ -113,7 +122,7 @@ class Journal:
         """What a journal belongs to; None where there is none.
 
         Raises:
-            SetupError: another process is writing it.
+            InUse: another process is writing it.
         """
         if not path.exists():
             return None
@@ -128,7 +137,7 @@ class Journal:
         """Remove a journal, if there is one.
 
         Raises:
-            SetupError: another process is writing it.
+            InUse: another process is writing it.
         """
         if path.exists():
             descriptor = _open(path)
@@ -241,7 +250,7 @@ def _open(path: Path) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise SetupError(f"{path} can't be written: {error.strerror}.") from error
+            raise JournalError(f"{path} can't be written: {error.strerror}.") from error
         try:
             _lock(descriptor, path)
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -272,9 +281,7 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise SetupError(
-            f"Another process is writing {path}. Wait for its end, or give another --output."
-        ) from None
+        raise InUse(f"Another process is writing {path}. Wait for its end, or give another --output.") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

@@ -1,0 +1,83 @@
+"""`llama-endpoints batch --as-azure DEPLOYMENT.yml`: a batch job as Azure ML would run it."""
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from deployment import azure_job
+from deployment.azure import BatchDeployment
+from deployment.azure_job import Job, Tally
+from llama_serving.errors import SetupError
+
+FAILED = 1
+
+
+def job_of(
+    deployment: Path, *, model: str, inputs: Sequence[str], output: Path, flags: Mapping[str, str | None]
+) -> Job:
+    """What the command was given.
+
+    Args:
+        deployment: its file.
+        model: folder of a packaged model.
+        inputs: one file or folder.
+        output: a new folder.
+        flags: settings by their names without `LLAMA_`; they win over the deployment's.
+
+    Raises:
+        SetupError: the deployment can't be used, or there are several inputs.
+    """
+    if len(inputs) != 1:
+        raise SetupError(
+            "A job of Azure's has one input, a file or a folder. Give --input once with --as-azure."
+        )
+    given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
+    return Job(BatchDeployment.read(deployment), Path(model), Path(inputs[0]), output, given)
+
+
+def as_azure(job: Job) -> int:
+    """Run a job, show how it goes and what it leaves; the exit code.
+
+    Raises:
+        SetupError: it can't begin.
+    """
+    _announce(job)
+    with tqdm(total=len(job.files()), desc="files", unit=" files", file=sys.stderr, disable=None) as bar:
+
+        def told(tally: Tally) -> None:
+            bar.set_postfix_str(f"{tally.failed} failed, {tally.retries} retries", refresh=False)
+            bar.update(tally.done - bar.n)
+
+        tally = asyncio.run(azure_job.run(job, told, lambda text: bar.write(text, file=sys.stderr)))
+    return _end(job, tally)
+
+
+def _announce(job: Job) -> None:
+    has = job.deployment
+    click.echo(
+        f"{has.name}: {has.processes} processes, mini-batches of {has.mini_batch_size} files, {has.timeout_s} s each, "
+        f"{has.max_retries} retries, error_threshold {has.error_threshold}, {has.output_action}",
+        err=True,
+    )
+    if has.instances > 1:
+        click.echo(f"One of its {has.instances} instances runs here.", err=True)
+
+
+def _end(job: Job, tally: Tally) -> int:
+    click.echo(
+        f"{tally.files} files: {tally.done - tally.failed} succeeded, {tally.failed} failed, "
+        f"{tally.files - tally.done} not done; {tally.items} items of run(), {tally.retries} retries.",
+        err=True,
+    )
+    for path in sorted(file for file in job.output.rglob("*") if file.is_file()):
+        click.echo(f"{path}  {path.stat().st_size:,} bytes", err=True)
+    if tally.stopped is not None:
+        return 128 + tally.stopped
+    if tally.aborted is not None:
+        click.echo(f"The job has failed: {tally.aborted}.", err=True)
+        return FAILED
+    return 0
