@@ -3,13 +3,14 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_TO_TEST := $(VENV)/.ready-to-test
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint fmt typecheck package load bench peers clean
+.PHONY: help run serve test check lint fmt typecheck package load batch-torture bench peers clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(READY)  ## Show the main job on the embedded model: package, serve behind both servers, score a batch
 	$(BIN)/python -m deployment.demo run
@@ -17,7 +18,7 @@ run: $(READY)  ## Show the main job on the embedded model: package, serve behind
 serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and print the line to call it with
 	$(BIN)/python -m deployment.demo serve --port $(or $(PORT),8453)
 
-test: $(READY)  ## Run all tests
+test: $(READY_TO_TEST)  ## Run all tests
 	$(BIN)/python -m pytest
 
 check: lint typecheck test  ## What CI runs
@@ -41,6 +42,9 @@ load: $(READY)  ## Start a server, load it with locust, write an HTML report (SE
 	$(BIN)/python -m load_tests.run --model build/nano --server $(or $(SERVER),own) --users $(or $(USERS),8) \
 	  --seconds $(or $(SECONDS),30) --workload $(or $(WORKLOAD),load_tests/workload.yml)
 
+batch-torture: $(READY)  ## Score 100,000 rows, once in peace and once with 20 kills: the same bytes (ARGS="--help")
+	$(BIN)/python -m load_tests.batch_torture $(ARGS)
+
 bench: $(READY)  ## Measure our engines and servers beside the peers that `make peers` installed (ARGS="--help")
 	$(BIN)/python -m load_tests.bench $(ARGS)
 
@@ -58,4 +62,9 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "$(PYTHON) is not Python 3.11: name one with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0' -e '.[dev]'
+	@touch $@
+
+# (Spark is large, and only one test needs it.)
+$(READY_TO_TEST): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
 	@touch $@

@@ -58,7 +58,11 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
     is_flag=True,
     help="Replace what is there. A journal of the very same job is still gone on with.",
 )
-@click.option("--dry-run", is_flag=True, help="Check every row and count its tokens; the model is not loaded.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check every row, count tokens and say how long it would take; the model is not loaded.",
+)
 @click.option(
     "--as-azure",
     "deployment",
@@ -142,15 +146,19 @@ def _job(
     found = sources.find(inputs, but=outputs.all)
     if not output.parent.is_dir():
         raise SetupError(f"{output.parent} is no folder. Make it first.")
-    defaults, given = _defaults(parameters)
+    defaults, given = defaults_of(parameters)
     size = sum(source.path.stat().st_size for source in found)
     with _bar(size, "reading", unit="B", unit_scale=True) as bar:
         digests = tuple(sources.digest(source, bar.update) for source in found)
     return Job(found, digests, outputs, defaults, {**about, "parameters": given}, limit)
 
 
-def _defaults(text: str) -> "tuple[Parameters, dict[str, Any]]":
-    """Parameters, and as they were given."""
+def defaults_of(text: str) -> "tuple[Parameters, dict[str, Any]]":
+    """Parameters for all rows, and as they were given.
+
+    Raises:
+        SetupError: it is no JSON object, or no parameters.
+    """
     from llama_serving.contract import body, parameters, validation
 
     try:
@@ -223,37 +231,9 @@ def _told(counts: "Counts") -> str:
 
 
 def _check(files: "ModelFiles", settings: "Settings", job: "Job") -> int:
-    """Every row, without the model: what fails, and how many tokens there are."""
-    from llama_serving.batch.job import todos
-    from llama_serving.prompts.builder import PromptBuilder
-    from llama_serving.prompts.tokenizer import Tokenizer
-    from llama_serving.service import DEFAULT_MAX_NEW_TOKENS, context_of
+    from deployment import dry_run
 
-    tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
-    builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
-    rows = errors = prompts = answers = 0
     with _bar(job.rows_at_most, "checking", unit=" rows") as bar:
-        for todo in todos(job.sources, job.defaults, settings.max_body):
-            rows += 1
-            error, count = todo.error, 0
-            if todo.asked is not None:
-                try:
-                    count = len(builder.build_one(todo.asked, 0).token_ids)
-                except ServingError as refused:
-                    error = refused
-            if error is not None:
-                errors += 1
-                bar.write(f"{todo.line.place.file}:{todo.line.place.line}: {error.message}", file=sys.stderr)
-            else:
-                assert todo.asked is not None  # noqa: S101
-                asked = todo.asked.parameters
-                prompts += count
-                room = builder.context - count
-                answers += min(asked.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room) * (
-                    asked.num_return_sequences or 1
-                )
-            bar.update()
-    click.echo(
-        json.dumps({"rows": rows, "errors": errors, "prompt_tokens": prompts, "new_tokens_at_most": answers})
-    )
-    return TOO_MANY_ERRORS if job.limit.passed(errors, rows) else 0
+        found = dry_run.checked(files, settings, job, lambda text: bar.write(text, file=sys.stderr), bar.update)
+    click.echo(json.dumps(found.told(dry_run.seconds(files, settings, found))))
+    return TOO_MANY_ERRORS if job.limit.passed(found.errors, found.rows) else 0

@@ -172,20 +172,16 @@ def _crowds(model: Path, rounds: int) -> dict[str, Any]:
 
 
 def _jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:
-    """A batch job by our engine and by a loop around transformers' pipeline, in turn."""
+    """A batch job by the command and by a loop around transformers' pipeline, in turn."""
     reason = contestants.missing()
     if reason:
         click.echo(f"skipped: a batch job against a pipeline's loop, {reason}", err=True)
         return {}
-    work = jobs.write(output / "rows.jsonl", number)
-    loop = [str(contestants.PEERS / "bin" / "python"), str(Path(__file__).with_name("pipeline_loop.py"))]
+    work, python = jobs.write(output / "rows.jsonl", number), contestants.PEERS / "bin" / "python"
     pairs = []
     for _ in tqdm(range(rounds), desc="batch job", file=sys.stderr):
-        ours = float(_python("load_tests.bench.jobs", str(checkpoint), str(work)).splitlines()[-1])
-        theirs = subprocess.run(  # noqa: S603
-            [*loop, str(checkpoint), str(work)], check=True, stdout=subprocess.PIPE, text=True
-        )
-        pairs.append({"ours": ours, "pipeline": float(theirs.stdout.splitlines()[-1])})
+        ours = jobs.by_the_command(output / "packaged", work, output / "records.jsonl")
+        pairs.append({"ours": ours, "pipeline": jobs.by_a_loop(python, checkpoint, work)})
     ratios = [pair["pipeline"] / pair["ours"] for pair in pairs]
     rates = [number / pair["ours"] for pair in pairs]
     click.echo(

@@ -1,74 +1,79 @@
-"""A batch job: many prompts of mixed length, answered with texts of mixed length, as fast as they go.
+"""A batch job: a file of prompts of mixed length, answered with texts of mixed length, as fast as they go.
 
-Here by our engine; `pipeline_loop.py` has the loop that one writes with transformers.
+By `llama-endpoints batch`, and by the loop that one writes with transformers (`pipeline_loop.py`); each a whole process,
+from its start to its end, the loading of the model included.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
-import sys
+import subprocess
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.batching.start import start
+from deployment.servers import console_script
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 SEED: Final = 5
 PROMPT: Final = (10, 300)
 ANSWER: Final = (8, 128)
 """Tokens, drawn evenly on a logarithmic scale: many short ones, some long ones, as in real files."""
-SLOTS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One prompt, and after how many tokens its answer ends (the weights are random: they would not end it)."""
-
-    ids: list[int]
-    new_tokens: int
-
-
-def rows(number: int) -> list[Row]:
-    """So many rows; the same for every contestant."""
+def rows(number: int) -> Iterator[dict[str, Any]]:
+    """So many rows, the same for every contestant. The weights are random: no answer would end by itself."""
     rng = random.Random(SEED)  # noqa: S311
 
     def between(limits: tuple[int, int]) -> int:
         low, high = limits
         return int(low * (high / low) ** rng.random())
 
-    return [
-        Row([rng.randrange(300, 4000) for _ in range(between(PROMPT))], between(ANSWER)) for _ in range(number)
-    ]
+    for _ in range(number):
+        ids = [rng.randrange(300, 4000) for _ in range(between(PROMPT))]
+        yield {"prompt": ids, "max_tokens": between(ANSWER), "ignore_eos": True, "temperature": 0}
 
 
 def write(path: Path, number: int) -> Path:
-    """The rows as JSONL, for a process that has nothing of this project."""
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows(number)), encoding="utf-8")
+    """The rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(number)), encoding="utf-8")
     return path
 
 
-def read(path: Path) -> list[Row]:
-    """What `write` wrote."""
-    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+def by_the_command(packaged: Path, work: Path, output: Path) -> float:
+    """Seconds that `llama-endpoints batch` takes.
+
+    Args:
+        packaged: the model.
+        work: the rows.
+        output: where the records go; what is there is replaced.
+
+    Raises:
+        RuntimeError: an answer has another length than was asked for.
+    """
+    command = [console_script("llama-endpoints"), "batch", "--model", str(packaged), "--input", str(work),
+               "--output", str(output), "--overwrite"]  # fmt: skip
+    seconds = _timed(command)
+    asked = [row["max_tokens"] for row in map(json.loads, work.read_text(encoding="utf-8").splitlines())]
+    records = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    if [record["usage"]["completion_tokens"] for record in records] != asked:
+        raise RuntimeError("an answer has another length than was asked for")
+    return seconds
 
 
-def seconds(checkpoint: Path, work: list[Row]) -> float:
-    """What our engine takes, once it is up and warm."""
-    engine = start(checkpoint, dtype="bfloat16", context=1024, max_num_seqs=SLOTS)
-    try:
-        engine.submit(work[0].ids, SamplingParams(max_new_tokens=4)).wait()
-        started = time.perf_counter()
-        handles = [engine.submit(row.ids, SamplingParams(max_new_tokens=row.new_tokens)) for row in work]
-        for row, handle in zip(work, handles, strict=True):
-            if sum(1 for _ in handle) != row.new_tokens:
-                raise RuntimeError("an answer has another length than was asked for")
-        return time.perf_counter() - started
-    finally:
-        engine.close()
+def by_a_loop(python: Path, checkpoint: Path, work: Path) -> float:
+    """Seconds that a loop around transformers' pipeline takes, with a Python that has transformers."""
+    return _timed([str(python), str(Path(__file__).with_name("pipeline_loop.py")), str(checkpoint), str(work)])
 
 
-if __name__ == "__main__":
-    print(seconds(Path(sys.argv[1]), read(Path(sys.argv[2]))))  # noqa: T201
+def _timed(command: Sequence[str]) -> float:
+    started = time.perf_counter()
+    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=quiet)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return time.perf_counter() - started

@@ -28,11 +28,15 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import ParamSchema, ParamSpec
 
 from llama_serving import thread_pool
+from llama_serving.batch import table
+from llama_serving.catalog import ModelVariant
 from llama_serving.contract import mlflow as protocol_mlflow
-from llama_serving.contract import openai, protocol
+from llama_serving.contract import openai, parameters, protocol
 from llama_serving.contract.body import check_value, too_deep
-from llama_serving.contract.request import Request
-from llama_serving.errors import ServingError
+from llama_serving.contract.request import Parameters, Request
+from llama_serving.contract.rows import Place
+from llama_serving.contract.validation import validate
+from llama_serving.errors import BadRequest, ServingError
 from llama_serving.model_files import ARTIFACT, ModelFiles
 from llama_serving.service import Service, as_serving_error, log_to_stderr
 from llama_serving.settings import Settings
@@ -77,6 +81,11 @@ PARAMS: Final[Mapping[str, str]] = {
 """What may stand in top-level `params`; MLflow drops every other name before the model sees it."""
 
 
+_services: dict[tuple[Path, int, ModelVariant, Settings], Service] = {}
+"""What this process has loaded. Spark asks for the model anew in each task where it did not send it to the executors itself
+(MLflow's own cache is of those alone), a notebook whenever its cell runs: weights and engine would be there as many times."""
+
+
 class ServingException(MlflowException):  # type: ignore[misc]  # mlflow is untyped
     """Our error in MLflow's clothes: its server asks an exception for status and body."""
 
@@ -118,16 +127,17 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
             _log.warning("LLAMA_API_KEYS has no effect here: MLflow's server checks no keys")
         if settings.traces != "off":
             _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
-        self._service = Service.start(ModelFiles.read(Path(context.artifacts[ARTIFACT])), settings)
+        self._service = _service(ModelFiles.read(Path(context.artifacts[ARTIFACT])), settings)
         if SERVER in sys.modules:
             thread_pool.widen(settings.max_num_seqs + settings.queue + 4)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """The answer to one body, without MLflow's `predictions` around it.
+        """The answer to one body, without MLflow's `predictions` around it; or the records of a table of rows.
 
         Args:
             context: unused.
-            model_input: what MLflow made of `inputs`, `dataframe_*`, `instances`, or an OpenAI body.
+            model_input: what MLflow made of `inputs`, `dataframe_*`, `instances`, or an OpenAI body; outside of MLflow's
+                server also a table with a column `row`, see `_cells`: Spark's, through `mlflow.pyfunc.spark_udf`.
             params: the top-level `params`, filtered by the model's schema.
 
         Raises:
@@ -137,6 +147,8 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
         service = self._loaded()
         openai_body = False
         try:
+            if _is_table(model_input):
+                return table.records(service, _cells(model_input), _defaults(params))
             with service.admitted():
                 request = _request(model_input, params)
                 openai_body = request.openai
@@ -171,6 +183,15 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
         if self._service is None:
             raise RuntimeError("load_context has not run: load the model with mlflow.pyfunc.load_model")
         return self._service
+
+
+def _service(files: ModelFiles, settings: Settings) -> Service:
+    """The service of a model; one that is there already and alive, if it was made of the same."""
+    made = (files.checkpoint / "config.json").stat().st_mtime_ns
+    key = (files.checkpoint.resolve(), made, files.variant, settings)
+    if key not in _services or not _services[key].engine.stats().alive:
+        _services[key] = Service.start(files, settings)
+    return _services[key]
 
 
 def set_model() -> None:
@@ -260,6 +281,46 @@ def _frame(frame: pd.DataFrame) -> dict[str, Any]:
         rows = [[record["input_string"]] for record in records]
         return {"dataframe_split": {"columns": ["input_string"], "data": rows}}
     return {"dataframe_records": records}
+
+
+def _is_table(model_input: Any) -> bool:
+    """A table of batch rows. (Not on a server: there each body is one request, with its deadline and its place.)"""
+    return isinstance(model_input, pd.DataFrame) and "row" in model_input.columns and SERVER not in sys.modules
+
+
+def _cells(frame: pd.DataFrame) -> list[table.Cell]:
+    """The rows of a table: column `row` is a line of JSONL, text or bytes; `file` and `line`, if given, say where it stood.
+
+    Raises:
+        BadRequest: there is another column, or a cell of another type.
+    """
+    unknown = [str(name) for name in frame.columns if name not in ("row", "file", "line")]
+    if unknown:
+        raise BadRequest(f"Beside `row` a table may have `file` and `line`, and not `{unknown[0]}`. Put what belongs to a row "
+                         "into it, with Spark's to_json(struct(...)).", code="unknown_field")  # fmt: skip
+    nothing = [None] * len(frame)
+    columns = [frame[name] if name in frame.columns else nothing for name in ("file", "line", "row")]
+    return [
+        (
+            Place(None if _is_missing(file) else str(file), None if _is_missing(line) else int(line)),
+            None if _is_missing(row) else _bytes(row),
+        )
+        for file, line, row in zip(*columns, strict=True)
+    ]
+
+
+def _bytes(row: Any) -> bytes:
+    if isinstance(row, str):
+        return row.encode(errors="surrogatepass")  # (which is no UTF-8, and refused as that)
+    if isinstance(row, (bytes, bytearray)):
+        return bytes(row)
+    raise BadRequest("The column `row` must have text or bytes: JSON, one row each.", code="invalid_type")
+
+
+def _defaults(params: Mapping[str, Any] | None) -> Parameters:
+    given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
+    validate(given, "parameters")
+    return parameters.parse(given, "params")
 
 
 def _is_missing(cell: Any) -> bool:

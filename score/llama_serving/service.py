@@ -84,7 +84,7 @@ class Service:
         """
         context = context_of(files.variant, settings)
         tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
-        dtype = files.variant.dtype if settings.dtype == "auto" else settings.dtype
+        dtype = dtype_of(files.variant, settings)
         engine = start_engine(files.checkpoint, dtype=dtype, context=context, settings=settings)
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
@@ -277,15 +277,25 @@ class Service:
                 self.on_end(request, sequence)
 
 
+def dtype_of(variant: ModelVariant, settings: Settings) -> str:
+    """What the model is computed in."""
+    return variant.dtype if settings.dtype == "auto" else settings.dtype
+
+
+def batches(settings: Settings, dtype: str) -> bool:
+    """Whether the batching engine is the one, and not the pipeline."""
+    from llama_serving.engine.batching.start import suits
+
+    return settings.engine != "pipeline" and (settings.engine != "auto" or suits(dtype))
+
+
 def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settings) -> Engine:
     """The engine that the settings name; `auto` is batching where it can compute the model, else pipeline.
 
     Raises:
         SetupError: it can't load the checkpoint.
     """
-    from llama_serving.engine.batching.start import start, suits
-
-    if settings.engine == "pipeline" or (settings.engine == "auto" and not suits(dtype)):
+    if not batches(settings, dtype):
         from llama_serving.engine.pipeline import PipelineEngine
 
         if settings.kv_memory is not None:
@@ -293,6 +303,8 @@ def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settin
                 "LLAMA_KV_MEMORY is set, but the pipeline engine has no cache of its own. Unset it."
             )
         return PipelineEngine(checkpoint, dtype=dtype, threads=settings.threads)
+    from llama_serving.engine.batching.start import start
+
     return start(
         checkpoint,
         dtype=dtype,

@@ -41,6 +41,7 @@ class Settings:
         api_keys: keys of our own server (other carriers leave keys to their front).
         log_prompts: prompts may be written to the log.
         batch_output: what Azure's batch endpoint does with what the driver returns, its `output_action`.
+        batch_gpus: GPUs that a process of Azure's batch endpoint takes for itself; None is all of the machine.
         traces: where our own server sends OpenTelemetry traces: nowhere, to Application Insights, to a collector.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     log_prompts: bool = False
     traces: str = "off"
     batch_output: str = "append_row"
+    batch_gpus: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -177,4 +179,5 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "log_prompts": _boolean,
     "traces": _choice(*TRACES),
     "batch_output": _choice("append_row", "summary_only"),
+    "batch_gpus": _integer(1, 64),
 }

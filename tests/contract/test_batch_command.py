@@ -1,7 +1,7 @@
 """`llama-endpoints batch` for real: killed, stopped, out of disk, changed, and in any case nothing lost."""
 
+import gzip
 import json
-import random
 import resource
 import signal
 import subprocess
@@ -108,27 +108,6 @@ def test_the_same_text_as_the_scoring_command(expected: Path, tmp_path: Path) ->
             capture_output=True, text=True, check=True, timeout=PATIENCE_S, env=environment({}),
         )  # fmt: skip
         assert json.loads(scored.stdout)["choices"][0]["text"] == records(expected)[number]["output"]
-
-
-def test_killed_again_and_again_nothing_is_lost_or_twice(rows: Path, expected: Path, tmp_path: Path) -> None:
-    output, rng, kills = tmp_path / "out.jsonl", random.Random(7), 0
-    for _ in range(40):
-        if output.exists():
-            break
-        process, before = begun(rows, output), journaled(output)
-        more = rng.randrange(1, 60)
-        while process.poll() is None and journaled(output) < before + more:
-            time.sleep(0.005)
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        process.communicate(timeout=PATIENCE_S)
-        assert process.returncode in (0, -signal.SIGKILL)
-    assert kills
-    assert output.read_bytes() == expected.read_bytes()
-    assert json.loads(output.with_name("out.jsonl.manifest.json").read_text()) == json.loads(
-        expected.with_name("out.jsonl.manifest.json").read_text()
-    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -240,6 +219,7 @@ def test_a_dry_run_checks_every_row_and_makes_nothing(rows: Path, expected: Path
     assert (told["rows"], told["errors"]) == (ROWS, 15)
     assert told["prompt_tokens"] == sum(one["prompt_tokens"] for one in used)
     assert told["new_tokens_at_most"] == sum(2 + n % 13 for n in range(ROWS) if n % 10)
+    assert told["seconds_about"] > 0
     assert done.stderr.count("rows.jsonl:") == 15
     assert "rows.jsonl:21: The row has no prompt" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -300,6 +280,53 @@ def test_overwrite_takes_nothing_away_before_all_is_checked(rows: Path, tmp_path
     output.unlink()
     stray = batch(rows, output)
     assert (stray.returncode, "out.errors.jsonl is there already" in stray.stderr) == (2, True)
+
+
+def test_whatever_is_in_a_file_each_line_has_its_record(tmp_path: Path) -> None:
+    folder, output = tmp_path / "rows", tmp_path / "out.jsonl"
+    folder.mkdir()
+
+    def line(prompt: str, **more: Any) -> bytes:
+        return json.dumps(
+            {"prompt": prompt, "max_tokens": 1, "temperature": 0, **more}, ensure_ascii=False
+        ).encode()
+
+    good = line("a = 1")
+    files = {
+        "bom-crlf.jsonl": b"\xef\xbb\xbf" + b"\r\n".join([good, b"", good]),
+        "empty.jsonl": b"",
+        "ids.jsonl": b"\n".join([line("b", id=7), line("c", id=7)]),
+        "latin-1.jsonl": b"\n".join([good, '{"prompt": "é"}'.encode("latin-1"), good]),
+        "long.jsonl": b'{"prompt": "' + b"x" * 50_000_000 + b'"}\n' + good,
+        "separators.jsonl": line("a\u2028b\u2029c\x85d") + b"\n" + good,
+        "zz-bomb.jsonl.gz": gzip.compress(good + b"\n" + b" " * 300_000_000 + b"\n" + good, 1),
+        "zz-torn.jsonl.gz": gzip.compress(b"\n".join(line(f"x{n}") for n in range(300)))[:200],
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    done = batch(folder, output)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[tuple[int, str | None]]] = {}
+    for one in records(output):
+        found.setdefault(one["file"], []).append((one["line"], one["error"] and one["error"]["code"]))
+    torn = found.pop("zz-torn.jsonl.gz")
+    assert torn[-1][1] == "unreadable_file"
+    assert [code for _, code in torn[:-1]] == [None] * (len(torn) - 1)
+    assert found == {
+        "bom-crlf.jsonl": [(1, None), (3, None)],
+        "ids.jsonl": [(1, None), (2, None)],
+        "latin-1.jsonl": [(1, None), (2, "invalid_json"), (3, None)],
+        "long.jsonl": [(1, "body_too_large"), (2, None)],
+        "separators.jsonl": [(1, None), (2, None)],
+        "zz-bomb.jsonl.gz": [(1, None), (2, "body_too_large"), (3, None)],
+    }
+    assert [one["id"] for one in records(output) if one["file"] == "ids.jsonl"] == [7, 7]
+
+
+def test_a_file_that_cant_be_read_is_told(tmp_path: Path) -> None:
+    done = batch(Path("/proc/self/mem"), tmp_path / "out.jsonl")  # (a regular file, and an error to read)
+    assert (done.returncode, "/proc/self/mem can't be read: Input/output error" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_among_the_inputs_is_none_of_them(tmp_path: Path) -> None:

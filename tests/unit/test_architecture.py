@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch": DOOR,
     "online": DOOR,
     "thread_pool": set(),
-    "pyfunc": {"thread_pool", *DOOR},
+    "pyfunc": {"batch", "thread_pool", *DOOR},
     "server": {"sequences", *DOOR},
 }
 """Parts of `llama_serving`, each with those that it may import beside itself."""
@@ -43,8 +43,9 @@ ONLY_IN = {
     ),
     "transformers": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
     "accelerate": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
-    "mlflow": ("score/llama_serving/pyfunc.py",),
-    "pandas": ("score/llama_serving/pyfunc.py",),
+    "mlflow": ("score/llama_serving/pyfunc.py", "deployment/spark_job.py"),
+    "pandas": ("score/llama_serving/pyfunc.py", "deployment/spark_job.py"),
+    "pyspark": ("deployment/spark_job.py",),
     "azure": ("deployment/azure.py", "score/llama_serving/server/tracing.py"),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),
@@ -65,6 +66,7 @@ HEAVY = (
     "azureml_inference_server_http",
     "opentelemetry",
     "locust",
+    "pyspark",
 )
 IMPURE = (
     "llama_serving.engine.pipeline",

@@ -25,6 +25,7 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "api_keys": (("a", ("a",)), ("a,b", ("a", "b")), (" a , ,b ", ("a", "b"))),
     "traces": (("off", "off"), ("azure", "azure"), ("otlp", "otlp")),
     "batch_output": (("append_row", "append_row"), ("summary_only", "summary_only")),
+    "batch_gpus": (("1", 1), ("64", 64)),
     "log_prompts": (("true", True), ("1", True), ("TRUE", True), ("false", False), ("0", False)),
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
@@ -42,6 +43,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "api_keys": (",", " , "),
     "traces": ("on", "true", "OTLP", "azure,otlp"),
     "batch_output": ("rows", "append", "SUMMARY_ONLY"),
+    "batch_gpus": ("0", "65", *NO_INTEGER),
     "log_prompts": ("yes", "2", "on", "truefalse"),
 }
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from llama_serving.batch import gpus, runner, sources
 from llama_serving.batch import job as jobs
-from llama_serving.batch import runner, sources
 from llama_serving.batch.journal import Counts, Entry, InUse, JournalError
 from llama_serving.batch.order import windows
 from llama_serving.batch.outputs import Outputs
@@ -70,6 +70,8 @@ def init() -> None:
     if settings.traces != "off":
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
     files = ModelFiles.find(Path(root))
+    if settings.batch_gpus is not None:
+        _log.info("GPUs of this process: %s", ", ".join(gpus.claim(settings.batch_gpus)))
     _loaded[:] = [Loaded(Service.start(files, settings), jobs.about(files, settings))]
 
 

@@ -14,7 +14,7 @@ from llama_serving.batch import fingerprint, runner
 from llama_serving.batch.journal import Counts, Entry, Journal, JournalError
 from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.outputs import Outputs, place
-from llama_serving.batch.reader import lines
+from llama_serving.batch.reader import Line, lines
 from llama_serving.batch.sources import Digest, Source
 from llama_serving.contract import rows
 from llama_serving.contract.request import Parameters
@@ -225,7 +225,7 @@ def todos(
                 if stop():
                     return
                 if not done(number):
-                    yield _todo(number, line, defaults)
+                    yield todo(number, line, defaults)
                 number += 1
         except OSError as error:
             raise SetupError(
@@ -234,7 +234,8 @@ def todos(
             ) from error
 
 
-def _todo(number: int, line: Any, defaults: Parameters) -> Todo:
+def todo(number: int, line: Line, defaults: Parameters) -> Todo:
+    """What is to be done about a line."""
     if line.row is None:
         return Todo(number, line, None, line.error)
     try:

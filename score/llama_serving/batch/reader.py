@@ -35,18 +35,37 @@ def lines(path: Path, name: str, *, max_bytes: int) -> Iterator[Line]:
         name: what to call the file in the records.
         max_bytes: of one physical line, and of one cell of CSV.
     """
+    if not is_csv(path):
+        yield from (line(place, raw) for place, raw in raw_lines(path, name, max_bytes=max_bytes))
+        return
+    with _open(path) as file:
+        yield from _csv(_PhysicalLines(file, max_bytes), name, max_bytes)
+
+
+def raw_lines(path: Path, name: str, *, max_bytes: int) -> Iterator[tuple[Place, bytes | ServingError]]:
+    """The non-blank lines of a file of JSONL, in order, each as it is; or why it can't be read."""
     with _open(path) as file:
         physical = _PhysicalLines(file, max_bytes)
-        yield from _csv(physical, name, max_bytes) if _is_csv(path) else _jsonl(physical, name)
+        while True:
+            raw: bytes | ServingError | None
+            try:
+                raw = next(physical, None)
+            except ServingError as error:
+                raw = error
+            if raw is None:
+                return
+            if isinstance(raw, ServingError) or raw.strip():
+                yield Place(name, physical.number), raw
+
+
+def is_csv(path: Path) -> bool:
+    """By its name."""
+    return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
 def _open(path: Path) -> BinaryIO:
     packed = path.suffix.lower() == ".gz"
     return cast("BinaryIO", gzip.open(path, "rb") if packed else path.open("rb"))
-
-
-def _is_csv(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
 class _PhysicalLines:
@@ -90,18 +109,14 @@ class _PhysicalLines:
             raw = self._file.readline(_SKIPPED_AT_ONCE)
 
 
-def _jsonl(physical: _PhysicalLines, name: str) -> Iterator[Line]:
-    while True:
-        try:
-            raw = next(physical, None)
-            if raw is None:
-                return
-            if not raw.strip():
-                continue
-            line = Line(Place(name, physical.number), read(raw))
-        except ServingError as error:
-            line = Line(Place(name, physical.number), None, error)
-        yield line
+def line(place: Place, raw: bytes | ServingError) -> Line:
+    """A line of JSONL, taken apart."""
+    if isinstance(raw, ServingError):
+        return Line(place, None, raw)
+    try:
+        return Line(place, read(raw))
+    except ServingError as error:
+        return Line(place, None, error)
 
 
 class _CsvText:

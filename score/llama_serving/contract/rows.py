@@ -56,10 +56,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands: `line` is the physical line, from 1."""
+    """Where a row stands: `line` is the physical line, from 1. A row of a table may stand nowhere."""
 
-    file: str
-    line: int
+    file: str | None
+    line: int | None
 
 
 def read(raw: bytes) -> Row:

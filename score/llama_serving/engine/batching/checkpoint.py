@@ -54,6 +54,12 @@ class LlamaConfig:
             raise SetupError(f"{path} can't be used: {error!r}.") from error
 
     @property
+    def weights_per_token(self) -> int:
+        """Weights that every token is multiplied with: all but the embedding."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.ffn) + self.hidden * self.vocab
+
+    @property
     def kv_values_per_token(self) -> int:
         """Keys and values of one token, over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim

@@ -1,0 +1,91 @@
+"""Some GPUs for a process of a batch job: processes on one machine take theirs without talking to each other."""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import MutableMapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from llama_serving.errors import SetupError
+
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+DRIVER: Final = Path("/proc/driver/nvidia/gpus")
+"""Of NVIDIA's driver: a folder for each GPU."""
+PATIENCE_S: Final = 30.0
+"""A process that was killed may need a while to let go of its own."""
+
+_held: list[int] = []
+"""Descriptors of locks; the system closes them with the process, however it ends."""
+
+
+def claim(
+    number: int,
+    environment: MutableMapping[str, str] = os.environ,
+    *,
+    driver: Path = DRIVER,
+    locks: Path | None = None,
+    patience_s: float = PATIENCE_S,
+) -> tuple[str, ...]:
+    """Take so many GPUs that no other process of ours has, for as long as this one runs; before anything uses CUDA.
+
+    Args:
+        number: how many.
+        environment: `CUDA_VISIBLE_DEVICES` says which there are, if it is set, and afterwards which were taken.
+        driver: where the driver lists its GPUs.
+        locks: folder of the locks, the same for all processes; None is the system's for temporary files.
+        patience_s: seconds to wait for others to end.
+
+    Returns:
+        Their names, as in `CUDA_VISIBLE_DEVICES`.
+
+    Raises:
+        SetupError: there are not so many, or others have them.
+    """
+    names = _names(environment, driver)
+    if len(names) < number:
+        raise SetupError(
+            f"LLAMA_BATCH_GPUS is {number}, and there are {len(names)} GPUs. Lower it, or unset it."
+        )
+    deadline = time.monotonic() + patience_s
+    while (taken := _take(names, number, locks or Path(tempfile.gettempdir()))) is None:
+        if time.monotonic() > deadline:
+            raise SetupError(
+                f"LLAMA_BATCH_GPUS is {number}, and other processes have the GPUs {', '.join(names)}. Lower it, or "
+                "max_concurrency_per_instance."
+            )
+        time.sleep(0.2)
+    environment[VISIBLE] = ",".join(taken)
+    return taken
+
+
+def _names(environment: MutableMapping[str, str], driver: Path) -> tuple[str, ...]:
+    given = environment.get(VISIBLE)
+    if given is not None:
+        return tuple(name.strip() for name in given.split(",") if name.strip())
+    with suppress(OSError):
+        return tuple(str(number) for number, _ in enumerate(driver.iterdir()))
+    return ()
+
+
+def _take(names: tuple[str, ...], number: int, locks: Path) -> tuple[str, ...] | None:
+    """The first that are free; all or none."""
+    taken: dict[str, int] = {}
+    for name in names:
+        descriptor = os.open(
+            locks / f"llama-gpu-{name.replace('/', '-')}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        taken[name] = descriptor
+        if len(taken) == number:
+            _held.extend(taken.values())
+            return tuple(taken)
+    for descriptor in taken.values():
+        os.close(descriptor)
+    return None
