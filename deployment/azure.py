@@ -63,7 +63,7 @@ class BatchDeployment:
         return cls(
             name=given.name,
             script=script,
-            environment={**(given.environment_variables or {}), **(settings.environment_variables or {})},
+            environment=_variables(path, given),
             mini_batch_size=_number(path, settings, "mini_batch_size", 10, least=1),
             processes=_number(path, settings, "max_concurrency_per_instance", 1, least=1),
             instances=_number(path, given.resources, "instance_count", 1, least=1),
@@ -121,6 +121,17 @@ def _flat(place: str, said: Any) -> Iterator[str]:
 
 def _refuse(path: Path, why: str) -> NoReturn:
     raise SetupError(f"{path} can't be used as a batch deployment of type model: {why}.")
+
+
+def _variables(path: Path, given: Any) -> dict[str, str]:
+    if given.environment_variables:
+        _refuse(path, "its environment_variables stand beside settings, from where Azure's client does not send them. Move "
+                      "them into settings")  # fmt: skip
+    found = given.settings.environment_variables or {}
+    empty = [name for name, value in found.items() if value is None]
+    if empty:
+        _refuse(path, f"its variable {empty[0]} has no value")
+    return {str(name): str(value) for name, value in found.items()}  # (what YAML takes for a number, too)
 
 
 def _number(path: Path, given: Any, name: str, default: int, *, least: int) -> int:

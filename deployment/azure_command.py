@@ -12,6 +12,7 @@ from deployment import azure_job
 from deployment.azure import BatchDeployment
 from deployment.azure_job import Job, Tally
 from llama_serving.errors import SetupError
+from llama_serving.model_files import ModelFiles
 
 FAILED = 1
 
@@ -29,13 +30,14 @@ def job_of(
         flags: settings by their names without `LLAMA_`; they win over the deployment's.
 
     Raises:
-        SetupError: the deployment can't be used, or there are several inputs.
+        SetupError: the deployment or the model can't be used, or there are several inputs.
     """
     if len(inputs) != 1:
         raise SetupError(
             "A job of Azure's has one input, a file or a folder. Give --input once with --as-azure."
         )
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
+    ModelFiles.find(Path(model))
     return Job(BatchDeployment.read(deployment), Path(model), Path(inputs[0]), output, given)
 
 

@@ -23,7 +23,7 @@ from llama_serving.errors import SetupError
 
 OUTPUT: Final = "score"
 LOGS: Final = "logs"
-STOPS: Final = (signal.SIGINT, signal.SIGTERM)
+STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class MiniBatch:
 
 
 async def run(job: Job, told: Callable[[Tally], None], say: Callable[[str], None]) -> Tally:
-    """Run a job to its end. SIGINT and SIGTERM end it, and all its processes.
+    """Run a job to its end. SIGINT, SIGTERM and SIGHUP end it, and all its processes.
 
     Args:
         job: what is to be done.

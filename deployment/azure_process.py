@@ -82,7 +82,7 @@ class Process:
     async def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101
         line = await self._process.stdout.readline()
-        if not line:
+        if not line.endswith(b"\n"):
             raise Failed(f"its process ended with exit code {await self._process.wait()}", alive=False)
         told: dict[str, Any] = json.loads(line)
         if "error" in told:

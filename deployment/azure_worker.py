@@ -5,10 +5,12 @@ It imports the scoring script by its path and calls init(). Then each line of st
 items, which are lines of PATH then, or {"error": "..."}. What the script prints goes where its log goes.
 """
 
+import ctypes
 import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,9 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+LONGEST = 1000
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): a signal for when the parent ends, however it does."""
+
 
 def main(script: Path, level: str) -> None:
     """Answer until standard input ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = _kept_for_answers()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=level.upper())
     logging.disable(logging.getLevelName(level.upper()) - 1)  # (whatever level a script gives its own loggers)
@@ -42,7 +49,7 @@ def _answer(answers: TextIO, do: Callable[[], dict[str, Any]]) -> bool:
         told = do()
     except Exception as error:
         traceback.print_exc()
-        told = {"error": f"{type(error).__name__}: {error}"}
+        told = {"error": f"{type(error).__name__}: {error}"[:LONGEST]}  # (the log has all of it)
     print(json.dumps(told), file=answers, flush=True)
     return "error" not in told
 

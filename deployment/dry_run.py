@@ -10,8 +10,9 @@ from llama_serving.errors import ServingError
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.service import DEFAULT_MAX_NEW_TOKENS, batches, context_of, dtype_of
+from llama_serving.service import batches, context_of, dtype_of
 from llama_serving.settings import Settings
+from llama_serving.work import Preparer
 
 
 @dataclass(slots=True)
@@ -53,11 +54,12 @@ def checked(
     """
     tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
     builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
+    preparer = Preparer(files.variant, builder, settings)
     found = Found()
     for todo in todos(job.sources, job.defaults, settings.max_body):
         found.rows += 1
         try:
-            prompt, new = _tokens(builder, todo)
+            prompt, new = _tokens(preparer, todo)
             found.prompt_tokens += prompt
             found.new_tokens += new
         except ServingError as error:
@@ -67,14 +69,12 @@ def checked(
     return found
 
 
-def _tokens(builder: PromptBuilder, todo: Todo) -> tuple[int, int]:
+def _tokens(preparer: Preparer, todo: Todo) -> tuple[int, int]:
     """Of the prompt, and of all its answers at most."""
     if todo.asked is None:
         raise todo.error or ServingError("The line could not be read.")
-    asked = todo.asked.parameters
-    prompt = len(builder.build_one(todo.asked, 0).token_ids)
-    new = min(asked.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, builder.context - prompt)
-    return prompt, new * (asked.num_return_sequences or 1)
+    (work,) = preparer.prepare(todo.asked)
+    return len(work.prompt.token_ids), sum(params.max_new_tokens for params in work.params)
 
 
 def seconds(files: ModelFiles, settings: Settings, found: Found) -> float:
@@ -83,10 +83,11 @@ def seconds(files: ModelFiles, settings: Settings, found: Found) -> float:
     from llama_serving.engine.batching.speed import Speed
 
     dtype = dtype_of(files.variant, settings)
-    return Speed.measured(dtype, settings.threads).seconds(
+    batched = batches(settings, dtype)  # (on the CPU, as long as there is no other backend)
+    return Speed.measured(dtype, settings.threads, on_gpu=not batched).seconds(
         LlamaConfig.read(files.checkpoint),
         rows=found.rows - found.errors,
         prompt_tokens=found.prompt_tokens,
         new_tokens=found.new_tokens,
-        slots=settings.max_num_seqs if batches(settings, dtype) else 1,
+        slots=settings.max_num_seqs if batched else 1,
     )

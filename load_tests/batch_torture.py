@@ -27,8 +27,10 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 SEED: Final = 20
 BAD: Final = 100
 """One row in so many."""
-SMALL: Final = 1000
-"""Rows of the job whose memory the large one's is compared with."""
+SMALL: Final = (1000, 10_000)
+"""Rows of the jobs whose memory the large one's is compared with."""
+CACHE: Final = "64MiB"
+"""For keys and values, soon filled: what grows behind that is the job's."""
 LOOK_S: Final = 0.02
 
 
@@ -152,8 +154,10 @@ def check(output: Path, expected: Path, number: int, bad: set[int]) -> None:
 def _started(rows: Path, output: Path) -> subprocess.Popen[bytes]:
     command = [console_script("llama-endpoints"), "batch", "--model", "nano", "--input", str(rows), "--output", str(output),
                "--dtype", "float32", "--engine", "batching"]  # fmt: skip
-    # (Only what is inherited: the outcome must not depend on this shell's settings.)
-    return subprocess.Popen(command, env=environment({}), stderr=subprocess.PIPE)  # noqa: S603
+    # (The outcome must not depend on this shell's settings.)
+    mine = {name: value for name, value in environment({}).items() if not name.startswith("LLAMA_")}
+    mine["LLAMA_KV_MEMORY"] = CACHE
+    return subprocess.Popen(command, env=mine, stderr=subprocess.PIPE)  # noqa: S603
 
 
 def _killed_once(rows: Path, output: Path, seconds: float | None, done: int) -> Run:
@@ -219,29 +223,28 @@ def _until_it_ends(process: subprocess.Popen[bytes], kill: Callable[[], bool]) -
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "build" / "torture", show_default=False,
               help="Folder, made anew; default: build/torture.")  # fmt: skip
 def main(*, number: int, kills: int, output: Path) -> None:
-    """Score many rows with nano three times: few, all, and all with kills; compare, and print figures as JSON.
+    """Score rows with nano: a few, all, and all with kills; compare, and print figures as JSON.
 
     Exit code 1 if a row was lost or done twice, if errors are others than the bad rows, or if any byte differs.
     """
+    rows, killing = output / "rows.jsonl", output / "killed" / "out.jsonl"
+    if output.exists() and any(output.iterdir()) and not rows.is_file():
+        raise click.UsageError(f"{output} has other files. Give an --output of its own, which is made anew.")
     shutil.rmtree(output, ignore_errors=True)
-    (output / "killed").mkdir(parents=True)
-    rows, few = output / "rows.jsonl", output / "few.jsonl"
+    killing.parent.mkdir(parents=True)
     bad = write(rows, number)
-    write(few, min(SMALL, number))
+    runs: dict[str, Run] = {}
     try:
-        with tqdm(total=2 + kills, desc="runs", file=sys.stderr) as bar:
-            runs = {"few": undisturbed(few, output / "few.out.jsonl")}
-            bar.update()
+        with tqdm(total=1 + len(SMALL) + kills, desc="runs", file=sys.stderr) as bar:
+            for few in SMALL:
+                write(output / "few.jsonl", few)
+                runs[f"{few} rows"] = undisturbed(output / "few.jsonl", output / f"few-{few}.jsonl")
+                bar.update()
             runs["undisturbed"] = undisturbed(rows, output / "expected.jsonl")
             bar.update()
-            runs["killed"] = killed(
-                rows,
-                output / "killed" / "out.jsonl",
-                kills,
-                start_s=runs["few"].seconds,
-                told=lambda _: bar.update(),
-            )
-        check(output / "killed" / "out.jsonl", output / "expected.jsonl", number, bad)
+            start_s = runs[f"{SMALL[0]} rows"].seconds / 2
+            runs["killed"] = killed(rows, killing, kills, start_s=start_s, told=lambda _: bar.update())
+        check(killing, output / "expected.jsonl", number, bad)
     except TortureError as error:
         click.echo(f"Not as promised: {error}", err=True)
         raise SystemExit(1) from None

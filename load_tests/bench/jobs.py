@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deployment.servers import console_script
+from llama_serving.batch.outputs import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,7 +57,9 @@ def by_the_command(packaged: Path, work: Path, output: Path) -> float:
         RuntimeError: an answer has another length than was asked for.
     """
     command = [console_script("llama-endpoints"), "batch", "--model", str(packaged), "--input", str(work),
-               "--output", str(output), "--overwrite"]  # fmt: skip
+               "--output", str(output)]  # fmt: skip
+    for path in Outputs(output).all:  # (a journal of a run that was interrupted would be gone on with)
+        path.unlink(missing_ok=True)
     seconds = _timed(command)
     asked = [row["max_tokens"] for row in map(json.loads, work.read_text(encoding="utf-8").splitlines())]
     records = map(json.loads, output.read_text(encoding="utf-8").splitlines())
@@ -72,7 +75,8 @@ def by_a_loop(python: Path, checkpoint: Path, work: Path) -> float:
 
 def _timed(command: Sequence[str]) -> float:
     started = time.perf_counter()
-    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    quiet = {**mine, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=quiet)  # noqa: S603
     if done.returncode:
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -28,8 +28,7 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import ParamSchema, ParamSpec
 
 from llama_serving import thread_pool
-from llama_serving.batch import table
-from llama_serving.catalog import ModelVariant
+from llama_serving.batch import fingerprint, table
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract import openai, parameters, protocol
 from llama_serving.contract.body import check_value, too_deep
@@ -81,7 +80,7 @@ PARAMS: Final[Mapping[str, str]] = {
 """What may stand in top-level `params`; MLflow drops every other name before the model sees it."""
 
 
-_services: dict[tuple[Path, int, ModelVariant, Settings], Service] = {}
+_services: dict[tuple[str, Settings], Service] = {}
 """What this process has loaded. Spark asks for the model anew in each task where it did not send it to the executors itself
 (MLflow's own cache is of those alone), a notebook whenever its cell runs: weights and engine would be there as many times."""
 
@@ -187,8 +186,7 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
 
 def _service(files: ModelFiles, settings: Settings) -> Service:
     """The service of a model; one that is there already and alive, if it was made of the same."""
-    made = (files.checkpoint / "config.json").stat().st_mtime_ns
-    key = (files.checkpoint.resolve(), made, files.variant, settings)
+    key = (fingerprint.of(files)["digest"], settings)
     if key not in _services or not _services[key].engine.stats().alive:
         _services[key] = Service.start(files, settings)
     return _services[key]

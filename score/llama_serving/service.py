@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -17,10 +16,8 @@ from llama_serving.contract.request import (
     Generation,
     Generations,
     Request,
-    SamplingParams,
 )
 from llama_serving.engine.base import Engine
-from llama_serving.engine.randomness import fresh_seed
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -31,24 +28,16 @@ from llama_serving.errors import (
     frames,
 )
 from llama_serving.model_files import ModelFiles
-from llama_serving.prompts.builder import Prompt, PromptBuilder, located
+from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.sequences import RunningSequence, StopAt
 from llama_serving.settings import Settings
+from llama_serving.work import Preparer, Work
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_MAX_NEW_TOKENS: Final = 256
 RETRY_AFTER_S: Final = range(5, 16)
 """Each who is sent away is told another one of these: a crowd that came together does not come again together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One input of a request, ready for the engine; `params` has one entry a returned sequence."""
-
-    prompt: Prompt
-    params: tuple[SamplingParams, ...]
 
 
 class Service:
@@ -73,6 +62,7 @@ class Service:
         )
         self.on_end: Callable[[Request, RunningSequence], None] = _nobody
         """Told of every sequence that is over, in the context of whoever asked for it."""
+        self._preparer = Preparer(variant, self.builder, settings)
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
 
     @classmethod
@@ -114,16 +104,8 @@ class Service:
             self._gate.release()
 
     def prepare(self, request: Request) -> tuple[Work, ...]:
-        """Everything that can be refused, for all inputs, before any of them runs.
-
-        Raises:
-            BadRequest: with the index of the input at fault.
-        """
-        limit = self.settings.max_prompts
-        if len(request.inputs) > limit:
-            raise BadRequest(f"The request has {len(request.inputs)} prompts; at most {limit} are taken. "
-                             "Send several requests.", code="too_many_prompts")  # fmt: skip
-        return tuple(self._prepare_one(request, index) for index in range(len(request.inputs)))
+        """See `Preparer.prepare`."""
+        return self._preparer.prepare(request)
 
     def generate(self, request: Request, *, deadline: float | None = None) -> Generations:
         """All sequences of a request.
@@ -199,62 +181,6 @@ class Service:
     def close(self) -> None:
         """Ends the engine; what runs is cancelled."""
         self.engine.close()
-
-    def _prepare_one(self, request: Request, index: int) -> Work:
-        prompt = self.builder.build_one(request, index)
-        if self.settings.log_prompts:
-            _log.info("prompt: %r", prompt.text)
-        try:
-            return Work(prompt, self._resolve(request, prompt))
-        except BadRequest as error:
-            raise located(error, request, index) from None
-
-    def _resolve(self, request: Request, prompt: Prompt) -> tuple[SamplingParams, ...]:
-        """What was asked for, with the model's defaults in the gaps, for each returned sequence."""
-        asked, variant = request.parameters, self.variant
-        temperature = variant.temperature if asked.temperature is None else asked.temperature
-        greedy = asked.do_sample is False or temperature == 0
-        count = asked.num_return_sequences or 1
-        if greedy and count > 1:
-            raise self._bad(request, "num_return_sequences", "greedy sequences would all be the same text: "
-                            "let it sample (do_sample true, temperature above 0), or ask for one")  # fmt: skip
-        max_new = self._max_new_tokens(request, prompt)
-        params = SamplingParams(
-            max_new_tokens=max_new,
-            min_new_tokens=self._min_new_tokens(request, max_new),
-            temperature=0.0 if greedy else temperature,
-            top_p=variant.top_p if asked.top_p is None else asked.top_p,
-            top_k=asked.top_k or 0,
-            min_p=asked.min_p or 0.0,
-            repetition_penalty=_or(asked.repetition_penalty, 1.0),
-            presence_penalty=asked.presence_penalty or 0.0,
-            frequency_penalty=asked.frequency_penalty or 0.0,
-            stop_ids=frozenset() if asked.ignore_eos else prompt.stop_ids,
-            seed=fresh_seed() if asked.seed is None else asked.seed,
-            logprobs=asked.logprobs,
-        )
-        return tuple(replace(params, index=index) for index in range(count))
-
-    def _max_new_tokens(self, request: Request, prompt: Prompt) -> int:
-        asked = request.parameters.max_new_tokens
-        room = self.builder.context - len(prompt.token_ids)
-        if asked is None:
-            return min(DEFAULT_MAX_NEW_TOKENS, room)
-        if asked > room and not request.ceiling:
-            raise self.builder.too_long(len(prompt.token_ids), asked)
-        return min(asked, room)
-
-    def _min_new_tokens(self, request: Request, max_new: int) -> int:
-        asked = request.parameters.min_new_tokens or 0
-        limit = max_new if not request.ceiling else (request.parameters.max_new_tokens or max_new)
-        if asked > limit:
-            raise self._bad(request, "min_new_tokens", f"it is {asked} and max_new_tokens is {limit}: "
-                            "raise the one or lower the other")  # fmt: skip
-        return min(asked, max_new)
-
-    def _bad(self, request: Request, name: str, why: str) -> BadRequest:
-        path = f"{request.parameters_path}.{name}" if request.parameters_path else name
-        return BadRequest(f"`{path}` can't be met: {why}.", code="invalid_value", param=path)
 
     @contextmanager
     def _running(
@@ -348,10 +274,6 @@ def _refuse_nothing(generations: Sequence[Sequence[Generation]]) -> None:
     sequences = [sequence for one in generations for sequence in one]
     if all(s.finish_reason == "deadline" and s.usage.completion_tokens == 0 for s in sequences):
         raise DeadlineExceeded("The deadline passed before the first token. Ask for less, or allow more time.")
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def log_to_stderr() -> None:

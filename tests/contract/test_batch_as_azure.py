@@ -20,6 +20,7 @@ SCRIPT = '''
 import json, logging, os, pathlib, time
 
 started = []
+ANSWERS = max(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd))
 
 def init():
     print("said by init")
@@ -43,6 +44,11 @@ def run(mini_batch):
         tried = times(name)
         if name.startswith("raises") and tried < 2:
             raise ValueError("not yet")
+        if name.startswith("talks"):
+            raise ValueError("x" * 1_000_000)
+        if name.startswith("half"):
+            os.write(ANSWERS, b'{"resul')
+            os._exit(3)
         if name.startswith("exits") and tried < 1:
             os._exit(9)
         if name.startswith("sleeps"):
@@ -157,6 +163,13 @@ class TestFailures:
         assert said[-1].startswith("1 of 1 files have failed (sleeps)")
         assert len({one["pid"] for one in items(job)}) == 2
 
+    def test_answers_that_are_none_are_failed_tries(self, job: Job) -> None:
+        tally, said = ran(given(job, "a", "half", "talks", "z", error_threshold=2, max_retries=0))
+        assert (tally.done, tally.failed, tally.aborted) == (4, 2, None)
+        assert said[0] == "mini-batch 1 (half), try 1 of 1: its process ended with exit code 3."
+        assert said[2].startswith("mini-batch 2 (talks), try 1 of 1: ValueError: xxx")
+        assert len(said[2]) < 1100
+
     @pytest.mark.parametrize(("threshold", "ends"), [(-1, False), (1, True), (2, False)])
     def test_so_many_may_fail(self, job: Job, threshold: int, *, ends: bool) -> None:
         names = ("nothing1", "nothing2", "z")
@@ -226,11 +239,24 @@ class TestFile:
             ({"output_file_name": "a/b"}, "output_file_name must be a file's name"),
             ({"mini_batch_size": "many"}, "says: settings.mini_batch_size: Not a valid integer"),
             ({"mini_batch_size": None}, "mini_batch_size"),
+            ({"environment_variables": {"X": None}}, "X has no value"),
         ],
     )
     def test_what_it_refuses(self, job: Job, tmp_path: Path, settings: dict[str, Any], says: str) -> None:
         with pytest.raises(SetupError, match=says):
             BatchDeployment.read(written(tmp_path, job.deployment.script, **{"mini_batch_size": 1, **settings}))
+
+    def test_variables_are_text_and_stand_where_azure_reads_them(self, job: Job, tmp_path: Path) -> None:
+        given = {"LLAMA_THREADS": 8, "LLAMA_LOG_PROMPTS": True, "X": "a"}
+        file = written(tmp_path, job.deployment.script, mini_batch_size=1, environment_variables=given)
+        assert BatchDeployment.read(file).environment == {
+            "LLAMA_THREADS": "8",
+            "LLAMA_LOG_PROMPTS": "True",
+            "X": "a",
+        }
+        file.write_text(file.read_text() + "environment_variables:\n  LLAMA_DTYPE: bfloat16\n")
+        with pytest.raises(SetupError, match="Move them into settings"):
+            BatchDeployment.read(file)
 
     def test_a_script_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(SetupError, match=r"gone\.py is not there"):
@@ -240,7 +266,7 @@ class TestFile:
 
 
 class TestCommand:
-    def test_it_says_what_became_of_it(self, job: Job, tmp_path: Path) -> None:
+    def test_it_says_what_became_of_it(self, job: Job, nano_model: Path, tmp_path: Path) -> None:
         given(job, "a", "nothing")
         file = written(
             tmp_path,
@@ -249,17 +275,17 @@ class TestCommand:
             retry_settings={"max_retries": 1},
             error_threshold=0,
         )
-        code, told = done(command(job.model, job.given, job.output, "--as-azure", str(file)))
+        code, told = done(command(nano_model, job.given, job.output, "--as-azure", str(file)))
         assert code == 1
         for says in ("One of its 2 instances", "try 2 of 2", "2 files: 1 succeeded, 1 failed, 0 not done",
                      "score/predictions.csv", "The job has failed: 1 files failed, and error_threshold allows 0."):  # fmt: skip
             assert says in told
         assert "Traceback" not in told
 
-    def test_a_signal_ends_all_its_processes(self, job: Job, tmp_path: Path) -> None:
+    def test_a_signal_ends_all_its_processes(self, job: Job, nano_model: Path, tmp_path: Path) -> None:
         given(job, "sleeps")
         file = written(tmp_path, job.deployment.script, mini_batch_size=1, retry_settings={"timeout": 3600})
-        process = command(job.model, job.given, job.output, "--as-azure", str(file))
+        process = command(nano_model, job.given, job.output, "--as-azure", str(file))
         deadline = time.monotonic() + PATIENCE_S
         while not (tmp_path / "scratch" / "sleeps").exists():
             assert time.monotonic() < deadline
@@ -279,12 +305,13 @@ class TestCommand:
         [
             (["--max-errors", "3", "--dry-run"], "no --max-errors and no --dry-run"),
             (["--input", "yaml"], "one input"),
+            (["--model", "nano"], "nano is not a folder"),
         ],
     )
-    def test_what_no_job_has(self, job: Job, more: list[str], says: str) -> None:
+    def test_what_no_job_has(self, job: Job, nano_model: Path, more: list[str], says: str) -> None:
         given(job, "a")
         file = str(BATCH_DEPLOYMENT)
-        code, told = done(command(job.model, job.given, job.output, "--as-azure", file, *more))
+        code, told = done(command(nano_model, job.given, job.output, "--as-azure", file, *more))
         assert code == 2
         assert says in told
 

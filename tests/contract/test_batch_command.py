@@ -226,6 +226,17 @@ def test_a_dry_run_checks_every_row_and_makes_nothing(rows: Path, expected: Path
     assert batch(rows, tmp_path / "out.jsonl", "--dry-run", "--max-errors", "14").returncode == 1
 
 
+def test_a_dry_run_refuses_what_the_run_refuses(tmp_path: Path) -> None:
+    asked = [{"max_new_tokens": 100_000}, {"do_sample": False, "num_return_sequences": 4}, {"max_new_tokens": 5},
+             {"max_new_tokens": 2, "min_new_tokens": 5}, {"num_return_sequences": 3, "max_new_tokens": 7, "seed": 1}]  # fmt: skip
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": "a", "parameters": one}) + "\n" for one in asked))
+    told = json.loads(batch(rows, output, "--dry-run").stdout)
+    assert (told["rows"], told["errors"], told["new_tokens_at_most"]) == (5, 3, 5 + 3 * 7)
+    assert batch(rows, output).returncode == 0
+    assert [one["error"] is None for one in records(output)] == [False, False, True, False, True]
+
+
 def test_parameters_for_all_rows_and_a_rows_own_win(tmp_path: Path) -> None:
     rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     own = {"prefix": "def f(", "suffix": "\n", "parameters": {"max_new_tokens": 2}}

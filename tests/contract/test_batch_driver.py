@@ -26,6 +26,16 @@ def kill():
         time.sleep(0.005)
 
 init = driver.init
+inner = driver.runner.run
+
+async def noted(service, windows, take):
+    def took(entry):
+        with open(output.parent / f"took-{os.getpid()}", "a") as file:
+            file.write(f"{entry.row}\\n")
+        take(entry)
+    await inner(service, windows, took)
+
+driver.runner.run = noted
 
 def run(mini_batch):
     if not mark.exists():
@@ -109,3 +119,10 @@ def test_a_process_that_is_killed_is_gone_on_from(
     lines = (tmp_path / "out" / "score" / "predictions.csv").read_text().splitlines()
     assert sorted(filter(None, lines)) == expected
     assert not list((tmp_path / "out" / "score").glob(".*"))
+    kept = [int(line.split()[1]) for line in (tmp_path / "out" / "killed").read_bytes().splitlines()[1:]]
+    first, second = sorted((tmp_path / "out").glob("took-*"), key=lambda path: path.stat().st_mtime)
+    assert len(kept) >= 8
+    assert not set(kept) & set(map(int, second.read_text().split())), "what was kept was not done again"
+    assert {*map(int, first.read_text().split()), *map(int, second.read_text().split())} == set(
+        range(len(expected))
+    )

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyspark
 import pytest
 
 from deployment.servers import console_script, environment
+
+pyspark = pytest.importorskip("pyspark", reason="make test installs the extra spark")
 
 PATIENCE_S = 280
 
@@ -63,7 +64,7 @@ def test_the_same_records_as_the_command_in_the_same_order(
     for part in Path(pyspark.__file__).parent.iterdir():  # Spark's workers write beside what is in its home
         (home / part.name).symlink_to(part)
     done = subprocess.run(
-        [sys.executable, "-m", "deployment.spark_job", "--model", str(nano_model), "--input", str(rows),
+        [sys.executable, "deployment/spark/job.py", "--model", str(nano_model), "--input", str(rows),
          "--output", str(output), "--parameters", '{"top_p": 0.5}', "--master", "local-cluster[2,1,1024]"],
         capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=Path(__file__).parents[2],
         env=environment({"LLAMA_MAX_BODY": "4096", "LLAMA_THREADS": "1", "SPARK_HOME": str(home),

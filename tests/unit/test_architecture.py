@@ -15,7 +15,7 @@ ENTRIES = ("score.py", "batch_driver.py", "mlflow_model.py")
 
 FOUNDATION = {"catalog", "errors"}
 CORE = {"engine", "prompts", "contract", *FOUNDATION}
-DOOR = {"service", "model_files", "settings", *CORE}
+DOOR = {"service", "model_files", "settings", "work", *CORE}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompts": {"contract", *FOUNDATION},
     "engine": {"contract", *FOUNDATION},
     "sequences": CORE,
-    "service": {"model_files", "sequences", "settings", *CORE},
+    "work": {"settings", *CORE},
+    "service": {"model_files", "sequences", "settings", "work", *CORE},
     "batch": DOOR,
     "online": DOOR,
     "thread_pool": set(),
@@ -43,9 +44,9 @@ ONLY_IN = {
     ),
     "transformers": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
     "accelerate": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
-    "mlflow": ("score/llama_serving/pyfunc.py", "deployment/spark_job.py"),
-    "pandas": ("score/llama_serving/pyfunc.py", "deployment/spark_job.py"),
-    "pyspark": ("deployment/spark_job.py",),
+    "mlflow": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
+    "pandas": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
+    "pyspark": ("deployment/spark/job.py",),
     "azure": ("deployment/azure.py", "score/llama_serving/server/tracing.py"),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),

@@ -47,6 +47,7 @@ class Echo:
 
     variant = SimpleNamespace(name="echo")
     settings = SimpleNamespace(max_body=1 << 20, deadline_s=None, max_num_seqs=4)
+    engine = SimpleNamespace(stats=lambda: SimpleNamespace(alive=True))
 
     def __init__(self) -> None:
         self.asked: list[Request] = []

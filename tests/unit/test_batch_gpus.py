@@ -74,6 +74,10 @@ def test_only_what_the_environment_names(machine: Path, tmp_path: Path) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": "2, MIG-1/0"}
     assert gpus.claim(2, environment, driver=machine, locks=tmp_path) == ("2", "MIG-1/0")
     assert environment == {"CUDA_VISIBLE_DEVICES": "2,MIG-1/0"}
+    assert gpus.claim(2, environment, driver=machine, locks=tmp_path) == ("2", "MIG-1/0"), (
+        "what it has it keeps"
+    )
+    gpus._held.clear()
     with pytest.raises(SetupError, match="other processes have"):
         gpus.claim(1, {"CUDA_VISIBLE_DEVICES": "2"}, driver=machine, locks=tmp_path, patience_s=0)
 
@@ -91,9 +95,16 @@ def test_more_than_there_are(machine: Path, tmp_path: Path, visible: str) -> Non
 def test_what_does_not_suffice_is_given_back(machine: Path, tmp_path: Path) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": "0"}
     gpus.claim(1, environment, driver=machine, locks=tmp_path)
+    gpus._held.clear()
     with pytest.raises(SetupError, match="other processes"):
         gpus.claim(4, {}, driver=machine, locks=tmp_path, patience_s=0)
     assert gpus.claim(3, {}, driver=machine, locks=tmp_path, patience_s=0) == ("1", "2", "3")
+
+
+def test_a_lock_that_cant_be_opened_is_a_sentence(machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "llama-gpu-0.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SetupError, match=r"llama-gpu-0\.lock can't be opened"):
+        gpus.claim(1, {"CUDA_VISIBLE_DEVICES": "0"}, driver=machine, locks=tmp_path)
 
 
 def test_the_driver_takes_them_before_anything_else(nano_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,12 @@ from tests.unit.test_batch_reader import row
 SETTINGS = replace(Settings.from_environment({}), max_num_seqs=4)
 
 
+def loaded_with(service: Any, **about: str) -> driver.Loaded:
+    """What `init` would have left, with this service."""
+    nothing: Any = None
+    return driver.Loaded(nothing, service, about)
+
+
 async def revived(self: Echo, asked: Any, *, deadline: float | None) -> Any:
     """An engine for which nothing is deadly."""
     self.asked.append(asked)
@@ -37,7 +44,7 @@ class TestDriver:
     @pytest.fixture
     def loaded(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
         """What `init` leaves behind."""
-        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(service, {})])
+        monkeypatch.setattr(driver, "_loaded", [loaded_with(service)])
         return service
 
     def test_several_files_in_one_mini_batch_are_all_scored(self, tmp_path: Path, loaded: Service) -> None:
@@ -83,7 +90,7 @@ class TestDriver:
         self, tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="summary_only"))
-        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(service, {})])
+        monkeypatch.setattr(driver, "_loaded", [loaded_with(service)])
         inputs, outputs = tmp_path / "in", tmp_path / "out"
         outputs.mkdir()
         for folder, prompt in (("one", "a"), ("two", "b")):
@@ -141,7 +148,7 @@ class TestNames:
     @pytest.fixture(autouse=True)
     def loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Echo, "settings", SETTINGS)
-        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(cast("Service", Echo()), {})])
+        monkeypatch.setattr(driver, "_loaded", [loaded_with(Echo())])
 
     @pytest.mark.parametrize(
         ("inputs", "names"),
@@ -180,7 +187,7 @@ class TestTriesAgain:
     def echo(self, monkeypatch: pytest.MonkeyPatch) -> Echo:
         echo = Echo()
         monkeypatch.setattr(Echo, "settings", SETTINGS)
-        monkeypatch.setattr(driver, "_loaded", [driver.Loaded(cast("Service", echo), {"model": "echo"})])
+        monkeypatch.setattr(driver, "_loaded", [loaded_with(echo, model="echo")])
         return echo
 
     @pytest.fixture
@@ -235,6 +242,39 @@ class TestTriesAgain:
             assert driver.run(given) == expected
         assert "another try of this mini-batch begins anew" in caplog.text
 
+    @pytest.mark.usefixtures("output")
+    @pytest.mark.parametrize("fault", ["sync", "remove"])
+    def test_a_journal_that_fails_on_the_way_costs_nothing_that_is_done(
+        self, echo: Echo, given: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, fault: str
+    ) -> None:  # fmt: skip
+        def refused(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(os, "fdatasync", refused) if fault == "sync" else monkeypatch.setattr(
+            Path, "unlink", refused
+        )
+        with caplog.at_level(logging.WARNING):
+            records = [json.loads(record) for record in driver.run(given)]
+        assert [record["line"] for record in records] == [1, 2, 3, 1, 2, 3]
+        assert len(echo.asked) == 5, "each good row was asked for once"
+        assert "No space left on device" in caplog.text
+
+    def test_a_dead_engine_is_not_all_that_the_process_has(
+        self, echo: Echo, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(Unavailable):
+            driver.run(given)
+        closed, other = list[str](), Echo()
+        monkeypatch.setattr(
+            echo, "engine", SimpleNamespace(stats=lambda: SimpleNamespace(alive=False)), raising=False
+        )
+        monkeypatch.setattr(echo, "close", lambda: closed.append("closed"), raising=False)
+        monkeypatch.setattr(driver.Loaded, "of", lambda files, settings: loaded_with(other, model="echo"))
+        monkeypatch.setattr(Echo, "answer", revived)
+        assert len(driver.run(given)) == 6
+        assert (closed, len(other.asked)) == (["closed"], 1)
+
     def test_who_holds_the_journal_is_waited_for(
         self, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -275,7 +315,7 @@ def test_azure_counts_strings_and_an_empty_file_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Echo, "settings", SETTINGS)
-    monkeypatch.setattr(driver, "_loaded", [driver.Loaded(cast("Service", Echo()), {})])
+    monkeypatch.setattr(driver, "_loaded", [loaded_with(Echo())])
     for name, content in (("a", b""), ("b", b"\n\n"), ("c", row("x"))):
         (tmp_path / name).write_bytes(content)
     told = driver.run([str(tmp_path / name) for name in "abc"])

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-import os
 import shutil
+import signal
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -109,6 +110,34 @@ def test_in_a_notebook_whose_loop_runs(model: LlamaModel) -> None:
     assert asyncio.run(cell())[0]["error"] is None
 
 
+def test_the_limit_is_of_the_row_without_its_line_end() -> None:
+    good = json.dumps({"prompt": "x" * 100}).encode()
+    limited = Echo()
+    limited.settings = SimpleNamespace(**{**vars(Echo.settings), "max_body": len(good)})
+    rows = [(NOWHERE, good + end) for end in (b"", b"\n", b"\r\n")] + [(NOWHERE, good + b" ")]
+    found = [
+        json.loads(record)["error"] for record in table.records(cast("Service", limited), rows, Parameters())
+    ]
+    assert [error and error["code"] for error in found] == [None, None, None, "body_too_large"]
+
+
+def test_an_interrupt_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Endless(Echo):
+        async def answer(self, asked: Request, *, deadline: float | None) -> Generations:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ended.set()
+            raise AssertionError
+
+    with pytest.raises(KeyboardInterrupt):
+        table.records(cast("Service", Endless()), [(NOWHERE, b'{"prompt": "a"}')], Parameters())
+    assert ended.is_set()
+
+
 class Busy(Echo):
     """It lets others in before it answers."""
 
@@ -162,6 +191,7 @@ class TestLoadedOnce:
         model = tmp_path / "model"
         shutil.copytree(nano_model, model)
         with closing(self.loaded(model)) as first:
-            os.utime(model / "artifacts" / "llama" / "checkpoint" / "config.json", (1, 1))
+            config = model / "artifacts" / "llama" / "checkpoint" / "config.json"
+            config.write_text(config.read_text() + " ")
             with closing(self.loaded(model)) as second:
                 assert second is not first

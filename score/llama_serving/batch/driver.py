@@ -35,7 +35,7 @@ INPUT: Final = "AZURE_ML_INPUT_"
 """What the names of variables begin with that hold an input's folder."""
 SYNC_S: Final = 20.0
 """The output is a mounted container, which may send a whole file again at each time."""
-IN_USE_S: Final = 60.0
+IN_USE_S: Final = 10.0
 """The try before may still be ending, on another machine."""
 
 _Result = TypeVar("_Result")
@@ -46,11 +46,19 @@ class Loaded:
     """What `init` leaves behind.
 
     Attributes:
+        files: the model's.
+        service: of it.
         about: what records depend on, see `job.about`.
     """
 
+    files: ModelFiles
     service: Service
     about: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, files: ModelFiles, settings: Settings) -> "Loaded":
+        """The model, loaded."""
+        return cls(files, Service.start(files, settings), jobs.about(files, settings))
 
 
 _loaded: list[Loaded] = []
@@ -72,7 +80,7 @@ def init() -> None:
     files = ModelFiles.find(Path(root))
     if settings.batch_gpus is not None:
         _log.info("GPUs of this process: %s", ", ".join(gpus.claim(settings.batch_gpus)))
-    _loaded[:] = [Loaded(Service.start(files, settings), jobs.about(files, settings))]
+    _loaded[:] = [Loaded.of(files, settings)]
 
 
 def run(mini_batch: Sequence[str]) -> list[str]:
@@ -84,15 +92,25 @@ def run(mini_batch: Sequence[str]) -> list[str]:
         mini_batch: paths of JSONL or CSV files.
 
     Raises:
-        Unavailable: the engine has died; Azure tries the mini-batch again.
+        Unavailable: the engine has died; Azure tries the mini-batch again, and then there is a new one.
     """
-    if not _loaded:
-        raise SetupError("init() has not run.")
-    loaded, given = _loaded[0], [_source(Path(path)) for path in mini_batch]
+    loaded, given = _alive(), [_source(Path(path)) for path in mini_batch]
     if loaded.service.settings.batch_output == "summary_only":
         return [_into_file(loaded, source) for source in given]
     told = _resumable(loaded, given)
     return told + [""] * (len(given) - len(told))
+
+
+def _alive() -> Loaded:
+    """What is loaded. Azure goes on with a process whose `run` has failed: a dead engine must not be all that it has."""
+    if not _loaded:
+        raise SetupError("init() has not run.")
+    loaded = _loaded[0]
+    if not loaded.service.engine.stats().alive:
+        _log.warning("the engine has died: the model is loaded again")
+        loaded.service.close()
+        _loaded[:] = [Loaded.of(loaded.files, loaded.service.settings)]
+    return _loaded[0]
 
 
 def _source(path: Path) -> Source:
@@ -171,10 +189,13 @@ def _into_file(loaded: Loaded, source: Source) -> str:
 
 
 def _job(loaded: Loaded, given: Sequence[Source], output: Callable[[str], Path]) -> jobs.Job:
-    """The job of some files. `output` is given what is the same for the same files at each try, and for no others."""
+    """The job of some files. `output` is given what is the same at each try, and for no other files or model."""
     digests = tuple(sources.digest(source, lambda _: None) for source in given)
-    each = [f"{source.path} {digest.sha256}" for source, digest in zip(given, digests, strict=True)]
-    mark = hashlib.sha256("\n".join(each).encode(errors="surrogateescape")).hexdigest()[:8]
+    made_of = [
+        loaded.about,
+        *((str(source.path), digest.sha256) for source, digest in zip(given, digests, strict=True)),
+    ]
+    mark = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
     return jobs.Job(tuple(given), digests, Outputs(output(mark)), Parameters(), loaded.about, sync_s=SYNC_S)
 
 

@@ -44,6 +44,8 @@ def claim(
     Raises:
         SetupError: there are not so many, or others have them.
     """
+    if _held:
+        return _names(environment, driver)
     names = _names(environment, driver)
     if len(names) < number:
         raise SetupError(
@@ -74,9 +76,7 @@ def _take(names: tuple[str, ...], number: int, locks: Path) -> tuple[str, ...] |
     """The first that are free; all or none."""
     taken: dict[str, int] = {}
     for name in names:
-        descriptor = os.open(
-            locks / f"llama-gpu-{name.replace('/', '-')}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666
-        )
+        descriptor = _lock_file(locks / f"llama-gpu-{name.replace('/', '-')}.lock")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,3 +89,13 @@ def _take(names: tuple[str, ...], number: int, locks: Path) -> tuple[str, ...] |
     for descriptor in taken.values():
         os.close(descriptor)
     return None
+
+
+def _lock_file(path: Path) -> int:
+    try:
+        # (For reading: another user's can be locked too.)
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise SetupError(
+            f"{path} can't be opened: {error.strerror}. Remove it, or unset LLAMA_BATCH_GPUS."
+        ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_serving.batch import fingerprint, runner
-from llama_serving.batch.journal import Counts, Entry, Journal, JournalError
+from llama_serving.batch.journal import Counts, Entry, Journal, JournalError, KeptJournal
 from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.outputs import Outputs, place
 from llama_serving.batch.reader import Line, lines
@@ -57,7 +57,7 @@ class Job:
         defaults: parameters of rows that bring none of their own.
         about: what else the records depend on: the model, the settings, the parameters as given.
         limit: how many rows may fail.
-        sync_s: seconds between two times that the journal is brought to the disk.
+        sync_s: seconds between two times that the journal is brought to the disk, at most.
     """
 
     sources: tuple[Source, ...]
@@ -169,15 +169,21 @@ async def run(
 
 
 async def collect(service: Service, job: Job) -> list[Entry]:
-    """Do what is not done yet; all entries, in order. The journal is gone then, and no file was written.
+    """Do what is not done yet; all entries, in order. The journal is gone then, and no other file was written.
 
     Raises:
-        As `run`.
+        JournalError: the journal is in use, or can't be opened. Nothing was done.
+        SetupError: it is another job's, or an input can't be read on.
+        Unavailable: the engine has died. What is done is in the journal.
     """
-    with _journal(job) as journal:
+    try:
+        opened = KeptJournal(job.outputs.journal, job.described)
+    except OSError as error:
+        raise JournalError(f"{job.outputs.journal} can't be read: {error.strerror}.") from error
+    with closing(opened) as journal:
         await _Running(service, job, journal, lambda _: None).run(())
         entries = list(journal.entries())
-        job.outputs.journal.unlink()
+        journal.discard()
     return entries
 
 
@@ -288,9 +294,11 @@ class _Running:
         await runner.run(self._service, windows(undone), self._take)
 
     async def _sync(self) -> None:
+        pause = SYNC_S
         while True:
-            await asyncio.sleep(self.job.sync_s)
+            await asyncio.sleep(min(pause, self.job.sync_s))
             await asyncio.to_thread(self.journal.sync)
+            pause *= 2  # a job that is ended early has something to go on from, too
 
     async def _end(self) -> None:
         await self._ended.wait()

@@ -244,6 +244,47 @@ class Journal:
         return entry
 
 
+class KeptJournal(Journal):
+    """A journal that helps if it can: all entries are in memory too, and what can't be written is not missed.
+
+    Raises:
+        As `Journal`, when it is opened; nothing later.
+    """
+
+    def __init__(self, path: Path, job: dict[str, Any]) -> None:
+        self._gave_up = False
+        super().__init__(path, job)
+        self._kept = {row: self._entry(at, length) for row, at, length in self._places()}
+
+    def append(self, entry: Entry) -> None:
+        """As `Journal`."""
+        self._kept.setdefault(entry.row, entry)
+        super().append(entry)
+
+    def sync(self) -> None:
+        """As `Journal`, until it fails once."""
+        if self._gave_up:
+            self._pending.clear()
+            return
+        try:
+            super().sync()
+        except OSError as error:
+            self._gave_up = True
+            _log.warning("%s can't be written any more (%s): another try would do again what it lacks", self.path,
+                         error.strerror)  # fmt: skip
+
+    def entries(self) -> Iterator[Entry]:
+        """All of them, in the order of rows."""
+        yield from (self._kept[row] for row in sorted(self._kept))
+
+    def discard(self) -> None:
+        """Remove the file. Where that is not allowed it stays, and is the next try's."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s is not needed any more, and can't be removed: %s", self.path, error.strerror)
+
+
 def _open(path: Path) -> int:
     """The descriptor of a journal that nobody else writes, and that is still the file of that name."""
     while True:

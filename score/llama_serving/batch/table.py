@@ -1,8 +1,10 @@
 """Rows of a table -> their records: what Spark hands over, all of it at once."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from llama_serving.batch import reader, runner
 from llama_serving.batch.job import todo
@@ -30,9 +32,30 @@ def records(service: Service, rows: Iterable[Cell], defaults: Parameters) -> lis
     """
     entries = list[Entry]()
     work = runner.run(service, windows(_todos(rows, defaults, service.settings.max_body)), entries.append)
-    with ThreadPoolExecutor(1) as apart:  # in a notebook this thread has a loop that runs
-        apart.submit(asyncio.run, work).result()
+    _run_apart(work)
     return [entry.record for entry in sorted(entries, key=lambda entry: entry.row)]
+
+
+def _run_apart(work: Coroutine[None, None, None]) -> None:
+    """On a thread of its own: in a notebook this one has a loop that runs. An interrupt ends the work."""
+    stopped, running = threading.Event(), list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]]()
+
+    async def main() -> None:
+        task = asyncio.create_task(work)
+        running.append((asyncio.get_running_loop(), task))
+        if stopped.is_set():
+            task.cancel()
+        await task
+
+    with ThreadPoolExecutor(1) as apart:
+        try:
+            apart.submit(asyncio.run, main()).result()
+        except BaseException:
+            stopped.set()
+            for loop, task in running:
+                with suppress(RuntimeError):  # it is closed: the work is over
+                    loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 def _todos(rows: Iterable[Cell], defaults: Parameters, max_bytes: int) -> Iterator[Todo]:
@@ -43,4 +66,8 @@ def _todos(rows: Iterable[Cell], defaults: Parameters, max_bytes: int) -> Iterat
 def _checked(raw: bytes | None, max_bytes: int) -> bytes | ServingError:
     if raw is None or not raw.strip():
         return BadRequest("The row is empty. Send one with a prompt, or leave it out.", code="missing_field")
-    return BodyTooLarge(f"The row has more than {max_bytes} bytes.") if len(raw) > max_bytes else raw
+    return (
+        BodyTooLarge(f"The row has more than {max_bytes} bytes.")
+        if len(raw.rstrip(b"\r\n")) > max_bytes
+        else raw
+    )

@@ -31,18 +31,19 @@ class Speed:
     item_bytes: int
 
     @classmethod
-    def measured(cls, dtype: str, threads: int | None = None) -> "Speed":
-        """This machine's, in less than a second; the GPU's where there is one.
+    def measured(cls, dtype: str, threads: int | None = None, *, on_gpu: bool = False) -> "Speed":
+        """This machine's, in less than a second.
 
         Args:
             dtype: of the weights.
             threads: of torch; None is torch's own choice.
+            on_gpu: its GPU's, if it has one.
         """
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
         memory = torch.ones(READ // 4, device=device)
         rows, inputs, outputs = PRODUCT
         left, right = (

@@ -1,6 +1,6 @@
 """A batch job on Spark: JSONL files -> one record a row, in order, by the packaged model as a UDF of MLflow's.
 
-    spark-submit --conf spark.task.cpus=N deployment/spark_job.py --model MODEL --input FOLDER --output FOLDER
+    spark-submit --conf spark.task.cpus=N deployment/spark/job.py --model MODEL --input FOLDER --output FOLDER
 
 with N the cores of an executor (`spark.executor.cores`): one task at a time, so that one Python worker an executor holds the
 model. All paths must be such that every executor finds them. Of a large model package only a reference
@@ -8,6 +8,7 @@ model. All paths must be such that every executor finds them. Of a large model p
 """
 
 import os
+import re
 import shutil
 import sys
 from argparse import ArgumentParser
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
     from pyspark.sql import DataFrame, SparkSession
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
 READ: Final = "number int, file string, line long, row binary, record string"
 """Of each line: the number of its file, and its bytes, or the record that says why it can't be read."""
 ROWS_AT_ONCE: Final = 256
-MAX_BODY: Final = 4 << 20
 WAVES: Final = 4
 """Partitions for each task that can run at a time: what a failed one costs, and how uneven the end is."""
+PARTITION: Final = 4 << 20
+"""Bytes of input in a partition, at most: executors may still come when the job is planned."""
 
 
 def main() -> None:
     """Parse the command line, and do the job."""
-    parser = ArgumentParser(description=__doc__, prog="spark_job.py")
+    parser = ArgumentParser(description=__doc__, prog="job.py")
     parser.add_argument("--model", required=True, type=Path, help="folder of a packaged model")
     parser.add_argument(
         "--input", required=True, type=Path, help="a JSONL file (also .gz), or a folder with such"
@@ -43,18 +45,32 @@ def main() -> None:
     parser.add_argument(
         "--parameters", default="{}", help="JSON object: parameters of rows that bring none of their own"
     )
+    parser.add_argument(
+        "--partitions",
+        type=int,
+        help="how many tasks; by default four for each that can run at a time, and more for large files",
+    )
     parser.add_argument("--master", help="only without spark-submit, such as local-cluster[2,1,2048]")
     given = parser.parse_args()
     spark = _session(given.master)
     try:
         _check(spark)
-        records = score(spark, given.model, given.input, parameters=_params(given.parameters))
+        records = score(
+            spark, given.model, given.input, parameters=_params(given.parameters), partitions=given.partitions
+        )
         records.write.text(str(given.output.absolute()))
     finally:
         spark.stop()
 
 
-def score(spark: "SparkSession", model: Path, given: Path, *, parameters: dict[str, Any]) -> "DataFrame":
+def score(
+    spark: "SparkSession",
+    model: Path,
+    given: Path,
+    *,
+    parameters: dict[str, Any],
+    partitions: int | None = None,
+) -> "DataFrame":
     """The records of a file or a folder: one column `value`, JSON, its partitions in the order of the rows.
 
     Args:
@@ -62,6 +78,7 @@ def score(spark: "SparkSession", model: Path, given: Path, *, parameters: dict[s
         model: folder of a packaged model, on a path that every executor has.
         given: JSONL files, likewise.
         parameters: of rows that bring none of their own; only what MLflow's params schema of the model has.
+        partitions: how many; None is `WAVES` for each task that can run at a time, and one for each `PARTITION` bytes.
     """
     import mlflow.pyfunc
     from pyspark.sql import functions as f
@@ -72,8 +89,9 @@ def score(spark: "SparkSession", model: Path, given: Path, *, parameters: dict[s
                                   "number int, path string, name string")  # fmt: skip
     lines = named.repartition(len(files), "number").mapInPandas(partial(read, code=code), READ)
     # In order before the model has it, and not after: to sort, Spark computes what it sorts twice.
-    tasks = max(1, spark.sparkContext.defaultParallelism // _number(spark, "spark.task.cpus"))
-    ordered = lines.repartitionByRange(WAVES * tasks, "number", "line").sortWithinPartitions("number", "line")
+    ordered = lines.repartitionByRange(
+        partitions or _partitions(spark, files), "number", "line"
+    ).sortWithinPartitions("number", "line")
     answer = mlflow.pyfunc.spark_udf(
         spark, str(model), result_type="string", env_manager="local", params=parameters
     )
@@ -94,20 +112,25 @@ def read(tables: "Iterator[pd.DataFrame]", code: str) -> "Iterator[pd.DataFrame]
     from llama_serving.batch.reader import raw_lines
     from llama_serving.contract.rows import dumps, error_record
     from llama_serving.errors import ServingError
+    from llama_serving.settings import Settings
 
+    max_bytes = Settings.from_environment().max_body
     columns = [name.split()[0] for name in READ.split(", ")]
     for table in tables:
         for number, path, name in table.itertuples(index=False):
             rows: list[tuple[Any, ...]] = []
-            for place, raw in raw_lines(
-                Path(path), name, max_bytes=int(os.environ.get("LLAMA_MAX_BODY", MAX_BODY))
-            ):
+            for place, raw in raw_lines(Path(path), name, max_bytes=max_bytes):
                 bad = dumps(error_record(place, None, raw)) if isinstance(raw, ServingError) else None
                 rows.append((number, name, place.line, None if bad else raw, bad))
                 if len(rows) == ROWS_AT_ONCE:
                     yield pd.DataFrame(rows, columns=columns)
                     rows = []
             yield pd.DataFrame(rows, columns=columns)
+
+
+def _partitions(spark: "SparkSession", files: "Sequence[tuple[Path, str]]") -> int:
+    tasks = max(1, int(spark.sparkContext.defaultParallelism) // _number(spark, "spark.task.cpus"))
+    return max(WAVES * tasks, sum(path.stat().st_size for path, _ in files) // PARTITION)
 
 
 def _files(given: Path) -> list[tuple[Path, str]]:
@@ -150,10 +173,17 @@ def _session(master: str | None) -> "SparkSession":
 
 
 def _check(spark: "SparkSession") -> None:
-    slots = _number(spark, "spark.executor.cores") // _number(spark, "spark.task.cpus")
-    if slots > 1:
-        print(f"An executor runs {slots} tasks at a time, and each has a Python worker with the model: that many times "  # noqa: T201
-              "its memory, and threads that get in each other's way. Set spark.task.cpus to spark.executor.cores.",
+    """Say so where an executor would hold the model several times."""
+    cpus, cores = _number(spark, "spark.task.cpus"), spark.conf.get("spark.executor.cores", None)
+    master = spark.sparkContext.master
+    if given := re.fullmatch(r"local-cluster\[ *[0-9]+ *, *([0-9]+) *,.*\]", master):
+        cores = given[1]
+    elif master.startswith("local"):
+        cores = str(spark.sparkContext.defaultParallelism)
+    if cores is None or int(cores) // cpus > 1:
+        tasks = "as many tasks as it has cores" if cores is None else f"{int(cores) // cpus} tasks"
+        print(f"An executor may run {tasks} at a time, and each has a Python worker with the model: so many times its "  # noqa: T201
+              "memory, and threads that get in each other's way. Set spark.executor.cores, and spark.task.cpus to the same.",
               file=sys.stderr)  # fmt: skip
 
 
