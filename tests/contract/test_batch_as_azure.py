@@ -282,7 +282,10 @@ class TestCommand:
             assert says in told
         assert "Traceback" not in told
 
-    def test_a_signal_ends_all_its_processes(self, job: Job, nano_model: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+    def test_a_signal_ends_all_its_processes(
+        self, job: Job, nano_model: Path, tmp_path: Path, number: signal.Signals
+    ) -> None:
         given(job, "sleeps")
         file = written(tmp_path, job.deployment.script, mini_batch_size=1, retry_settings={"timeout": 3600})
         process = command(nano_model, job.given, job.output, "--as-azure", str(file))
@@ -291,14 +294,14 @@ class TestCommand:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        (worker,) = workers(job)
+        process.send_signal(number)
         code, told = done(process)
-        assert code == 128 + signal.SIGTERM
-        assert "1 not done" in told
-        workers = [
-            path for path in Path("/proc").glob("[0-9]*/cmdline") if str(job.deployment.script) in text_of(path)
-        ]
-        assert not workers
+        assert code == (-number if number == signal.SIGKILL else 128 + number)
+        assert ("1 not done" in told) == (number != signal.SIGKILL)
+        while worker in workers(job):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     @pytest.mark.parametrize(
         ("more", "says"),
@@ -314,6 +317,12 @@ class TestCommand:
         code, told = done(command(nano_model, job.given, job.output, "--as-azure", file, *more))
         assert code == 2
         assert says in told
+
+
+def workers(job: Job) -> list[Path]:
+    return [
+        path for path in Path("/proc").glob("[0-9]*/cmdline") if str(job.deployment.script) in text_of(path)
+    ]
 
 
 def text_of(path: Path) -> str:

@@ -247,11 +247,17 @@ class TestTriesAgain:
     def test_a_journal_that_fails_on_the_way_costs_nothing_that_is_done(
         self, echo: Echo, given: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, fault: str
     ) -> None:  # fmt: skip
+        synced, inner = list[int](), os.fdatasync
+
         def refused(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
+        def refused_later(descriptor: int) -> None:
+            synced.append(descriptor)
+            (inner if len(synced) == 1 else refused)(descriptor)  # (the first is of the journal's head)
+
         monkeypatch.setattr(Echo, "answer", revived)
-        monkeypatch.setattr(os, "fdatasync", refused) if fault == "sync" else monkeypatch.setattr(
+        monkeypatch.setattr(os, "fdatasync", refused_later) if fault == "sync" else monkeypatch.setattr(
             Path, "unlink", refused
         )
         with caplog.at_level(logging.WARNING):
