@@ -18,8 +18,8 @@ run: $(READY)  ## Show the main job on the embedded model: package, serve behind
 serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and print the line to call it with
 	$(BIN)/python -m deployment.demo serve --port $(or $(PORT),8453)
 
-test: $(READY_TO_TEST)  ## Run all tests
-	$(BIN)/python -m pytest
+test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 check: lint typecheck test  ## What CI runs
 

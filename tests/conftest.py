@@ -1,9 +1,11 @@
 """What all tests share: the packaged nano model, one in-process service, the two real servers."""
 
 import json
+import os
 import signal
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +29,25 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_configure() -> None:
-    """What was started in the background ignores Ctrl-C, and so would every process that a test starts and interrupts."""
+    """Tests may run in several processes side by side, and be started from anywhere."""
+    # What was started in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Before torch is there: threads of several processes that spin while they wait slow each other down tenfold.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's marker is the folder that it lies in."""
+    """A test's marker is the folder that it lies in; each has an id of its own, or xdist runs but one of them."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         item.add_marker(getattr(pytest.mark, folder))
+        operation = getattr(item, "operation_label", None)  # schemathesis': it gives all operations one id
+        if operation:
+            item._nodeid = f"{item.nodeid}[{operation}]"
+    twice = [name for name, times in Counter(item.nodeid for item in items).items() if times > 1]
+    if twice:
+        raise pytest.UsageError(f"{twice[0]} is the id of several tests")
 
 
 @dataclass(frozen=True)
