@@ -174,6 +174,7 @@ class _Running:
             self._waiting.put_nowait(MiniBatch(number, tuple(files[at : at + size])))
         self._ended = asyncio.Event()
         self._able = job.deployment.processes
+        self._started: list[Process] = []
 
     async def run(self) -> Tally:
         loop = asyncio.get_running_loop()
@@ -189,6 +190,8 @@ class _Running:
             for task in (*processes, *ends):
                 task.cancel()
             outcomes = await asyncio.gather(*processes, *ends, return_exceptions=True)
+            for started in self._started:  # (one may have been about to be ended)
+                await started.end()
             for number in STOPS:
                 loop.remove_signal_handler(number)
         for outcome in outcomes:
@@ -211,6 +214,7 @@ class _Running:
             except Failed as failed:
                 self._unable(f"init() failed: {failed} (the log is {log})")
                 return
+            self._started.append(process)
             try:
                 while await self._try(process, await self._waiting.get()):
                     pass

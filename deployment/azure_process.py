@@ -74,10 +74,15 @@ class Process:
         return int(told["results"])
 
     async def end(self) -> None:
-        """Kill it, and whatever it has started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+        """Kill it, and whatever it has started; may be called again."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.close()
+        await self._process.communicate()
+        with suppress(ConnectionError):
+            await self._process.stdin.wait_closed()
 
     async def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101
