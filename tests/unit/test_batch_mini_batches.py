@@ -32,6 +32,14 @@ def loaded_with(service: Any, **about: str) -> driver.Loaded:
     return driver.Loaded(nothing, service, about)
 
 
+def left_behind(given: list[str], output: Path) -> Journal:
+    """The journal of a try that was ended in the middle, held as by a process that still runs."""
+    with pytest.raises(Unavailable):
+        driver.run(given)
+    (path,) = output.iterdir()
+    return Journal(path, Journal.job_of(path) or {})
+
+
 async def revived(self: Echo, asked: Any, *, deadline: float | None) -> Any:
     """An engine for which nothing is deadly."""
     self.asked.append(asked)
@@ -284,14 +292,10 @@ class TestTriesAgain:
     def test_who_holds_the_journal_is_waited_for(
         self, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with pytest.raises(Unavailable):
-            driver.run(given)
-        (path,) = output.iterdir()
-        described = Journal.job_of(path)
-        assert described is not None
+        journal = left_behind(given, output)
         monkeypatch.setattr(Echo, "answer", revived)
         slept = list[float]()
-        with closing(Journal(path, described)) as held:
+        with closing(journal) as held:
 
             def sleep(seconds: float) -> None:
                 slept.append(seconds)
@@ -305,14 +309,10 @@ class TestTriesAgain:
     def test_who_never_lets_go_of_it_costs_only_the_journal(
         self, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with pytest.raises(Unavailable):
-            driver.run(given)
-        (path,) = output.iterdir()
-        described = Journal.job_of(path)
-        assert described is not None
+        journal = left_behind(given, output)
         monkeypatch.setattr(Echo, "answer", revived)
         monkeypatch.setattr(driver, "IN_USE_S", 0)
-        with closing(Journal(path, described)), caplog.at_level(logging.WARNING):
+        with closing(journal), caplog.at_level(logging.WARNING):
             assert len(driver.run(given)) == 6
         assert "Another process is writing" in caplog.text
 
