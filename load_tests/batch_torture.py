@@ -29,8 +29,11 @@ BAD: Final = 100
 """One row in so many."""
 SMALL: Final = (1000, 10_000)
 """Rows of the jobs whose memory the large one's is compared with."""
-CACHE: Final = "64MiB"
-"""For keys and values, soon filled: what grows behind that is the job's."""
+CACHE: Final = "24MiB"
+"""For keys and values: filled by the first few thousand rows, so that what grows behind that is the job's."""
+GROWTH: Final = 1.1
+"""Memory of the large job over that of the largest small one, at most; half a kilobyte a row would be seen. By
+10,000 rows all has reached its bound: the cache's pages, the tokenizer's own cache of words, two windows of rows."""
 LOOK_S: Final = 0.02
 
 
@@ -151,6 +154,16 @@ def check(output: Path, expected: Path, number: int, bad: set[int]) -> None:
         raise TortureError(", ".join(f"{name}: {value}" for name, value in faults.items() if value))
 
 
+def check_memory(few: Run, many: Run) -> None:
+    """More rows take no more memory, once what is bounded has reached its bound.
+
+    Raises:
+        TortureError: they do.
+    """
+    if many.peak_mib > GROWTH * few.peak_mib:
+        raise TortureError(f"memory grew with the rows, from {few.peak_mib:.0f} to {many.peak_mib:.0f} MiB")
+
+
 def _started(rows: Path, output: Path) -> subprocess.Popen[bytes]:
     command = [console_script("llama-endpoints"), "batch", "--model", "nano", "--input", str(rows), "--output", str(output),
                "--dtype", "float32", "--engine", "batching"]  # fmt: skip
@@ -225,7 +238,8 @@ def _until_it_ends(process: subprocess.Popen[bytes], kill: Callable[[], bool]) -
 def main(*, number: int, kills: int, output: Path) -> None:
     """Score rows with nano: a few, all, and all with kills; compare, and print figures as JSON.
 
-    Exit code 1 if a row was lost or done twice, if errors are others than the bad rows, or if any byte differs.
+    Exit code 1 if a row was lost or done twice, if errors are others than the bad rows, if any byte differs, or if
+    memory grows with the rows.
     """
     rows, killing = output / "rows.jsonl", output / "killed" / "out.jsonl"
     if output.exists() and any(output.iterdir()) and not rows.is_file():
@@ -245,6 +259,8 @@ def main(*, number: int, kills: int, output: Path) -> None:
             start_s = runs[f"{SMALL[0]} rows"].seconds / 2
             runs["killed"] = killed(rows, killing, kills, start_s=start_s, told=lambda _: bar.update())
         check(killing, output / "expected.jsonl", number, bad)
+        if number > SMALL[-1]:
+            check_memory(runs[f"{SMALL[-1]} rows"], runs["undisturbed"])
     except TortureError as error:
         click.echo(f"Not as promised: {error}", err=True)
         raise SystemExit(1) from None

@@ -64,3 +64,10 @@ def test_what_is_not_as_promised_is_found(
     output.write_text("\n".join(change(lines)) + "\n")
     with pytest.raises(torture.TortureError, match=says):
         torture.check(output, expected, 3, {2})
+
+
+def test_memory_that_grows_with_the_rows_is_found() -> None:
+    few = torture.Run(seconds=1, peak_mib=400)
+    torture.check_memory(few, torture.Run(seconds=10, peak_mib=430))
+    with pytest.raises(torture.TortureError, match="from 400 to 450 MiB"):
+        torture.check_memory(few, torture.Run(seconds=10, peak_mib=450))
