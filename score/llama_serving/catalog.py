@@ -57,13 +57,18 @@ class Shape:
         return self.hidden // self.heads
 
     @property
-    def parameters(self) -> int:
-        """Number of weights."""
+    def linear_parameters(self) -> int:
+        """Number of weights in the products of all layers: what is quantized, where anything is."""
         kv_width = self.kv_heads * self.head_dim
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv_width
-        layer = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return self.layers * (attention + 3 * self.hidden * self.ffn)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
         embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
-        return embeddings + self.layers * layer + self.hidden
+        norms = (2 * self.layers + 1) * self.hidden
+        return embeddings + self.linear_parameters + norms
 
     def weight_bytes(self, bytes_per_weight: int = 2) -> int:
         """Bytes of all weights; two bytes each is bf16."""

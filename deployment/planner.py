@@ -1,0 +1,195 @@
+"""Model x workload -> the machine to rent, with what else would do and why others don't."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deployment.sizing import Fit, Precision, Runner, Workload, fit
+from deployment.skus import SKUS, Cloud, Offer, Sku
+from llama_serving.catalog import ModelVariant
+from llama_serving.errors import SetupError
+
+COPY_BYTES_S: Final = 200e6
+SLOW_COPY_BYTES_S: Final = 25e6
+"""Bytes a second from a registry or a storage account to a node: usually, and on a slow day. Assumptions."""
+REQUEST_S: Final = 178
+"""Managed endpoints end a request after 180 s at most; two are left for the answer."""
+LEAST_CONTEXT: Final = 16
+RESERVE: Final = 1.2
+"""Managed endpoints want a fifth more quota than the cores that run, to replace instances with."""
+
+Prices = Mapping[str, float]
+"""Of sizes, an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be planned.
+
+    Attributes:
+        variant: the model.
+        workload: what is asked of it.
+        precision: of its weights.
+        offer: what the machine must be offered for.
+        cloud: whose machines.
+        sku: this machine and no other.
+        runner: this one and no other.
+        instances: so many machines.
+    """
+
+    variant: ModelVariant
+    workload: Workload
+    precision: Precision = Precision.BF16
+    offer: Offer = Offer.MANAGED_ONLINE
+    cloud: Cloud = Cloud.AZURE
+    sku: Sku | None = None
+    runner: Runner | None = None
+    instances: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to rent.
+
+    Attributes:
+        wanted: what it is for.
+        chosen: the smallest machine that holds it (with prices: the cheapest), or the one that was asked for; None
+            where there is none.
+        alternatives: all other machines: those that hold it first, the smallest (cheapest) first.
+        prices: of machines, an hour.
+    """
+
+    wanted: Wanted
+    chosen: Fit | None
+    alternatives: tuple[Fit, ...]
+    prices: Prices
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a machine for it."""
+        return self.chosen is not None and self.chosen.fits
+
+    @property
+    def copy_bytes(self) -> int:
+        """What a new instance fetches before it answers: the checkpoint, as it is published."""
+        return self.wanted.variant.shape.weight_bytes()
+
+    @property
+    def start_s(self) -> tuple[float, float]:
+        """Seconds to fetch that: usually, and on a slow day."""
+        return self.copy_bytes / COPY_BYTES_S, self.copy_bytes / SLOW_COPY_BYTES_S
+
+    @property
+    def quota_cores(self) -> int:
+        """Cores of quota to ask for: of all instances, with what a managed endpoint sets aside."""
+        if self.chosen is None or self.chosen.sku.cloud is not Cloud.AZURE:
+            return 0
+        online = self.wanted.offer is Offer.MANAGED_ONLINE
+        reserve = RESERVE if online and self.chosen.sku.reserve else 1.0
+        return math.ceil(self.chosen.sku.cores * self.wanted.instances * reserve)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that one sequence among all that run gets within the longest request, less reading a full prompt."""
+        if self.chosen is None:
+            return 0
+        speed, at_a_time = (
+            self.chosen.speed,
+            1 if self.chosen.runner is Runner.PIPELINE else self.wanted.workload.concurrency,
+        )
+        reading = self.wanted.workload.context / speed.prompt
+        tokens = math.floor((REQUEST_S - reading) * speed.all / at_a_time)
+        return min(max(0, tokens), self.wanted.workload.context)
+
+
+def plan(wanted: Wanted, skus: Iterable[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
+    """The machine for it.
+
+    Args:
+        wanted: what is to be planned.
+        skus: the machines that there are.
+        prices: of them, an hour, if known; then the cheapest is chosen.
+
+    Raises:
+        SetupError: the model can't read so far, or a number is out of its range.
+    """
+    _check(wanted)
+    known = prices or {}
+    order = _order(known)
+    fits = [fit(wanted.variant, wanted.workload, wanted.precision, sku, wanted.runner)
+            for sku in skus if sku.cloud is (wanted.sku.cloud if wanted.sku else wanted.cloud)]  # fmt: skip
+    fits.sort(key=lambda one: (not one.fits, order(one)))
+    may = (
+        (one for one in fits if one.sku is wanted.sku)
+        if wanted.sku
+        else (one for one in fits if _may_be_chosen(one, wanted))
+    )
+    chosen = next(may, None)
+    return Plan(wanted, chosen, tuple(one for one in fits if one is not chosen), known)
+
+
+def _may_be_chosen(one: Fit, wanted: Wanted) -> bool:
+    offered = one.sku.cloud is not Cloud.AZURE or one.sku.is_offered(wanted.offer)
+    return one.fits and one.sku.retired is None and offered
+
+
+def _order(prices: Prices) -> Callable[[Fit], tuple[float, ...]]:
+    """The cheapest first, those without a price behind them; else the fewest GPUs, then the smallest machine."""
+
+    def key(one: Fit) -> tuple[float, ...]:
+        price = prices.get(one.sku.name, math.inf) if prices else 0.0
+        return price, one.gpus, one.sku.memory_mib, one.sku.cores
+
+    return key
+
+
+def _check(wanted: Wanted) -> None:
+    context, reach = wanted.workload.context, wanted.variant.max_context.value
+    if not LEAST_CONTEXT <= context <= reach:
+        raise SetupError(
+            f"{wanted.variant.name} reads {LEAST_CONTEXT} to {reach:,} tokens of prompt and completion, not {context:,}."
+        )
+    if wanted.workload.concurrency < 1 or wanted.instances < 1:
+        raise SetupError("Concurrency and instances must be at least 1.")
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as plain JSON."""
+    wanted, chosen = plan.wanted, plan.chosen
+    usual, slow = plan.start_s
+    about = {
+        "model": wanted.variant.name,
+        "dtype": wanted.precision,
+        "context": wanted.workload.context,
+        "concurrency": wanted.workload.concurrency,
+        "instances": wanted.instances,
+        "offer": wanted.offer,
+        "cloud": wanted.cloud,
+        "fits": plan.fits,
+        "quota_cores": plan.quota_cores,
+        "copy": {"bytes": plan.copy_bytes, "seconds": round(usual), "seconds_on_a_slow_day": round(slow)},
+        "longest_answer_tokens": plan.longest_answer,
+        "alternatives": [_fit(one, plan.prices) for one in plan.alternatives],
+    }
+    nothing = {"sku": None, "gpus": 0, "engine": None, "memory_mib": None, "limit_mib": None, "reasons": []}
+    return {**about, **(_fit(chosen, plan.prices) if chosen else nothing)}
+
+
+def _fit(one: Fit, prices: Prices) -> dict[str, Any]:
+    sku = one.sku
+    return {
+        "sku": sku.name,
+        "gpus": one.gpus,
+        "gpu": sku.gpu.name,
+        "engine": one.runner,
+        "fits": one.fits,
+        "reasons": list(one.reasons),
+        "retired": sku.retired.value if sku.retired else None,
+        "offered": {offer: sku.offered[offer].value if offer in sku.offered else None for offer in Offer},
+        "memory_mib": one.memory.to_dict(),
+        "limit_mib": round(one.limit_mib, 1),
+        "tokens_per_second": one.speed.to_dict(),
+        "cores": sku.cores,
+        "price_per_hour": prices.get(sku.name),
+    }
