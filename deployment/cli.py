@@ -14,6 +14,7 @@ import click
 
 from deployment.batch_command import batch
 from deployment.plan_command import plan
+from deployment.render_command import render
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
@@ -412,6 +413,7 @@ def _refuse(error: ServingError) -> NoReturn:
 
 main.add_command(batch)
 main.add_command(plan)
+main.add_command(render)
 
 
 if __name__ == "__main__":

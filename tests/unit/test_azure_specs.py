@@ -18,6 +18,10 @@ import pytest
 import yaml
 
 from deployment import servers
+from deployment.render import MODELS, files
+from deployment.sizing import Precision, Runner, Workload, fit
+from deployment.skus import SKUS, Offer, Sku
+from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.settings import Settings
 
 # azure-ai-ml is written for marshmallow 3, which warns at every schema that 4 is near.
@@ -27,22 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SCORE = ROOT / "score"
 SCHEMAS = "https://azuremlschemas.azureedge.net/latest/"
 
+MADE = {name: text for name, text in files().items() if name.endswith(".yml")}
 EXPECTED = {
-    "environments/batch/environment.yml": "environment",
-    "environments/online/environment.yml": "environment",
-    "yaml/batch/codellama-7b-hf.yml": "modelBatchDeployment",
-    "yaml/batch/compute.yml": "amlCompute",
-    "yaml/batch/endpoint.yml": "batchEndpoint",
-    "yaml/data/rows.yml": "data",
-    "yaml/models/codellama-7b-hf.yml": "model",
-    "yaml/online/codellama-7b-hf.yml": "managedOnlineDeployment",
-    "yaml/online/endpoint.yml": "managedOnlineEndpoint",
+    name: Path(yaml.safe_load(text)["$schema"]).name.removesuffix(".schema.json") for name, text in MADE.items()
 }
 IMAGES = ("batch", "online")
-
-SKUS = {"Standard_NC24ads_A100_v4": 80e9}
-"""Sizes that we deploy to, with the memory of one GPU in bytes."""
-WEIGHTS = 13_477_093_376
 SLOWEST_READ = 25e6
 """Bytes a second: what the probes have to sit out at the worst."""
 
@@ -71,6 +64,8 @@ def loaders() -> dict[str, Callable[..., Any]]:
         "amlCompute": ml.load_compute,
         "batchEndpoint": ml.load_batch_endpoint,
         "data": ml.load_data,
+        "kubernetesOnlineDeployment": ml.load_online_deployment,
+        "kubernetesOnlineEndpoint": ml.load_online_endpoint,
         "environment": ml.load_environment,
         "managedOnlineDeployment": ml.load_online_deployment,
         "managedOnlineEndpoint": ml.load_online_endpoint,
@@ -100,7 +95,8 @@ def test_names_and_versions(path: str) -> None:
 
 # --- what deployments refer to --------------------------------------------------------------------
 
-ONLINE = of_schema("managedOnlineDeployment")
+MANAGED = of_schema("managedOnlineDeployment")
+ONLINE = MANAGED + of_schema("kubernetesOnlineDeployment")
 BATCH = of_schema("modelBatchDeployment")
 
 
@@ -130,21 +126,58 @@ def test_assets_resolve(path: str, key: str, schema: str) -> None:
     assert spec(path)[key] in made
 
 
-@pytest.mark.parametrize(
-    ("path", "environment", "endpoint"),
-    [(path, "environments/online/environment.yml", "yaml/online/endpoint.yml") for path in ONLINE]
-    + [(path, "environments/batch/environment.yml", "yaml/batch/endpoint.yml") for path in BATCH],
-)
-def test_environment_and_endpoint_are_of_its_kind(path: str, environment: str, endpoint: str) -> None:
-    assert spec(path)["environment"].split(":")[1] == spec(environment)["name"]
-    assert spec(path)["endpoint_name"] == spec(endpoint)["name"]
+def kind(path: str) -> str:
+    """`online`, `kubernetes` or `batch`."""
+    return Path(path).parent.name
 
 
-def test_size_is_known_and_holds_the_weights() -> None:
-    sizes = [spec(path)["instance_type"] for path in ONLINE]
-    sizes += [spec(path)["size"] for path in of_schema("amlCompute")]
-    assert set(sizes) <= SKUS.keys()
-    assert all(SKUS[size] > WEIGHTS for size in sizes)
+@pytest.mark.parametrize("path", ONLINE + BATCH)
+def test_environment_and_endpoint_are_of_its_kind(path: str) -> None:
+    image = "batch" if kind(path) == "batch" else "online"
+    assert spec(path)["environment"].split(":")[1] == spec(f"environments/{image}/environment.yml")["name"]
+    assert spec(path)["endpoint_name"] == spec(f"yaml/{kind(path)}/endpoint.yml")["name"]
+
+
+def variant(path: str) -> ModelVariant:
+    """The model of a deployment."""
+    name = spec(path)["model"].split(":")[1]
+    return CATALOG[spec(f"yaml/models/{name}.yml")["properties"]["variant"]]
+
+
+def machine(path: str) -> Sku:
+    if kind(path) == "batch":
+        cluster = spec(path)["compute"].removeprefix("azureml:")
+        return SKUS[spec(f"yaml/batch/compute/{cluster}.yml")["size"]]
+    return SKUS[spec(path)["instance_type"]]
+
+
+def context(path: str) -> int:
+    given = spec(path)
+    variables = given.get("environment_variables") or given["settings"]["environment_variables"]
+    return int(variables["LLAMA_CONTEXT"])
+
+
+def test_every_model_is_deployed_in_each_way() -> None:
+    assert len(MODELS) == 18
+    for paths in (MANAGED, BATCH, of_schema("kubernetesOnlineDeployment")):
+        assert {variant(path).name for path in paths} == {row.name for row in MODELS}
+
+
+@pytest.mark.parametrize("path", MANAGED + BATCH)
+def test_the_machine_holds_the_model_and_can_be_had(path: str) -> None:
+    sku = machine(path)
+    assert fit(variant(path), Workload(context(path)), Precision.BF16, sku, Runner.PIPELINE).fits
+    assert sku.retired is None
+    assert sku.is_offered(Offer.BATCH if kind(path) == "batch" else Offer.MANAGED_ONLINE)
+
+
+@pytest.mark.parametrize("path", of_schema("kubernetesOnlineDeployment"))
+def test_the_cluster_gives_as_many_gpus_as_the_model_needs(path: str) -> None:
+    resources = spec(path)["resources"]
+    gpus = int(resources["limits"]["nvidia.com/gpu"])
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
+    assert gpus == (2 if "70b" in path else 1)
+    assert int(resources["limits"]["memory"].removesuffix("Gi")) * 2**30 > variant(path).shape.weight_bytes()
 
 
 # --- online: times and numbers that have to agree -------------------------------------------------
@@ -153,7 +186,7 @@ def test_size_is_known_and_holds_the_weights() -> None:
 @pytest.mark.parametrize("path", ONLINE)
 def test_our_deadline_comes_before_the_fronts(path: str) -> None:
     timeout_ms = spec(path)["request_settings"]["request_timeout_ms"]
-    assert 0 < timeout_ms <= 180_000
+    assert 0 < timeout_ms <= (180_000 if path in MANAGED else 150_000)
     assert float(spec(path)["environment_variables"]["LLAMA_DEADLINE_S"]) == timeout_ms / 1000 - 2
     assert gunicorn(path)["--graceful-timeout"] >= timeout_ms / 1000
 
@@ -178,8 +211,11 @@ def test_probes_sit_out_the_loading(path: str, probe: str) -> None:
     assert numbers.keys() == {"initial_delay", "period", "timeout", "success_threshold", "failure_threshold"}
     assert all(type(number) is int and number > 0 for number in numbers.values())
     patience = numbers["initial_delay"] + numbers["period"] * numbers["failure_threshold"]
-    assert patience >= WEIGHTS / SLOWEST_READ
-    assert int(spec(path)["environment_variables"]["WORKER_TIMEOUT"]) >= WEIGHTS / SLOWEST_READ
+    assert patience >= variant(path).shape.weight_bytes() / SLOWEST_READ
+    assert (
+        int(spec(path)["environment_variables"]["WORKER_TIMEOUT"])
+        >= variant(path).shape.weight_bytes() / SLOWEST_READ
+    )
 
 
 @pytest.mark.parametrize("path", ONLINE)
@@ -198,7 +234,8 @@ def test_our_settings_are_ones_we_read(path: str) -> None:
     variables = spec(path).get("environment_variables") or spec(path)["settings"]["environment_variables"]
     assert all(isinstance(value, str) for value in variables.values()), "Azure's variables are strings"
     read = Settings.from_environment(variables)
-    assert (read.engine, read.dtype) == ("pipeline", "bfloat16")
+    assert (read.engine, read.dtype, read.context) == ("pipeline", "bfloat16", context(path))
+    assert read.log_prompts is False
 
 
 def test_online_endpoint_takes_keys() -> None:
@@ -225,7 +262,7 @@ def test_batch_loses_nothing_silently(path: str) -> None:
 
 @pytest.mark.parametrize("path", BATCH)
 def test_compute_is_ours_and_costs_nothing_at_rest(path: str) -> None:
-    compute = spec("yaml/batch/compute.yml")
+    compute = spec(f"yaml/batch/compute/{spec(path)['compute'].removeprefix('azureml:')}.yml")
     assert spec(path)["compute"] == f"azureml:{compute['name']}"
     assert compute["min_instances"] == 0
     assert 1 <= spec(path)["resources"]["instance_count"] <= compute["max_instances"]
