@@ -77,7 +77,10 @@ def test_options_go_into_the_files(tmp_path: Path) -> None:
     ("options", "says"),
     [
         (("--model", "gpt"), "is not in the catalog"),
-        (("--model", "codellama/CodeLlama-70b-hf", "--sku", "NC24ads_A100_v4"), "may be used of 1 x A100 80 GB PCIe"),
+        (
+            ("--model", "codellama/CodeLlama-70b-hf", "--sku", "NC24ads_A100_v4"),
+            "may be used of 1 x A100 80 GB PCIe",
+        ),
         (("--model", MODEL, "--sku", "NC6s_v3"), "does not compute in bf16"),
         (("--endpoint", "code_llama"), "3 to 32 letters, digits and single hyphens"),
         (("--identity", "me"), "userAssignedIdentities"),
