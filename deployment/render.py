@@ -56,26 +56,11 @@ def _files(models: Sequence[ModelVariant], choice: Choice, site: Site) -> Iterat
     yield "yaml/kubernetes/endpoint.yml", dump(specs_online.kubernetes_endpoint(site))
     yield "yaml/batch/endpoint.yml", dump(specs_batch.endpoint(site))
     yield "yaml/data/rows.yml", dump(specs.data())
-    yield (
-        "environments/online/environment.yml",
-        dump(
-            specs.environment(
-                "llama-online",
-                "Python 3.12, torch for CUDA 12.6 and Azure's inference HTTP server, for online deployments.",
-                answers=True,
-            )
-        ),
-    )
-    yield (
-        "environments/batch/environment.yml",
-        dump(
-            specs.environment(
-                "llama-batch",
-                "Python 3.12, torch for CUDA 12.6 and Azure's job runtime, for batch deployments.",
-                answers=False,
-            )
-        ),
-    )
+    images = specs.images()
+    for folder, image in images.items():
+        yield f"environments/{folder}/environment.yml", dump(image)
+    if site.local:
+        yield "yaml/online/local.yml", dump(specs_online.local(site, images["online"]))
     clusters = dict[str, Sku]()
     for variant in models:
         name = f"{specs.slug(variant)}.yml"

@@ -63,9 +63,12 @@ _IDENTITY: Final = re.compile(
     show_default=True,
     help="Of the managed endpoint.",
 )
+@click.option(
+    "--local", is_flag=True, help="yaml/online/local.yml as well, for `az ml online-deployment create --local`."
+)
 def render(  # noqa: PLR0913  (one argument an option)
     *, output: Path, check: bool, models: tuple[str, ...], context: int | None, dtype: str, sku: str | None, instances: int,
-    public: str, identity: str | None, **names: str,
+    public: str, identity: str | None, local: bool, **names: str,
 ) -> None:  # fmt: skip
     r"""Write what Azure ML is told: endpoints, a deployment for each model, clusters, models, data.
 
@@ -83,7 +86,7 @@ def render(  # noqa: PLR0913  (one argument an option)
 
     _check_names(names, identity)
     choice = Choice(context, Precision(dtype), sku_of(sku) if sku else None, instances)
-    site: dict[str, Any] = {**names, "identity": identity, "public": public == "enabled"}
+    site: dict[str, Any] = {**names, "identity": identity, "public": public == "enabled", "local": local}
     made = files([variant_of(name) for name in models] or MODELS, choice, Site(**site))
     if check:
         wrong = differences(made, output)

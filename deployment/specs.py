@@ -25,6 +25,12 @@ BATCH: Final = "azureml:llama-batch:1"
 KUBERNETES_REQUEST_S: Final = 148
 """Azure's extension makes a probe's timeout of the request's, and was seen to refuse 180 s (azure-sdk-for-python#33660)."""
 
+_ROUTES: Final = {
+    "liveness_route": {"path": "/", "port": 5001},
+    "readiness_route": {"path": "/", "port": 5001},
+    "scoring_route": {"path": "/score", "port": 5001},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -50,6 +56,7 @@ class Site:
         cluster: name of the attached Kubernetes cluster.
         identity: resource id of a user-assigned identity; the system's if not given.
         public: whether the endpoint has an address that is open to the public network.
+        local: whether a deployment for `az ml ... --local` is written, too.
     """
 
     online: str = "code-llama"
@@ -58,6 +65,7 @@ class Site:
     cluster: str = "llama-kubernetes"
     identity: str | None = None
     public: bool = True
+    local: bool = False
 
 
 def slug(variant: ModelVariant) -> str:
@@ -131,28 +139,41 @@ def data() -> Spec:
     )
 
 
-def environment(name: str, description: str, *, answers: bool) -> Spec:
-    """An image that Azure builds; `answers` is whether it starts a server of its own."""
-    route = {"path": "/", "port": 5001}
-    routes = {
-        "liveness_route": route,
-        "readiness_route": dict(route),
-        "scoring_route": {"path": "/score", "port": 5001},
+def images() -> dict[str, Spec]:
+    """The images that Azure builds, by their folder below environments/."""
+    return {
+        "online": _image(
+            "llama-online",
+            "Python 3.12, torch for CUDA 12.6 and Azure's inference HTTP server, for online deployments.",
+            {"inference_config": _ROUTES},
+            {
+                (
+                    "inference_config",
+                ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
+            },
+        ),
+        "batch": _image(
+            "llama-batch",
+            "Python 3.12, torch for CUDA 12.6 and Azure's job runtime, for batch deployments.",
+            {},
+            {
+                (
+                    "build",
+                ): "An image of its own: Azure's job runtime needs older numpy, pyarrow and packaging than the online one has."
+            },
+        ),
     }
-    values: dict[str, Any] = {
+
+
+def _image(name: str, description: str, more: Mapping[str, Any], notes: Mapping[tuple[str, ...], str]) -> Spec:
+    values = {
         "$schema": f"{SCHEMAS}/environment.schema.json",
         "name": name,
         "version": "1",
         "description": description,
         "build": {"path": ".", "dockerfile_path": "Dockerfile"},
     }
-    if not answers:
-        return Spec(values, {("build",): "An image of its own: Azure's job runtime needs older numpy, pyarrow and packaging than "
-                                         "the online one has."})  # fmt: skip
-    note = (
-        "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
-    )
-    return Spec({**values, "inference_config": routes}, {("inference_config",): note})
+    return Spec({**values, **more}, notes)
 
 
 def deployable(plan: Plan) -> Sku:

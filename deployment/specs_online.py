@@ -127,6 +127,43 @@ def kubernetes_deployment(plan: Plan, site: Site) -> Spec:
     return Spec(values, notes)
 
 
+def local(site: Site, image: Spec) -> Spec:
+    """A deployment for `az ml online-deployment create --local`: the embedded model in our image, on one's own machine.
+
+    Args:
+        site: names.
+        image: of the online deployments.
+    """
+    build = {**image.values["build"], "path": "../../environments/online"}
+    values: dict[str, Any] = {
+        "$schema": f"{SCHEMAS}/managedOnlineDeployment.schema.json",
+        "name": "local",
+        "endpoint_name": site.online,
+        "model": {"type": "custom_model", "path": "../../build/local/model"},
+        "code_configuration": {"code": "../../score", "scoring_script": "score.py"},
+        "environment": {"build": build, "inference_config": image.values["inference_config"]},
+        "instance_type": "Standard_NC4as_T4_v3",
+        "instance_count": 1,
+        "environment_variables": {
+            "LLAMA_ENGINE": "batching",
+            "WORKER_COUNT": "1",
+            "WORKER_PRELOAD": "false",
+            "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
+        },
+    }
+    return Spec(
+        values,
+        {
+            (): "For --local alone: it names files of this machine, which must be there. docs/azure-ml.md says how.",
+            (
+                "model",
+            ): "llama-endpoints package --checkpoint nano --output build/local/model (the folder above it is mounted: nothing "
+            "else may lie there).",
+            ("instance_type",): "Asked for, and of no consequence here.",
+        },
+    )
+
+
 def autoscale(site: Site) -> Mapping[str, Any]:
     """An ARM template with Azure Monitor's object: one more instance where the GPUs are busy, one less where they idle.
 

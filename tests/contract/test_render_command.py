@@ -1,6 +1,7 @@
 """`llama-endpoints render` as people run it; what is committed is what it writes."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,21 @@ def test_autoscale_is_a_template_of_azure_monitor() -> None:
         assert {"GreaterThan": "Increase", "LessThan": "Decrease"}[rule["metricTrigger"]["operator"]] == rule[
             "scaleAction"
         ]["direction"]
+
+
+def test_a_local_deployment_is_one_that_azure_s_client_takes_with_the_files_there(tmp_path: Path) -> None:
+    """Its loader looks into the model's folder, so the file is not among those that are committed."""
+    import warnings
+
+    assert render("--model", MODEL, "--output", str(tmp_path), "--local").returncode == 0
+    shutil.copytree(ROOT / "score", tmp_path / "score", ignore=shutil.ignore_patterns("__pycache__"))
+    model = tmp_path / "build" / "local" / "model"
+    model.mkdir(parents=True)
+    (model / "MLmodel").write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # azure-ai-ml is written for marshmallow 3
+        from azure.ai.ml import load_online_deployment
+
+        deployment = load_online_deployment(tmp_path / "yaml/online/local.yml")
+    assert (deployment.name, Path(deployment.model.path).resolve()) == ("local", model)
+    assert deployment.environment.inference_config is not None
