@@ -64,11 +64,15 @@ _IDENTITY: Final = re.compile(
     help="Of the managed endpoint.",
 )
 @click.option(
+    "--registry",
+    help="Registry of Azure ML that the packaged models are in; the workspace's own models by default.",
+)
+@click.option(
     "--local", is_flag=True, help="yaml/online/local.yml as well, for `az ml online-deployment create --local`."
 )
 def render(  # noqa: PLR0913  (one argument an option)
     *, output: Path, check: bool, models: tuple[str, ...], context: int | None, dtype: str, sku: str | None, instances: int,
-    public: str, identity: str | None, local: bool, **names: str,
+    public: str, identity: str | None, registry: str | None, local: bool, **names: str,
 ) -> None:  # fmt: skip
     r"""Write what Azure ML is told: endpoints, a deployment for each model, clusters, models, data.
 
@@ -84,9 +88,15 @@ def render(  # noqa: PLR0913  (one argument an option)
     from deployment.skus import sku_of
     from deployment.specs import Site
 
-    _check_names(names, identity)
+    _check_names(names if registry is None else {**names, "registry": registry}, identity)
     choice = Choice(context, Precision(dtype), sku_of(sku) if sku else None, instances)
-    site: dict[str, Any] = {**names, "identity": identity, "public": public == "enabled", "local": local}
+    site: dict[str, Any] = {
+        **names,
+        "identity": identity,
+        "public": public == "enabled",
+        "registry": registry,
+        "local": local,
+    }
     made = files([variant_of(name) for name in models] or MODELS, choice, Site(**site))
     if check:
         wrong = differences(made, output)

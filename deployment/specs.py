@@ -56,6 +56,7 @@ class Site:
         cluster: name of the attached Kubernetes cluster.
         identity: resource id of a user-assigned identity; the system's if not given.
         public: whether the endpoint has an address that is open to the public network.
+        registry: that the models are in; the workspace's own models if not given.
         local: whether a deployment for `az ml ... --local` is written, too.
     """
 
@@ -65,7 +66,18 @@ class Site:
     cluster: str = "llama-kubernetes"
     identity: str | None = None
     public: bool = True
+    registry: str | None = None
     local: bool = False
+
+
+def model_of(variant: ModelVariant, site: Site) -> str:
+    """How a deployment names its model."""
+    name = slug(variant)
+    return (
+        f"azureml://registries/{site.registry}/models/{name}/versions/1"
+        if site.registry
+        else f"azureml:{name}:1"
+    )
 
 
 def slug(variant: ModelVariant) -> str:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from deployment.planner import Plan
 from deployment.skus import Sku
-from deployment.specs import BATCH, SCHEMAS, Site, Spec, compute_name, deployable, slug
+from deployment.specs import BATCH, SCHEMAS, Site, Spec, compute_name, deployable, model_of, slug
 
 DAY_S: Final = 86_400
 
@@ -57,7 +57,7 @@ def deployment(plan: Plan, site: Site) -> Spec:
     Raises:
         SetupError: the model can't be deployed so.
     """
-    sku, name = deployable(plan), slug(plan.wanted.variant)
+    sku = deployable(plan)
     settings: dict[str, Any] = {
         "mini_batch_size": 1,
         "max_concurrency_per_instance": 1,
@@ -74,10 +74,10 @@ def deployment(plan: Plan, site: Site) -> Spec:
     }
     values: dict[str, Any] = {
         "$schema": f"{SCHEMAS}/modelBatchDeployment.schema.json",
-        "name": name,
+        "name": slug(plan.wanted.variant),
         "endpoint_name": site.batch,
         "type": "model",
-        "model": f"azureml:{name}:1",
+        "model": model_of(plan.wanted.variant, site),
         "code_configuration": {"code": "../../score", "scoring_script": "batch_driver.py"},
         "environment": BATCH,
         "compute": f"azureml:{compute_name(sku)}",

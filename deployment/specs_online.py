@@ -14,6 +14,7 @@ from deployment.specs import (
     Spec,
     admitted,
     deployable,
+    model_of,
     patience_s,
     slug,
 )
@@ -77,7 +78,7 @@ def deployment(plan: Plan, site: Site) -> Spec:
     sku = deployable(plan)
     values: dict[str, Any] = {
         "$schema": f"{SCHEMAS}/managedOnlineDeployment.schema.json",
-        **_common(plan, site.online),
+        **_common(plan, site, site.online),
         "instance_type": sku.name,
         "instance_count": plan.wanted.instances,
         "scale_settings": {"type": "default"},
@@ -109,7 +110,7 @@ def kubernetes_deployment(plan: Plan, site: Site) -> Spec:
     values: dict[str, Any] = {
         "$schema": f"{SCHEMAS}/kubernetesOnlineDeployment.schema.json",
         "type": "kubernetes",
-        **_common(plan, site.kubernetes),
+        **_common(plan, site, site.kubernetes),
         "instance_count": plan.wanted.instances,
         "scale_settings": {"type": "default"},
         "resources": _resources(plan),
@@ -228,12 +229,11 @@ def _identity(site: Site) -> dict[str, Any]:
     return {"identity": {"type": "user_assigned", "user_assigned_identities": [{"resource_id": site.identity}]}}
 
 
-def _common(plan: Plan, endpoint_name: str) -> dict[str, Any]:
-    name = slug(plan.wanted.variant)
+def _common(plan: Plan, site: Site, endpoint_name: str) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": slug(plan.wanted.variant),
         "endpoint_name": endpoint_name,
-        "model": f"azureml:{name}:1",
+        "model": model_of(plan.wanted.variant, site),
         "code_configuration": {"code": "../../score", "scoring_script": "score.py"},
         "environment": ONLINE,
     }

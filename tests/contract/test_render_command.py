@@ -54,10 +54,12 @@ def test_check_names_what_differs_and_writes_nothing(tmp_path: Path) -> None:
 def test_options_go_into_the_files(tmp_path: Path) -> None:
     ran = render("--model", MODEL, "--output", str(tmp_path), "--context", "4096", "--sku", "NC40ads_H100_v5", "--instances", "3",
                  "--dtype", "fp16", "--endpoint", "my-code", "--batch-endpoint", "my-rows", "--cluster", "mine", "--identity", IDENTITY,
-                 "--public-network-access", "disabled")  # fmt: skip
+                 "--public-network-access", "disabled", "--registry", "our-models")  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     deployment, endpoint = read(tmp_path / "yaml/online" / NAME), read(tmp_path / "yaml/online/endpoint.yml")
     assert (deployment["instance_type"], deployment["instance_count"]) == ("Standard_NC40ads_H100_v5", 3)
+    in_registry = f"azureml://registries/our-models/models/{NAME.removesuffix('.yml')}/versions/1"
+    assert (deployment["model"], read(tmp_path / "yaml/batch" / NAME)["model"]) == (in_registry, in_registry)
     variables = deployment["environment_variables"]
     assert (variables["LLAMA_CONTEXT"], variables["LLAMA_DTYPE"]) == ("4096", "float16")
     assert (deployment["endpoint_name"], endpoint["name"], endpoint["public_network_access"]) == (
