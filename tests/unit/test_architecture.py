@@ -49,6 +49,8 @@ ONLY_IN = {
     "pyspark": ("deployment/spark/job.py",),
     "azure": ("deployment/azure.py", "score/llama_serving/server/tracing.py"),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
+    "huggingface_hub": ("deployment/hub.py",),
+    "httpx2": ("deployment/hub.py",),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),
     "flask": ("score/llama_serving/online.py",),
     **dict.fromkeys(
@@ -68,6 +70,8 @@ HEAVY = (
     "opentelemetry",
     "locust",
     "pyspark",
+    "huggingface_hub",
+    "httpx2",
 )
 IMPURE = (
     "llama_serving.engine.pipeline",

@@ -1,0 +1,111 @@
+"""`llama-endpoints fetch`: a model of the catalog from a hub onto this disk."""
+
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import click
+
+from llama_serving.errors import SetupError
+
+if TYPE_CHECKING:
+    from deployment.fetch import Fetched
+    from llama_serving.catalog import ModelVariant
+
+
+@click.command()
+@click.option(
+    "--variant", required=True, help="Its name in the catalog (`llama-endpoints models`), which is the hub's."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for the files; by default the last part of the name.",
+)
+@click.option("--revision", help="Branch, tag or commit of the hub's repository; its main branch by default.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the hub's token. By default HF_TOKEN, or what `hf auth login` left.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds of another commit or origin.")
+def fetch(
+    *, variant: str, output: Path | None, revision: str | None, token_file: Path | None, overwrite: bool
+) -> None:
+    r"""Download a model from a hub: config, tokenizer and safetensors, never a pickle, never code.
+
+    Killed, out of network or stopped with Ctrl-C, the same command goes on where it ended. Every file
+    is verified by the checksum that the hub states; with all there, it verifies and downloads nothing.
+    OUTPUT/fetched.json says which commit it is.
+
+    \b
+    Gated models (Llama-2): accept the licence on the model's page, then give the token in HF_TOKEN.
+    HF_ENDPOINT names another hub.
+
+    \b
+    Example:
+      llama-endpoints fetch --variant codellama/CodeLlama-7b-hf
+    """
+    row = _on_a_hub(variant)
+    folder = output or Path(row.name.rpartition("/")[2])
+    try:
+        done = _fetch(row, folder, revision, token_file, overwrite=overwrite)
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            click.echo(f"Stopped. {folder} keeps what is there: run the same command again to go on.", err=True)
+        raise
+    for warning in done.checkpoint.warnings:
+        click.echo(f"Warning: {warning}.", err=True)
+    size = sum(file.size for file in done.record.files)
+    click.echo(
+        f"{folder} is {row.name} at {done.record.commit}: {size:,} bytes verified, {done.downloaded:,} of them downloaded."
+    )
+    click.echo(f"Next: {_package(row.name, folder)}")
+
+
+def _on_a_hub(name: str) -> "ModelVariant":
+    from deployment.checkpoint import variant_of
+    from llama_serving.catalog import NANO
+
+    if name == NANO.name:
+        raise SetupError("nano comes with this package, and there is nothing to fetch. Use --checkpoint nano.")
+    return variant_of(name)
+
+
+def _fetch(
+    row: "ModelVariant", folder: Path, revision: str | None, token_file: Path | None, *, overwrite: bool
+) -> "Fetched":
+    from tqdm import tqdm
+
+    from deployment import hub
+    from deployment.download import Download
+    from deployment.fetch import fetch as run
+    from deployment.fetch import look_up
+
+    hub.quiet()
+    source, lock = hub.Hub(hub.token_of(token_file)), Lock()
+    snapshot = look_up(source, row.name, revision, tell=lambda text: click.echo(text, err=True))
+    with tqdm(total=0, unit="B", unit_scale=True, desc="files", file=sys.stderr) as bar:
+
+        def expect(size: int) -> None:
+            bar.total = (bar.total or 0) + size
+
+        def progress(size: int) -> None:
+            with lock:  # several files come at a time
+                bar.update(size)
+
+        def tell(text: str) -> None:
+            bar.write(text, file=sys.stderr)
+
+        download = Download(source, snapshot, folder, progress=progress, tell=tell)
+        return run(download, row, overwrite=overwrite, expect=expect)
+
+
+def _package(name: str, folder: Path) -> str:
+    model = f"build/{name.rpartition('/')[2].lower()}"
+    return shlex.join(
+        ("llama-endpoints", "package", "--checkpoint", str(folder), "--variant", name, "--output", model)
+    )
