@@ -31,9 +31,21 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="File with the hub's token. By default HF_TOKEN, or what `hf auth login` left.",
 )
+@click.option(
+    "--token-secret",
+    metavar="ADDRESS",
+    envvar="HUB_TOKEN_SECRET",
+    help="Secret of an Azure key vault with the hub's token: https://VAULT.vault.azure.net/secrets/NAME.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds of another commit or origin.")
-def fetch(
-    *, variant: str, output: Path | None, revision: str | None, token_file: Path | None, overwrite: bool
+def fetch(  # noqa: PLR0913  (the options of a command)
+    *,
+    variant: str,
+    output: Path | None,
+    revision: str | None,
+    token_file: Path | None,
+    token_secret: str | None,
+    overwrite: bool,
 ) -> None:
     r"""Download a model from a hub: config, tokenizer and safetensors, never a pickle, never code.
 
@@ -52,7 +64,8 @@ def fetch(
     row = _on_a_hub(variant)
     folder = output or Path(row.name.rpartition("/")[2])
     try:
-        done = _fetch(row, folder, revision, token_file, overwrite=overwrite)
+        token = _token(token_file, token_secret)
+        done = _fetch(row, folder, revision, token, overwrite=overwrite)
     except KeyboardInterrupt:
         with suppress(OSError):
             click.echo(f"Stopped. {folder} keeps what is there: run the same command again to go on.", err=True)
@@ -75,8 +88,19 @@ def _on_a_hub(name: str) -> "ModelVariant":
     return variant_of(name)
 
 
+def _token(file: Path | None, secret: str | None) -> str | None:
+    from deployment import azure_secret, hub
+
+    if file is not None and secret is not None:
+        raise SetupError(
+            "--token-file and --token-secret (or HUB_TOKEN_SECRET) both name the token. Give one of them."
+        )
+    hub.quiet()
+    return hub.token_of(file, None if secret is None else lambda: azure_secret.secret_of(secret))
+
+
 def _fetch(
-    row: "ModelVariant", folder: Path, revision: str | None, token_file: Path | None, *, overwrite: bool
+    row: "ModelVariant", folder: Path, revision: str | None, token: str | None, *, overwrite: bool
 ) -> "Fetched":
     from tqdm import tqdm
 
@@ -85,8 +109,7 @@ def _fetch(
     from deployment.fetch import fetch as run
     from deployment.fetch import look_up
 
-    hub.quiet()
-    source, lock = hub.Hub(hub.token_of(token_file)), Lock()
+    source, lock = hub.Hub(token), Lock()
     snapshot = look_up(source, row.name, revision, tell=lambda text: click.echo(text, err=True))
     with tqdm(total=0, unit="B", unit_scale=True, desc="files", file=sys.stderr) as bar:
 

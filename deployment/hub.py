@@ -6,7 +6,7 @@ leaves behind and no later one goes on with, and its way over Xet keeps no more.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,28 +170,32 @@ class Hub:
         raise SetupError(f"{sentence}.") from error
 
 
-def token_of(path: Path | None) -> str | None:
-    """The token in a file, else HF_TOKEN's or that of `hf auth login`, else None. No message ever quotes it.
+def token_of(path: Path | None = None, secret: Callable[[], str] | None = None) -> str | None:
+    """The token in a file or a secret, else HF_TOKEN's or that of `hf auth login`, else None. No message ever quotes it.
 
     Raises:
-        SetupError: there is a file and no token in it.
+        SetupError: there is a file or a secret, and no token in it.
     """
     from huggingface_hub import constants, get_token
 
-    if path is None:
-        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-        where = "HF_TOKEN"
+    if path is not None:
+        where, token = str(path), _read(path)
+    elif secret is not None:
+        where, token = "The secret", secret().strip()
     else:
-        where = str(path)
-        try:
-            token = path.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            raise SetupError(
-                f"{path} can't be read as text. --token-file names a file with the hub's token."
-            ) from None
+        where, token = "HF_TOKEN", None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     if token is not None and not _TOKEN.fullmatch(token):  # (httpx would quote the header that it can't send)
         raise SetupError(f"{where} holds no token: one word of letters, digits and signs is needed.")
     return token
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        raise SetupError(
+            f"{path} can't be read as text. --token-file names a file with the hub's token."
+        ) from None
 
 
 def quiet() -> None:

@@ -30,6 +30,7 @@ SCHEMAS = "https://azuremlschemas.azureedge.net/latest/"
 EXPECTED = {
     "environments/batch/environment.yml": "environment",
     "environments/online/environment.yml": "environment",
+    "environments/package/environment.yml": "environment",
     "yaml/batch/codellama-7b-hf.yml": "modelBatchDeployment",
     "yaml/batch/compute.yml": "amlCompute",
     "yaml/batch/endpoint.yml": "batchEndpoint",
@@ -37,8 +38,11 @@ EXPECTED = {
     "yaml/models/codellama-7b-hf.yml": "model",
     "yaml/online/codellama-7b-hf.yml": "managedOnlineDeployment",
     "yaml/online/endpoint.yml": "managedOnlineEndpoint",
+    "yaml/package/compute.yml": "amlCompute",
 }
-IMAGES = ("batch", "online")
+JOB = "yaml/package/job.yml"
+"""Each of its runs has a name of its own; test_package_job.py has its tests."""
+IMAGES = ("batch", "online", "package")
 
 SKUS = {"Standard_NC24ads_A100_v4": 80e9}
 """Sizes that we deploy to, with the memory of one GPU in bytes."""
@@ -80,7 +84,7 @@ def loaders() -> dict[str, Callable[..., Any]]:
 
 
 def test_every_file_is_known() -> None:
-    assert sorted(path.relative_to(ROOT).as_posix() for path in found()) == sorted(EXPECTED)
+    assert sorted(path.relative_to(ROOT).as_posix() for path in found()) == sorted([*EXPECTED, JOB])
 
 
 @pytest.mark.parametrize(("path", "schema"), EXPECTED.items())
@@ -142,7 +146,7 @@ def test_environment_and_endpoint_are_of_its_kind(path: str, environment: str, e
 
 def test_size_is_known_and_holds_the_weights() -> None:
     sizes = [spec(path)["instance_type"] for path in ONLINE]
-    sizes += [spec(path)["size"] for path in of_schema("amlCompute")]
+    sizes += [spec("yaml/batch/compute.yml")["size"]]
     assert set(sizes) <= SKUS.keys()
     assert all(SKUS[size] > WEIGHTS for size in sizes)
 
