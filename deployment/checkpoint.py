@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
+from deployment import model_uri
 from deployment.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
 from llama_serving.errors import SetupError
@@ -60,6 +61,7 @@ def folder_of(name: str) -> Path:
     Raises:
         SetupError: there is no such folder.
     """
+    model_uri.refuse(name)
     folder = Path(name)
     if name == NANO.name and not any((folder / file).is_file() for file in SMALL_FILES):
         return NANO_FOLDER  # also beside a packaged model of that name

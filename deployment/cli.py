@@ -385,10 +385,12 @@ def model_files(name: str) -> "ModelFiles":
     Raises:
         SetupError: there is no such model.
     """
+    from deployment.model_uri import refuse
     from deployment.nano import FOLDER
     from llama_serving.catalog import NANO
     from llama_serving.model_files import ModelFiles
 
+    refuse(name)
     if name == NANO.name and not any(Path(name).rglob("MLmodel")):
         return ModelFiles(FOLDER, NANO)
     return ModelFiles.find(Path(name))
