@@ -47,8 +47,11 @@ class Download:
     pauses: Sequence[float] = PAUSES_S
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def bring(self, files: Iterable[HubFile]) -> None:
+    def bring(self, files: Iterable[HubFile]) -> int:
         """All of `files`, several at a time. What is there at the end of a failure is gone on with by the next call.
+
+        Returns:
+            The bytes that came for it.
 
         Raises:
             SetupError: one can't be had, or is not what the hub states.
@@ -65,19 +68,20 @@ class Download:
         for error in (future.exception() for future in futures if not future.cancelled()):
             if error is not None and not isinstance(error, _Stopped):
                 raise error
+        return sum(future.result() for future in futures)
 
     def missing(self, files: Iterable[HubFile]) -> int:
         """Bytes that are still to come."""
         paths = [(file, self.folder / file.name, self.folder / file.part) for file in files]
         return sum(file.size - _size(part) for file, path, part in paths if _size(path) != file.size)
 
-    def _one(self, file: HubFile) -> None:
+    def _one(self, file: HubFile) -> int:
         path, part = self.folder / file.name, self.folder / file.part
         if path.exists():
             if self._is(path, file):
-                return
+                return 0
             self._remove(path, file)
-        self._receive(file, part)
+        received = self._receive(file, part)
         if not self._is(part, file, counted=False):
             part.unlink()
             raise SetupError(
@@ -87,6 +91,7 @@ class Download:
         with part.open("rb") as done:
             os.fsync(done.fileno())
         part.replace(path)
+        return received
 
     def _remove(self, path: Path, file: HubFile) -> None:
         if not self.ours:
@@ -115,8 +120,15 @@ class Download:
         self.progress(-seen)
         return False
 
-    def _receive(self, file: HubFile, part: Path) -> None:
-        """The part becomes as long as the file."""
+    def _receive(self, file: HubFile, part: Path) -> int:
+        """The part becomes as long as the file; the bytes that came for it."""
+        received = 0
+
+        def came(size: int) -> None:
+            nonlocal received
+            received += size
+            self.progress(size)
+
         with part.open("ab", buffering=0) as out:
             if out.tell() > file.size:
                 out.truncate(0)
@@ -124,12 +136,13 @@ class Download:
             tries = 0
             while (before := _length(out)) < file.size:
                 try:
-                    self._read_on(file, out, before)
+                    self._read_on(file, out, before, came)
                 except BrokenOff as error:
                     tries = 0 if _length(out) > before else tries + 1
                     self._pause(file, error, tries)
+        return received
 
-    def _read_on(self, file: HubFile, out: FileIO, start: int) -> None:
+    def _read_on(self, file: HubFile, out: FileIO, start: int, came: Progress) -> None:
         """What one answer of the hub brings; more than the file's bytes are left to its checksum."""
         with self.hub.open(self.snapshot, file.name, start) as reading:
             if reading.start > start:
@@ -141,7 +154,7 @@ class Download:
             for chunk in reading.chunks:
                 self._check()
                 out.write(chunk)
-                self.progress(len(chunk))
+                came(len(chunk))
                 done += len(chunk)
                 if done > file.size:
                     return
@@ -164,7 +177,7 @@ class Download:
             raise _Stopped
 
 
-def _is_good(future: Future[None]) -> bool:
+def _is_good(future: Future[int]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 

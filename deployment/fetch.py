@@ -87,21 +87,20 @@ def _bring(
 ) -> tuple[tuple[HubFile, ...], int]:
     """The small files first: they say whether it is the right model, and which weights are its own."""
     folder, snapshot = download.folder, download.snapshot
-    downloaded = download.missing(small)
     expect(sum(file.size for file in small))
-    download.bring(small)
+    downloaded = download.bring(small)
     adapt(variant, read_config(folder), folder)
     indexed = any(file.name == INDEX for file in small)
     weights = snapshot.weights(shards_of(folder / INDEX) if indexed else None)
     Record(snapshot.repo, snapshot.commit, (*small, *weights)).write(folder, whole=False)
-    downloaded += _room_for(download, weights)
+    _check_room(download, weights)
     expect(sum(file.size for file in weights))
-    download.bring(weights)
+    downloaded += download.bring(weights)
     return (*small, *weights), downloaded
 
 
-def _room_for(download: Download, files: tuple[HubFile, ...]) -> int:
-    """The bytes that are missing, which the disk has room for: known before hours of downloading, not after."""
+def _check_room(download: Download, files: tuple[HubFile, ...]) -> None:
+    """Known before hours of downloading, not after."""
     needed = download.missing(files)
     free = shutil.disk_usage(download.folder).free
     if free < needed:
@@ -109,7 +108,6 @@ def _room_for(download: Download, files: tuple[HubFile, ...]) -> int:
             f"{download.folder} has {free:,} bytes free, and {needed:,} are still to come. Make room, or name an --output "
             "on another disk."
         )
-    return needed
 
 
 @contextmanager

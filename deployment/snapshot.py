@@ -88,7 +88,7 @@ class Snapshot:
             raise SetupError(
                 f"{self._here} has no weights as safetensors{has if pickles else ''}. Try a --revision that has them."
             )
-        extra = [name for name in self.files if _is_extra(name)]
+        extra = [file.name for file in self.files.values() if _is_extra(file)]
         index = [INDEX] if SINGLE not in self.files else []
         return tuple(self._stated(name) for name in (*SMALL_FILES, *sorted(extra), *index))
 
@@ -123,8 +123,10 @@ class Snapshot:
         return file
 
 
-def _is_extra(name: str) -> bool:
-    return Path(name).suffix in _TEXTS and any(fnmatchcase(name, pattern) for pattern in _EXTRA_FILES)
+def _is_extra(file: HubFile) -> bool:
+    """Worth having where it is there."""
+    wanted = any(fnmatchcase(file.name, pattern) for pattern in _EXTRA_FILES)
+    return wanted and file.size > 0 and Path(file.name).suffix in _TEXTS and bool(_NAME.fullmatch(file.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Record:
                     return cls._of(json.loads(path.read_text(encoding="utf-8")))
                 except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                     raise SetupError(
-                        f"{path} is damaged. Name another --output, or add --overwrite after removing that file."
+                        f"{path} is damaged. Remove it and run the same command again: what is there is verified anyway."
                     ) from error
         return None
 

@@ -179,6 +179,7 @@ def test_what_was_damaged_on_the_disk_is_fetched_again(
     (sentence,) = told(done.stderr)
     assert sentence.startswith(f"{FOLDER}/{SHARD} was not what the hub states (sha256 ")
     assert hub.sent == {SHARD: len(files[SHARD])}
+    assert f" bytes verified, {len(files[SHARD]):,} of them downloaded." in done.stdout
     assert (desk / FOLDER / SHARD).read_bytes() == files[SHARD]
 
 
