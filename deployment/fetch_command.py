@@ -47,7 +47,7 @@ def fetch(  # noqa: PLR0913  (the options of a command)
     token_secret: str | None,
     overwrite: bool,
 ) -> None:
-    r"""Download a model from a hub: config, tokenizer and safetensors, never a pickle, never code.
+    """Download a model from a hub: config, tokenizer and safetensors, never a pickle, never code.
 
     Killed, out of network or stopped with Ctrl-C, the same command goes on where it ended. Every file
     is verified by the checksum that the hub states; with all there, it verifies and downloads nothing.
@@ -60,7 +60,7 @@ def fetch(  # noqa: PLR0913  (the options of a command)
     \b
     Example:
       llama-endpoints fetch --variant codellama/CodeLlama-7b-hf
-    """
+    """  # noqa: D301  (click reads the backspace character as "do not wrap")
     row = _on_a_hub(variant)
     folder = output or Path(row.name.rpartition("/")[2])
     try:

@@ -195,7 +195,7 @@ def test_an_ended_process_is_gone_on_with(
     hub: FakeHub, desk: Path, files: dict[str, bytes], number: signal.Signals, code: int
 ) -> None:
     there = 100_000
-    hub.faults[SHARD] = [Hold(there)]
+    hub.faults[SHARD] = [Hold(there), *[Hold(0)] * 20]
     with start(hub, desk, HF_HUB_DOWNLOAD_TIMEOUT="1") as process:
         wait_for(lambda: any(SHARD in name and size == there for name, size in parts(desk).items()), process)
         wait_for(lambda: len(list((desk / FOLDER).glob("*.safetensors"))) == 2, process)
@@ -205,6 +205,7 @@ def test_an_ended_process_is_gone_on_with(
     assert ("run the same command again to go on" in stderr) == (number is signal.SIGINT)
     assert not (desk / FOLDER / "fetched.json").exists()
     hub.go_on.set()
+    hub.faults.clear()
     hub.sent.clear()
     hub.asked.clear()
     done = run(hub, desk)

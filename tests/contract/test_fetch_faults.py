@@ -18,7 +18,7 @@ from deployment.snapshot import FETCHED, FETCHING
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
 from tests.conftest import ROOT
-from tests.hubs import COMMIT, LATER, BreakOff, FakeHub, Fault, NoRanges, OtherRange, Status, fake_hub
+from tests.hubs import COMMIT, LATER, BreakOff, FakeHub, Fault, Hold, NoRanges, OtherRange, Status, fake_hub
 from tests.tiny import TINY, tiny_config, tiny_files
 
 NAME = "codellama/CodeLlama-7b-hf"
@@ -124,6 +124,18 @@ def test_it_waits_as_long_as_the_hub_asks(
     fetched()
     assert fetched.said == [f"{what}: the hub says 429; trying again in 1 s."]
     assert is_right(fetched.folder)
+
+
+def test_a_connection_that_stands_still_is_left(
+    hub: FakeHub, fetched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    hub.faults[WEIGHTS] = [Hold(1000)]
+    fetched()
+    assert is_right(fetched.folder)
+    assert hub.starts(WEIGHTS)[:2] == [0, 1000]
+    assert hub.sent[WEIGHTS] == SIZE
+    assert "timed out" in fetched.said[0]
 
 
 def test_it_gives_up_and_is_gone_on_with(hub: FakeHub, fetched: Watched) -> None:
