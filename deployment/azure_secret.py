@@ -35,16 +35,16 @@ def secret_of(address: str, credential: Any = None, **client: Any) -> str:
     except ImportError:
         raise SetupError("Azure's client is not installed: pip install 'llama-endpoints[azure]'.") from None
     vault, name, version = found.groups()
-    # (Azure ML names a compute's user-assigned identity in this variable.)
-    asking = credential or DefaultAzureCredential(
-        managed_identity_client_id=os.environ.get("DEFAULT_IDENTITY_CLIENT_ID")
-    )
+    # (Azure ML names a compute's user-assigned identity in the first of these variables.)
+    identity = os.environ.get("DEFAULT_IDENTITY_CLIENT_ID") or os.environ.get("AZURE_CLIENT_ID")
+    asking = credential or DefaultAzureCredential(managed_identity_client_id=identity)
     try:
         with SecretClient(vault, asking, **client) as secrets:
             value = secrets.get_secret(name, version).value
     except (AzureError, ValueError) as error:
+        why = str(error).partition("\n")[0]
         raise SetupError(
-            f"{address} can't be read: {str(error).splitlines()[0]} Give who asks the role Key Vault Secrets User, and "
+            f"{address} can't be read: {why} Give who asks the role Key Vault Secrets User, and "
             "check vault and name."
         ) from error
     if not value:

@@ -29,7 +29,12 @@ class Fetched:
 
 
 def look_up(
-    hub: Hub, repo: str, revision: str | None = None, *, tell: Tell = print, pauses: Sequence[float] = PAUSES_S
+    hub: Hub,
+    repo: str,
+    revision: str | None = None,
+    *,
+    tell: Tell = lambda _: None,
+    pauses: Sequence[float] = PAUSES_S,
 ) -> Snapshot:
     """What a hub has of `repo` at a branch, tag or commit; None is its main branch.
 
@@ -137,10 +142,14 @@ def _claim(folder: Path, snapshot: Snapshot, *, overwrite: bool) -> bool:
     record = Record.read(folder)
     if record is not None and (record.repo, record.commit) != (snapshot.repo, snapshot.commit):
         if not overwrite:
+            same = (
+                f", or go on with that commit by --revision {record.commit}"
+                if record.repo == snapshot.repo
+                else ""
+            )
             raise SetupError(
                 f"{folder} holds {record.repo} at {record.commit[:12]}, and this is {snapshot.repo} at "
-                f"{snapshot.commit[:12]}. Name another --output, add --overwrite, or go on with the first by "
-                f"--revision {record.commit}."
+                f"{snapshot.commit[:12]}. Name another --output, add --overwrite to replace it{same}."
             )
         for file in record.files:
             (folder / file.part).unlink(missing_ok=True)

@@ -111,7 +111,8 @@ def _fetch(
 
     source, lock = hub.Hub(token), Lock()
     snapshot = look_up(source, row.name, revision, tell=lambda text: click.echo(text, err=True))
-    with tqdm(total=0, unit="B", unit_scale=True, desc="files", file=sys.stderr) as bar:
+    often = 0.1 if sys.stderr.isatty() else 10  # seconds: a log keeps every line
+    with tqdm(total=0, unit="B", unit_scale=True, desc="files", mininterval=often, file=sys.stderr) as bar:
 
         def expect(size: int) -> None:
             bar.total = (bar.total or 0) + size

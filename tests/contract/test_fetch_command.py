@@ -365,7 +365,7 @@ class TestRefusals:
         hub.sent.clear()
         assert self.refused(hub, desk) == (
             f"{FOLDER} holds {NAME} at {COMMIT[:12]}, and this is {NAME} at {LATER[:12]}. Name another --output, add "
-            f"--overwrite, or go on with the first by --revision {COMMIT}."
+            f"--overwrite to replace it, or go on with that commit by --revision {COMMIT}."
         )
         assert run(hub, desk, "--revision", COMMIT).returncode == 0
         assert hub.sent == {}

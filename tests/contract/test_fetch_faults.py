@@ -153,6 +153,11 @@ def test_it_gives_up_and_is_gone_on_with(hub: FakeHub, fetched: Watched) -> None
     assert is_right(fetched.folder)
 
 
+def test_what_is_no_hub(hub: FakeHub, fetched: Watched) -> None:
+    hub.faults["api"] = [Status(200)]
+    assert fetched.refused() == f"{hub.url} does not answer as a hub does. Check HF_ENDPOINT."
+
+
 def test_a_hub_that_does_not_say_what_it_has(hub: FakeHub, fetched: Watched) -> None:
     hub.faults["api"] = [Status(503)] * 4
     assert fetched.refused() == (
@@ -213,7 +218,9 @@ class TestFolder:
         sharded = tiny_files(shards=2, seed=1)
         hub.publish(NAME, sharded, LATER)
         hub.faults["model-00002-of-00002.safetensors"] = [BreakOff(10), *[Status(503)] * 4]
-        with pytest.raises(SetupError, match="Name another --output, add --overwrite, or go on with the first"):
+        with pytest.raises(
+            SetupError, match="Name another --output, add --overwrite to replace it, or go on with that"
+        ):
             fetched()
         with pytest.raises(SetupError, match="can't be had"):
             fetched(overwrite=True)
@@ -227,6 +234,16 @@ class TestFolder:
         hub.publish(NAME, other, LATER)
         fetched(overwrite=True)
         assert is_right(fetched.folder, other)
+
+    def test_another_model_is_not_mixed_in(self, hub: FakeHub, fetched: Watched) -> None:
+        fetched()
+        other = replace(ROW, name="codellama/CodeLlama-7b-Python-hf")
+        hub.publish(other.name, tiny_files(seed=1))
+        with pytest.raises(SetupError) as error:
+            Watched(hub, fetched.folder, other)()
+        assert str(error.value).endswith("Name another --output, add --overwrite to replace it.")
+        Watched(hub, fetched.folder, other)(overwrite=True)
+        assert is_right(fetched.folder, tiny_files(seed=1))
 
     def test_a_damaged_record(self, fetched: Watched) -> None:
         fetched()
