@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 import click
 
 from deployment.batch_command import batch
+from deployment.fetch_command import fetch
 from deployment.plan_command import plan
 from deployment.render_command import render
 from llama_serving.errors import ServingError, SetupError
@@ -378,10 +379,12 @@ def model_files(name: str) -> "ModelFiles":
     Raises:
         SetupError: there is no such model.
     """
+    from deployment.model_uri import refuse
     from deployment.nano import FOLDER
     from llama_serving.catalog import NANO
     from llama_serving.model_files import ModelFiles
 
+    refuse(name)
     if name == NANO.name and not any(Path(name).rglob("MLmodel")):
         return ModelFiles(FOLDER, NANO)
     return ModelFiles.find(Path(name))
@@ -414,6 +417,7 @@ def _refuse(error: ServingError) -> NoReturn:
 main.add_command(batch)
 main.add_command(plan)
 main.add_command(render)
+main.add_command(fetch)
 
 
 if __name__ == "__main__":

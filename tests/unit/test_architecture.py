@@ -47,8 +47,10 @@ ONLY_IN = {
     "mlflow": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
     "pandas": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
     "pyspark": ("deployment/spark/job.py",),
-    "azure": ("deployment/azure.py", "score/llama_serving/server/tracing.py"),
+    "azure": ("deployment/azure.py", "deployment/azure_secret.py", "score/llama_serving/server/tracing.py"),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
+    "huggingface_hub": ("deployment/hub.py",),
+    "httpx2": ("deployment/hub.py",),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),
     "flask": ("score/llama_serving/online.py",),
     **dict.fromkeys(
@@ -68,6 +70,8 @@ HEAVY = (
     "opentelemetry",
     "locust",
     "pyspark",
+    "huggingface_hub",
+    "httpx2",
 )
 IMPURE = (
     "llama_serving.engine.pipeline",

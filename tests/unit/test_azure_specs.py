@@ -34,8 +34,10 @@ SCHEMAS = "https://azuremlschemas.azureedge.net/latest/"
 MADE = {name: text for name, text in files().items() if name.endswith(".yml")}
 EXPECTED = {
     name: Path(yaml.safe_load(text)["$schema"]).name.removesuffix(".schema.json") for name, text in MADE.items()
-}
-IMAGES = ("batch", "online")
+} | {"environments/package/environment.yml": "environment", "yaml/package/compute.yml": "amlCompute"}
+JOB = "yaml/package/job.yml"
+"""Each of its runs has a name of its own; test_package_job.py has its tests."""
+IMAGES = ("batch", "online", "package")
 SLOWEST_READ = 25e6
 """Bytes a second: what the probes have to sit out at the worst."""
 
@@ -75,7 +77,7 @@ def loaders() -> dict[str, Callable[..., Any]]:
 
 
 def test_every_file_is_known() -> None:
-    assert sorted(path.relative_to(ROOT).as_posix() for path in found()) == sorted(EXPECTED)
+    assert sorted(path.relative_to(ROOT).as_posix() for path in found()) == sorted([*EXPECTED, JOB])
 
 
 @pytest.mark.parametrize(("path", "schema"), EXPECTED.items())
