@@ -9,6 +9,8 @@ Files that a test puts there tell it what to do:
     early-end   `vllm` ends before it serves anything
     stubborn    SIGTERM is heard and not obeyed
     worker      it starts a process, as vLLM starts its workers, that ends with the group alone
+
+All of them end when their standard input does: nothing outlives a test that failed.
 """
 
 import http.server
@@ -59,10 +61,16 @@ def on_term(*_: object) -> None:
         os._exit(CODE_ON_TERM)
 
 
+def end_with_the_test() -> None:
+    sys.stdin.read()
+    os._exit(CODE_AT_ONCE)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, on_term)
+    threading.Thread(target=end_with_the_test, daemon=True).start()
     if told("worker"):
-        worker = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+        worker = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"])
         (FOLDER / f"{NAME}-worker.pid").write_text(str(worker.pid))
     started = {"arguments": sys.argv[1:], "environment": dict(os.environ), "cwd": str(Path.cwd())}
     (FOLDER / f"{NAME}.json").write_text(json.dumps(started), encoding="utf-8")

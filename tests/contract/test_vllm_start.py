@@ -37,6 +37,7 @@ class Container:
     folder: Path
     port: int
     settings: dict[str, str]
+    stdin: int
     process: subprocess.Popen[str] | None = None
 
     def tell(self, *what: str) -> None:
@@ -48,7 +49,7 @@ class Container:
         self.process = subprocess.Popen(
             [sys.executable, str(START), *(front or ("azmlinfsrv", "--port", "5001"))],
             cwd=ROOT / "score", env=environment({**self.settings, **settings}), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=self.stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def signal(self) -> None:
@@ -95,11 +96,12 @@ def container(tmp_path: Path, nano_model: Path) -> Iterator[Container]:
         "LLAMA_UPSTREAM_GPUS": "2",
         "LLAMA_UPSTREAM_PORT": str(port),
     }
-    made = Container(folder, port, settings)
+    read_end, write_end = os.pipe()
+    made = Container(folder, port, settings, stdin=read_end)
     yield made
-    if made.process and made.process.poll() is None:
-        for _ in range(2):  # the second one is obeyed at once
-            made.signal()
+    os.close(write_end)  # where the test has failed this ends the stand-ins, and with them start.py
+    os.close(read_end)
+    if made.process and made.process.stdout and not made.process.stdout.closed:
         made.end()
 
 
