@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,13 @@ class Container:
             (self.folder / name).touch()
 
     def start(self, *front: str, **settings: str) -> None:
+        command = (sys.executable, str(START), *(front or ("azmlinfsrv", "--port", "5001")))
+        self.run(command, ROOT / "score", settings)
+
+    def run(self, command: Sequence[str], cwd: Path, settings: Mapping[str, str]) -> None:
         # Its output goes to a pipe that every process of it holds: communicate() waits for the last of them.
         self.process = subprocess.Popen(
-            [sys.executable, str(START), *(front or ("azmlinfsrv", "--port", "5001"))],
-            cwd=ROOT / "score", env=environment({**self.settings, **settings}), text=True,
+            command, cwd=cwd, env=environment({**self.settings, **settings}), text=True,
             stdin=self.stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -136,6 +139,19 @@ def test_the_front_is_started_as_given_and_told_where_vllm_is(container: Contain
     assert Path(front["cwd"]) == ROOT / "score"
     ours = {name: text for name, text in front["environment"].items() if name.startswith("LLAMA_")}
     assert ours == {"LLAMA_QUEUE": "9", "LLAMA_UPSTREAM_URL": f"http://127.0.0.1:{container.port}"}
+
+
+@pytest.mark.parametrize("image", ["online", "vllm"])
+def test_the_command_of_an_image(container: Container, tmp_path: Path, image: str) -> None:
+    dockerfile = (ROOT / "environments" / image / "Dockerfile").read_text("utf-8")
+    command = json.loads(dockerfile.splitlines()[-1].removeprefix("CMD "))
+    here = [word.replace("/opt/llama/start.py", str(START)) for word in command]
+    container.run(here, tmp_path, {"AML_APP_ROOT": str(ROOT / "score"), "AZUREML_ENTRY_SCRIPT": "score.py"})
+    container.wait_for("azmlinfsrv started")
+    front = container.started("azmlinfsrv")
+    assert front["arguments"] == ["--entry_script", "score.py", "--port", "5001"]
+    assert Path(front["cwd"]) == ROOT / "score"
+    assert ("vllm started" in container.journal()) == (image == "vllm")
 
 
 @pytest.mark.parametrize("ill", ["sick", "silent"])
