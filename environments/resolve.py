@@ -25,8 +25,16 @@ TESTED: Final = FOLDER.parent / "constraints.txt"
 UV: Final = Path(sys.executable).with_name("uv")
 BROUGHT: Final = "# What those bring"
 IMAGE: Final = ("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_39")
-NO_WHEEL: Final = ("fusepy",)
-"""On the index only as source; azureml-dataset-runtime[fuse] wants it."""
+WHEELS: Final = ("--only-binary", ":all:", "--no-binary", "fusepy")
+"""fusepy is on the index only as source; azureml-dataset-runtime[fuse] wants it."""
+QUIETLY: Final = (
+    "--quiet",
+    "--no-config",
+    "--no-header",
+    "--no-annotate",
+    "--no-python-downloads",
+    "--system-certs",
+)
 CUDA: Final = re.compile(r"(cuda|nvidia)-[a-z0-9-]+|triton")
 """What torch brings. The Dockerfiles that take torch from an index of its own leave the choice to that build."""
 
@@ -133,33 +141,8 @@ def uv(asked: str, *, constraints: str, prefer: str) -> str:
         (folder / "asked.txt").write_text(asked, "utf-8")
         (folder / "constraints.txt").write_text(constraints, "utf-8")
         (folder / "found.txt").write_text(prefer, "utf-8")  # uv keeps what the file has where it can
-        command = [
-            *(
-                UV,
-                "pip",
-                "compile",
-                "asked.txt",
-                "--constraint",
-                "constraints.txt",
-                "--output-file",
-                "found.txt",
-            ),
-            *(
-                "--quiet",
-                "--no-config",
-                "--no-header",
-                "--no-annotate",
-                "--python",
-                sys.executable,
-                "--no-python-downloads",
-            ),
-            *(
-                *IMAGE,
-                "--only-binary",
-                ":all:",
-                *(word for package in NO_WHEEL for word in ("--no-binary", package)),
-            ),
-        ]
+        files = ("asked.txt", "--constraint", "constraints.txt", "--output-file", "found.txt")
+        command = (UV, "pip", "compile", *files, *IMAGE, *WHEELS, *QUIETLY, "--python", sys.executable)
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             raise Unresolvable(done.stderr.strip())
@@ -210,19 +193,22 @@ def main(*, chosen: Sequence[str], update: bool) -> None:
         raise click.UsageError(f"There is no image {min(unknown)}. There are {', '.join(images())}.")
     wrong = False
     for image in chosen or images():
-        file = FOLDER / image / "requirements.txt"
-        requirements = Requirements.read(file.parent)
-        try:
-            if update:
-                file.write_text(requirements.updated(TESTED.read_text("utf-8")), "utf-8")
-            faults = Requirements.read(file.parent).faults()
-        except Unresolvable as error:
-            faults = [str(error)]
-        click.echo(
-            f"{image}: " + ("\n  ".join([f"{len(faults)} faults", *faults]) if faults else "all is pinned")
-        )
+        faults = _faults(FOLDER / image, update=update)
         wrong = wrong or bool(faults)
+        for line in faults or ["all is pinned"]:
+            click.echo(f"{image}: {line}")
     sys.exit(wrong)
+
+
+def _faults(folder: Path, *, update: bool) -> list[str]:
+    """Of one image, after an update if that is wanted."""
+    try:
+        if update:
+            text = Requirements.read(folder).updated(TESTED.read_text("utf-8"))
+            (folder / "requirements.txt").write_text(text, "utf-8")
+        return Requirements.read(folder).faults()
+    except Unresolvable as error:
+        return [str(error)]
 
 
 if __name__ == "__main__":
