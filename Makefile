@@ -7,7 +7,7 @@ READY_TO_TEST := $(VENV)/.ready-to-test
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint fmt typecheck package load batch-torture bench peers clean
+.PHONY: help run serve test check lint fmt typecheck package resolve load batch-torture bench peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,7 @@ check: lint typecheck test  ## What CI runs
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint environments/*/Dockerfile
 
 fmt: $(READY)  ## Bring the code into the one format
 	$(BIN)/ruff check --fix .
@@ -36,6 +37,9 @@ typecheck: $(READY)  ## Check types
 
 package: $(READY)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
+
+resolve: $(READY)  ## Check the pins of the images against the package index (ARGS="--update" writes them anew)
+	$(BIN)/python -m environments.resolve $(ARGS)
 
 load: $(READY)  ## Start a server, load it with locust, write an HTML report (SERVER, USERS, SECONDS, WORKLOAD)
 	$(BIN)/llama-endpoints package --checkpoint nano --output build/nano --overwrite

@@ -44,7 +44,19 @@ def test_make_knows_every_target(root: Path) -> None:
         ["make", "help"], cwd=root, capture_output=True, text=True, timeout=60, check=True
     ).stdout
     targets = {line.split()[0] for line in shown.splitlines()}
-    assert targets >= {"help", "run", "serve", "test", "check", "lint", "fmt", "typecheck", "package", "load"}
+    assert targets >= {
+        "help",
+        "run",
+        "serve",
+        "test",
+        "check",
+        "lint",
+        "fmt",
+        "typecheck",
+        "package",
+        "load",
+        "resolve",
+    }
 
 
 def test_the_demo_shows_each_request_with_its_answer(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Azure ML files under `yaml/` and `environments/`: Azure's own loaders, and what those let pass.
+"""The Azure ML files under `yaml/` and `environments/`: Azure's own loaders, and what those let pass. (Images: test_images.)
 
 azure-ai-ml checks names and types. It accepts a timeout that Azure refuses, a script that does not exist and
 an environment that nobody has made; those are checked here.
@@ -7,17 +7,14 @@ an environment that nobody has made; those are checked here.
 import ast
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from deployment import servers
 from deployment.render import MODELS, files
 from deployment.sizing import Precision, Runner, Workload, fit
 from deployment.skus import SKUS, Offer, Sku
@@ -34,10 +31,13 @@ SCHEMAS = "https://azuremlschemas.azureedge.net/latest/"
 MADE = {name: text for name, text in files().items() if name.endswith(".yml")}
 EXPECTED = {
     name: Path(yaml.safe_load(text)["$schema"]).name.removesuffix(".schema.json") for name, text in MADE.items()
-} | {"environments/package/environment.yml": "environment", "yaml/package/compute.yml": "amlCompute"}
+} | {
+    "environments/package/environment.yml": "environment",
+    "environments/vllm/environment.yml": "environment",
+    "yaml/package/compute.yml": "amlCompute",
+}
 JOB = "yaml/package/job.yml"
 """Each of its runs has a name of its own; test_package_job.py has its tests."""
-IMAGES = ("batch", "online", "package")
 SLOWEST_READ = 25e6
 """Bytes a second: what the probes have to sit out at the worst."""
 
@@ -231,8 +231,6 @@ def test_one_copy_of_the_weights_and_nothing_kept(path: str) -> None:
 
 @pytest.mark.parametrize("path", ONLINE + BATCH)
 def test_our_settings_are_ones_we_read(path: str) -> None:
-    from llama_serving.settings import Settings
-
     variables = spec(path).get("environment_variables") or spec(path)["settings"]["environment_variables"]
     assert all(isinstance(value, str) for value in variables.values()), "Azure's variables are strings"
     read = Settings.from_environment(variables)
@@ -268,130 +266,6 @@ def test_compute_is_ours_and_costs_nothing_at_rest(path: str) -> None:
     assert spec(path)["compute"] == f"azureml:{compute['name']}"
     assert compute["min_instances"] == 0
     assert 1 <= spec(path)["resources"]["instance_count"] <= compute["max_instances"]
-
-
-# --- images ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("image", IMAGES)
-def test_dockerfile(image: str) -> None:
-    build = spec(f"environments/{image}/environment.yml")["build"]
-    lines = (
-        (ROOT / "environments" / image / build["path"] / build["dockerfile_path"])
-        .read_text("utf-8")
-        .split("\n")
-    )
-    bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
-    assert bases
-    assert all(re.fullmatch(r"[a-z0-9./-]+:[A-Za-z0-9._-]+", base) for base in bases)
-    assert all(not base.endswith(":latest") for base in bases)
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert users
-    assert users[-1] not in {"root", "0"}
-
-
-@pytest.mark.parametrize("image", IMAGES)
-def test_torch_is_the_same_in_dockerfile_and_requirements(image: str) -> None:
-    dockerfile = (ROOT / "environments" / image / "Dockerfile").read_text("utf-8")
-    installed = re.findall(r"\btorch==([0-9.]+)", dockerfile)
-    assert installed == [requirements(image)["torch"]]
-
-
-def test_server_answers_where_azure_asks() -> None:
-    routes = spec("environments/online/environment.yml")["inference_config"]
-    paths = {name: route["path"] for name, route in routes.items()}
-    assert paths == {"liveness_route": "/", "readiness_route": "/", "scoring_route": "/score"}
-    dockerfile = (ROOT / "environments/online/Dockerfile").read_text("utf-8")
-    ports = {int(port) for port in re.findall(r"(?:EXPOSE|--port) (\d+)", dockerfile)}
-    assert {route["port"] for route in routes.values()} == ports == {5001}
-
-
-def test_the_image_serves_all_that_is_taken_in_from_one_process() -> None:
-    """`Settings` says how many requests are inside; each holds a thread, and a probe must find a free one."""
-    dockerfile = (ROOT / "environments/online/Dockerfile").read_text("utf-8")
-    inside = Settings().max_num_seqs + Settings().queue
-    (threads,) = re.findall(r'GUNICORN_CMD_ARGS="--threads (\d+) --graceful-timeout 180"', dockerfile)
-    assert int(threads) == servers.THREADS
-    assert inside < servers.THREADS <= inside + 8
-    assert re.findall(r"WORKER_(\w+)=(\w+)", dockerfile) == [("COUNT", "1"), ("PRELOAD", "false")]
-
-
-@cache
-def requirements(image: str) -> dict[str, str]:
-    """Package -> version. A line that pins nothing fails."""
-    text = (ROOT / "environments" / image / "requirements.txt").read_text("utf-8")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    pins = [re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,-]+\])?==([A-Za-z0-9.!]+)", line) for line in lines]
-    assert all(pins), [line for line, pin in zip(lines, pins, strict=True) if not pin]
-    versions = {normal(pin[1]): pin[2] for pin in pins if pin}
-    assert len(versions) == len(lines), "a package stands twice"
-    return versions
-
-
-def normal(package: str) -> str:
-    return re.sub(r"[-_.]+", "-", package).lower()
-
-
-@pytest.mark.parametrize("image", IMAGES)
-def test_requirements_are_pinned(image: str) -> None:
-    assert len(requirements(image)) > 50, "what the packages bring is pinned, too"
-
-
-def test_batch_image_fits_azures_job_runtime() -> None:
-    batch = requirements("batch")
-    assert {"azureml-core", "azureml-dataset-runtime"} <= batch.keys()
-    assert version(batch["numpy"]) < (2, 3, 3)
-    assert version(batch["pyarrow"]) < (24,)
-    assert version(batch["packaging"]) < (26,)
-
-
-def version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:3])
-
-
-@pytest.mark.parametrize(("image", "script"), [("online", "score.py"), ("batch", "batch_driver.py")])
-def test_image_has_what_the_script_imports(image: str, script: str) -> None:
-    modules = imported(SCORE / script)
-    assert "torch" in modules, "the walk has not reached the engine"
-    providers = packages_distributions()
-    packages = {module: {normal(name) for name in providers[module]} for module in modules}
-    missing = {module for module, names in packages.items() if not names & requirements(image).keys()}
-    assert not missing
-
-
-def imported(script: Path) -> set[str]:
-    """Top-level modules from outside that a script of `score/` reaches, also those it imports late."""
-    outside: set[str] = set()
-    seen: set[Path] = set()
-    pending = [script]
-    while pending:
-        file = pending.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        for name in import_names(file):
-            if name.split(".")[0] == "llama_serving":
-                pending += [path for path in candidates(name) if path.exists()]
-            else:
-                outside.add(name.split(".")[0])
-    return outside - sys.stdlib_module_names
-
-
-def import_names(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def candidates(name: str) -> Iterator[Path]:
-    """Files that `import name` may run: the module, and every package above it."""
-    parts = name.split(".")
-    for length in range(1, len(parts) + 1):
-        base = SCORE.joinpath(*parts[:length])
-        yield base.with_suffix(".py")
-        yield base / "__init__.py"
 
 
 # --- samples --------------------------------------------------------------------------------------
