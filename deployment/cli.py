@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 import click
 
 from deployment.batch_command import batch
+from deployment.validate_command import validate
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
@@ -418,6 +419,7 @@ def _refuse(error: ServingError) -> NoReturn:
 
 
 main.add_command(batch)
+main.add_command(validate)
 
 
 if __name__ == "__main__":

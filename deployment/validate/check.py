@@ -1,0 +1,133 @@
+"""Files -> findings."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from deployment.validate import (
+    assets,
+    autoscale,
+    azure_says,
+    batch,
+    clusters,
+    endpoints,
+    jobs,
+    machines,
+    names,
+    online,
+    ranges,
+    references,
+    scripts,
+    variables,
+)
+from deployment.validate.findings import Finding, Level, Rule
+from deployment.validate.kinds import ALLOWED
+from deployment.validate.leaks import leaks
+from deployment.validate.lines import read
+from deployment.validate.ranges import shown
+from deployment.validate.tree import SUFFIXES, Spec, Tree, around, beside, specs_of
+from llama_serving.errors import SetupError
+
+RULES: Final[tuple[Callable[[Spec, Tree], Iterator[Finding]], ...]] = (
+    ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, machines.rules, online.rules,
+    batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, autoscale.rules,
+)  # fmt: skip
+_NOT_AZURES: Final = ("conda", "docker-compose", "compose")
+"""YAML that lies beside Azure's and has no $schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found in how many files."""
+
+    files: int
+    findings: tuple[Finding, ...]
+
+    def count(self, level: Level) -> int:
+        """Findings of a level."""
+        return sum(finding.level is level for finding in self.findings)
+
+    def summary(self) -> str:
+        """One line."""
+        counts = [
+            (self.files, "file"),
+            (self.count(Level.ERROR), "error"),
+            (self.count(Level.WARNING), "warning"),
+        ]
+        files, errors, warnings = (f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)
+        return f"{files}: {errors}, {warnings}."
+
+
+@dataclass(slots=True)
+class _Trees:
+    """What lies around files, read once."""
+
+    given: tuple[Spec, ...]
+    known: dict[Path, tuple[Spec, ...]] = field(default_factory=dict)
+
+    def of(self, path: Path) -> Tree:
+        """What was given comes before what lies around."""
+        root = around(path)
+        if root not in self.known:
+            self.known[root] = tuple(specs_of(beside(root)))
+        return Tree((*self.given, *self.known[root]))
+
+
+def check(paths: Sequence[Path]) -> Report:
+    """All findings of files and of those in folders, file by file and line by line.
+
+    Raises:
+        SetupError: a folder holds no such file, or Azure's client is not installed.
+    """
+    files = list(dict.fromkeys(_files(paths)))
+    given = tuple(specs_of(file for file in files if file.is_file()))
+    trees = _Trees(given)
+    found = tuple(finding for file in files for finding in check_file(file, trees.of))
+    return Report(len(files), found)
+
+
+def check_file(path: Path, tree_of: Callable[[Path], Tree]) -> list[Finding]:
+    """The findings of one file, by their lines."""
+    document, found = read(path)
+    if document is not None:
+        secrets = list(leaks(document))
+        spec = Spec.of(document)
+        if spec is None:
+            given = document.root.get("$schema")
+            said = f"is {shown(given)}, which is no file of Azure's that is known here" if given else "is missing: it says what the file is"  # fmt: skip
+            line = document.line(("$schema",))
+            found.append(Finding(path, line, "$schema", Rule.SCHEMA, f"{said}. Allowed: {ALLOWED}."))
+        else:
+            found += _of_spec(spec, tree_of(path), loads=all(one.rule is Rule.DUPLICATE_KEY for one in found))
+        hidden = {secret.line for secret in secrets}  # (no other message may show what stands there)
+        found = [*secrets, *(finding for finding in found if finding.line not in hidden)]
+    return sorted(set(found), key=lambda one: (one.line, one.field, one.rule, one.message))
+
+
+def _of_spec(spec: Spec, tree: Tree, *, loads: bool) -> Iterable[Finding]:
+    """Ours say more than Azure's do where both say something of a field."""
+    ours = [finding for rule in RULES for finding in rule(spec, tree)]
+    said = {finding.field for finding in ours}
+    azures = azure_says.findings(spec) if loads else ()
+    return [*ours, *(finding for finding in azures if finding.field not in said)]
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        inside = sorted(file for file in path.rglob("*") if _wanted(file, path))
+        if not inside:
+            raise SetupError(
+                f"{path} holds no YAML file. Name a file, or a folder such as yaml or environments."
+            )
+        yield from inside
+
+
+def _wanted(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    azures = file.suffix in SUFFIXES and not file.stem.startswith(_NOT_AZURES)
+    monitors = file.suffix == ".json" and file.stem.startswith("autoscale")
+    return (azures or monitors) and file.is_file() and not hidden
