@@ -145,7 +145,12 @@ def complaints(kind: str, path: Path) -> Iterator[Complaint]:
 
 
 _DEFAULT_TYPE: Final = "managed"
-_TYPES: Final = {"managedOnlineDeployment": "managed", "kubernetesOnlineDeployment": "kubernetes"}
+_TYPES: Final = {
+    "managedOnlineDeployment": "managed",
+    "kubernetesOnlineDeployment": "kubernetes",
+    "amlCompute": "amlcompute",
+    "commandJob": "command",
+}
 _NOT_INSTALLED: Final = "Azure's client is not installed: pip install 'llama-endpoints[azure]'."
 
 
@@ -196,16 +201,17 @@ def _by_place(place: tuple[str | int, ...], said: Any) -> Iterator[tuple[tuple[s
     """Leaves of what marshmallow says; of a field that may be one of several things, the thing that came nearest."""
     if isinstance(said, dict):
         for name, inner in said.items():
-            marks = ("_schema", "value", "key")  # (the last two: of a mapping with any keys)
+            marks = ("_schema", "value", "key", None)  # (the middle two: of a mapping with any keys)
             yield from _by_place(place if name in marks else (*place, name), inner)
         return
     if not isinstance(said, list):
         yield place, [str(said)]
         return
-    leaves = [leaf for inner in said for leaf in _by_place(place, inner)]
-    deeper = [leaf for leaf in leaves if len(leaf[0]) > len(place)]
+    each = [list(_by_place(place, inner)) for inner in said]
+    inside = [leaves for leaves in each if any(len(where) > len(place) for where, _ in leaves)] or each
+    fewest = min(map(len, inside), default=0)
     together: dict[tuple[str | int, ...], list[str]] = {}
-    for where, messages in deeper or leaves:
+    for where, messages in (leaf for leaves in inside if len(leaves) == fewest for leaf in leaves):
         together.setdefault(where, []).extend(messages)
     yield from together.items()
 
@@ -214,17 +220,28 @@ def _known(schema: Any, place: tuple[str | int, ...]) -> tuple[str, ...]:
     """The fields of all schemas that may hold there."""
     level = [schema]
     for step in place:
-        level = [inner for one in level if step in one.fields for inner in _inside(one.fields[step])]
-    return tuple({name for one in level for name, field in one.fields.items() if not field.dump_only})
+        level = [inner for one in level for inner in _below(one, step)]
+    fields = (getattr(one, "fields", {}) for one in level)
+    return tuple({name for some in fields for name, field in some.items() if not field.dump_only})
+
+
+def _below(one: Any, step: str | int) -> Iterator[Any]:
+    """What may stand behind a key of a schema, or of a mapping with any keys."""
+    if hasattr(one, "value_field"):
+        yield from _inside(one.value_field)
+    elif step in one.fields:
+        yield from _inside(one.fields[step])
 
 
 def _inside(field: Any) -> Iterator[Any]:
-    """Schemas of what a field may hold."""
+    """Schemas of what a field may hold, and mappings with any keys."""
     if hasattr(field, "union_fields"):
         for one in field.union_fields:
             yield from _inside(one)
     elif hasattr(field, "schema"):
         yield field.schema
+    elif getattr(field, "value_field", None) is not None:
+        yield field
 
 
 def _load(path: Path) -> Any:

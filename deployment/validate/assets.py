@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.image import Image, dockerfile, tagged
 from deployment.validate.kinds import DEPLOYMENTS, Kind
@@ -42,7 +43,7 @@ def _environment(spec: Spec, *prefix: str) -> Iterator[Finding]:
     if isinstance(image, str) and not tagged(image):
         yield spec.find(Rule.IMAGE, (*prefix, "image"), f"is {shown(image)}, which is another image tomorrow. Name a tag other than latest, or a digest.")  # fmt: skip
     conda = spec.at(*prefix, "conda_file")
-    if isinstance(conda, str) and "://" not in conda and not (spec.path.parent / conda).is_file():
+    if isinstance(conda, str) and "://" not in conda and not disk.is_file(spec.path.parent / conda):
         yield spec.find(
             Rule.PATH, (*prefix, "conda_file"), f"must be a file; {spec.path.parent / conda} is none."
         )
@@ -56,8 +57,8 @@ def _build(spec: Spec, *prefix: str) -> Iterator[Finding]:
         if not spec.text(*prefix, "build", "path"):
             yield spec.find(Rule.PATH, (*prefix, "build", "path"), "must be the folder of the Dockerfile.")
         return
-    if not path.is_file():
-        field = "dockerfile_path" if path.parent.is_dir() else "path"
+    if not disk.is_file(path):
+        field = "dockerfile_path" if disk.is_dir(path.parent) else "path"
         yield spec.find(Rule.PATH, (*prefix, "build", field), f"must lead to a Dockerfile; {path} is none. Both begin at this file.")  # fmt: skip
         return
     try:
@@ -98,11 +99,13 @@ def _model(spec: Spec, *prefix: str) -> Iterator[Finding]:
     if _URI.fullmatch(value):
         return
     path = spec.path.parent / value
-    if "://" in value or (not path.exists() and MADE not in Path(value).parts):
+    if "://" in value or (not disk.exists(path) and MADE not in Path(value).parts):
         yield spec.find(Rule.PATH, place, f"must be {_FORMS}; {shown(value)} is none of these. `llama-endpoints package` makes a model below {MADE}/.")  # fmt: skip
-    elif path.is_dir() and spec.at(*prefix, "type") == "mlflow_model" and not (path / "MLmodel").is_file():
+    elif (
+        disk.is_dir(path) and spec.at(*prefix, "type") == "mlflow_model" and not disk.is_file(path / "MLmodel")
+    ):
         yield spec.find(Rule.MLMODEL, place, f"is the folder {value} without a file MLmodel, and its type is mlflow_model. Make it with `llama-endpoints package`, or name the folder of the model.")  # fmt: skip
-    elif path.is_file() and spec.at(*prefix, "type") == "mlflow_model":
+    elif disk.is_file(path) and spec.at(*prefix, "type") == "mlflow_model":
         yield spec.find(
             Rule.MLMODEL, place, f"is a file, {value}; a mlflow_model is a folder with a file MLmodel."
         )
@@ -113,10 +116,10 @@ def _data(spec: Spec) -> Iterator[Finding]:
     if isinstance(value, str) and _URI.fullmatch(value):
         return
     path = spec.path.parent / value if isinstance(value, str) and "://" not in value else None
-    if path is None or not path.exists():
+    if path is None or not disk.exists(path):
         yield spec.find(Rule.PATH, ("path",), f"must be {_FORMS}; {shown(value)} is none of these.")
-    elif path.is_dir() is (kind == "uri_file"):
-        is_what = "a folder" if path.is_dir() else "a file"
+    elif disk.is_dir(path) is (kind == "uri_file"):
+        is_what = "a folder" if disk.is_dir(path) else "a file"
         yield spec.find(Rule.PATH, ("path",), f"is {is_what}, and type is {kind}. Change one of them.")
-    elif kind == "mltable" and not (path / "MLTable").is_file():
+    elif kind == "mltable" and not disk.is_file(path / "MLTable"):
         yield spec.find(Rule.PATH, ("path",), "is a mltable without a file MLTable in it.")

@@ -122,7 +122,7 @@ def _profile(spec: Spec, place: Place, instances: int | None) -> Iterator[Findin
     directions = set()
     for index in range(len(found) if isinstance(found, list) else 0):
         yield from _rule(spec, (*place, "rules", index))
-        directions.add(spec.at(*place, "rules", index, "scaleAction", "direction"))
+        directions.add(spec.text(*place, "rules", index, "scaleAction", "direction"))
     if len(directions & {"Increase", "Decrease"}) == 1:
         yield spec.find(Rule.ONE_WAY, (*place, "rules"), f"only {min(directions & {'Increase', 'Decrease'})}: what goes up stays up, and is paid for. Add a rule for the other direction.")  # fmt: skip
 

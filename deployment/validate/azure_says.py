@@ -12,7 +12,7 @@ from deployment.validate.kinds import Kind
 from deployment.validate.ranges import shown
 from deployment.validate.tree import Spec
 
-_SET: Final = re.compile(r"Value .* passed is not in set \[(.*)\]", re.DOTALL)
+_SET: Final = re.compile(r"passed is not in set \[(.*?)\]")
 _TYPE: Final = re.compile(r"Not a valid (\w+)\.")
 _WORDS: Final = {
     "integer": "an integer",
@@ -41,10 +41,10 @@ def _unknown(complaint: Complaint) -> str:
 
 def _said(spec: Spec, complaint: Complaint) -> str:
     value, message = spec.at(*complaint.place), complaint.message
-    one_of, of_type = _SET.search(message), _TYPE.fullmatch(message)
+    one_of, of_type = _SET.findall(message), _TYPE.fullmatch(message)
     found = "" if value is None else f", not {shown(value)}"
     if one_of:
-        return f"must be one of {one_of[1].replace(chr(39), '')}{found}."
+        return f"must be one of {', '.join(one_of).replace(chr(39), '')}{found}."
     if of_type:
         return f"must be {_WORDS.get(of_type[1], of_type[1])}{found}."
     if message == "Missing data for required field.":

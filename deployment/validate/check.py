@@ -11,6 +11,7 @@ from deployment.validate import (
     azure_says,
     batch,
     clusters,
+    disk,
     endpoints,
     jobs,
     machines,
@@ -19,6 +20,7 @@ from deployment.validate import (
     ranges,
     references,
     scripts,
+    shapes,
     variables,
 )
 from deployment.validate.findings import Finding, Level, Rule
@@ -30,7 +32,7 @@ from deployment.validate.tree import SUFFIXES, Spec, Tree, around, beside, specs
 from llama_serving.errors import SetupError
 
 RULES: Final[tuple[Callable[[Spec, Tree], Iterator[Finding]], ...]] = (
-    ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, machines.rules, online.rules,
+    shapes.rules, ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, machines.rules, online.rules,
     batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, autoscale.rules,
 )  # fmt: skip
 _NOT_AZURES: Final = ("conda", "docker-compose", "compose")
@@ -81,7 +83,7 @@ def check(paths: Sequence[Path]) -> Report:
         SetupError: a folder holds no such file, or Azure's client is not installed.
     """
     files = list(dict.fromkeys(_files(paths)))
-    given = tuple(specs_of(file for file in files if file.is_file()))
+    given = tuple(specs_of(file for file in files if disk.is_file(file)))
     trees = _Trees(given)
     found = tuple(finding for file in files for finding in check_file(file, trees.of))
     return Report(len(files), found)
@@ -109,13 +111,14 @@ def _of_spec(spec: Spec, tree: Tree, *, loads: bool) -> Iterable[Finding]:
     """Ours say more than Azure's do where both say something of a field."""
     ours = [finding for rule in RULES for finding in rule(spec, tree)]
     said = {finding.field for finding in ours}
-    azures = azure_says.findings(spec) if loads else ()
+    shaped = all(finding.rule is not Rule.SHAPE for finding in ours)
+    azures = azure_says.findings(spec) if loads and shaped else ()
     return [*ours, *(finding for finding in azures if finding.field not in said)]
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        if not path.is_dir():
+        if not disk.is_dir(path):
             yield path
             continue
         inside = sorted(file for file in path.rglob("*") if _wanted(file, path))

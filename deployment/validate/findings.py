@@ -19,6 +19,7 @@ class Rule(StrEnum):
     AZURE = "azure"
     UNKNOWN_FIELD = "unknown-field"
     KIND = "kind"
+    SHAPE = "shape"
     SECRET = "secret"  # noqa: S105  (the name of a rule)
     # names and references
     NAME = "name"

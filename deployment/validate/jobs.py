@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import Kind
 from deployment.validate.ranges import shown
@@ -21,7 +22,7 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
     if spec.at("environment") is None:
         yield spec.find(Rule.ENVIRONMENT_MISSING, ("environment",), "is missing: the command runs in an image. Write azureml:NAME:VERSION.")  # fmt: skip
     code = spec.at("code")
-    if isinstance(code, str) and ":" not in code and not (spec.path.parent / code).exists():
+    if isinstance(code, str) and ":" not in code and not disk.exists(spec.path.parent / code):
         yield spec.find(
             Rule.CODE,
             ("code",),
@@ -35,7 +36,7 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             )
     for name in spec.mapping("inputs"):
         path = spec.at("inputs", name, "path")
-        if isinstance(path, str) and ":" not in path and not (spec.path.parent / path).exists():
+        if isinstance(path, str) and ":" not in path and not disk.exists(spec.path.parent / path):
             yield spec.find(
                 Rule.PATH,
                 ("inputs", name, "path"),

@@ -91,7 +91,7 @@ def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
 def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Whether it can be said which model is deployed; without that, nothing can be said of memory and probes."""
     value = spec.at("model")
-    if value is None or Serving.of(spec, tree).variant is not None:
+    if not isinstance(value, str | dict) or Serving.of(spec, tree).variant is not None:
         return
     if isinstance(value, str) and asset(value, Kind.MODEL, tree) is None and not value.startswith("azureml://"):
         return  # (said already: no file describes it)

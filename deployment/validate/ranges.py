@@ -98,7 +98,9 @@ _MODEL_ONLY: Final = Choice(
 _KUBERNETES: Final = Choice(
     ("type",), ("kubernetes",), Rule.KIND, "Without it Azure's client reads the file as a managed deployment."
 )
-REQUIRED: Final = frozenset({_MODEL_ONLY, _KUBERNETES})
+_CLUSTER: Final = Choice(("type",), ("amlcompute",), Rule.KIND, "Its $schema says so.")
+_COMMAND: Final = Choice(("type",), ("command",), Rule.KIND, "Its $schema says so.")
+REQUIRED: Final = frozenset({_MODEL_ONLY, _KUBERNETES, _CLUSTER, _COMMAND})
 """Choices that must be made; without others Azure has a default."""
 
 CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
@@ -129,7 +131,8 @@ CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
     ),
     Kind.MODEL: (Choice(("type",), ("custom_model", "mlflow_model", "triton_model")),),
     Kind.DATA: (Choice(("type",), ("uri_file", "uri_folder", "mltable")),),
-    Kind.COMPUTE: (Choice(("tier",), ("dedicated", "low_priority")),),
+    Kind.COMMAND_JOB: (_COMMAND,),
+    Kind.COMPUTE: (_CLUSTER, Choice(("tier",), ("dedicated", "low_priority")),),
 }  # fmt: skip
 
 

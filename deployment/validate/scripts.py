@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, ONLINE_DEPLOYMENTS
 from deployment.validate.lines import Place
@@ -31,11 +32,11 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
 
 
 def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
-    if not folder.is_dir():
+    if not disk.is_dir(folder):
         yield spec.find(Rule.CODE, _CODE, f"must be a folder; {folder} is none. The path begins at this file.")
         return
     path = folder / script
-    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+    if not disk.is_file(path) or not path.resolve().is_relative_to(folder.resolve()):
         there = ", ".join(sorted(file.name for file in folder.glob("*.py"))) or "none"
         yield spec.find(Rule.CODE, _SCRIPT, f"must be a file in {folder}, not {shown(script)}. There: {there}.")
         return

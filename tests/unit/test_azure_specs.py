@@ -1,14 +1,10 @@
-"""The Azure ML files under `yaml/` and `environments/`: Azure's own loaders, and what those let pass.
-
-azure-ai-ml checks names and types. It accepts a timeout that Azure refuses, a script that does not exist and
-an environment that nobody has made; those are checked here.
-"""
+"""The Azure ML files under `yaml/` and `environments/`: all of what `llama-endpoints validate` knows, and our own choices."""
 
 import ast
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -18,42 +14,13 @@ import pytest
 import yaml
 
 from deployment import servers
+from deployment.validate.check import check
+from deployment.validate.kinds import Kind, kind_of
 from llama_serving.settings import Settings
-
-# azure-ai-ml is written for marshmallow 3, which warns at every schema that 4 is near.
-pytestmark = pytest.mark.filterwarnings("ignore::marshmallow.warnings.Marshmallow4Warning")
 
 ROOT = Path(__file__).resolve().parents[2]
 SCORE = ROOT / "score"
-SCHEMAS = "https://azuremlschemas.azureedge.net/latest/"
-
-EXPECTED = {
-    "environments/batch/environment.yml": "environment",
-    "environments/online/environment.yml": "environment",
-    "yaml/batch/codellama-7b-hf.yml": "modelBatchDeployment",
-    "yaml/batch/compute.yml": "amlCompute",
-    "yaml/batch/endpoint.yml": "batchEndpoint",
-    "yaml/data/rows.yml": "data",
-    "yaml/models/codellama-7b-hf.yml": "model",
-    "yaml/online/codellama-7b-hf.yml": "managedOnlineDeployment",
-    "yaml/online/endpoint.yml": "managedOnlineEndpoint",
-}
 IMAGES = ("batch", "online")
-
-SKUS = {"Standard_NC24ads_A100_v4": 80e9}
-"""Sizes that we deploy to, with the memory of one GPU in bytes."""
-WEIGHTS = 13_477_093_376
-SLOWEST_READ = 25e6
-"""Bytes a second: what the probes have to sit out at the worst."""
-
-
-def found() -> Iterator[Path]:
-    yield from (ROOT / "yaml").rglob("*.y*ml")
-    yield from (ROOT / "environments").rglob("environment.y*ml")
-
-
-def of_schema(schema: str) -> list[str]:
-    return [path for path, name in EXPECTED.items() if name == schema]
 
 
 def spec(path: str) -> dict[str, Any]:
@@ -61,154 +28,39 @@ def spec(path: str) -> dict[str, Any]:
     return loaded
 
 
-@cache
-def loaders() -> dict[str, Callable[..., Any]]:
-    """Imported late: a module-level import would run before the filter above."""
-    from azure.ai import ml
-    from azure.ai.ml.entities._load_functions import load_model_batch_deployment
-
-    return {
-        "amlCompute": ml.load_compute,
-        "batchEndpoint": ml.load_batch_endpoint,
-        "data": ml.load_data,
-        "environment": ml.load_environment,
-        "managedOnlineDeployment": ml.load_online_deployment,
-        "managedOnlineEndpoint": ml.load_online_endpoint,
-        "model": ml.load_model,
-        "modelBatchDeployment": load_model_batch_deployment,
-    }
+def files() -> Iterator[str]:
+    for folder, pattern in (("yaml", "*.y*ml"), ("environments", "environment.y*ml")):
+        yield from (path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).rglob(pattern)))
 
 
-def test_every_file_is_known() -> None:
-    assert sorted(path.relative_to(ROOT).as_posix() for path in found()) == sorted(EXPECTED)
+KINDS = {path: kind_of(spec(path)) for path in files()}
 
 
-@pytest.mark.parametrize(("path", "schema"), EXPECTED.items())
-def test_azure_loads_it(path: str, schema: str) -> None:
-    assert spec(path)["$schema"] == f"{SCHEMAS}{schema}.schema.json"
-    entity = loaders()[schema](source=ROOT / path)
-    assert entity.name == spec(path)["name"]
+def of_kind(kind: Kind) -> list[str]:
+    return [path for path, one in KINDS.items() if one is kind]
 
 
-@pytest.mark.parametrize("path", EXPECTED)
-def test_names_and_versions(path: str) -> None:
-    name = spec(path)["name"]
-    assert re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", name), "3 to 32 letters, digits and hyphens"
-    assert isinstance(spec(path).get("version", ""), str), "a version without quotes is a number"
-    assert ":latest" not in (ROOT / path).read_text(encoding="utf-8")
+ONLINE, BATCH = of_kind(Kind.MANAGED_DEPLOYMENT), of_kind(Kind.BATCH_DEPLOYMENT)
 
 
-# --- what deployments refer to --------------------------------------------------------------------
+def test_validate_finds_nothing() -> None:
+    """Azure's own loaders, and the rules that go beyond them; warnings count, too."""
+    report = check([ROOT / "yaml", ROOT / "environments"])
+    assert report.files >= len(KINDS)
+    assert [finding.shown() for finding in report.findings] == []
 
-ONLINE = of_schema("managedOnlineDeployment")
-BATCH = of_schema("modelBatchDeployment")
+
+def test_there_is_a_file_of_each_kind_that_is_needed() -> None:
+    needed = set(Kind) - {
+        Kind.KUBERNETES_DEPLOYMENT, Kind.KUBERNETES_ENDPOINT, Kind.COMMAND_JOB, Kind.AUTOSCALE,
+    }  # fmt: skip
+    assert needed <= set(KINDS.values())
 
 
 @pytest.mark.parametrize("path", ONLINE + BATCH)
-def test_scoring_script(path: str) -> None:
+def test_it_runs_our_code(path: str) -> None:
     code = spec(path)["code_configuration"]
-    script = (ROOT / path).parent / code["code"] / code["scoring_script"]
-    assert script.resolve().parent == SCORE
-    assert {"init", "run"} <= names_in(script)
-
-
-def names_in(script: Path) -> set[str]:
-    """What a module defines or imports at its top level."""
-    names = set()
-    for node in ast.parse(script.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
-        elif isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-    return names
-
-
-@pytest.mark.parametrize("path", ONLINE + BATCH)
-@pytest.mark.parametrize(("key", "schema"), [("environment", "environment"), ("model", "model")])
-def test_assets_resolve(path: str, key: str, schema: str) -> None:
-    made = {f"azureml:{asset['name']}:{asset['version']}" for asset in map(spec, of_schema(schema))}
-    assert spec(path)[key] in made
-
-
-@pytest.mark.parametrize(
-    ("path", "environment", "endpoint"),
-    [(path, "environments/online/environment.yml", "yaml/online/endpoint.yml") for path in ONLINE]
-    + [(path, "environments/batch/environment.yml", "yaml/batch/endpoint.yml") for path in BATCH],
-)
-def test_environment_and_endpoint_are_of_its_kind(path: str, environment: str, endpoint: str) -> None:
-    assert spec(path)["environment"].split(":")[1] == spec(environment)["name"]
-    assert spec(path)["endpoint_name"] == spec(endpoint)["name"]
-
-
-def test_size_is_known_and_holds_the_weights() -> None:
-    sizes = [spec(path)["instance_type"] for path in ONLINE]
-    sizes += [spec(path)["size"] for path in of_schema("amlCompute")]
-    assert set(sizes) <= SKUS.keys()
-    assert all(SKUS[size] > WEIGHTS for size in sizes)
-
-
-# --- online: times and numbers that have to agree -------------------------------------------------
-
-
-@pytest.mark.parametrize("path", ONLINE)
-def test_our_deadline_comes_before_the_fronts(path: str) -> None:
-    timeout_ms = spec(path)["request_settings"]["request_timeout_ms"]
-    assert 0 < timeout_ms <= 180_000
-    assert float(spec(path)["environment_variables"]["LLAMA_DEADLINE_S"]) == timeout_ms / 1000 - 2
-    assert gunicorn(path)["--graceful-timeout"] >= timeout_ms / 1000
-
-
-@pytest.mark.parametrize("path", ONLINE)
-def test_front_queue_and_threads_agree(path: str) -> None:
-    variables = spec(path)["environment_variables"]
-    inside = int(variables["LLAMA_MAX_NUM_SEQS"]) + int(variables["LLAMA_QUEUE"])
-    assert 2 * spec(path)["request_settings"]["max_concurrent_requests_per_instance"] == inside
-    assert gunicorn(path)["--threads"] == inside + 4
-
-
-def gunicorn(path: str) -> dict[str, int]:
-    words = spec(path)["environment_variables"]["GUNICORN_CMD_ARGS"].split()
-    return {flag: int(value) for flag, value in zip(words[::2], words[1::2], strict=True)}
-
-
-@pytest.mark.parametrize("probe", ["liveness_probe", "readiness_probe"])
-@pytest.mark.parametrize("path", ONLINE)
-def test_probes_sit_out_the_loading(path: str, probe: str) -> None:
-    numbers = spec(path)[probe]
-    assert numbers.keys() == {"initial_delay", "period", "timeout", "success_threshold", "failure_threshold"}
-    assert all(type(number) is int and number > 0 for number in numbers.values())
-    patience = numbers["initial_delay"] + numbers["period"] * numbers["failure_threshold"]
-    assert patience >= WEIGHTS / SLOWEST_READ
-    assert int(spec(path)["environment_variables"]["WORKER_TIMEOUT"]) >= WEIGHTS / SLOWEST_READ
-
-
-@pytest.mark.parametrize("path", ONLINE)
-def test_one_copy_of_the_weights_and_nothing_kept(path: str) -> None:
-    variables = spec(path)["environment_variables"]
-    assert (variables["WORKER_COUNT"], variables["WORKER_PRELOAD"]) == ("1", "false")
-    assert variables["APP_INSIGHTS_LOG_RESPONSE_ENABLED"] == "false"
-    assert spec(path)["app_insights_enabled"] is False
-    assert "data_collector" not in spec(path)
-
-
-@pytest.mark.parametrize("path", ONLINE + BATCH)
-def test_our_settings_are_ones_we_read(path: str) -> None:
-    from llama_serving.settings import Settings
-
-    variables = spec(path).get("environment_variables") or spec(path)["settings"]["environment_variables"]
-    assert all(isinstance(value, str) for value in variables.values()), "Azure's variables are strings"
-    read = Settings.from_environment(variables)
-    assert (read.engine, read.dtype) == ("pipeline", "bfloat16")
-
-
-def test_online_endpoint_takes_keys() -> None:
-    endpoint = spec("yaml/online/endpoint.yml")
-    assert endpoint["auth_mode"] == "key"
-    assert endpoint["public_network_access"] in {"enabled", "disabled"}
-    assert "traffic" not in endpoint, "can't be set at creation"
-
-
-# --- batch ----------------------------------------------------------------------------------------
+    assert (ROOT / path).parent.joinpath(code["code"]).resolve() == SCORE
 
 
 @pytest.mark.parametrize("path", BATCH)
@@ -216,19 +68,14 @@ def test_batch_loses_nothing_silently(path: str) -> None:
     settings = spec(path)["settings"]
     assert settings["error_threshold"] == 0
     assert settings["mini_batch_size"] == 1
-    assert settings["max_concurrency_per_instance"] == 1
     assert settings["retry_settings"]["timeout"] >= 3600
     assert settings["retry_settings"]["max_retries"] >= 1
     assert (settings["output_action"], settings["logging_level"]) == ("append_row", "info")
     assert settings["output_file_name"].endswith(".jsonl")
 
 
-@pytest.mark.parametrize("path", BATCH)
-def test_compute_is_ours_and_costs_nothing_at_rest(path: str) -> None:
-    compute = spec("yaml/batch/compute.yml")
-    assert spec(path)["compute"] == f"azureml:{compute['name']}"
-    assert compute["min_instances"] == 0
-    assert 1 <= spec(path)["resources"]["instance_count"] <= compute["max_instances"]
+def test_clusters_cost_nothing_at_rest() -> None:
+    assert all(spec(path)["min_instances"] == 0 for path in of_kind(Kind.COMPUTE))
 
 
 # --- images ---------------------------------------------------------------------------------------
