@@ -161,6 +161,13 @@ def test_an_image_on_another_one_tomorrow(tree: Path, edited: Any, base: str) ->
     assert (finding.rule, finding.field) == (Rule.IMAGE, "build")
 
 
+def test_a_dockerfile_that_is_no_text(tree: Path, edited: Any) -> None:
+    edited("environments/batch/Dockerfile", b"FROM \xff")
+    (finding,) = check([tree / BROKEN["files"]["batch-image"]]).findings
+    assert (finding.rule, finding.field) == (Rule.PATH, "build")
+    assert "can't be read" in finding.message
+
+
 def test_the_images_variables_count(tree: Path, edited: Any) -> None:
     """What the Dockerfile sets holds where the deployment says nothing."""
     text = BROKEN["good"][BROKEN["files"]["online"]]
