@@ -41,7 +41,10 @@ def _environment(spec: Spec, *prefix: str) -> Iterator[Finding]:
         said = "neither image nor build" if image is None else "both image and build"
         yield spec.find(Rule.IMAGE, (*prefix, "image"), f"has {said}. It must have one of them.")
     if isinstance(image, str) and not tagged(image):
-        yield spec.find(Rule.IMAGE, (*prefix, "image"), f"is {shown(image)}, which is another image tomorrow. Name a tag other than latest, or a digest.")  # fmt: skip
+        yield spec.find(
+            Rule.IMAGE, (*prefix, "image"),
+            f"is {shown(image)}, which is another image tomorrow. Name a tag other than latest, or a digest.",
+        )  # fmt: skip
     conda = spec.at(*prefix, "conda_file")
     if isinstance(conda, str) and "://" not in conda and not disk.is_file(spec.path.parent / conda):
         yield spec.find(
@@ -59,7 +62,10 @@ def _build(spec: Spec, *prefix: str) -> Iterator[Finding]:
         return
     if not disk.is_file(path):
         field = "dockerfile_path" if disk.is_dir(path.parent) else "path"
-        yield spec.find(Rule.PATH, (*prefix, "build", field), f"must lead to a Dockerfile; {path} is none. Both begin at this file.")  # fmt: skip
+        yield spec.find(
+            Rule.PATH, (*prefix, "build", field),
+            f"must lead to a Dockerfile; {path} is none. Both begin at this file.",
+        )  # fmt: skip
         return
     try:
         image = Image.of(path.read_text(encoding="utf-8"))
@@ -73,14 +79,21 @@ def _dockerfile(spec: Spec, image: Image, path: Path, *prefix: str) -> Iterator[
     place = (*prefix, "build")
     for base in image.bases:
         if not tagged(base):
-            yield spec.find(Rule.IMAGE, place, f"begins FROM {base} ({path.name}), which is another image tomorrow. Name a tag other than latest, or a digest.")  # fmt: skip
+            yield spec.find(
+                Rule.IMAGE, place,
+                f"begins FROM {base} ({path.name}), which is another image tomorrow. Name a tag other than "
+                "latest, or a digest.",
+            )  # fmt: skip
     if image.user in {"root", "0"}:
         yield spec.find(Rule.ROOT_USER, place, f"runs as root ({path.name} has no other USER). Add one.")
     for route in spec.mapping(*prefix, "inference_config"):
         port = spec.at(*prefix, "inference_config", route, "port")
         if isinstance(port, int) and image.ports and port not in image.ports:
             ports = ", ".join(map(str, sorted(image.ports)))
-            yield spec.find(Rule.ROUTES, (*prefix, "inference_config", route, "port"), f"is {port}, and the image's server listens on {ports} ({path.name}). Set that.")  # fmt: skip
+            yield spec.find(
+                Rule.ROUTES, (*prefix, "inference_config", route, "port"),
+                f"is {port}, and the image's server listens on {ports} ({path.name}). Set that.",
+            )  # fmt: skip
         to = spec.at(*prefix, "inference_config", route, "path")
         if isinstance(to, str) and not to.startswith("/"):
             yield spec.find(
@@ -100,11 +113,19 @@ def _model(spec: Spec, *prefix: str) -> Iterator[Finding]:
         return
     path = spec.path.parent / value
     if "://" in value or (not disk.exists(path) and MADE not in Path(value).parts):
-        yield spec.find(Rule.PATH, place, f"must be {_FORMS}; {shown(value)} is none of these. `llama-endpoints package` makes a model below {MADE}/.")  # fmt: skip
+        yield spec.find(
+            Rule.PATH, place,
+            f"must be {_FORMS}; {shown(value)} is none of these. `llama-endpoints package` makes a model "
+            f"below {MADE}/.",
+        )  # fmt: skip
     elif (
         disk.is_dir(path) and spec.at(*prefix, "type") == "mlflow_model" and not disk.is_file(path / "MLmodel")
     ):
-        yield spec.find(Rule.MLMODEL, place, f"is the folder {value} without a file MLmodel, and its type is mlflow_model. Make it with `llama-endpoints package`, or name the folder of the model.")  # fmt: skip
+        yield spec.find(
+            Rule.MLMODEL, place,
+            f"is the folder {value} without a file MLmodel, and its type is mlflow_model. Make it with "
+            "`llama-endpoints package`, or name the folder of the model.",
+        )  # fmt: skip
     elif disk.is_file(path) and spec.at(*prefix, "type") == "mlflow_model":
         yield spec.find(
             Rule.MLMODEL, place, f"is a file, {value}; a mlflow_model is a folder with a file MLmodel."

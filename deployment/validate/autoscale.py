@@ -65,7 +65,10 @@ _ENDPOINT: Final = (
 )
 _TARGET: Final = re.compile(rf"{_ENDPOINT}/deployments/([^/]+)", re.IGNORECASE)
 _MEASURED: Final = re.compile(rf"{_ENDPOINT}(/deployments/[^/]+)?", re.IGNORECASE)
-_FORM: Final = "/subscriptions/S/resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/onlineEndpoints/E/deployments/D"
+_FORM: Final = (
+    "/subscriptions/S/resourceGroups/G/providers/Microsoft.MachineLearningServices"
+    "/workspaces/W/onlineEndpoints/E/deployments/D"
+)
 
 
 def seconds(text: Any) -> int | None:
@@ -82,7 +85,10 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         return
     places = list(_settings(spec))
     if not places:
-        yield spec.find(Rule.KIND, ("resources",), f"must hold a resource of type {AUTOSCALE_TYPE}: no other template is checked here.")  # fmt: skip
+        yield spec.find(
+            Rule.KIND, ("resources",),
+            f"must hold a resource of type {AUTOSCALE_TYPE}: no other template is checked here.",
+        )  # fmt: skip
     for place in places:
         yield from _setting(spec, tree, place)
 
@@ -100,10 +106,16 @@ def _settings(spec: Spec) -> Iterator[Place]:
 def _setting(spec: Spec, tree: Tree, place: Place) -> Iterator[Finding]:
     target = spec.at(*place, "targetResourceUri")
     if not _computed(target) and not (isinstance(target, str) and _TARGET.fullmatch(target)):
-        yield spec.find(Rule.TARGET, (*place, "targetResourceUri"), f"must be a deployment, {_FORM}, or a template's [expression]; it is {shown(target)}.")  # fmt: skip
+        yield spec.find(
+            Rule.TARGET, (*place, "targetResourceUri"),
+            f"must be a deployment, {_FORM}, or a template's [expression]; it is {shown(target)}.",
+        )  # fmt: skip
     profiles = spec.at(*place, "profiles")
     if not isinstance(profiles, list) or not 1 <= len(profiles) <= 20:
-        yield spec.find(Rule.CAPACITY, (*place, "profiles"), "must be a list of 1 to 20 profiles, each with name, capacity and rules.")  # fmt: skip
+        yield spec.find(
+            Rule.CAPACITY, (*place, "profiles"),
+            "must be a list of 1 to 20 profiles, each with name, capacity and rules.",
+        )  # fmt: skip
         return
     for index in range(len(profiles)):
         yield from _profile(spec, (*place, "profiles", index), _instances(target, tree))
@@ -124,7 +136,11 @@ def _profile(spec: Spec, place: Place, instances: int | None) -> Iterator[Findin
         yield from _rule(spec, (*place, "rules", index))
         directions.add(spec.text(*place, "rules", index, "scaleAction", "direction"))
     if len(directions & {"Increase", "Decrease"}) == 1:
-        yield spec.find(Rule.ONE_WAY, (*place, "rules"), f"only {min(directions & {'Increase', 'Decrease'})}: what goes up stays up, and is paid for. Add a rule for the other direction.")  # fmt: skip
+        yield spec.find(
+            Rule.ONE_WAY, (*place, "rules"),
+            f"only {min(directions & {'Increase', 'Decrease'})}: what goes up stays up, and is paid for. Add "
+            "a rule for the other direction.",
+        )  # fmt: skip
 
 
 def _capacity(spec: Spec, place: Place, instances: int | None) -> Iterator[Finding]:
@@ -134,27 +150,45 @@ def _capacity(spec: Spec, place: Place, instances: int | None) -> Iterator[Findi
     numbers = {name: _count(value) for name, value in given.items()}
     for name, number in numbers.items():
         if number is None or not 1 <= number <= MOST_INSTANCES:
-            yield spec.find(Rule.CAPACITY, (*place, name), f'must be an integer from 1 to {MOST_INSTANCES}, such as "1", not {shown(given[name])}: a deployment can\'t have none, and has {MOST_INSTANCES} at most.')  # fmt: skip
+            yield spec.find(
+                Rule.CAPACITY, (*place, name),
+                f'must be an integer from 1 to {MOST_INSTANCES}, such as "1", not {shown(given[name])}: a '
+                f'deployment can\'t have none, and has {MOST_INSTANCES} at most.',
+            )  # fmt: skip
     least, usual, most = (numbers[name] for name in ("minimum", "default", "maximum"))
     if least is None or usual is None or most is None:
         return
     if not least <= usual <= most:
-        yield spec.find(Rule.CAPACITY, place, f"has minimum {least}, default {usual} and maximum {most}. It must be minimum <= default <= maximum.")  # fmt: skip
+        yield spec.find(
+            Rule.CAPACITY, place,
+            f"has minimum {least}, default {usual} and maximum {most}. It must be minimum <= default <= "
+            "maximum.",
+        )  # fmt: skip
     elif instances is not None and not least <= instances <= most:
-        yield spec.find(Rule.CAPACITY, place, f"is {least} to {most}, and the deployment's file has instance_count {instances}. Change one of them.")  # fmt: skip
+        yield spec.find(
+            Rule.CAPACITY, place,
+            f"is {least} to {most}, and the deployment's file has instance_count {instances}. Change one of "
+            "them.",
+        )  # fmt: skip
 
 
 def _rule(spec: Spec, place: Place) -> Iterator[Finding]:
     measured = spec.at(*place, "metricTrigger", "metricResourceUri")
     match = _MEASURED.fullmatch(measured) if isinstance(measured, str) else None
     if match is None and not _computed(measured):
-        yield spec.find(Rule.TARGET, (*place, "metricTrigger", "metricResourceUri"), f"must be a deployment or its endpoint, {_FORM}, not {shown(measured)}.")  # fmt: skip
+        yield spec.find(
+            Rule.TARGET, (*place, "metricTrigger", "metricResourceUri"),
+            f"must be a deployment or its endpoint, {_FORM}, not {shown(measured)}.",
+        )  # fmt: skip
     metrics = tuple(dict.fromkeys((*METRICS, *ENDPOINT_METRICS)))
     if match:
         metrics = METRICS if match[1] else ENDPOINT_METRICS
     name = spec.at(*place, "metricTrigger", "metricName")
     if name not in metrics:
-        yield spec.find(Rule.METRIC, (*place, "metricTrigger", "metricName"), f"must be one of {', '.join(metrics)}, not {shown(name)}.")  # fmt: skip
+        yield spec.find(
+            Rule.METRIC, (*place, "metricTrigger", "metricName"),
+            f"must be one of {', '.join(metrics)}, not {shown(name)}.",
+        )  # fmt: skip
     for inner, words in WORDS.items():
         value = spec.at(*place, *inner)
         if value not in words:
@@ -169,14 +203,21 @@ def _durations(spec: Spec, place: Place) -> Iterator[Finding]:
         value = spec.at(*place, *span.place)
         length = seconds(value)
         if length is None or not span.low_s <= length <= span.high_s:
-            yield spec.find(Rule.DURATION, (*place, *span.place), f"must be a duration in ISO 8601, {span.allowed}, not {shown(value)}.")  # fmt: skip
+            yield spec.find(
+                Rule.DURATION, (*place, *span.place),
+                f"must be a duration in ISO 8601, {span.allowed}, not {shown(value)}.",
+            )  # fmt: skip
     cooldown = seconds(spec.at(*place, "scaleAction", "cooldown"))
     if (
         spec.at(*place, "scaleAction", "direction") == "Increase"
         and cooldown is not None
         and cooldown < START_S
     ):
-        yield spec.find(Rule.IMPATIENCE, (*place, "scaleAction", "cooldown"), f"is {cooldown // _MINUTE} min, and a new instance with a GPU takes 12 to 18 before it answers: more are started than are needed. Set PT20M.")  # fmt: skip
+        yield spec.find(
+            Rule.IMPATIENCE, (*place, "scaleAction", "cooldown"),
+            f"is {cooldown // _MINUTE} min, and a new instance with a GPU takes 12 to 18 before it answers: "
+            "more are started than are needed. Set PT20M.",
+        )  # fmt: skip
 
 
 def _computed(value: Any) -> bool:

@@ -45,27 +45,46 @@ def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
     ours = serving.settings.batch_output
     if ours != action and action in {"append_row", "summary_only"}:
         place = (*serving.place, "LLAMA_BATCH_OUTPUT")
-        yield spec.find(Rule.OUTPUT, place, f"is {ours} (append_row where it is not set), and output_action is {action}. Set both to the same: the driver can't see Azure's.")  # fmt: skip
+        yield spec.find(
+            Rule.OUTPUT, place,
+            f"is {ours} (append_row where it is not set), and output_action is {action}. Set both to the "
+            "same: the driver can't see Azure's.",
+        )  # fmt: skip
 
 
 def _failures(spec: Spec) -> Iterator[Finding]:
     threshold, timeout = spec.at(*_THRESHOLD), spec.at(*_TIMEOUT)
     if threshold is None or threshold == -1:
         said = "is -1" if threshold == -1 else "is not set, and -1 by default"
-        yield spec.find(Rule.IGNORED_FAILURES, _THRESHOLD, f"{said}: a job whose files all fail has succeeded. Set 0, or how many files may fail.")  # fmt: skip
+        yield spec.find(
+            Rule.IGNORED_FAILURES, _THRESHOLD,
+            f"{said}: a job whose files all fail has succeeded. Set 0, or how many files may fail.",
+        )  # fmt: skip
     if timeout is None or timeout == DEFAULT_TIMEOUT_S:
         said = "is" if timeout else "is not set, and by default"
-        yield spec.find(Rule.SHORT_TIMEOUT, _TIMEOUT, f"{said} {DEFAULT_TIMEOUT_S} s for a whole mini-batch of files. Set what the largest takes, such as 86400.")  # fmt: skip
+        yield spec.find(
+            Rule.SHORT_TIMEOUT, _TIMEOUT,
+            f"{said} {DEFAULT_TIMEOUT_S} s for a whole mini-batch of files. Set what the largest takes, such "
+            "as 86400.",
+        )  # fmt: skip
 
 
 def _gpus(spec: Spec, serving: Serving, tree: Tree) -> Iterator[Finding]:
     processes, each = spec.number(*_PROCESSES, default=1), serving.settings.batch_gpus
     sku = machine_of(spec, tree)
     if processes > 1 and each is None:
-        yield spec.find(Rule.GPUS, _PROCESSES, f"starts {processes} processes on a machine, and each would load the weights on the same GPU. Set 1, or LLAMA_BATCH_GPUS to how many GPUs each takes.")  # fmt: skip
+        yield spec.find(
+            Rule.GPUS, _PROCESSES,
+            f"starts {processes} processes on a machine, and each would load the weights on the same GPU. Set "
+            "1, or LLAMA_BATCH_GPUS to how many GPUs each takes.",
+        )  # fmt: skip
     elif sku is not None and each is not None and processes * each > sku.gpus:
         place = (*serving.place, "LLAMA_BATCH_GPUS")
-        yield spec.find(Rule.GPUS, place, f"gives {processes} processes (max_concurrency_per_instance) {each} GPUs each, and {sku.name} has {sku.gpus}. Lower one of them.")  # fmt: skip
+        yield spec.find(
+            Rule.GPUS, place,
+            f"gives {processes} processes (max_concurrency_per_instance) {each} GPUs each, and {sku.name} has "
+            f"{sku.gpus}. Lower one of them.",
+        )  # fmt: skip
 
 
 def _instances(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -74,4 +93,8 @@ def _instances(spec: Spec, tree: Tree) -> Iterator[Finding]:
         return
     wanted, most = spec.number(*_INSTANCES, default=1), compute.number("max_instances", default=1)
     if wanted > most:
-        yield spec.find(Rule.INSTANCES, _INSTANCES, f"asks for {wanted} machines, and {compute.name} has {most} at most (its max_instances): the job would wait for ever. Lower it, or raise that.")  # fmt: skip
+        yield spec.find(
+            Rule.INSTANCES, _INSTANCES,
+            f"asks for {wanted} machines, and {compute.name} has {most} at most (its max_instances): the job "
+            "would wait for ever. Lower it, or raise that.",
+        )  # fmt: skip

@@ -1,7 +1,8 @@
 """Files -> findings."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,8 @@ from deployment.validate import (
 )
 from deployment.validate.findings import Finding, Level, Rule
 from deployment.validate.kinds import ALLOWED
-from deployment.validate.leaks import leaks
-from deployment.validate.lines import read
+from deployment.validate.leaks import leaks, masked
+from deployment.validate.lines import Document, read
 from deployment.validate.ranges import shown
 from deployment.validate.tree import SUFFIXES, Spec, Tree, around, beside, specs_of
 from llama_serving.errors import SetupError
@@ -92,19 +93,24 @@ def check(paths: Sequence[Path]) -> Report:
 def check_file(path: Path, tree_of: Callable[[Path], Tree]) -> list[Finding]:
     """The findings of one file, by their lines."""
     document, found = read(path)
-    if document is not None:
-        secrets = list(leaks(document))
-        spec = Spec.of(document)
-        if spec is None:
-            given = document.root.get("$schema")
-            said = f"is {shown(given)}, which is no file of Azure's that is known here" if given else "is missing: it says what the file is"  # fmt: skip
-            line = document.line(("$schema",))
-            found.append(Finding(path, line, "$schema", Rule.SCHEMA, f"{said}. Allowed: {ALLOWED}."))
-        else:
-            found += _of_spec(spec, tree_of(path), loads=all(one.rule is Rule.DUPLICATE_KEY for one in found))
-        hidden = {secret.line for secret in secrets}  # (no other message may show what stands there)
-        found = [*secrets, *(finding for finding in found if finding.line not in hidden)]
-    return sorted(set(found), key=lambda one: (one.line, one.field, one.rule, one.message))
+    if document is None:
+        return found
+    secrets = list(leaks(document))
+    spec = Spec.of(document)
+    if spec is None:
+        found.append(_unknown(document))
+    else:
+        found += _of_spec(spec, tree_of(path), loads=all(one.rule is Rule.DUPLICATE_KEY for one in found))
+    hidden = {secret.line for secret in secrets}  # (no other message may show what stands there)
+    open_to_all = {replace(one, message=masked(one.message)) for one in found if one.line not in hidden}
+    return sorted({*secrets, *open_to_all}, key=lambda one: (one.line, one.field, one.rule, one.message))
+
+
+def _unknown(document: Document) -> Finding:
+    given = document.root.get("$schema")
+    said = f"is {shown(given)}, which is no file of Azure's that is known here"
+    message = f"{said if given else 'is missing: it says what the file is'}. Allowed: {ALLOWED}."
+    return Finding(document.path, document.line(("$schema",)), "$schema", Rule.SCHEMA, message)
 
 
 def _of_spec(spec: Spec, tree: Tree, *, loads: bool) -> Iterable[Finding]:
@@ -121,7 +127,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not disk.is_dir(path):
             yield path
             continue
-        inside = sorted(file for file in path.rglob("*") if _wanted(file, path))
+        inside = list(_inside(path))
         if not inside:
             raise SetupError(
                 f"{path} holds no YAML file. Name a file, or a folder such as yaml or environments."
@@ -129,8 +135,14 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from inside
 
 
-def _wanted(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _inside(folder: Path) -> Iterator[Path]:
+    """Files of Azure's and of its monitor's, but those in hidden folders."""
+    for here, folders, inside in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = (Path(here, name) for name in sorted(inside) if not name.startswith("."))
+        yield from (file for file in files if _is_azures(file) and disk.is_file(file))
+
+
+def _is_azures(file: Path) -> bool:
     azures = file.suffix in SUFFIXES and not file.stem.startswith(_NOT_AZURES)
-    monitors = file.suffix == ".json" and file.stem.startswith("autoscale")
-    return (azures or monitors) and file.is_file() and not hidden
+    return azures or (file.suffix == ".json" and file.stem.startswith("autoscale"))

@@ -13,7 +13,10 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
         return
     least, most = spec.number("min_instances", default=0), spec.number("max_instances", default=1)
     if least > most:
-        yield spec.find(Rule.INSTANCES, ("min_instances",), f"is {least}, and max_instances is {most}. The first must not be above the second.")  # fmt: skip
+        yield spec.find(
+            Rule.INSTANCES, ("min_instances",),
+            f"is {least}, and max_instances is {most}. The first must not be above the second.",
+        )  # fmt: skip
     if least > 0:
         yield spec.find(
             Rule.IDLE,
@@ -21,4 +24,8 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             f"keeps {least} machines that are paid for, also where nothing runs. Set 0.",
         )
     if spec.at("tier") == "low_priority":
-        yield spec.find(Rule.PREEMPTION, ("tier",), "lets Azure take the machines away at any time; what is done is kept, the rest begins anew. Set dedicated where that is not wanted.")  # fmt: skip
+        yield spec.find(
+            Rule.PREEMPTION, ("tier",),
+            "lets Azure take the machines away at any time; what is done is kept, the rest begins anew. Set "
+            "dedicated where that is not wanted.",
+        )  # fmt: skip

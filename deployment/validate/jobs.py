@@ -20,7 +20,10 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
     if not spec.text("command").strip():
         yield spec.find(Rule.COMMAND, ("command",), "must be the command line to run.")
     if spec.at("environment") is None:
-        yield spec.find(Rule.ENVIRONMENT_MISSING, ("environment",), "is missing: the command runs in an image. Write azureml:NAME:VERSION.")  # fmt: skip
+        yield spec.find(
+            Rule.ENVIRONMENT_MISSING, ("environment",),
+            "is missing: the command runs in an image. Write azureml:NAME:VERSION.",
+        )  # fmt: skip
     code = spec.at("code")
     if isinstance(code, str) and ":" not in code and not disk.exists(spec.path.parent / code):
         yield spec.find(

@@ -35,6 +35,13 @@ def leaks(document: Document) -> Iterator[Finding]:
             )
 
 
+def masked(text: str) -> str:
+    """A message without what looks like a secret: a value may go over several lines."""
+    for pattern in _PATTERNS.values():
+        text = pattern.sub("***", text)
+    return text
+
+
 def _place(document: Document, line: int) -> Place:
     """The innermost value that begins in a line."""
     return max((place for place, at in document.lines.items() if at == line and place), key=len, default=())

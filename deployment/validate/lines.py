@@ -186,7 +186,10 @@ class _Reading:
             name = self._key(key, place)
             if name in values:
                 first = self.lines[(*place, name)]
-                self._find(key, (*place, name), Rule.DUPLICATE_KEY, f"stands twice (first in line {first}), and the last one wins. Keep one.")  # fmt: skip
+                self._find(
+                    key, (*place, name), Rule.DUPLICATE_KEY,
+                    f"stands twice (first in line {first}), and the last one wins. Keep one.",
+                )  # fmt: skip
             self.lines[(*place, name)] = key.start_mark.line + 1
             values[name] = self._value(value, (*place, name))
         for other in merged:
@@ -216,7 +219,10 @@ class _Reading:
         if isinstance(value, str):
             return value
         name = str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
-        self._find(node, (*place, name), Rule.KEY, "is no text to YAML (a number, a boolean or a list). Put the key into quotes.")  # fmt: skip
+        self._find(
+            node, (*place, name), Rule.KEY,
+            "is no text to YAML (a number, a boolean or a list). Put the key into quotes.",
+        )  # fmt: skip
         return name
 
     def _scalar(self, node: yaml.Node, place: Place) -> Any:

@@ -65,12 +65,24 @@ def _size(spec: Spec) -> Iterator[Finding]:
         return
     if sku.retired is not None:
         alive = [one.name for one in known.values() if one.retired is None and one.gpus == sku.gpus]
-        yield spec.find(Rule.RETIRED, place, f"is {name}, which Azure retires ({sku.retired.value}; {sku.retired.source}). Take another, such as {', '.join(alive[:3])}.")  # fmt: skip
+        yield spec.find(
+            Rule.RETIRED, place,
+            f"is {name}, which Azure retires ({sku.retired.value}; {sku.retired.source}). Take another, such "
+            f"as {', '.join(alive[:3])}.",
+        )  # fmt: skip
     offer = _OFFER[spec.kind]
     if offer in sku.offered and not sku.offered[offer].value:
-        yield spec.find(Rule.OFFER, place, f"is {name}, which is not offered for {offer} ({sku.offered[offer].source}). Offered: {', '.join(_offered(offer))}.")  # fmt: skip
+        yield spec.find(
+            Rule.OFFER, place,
+            f"is {name}, which is not offered for {offer} ({sku.offered[offer].source}). Offered: "
+            f"{', '.join(_offered(offer))}.",
+        )  # fmt: skip
     elif offer not in sku.offered:
-        yield spec.find(Rule.OFFER_UNKNOWN, place, f"is {name}, of which nobody here knows whether it is offered for {offer}. Known to be: {', '.join(_offered(offer))}.")  # fmt: skip
+        yield spec.find(
+            Rule.OFFER_UNKNOWN, place,
+            f"is {name}, of which nobody here knows whether it is offered for {offer}. Known to be: "
+            f"{', '.join(_offered(offer))}.",
+        )  # fmt: skip
 
 
 def _offered(offer: Offer) -> list[str]:
@@ -85,7 +97,10 @@ def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
     alive = [sku.name for sku in sizes().values() if sku.retired is None]
     close = get_close_matches(name, alive, n=3, cutoff=0.6)
     nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."
-    yield spec.find(Rule.SIZE, place, f"must be a size of machine with GPUs that is known here, not {shown(name)}. {nearest}")  # fmt: skip
+    yield spec.find(
+        Rule.SIZE, place,
+        f"must be a size of machine with GPUs that is known here, not {shown(name)}. {nearest}",
+    )  # fmt: skip
 
 
 def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -103,7 +118,11 @@ def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:
         if given
         else "does not say which of the catalog it is"
     )
-    yield spec.find(Rule.MODEL_UNKNOWN, ("model",), f"{said}, so that memory and probes can't be checked. Give the model's file properties: {{variant: NAME}}, with a name of `llama-endpoints models`.")  # fmt: skip
+    yield spec.find(
+        Rule.MODEL_UNKNOWN, ("model",),
+        f"{said}, so that memory and probes can't be checked. Give the model's file properties: {{variant: "
+        "NAME}, with a name of `llama-endpoints models`.",
+    )  # fmt: skip
 
 
 def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -111,7 +130,11 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
     if spec.kind is Kind.BATCH_DEPLOYMENT:
         compute = cluster(spec, tree)
         if compute is not None and sku is None and serving.variant is not None:
-            yield spec.find(Rule.SIZE, ("compute",), f"names {compute.name}, a cluster of {shown(compute.at('size'))}: no machine with GPUs that is known here. {serving.variant.name} needs one.")  # fmt: skip
+            yield spec.find(
+                Rule.SIZE, ("compute",),
+                f"names {compute.name}, a cluster of {shown(compute.at('size'))}: no machine with GPUs that "
+                f"is known here. {serving.variant.name} needs one.",
+            )  # fmt: skip
             return
         if sku is not None and serving.settings.batch_gpus:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
@@ -119,7 +142,12 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
         return
     reasons = _reasons(sku, serving)
     if reasons:
-        yield spec.find(Rule.MEMORY, _place(spec), f"can't run {serving.variant.name} with LLAMA_DTYPE {serving.settings.dtype}, a context of {_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: {'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.")  # fmt: skip
+        yield spec.find(
+            Rule.MEMORY, _place(spec),
+            f"can't run {serving.variant.name} with LLAMA_DTYPE {serving.settings.dtype}, a context of "
+            f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
+            f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
+        )  # fmt: skip
 
 
 def _context(serving: Serving) -> int:

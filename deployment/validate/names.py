@@ -36,8 +36,19 @@ def _name(spec: Spec, pattern: re.Pattern[str], allowed: str) -> Iterator[Findin
 
 def _version(spec: Spec, version: Any) -> Iterator[Finding]:
     if version is None:
-        yield spec.find(Rule.VERSION, ("version",), 'is missing, and Azure would count up at each creation. Write one, such as "1".')  # fmt: skip
+        yield spec.find(
+            Rule.VERSION, ("version",),
+            'is missing, and Azure would count up at each creation. Write one, such as "1".',
+        )  # fmt: skip
     elif not isinstance(version, str):
-        yield spec.find(Rule.VERSION, ("version",), f'is {shown(version)}, {article(version)} to YAML, for which 1.10 is 1.1. Put it into quotes: "{version}".')  # fmt: skip
+        yield spec.find(
+            Rule.VERSION, ("version",),
+            f'is {shown(version)}, {article(version)} to YAML, for which 1.10 is 1.1. Put it into quotes: '
+            f'"{version}".',
+        )  # fmt: skip
     elif version == "latest" or not _VERSION.fullmatch(version):
-        yield spec.find(Rule.VERSION, ("version",), f'must be 1 to 30 letters, digits, dots, hyphens and underscores, and not "latest"; it is {shown(version)}.')  # fmt: skip
+        yield spec.find(
+            Rule.VERSION, ("version",),
+            'must be 1 to 30 letters, digits, dots, hyphens and underscores, and not "latest"; it is '
+            f'{shown(version)}.',
+        )  # fmt: skip

@@ -77,16 +77,27 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
     if not isinstance(value, str):
         return
     if value.endswith(("@latest", ":latest")) or "/labels/" in value:
-        yield spec.find(Rule.REFERENCE, place, f"names no version ({shown(value)}), so that the same file deploys something else tomorrow. Write azureml:NAME:VERSION.")  # fmt: skip
+        yield spec.find(
+            Rule.REFERENCE, place,
+            f"names no version ({shown(value)}), so that the same file deploys something else tomorrow. Write "
+            "azureml:NAME:VERSION.",
+        )  # fmt: skip
         return
     registry = _REGISTRY.fullmatch(value)
     if _ARM.fullmatch(value) or (registry and registry[1] == _PLURAL[kind]):
         return
     if Reference.of(value) is None:
-        yield spec.find(Rule.REFERENCE, place, f"must be azureml:NAME:VERSION or azureml://registries/REGISTRY/{_PLURAL[kind]}/NAME/versions/VERSION, not {shown(value)}.")  # fmt: skip
+        yield spec.find(
+            Rule.REFERENCE, place,
+            "must be azureml:NAME:VERSION or "
+            f"azureml://registries/REGISTRY/{_PLURAL[kind]}/NAME/versions/VERSION, not {shown(value)}.",
+        )  # fmt: skip
     elif asset(value, kind, tree) is None:
         there = [f"azureml:{one.name}:{one.at('version')}" for one in tree.of_kind(kind)]
-        yield spec.find(Rule.NOT_FOUND, place, f"names {value}, which no file around describes{_closest(value, there)}. {_ELSEWHERE}")  # fmt: skip
+        yield spec.find(
+            Rule.NOT_FOUND, place,
+            f"names {value}, which no file around describes{_closest(value, there)}. {_ELSEWHERE}",
+        )  # fmt: skip
 
 
 def _endpoint(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -95,10 +106,17 @@ def _endpoint(spec: Spec, tree: Tree) -> Iterator[Finding]:
         return
     other = tree.named(name, *ENDPOINTS)
     if other:
-        yield spec.find(Rule.REFERENCE_KIND, ("endpoint_name",), f"names {name}, a {other.kind}; a {spec.kind} goes behind a {wanted}. Name one of these, or change $schema.")  # fmt: skip
+        yield spec.find(
+            Rule.REFERENCE_KIND, ("endpoint_name",),
+            f"names {name}, a {other.kind}; a {spec.kind} goes behind a {wanted}. Name one of these, or "
+            "change $schema.",
+        )  # fmt: skip
     else:
         there = [one.name for one in tree.of_kind(wanted)]
-        yield spec.find(Rule.NOT_FOUND, ("endpoint_name",), f"names {name}, which no file around describes{_closest(name, there)}. {_ELSEWHERE}")  # fmt: skip
+        yield spec.find(
+            Rule.NOT_FOUND, ("endpoint_name",),
+            f"names {name}, which no file around describes{_closest(name, there)}. {_ELSEWHERE}",
+        )  # fmt: skip
 
 
 def _environment_kind(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -107,9 +125,17 @@ def _environment_kind(spec: Spec, tree: Tree) -> Iterator[Finding]:
         return
     served = bool(image.mapping("inference_config"))
     if spec.kind in ONLINE_DEPLOYMENTS and not served and image.at("build"):
-        yield spec.find(Rule.REFERENCE_KIND, ("environment",), f"names {image.name}, whose image is built without inference_config: Azure can't tell where its server answers. Name an environment for online deployments.")  # fmt: skip
+        yield spec.find(
+            Rule.REFERENCE_KIND, ("environment",),
+            f"names {image.name}, whose image is built without inference_config: Azure can't tell where its "
+            "server answers. Name an environment for online deployments.",
+        )  # fmt: skip
     if spec.kind is Kind.BATCH_DEPLOYMENT and served:
-        yield spec.find(Rule.REFERENCE_KIND, ("environment",), f"names {image.name}, whose inference_config makes it one for online deployments. Name an environment with Azure's job runtime.")  # fmt: skip
+        yield spec.find(
+            Rule.REFERENCE_KIND, ("environment",),
+            f"names {image.name}, whose inference_config makes it one for online deployments. Name an "
+            "environment with Azure's job runtime.",
+        )  # fmt: skip
 
 
 def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -120,7 +146,10 @@ def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
         yield spec.find(Rule.REFERENCE, ("compute",), f"must be azureml:NAME, not {shown(value)}.")
     elif cluster(spec, tree) is None:
         there = [f"azureml:{one.name}" for one in tree.of_kind(Kind.COMPUTE)]
-        yield spec.find(Rule.NOT_FOUND, ("compute",), f"names {value}, which no file around describes{_closest(value, there)}. {_ELSEWHERE}")  # fmt: skip
+        yield spec.find(
+            Rule.NOT_FOUND, ("compute",),
+            f"names {value}, which no file around describes{_closest(value, there)}. {_ELSEWHERE}",
+        )  # fmt: skip
 
 
 def _deployments(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -128,7 +157,11 @@ def _deployments(spec: Spec, tree: Tree) -> Iterator[Finding]:
     for field in ("traffic", "mirror_traffic"):
         for name in spec.mapping(field):
             if name not in there:
-                yield spec.find(Rule.NOT_FOUND, (field, name), f"names a deployment of {spec.name} that no file around describes{_closest(name, there)}. {_ELSEWHERE}")  # fmt: skip
+                yield spec.find(
+                    Rule.NOT_FOUND, (field, name),
+                    f"names a deployment of {spec.name} that no file around describes{_closest(name, there)}. "
+                    f"{_ELSEWHERE}",
+                )  # fmt: skip
 
 
 def _closest(name: str, there: list[str]) -> str:

@@ -23,10 +23,17 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
     if spec.kind not in DEPLOYMENTS:
         return
     if spec.at("environment") is None:
-        yield spec.find(Rule.ENVIRONMENT_MISSING, ("environment",), "is missing: the code runs in an image. Write azureml:NAME:VERSION.")  # fmt: skip
+        yield spec.find(
+            Rule.ENVIRONMENT_MISSING, ("environment",),
+            "is missing: the code runs in an image. Write azureml:NAME:VERSION.",
+        )  # fmt: skip
     code, script = spec.at(*_CODE), spec.at(*_SCRIPT)
     if not isinstance(code, str) or not isinstance(script, str):
-        yield spec.find(Rule.CODE, ("code_configuration",), "must have code, a folder, and scoring_script, a file in it. Azure's no-code deployment does not know our requests.")  # fmt: skip
+        yield spec.find(
+            Rule.CODE, ("code_configuration",),
+            "must have code, a folder, and scoring_script, a file in it. Azure's no-code deployment does not "
+            "know our requests.",
+        )  # fmt: skip
     elif "://" not in code and not code.startswith("azureml:"):
         yield from _files(spec, spec.path.parent / code, script)
 
@@ -51,14 +58,26 @@ def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
 def _module(spec: Spec, script: str, module: ast.Module) -> Iterator[Finding]:
     missing = [f"{name}()" for name in ("init", "run") if name not in set(_defined(module))]
     if missing:
-        yield spec.find(Rule.SCRIPT, _SCRIPT, f"names {script}, which has no {' and no '.join(missing)}. Azure calls init() once and run() for each request or mini-batch.")  # fmt: skip
+        yield spec.find(
+            Rule.SCRIPT, _SCRIPT,
+            f"names {script}, which has no {' and no '.join(missing)}. Azure calls init() once and run() for "
+            "each request or mini-batch.",
+        )  # fmt: skip
     imported = set(_imported(module))
     online = spec.kind in ONLINE_DEPLOYMENTS
     if (_BATCH if online else _ONLINE) in imported:
         right = "score.py" if online else "batch_driver.py"
-        yield spec.find(Rule.SCRIPT_KIND, _SCRIPT, f"names {script}, whose run() is for {'batch' if online else 'online'} deployments; this is a {spec.kind}. Name {right}.")  # fmt: skip
+        yield spec.find(
+            Rule.SCRIPT_KIND, _SCRIPT,
+            f"names {script}, whose run() is for {'batch' if online else 'online'} deployments; this is a "
+            f"{spec.kind}. Name {right}.",
+        )  # fmt: skip
     if imported & {_ONLINE, _BATCH} and spec.at("model") is None:
-        yield spec.find(Rule.MODEL_MISSING, ("model",), f"is missing, and {script} loads one. Write azureml:NAME:VERSION, such as azureml:codellama-7b-hf:1.")  # fmt: skip
+        yield spec.find(
+            Rule.MODEL_MISSING, ("model",),
+            f"is missing, and {script} loads one. Write azureml:NAME:VERSION, such as "
+            "azureml:codellama-7b-hf:1.",
+        )  # fmt: skip
 
 
 def _defined(module: ast.Module) -> Iterator[str]:

@@ -39,4 +39,7 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
                 if text
                 else "a mapping, `key: value` lines below it"
             )
-            yield spec.find(Rule.SHAPE, place, f"must be {allowed}, not {shown(spec.at(*place))}. Leave it out where there is nothing to say.")  # fmt: skip
+            yield spec.find(
+                Rule.SHAPE, place,
+                f"must be {allowed}, not {shown(spec.at(*place))}. Leave it out where there is nothing to say.",
+            )  # fmt: skip

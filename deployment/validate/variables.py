@@ -24,7 +24,11 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
     if spec.kind is Kind.BATCH_DEPLOYMENT:
         for name in ("environment_variables", "error_threshold"):
             if spec.at(name) is not None:
-                yield spec.find(Rule.PLACE, (name,), "stands beside settings, from where Azure's client does not send it. Move it into settings.")  # fmt: skip
+                yield spec.find(
+                    Rule.PLACE, (name,),
+                    "stands beside settings, from where Azure's client does not send it. Move it into "
+                    "settings.",
+                )  # fmt: skip
     place = variables_place(spec)
     for name, value in spec.mapping(*place).items():
         yield from _variable(spec, (*place, name), name, value)
@@ -36,7 +40,11 @@ def _variable(spec: Spec, place: Place, name: str, value: Any) -> Iterator[Findi
             Rule.VARIABLE_TYPE, place, 'has no value. Write one, "" for an empty one, or leave it out.'
         )
     elif not isinstance(value, str):
-        yield spec.find(Rule.VARIABLE_TYPE, place, f"must be a string; to YAML it is {shown(value)}, {article(value)}. Put it into quotes, as it is to be read.")  # fmt: skip
+        yield spec.find(
+            Rule.VARIABLE_TYPE, place,
+            f"must be a string; to YAML it is {shown(value)}, {article(value)}. Put it into quotes, as it is "
+            "to be read.",
+        )  # fmt: skip
     elif name.startswith(OURS):
         yield from _ours(spec, place, name, value)
 

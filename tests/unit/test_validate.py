@@ -290,6 +290,17 @@ def test_a_secret_is_never_shown(tree: Path, edited: Any) -> None:
         assert token not in done.output
 
 
+def test_a_secret_of_several_lines_is_not_shown_either(tree: Path, edited: Any) -> None:
+    token = "hf_" + "a1B2" * 6
+    text = BROKEN["good"][BROKEN["files"]["endpoint"]]
+    path = edited(
+        BROKEN["files"]["endpoint"], text.replace("auth_mode: key", f"auth_mode: >-\n  {token}").encode()
+    )
+    done = run(path)
+    assert "must be one of key, aml_token, aad_token, not '***'" in done.output
+    assert token not in done.output
+
+
 # --- files of any shape ---------------------------------------------------------------------------
 
 STRANGE = (None, [], {}, {"a": 1}, [None], ["x", {"b": []}], "", "x", -1, 10**12, True, 1.5, float("nan"), "[x]", "é" * 300, "\0")  # fmt: skip
