@@ -13,7 +13,7 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.ranges import shown
-from deployment.validate.references import asset, cluster
+from deployment.validate.references import asset, cluster, elsewhere
 from deployment.validate.serving import Serving, variant_name
 from deployment.validate.tree import Spec, Tree
 
@@ -108,8 +108,8 @@ def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:
     value = spec.at("model")
     if not isinstance(value, str | dict) or Serving.of(spec, tree).variant is not None:
         return
-    if isinstance(value, str) and asset(value, Kind.MODEL, tree) is None and not value.startswith("azureml://"):
-        return  # (said already: no file describes it)
+    if isinstance(value, str) and asset(value, Kind.MODEL, tree) is None and not elsewhere(value, Kind.MODEL):
+        return  # (said already: it is no reference, or no file describes it)
     inline = value if isinstance(value, dict) else None
     model = asset(value, Kind.MODEL, tree)
     given = variant_name(inline if inline is not None else model.document.root if model else {})

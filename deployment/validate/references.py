@@ -51,6 +51,12 @@ def asset(value: Any, kind: Kind, tree: Tree) -> Spec | None:
     return next((spec for spec in versions if str(spec.at("version")) == reference.version), None)
 
 
+def elsewhere(value: str, kind: Kind) -> bool:
+    """Whether it names an asset of a registry, or one by its whole name: nothing here says more of it."""
+    registry = _REGISTRY.fullmatch(value)
+    return bool(_ARM.fullmatch(value) or (registry and registry[1] == _PLURAL[kind]))
+
+
 def cluster(spec: Spec, tree: Tree) -> Spec | None:
     """The file of the compute that a deployment or a job names, if it is there."""
     match = _COMPUTE.fullmatch(spec.text("compute"))
@@ -83,8 +89,7 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
             "azureml:NAME:VERSION.",
         )  # fmt: skip
         return
-    registry = _REGISTRY.fullmatch(value)
-    if _ARM.fullmatch(value) or (registry and registry[1] == _PLURAL[kind]):
+    if elsewhere(value, kind):
         return
     if Reference.of(value) is None:
         yield spec.find(

@@ -24,6 +24,7 @@ from llama_serving.catalog import Fact
 ROOT = Path(__file__).resolve().parents[2]
 BROKEN: dict[str, Any] = yaml.safe_load((ROOT / "tests/unit/broken_specs.yml").read_text(encoding="utf-8"))
 CASES: list[dict[str, Any]] = BROKEN["cases"]
+SPECS = [name for name in BROKEN["files"].values() if not name.endswith("Dockerfile")]
 IN_TESTS_OF_THEIR_OWN = {Rule.OFFER, Rule.OFFER_UNKNOWN, Rule.ROOT_USER}
 """Below: rules that no edit of one file can break."""
 
@@ -67,6 +68,17 @@ def content_of(case: dict[str, Any], good: str) -> bytes:
     return good.replace(case["old"], case["new"], 1).encode()
 
 
+def apply(case: dict[str, Any], tree: Path, edited: Any) -> Path:
+    """Edits what the case edits, and says which file to check."""
+    name = BROKEN["files"][case["file"]]
+    edited(name, content_of(case, (tree / name).read_text(encoding="utf-8")))
+    for other, old, new in case.get("edits", ()):
+        text = (tree / BROKEN["files"][other]).read_text(encoding="utf-8")
+        assert old in text
+        edited(BROKEN["files"][other], text.replace(old, new, 1).encode())
+    return tree / str(BROKEN["files"][case.get("checks", case["file"])])
+
+
 def line_of(case: dict[str, Any], content: bytes) -> int:
     marker = case.get("at", str(case.get("new", "")).split("\n")[0])
     lines = content.decode("latin-1").split("\n")
@@ -75,17 +87,13 @@ def line_of(case: dict[str, Any], content: bytes) -> int:
 
 def test_good_files_pass(tree: Path) -> None:
     report = check([tree])
-    assert report.files == len(set(BROKEN["files"].values())) + 1, (
-        "one of each kind, and a cluster without GPUs"
-    )
+    assert report.files == len(SPECS) + 1, "one of each kind, and a cluster without GPUs"
     assert [finding.shown() for finding in report.findings] == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_a_broken_file_is_refused(case: dict[str, Any], tree: Path, edited: Any) -> None:
-    name = BROKEN["files"][case["file"]]
-    content = content_of(case, (tree / name).read_text(encoding="utf-8"))
-    path = edited(name, content)
+    path = apply(case, tree, edited)
     found = check([path]).findings
     expected = [finding for finding in found if finding.rule == case["rule"]]
     assert expected, [finding.shown() for finding in found]
@@ -95,9 +103,14 @@ def test_a_broken_file_is_refused(case: dict[str, Any], tree: Path, edited: Any)
         if finding.field == case.get("field", "") and case["says"] in finding.message
     ]
     assert hits, [finding.shown() for finding in expected]
-    assert hits[0].line == line_of(case, content), hits[0].shown()
+    assert hits[0].line == line_of(case, path.read_bytes()), hits[0].shown()
     others = {finding.rule for finding in found} - {case["rule"], *case.get("also", ())}
     assert not others, [finding.shown() for finding in found]
+
+
+@pytest.mark.parametrize("case", BROKEN["fine"], ids=lambda case: case["case"])
+def test_nothing_is_found_where_nothing_is_wrong(case: dict[str, Any], tree: Path, edited: Any) -> None:
+    assert [finding.shown() for finding in check([apply(case, tree, edited)]).findings] == []
 
 
 def test_every_rule_can_be_broken() -> None:
@@ -106,7 +119,8 @@ def test_every_rule_can_be_broken() -> None:
 
 
 def test_cases_have_names_of_their_own() -> None:
-    assert len({case["case"] for case in CASES}) == len(CASES)
+    for cases in (CASES, BROKEN["fine"]):
+        assert len({case["case"] for case in cases}) == len(cases)
 
 
 # --- what no edit of one file shows ---------------------------------------------------------------
@@ -315,14 +329,14 @@ def put(root: Any, place: Place, value: object) -> Any:
     return changed
 
 
-@pytest.mark.parametrize("name", BROKEN["files"].values())
+@pytest.mark.parametrize("name", SPECS)
 def test_no_value_breaks_a_rule(name: str, tree: Path) -> None:
     """Every value of a good file, replaced with those of any other kind."""
     document, _ = read(tree / name)
     assert document is not None
     kind = kind_of(document.root)
     assert kind is not None
-    others = tuple(specs_of(tree / other for other in BROKEN["files"].values() if other != name))
+    others = tuple(specs_of(tree / other for other in SPECS if other != name))
     for place in document.lines:
         for value in STRANGE if place else ():
             spec = Spec(replace(document, root=put(document.root, place, value)), kind)
