@@ -1,10 +1,15 @@
 """What Azure ML reads out of our files, by its own client. The only file that imports azure-ai-ml."""
 
+import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
+
+import yaml
 
 from llama_serving.errors import SetupError
 
@@ -76,22 +81,183 @@ class BatchDeployment:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """Something that azure-ai-ml refuses.
+
+    Attributes:
+        place: keys and indices of what is at fault; empty where it does not say.
+        message: its own words.
+        unknown: whether it is a field that it does not know.
+        known: the fields that it knows there, where one is unknown.
+    """
+
+    place: tuple[str | int, ...]
+    message: str
+    unknown: bool = False
+    known: tuple[str, ...] = ()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """It is written for marshmallow 3, which warns that 4 is near; and it logs which of its classes are experimental."""
+    log = logging.getLogger("azure.ai.ml")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def complaints(kind: str, path: Path) -> Iterator[Complaint]:
+    """What its own loader says of a file of a kind, by the name of its `$schema`.
+
+    Raises:
+        SetupError: azure-ai-ml is not there.
+    """
+    try:
+        with _quiet():
+            from marshmallow import ValidationError
+
+            load, schema_of = _loaders()[kind]
+    except ImportError:
+        raise SetupError(_NOT_INSTALLED) from None
+    with _quiet():
+        schema = schema_of(context={"base_path": path.parent})
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        own = given.get("type", _DEFAULT_TYPE)
+        try:
+            if _TYPES.get(kind, own) != own:  # the loader would read it as another kind
+                yield from _complaints(_validated(schema, {**given, "type": _TYPES[kind]}), schema)
+            else:
+                load(source=path)
+        except ValidationError as error:
+            said = getattr(
+                error.__cause__, "messages", None
+            )  # (not there of a job's: its loader keeps a text alone)
+            said = said if isinstance(said, dict) else _validated(schema, given)
+            yield from _complaints(said or {"_schema": [str(error)]}, schema)
+        except Exception as error:  # (files of other shapes: it has no error of its own for most of them)
+            yield Complaint((), f"{type(error).__name__}: {error}")
+
+
+_DEFAULT_TYPE: Final = "managed"
+_TYPES: Final = {
+    "managedOnlineDeployment": "managed",
+    "kubernetesOnlineDeployment": "kubernetes",
+    "amlCompute": "amlcompute",
+    "commandJob": "command",
+}
+_NOT_INSTALLED: Final = "Azure's client is not installed: pip install 'llama-endpoints[azure]'."
+
+
+@cache
+def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
+    """Kind -> what loads it, and its schema."""
+    from azure.ai import ml
+    from azure.ai.ml import _schema as schemas
+    from azure.ai.ml._schema._deployment.batch.model_batch_deployment import ModelBatchDeploymentSchema
+    from azure.ai.ml._schema._deployment.online import online_deployment
+    from azure.ai.ml._schema._endpoint.batch.batch_endpoint import BatchEndpointSchema
+    from azure.ai.ml._schema._endpoint.online import online_endpoint
+    from azure.ai.ml._schema.compute.aml_compute import AmlComputeSchema
+    from azure.ai.ml.entities._load_functions import load_model_batch_deployment
+
+    return {
+        "managedOnlineEndpoint": (ml.load_online_endpoint, online_endpoint.ManagedOnlineEndpointSchema),
+        "kubernetesOnlineEndpoint": (ml.load_online_endpoint, online_endpoint.KubernetesOnlineEndpointSchema),
+        "managedOnlineDeployment": (ml.load_online_deployment, online_deployment.ManagedOnlineDeploymentSchema),
+        "kubernetesOnlineDeployment": (
+            ml.load_online_deployment,
+            online_deployment.KubernetesOnlineDeploymentSchema,
+        ),
+        "batchEndpoint": (ml.load_batch_endpoint, BatchEndpointSchema),
+        "modelBatchDeployment": (load_model_batch_deployment, ModelBatchDeploymentSchema),
+        "environment": (ml.load_environment, schemas.EnvironmentSchema),
+        "model": (ml.load_model, schemas.ModelSchema),
+        "data": (ml.load_data, schemas.DataSchema),
+        "amlCompute": (ml.load_compute, AmlComputeSchema),
+        "commandJob": (ml.load_job, schemas.CommandJobSchema),
+    }
+
+
+def _validated(schema: Any, given: Mapping[str, Any]) -> Any:
+    """What marshmallow says, by field."""
+    return schema.validate({name: value for name, value in given.items() if name != "$schema"})
+
+
+def _complaints(said: Any, schema: Any) -> Iterator[Complaint]:
+    for place, messages in _by_place((), said):
+        if "Unknown field." in messages:
+            yield Complaint(place, "Unknown field.", unknown=True, known=_known(schema, place[:-1]))
+        else:
+            yield Complaint(place, " Or: ".join(dict.fromkeys(messages)))
+
+
+def _by_place(place: tuple[str | int, ...], said: Any) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
+    """Leaves of what marshmallow says; of a field that may be one of several things, the thing that came nearest."""
+    if isinstance(said, dict):
+        for name, inner in said.items():
+            marks = ("_schema", "value", "key", None)  # (the middle two: of a mapping with any keys)
+            yield from _by_place(place if name in marks else (*place, name), inner)
+        return
+    if not isinstance(said, list):
+        yield place, [str(said)]
+        return
+    each = [list(_by_place(place, inner)) for inner in said]
+    inside = [leaves for leaves in each if any(len(where) > len(place) for where, _ in leaves)] or each
+    fewest = min(map(len, inside), default=0)
+    together: dict[tuple[str | int, ...], list[str]] = {}
+    for where, messages in (leaf for leaves in inside if len(leaves) == fewest for leaf in leaves):
+        together.setdefault(where, []).extend(messages)
+    yield from together.items()
+
+
+def _known(schema: Any, place: tuple[str | int, ...]) -> tuple[str, ...]:
+    """The fields of all schemas that may hold there."""
+    level = [schema]
+    for step in place:
+        level = [inner for one in level for inner in _below(one, step)]
+    fields = (getattr(one, "fields", {}) for one in level)
+    return tuple({name for some in fields for name, field in some.items() if not field.dump_only})
+
+
+def _below(one: Any, step: str | int) -> Iterator[Any]:
+    """What may stand behind a key of a schema, or of a mapping with any keys."""
+    if hasattr(one, "value_field"):
+        yield from _inside(one.value_field)
+    elif step in one.fields:
+        yield from _inside(one.fields[step])
+
+
+def _inside(field: Any) -> Iterator[Any]:
+    """Schemas of what a field may hold, and mappings with any keys."""
+    if hasattr(field, "union_fields"):
+        for one in field.union_fields:
+            yield from _inside(one)
+    elif hasattr(field, "schema"):
+        yield field.schema
+    elif getattr(field, "value_field", None) is not None:
+        yield field
+
+
 def _load(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():  # it is written for marshmallow 3, which warns that 4 is near
-            warnings.simplefilter("ignore")
+        with _quiet():
             from azure.ai.ml.entities._load_functions import load_model_batch_deployment
             from azure.ai.ml.exceptions import ValidationException
             from marshmallow import ValidationError
     except ImportError:
-        raise SetupError("Azure's client is not installed: pip install 'llama-endpoints[azure]'.") from None
+        raise SetupError(_NOT_INSTALLED) from None
     if not path.is_file():
         raise SetupError(
             f"{path} is no file. Name a batch deployment's, such as yaml/batch/codellama-7b-hf.yml."
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             given = load_model_batch_deployment(path)
     except ValidationError as error:
         _refuse(path, f"azure-ai-ml says: {'; '.join(_messages(error))}")

@@ -16,6 +16,7 @@ from deployment.batch_command import batch
 from deployment.fetch_command import fetch
 from deployment.plan_command import plan
 from deployment.render_command import render
+from deployment.validate_command import validate
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
@@ -418,6 +419,7 @@ main.add_command(batch)
 main.add_command(plan)
 main.add_command(render)
 main.add_command(fetch)
+main.add_command(validate)
 
 
 if __name__ == "__main__":

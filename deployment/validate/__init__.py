@@ -1,0 +1,1 @@
+"""`llama-endpoints validate`: what Azure ML would refuse, or would take and then fail with."""

@@ -1,0 +1,98 @@
+"""Endpoints: who may call, and traffic that can't be there yet."""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from deployment.validate.findings import Finding, Rule
+from deployment.validate.kinds import ENDPOINTS, ONLINE_ENDPOINTS, Kind
+from deployment.validate.ranges import shown, within
+from deployment.validate.tree import Spec, Tree
+
+MOST_MIRRORED: Final = 50
+_IDENTITY: Final = re.compile(
+    r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/Microsoft\.ManagedIdentity/userAssignedIdentities/[^/]+",
+    re.IGNORECASE,
+)
+
+
+def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
+    """Of endpoints."""
+    if spec.kind in ENDPOINTS:
+        yield from _identity(spec)
+    if spec.kind in ONLINE_ENDPOINTS:
+        yield from _traffic(spec)
+        yield from _mirror(spec)
+    if spec.kind is Kind.KUBERNETES_ENDPOINT and not spec.text("compute"):
+        yield spec.find(
+            Rule.REFERENCE, ("compute",),
+            "must be azureml:NAME of an attached Kubernetes cluster. Without it Azure's client makes a "
+            "managed endpoint.",
+        )  # fmt: skip
+    if spec.kind is Kind.BATCH_ENDPOINT and spec.at("defaults", "deployment_name") is not None:
+        yield spec.find(
+            Rule.CREATION, ("defaults", "deployment_name"),
+            "can't be set before that deployment is there. Leave it out, and create the deployment with "
+            "--set-default.",
+        )  # fmt: skip
+
+
+def _traffic(spec: Spec) -> Iterator[Finding]:
+    shares = spec.mapping("traffic")
+    for name, share in shares.items():
+        if not within(share, 0, 100):
+            yield spec.find(
+                Rule.TRAFFIC, ("traffic", name), f"must be an integer from 0 to 100, not {shown(share)}."
+            )
+    total = sum(share for share in shares.values() if within(share, 0, 100))
+    if total not in (0, 100):
+        yield spec.find(Rule.TRAFFIC, ("traffic",), f"sums to {total}. It must be 0 or 100.")
+    if total:
+        yield spec.find(
+            Rule.CREATION, ("traffic",),
+            "can't be set while the endpoint is created: Azure refuses it before there is a deployment. "
+            "Leave it out, and give --all-traffic to the first deployment, or `az ml online-endpoint update "
+            "--traffic` later.",
+        )  # fmt: skip
+
+
+def _mirror(spec: Spec) -> Iterator[Finding]:
+    shares = spec.mapping("mirror_traffic")
+    if len(shares) > 1:
+        yield spec.find(Rule.MIRROR, ("mirror_traffic",), f"names {len(shares)} deployments. It must name one.")
+    for name, share in shares.items():
+        if not within(share, 0, MOST_MIRRORED):
+            yield spec.find(
+                Rule.MIRROR, ("mirror_traffic", name),
+                f"must be an integer from 0 to {MOST_MIRRORED} (per cent of the traffic that are sent there "
+                f"as well), not {shown(share)}.",
+            )  # fmt: skip
+        if spec.mapping("traffic").get(name):
+            yield spec.find(
+                Rule.MIRROR,
+                ("mirror_traffic", name),
+                "has live traffic as well. Mirror to a deployment with none.",
+            )
+
+
+def _identity(spec: Spec) -> Iterator[Finding]:
+    kind, given = spec.text("identity", "type"), spec.at("identity", "user_assigned_identities")
+    if kind == "user_assigned" and not given:
+        yield spec.find(
+            Rule.IDENTITY, ("identity",),
+            "is user_assigned and names none. Add user_assigned_identities with one resource_id.",
+        )  # fmt: skip
+    if kind and kind != "user_assigned" and given:
+        yield spec.find(
+            Rule.IDENTITY, ("identity", "user_assigned_identities"),
+            f"stands beside type: {kind}. Leave it out, or set type: user_assigned.",
+        )  # fmt: skip
+    for index, one in enumerate(given if isinstance(given, list) else []):
+        name = one.get("resource_id") if isinstance(one, dict) else None
+        if not isinstance(name, str) or not _IDENTITY.fullmatch(name):
+            yield spec.find(
+                Rule.IDENTITY, ("identity", "user_assigned_identities", index),
+                "must be resource_id: "
+                "/subscriptions/S/resourceGroups/G/providers/Microsoft.ManagedIdentity/userAssignedIdentities/NAME, "
+                f"not {shown(name)}.",
+            )  # fmt: skip

@@ -1,0 +1,141 @@
+"""What `validate` finds: one value each, and the names of all rules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+
+class Rule(StrEnum):
+    """Every rule there is; a finding names the one it comes from."""
+
+    # the file
+    FILE = "file"
+    YAML = "yaml"
+    DUPLICATE_KEY = "duplicate-key"
+    KEY = "key"
+    SCHEMA = "schema"
+    AZURE = "azure"
+    UNKNOWN_FIELD = "unknown-field"
+    KIND = "kind"
+    SHAPE = "shape"
+    SECRET = "secret"  # noqa: S105  (the name of a rule)
+    # names and references
+    NAME = "name"
+    VERSION = "version"
+    REFERENCE = "reference"
+    REFERENCE_KIND = "reference-kind"
+    NOT_FOUND = "not-found"
+    MODEL_UNKNOWN = "model-unknown"
+    # numbers
+    RANGE = "range"
+    CHOICE = "choice"
+    # what a deployment runs
+    CODE = "code"
+    SCRIPT = "script"
+    SCRIPT_KIND = "script-kind"
+    MODEL_MISSING = "model-missing"
+    ENVIRONMENT_MISSING = "environment-missing"
+    VARIABLE = "variable"
+    VARIABLE_TYPE = "variable-type"
+    VARIABLE_NAME = "variable-name"
+    # online
+    DEADLINE = "deadline"
+    QUEUE = "queue"
+    THREADS = "threads"
+    WORKERS = "workers"
+    DRAIN = "drain"
+    PATIENCE = "patience"
+    KEPT_PROMPTS = "kept-prompts"
+    SCALE = "scale"
+    # machines
+    SIZE = "size"
+    RETIRED = "retired"
+    OFFER = "offer"
+    OFFER_UNKNOWN = "offer-unknown"
+    MEMORY = "memory"
+    # batch
+    PLACE = "place"
+    OUTPUT = "output"
+    IGNORED_FAILURES = "ignored-failures"
+    SHORT_TIMEOUT = "short-timeout"
+    GPUS = "gpus"
+    INSTANCES = "instances"
+    # endpoints
+    AUTH = "auth"
+    TRAFFIC = "traffic"
+    CREATION = "creation"
+    MIRROR = "mirror"
+    IDENTITY = "identity"
+    # assets
+    IMAGE = "image"
+    ROOT_USER = "root-user"
+    ROUTES = "routes"
+    PATH = "path"
+    MLMODEL = "mlmodel"
+    # clusters
+    IDLE = "idle"
+    PREEMPTION = "preemption"
+    # jobs
+    COMMAND = "command"
+    # Azure Monitor
+    CAPACITY = "capacity"
+    METRIC = "metric"
+    DURATION = "duration"
+    TARGET = "target"
+    ONE_WAY = "one-way"
+    IMPATIENCE = "impatience"
+
+
+class Level(StrEnum):
+    """An error is refused somewhere, or can't work; a warning is legal and costs something."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+WARNINGS: Final = frozenset({
+    Rule.NOT_FOUND, Rule.MODEL_UNKNOWN, Rule.KEPT_PROMPTS, Rule.IGNORED_FAILURES, Rule.SHORT_TIMEOUT,
+    Rule.OFFER_UNKNOWN, Rule.ROOT_USER, Rule.IDLE, Rule.PREEMPTION, Rule.ONE_WAY, Rule.IMPATIENCE,
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """Something wrong in a file.
+
+    Attributes:
+        file: as it was given.
+        line: from 1.
+        field: such as `settings.retry_settings.timeout`; empty where it is the file itself.
+        message: what was wrong, what is allowed, what to do.
+    """
+
+    file: Path
+    line: int
+    field: str
+    rule: Rule
+    message: str
+
+    @property
+    def level(self) -> Level:
+        """A rule always has the same one."""
+        return Level.WARNING if self.rule in WARNINGS else Level.ERROR
+
+    def shown(self) -> str:
+        """One line of text."""
+        field = f"{self.field}: " if self.field else ""
+        mark = "warning: " if self.level is Level.WARNING else ""
+        return " ".join(f"{self.file}:{self.line}: {field}{mark}{self.message}".split())
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Plain JSON."""
+        return {
+            "file": str(self.file),
+            "line": self.line,
+            "field": self.field,
+            "rule": self.rule.value,
+            "level": self.level.value,
+            "message": self.message,
+        }

@@ -1,0 +1,181 @@
+"""Sizes of machines: whether they exist, are for rent, for this use, and hold the model."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Final
+
+from deployment import sizing, skus
+from deployment.sizing import Precision, Runner, Workload
+from deployment.skus import Cloud, Offer, Sku
+from deployment.validate.findings import Finding, Rule
+from deployment.validate.kinds import DEPLOYMENTS, Kind
+from deployment.validate.lines import Place
+from deployment.validate.ranges import shown
+from deployment.validate.references import asset, cluster, elsewhere
+from deployment.validate.serving import Serving, variant_name
+from deployment.validate.tree import Spec, Tree
+
+_OFFER: Final = {
+    Kind.MANAGED_DEPLOYMENT: Offer.MANAGED_ONLINE,
+    Kind.KUBERNETES_DEPLOYMENT: Offer.KUBERNETES,
+    Kind.BATCH_DEPLOYMENT: Offer.BATCH,
+    Kind.COMPUTE: Offer.BATCH,
+}
+_PRECISION: Final = {"bfloat16": Precision.BF16, "float16": Precision.FP16}
+_GENERAL: Final = re.compile(r"Standard_[DEF]\d+[a-z]*(?:_v\d+)?", re.IGNORECASE)
+"""Families without a GPU: good for jobs, and for no model of 7B."""
+
+
+def sizes() -> dict[str, Sku]:
+    """Azure's, by their names."""
+    return {sku.name: sku for sku in skus.SKUS.values() if sku.cloud is Cloud.AZURE}
+
+
+def machine_of(spec: Spec, tree: Tree) -> Sku | None:
+    """Of a deployment, or of a compute's file."""
+    if spec.kind is Kind.BATCH_DEPLOYMENT:
+        compute = cluster(spec, tree)
+        return machine_of(compute, tree) if compute else None
+    return sizes().get(spec.text(*_place(spec)))
+
+
+def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Of deployments and clusters."""
+    if spec.kind in (Kind.MANAGED_DEPLOYMENT, Kind.KUBERNETES_DEPLOYMENT, Kind.COMPUTE):
+        yield from _size(spec)
+    if spec.kind in DEPLOYMENTS:
+        yield from _model(spec, tree)
+        yield from _memory(spec, tree)
+
+
+def _place(spec: Spec) -> Place:
+    places = {Kind.COMPUTE: "size", Kind.BATCH_DEPLOYMENT: "compute"}
+    return (places.get(spec.kind, "instance_type"),)
+
+
+def _size(spec: Spec) -> Iterator[Finding]:
+    place, known = _place(spec), sizes()
+    name = spec.text(*place)
+    sku = known.get(name)
+    if sku is None:
+        if name:  # (that it is missing is Azure's to say)
+            yield from _unknown(spec, place, name)
+        return
+    if sku.retired is not None:
+        alive = [one.name for one in known.values() if one.retired is None and one.gpus == sku.gpus]
+        yield spec.find(
+            Rule.RETIRED, place,
+            f"is {name}, which Azure retires ({sku.retired.value}; {sku.retired.source}). Take another, such "
+            f"as {', '.join(alive[:3])}.",
+        )  # fmt: skip
+    offer = _OFFER[spec.kind]
+    if offer in sku.offered and not sku.offered[offer].value:
+        yield spec.find(
+            Rule.OFFER, place,
+            f"is {name}, which is not offered for {offer} ({sku.offered[offer].source}). Offered: "
+            f"{', '.join(_offered(offer))}.",
+        )  # fmt: skip
+    elif offer not in sku.offered:
+        yield spec.find(
+            Rule.OFFER_UNKNOWN, place,
+            f"is {name}, of which nobody here knows whether it is offered for {offer}. Known to be: "
+            f"{', '.join(_offered(offer))}.",
+        )  # fmt: skip
+
+
+def _offered(offer: Offer) -> list[str]:
+    return [sku.name for sku in sizes().values() if sku.is_offered(offer) and sku.retired is None]
+
+
+def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
+    if spec.kind is Kind.KUBERNETES_DEPLOYMENT and not name.startswith("Standard_"):
+        return  # the name of an instance type of that cluster
+    if spec.kind is Kind.COMPUTE and _GENERAL.fullmatch(name):
+        return  # a job may run there; a deployment that names it is asked for a GPU
+    alive = [sku.name for sku in sizes().values() if sku.retired is None]
+    close = get_close_matches(name, alive, n=3, cutoff=0.6)
+    nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."
+    yield spec.find(
+        Rule.SIZE, place,
+        f"must be a size of machine with GPUs that is known here, not {shown(name)}. {nearest}",
+    )  # fmt: skip
+
+
+def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Whether it can be said which model is deployed; without that, nothing can be said of memory and probes."""
+    value = spec.at("model")
+    if not isinstance(value, str | dict) or Serving.of(spec, tree).variant is not None:
+        return
+    if isinstance(value, str) and asset(value, Kind.MODEL, tree) is None and not elsewhere(value, Kind.MODEL):
+        return  # (said already: it is no reference, or no file describes it)
+    inline = value if isinstance(value, dict) else None
+    model = asset(value, Kind.MODEL, tree)
+    given = variant_name(inline if inline is not None else model.document.root if model else {})
+    said = (
+        f"says {shown(given)}, which is not in the catalog"
+        if given
+        else "does not say which of the catalog it is"
+    )
+    yield spec.find(
+        Rule.MODEL_UNKNOWN, ("model",),
+        f"{said}, so that memory and probes can't be checked. Give the model's file properties: {{variant: "
+        "NAME}, with a name of `llama-endpoints models`.",
+    )  # fmt: skip
+
+
+def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    sku, serving = machine_of(spec, tree), Serving.of(spec, tree)
+    if spec.kind is Kind.BATCH_DEPLOYMENT:
+        compute = cluster(spec, tree)
+        if compute is not None and sku is None and serving.variant is not None:
+            yield spec.find(
+                Rule.SIZE, ("compute",),
+                f"names {compute.name}, a cluster of {shown(compute.at('size'))}: no machine with GPUs that "
+                f"is known here. {serving.variant.name} needs one.",
+            )  # fmt: skip
+            return
+        if sku is not None and serving.settings.batch_gpus:
+            sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
+    if sku is None or serving.variant is None:
+        return
+    reasons = _reasons(sku, serving)
+    if reasons:
+        yield spec.find(
+            Rule.MEMORY, _place(spec),
+            f"can't run {serving.variant.name} with LLAMA_DTYPE {serving.settings.dtype}, a context of "
+            f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
+            f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
+        )  # fmt: skip
+
+
+def _context(serving: Serving) -> int:
+    trained = serving.variant.trained_positions.value if serving.variant else 0
+    return serving.settings.context or trained
+
+
+def _concurrency(serving: Serving) -> int:
+    return 1 if _runner(serving) is Runner.PIPELINE else serving.settings.max_num_seqs
+
+
+def _runner(serving: Serving) -> Runner | None:
+    """`auto` is the pipeline on a GPU."""
+    return Runner.PIPELINE if serving.settings.engine in {"auto", "pipeline"} else None
+
+
+def _reasons(sku: Sku, serving: Serving) -> tuple[str, ...]:
+    variant, runner = serving.variant, _runner(serving)
+    if variant is None:
+        return ()
+    dtype = variant.dtype if serving.settings.dtype == "auto" else serving.settings.dtype
+    workload = Workload(_context(serving), _concurrency(serving))
+    fit = sizing.fit(variant, workload, _PRECISION.get(dtype, Precision.FP16), sku, runner)
+    if dtype in _PRECISION:
+        return fit.reasons
+    takes = 2 * (fit.memory.total - fit.memory.overhead) + fit.memory.overhead  # float32: all but CUDA's own
+    return (
+        (f"in float32 it takes {takes:,.0f} MiB where {fit.limit_mib:,.0f} may be used",)
+        if takes > fit.limit_mib
+        else ()
+    )

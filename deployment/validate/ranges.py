@@ -1,0 +1,175 @@
+"""Numbers and choices that have their limits in a table. azure-ai-ml takes -5, 999000 and "yes"."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deployment.validate.findings import Finding, Rule
+from deployment.validate.kinds import Kind
+from deployment.validate.lines import Place
+from deployment.validate.tree import Spec, Tree
+
+MOST: Final = 2**31 - 1
+MOST_INSTANCES: Final = 50
+"""Of a deployment; Azure's quota is no larger."""
+PROBES: Final = ("liveness_probe", "readiness_probe")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An integer that may stand somewhere."""
+
+    place: Place
+    low: int
+    high: int = MOST
+    advice: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """In words."""
+        return (
+            f"an integer from {self.low} to {self.high}"
+            if self.high < MOST
+            else f"an integer of at least {self.low}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A word that may stand somewhere."""
+
+    place: Place
+    allowed: tuple[str, ...]
+    rule: Rule = Rule.CHOICE
+    advice: str = ""
+
+
+def _online(longest_ms: int) -> tuple[Range, ...]:
+    return (
+        Range(("request_settings", "request_timeout_ms"), 1, longest_ms),
+        Range(("request_settings", "max_concurrent_requests_per_instance"), 1),
+        Range(("request_settings", "max_queue_wait_ms"), 0, longest_ms),
+        Range(("instance_count",), 1, MOST_INSTANCES),
+        *(
+            Range((probe, name), 1)
+            for probe in PROBES
+            for name in ("initial_delay", "period", "timeout", "success_threshold", "failure_threshold")
+        ),
+    )
+
+
+_LAST_FAILURE: Final = "0 lets no file fail, -1 ignores every failure."
+_ROUTES: Final = ("liveness_route", "readiness_route", "scoring_route")
+
+RANGES: Final[Mapping[Kind, tuple[Range, ...]]] = {
+    Kind.MANAGED_DEPLOYMENT: _online(180_000),
+    Kind.KUBERNETES_DEPLOYMENT: (
+        *_online(300_000),
+        Range(("scale_settings", "polling_interval"), 1),
+        Range(("scale_settings", "target_utilization_percentage"), 1, 100),
+        Range(("scale_settings", "min_instances"), 1, MOST_INSTANCES),
+        Range(("scale_settings", "max_instances"), 1, MOST_INSTANCES),
+    ),
+    Kind.BATCH_DEPLOYMENT: (
+        Range(("resources", "instance_count"), 1),
+        Range(("settings", "instance_count"), 1),
+        Range(("settings", "mini_batch_size"), 1, advice="It counts files, not rows."),
+        Range(("settings", "max_concurrency_per_instance"), 1),
+        Range(("settings", "retry_settings", "timeout"), 1, advice="It is in seconds, for one mini-batch."),
+        Range(("settings", "retry_settings", "max_retries"), 0),
+        Range(("settings", "error_threshold"), -1, advice=_LAST_FAILURE),
+        Range(("error_threshold",), -1, advice=_LAST_FAILURE),
+    ),
+    Kind.COMPUTE: (
+        Range(("min_instances",), 0),
+        Range(("max_instances",), 1),
+        Range(("idle_time_before_scale_down",), 1, advice="It is in seconds."),
+    ),
+    Kind.ENVIRONMENT: tuple(Range(("inference_config", route, "port"), 1, 65_535) for route in _ROUTES),
+    Kind.COMMAND_JOB: (
+        Range(("resources", "instance_count"), 1, MOST_INSTANCES),
+        Range(("limits", "timeout"), 1, advice="It is in seconds."),
+    ),
+}
+
+_MODEL_ONLY: Final = Choice(
+    ("type",), ("model",), Rule.KIND, "Without it Azure's client reads the file as another kind."
+)
+_KUBERNETES: Final = Choice(
+    ("type",), ("kubernetes",), Rule.KIND, "Without it Azure's client reads the file as a managed deployment."
+)
+_CLUSTER: Final = Choice(("type",), ("amlcompute",), Rule.KIND, "Its $schema says so.")
+_COMMAND: Final = Choice(("type",), ("command",), Rule.KIND, "Its $schema says so.")
+REQUIRED: Final = frozenset({_MODEL_ONLY, _KUBERNETES, _CLUSTER, _COMMAND})
+"""Choices that must be made; without others Azure has a default."""
+
+CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
+    Kind.MANAGED_DEPLOYMENT: (
+        Choice(("type",), ("managed",), Rule.KIND, "Its $schema says so; leave it out, or name another $schema."),
+        Choice(
+            ("scale_settings", "type"), ("default",), Rule.SCALE,
+            "A managed deployment has no other: autoscale is an Azure Monitor object of its own.",
+        ),
+        Choice(("egress_public_network_access",), ("enabled", "disabled")),
+    ),
+    Kind.KUBERNETES_DEPLOYMENT: (
+        _KUBERNETES,
+        Choice(("scale_settings", "type"), ("default", "target_utilization"), Rule.SCALE),
+    ),
+    Kind.BATCH_DEPLOYMENT: (
+        _MODEL_ONLY,
+        Choice(("settings", "logging_level"), ("debug", "info", "warning")),
+        Choice(("settings", "output_action"), ("append_row", "summary_only")),
+    ),
+    Kind.MANAGED_ENDPOINT: (
+        Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),
+        Choice(("public_network_access",), ("enabled", "disabled")),
+    ),
+    Kind.KUBERNETES_ENDPOINT: (Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),),
+    Kind.BATCH_ENDPOINT: (
+        Choice(("auth_mode",), ("aad_token",), Rule.AUTH, "Batch endpoints know no keys."),
+    ),
+    Kind.MODEL: (Choice(("type",), ("custom_model", "mlflow_model", "triton_model")),),
+    Kind.DATA: (Choice(("type",), ("uri_file", "uri_folder", "mltable")),),
+    Kind.COMMAND_JOB: (_COMMAND,),
+    Kind.COMPUTE: (_CLUSTER, Choice(("tier",), ("dedicated", "low_priority")),),
+}  # fmt: skip
+
+
+def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
+    """Numbers out of their range, and words that are none of those allowed."""
+    for limits in RANGES.get(spec.kind, ()):
+        value = spec.at(*limits.place)
+        if value is not None and not within(value, limits.low, limits.high):
+            yield spec.find(
+                Rule.RANGE,
+                limits.place,
+                f"must be {limits.allowed}, not {shown(value)}. {limits.advice}".strip(),
+            )
+    for choice in CHOICES.get(spec.kind, ()):
+        value = spec.at(*choice.place)
+        if value in choice.allowed or (value is None and choice not in REQUIRED):
+            continue
+        allowed = (
+            " or ".join(choice.allowed) if len(choice.allowed) < 3 else f"one of {', '.join(choice.allowed)}"
+        )
+        yield spec.find(
+            choice.rule, choice.place, f"must be {allowed}, not {shown(value)}. {choice.advice}".strip()
+        )
+
+
+def within(value: Any, low: int, high: int) -> bool:
+    """Whether it is an integer (to Azure, true is 1 and 1.7 is 1) from low to high."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, and a string in quotes."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def article(value: Any) -> str:
+    """What YAML takes a value for, in words."""
+    words = {bool: "a boolean", int: "an integer", float: "a number", list: "a list", dict: "a mapping"}
+    return words.get(type(value), "a date")

@@ -1,0 +1,67 @@
+"""Environment variables of deployments: strings, and ours with names and values that our code reads."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, Final
+
+from deployment.validate.findings import Finding, Rule
+from deployment.validate.kinds import DEPLOYMENTS, Kind
+from deployment.validate.lines import Place
+from deployment.validate.ranges import article, shown
+from deployment.validate.serving import KEYS_FILE, OURS, variables_place
+from deployment.validate.tree import Spec, Tree
+from llama_serving.errors import SetupError
+from llama_serving.settings import Settings
+
+KNOWN: Final = (*(f"{OURS}{field.name.upper()}" for field in fields(Settings)), KEYS_FILE)
+
+
+def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
+    """Of deployments."""
+    if spec.kind not in DEPLOYMENTS:
+        return
+    if spec.kind is Kind.BATCH_DEPLOYMENT:
+        for name in ("environment_variables", "error_threshold"):
+            if spec.at(name) is not None:
+                yield spec.find(
+                    Rule.PLACE, (name,),
+                    "stands beside settings, from where Azure's client does not send it. Move it into "
+                    "settings.",
+                )  # fmt: skip
+    place = variables_place(spec)
+    for name, value in spec.mapping(*place).items():
+        yield from _variable(spec, (*place, name), name, value)
+
+
+def _variable(spec: Spec, place: Place, name: str, value: Any) -> Iterator[Finding]:
+    if value is None:
+        yield spec.find(
+            Rule.VARIABLE_TYPE, place, 'has no value. Write one, "" for an empty one, or leave it out.'
+        )
+    elif not isinstance(value, str):
+        yield spec.find(
+            Rule.VARIABLE_TYPE, place,
+            f"must be a string; to YAML it is {shown(value)}, {article(value)}. Put it into quotes, as it is "
+            "to be read.",
+        )  # fmt: skip
+    elif name.startswith(OURS):
+        yield from _ours(spec, place, name, value)
+
+
+def _ours(spec: Spec, place: Place, name: str, value: str) -> Iterator[Finding]:
+    if name not in KNOWN:
+        try:
+            Settings.from_environment({name: value or "1"})
+            said = "is not a setting."
+        except SetupError as error:
+            said = f"is not a setting: {error}"
+        close = get_close_matches(name, KNOWN, n=1, cutoff=0.5)
+        nearest = f" The closest one is {close[0]}." if close else ""
+        yield spec.find(Rule.VARIABLE_NAME, place, f"{said}{nearest} All: {', '.join(sorted(KNOWN))}.")
+        return
+    try:
+        if name != KEYS_FILE:  # (it would be opened here, on another machine)
+            Settings.from_environment({name: value})
+    except SetupError as error:
+        yield spec.find(Rule.VARIABLE, place, f"stops the start: {error}")
