@@ -178,6 +178,7 @@ def token_of(path: Path | None = None, secret: Callable[[], str] | None = None) 
     """
     from huggingface_hub import constants, get_token
 
+    token: str | None
     if path is not None:
         where, token = str(path), _read(path)
     elif secret is not None:

@@ -13,7 +13,7 @@ from deployment.sizing import Workload
 from deployment.tables import table
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
 
-FILE: Final = Path(__file__).parent / "plans.txt"
+FILE: Final = Path(__file__).parent / "plans.table"
 HEADER: Final = ("MODEL", "CONTEXT", "AT A TIME", "MACHINE", "GPUS", "ENGINE", "WEIGHTS", "CACHE", "TOTAL MiB", "TOKENS/S",
                  "QUOTA")  # fmt: skip
 
