@@ -1,8 +1,11 @@
 """The portable backend: transformers' logits, and bitwise the same row in any company, chunk and block."""
 
 import random
+import resource
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from deployment.nano import FOLDER as NANO
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.portable import BLOCK_TOKENS, Portable
 from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
@@ -139,13 +143,13 @@ def test_blocks_that_lie_side_by_side_give_the_same_without_a_copy(
     backend = Portable.of(folder, dtype=dtype, num_blocks=lambda _: 100)
     prompt, next_ = ids(random.Random(5), count), [7]
     copied: list[int] = []
-    select = torch.Tensor.index_select
+    select = torch.index_select
 
-    def counted(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    def counted(tensor: torch.Tensor, dim: int, index: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
         copied.append(len(index))
-        return select(tensor, dim, index)
+        return select(tensor, dim, index, out=out)
 
-    monkeypatch.setattr(torch.Tensor, "index_select", counted)
+    monkeypatch.setattr(torch, "index_select", counted)
     results, copies = [], []
     for blocks in (list(range(3, 37)), [*range(99, 66, -1), 0]):
         copied.clear()
@@ -281,3 +285,19 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     import json
 
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_step_takes_no_new_memory_for_what_it_gathers() -> None:
+    """64 sequences: 32 MiB of keys and as many of values in each layer, which would be 16,384 pages a layer and step."""
+    config = replace(LlamaConfig.read(NANO), layers=2, heads=16, kv_heads=16, head_dim=64)
+    weights = SimpleNamespace(tensor=lambda _, shape: torch.full(shape, 0.01))
+    backend = Portable(config, weights, dtype="bfloat16", num_blocks=lambda _: 64 * 16 + 1)
+    step = [
+        Rows(ids=(1,), start=255, blocks=range(1 + n, 64 * 16 + 1, 64), prefill=False, wanted=True)
+        for n in range(64)
+    ]
+    for _ in range(2):
+        backend.forward(step)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    backend.forward(step)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 4096

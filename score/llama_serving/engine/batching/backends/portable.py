@@ -64,6 +64,7 @@ class Portable:
         self.num_blocks = num_blocks(self.config)
         self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
         shape = (self.num_blocks, BLOCK_TOKENS, self.config.kv_heads, self.config.head_dim)
+        self._room = _Room(self._dtype)
         self._keys = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
         self._values = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
 
@@ -82,7 +83,7 @@ class Portable:
         plan = _Plan.of(batch, self._frequencies, self._form)
         x = F.embedding(plan.ids, self._embedding)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
-            x = layer.forward(x, plan, keys, values)
+            x = layer.forward(x, plan, keys, values, self._room)
         if not len(plan.wanted):
             return torch.empty(0, self.vocab)
         x = F.rms_norm(x[plan.wanted], (self.config.hidden,), self._norm, self.config.epsilon)
@@ -284,7 +285,7 @@ class _Layer:
         self._qkv, self._o = _Linear(torch.cat([q, k, v])), _Linear(o)
         self._gate, self._up, self._down = _Linear(gate), _Linear(up), _Linear(down)
 
-    def forward(self, x: Tensor, plan: _Plan, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(self, x: Tensor, plan: _Plan, keys: Tensor, values: Tensor, room: "_Room") -> Tensor:
         """(rows, hidden) -> (rows, hidden); keys and values of the rows are written to the cache."""
         config = self._config
         heads, kv_heads, size = config.heads, config.kv_heads, config.head_dim
@@ -294,7 +295,12 @@ class _Layer:
         _write(keys, plan.slots, turned[:, heads:])
         _write(values, plan.slots, qkv[:, heads + kv_heads :])
         mixed = [
-            _attend(turned[part.first : part.first + part.count, :heads], part, keys, values)
+            _attend(
+                turned[part.first : part.first + part.count, :heads],
+                part,
+                room.gathered(0, keys, part),
+                room.gathered(1, values, part),
+            )
             for part in plan.parts
         ]
         x = self._o(mixed[0] if len(mixed) == 1 else torch.cat(mixed), plus=x)
@@ -321,10 +327,45 @@ def _write(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
     cache.flatten(0, 1).index_copy_(0, slots, rows)
 
 
-def _attend(q: Tensor, part: _Part, keys: Tensor, values: Tensor) -> Tensor:
-    """(rows, heads, head_dim) -> (rows, heads · head_dim)."""
-    _, _, kv_heads, size = keys.shape
-    rows, heads, _ = q.shape
+class _Room:
+    """Where keys and values lie that were put together for attention.
+
+    It is kept from step to step: memory that is new to a process comes page by page, and for 64 sequences that took as
+    long as all else in a step.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._buffers = [torch.empty(0, dtype=dtype) for _ in range(2)]
+
+    def gathered(self, which: int, cache: Tensor, part: _Part) -> Tensor:
+        """What a part looks at: (tiles, kv_heads, tokens, head_dim); good until it is asked for the same again.
+
+        Args:
+            which: 0 for keys and 1 for values.
+            cache: (blocks, tokens, kv_heads, head_dim), theirs.
+            part: whose.
+        """
+        _, _, kv_heads, size = cache.shape
+        tiles = part.mask.shape[0]
+        blocks = (
+            cache[part.blocks] if isinstance(part.blocks, slice) else self._copied(which, cache, part.blocks)
+        )
+        found = blocks.view(part.sequences, -1, kv_heads, size).transpose(1, 2)
+        return found if part.sequences == tiles else found.expand(tiles, -1, -1, -1)
+
+    def _copied(self, which: int, cache: Tensor, blocks: Tensor) -> Tensor:
+        count = len(blocks) * cache[0].numel()
+        if len(self._buffers[which]) < count:
+            self._buffers[which] = torch.empty(count + count // 4, dtype=self._dtype)
+        into = self._buffers[which][:count].view(len(blocks), *cache.shape[1:])
+        return torch.index_select(cache, 0, blocks, out=into)
+
+
+def _attend(q: Tensor, part: _Part, k: Tensor, v: Tensor) -> Tensor:
+    """(rows, heads, head_dim) over (tiles, kv_heads, tokens, head_dim) -> (rows, heads · head_dim)."""
+    kv_heads = k.shape[1]
+    rows, heads, size = q.shape
     group = heads // kv_heads
     tiles = part.mask.shape[0]
     if tiles * part.tile > rows:
@@ -335,18 +376,9 @@ def _attend(q: Tensor, part: _Part, keys: Tensor, values: Tensor) -> Tensor:
         .permute(0, 2, 3, 1, 4)
         .reshape(tiles, kv_heads, -1, size)
     )
-    k, v = (_gather(cache, part, tiles) for cache in (keys, values))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask)
     mixed = mixed.view(tiles, kv_heads, group, part.tile, size).permute(0, 3, 1, 2, 4)
     return mixed.reshape(tiles * part.tile, heads * size)[:rows]
-
-
-def _gather(cache: Tensor, part: _Part, tiles: int) -> Tensor:
-    """The keys or values that a part looks at: (tiles, kv_heads, tokens, head_dim)."""
-    _, _, kv_heads, size = cache.shape
-    blocks = cache[part.blocks] if isinstance(part.blocks, slice) else cache.index_select(0, part.blocks)
-    found = blocks.view(part.sequences, -1, kv_heads, size).transpose(1, 2)
-    return found if part.sequences == tiles else found.expand(tiles, -1, -1, -1)
 
 
 def _reorder(weight: Tensor, rows: int) -> Tensor:
