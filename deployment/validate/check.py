@@ -119,7 +119,12 @@ def _of_spec(spec: Spec, tree: Tree, *, loads: bool) -> Iterable[Finding]:
     said = {finding.field for finding in ours}
     shaped = all(finding.rule is not Rule.SHAPE for finding in ours)
     azures = azure_says.findings(spec) if loads and shaped else ()
-    return [*ours, *(finding for finding in azures if finding.field not in said)]
+    return [*ours, *(finding for finding in azures if not any(_within(field, finding.field) for field in said))]
+
+
+def _within(field: str, other: str) -> bool:
+    """Whether it is the other one, or in it."""
+    return field == other or (other != "" and field.startswith((f"{other}.", f"{other}[")))
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
