@@ -123,6 +123,7 @@ def complaints(kind: str, path: Path) -> list[Complaint]:
             load, schema_of = _loaders()[kind]
         except ImportError as error:
             raise SetupError(f"{_NOT_INSTALLED} ({error})") from error
+    with _quiet():  # (again: while it is imported it makes its log talk)
         schema = schema_of(context={"base_path": path.parent})
         try:
             return list(_complaints(_said(kind, path, load, schema), schema))

@@ -227,7 +227,7 @@ class _Reading:
 
     def _scalar(self, node: yaml.Node, place: Place) -> Any:
         try:
-            return SafeConstructor().construct_object(node)  # type: ignore[no-untyped-call]
+            return SafeConstructor().construct_object(node)
         except (yaml.YAMLError, ValueError) as error:  # (ValueError: 2024-99-99 is no date)
             said = getattr(error, "problem", None) or error
             self._find(node, place, Rule.YAML, f"can't be read: {said}. Put it into quotes.")
