@@ -7,7 +7,7 @@ READY_TO_TEST := $(VENV)/.ready-to-test
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint fmt typecheck package load batch-torture bench peers clean
+.PHONY: help run serve test check lint fmt typecheck yaml-check package resolve load batch-torture bench peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,11 +21,12 @@ serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and pri
 test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-check: lint typecheck test  ## What CI runs
+check: lint typecheck yaml-check test  ## What CI runs
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint environments/*/Dockerfile
 
 fmt: $(READY)  ## Bring the code into the one format
 	$(BIN)/ruff check --fix .
@@ -34,8 +35,15 @@ fmt: $(READY)  ## Bring the code into the one format
 typecheck: $(READY)  ## Check types
 	$(BIN)/mypy
 
+yaml-check: $(READY)  ## Check that yaml/ is what `render` writes, and that `validate` finds nothing in it
+	$(BIN)/llama-endpoints render --check
+	$(BIN)/llama-endpoints validate --strict yaml environments
+
 package: $(READY)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
+
+resolve: $(READY)  ## Check the pins of the images against the package index (ARGS="--update" writes them anew)
+	$(BIN)/python -m environments.resolve $(ARGS)
 
 load: $(READY)  ## Start a server, load it with locust, write an HTML report (SERVER, USERS, SECONDS, WORKLOAD)
 	$(BIN)/llama-endpoints package --checkpoint nano --output build/nano --overwrite

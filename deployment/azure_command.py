@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from deployment import azure_job
+from deployment import azure_job, model_uri
 from deployment.azure import BatchDeployment
 from deployment.azure_job import Job, Tally
 from llama_serving.errors import SetupError
@@ -37,6 +37,7 @@ def job_of(
             "A job of Azure's has one input, a file or a folder. Give --input once with --as-azure."
         )
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
+    model_uri.refuse(model)
     ModelFiles.find(Path(model))
     return Job(BatchDeployment.read(deployment), Path(model), Path(inputs[0]), output, given)
 

@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
+from deployment import model_uri
 from deployment.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
 from llama_serving.errors import SetupError
@@ -59,6 +61,7 @@ def folder_of(name: str) -> Path:
     Raises:
         SetupError: there is no such folder.
     """
+    model_uri.refuse(name)
     folder = Path(name)
     if name == NANO.name and not any((folder / file).is_file() for file in SMALL_FILES):
         return NANO_FOLDER  # also beside a packaged model of that name
@@ -74,9 +77,10 @@ def variant_of(name: str) -> ModelVariant:
         SetupError: there is none.
     """
     if name not in CATALOG:
+        near = get_close_matches(name, CATALOG, n=1)
         raise SetupError(
             f"{name} is not in the catalog: `llama-endpoints models` lists it. For a checkpoint outside it "
-            "give --dialog and --infill instead of --variant."
+            f"give --dialog and --infill instead of --variant.{f' The closest name is {near[0]}.' if near else ''}"
         )
     return CATALOG[name]
 
@@ -223,7 +227,7 @@ def _weights(folder: Path) -> tuple[Path, ...]:
     if single.is_file():
         return (single,)
     if index.is_file():
-        names = _shards(index)
+        names = shards_of(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise SetupError(f"{folder} lacks {', '.join(missing)}, which the index names. Download the rest.")
@@ -237,7 +241,12 @@ def _weights(folder: Path) -> tuple[Path, ...]:
     raise SetupError(f"{folder} has no weights: model.safetensors is missing.")
 
 
-def _shards(index: Path) -> list[str]:
+def shards_of(index: Path) -> list[str]:
+    """The safetensors files that an index names.
+
+    Raises:
+        SetupError: it can't be read, or names anything else.
+    """
     weight_map = _json_object(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):

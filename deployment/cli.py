@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 import click
 
 from deployment.batch_command import batch
+from deployment.fetch_command import fetch
+from deployment.plan_command import plan
+from deployment.render_command import render
 from deployment.validate_command import validate
 from llama_serving.errors import ServingError, SetupError
 
@@ -67,6 +70,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with sources.")
 def models(*, as_json: bool) -> None:
     """List the models of the catalog."""
+    from deployment.tables import table
     from llama_serving.catalog import CATALOG
 
     if as_json:
@@ -75,17 +79,8 @@ def models(*, as_json: bool) -> None:
         return
     header = ("NAME", "PARAMETERS", "BF16 GiB", "CONTEXT", "UP TO", "DIALOG", "INFILL", "TEMPERATURE", "TOP_P")
     click.echo(
-        _table([header, *(_model_line(row) for row in CATALOG.values())], left=("NAME", "DIALOG", "INFILL"))
+        table([header, *(_model_line(row) for row in CATALOG.values())], left=("NAME", "DIALOG", "INFILL"))
     )
-
-
-def _table(lines: Sequence[tuple[str, ...]], *, left: tuple[str, ...]) -> str:
-    columns = [
-        [cell.ljust(width) if column[0] in left else cell.rjust(width) for cell in column]
-        for column in zip(*lines, strict=True)
-        for width in (max(map(len, column)),)
-    ]
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 def _model_line(row: "ModelVariant") -> tuple[str, ...]:
@@ -385,10 +380,12 @@ def model_files(name: str) -> "ModelFiles":
     Raises:
         SetupError: there is no such model.
     """
+    from deployment.model_uri import refuse
     from deployment.nano import FOLDER
     from llama_serving.catalog import NANO
     from llama_serving.model_files import ModelFiles
 
+    refuse(name)
     if name == NANO.name and not any(Path(name).rglob("MLmodel")):
         return ModelFiles(FOLDER, NANO)
     return ModelFiles.find(Path(name))
@@ -419,6 +416,9 @@ def _refuse(error: ServingError) -> NoReturn:
 
 
 main.add_command(batch)
+main.add_command(plan)
+main.add_command(render)
+main.add_command(fetch)
 main.add_command(validate)
 
 

@@ -17,7 +17,8 @@ REQUEST_S: Final = 178
 """Managed endpoints end a request after 180 s at most; two are left for the answer."""
 LEAST_CONTEXT: Final = 16
 RESERVE: Final = 1.2
-"""Managed endpoints want a fifth more quota than the cores that run, to replace instances with."""
+"""Managed endpoints want quota for a fifth more instances, in whole ones, to replace those that run while they are updated
+(azure-ai-docs, quota-allocation-online-deployment.md); the large GPUs' families are exempt."""
 
 Prices = Mapping[str, float]
 """Of sizes, an hour."""
@@ -87,7 +88,7 @@ class Plan:
             return 0
         online = self.wanted.offer is Offer.MANAGED_ONLINE
         reserve = RESERVE if online and self.chosen.sku.reserve else 1.0
-        return math.ceil(self.chosen.sku.cores * self.wanted.instances * reserve)
+        return self.chosen.sku.cores * math.ceil(self.wanted.instances * reserve)
 
     @property
     def longest_answer(self) -> int:
@@ -96,7 +97,7 @@ class Plan:
             return 0
         speed, at_a_time = (
             self.chosen.speed,
-            1 if self.chosen.runner is Runner.PIPELINE else self.wanted.workload.concurrency,
+            1 if self.chosen.placement.runner is Runner.PIPELINE else self.wanted.workload.concurrency,
         )
         reading = self.wanted.workload.context / speed.prompt
         tokens = math.floor((REQUEST_S - reading) * speed.all / at_a_time)
@@ -139,7 +140,7 @@ def _order(prices: Prices) -> Callable[[Fit], tuple[float, ...]]:
 
     def key(one: Fit) -> tuple[float, ...]:
         price = prices.get(one.sku.name, math.inf) if prices else 0.0
-        return price, one.gpus, one.sku.memory_mib, one.sku.cores
+        return price, one.sku.gpus, one.sku.memory_mib, one.sku.cores
 
     return key
 
@@ -172,7 +173,14 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "longest_answer_tokens": plan.longest_answer,
         "alternatives": [_fit(one, plan.prices) for one in plan.alternatives],
     }
-    nothing = {"sku": None, "gpus": 0, "engine": None, "memory_mib": None, "limit_mib": None, "reasons": []}
+    nothing: dict[str, Any] = {
+        "sku": None,
+        "gpus": 0,
+        "engine": None,
+        "memory_mib": None,
+        "limit_mib": None,
+        "reasons": [],
+    }
     return {**about, **(_fit(chosen, plan.prices) if chosen else nothing)}
 
 
@@ -180,15 +188,15 @@ def _fit(one: Fit, prices: Prices) -> dict[str, Any]:
     sku = one.sku
     return {
         "sku": sku.name,
-        "gpus": one.gpus,
+        "gpus": one.placement.gpus,
         "gpu": sku.gpu.name,
-        "engine": one.runner,
+        "engine": one.placement.runner,
         "fits": one.fits,
         "reasons": list(one.reasons),
         "retired": sku.retired.value if sku.retired else None,
         "offered": {offer: sku.offered[offer].value if offer in sku.offered else None for offer in Offer},
         "memory_mib": one.memory.to_dict(),
-        "limit_mib": round(one.limit_mib, 1),
+        "limit_mib": round(one.placement.limit_mib, 1),
         "tokens_per_second": one.speed.to_dict(),
         "cores": sku.cores,
         "price_per_hour": prices.get(sku.name),

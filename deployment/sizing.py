@@ -3,7 +3,7 @@
 Memory is counted for the worst case: as many sequences as may run, each as long as the context allows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Final
@@ -14,7 +14,8 @@ from llama_serving.catalog import ModelVariant, Shape
 _MIB: Final = 1 << 20
 
 CONTEXT_MIB: Final = 500
-"""On each GPU, before the first weight: CUDA's context and the kernels of torch and cuBLAS. An assumption."""
+"""On each GPU, before the first weight: CUDA's context and the kernels of torch and cuBLAS. The rule of thumb of
+pytorch/serve#2128; reports go from 102 (T4) to 426 MiB, none of them of an H100."""
 USABLE: Final = 0.92
 """Share of a GPU that may be planned with, as vLLM's `gpu_memory_utilization`; the rest is what an allocator can't use."""
 COMPUTE: Final = 0.48
@@ -34,17 +35,19 @@ class Precision(StrEnum):
 class Runner(StrEnum):
     """What computes on the GPU."""
 
-    PIPELINE = "pipeline"  # in the scoring process: one sequence after the other, on one GPU
-    VLLM = "vllm"  # beside the scoring process: many sequences at a time, on several GPUs
+    PIPELINE = "pipeline"  # in the scoring process: one sequence after the other, one GPU after the other
+    VLLM = "vllm"  # beside the scoring process: many sequences at a time, all GPUs at once
 
 
 _LINEAR_BITS: Final = {Precision.BF16: 16.0, Precision.FP16: 16.0, Precision.INT8: 8.0, Precision.INT4: 4.125}
 """Of a weight of the layers; embeddings, norms and head stay in 16. Four bits share a 16-bit scale among 128 weights."""
+_SIXTEEN_BITS: Final = (Precision.BF16, Precision.FP16)
 _BANDWIDTH: Final = {Runner.PIPELINE: 0.17, Runner.VLLM: 0.69}
 """Share of the memory's bandwidth that is reached. PyTorch's gpt-fast, 7B in bf16 on an A100-80, one sequence: 25.5 tokens/s
 as plain Python, 104.9 compiled; 151 is the limit."""
-_PROMPT_ROWS: Final = {Runner.PIPELINE: None, Runner.VLLM: 8192}
-"""Tokens of prompts that go through the model at once; None is a whole prompt."""
+_PROMPT_ROWS: Final = {Runner.PIPELINE: 1, Runner.VLLM: 8192}
+"""Tokens of prompts that go through the model at once, where there are so many; a whole prompt always does. (vLLM cuts long
+prompts, and then takes less than is said here.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,25 @@ class Workload:
 
     context: int
     concurrency: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model's weights are, and what computes with them.
+
+    Attributes:
+        gpus: of the machine's, that it is spread over.
+    """
+
+    sku: Sku
+    gpus: int
+    precision: Precision
+    runner: Runner
+
+    @property
+    def limit_mib(self) -> float:
+        """What may be planned with."""
+        return self.gpus * self.sku.gpu.memory_mib * USABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +127,11 @@ class Fit:
     """A model on a machine.
 
     Attributes:
-        gpus: of the machine's, that it is spread over.
-        memory: that it takes on these.
-        limit_mib: that it may take there.
-        reasons: why it can't run; none where it can.
+        reasons: why it can't run there; none where it can.
     """
 
-    sku: Sku
-    gpus: int
-    runner: Runner
+    placement: Placement
     memory: Memory
-    limit_mib: float
     speed: Speed
     reasons: tuple[str, ...] = ()
 
@@ -124,6 +140,11 @@ class Fit:
         """Whether it can run."""
         return not self.reasons
 
+    @property
+    def sku(self) -> Sku:
+        """The machine."""
+        return self.placement.sku
+
 
 def weight_bytes(shape: Shape, precision: Precision) -> float:
     """Bytes of all weights."""
@@ -131,42 +152,47 @@ def weight_bytes(shape: Shape, precision: Precision) -> float:
     return linear * _LINEAR_BITS[precision] / 8 + (shape.parameters - linear) * 2
 
 
-def memory(shape: Shape, workload: Workload, precision: Precision, runner: Runner, gpus: int) -> Memory:
-    """What a model takes on so many GPUs.
+def memory(shape: Shape, workload: Workload, placement: Placement) -> Memory:
+    """What a model takes.
 
-    Weights and the cache are spread over them; what is computed on the way is in part on each, CUDA on each.
+    Weights and the cache are spread over the GPUs; what is computed on the way is in part on each, CUDA on each.
     """
-    tokens = workload.context * workload.concurrency
-    rows = min(_PROMPT_ROWS[runner] or workload.context, tokens)
-    # A layer at a time: the residual, its norm, queries and attention's output everywhere; gate and up where their columns are.
+    gpus, tokens = placement.gpus, workload.context * workload.concurrency
+    rows = max(workload.context, min(_PROMPT_ROWS[placement.runner], tokens))
+    # Of one layer: residual, norm, queries and attention's output on each GPU; gate and up where their columns are.
     activations = rows * 2 * (4 * shape.hidden * gpus + 2 * shape.ffn)
-    logits = (
-        workload.concurrency * shape.vocab * 4 * 2
-    )  # in 32 bits, and the same again while they are drawn from
+    logits = workload.concurrency * shape.vocab * 4 * 2  # in 32 bits, and once more while they are drawn from
     return Memory(
-        weights=weight_bytes(shape, precision) / _MIB,
+        weights=weight_bytes(shape, placement.precision) / _MIB,
         kv_cache=tokens * shape.kv_bytes_per_token() / _MIB,
         activations=(activations + logits) / _MIB,
         overhead=float(CONTEXT_MIB * gpus),
     )
 
 
-def speed(shape: Shape, workload: Workload, precision: Precision, runner: Runner, sku: Sku, gpus: int) -> Speed:
-    """Expected tokens a second: a step reads all weights once, and each sequence's keys and values, half of them there."""
-    bandwidth, operations = gpus * sku.gpu.bandwidth_gb_s * 1e9, gpus * sku.gpu.tflops * 1e12
-    weights, cache = weight_bytes(shape, precision), workload.context / 2 * shape.kv_bytes_per_token()
+def speed(shape: Shape, workload: Workload, placement: Placement) -> Speed:
+    """Expected tokens a second.
+
+    A step reads all weights once, and the keys and values of each sequence, whose context is half full; or it has so
+    many sequences that its operations take longer than that.
+    """
+    gpu, runner = placement.sku.gpu, placement.runner
+    working = 1 if runner is Runner.PIPELINE else placement.gpus
+    bandwidth, operations = working * gpu.bandwidth_gb_s * 1e9, working * gpu.tflops * 1e12
+    weights = weight_bytes(shape, placement.precision)
+    cache = workload.context / 2 * shape.kv_bytes_per_token()
     at_a_time = 1 if runner is Runner.PIPELINE else workload.concurrency
 
-    def step_s(sequences: int, share: float, compute: float) -> float:
-        reading = (weights + sequences * cache) / (bandwidth * share)
-        return max(reading, 2 * shape.parameters * sequences / (operations * compute))
+    def rate(sequences: int, bandwidth_share: float, compute_share: float) -> float:
+        reading_s = (weights + sequences * cache) / (bandwidth * bandwidth_share)
+        computing_s = 2 * shape.parameters * sequences / (operations * compute_share)
+        return sequences / max(reading_s, computing_s)
 
-    share = _BANDWIDTH[runner]
     return Speed(
-        one=1 / step_s(1, share, COMPUTE),
-        all=at_a_time / step_s(at_a_time, share, COMPUTE),
+        one=rate(1, _BANDWIDTH[runner], COMPUTE),
+        all=rate(at_a_time, _BANDWIDTH[runner], COMPUTE),
         prompt=operations * COMPUTE / (2 * shape.parameters),
-        limit=1 / step_s(1, 1.0, 1.0),
+        limit=rate(1, 1.0, 1.0),
     )
 
 
@@ -182,24 +208,22 @@ def fit(
         sku: the machine.
         runner: the one that will do, if not given.
     """
-    shape = variant.shape
-    tried = []
-    for gpus in spreads(shape, sku.gpus):
-        chosen = runner or runner_for(workload, precision, gpus)
-        takes = memory(shape, workload, precision, chosen, gpus)
-        limit = gpus * sku.gpu.memory_mib * USABLE
-        reasons = tuple(_reasons(sku, precision, chosen, gpus, takes, limit))
-        rate = speed(shape, workload, precision, chosen, sku, gpus)
-        tried.append(Fit(sku, gpus, chosen, takes, limit, rate, reasons))
-        if not reasons:
-            return tried[-1]
-    return tried[-1]
+    chosen = runner or runner_for(workload, precision)
+    tried = None
+    for gpus in spreads(variant.shape, sku.gpus):
+        placement = Placement(sku, gpus, precision, chosen)
+        takes = memory(variant.shape, workload, placement)
+        rates = speed(variant.shape, workload, placement)
+        tried = Fit(placement, takes, rates, tuple(_reasons(placement, takes)))
+        if takes.total <= placement.limit_mib:
+            break
+    assert tried is not None  # noqa: S101  (one GPU is always tried)
+    return tried
 
 
-def runner_for(workload: Workload, precision: Precision, gpus: int) -> Runner:
-    """Ours where one GPU and one sequence at a time will do, in 16 bits."""
-    simple = gpus == 1 and workload.concurrency == 1 and precision in (Precision.BF16, Precision.FP16)
-    return Runner.PIPELINE if simple else Runner.VLLM
+def runner_for(workload: Workload, precision: Precision) -> Runner:
+    """Ours where one sequence at a time will do, in 16 bits."""
+    return Runner.PIPELINE if workload.concurrency == 1 and precision in _SIXTEEN_BITS else Runner.VLLM
 
 
 def spreads(shape: Shape, most: int) -> list[int]:
@@ -207,14 +231,11 @@ def spreads(shape: Shape, most: int) -> list[int]:
     return [gpus for gpus in range(1, most + 1) if shape.kv_heads % gpus == 0]
 
 
-def _reasons(
-    sku: Sku, precision: Precision, runner: Runner, gpus: int, takes: Memory, limit: float
-) -> Iterable[str]:
-    if precision is Precision.BF16 and not sku.gpu.bf16:
-        yield f"{sku.gpu.name} does not compute in bf16"
-    if takes.total > limit:
-        yield f"it takes {takes.total:,.0f} MiB where {limit:,.0f} may be used ({gpus} x {sku.gpu.name})"
-    if runner is Runner.PIPELINE and gpus > 1:
-        yield "the pipeline engine is planned on one GPU only"
-    if runner is Runner.PIPELINE and precision not in (Precision.BF16, Precision.FP16):
+def _reasons(placement: Placement, takes: Memory) -> Iterator[str]:
+    gpu, gpus, precision = placement.sku.gpu, placement.gpus, placement.precision
+    if precision is Precision.BF16 and not gpu.bf16:
+        yield f"{gpu.name} does not compute in bf16"
+    if takes.total > placement.limit_mib:
+        yield f"it takes {takes.total:,.0f} MiB, and {placement.limit_mib:,.0f} may be used of {gpus} x {gpu.name}"
+    if placement.runner is Runner.PIPELINE and precision not in _SIXTEEN_BITS:
         yield f"the pipeline engine has no {precision} weights"

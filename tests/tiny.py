@@ -4,10 +4,10 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from deployment.nano import FOLDER
 from llama_serving.catalog import NANO, Shape
@@ -46,8 +46,8 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write_tiny(folder: Path) -> None:
-    """Writes the checkpoint of `TINY`."""
+def tiny_config() -> dict[str, Any]:
+    """config.json of `TINY`."""
     shape = TINY.shape
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     sizes = {
@@ -58,9 +58,39 @@ def write_tiny(folder: Path) -> None:
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
     }
+    return {**config, **sizes}
+
+
+def write_tiny(folder: Path) -> None:
+    """Writes the checkpoint of `TINY`."""
+    shape = TINY.shape
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**config, **sizes}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(tiny_config()), encoding="utf-8")
     shutil.copyfile(FOLDER / "tokenizer.json", folder / "tokenizer.json")
     weights = {name: np.zeros(size, dtype=np.float16) for name, size in tensor_shapes(shape).items()}
     assert sum(weight.size for weight in weights.values()) == shape.parameters
     save_file(weights, folder / "model.safetensors")
+
+
+def tiny_files(*, shards: int = 1, seed: int = 0) -> dict[str, bytes]:
+    """The files of a checkpoint of `TINY` with random weights, in one piece or in shards with their index."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: rng.standard_normal(size).astype(np.float16) for name, size in tensor_shapes(TINY.shape).items()
+    }
+    names = [f"model-{number:05}-of-{shards:05}.safetensors" for number in range(1, shards + 1)]
+    place = {tensor: names[index * shards // len(tensors)] for index, tensor in enumerate(tensors)}
+    files = {
+        name: save({tensor: tensors[tensor] for tensor, home in place.items() if home == name})
+        for name in names
+    }
+    if shards == 1:
+        files = {"model.safetensors": files[names[0]]}
+    else:
+        files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": place}).encode()
+    copied = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    return {
+        "config.json": json.dumps(tiny_config()).encode(),
+        **{name: (FOLDER / name).read_bytes() for name in copied},
+        **files,
+    }

@@ -175,7 +175,7 @@ def _reasons(sku: Sku, serving: Serving) -> tuple[str, ...]:
         return fit.reasons
     takes = 2 * (fit.memory.total - fit.memory.overhead) + fit.memory.overhead  # float32: all but CUDA's own
     return (
-        (f"in float32 it takes {takes:,.0f} MiB where {fit.limit_mib:,.0f} may be used",)
-        if takes > fit.limit_mib
+        (f"in float32 it takes {takes:,.0f} MiB where {fit.placement.limit_mib:,.0f} may be used",)
+        if takes > fit.placement.limit_mib
         else ()
     )

@@ -421,6 +421,8 @@ class TestHelp:
             (["models"], ["--json"]),
             (["package"], ["\n    llama-endpoints package --checkpoint nano --output build/nano\n",
                            "--variant", "[link|copy|reference]", "--overwrite", "nothing is left of", "--dialog"]),
+            (["fetch"], ["\n    llama-endpoints fetch --variant codellama/CodeLlama-7b-hf\n", "accept the licence",
+                         "--revision", "--token-file", "goes on"]),
             (["score"], ["- is standard input", "exit code 1", "LLAMA_CONTEXT", "LLAMA_THREADS"]),
             (["prompt"], ["Needs no", "text and token ids", "--variant", "[psm|spm]"]),
         ],

@@ -47,8 +47,10 @@ ONLY_IN = {
     "mlflow": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
     "pandas": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
     "pyspark": ("deployment/spark/job.py",),
-    "azure": ("deployment/azure.py", "score/llama_serving/server/tracing.py"),
+    "azure": ("deployment/azure.py", "deployment/azure_secret.py", "score/llama_serving/server/tracing.py"),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
+    "huggingface_hub": ("deployment/hub.py",),
+    "httpx2": ("deployment/hub.py",),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),
     "flask": ("score/llama_serving/online.py",),
     **dict.fromkeys(
@@ -68,6 +70,8 @@ HEAVY = (
     "opentelemetry",
     "locust",
     "pyspark",
+    "huggingface_hub",
+    "httpx2",
 )
 IMPURE = (
     "llama_serving.engine.pipeline",
@@ -155,7 +159,7 @@ def test_what_serves_knows_nothing_of_deployment(path: Path) -> None:
     assert not roots & {"deployment", "load_tests", "tests"}
 
 
-@pytest.mark.parametrize("path", sources("score", "deployment"), ids=shown)
+@pytest.mark.parametrize("path", sources("score", "deployment", "environments"), ids=shown)
 def test_heavy_libraries_stay_in_their_files(path: Path) -> None:
     roots = {module.partition(".")[0] for module in imported(path.read_text(encoding="utf-8"))}
     for library, files in ONLY_IN.items():
@@ -164,12 +168,14 @@ def test_heavy_libraries_stay_in_their_files(path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("path", sources("score", "deployment", "load_tests"), ids=shown)
+@pytest.mark.parametrize("path", sources("score", "deployment", "load_tests", "environments"), ids=shown)
 def test_imports_are_absolute(path: Path) -> None:
     assert not [module for module in imported(path.read_text(encoding="utf-8")) if module.startswith(".")]
 
 
-@pytest.mark.parametrize("path", sources("score", "deployment", "load_tests", "tests"), ids=shown)
+@pytest.mark.parametrize(
+    "path", sources("score", "deployment", "load_tests", "environments", "tests"), ids=shown
+)
 def test_a_name_says_what_is_inside(path: Path) -> None:
     assert not BANNED_NAMES & {part.removesuffix(".py") for part in path.relative_to(ROOT).parts}
 

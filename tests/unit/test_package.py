@@ -374,7 +374,8 @@ class TestFaults:
                 ["--variant", "CodeLlama-7b-hf"],
                 lambda _: None,
                 "CodeLlama-7b-hf is not in the catalog: `llama-endpoints models` lists it. For a checkpoint "
-                "outside it give --dialog and --infill instead of --variant.",
+                "outside it give --dialog and --infill instead of --variant. The closest name is "
+                "codellama/CodeLlama-7b-hf.",
                 id="unknown variant",
             ),
             pytest.param(

@@ -1,0 +1,135 @@
+"""`llama-endpoints fetch`: a model of the catalog from a hub onto this disk."""
+
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import click
+
+from llama_serving.errors import SetupError
+
+if TYPE_CHECKING:
+    from deployment.fetch import Fetched
+    from llama_serving.catalog import ModelVariant
+
+
+@click.command()
+@click.option(
+    "--variant", required=True, help="Its name in the catalog (`llama-endpoints models`), which is the hub's."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for the files; by default the last part of the name.",
+)
+@click.option("--revision", help="Branch, tag or commit of the hub's repository; its main branch by default.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the hub's token. By default HF_TOKEN, or what `hf auth login` left.",
+)
+@click.option(
+    "--token-secret",
+    metavar="ADDRESS",
+    envvar="HUB_TOKEN_SECRET",
+    help="Secret of an Azure key vault with the hub's token: https://VAULT.vault.azure.net/secrets/NAME.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds of another commit or origin.")
+def fetch(  # noqa: PLR0913  (the options of a command)
+    *,
+    variant: str,
+    output: Path | None,
+    revision: str | None,
+    token_file: Path | None,
+    token_secret: str | None,
+    overwrite: bool,
+) -> None:
+    """Download a model from a hub: config, tokenizer and safetensors, never a pickle, never code.
+
+    Killed, out of network or stopped with Ctrl-C, the same command goes on where it ended. Every file
+    is verified by the checksum that the hub states; with all there, it verifies and downloads nothing.
+    OUTPUT/fetched.json says which commit it is.
+
+    \b
+    Gated models (Llama-2): accept the licence on the model's page, then give the token in HF_TOKEN.
+    HF_ENDPOINT names another hub.
+
+    \b
+    Example:
+      llama-endpoints fetch --variant codellama/CodeLlama-7b-hf
+    """  # noqa: D301  (click reads the backspace character as "do not wrap")
+    row = _on_a_hub(variant)
+    folder = output or Path(row.name.rpartition("/")[2])
+    try:
+        token = _token(token_file, token_secret)
+        done = _fetch(row, folder, revision, token, overwrite=overwrite)
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            click.echo(f"Stopped. {folder} keeps what is there: run the same command again to go on.", err=True)
+        raise
+    for warning in done.checkpoint.warnings:
+        click.echo(f"Warning: {warning}.", err=True)
+    size = sum(file.size for file in done.record.files)
+    click.echo(
+        f"{folder} is {row.name} at {done.record.commit}: {size:,} bytes verified, {done.downloaded:,} of them downloaded."
+    )
+    click.echo(f"Next: {_package(row.name, folder)}")
+
+
+def _on_a_hub(name: str) -> "ModelVariant":
+    from deployment.checkpoint import variant_of
+    from llama_serving.catalog import NANO
+
+    if name == NANO.name:
+        raise SetupError("nano comes with this package, and there is nothing to fetch. Use --checkpoint nano.")
+    return variant_of(name)
+
+
+def _token(file: Path | None, secret: str | None) -> str | None:
+    from deployment import azure_secret, hub
+
+    if file is not None and secret is not None:
+        raise SetupError(
+            "--token-file and --token-secret (or HUB_TOKEN_SECRET) both name the token. Give one of them."
+        )
+    hub.quiet()
+    return hub.token_of(file, None if secret is None else lambda: azure_secret.secret_of(secret))
+
+
+def _fetch(
+    row: "ModelVariant", folder: Path, revision: str | None, token: str | None, *, overwrite: bool
+) -> "Fetched":
+    from tqdm import tqdm
+
+    from deployment import hub
+    from deployment.download import Download
+    from deployment.fetch import fetch as run
+    from deployment.fetch import look_up
+
+    source, lock = hub.Hub(token), Lock()
+    snapshot = look_up(source, row.name, revision, tell=lambda text: click.echo(text, err=True))
+    often = 0.1 if sys.stderr.isatty() else 10  # seconds: a log keeps every line
+    with tqdm(total=0, unit="B", unit_scale=True, desc="files", mininterval=often, file=sys.stderr) as bar:
+
+        def expect(size: int) -> None:
+            bar.total = (bar.total or 0) + size
+
+        def progress(size: int) -> None:
+            with lock:  # several files come at a time
+                bar.update(size)
+
+        def tell(text: str) -> None:
+            bar.write(text, file=sys.stderr)
+
+        download = Download(source, snapshot, folder, progress=progress, tell=tell)
+        return run(download, row, overwrite=overwrite, expect=expect)
+
+
+def _package(name: str, folder: Path) -> str:
+    model = f"build/{name.rpartition('/')[2].lower()}"
+    return shlex.join(
+        ("llama-endpoints", "package", "--checkpoint", str(folder), "--variant", name, "--output", model)
+    )

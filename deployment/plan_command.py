@@ -1,0 +1,122 @@
+"""`llama-endpoints plan`: which machine a model needs, with all numbers, before anything is bought."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from llama_serving.errors import SetupError
+
+if TYPE_CHECKING:
+    from deployment.planner import Prices
+
+NOTHING_FITS: Final = 1
+
+
+@click.command()
+@click.option("--model", required=True, help="Its name in the catalog (`llama-endpoints models`).")
+@click.option(
+    "--context", type=int, help="Tokens of prompt and completion; those it was trained on by default."
+)
+@click.option(
+    "--concurrency", type=int, default=1, show_default=True, help="Sequences that are computed at a time."
+)
+@click.option(
+    "--dtype",
+    default="bf16",
+    show_default=True,
+    type=click.Choice(["bf16", "fp16", "int8", "int4"]),
+    help="Of the weights; int8 and int4 need a quantized checkpoint and vLLM.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "pipeline", "vllm"]),
+    default="auto",
+    show_default=True,
+    help="pipeline: in the scoring process, one sequence at a time; vllm: beside it, many.",
+)
+@click.option("--sku", help="This machine, such as Standard_NC24ads_A100_v4, and no other.")
+@click.option(
+    "--for",
+    "offer",
+    type=click.Choice(["managed_online", "batch", "kubernetes"]),
+    default="managed_online",
+    show_default=True,
+    help="What Azure ML must offer the machine for.",
+)
+@click.option(
+    "--cloud",
+    type=click.Choice(["azure", "aws", "paperspace"]),
+    default="azure",
+    show_default=True,
+    help="Whose machines.",
+)
+@click.option("--instances", type=int, default=1, show_default=True, help="Machines; quota is counted for all.")
+@click.option(
+    "--prices",
+    "region",
+    metavar="REGION",
+    help="Ask Azure's public price list, for such as westeurope, and "
+    "choose the cheapest machine. Kept for a day.",
+)
+@click.option(
+    "--prices-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='JSON instead: {"SKU": price an hour}.',
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def plan(  # noqa: PLR0913  (one argument an option)
+    *, model: str, context: int | None, concurrency: int, dtype: str, engine: str, sku: str | None, offer: str, cloud: str,
+    instances: int, region: str | None, prices_file: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    r"""Choose the smallest machine that holds a model, and show the arithmetic.
+
+    Nothing is asked of Azure (but prices, with --prices), and nothing is bought. Exit code 1 where nothing fits.
+
+    \b
+    Examples:
+      llama-endpoints plan --model codellama/CodeLlama-7b-hf
+      llama-endpoints plan --model codellama/CodeLlama-70b-Instruct-hf --concurrency 16 --json
+      llama-endpoints plan --model meta-llama/Llama-2-13b-hf --context 2048 --sku p3.2xlarge --cloud aws
+    """
+    from deployment import plan_text
+    from deployment.checkpoint import variant_of
+    from deployment.planner import Wanted, to_dict
+    from deployment.planner import plan as planned
+    from deployment.sizing import Precision, Runner, Workload
+    from deployment.skus import Cloud, Offer, sku_of
+
+    variant = variant_of(model)
+    wanted = Wanted(
+        variant,
+        Workload(variant.trained_positions.value if context is None else context, concurrency),
+        Precision(dtype),
+        Offer(offer),
+        Cloud(cloud),
+        sku_of(sku) if sku else None,
+        None if engine == "auto" else Runner(engine),
+        instances,
+    )
+    found = planned(wanted, prices=_prices(region, prices_file))
+    if as_json:
+        click.echo(json.dumps(to_dict(found)))
+    else:
+        click.echo(plan_text.of(found))
+    if not found.fits:
+        raise SystemExit(NOTHING_FITS)
+
+
+def _prices(region: str | None, file: Path | None) -> "Prices":
+    from deployment import prices
+    from deployment.skus import SKUS, Cloud
+
+    if region and file:
+        raise SetupError("Give --prices or --prices-file, not both.")
+    if file:
+        return prices.read(file)
+    return (
+        prices.of_region(region, [sku.name for sku in SKUS.values() if sku.cloud is Cloud.AZURE])
+        if region
+        else {}
+    )

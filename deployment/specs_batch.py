@@ -1,0 +1,109 @@
+"""The batch endpoint, its deployments and the clusters that they run on."""
+
+from typing import Any, Final
+
+from deployment.planner import Plan
+from deployment.skus import Sku
+from deployment.specs import BATCH, SCHEMAS, Site, Spec, compute_name, deployable, model_of, slug
+
+DAY_S: Final = 86_400
+
+
+def endpoint(site: Site) -> Spec:
+    """The batch endpoint."""
+    return Spec(
+        {
+            "$schema": f"{SCHEMAS}/batchEndpoint.schema.json",
+            "name": site.batch,
+            "description": "Code Llama over files of rows.",
+            "auth_mode": "aad_token",
+        },
+        {
+            ("name",): "Unique in its region: give another one with `--name` where this is taken.",
+            ("auth_mode",): "The only one that batch endpoints have.",
+            (): "No default deployment here: it has to exist first (`az ml batch-deployment create --set-default`).",
+        },
+    )
+
+
+def compute(sku: Sku) -> Spec:
+    """A cluster of such machines."""
+    return Spec(
+        {
+            "$schema": f"{SCHEMAS}/amlCompute.schema.json",
+            "name": compute_name(sku),
+            "type": "amlcompute",
+            "size": sku.name,
+            "tier": "dedicated",
+            "min_instances": 0,
+            "max_instances": 1,
+            "idle_time_before_scale_down": 900,
+            "ssh_public_access_enabled": False,
+        },
+        {
+            (
+                "min_instances",
+            ): "Nothing is paid for between jobs. One instance is what a GPU quota usually starts with.",
+            (
+                "idle_time_before_scale_down",
+            ): "Long enough that the next job of a series finds the node up, and the image pulled.",
+        },
+    )
+
+
+def deployment(plan: Plan, site: Site) -> Spec:
+    """A batch deployment of type `model`.
+
+    Raises:
+        SetupError: the model can't be deployed so.
+    """
+    sku = deployable(plan)
+    settings: dict[str, Any] = {
+        "mini_batch_size": 1,
+        "max_concurrency_per_instance": 1,
+        "output_action": "append_row",
+        "output_file_name": "predictions.jsonl",
+        "retry_settings": {"timeout": DAY_S, "max_retries": 2},
+        "error_threshold": 0,
+        "logging_level": "info",
+        "environment_variables": {
+            "LLAMA_ENGINE": "pipeline",
+            "LLAMA_DTYPE": {"bf16": "bfloat16", "fp16": "float16"}[plan.wanted.precision],
+            "LLAMA_CONTEXT": str(plan.wanted.workload.context),
+        },
+    }
+    values: dict[str, Any] = {
+        "$schema": f"{SCHEMAS}/modelBatchDeployment.schema.json",
+        "name": slug(plan.wanted.variant),
+        "endpoint_name": site.batch,
+        "type": "model",
+        "model": model_of(plan.wanted.variant, site),
+        "code_configuration": {"code": "../../score", "scoring_script": "batch_driver.py"},
+        "environment": BATCH,
+        "compute": f"azureml:{compute_name(sku)}",
+        "resources": {"instance_count": plan.wanted.instances},
+        "settings": settings,
+    }
+    return Spec(values, _NOTES)
+
+
+_NOTES: Final = {
+    ("code_configuration",): "Azure's own driver for MLflow models reads CSV and parquet only.",
+    ("settings", "mini_batch_size"): "Files, not rows.",
+    (
+        "settings",
+        "max_concurrency_per_instance",
+    ): "A second process would load the weights a second time on the same GPU.",
+    ("settings", "output_action"): "One JSON record a row, all in one file.",
+    (
+        "settings",
+        "retry_settings",
+        "timeout",
+    ): "Seconds for one whole file; what is done by then is kept, and the next try goes on from "
+    "there. The default is 30.",
+    (
+        "settings",
+        "error_threshold",
+    ): "A file that fails fails the job. The default of -1 ignores every failure. A bad row fails no "
+    "file: its record says what was wrong.",
+}

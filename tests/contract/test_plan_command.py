@@ -1,0 +1,215 @@
+"""`llama-endpoints plan` as people run it; prices from a list on loopback that speaks as Azure's does."""
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from deployment.servers import console_script
+
+COMMAND = console_script("llama-endpoints")
+MODEL = "meta-llama/Llama-2-13b-hf"
+
+
+def plan(*options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [COMMAND, "plan", *options], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **variables}
+    )  # fmt: skip
+
+
+def told(*options: str, **variables: str) -> dict[str, Any]:
+    ran = plan(*options, "--json", **variables)
+    assert ran.returncode == 0, ran.stderr
+    answer: dict[str, Any] = json.loads(ran.stdout)
+    return answer
+
+
+def test_as_json() -> None:
+    answer = told("--model", MODEL, "--context", "2048")
+    assert answer.keys() >= {"sku", "gpus", "fits", "memory_mib", "alternatives", "quota_cores"}
+    assert (answer["sku"], answer["gpus"], answer["fits"]) == ("Standard_NC24ads_A100_v4", 1, True)
+    assert answer["memory_mib"]["total"] == pytest.approx(26_406, rel=0.05)
+
+
+def test_as_a_table() -> None:
+    ran = plan("--model", MODEL, "--context", "2048", "--dtype", "fp16")
+    assert ran.returncode == 0
+    lines = ran.stdout.splitlines()
+    assert lines[0] == f"{MODEL} in fp16, 2,048 tokens of context, 1 sequence at a time"
+    assert any(line.split()[:2] == ["weights", "24,825.8"] for line in lines)
+    assert "Standard_NC24ads_A100_v4 runs it, on 1 of 1 GPU (A100 80 GB PCIe), engine pipeline." in lines
+    v100 = next(line for line in lines if line.startswith("Standard_NC12s_v3 "))
+    assert v100.endswith("retired (since 2025-09-30)")
+
+
+def test_nothing_that_fits_is_exit_code_1_and_says_what_would() -> None:
+    ran = plan(
+        "--model", MODEL, "--context", "2048", "--sku", "p3.2xlarge", "--dtype", "fp16", "--cloud", "aws"
+    )
+    assert ran.returncode == 1
+    assert (
+        "p3.2xlarge can't run it: it takes 27,114 MiB, and 15,073 may be used of 1 x V100 16 GB." in ran.stdout
+    )
+    assert "p3.8xlarge" in ran.stdout
+    ran = plan(
+        "--model",
+        "codellama/CodeLlama-70b-hf",
+        "--for",
+        "managed_online",
+        "--concurrency",
+        "400",
+        "--context",
+        "16384",
+    )
+    assert (
+        ran.returncode,
+        "No machine of azure that is offered for managed_online holds it." in ran.stdout,
+    ) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--model", "llama"), "is not in the catalog"),
+        (("--model", MODEL, "--context", "8192"), "reads 16 to 4,096 tokens"),
+        (("--model", MODEL, "--sku", "NC24ads_A100"), "Standard_NC24ads_A100_v4"),
+        (("--model", MODEL, "--prices", "West Europe"), "write it as Azure does"),
+        (("--model", MODEL, "--prices", "westeurope", "--prices-file", "p.json"), "not both"),
+        (("--model", MODEL, "--prices-file", "absent.json"), "can't be read as prices"),
+    ],
+)
+def test_refusals(options: tuple[str, ...], says: str) -> None:
+    ran = plan(*options)
+    assert ran.returncode == 2
+    assert says in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def item(sku: str, price: float, **changes: Any) -> dict[str, Any]:
+    plain = {
+        "currencyCode": "USD", "retailPrice": price, "unitPrice": price, "armRegionName": "westeurope", "meterName": sku,
+        "skuName": sku, "productName": "Virtual Machines Series", "serviceName": "Virtual Machines", "unitOfMeasure": "1 Hour",
+        "type": "Consumption", "armSkuName": sku, "effectiveStartDate": "2024-01-01T00:00:00Z",
+    }  # fmt: skip
+    return {**plain, **changes}
+
+
+A100, H100 = "Standard_NC24ads_A100_v4", "Standard_NC40ads_H100_v5"
+PAGES = (
+    [
+        item(A100, 9.0),
+        item(A100, 5.0, productName="Virtual Machines Series Windows"),
+        item(A100, 5.0, productName="Virtual Machines Srs Win"),
+        item(A100, 1.0, skuName="NC24ads A100 v4 Spot"),
+        item(A100, 1.0, meterName="NC24ads A100 v4 Low Priority"),
+        item(A100, 2.0, type="DevTestConsumption"),
+        item(A100, 4.0, effectiveStartDate="2020-01-01T00:00:00Z"),
+        item(A100, 0.5, effectiveStartDate="2999-01-01T00:00:00Z"),
+        item(A100, 0.0),
+    ],
+    [item(H100, 7.0), item("Standard_ND96isr_H100_v5", 80.0, productName="Virtual Machines Series Linux")],
+)
+"""What Azure's list has beside the price of a Linux machine that is paid as it goes."""
+
+
+@contextmanager
+def price_list(pages: tuple[list[dict[str, Any]], ...], *, away: str = "") -> Iterator[tuple[str, list[str]]]:
+    """A list on loopback; its address, and the queries that it was asked."""
+    asked = list[str]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(urlsplit(self.path).query)
+            number = int(parse_qs(asked[-1]).get("$skip", ["0"])[0])
+            following = f"{away or address}?$skip={number + 1}" if number + 1 < len(pages) else None
+            body = json.dumps(
+                {"Items": pages[number], "NextPageLink": following, "Count": len(pages[number])}
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        address = f"http://127.0.0.1:{server.server_port}/api/retail/prices"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield address, asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_prices_of_a_region_choose_the_cheapest_and_are_kept(tmp_path: Path) -> None:
+    with price_list(PAGES) as (address, asked):
+        variables = {"LLAMA_PRICES_URL": address, "XDG_CACHE_HOME": str(tmp_path)}
+        answer = told("--model", MODEL, "--context", "2048", "--prices", "westeurope", **variables)
+        assert (answer["sku"], answer["price_per_hour"]) == (H100, 7.0)
+        prices = {one["sku"]: one["price_per_hour"] for one in answer["alternatives"]}
+        assert (prices[A100], prices["Standard_ND96isr_H100_v5"], prices["Standard_NC4as_T4_v3"]) == (
+            9.0,
+            80.0,
+            None,
+        )
+        first = parse_qs(asked[0])
+        assert first["api-version"] == ["2023-01-01-preview"]
+        assert "armRegionName eq 'westeurope' and priceType eq 'Consumption'" in first["$filter"][0]
+        assert f"armSkuName eq '{A100}'" in first["$filter"][0]
+        assert len(asked) == 2
+        again = told("--model", MODEL, "--context", "2048", "--prices", "westeurope", **variables)
+        assert (again, len(asked)) == (answer, 2)
+
+
+def test_a_kept_list_that_is_damaged_or_a_day_old_is_asked_for_again(tmp_path: Path) -> None:
+    with price_list(PAGES) as (address, asked):
+        variables = {"LLAMA_PRICES_URL": address, "XDG_CACHE_HOME": str(tmp_path)}
+        options = ("--model", MODEL, "--prices", "westeurope")
+        told(*options, **variables)
+        kept = tmp_path / "llama-endpoints" / "prices-westeurope.json"
+        day_ago = kept.stat().st_mtime - 25 * 3600
+        os.utime(kept, (day_ago, day_ago))
+        told(*options, **variables)
+        assert len(asked) == 4
+        kept.write_text('{"torn')
+        told(*options, **variables)
+        assert len(asked) == 6
+
+
+def test_a_list_that_leads_elsewhere_or_is_none_is_refused(tmp_path: Path) -> None:
+    with price_list(PAGES, away="http://127.0.0.2:9/prices") as (address, _):
+        ran = plan(
+            "--model", MODEL, "--prices", "westeurope", LLAMA_PRICES_URL=address, XDG_CACHE_HOME=str(tmp_path)
+        )
+        assert (ran.returncode, "goes on at another place" in ran.stderr) == (2, True)
+    with price_list(([],)) as (address, _):
+        ran = plan(
+            "--model", MODEL, "--prices", "westeurope", LLAMA_PRICES_URL=address, XDG_CACHE_HOME=str(tmp_path)
+        )
+        assert (ran.returncode, "has none of these machines in westeurope" in ran.stderr) == (2, True)
+    ran = plan(
+        "--model", MODEL, "--prices", "westeurope", LLAMA_PRICES_URL=address, XDG_CACHE_HOME=str(tmp_path)
+    )
+    assert (ran.returncode, "can't be read" in ran.stderr, "--prices-file" in ran.stderr) == (2, True, True)
+
+
+def test_prices_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text(json.dumps({A100: 9, H100: 7.5}))
+    answer = told("--model", MODEL, "--context", "2048", "--prices-file", str(file))
+    assert (answer["sku"], answer["price_per_hour"]) == (H100, 7.5)
+    for wrong in ('{"a": "b"}', '{"a": -1}', "[1]", '{"a": true}'):
+        file.write_text(wrong)
+        ran = plan("--model", MODEL, "--prices-file", str(file))
+        assert (ran.returncode, "must be a JSON object" in ran.stderr) == (2, True)

@@ -1,0 +1,185 @@
+"""The images under `environments/`: what their Dockerfiles say, what is pinned, and whether the scripts can run in them."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployment import servers
+from llama_serving.settings import Settings
+
+ENVIRONMENTS = Path(__file__).resolve().parents[2] / "environments"
+SCORE = ENVIRONMENTS.with_name("score")
+IMAGES = ("batch", "online", "package", "vllm")
+SERVING = ("online", "vllm")
+"""Images that start a server of their own."""
+
+
+def test_every_image_is_known() -> None:
+    assert tuple(sorted(path.parent.name for path in ENVIRONMENTS.glob("*/Dockerfile"))) == IMAGES
+
+
+@cache
+def specification(image: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ENVIRONMENTS / image / "environment.yml").read_text("utf-8"))
+    return loaded
+
+
+@cache
+def dockerfile(image: str) -> str:
+    return (ENVIRONMENTS / image / "Dockerfile").read_text("utf-8")
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_dockerfile(image: str) -> None:
+    build = specification(image)["build"]
+    lines = (ENVIRONMENTS / image / build["path"] / build["dockerfile_path"]).read_text("utf-8").split("\n")
+    bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    assert bases
+    assert all(re.fullmatch(r"[a-z0-9./-]+:[A-Za-z0-9._-]+", base) for base in bases)
+    assert all(not base.endswith(":latest") for base in bases)
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1] == "1001", "a number, so that a host can tell that it is not root"
+
+
+def test_images_with_a_gpu_have_one_base() -> None:
+    images = [image for image in IMAGES if image != "package"]
+    (base,) = {line for image in images for line in dockerfile(image).splitlines() if line.startswith("FROM ")}
+    assert re.fullmatch(r"FROM mcr.microsoft.com/azureml/openmpi5.0-cuda12.6-ubuntu24.04:\d{8}\.v\d+", base)
+
+
+@pytest.mark.parametrize(("image", "build"), [("batch", "cu126"), ("online", "cu126"), ("package", "cpu")])
+def test_torch_is_the_same_in_dockerfile_and_requirements(image: str, build: str) -> None:
+    installed = re.findall(rf"\btorch==([0-9.]+)\+{build}\b", dockerfile(image))
+    assert installed == [requirements(image)["torch"]]
+
+
+def test_torch_of_the_image_for_vllm_is_the_public_indexs() -> None:
+    """vLLM's wheels are built for the CUDA of that torch (13), and its packages are pinned."""
+    assert "--index-url" not in dockerfile("vllm")
+    pins = requirements("vllm")
+    assert pins["torch"] == requirements("online")["torch"]
+    assert [version(pins[f"nvidia-cuda-{part}"])[0] for part in ("runtime", "nvrtc")] == [13, 13]
+
+
+@pytest.mark.parametrize("image", SERVING)
+def test_server_answers_where_azure_asks(image: str) -> None:
+    routes = specification(image)["inference_config"]
+    paths = {name: route["path"] for name, route in routes.items()}
+    assert paths == {"liveness_route": "/", "readiness_route": "/", "scoring_route": "/score"}
+    ports = {int(port) for port in re.findall(r"(?:EXPOSE|--port) (\d+)", dockerfile(image))}
+    assert {route["port"] for route in routes.values()} == ports == {5001}
+
+
+@pytest.mark.parametrize("image", SERVING)
+def test_the_image_serves_all_that_is_taken_in_from_one_process(image: str) -> None:
+    """`Settings` says how many requests are inside; each holds a thread, and a probe must find a free one."""
+    inside = Settings().max_num_seqs + Settings().queue
+    (threads,) = re.findall(r'GUNICORN_CMD_ARGS="--threads (\d+) --graceful-timeout 180"', dockerfile(image))
+    assert int(threads) == servers.THREADS
+    assert inside < servers.THREADS <= inside + 8
+    assert re.findall(r"WORKER_(\w+)=(\w+)", dockerfile(image)) == [("COUNT", "1"), ("PRELOAD", "false")]
+
+
+@cache
+def requirements(image: str) -> dict[str, str]:
+    """Package -> version. A line that pins nothing fails."""
+    text = (ENVIRONMENTS / image / "requirements.txt").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    pins = [re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,-]+\])?==([A-Za-z0-9.!]+)", line) for line in lines]
+    assert all(pins), [line for line, pin in zip(lines, pins, strict=True) if not pin]
+    versions = {normal(pin[1]): pin[2] for pin in pins if pin}
+    assert len(versions) == len(lines), "a package stands twice"
+    return versions
+
+
+def normal(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_requirements_are_pinned(image: str) -> None:
+    assert len(requirements(image)) > 50, "what the packages bring is pinned, too"
+
+
+def test_batch_image_fits_azures_job_runtime() -> None:
+    batch = requirements("batch")
+    assert {"azureml-core", "azureml-dataset-runtime"} <= batch.keys()
+    assert version(batch["numpy"]) < (2, 3, 3)
+    assert version(batch["pyarrow"]) < (24,)
+    assert version(batch["packaging"]) < (26,)
+
+
+def test_online_image_has_what_the_tests_run_with() -> None:
+    text = ENVIRONMENTS.with_name("constraints.txt").read_text("utf-8")
+    tested = {normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+    pins = requirements("online")
+    assert tested.keys() & pins.keys() > {"torch", "protobuf", "fastapi"}
+    assert {name: pins[name] for name in tested.keys() & pins.keys()}.items() <= tested.items()
+
+
+def test_image_for_vllm_says_where_it_differs_from_online() -> None:
+    online, vllm = requirements("online"), requirements("vllm")
+    differ = {name for name in online.keys() & vllm.keys() if online[name] != vllm[name]}
+    text = (ENVIRONMENTS / "vllm/requirements.txt").read_text("utf-8")
+    (said,) = re.findall(r"differs from the online image.*?:(.*?)\.\n\n", text, re.DOTALL)
+    assert set(re.findall(r"([a-z]+) \(", said)) == differ
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:3])
+
+
+@pytest.mark.parametrize(
+    ("image", "script"), [("online", "score.py"), ("vllm", "score.py"), ("batch", "batch_driver.py")]
+)
+def test_image_has_what_the_script_imports(image: str, script: str) -> None:
+    modules = imported(SCORE / script)
+    assert "torch" in modules, "the walk has not reached the engine"
+    providers = packages_distributions()
+    packages = {module: {normal(name) for name in providers[module]} for module in modules}
+    missing = {module for module, names in packages.items() if not names & requirements(image).keys()}
+    assert not missing
+
+
+def imported(script: Path) -> set[str]:
+    """Top-level modules from outside that a script of `score/` reaches, also those it imports late."""
+    outside: set[str] = set()
+    seen: set[Path] = set()
+    pending = [script]
+    while pending:
+        file = pending.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for name in import_names(file):
+            if name.split(".")[0] == "llama_serving":
+                pending += [path for path in candidates(name) if path.exists()]
+            else:
+                outside.add(name.split(".")[0])
+    return outside - sys.stdlib_module_names
+
+
+def import_names(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def candidates(name: str) -> Iterator[Path]:
+    """Files that `import name` may run: the module, and every package above it."""
+    parts = name.split(".")
+    for length in range(1, len(parts) + 1):
+        base = SCORE.joinpath(*parts[:length])
+        yield base.with_suffix(".py")
+        yield base / "__init__.py"
