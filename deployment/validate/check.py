@@ -15,6 +15,7 @@ from deployment.validate import (
     disk,
     endpoints,
     jobs,
+    kubernetes,
     machines,
     names,
     online,
@@ -34,7 +35,8 @@ from llama_serving.errors import SetupError
 
 RULES: Final[tuple[Callable[[Spec, Tree], Iterator[Finding]], ...]] = (
     shapes.rules, ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, machines.rules, online.rules,
-    batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, autoscale.rules,
+    batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, kubernetes.rules,
+    autoscale.rules,
 )  # fmt: skip
 _NOT_AZURES: Final = ("conda", "docker-compose", "compose")
 """YAML that lies beside Azure's and has no $schema."""
