@@ -1,18 +1,19 @@
 """A batch job without the model: what would fail, how many tokens there are, and how long they would take."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_serving.batch.job import Job, todos
 from llama_serving.batch.order import Todo
+from llama_serving.engine.batching.speed import Amount, Length
 from llama_serving.errors import ServingError
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service import batches, context_of, dtype_of
 from llama_serving.settings import Settings
-from llama_serving.work import Preparer
+from llama_serving.work import Preparer, Work
 
 
 @dataclass(slots=True)
@@ -22,19 +23,18 @@ class Found:
     Attributes:
         rows: all.
         errors: of them, those that would fail.
-        prompt_tokens: of the others.
-        new_tokens: that these would generate at most: the model may end any answer earlier.
+        amount: what the others would take: the model may end any answer earlier.
     """
 
     rows: int = 0
     errors: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
+    amount: Amount = field(default_factory=Amount)
 
-    def told(self, seconds: float) -> dict[str, Any]:
+    def told(self, seconds: float | None) -> dict[str, Any]:
         """As JSON, beside the seconds that it would take."""
-        return {"rows": self.rows, "errors": self.errors, "prompt_tokens": self.prompt_tokens,
-                "new_tokens_at_most": self.new_tokens, "seconds_about": round(seconds, 1)}  # fmt: skip
+        return {"rows": self.rows, "errors": self.errors, "prompt_tokens": self.amount.prompt_tokens,
+                "new_tokens_at_most": self.amount.new_tokens,
+                "seconds_about": None if seconds is None else round(seconds, 1)}  # fmt: skip
 
 
 def checked(
@@ -59,9 +59,9 @@ def checked(
     for todo in todos(job.sources, job.defaults, settings.max_body):
         found.rows += 1
         try:
-            prompt, new = _tokens(preparer, todo)
-            found.prompt_tokens += prompt
-            found.new_tokens += new
+            work = _work(preparer, todo)
+            for index, params in enumerate(work.params):
+                found.amount.add(Length(len(work.prompt.token_ids), params), known=index > 0)
         except ServingError as error:
             found.errors += 1
             say(f"{todo.line.place.file}:{todo.line.place.line}: {error.message}")
@@ -69,25 +69,21 @@ def checked(
     return found
 
 
-def _tokens(preparer: Preparer, todo: Todo) -> tuple[int, int]:
-    """Of the prompt, and of all its answers at most."""
+def _work(preparer: Preparer, todo: Todo) -> Work:
     if todo.asked is None:
         raise todo.error or ServingError("The line could not be read.")
     (work,) = preparer.prepare(todo.asked)
-    return len(work.prompt.token_ids), sum(params.max_new_tokens for params in work.params)
+    return work
 
 
-def seconds(files: ModelFiles, settings: Settings, found: Found) -> float:
-    """What the good rows would take on this machine, roughly, were every answer as long as it may be."""
+def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None:
+    """What the good rows would take on this machine, were every answer as long as it may be; None where that is not known."""
+    from llama_serving.engine.batching import speed
     from llama_serving.engine.batching.checkpoint import LlamaConfig
-    from llama_serving.engine.batching.speed import Speed
 
     dtype = dtype_of(files.variant, settings)
-    batched = batches(settings, dtype)  # (on the CPU, as long as there is no other backend)
-    return Speed.measured(dtype, settings.threads, on_gpu=not batched).seconds(
-        LlamaConfig.read(files.checkpoint),
-        rows=found.rows - found.errors,
-        prompt_tokens=found.prompt_tokens,
-        new_tokens=found.new_tokens,
-        slots=settings.max_num_seqs if batched else 1,
+    if not batches(settings, dtype):
+        return None
+    return speed.seconds(
+        LlamaConfig.read(files.checkpoint), dtype, found.amount, settings.max_num_seqs, settings.threads
     )

@@ -27,7 +27,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> Portable:
-    return Portable(folder, dtype="float32", num_blocks=lambda _: BLOCKS)
+    return Portable.of(folder, dtype="float32", num_blocks=lambda _: BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_generated_tokens_result_does_not_depend_on_company(backend: Portable,
 def test_blocks_that_lie_side_by_side_give_the_same_without_a_copy(
     folder: Path, dtype: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = Portable(folder, dtype=dtype, num_blocks=lambda _: 100)
+    backend = Portable.of(folder, dtype=dtype, num_blocks=lambda _: 100)
     prompt, next_ = ids(random.Random(5), count), [7]
     copied: list[int] = []
     select = torch.Tensor.index_select
@@ -185,7 +185,7 @@ def test_rows_that_nobody_wants_logits_of_give_none(backend: Portable) -> None:
 
 def test_in_bf16_the_logits_are_near_those_of_transformers(tmp_path: Path) -> None:
     llamas.write(SHAPES["heads of 64"], tmp_path, dtype=torch.bfloat16)
-    backend = Portable(tmp_path, dtype="bfloat16", num_blocks=lambda _: BLOCKS)
+    backend = Portable.of(tmp_path, dtype="bfloat16", num_blocks=lambda _: BLOCKS)
     exact = llamas.reference(tmp_path, torch.float32)
     rounded = llamas.reference(tmp_path, torch.bfloat16)
     rng = random.Random(6)
@@ -203,7 +203,7 @@ def test_far_positions(theta: float, length: int, tmp_path: Path) -> None:
     """Frequencies in less than float32 would go wrong far out."""
     shape = Llama(layers=1, theta=theta, positions=length + 10)
     llamas.write(shape, tmp_path)
-    backend = Portable(tmp_path, dtype="float32", num_blocks=lambda _: length // BLOCK_TOKENS + 2)
+    backend = Portable.of(tmp_path, dtype="float32", num_blocks=lambda _: length // BLOCK_TOKENS + 2)
     model = llamas.reference(tmp_path)
     rng = random.Random(7)
     prompt, blocks = ids(rng, length), list(range(length // BLOCK_TOKENS + 2))
@@ -221,7 +221,7 @@ class TestTheCheckpoint:
         llamas.reference(tmp_path).save_pretrained(tmp_path / "shards", max_shard_size="50KB")
         assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
         one, many = (
-            Portable(f, dtype="float32", num_blocks=lambda _: 4) for f in (tmp_path, tmp_path / "shards")
+            Portable.of(f, dtype="float32", num_blocks=lambda _: 4) for f in (tmp_path, tmp_path / "shards")
         )
         rows = [Rows([5, 6, 7], 0, [1], prefill=True, wanted=True)]
         assert torch.equal(one.forward(rows), many.forward(rows))
@@ -267,7 +267,7 @@ class TestTheCheckpoint:
         llamas.write(Llama(), tmp_path)
         write_config(tmp_path, transformers_config(tmp_path) | {"num_key_value_heads": 4})
         with pytest.raises(SetupError, match=r"k_proj.weight .* is \[32, 64\] .* config.json says \[64, 64\]"):
-            Portable(tmp_path, dtype="float32", num_blocks=lambda _: 4)
+            Portable.of(tmp_path, dtype="float32", num_blocks=lambda _: 4)
 
 
 def transformers_config(folder: Path) -> dict[str, Any]:

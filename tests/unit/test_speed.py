@@ -1,21 +1,22 @@
-"""How long work would take: arithmetic, checked by hand and by what must not happen."""
+"""How long work would take: what is measured stands in for itself here, and what is made of it is checked by hand."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployment.nano import FOLDER as NANO
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
-from llama_serving.engine.batching.speed import LAYER_S, Speed
+from llama_serving.contract.request import SamplingParams
+from llama_serving.engine.batching import speed
+from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.engine.batching.speed import Amount, Length
 
 CONFIG = LlamaConfig(
     vocab=100,
     hidden=8,
     ffn=16,
-    layers=2,
+    layers=10,
     heads=2,
     kv_heads=1,
     head_dim=4,
@@ -23,56 +24,85 @@ CONFIG = LlamaConfig(
     epsilon=1e-6,
     tied=False,
 )
-SPEED = Speed(bytes_per_s=1e6, flops=1e9, item_bytes=2)
-TOKENS = st.integers(0, 10**9)
+LAYER = 8 * 8 + 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16
 
 
-def test_by_hand() -> None:
-    weights = 2 * (8 * 8 + 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16) + 8 * 100
-    assert CONFIG.weights_per_token == weights
-    # Two steps of two rows each. A row has 3 tokens of its prompt, and 1 of its 2 new ones in the middle of its time.
-    step = 2 * (weights + 2 * 4 * CONFIG.kv_values_per_token) / 1e6 + 2 * LAYER_S
-    assert SPEED.seconds(CONFIG, rows=2, prompt_tokens=6, new_tokens=4, slots=64) == pytest.approx(
-        2 * step + 2 * weights * 6 / 1e9
-    )
-    slow = replace(SPEED, flops=1e6)
-    step = 2 * weights * 2 / 1e6 + 2 * LAYER_S
-    assert slow.seconds(CONFIG, rows=2, prompt_tokens=0, new_tokens=4, slots=64) == pytest.approx(2 * step)
+def length(prompt: int, new: int) -> Length:
+    return Length(prompt, SamplingParams(max_new_tokens=new))
+
+
+def amount(*lengths: Length) -> Amount:
+    made = Amount()
+    for one in lengths:
+        made.add(one)
+    return made
+
+
+def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of ten layers fit what may be measured; a step is what none takes and five times what two take more."""
+    asked = []
+
+    def measured(config: LlamaConfig, dtype: str, together: list[Length], prompt: int) -> tuple[float, float]:
+        asked.append((config.layers, dtype, len(together), prompt))
+        return (0.010, 0.001) if config.layers == 0 else (0.014, 0.002)
+
+    monkeypatch.setattr(speed, "WEIGHTS", 2 * LAYER)
+    monkeypatch.setattr(speed, "_measured", measured)
+    monkeypatch.setattr(speed, "_drawing", lambda config, together: 0.005)
+    work = amount(length(30, 4), length(10, 8))
+    step, token = 0.010 + 5 * 0.004 + 0.005, 0.001 + 5 * 0.001
+    assert speed.seconds(CONFIG, "bfloat16", work, slots=64) == pytest.approx(12 / 2 * step + 40 * token)
+    assert asked == [(0, "bfloat16", 2, 20), (2, "bfloat16", 2, 20)]
+    assert speed.seconds(CONFIG, "bfloat16", work, slots=1) == pytest.approx(12 * step + 40 * token)
 
 
 def test_no_rows_take_no_time() -> None:
-    assert SPEED.seconds(CONFIG, rows=0, prompt_tokens=0, new_tokens=0, slots=1) == 0
+    assert speed.seconds(CONFIG, "float32", Amount(), slots=1) == 0
 
 
-@given(rows=st.integers(1, 10**6), prompt=TOKENS, new=TOKENS, slots=st.integers(1, 512))
-def test_more_work_never_takes_less_and_more_at_a_time_never_more(
-    rows: int, prompt: int, new: int, slots: int
-) -> None:
-    def seconds(speed: Speed = SPEED, *, prompt: int = prompt, new: int = new, slots: int = slots) -> float:
-        return speed.seconds(CONFIG, rows=rows, prompt_tokens=prompt, new_tokens=new, slots=slots) * (1 + 1e-12)
-
-    now = SPEED.seconds(CONFIG, rows=rows, prompt_tokens=prompt, new_tokens=new, slots=slots)
-    assert now <= seconds(prompt=prompt + 1000)
-    assert now <= seconds(new=new + 1000)
-    assert seconds(slots=slots + 1) * (1 - 1e-9) <= seconds()
-    assert seconds(replace(SPEED, bytes_per_s=2e6)) * (1 - 1e-9) <= seconds()
-    assert seconds(replace(SPEED, flops=2e9)) * (1 - 1e-9) <= seconds()
+@pytest.mark.parametrize(("weights", "layers"), [(1, 1), (3 * LAYER, 3), (3 * LAYER + 1, 3), (99 * LAYER, 10)])
+def test_as_many_layers_as_may_be_measured(monkeypatch: pytest.MonkeyPatch, weights: int, layers: int) -> None:
+    monkeypatch.setattr(speed, "WEIGHTS", weights)
+    assert speed._layers(CONFIG) == layers
 
 
-def test_the_weights_of_a_real_checkpoint() -> None:
-    sizes = [path.stat().st_size for path in Path(NANO).glob("*.safetensors")]
-    config = LlamaConfig.read(NANO)
-    embedding = config.hidden * config.vocab
-    assert Weights(NANO).tensor("model.embed_tokens.weight", (config.vocab, config.hidden)).itemsize == 2
-    # (Norms, and the head of the file.)
-    assert sum(sizes) / 2 == pytest.approx(
-        config.weights_per_token + (0 if config.tied else embedding), rel=0.01
-    )
+def test_who_generates_for_longer_is_met_more_often() -> None:
+    short, long = length(5, 1), length(7, 9)
+    together = speed._together([short, long], 10)
+    assert (together.count(short), together.count(long)) == (1, 9)
+    assert [one.half for one in (short, long)] == [5, 11]
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(1, 300)), min_size=1, max_size=2000))
+def test_an_amount_is_counted_whole_and_remembered_in_part(lengths: list[tuple[int, int]]) -> None:
+    made = amount(*(length(*one) for one in lengths))
+    assert (made.sequences, made.prompt_tokens) == (len(lengths), sum(prompt for prompt, _ in lengths))
+    assert made.new_tokens == sum(new for _, new in lengths)
+    assert len(made.sample) == min(len(lengths), speed.SAMPLE)
+    assert {(one.prompt, one.params.max_new_tokens) for one in made.sample} <= set(lengths)
+
+
+def test_a_sample_is_of_all() -> None:
+    made = amount(*(length(n, 1) for n in range(20_000)))
+    late = sum(one.prompt >= 10_000 for one in made.sample)
+    assert speed.SAMPLE / 3 < late < speed.SAMPLE * 2 / 3
+
+
+def test_a_prompt_that_several_share_is_counted_once() -> None:
+    made = Amount()
+    for index in range(3):
+        made.add(length(50, 4), known=index > 0)
+    assert (made.sequences, made.prompt_tokens, made.new_tokens) == (3, 50, 12)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_this_machine_has_some(dtype: str) -> None:
-    speed = Speed.measured(dtype)
-    assert 1e8 < speed.bytes_per_s < 1e14
-    assert 1e8 < speed.flops < 1e17
-    assert speed.item_bytes == {"float32": 4, "bfloat16": 2}[dtype]
+@pytest.mark.parametrize("prompt", [1, 20, 700])
+def test_the_engines_own_steps_are_measured(dtype: str, prompt: int) -> None:
+    """On a model of nano's shape, of which no weight is read."""
+    config = replace(LlamaConfig.read(NANO), layers=2)
+    work = amount(*(length(prompt + n, 5 + n) for n in range(8)))
+    assert 0 < speed.seconds(config, dtype, work, slots=4) < 60
+
+
+def test_the_weights_of_a_token() -> None:
+    assert CONFIG.weights_per_token == 10 * LAYER + 8 * 100

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llama_serving.errors import SetupError
 
@@ -80,6 +80,14 @@ def _refuse_other_models(raw: Mapping[str, Any]) -> None:
             raise SetupError(
                 f"The batching engine computes models with {name} {computed}, not {found}. Set LLAMA_ENGINE=pipeline."
             )
+
+
+class Tensors(Protocol):
+    """Where a model's tensors come from."""
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
+        """The one of that name, in that shape."""
+        ...
 
 
 class Weights:

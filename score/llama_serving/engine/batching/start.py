@@ -71,6 +71,6 @@ def start(  # noqa: PLR0913  (one call site, all named)
                 )
             return number + 1  # the engine's own
 
-        return Portable(checkpoint, dtype=dtype, num_blocks=blocks)
+        return Portable.of(checkpoint, dtype=dtype, num_blocks=blocks)
 
     return BatchingEngine(load, max_num_seqs=max_num_seqs)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.base import Rows
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors, Weights
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ class Portable:
     """See `Backend`.
 
     Args:
-        folder: the checkpoint.
+        config: the model's.
+        weights: its tensors.
         dtype: `float32` or `bfloat16`; of the weights, and of keys and values.
         num_blocks: of the cache, from the loaded config.
 
@@ -53,16 +54,27 @@ class Portable:
     block_tokens = BLOCK_TOKENS
     chunk_rows = TILE
 
-    def __init__(self, folder: Path, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]) -> None:
-        self.config = LlamaConfig.read(folder)
+    def __init__(
+        self, config: LlamaConfig, weights: Tensors, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]
+    ) -> None:
+        self.config = config
         self.vocab = self.config.vocab
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._load(Weights(folder))
+        self._load(weights)
         self.num_blocks = num_blocks(self.config)
         self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
         shape = (self.num_blocks, BLOCK_TOKENS, self.config.kv_heads, self.config.head_dim)
         self._keys = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
         self._values = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
+
+    @classmethod
+    def of(cls, folder: Path, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]) -> "Portable":
+        """The model of a checkpoint.
+
+        Raises:
+            SetupError: it can't be used.
+        """
+        return cls(LlamaConfig.read(folder), Weights(folder), dtype=dtype, num_blocks=num_blocks)
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Rows]) -> Tensor:
@@ -94,7 +106,7 @@ class Portable:
         for cache in (*self._keys, *self._values):
             cache[at] = 0
 
-    def _load(self, weights: Weights) -> None:
+    def _load(self, weights: Tensors) -> None:
         config, dtype = self.config, self._dtype
         table = (config.vocab, config.hidden)
         embedding = weights.tensor("model.embed_tokens.weight", table)
@@ -256,7 +268,7 @@ def _mask(at: Tensor, last: Tensor, form: _Form) -> Tensor:
 class _Layer:
     """One decoder layer."""
 
-    def __init__(self, config: LlamaConfig, weights: Weights, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, config: LlamaConfig, weights: Tensors, name: str, dtype: torch.dtype) -> None:
         self._config = config
         names = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                  "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
