@@ -93,8 +93,8 @@ def _offered(offer: Offer) -> list[str]:
 def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
     if spec.kind is Kind.KUBERNETES_DEPLOYMENT and not name.startswith("Standard_"):
         return  # the name of an instance type of that cluster
-    if _GENERAL.fullmatch(name) and (spec.kind is Kind.COMPUTE or not is_ours(spec)):
-        return  # a job may run there, or another's code; a deployment of ours that names it is asked for a GPU
+    if _GENERAL.fullmatch(name) and not is_ours(spec):
+        return  # a job may run on such a cluster, or another's code; ours is asked for a GPU
     alive = [sku.name for sku in sizes().values() if sku.retired is None]
     close = get_close_matches(name, alive, n=3, cutoff=0.6)
     nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."

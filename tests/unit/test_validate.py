@@ -15,10 +15,9 @@ from click.testing import CliRunner, Result
 from deployment import azure, skus
 from deployment.cli import main
 from deployment.skus import Offer
-from deployment.validate import ranges
 from deployment.validate.check import RULES, check
 from deployment.validate.findings import Finding, Level, Rule
-from deployment.validate.kinds import ONLINE_DEPLOYMENTS, Kind, kind_of
+from deployment.validate.kinds import kind_of
 from deployment.validate.lines import Place, read
 from deployment.validate.tree import Spec, Tree, specs_of
 from llama_serving.catalog import Fact
@@ -113,44 +112,6 @@ def test_a_broken_file_is_refused(case: dict[str, Any], tree: Path, edited: Any)
 @pytest.mark.parametrize("case", BROKEN["fine"], ids=lambda case: case["case"])
 def test_nothing_is_found_where_nothing_is_wrong(case: dict[str, Any], tree: Path, edited: Any) -> None:
     assert [finding.shown() for finding in check([apply(case, tree, edited)]).findings] == []
-
-
-@pytest.mark.parametrize("row", BROKEN["ranges"], ids=lambda row: f"{row[0]} {row[1]}")
-def test_a_number_may_be_from_the_least_to_the_most(row: list[Any], tree: Path) -> None:
-    file, field, low, high = (*row, 2**31 - 1)[:4]
-    document, _ = read(tree / BROKEN["files"][file])
-    assert document is not None
-    place = tuple(field.split("."))
-
-    def refused(value: object) -> bool:
-        root = copy.deepcopy(document.root)
-        inner: Any = root
-        for step in place[:-1]:
-            inner = inner.setdefault(step, {})
-        inner[place[-1]] = value
-        spec = Spec.of(replace(document, root=root))
-        assert spec is not None
-        return any(one.field == field for one in ranges.rules(spec, Tree()))
-
-    assert [refused(value) for value in (low - 1, low, high, high + 1)] == [True, False, False, True]
-    assert all(refused(value) for value in (str(low), low + 0.5, True, [low]))
-
-
-def test_every_number_of_the_table_is_tested() -> None:
-    texts = {file: BROKEN["good"][name] for file, name in BROKEN["files"].items() if name in SPECS}
-    kinds = {file: kind_of(yaml.safe_load(text)) for file, text in texts.items()}
-    tested = {(kinds[file], field) for file, field, *_ in BROKEN["ranges"]}
-    for kind, limits in ranges.RANGES.items():
-        for one in limits:
-            probe = one.place[0] in ranges.PROBES  # (their numbers are the same; each name is tested once)
-            names = [(kind, ".".join(map(str, one.place)))]
-            if probe:
-                names = [
-                    (other, f"{name}.{one.place[1]}") for other in ONLINE_DEPLOYMENTS for name in ranges.PROBES
-                ]
-            elif kind is Kind.KUBERNETES_DEPLOYMENT:
-                names.append((Kind.MANAGED_DEPLOYMENT, names[0][1]))
-            assert tested & set(names), names
 
 
 def test_every_rule_can_be_broken() -> None:
