@@ -112,36 +112,40 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def complaints(kind: str, path: Path) -> Iterator[Complaint]:
+def complaints(kind: str, path: Path) -> list[Complaint]:
     """What its own loader says of a file of a kind, by the name of its `$schema`.
 
     Raises:
         SetupError: azure-ai-ml is not there.
     """
-    try:
-        with _quiet():
-            from marshmallow import ValidationError
-
-            load, schema_of = _loaders()[kind]
-    except ImportError:
-        raise SetupError(_NOT_INSTALLED) from None
     with _quiet():
-        schema = schema_of(context={"base_path": path.parent})
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        own = given.get("type", _DEFAULT_TYPE)
         try:
-            if _TYPES.get(kind, own) != own:  # the loader would read it as another kind
-                yield from _complaints(_validated(schema, {**given, "type": _TYPES[kind]}), schema)
-            else:
-                load(source=path)
-        except ValidationError as error:
-            said = getattr(
-                error.__cause__, "messages", None
-            )  # (not there of a job's: its loader keeps a text alone)
-            said = said if isinstance(said, dict) else _validated(schema, given)
-            yield from _complaints(said or {"_schema": [str(error)]}, schema)
-        except Exception as error:  # (files of other shapes: it has no error of its own for most of them)
-            yield Complaint((), f"{type(error).__name__}: {error}")
+            load, schema_of = _loaders()[kind]
+        except ImportError as error:
+            raise SetupError(f"{_NOT_INSTALLED} ({error})") from error
+    with _quiet():  # (again: while it is imported it makes its log talk)
+        schema = schema_of(context={"base_path": path.parent})
+        try:
+            return list(_complaints(_said(kind, path, load, schema), schema))
+        except Exception as error:  # (for files of other shapes it has no error of its own)
+            return [Complaint((), f"{type(error).__name__}: {error}")]
+
+
+def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
+    """By field; nothing where the file is taken."""
+    from marshmallow import ValidationError
+
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    own = given.get("type", _DEFAULT_TYPE)
+    if _TYPES.get(kind, own) != own:  # the loader would read it as another kind
+        return _validated(schema, {**given, "type": _TYPES[kind]})
+    try:
+        load(source=path)
+    except ValidationError as error:
+        said = getattr(error.__cause__, "messages", None)
+        # Of a job its loader keeps a text alone, so its schema is asked again.
+        return said if isinstance(said, dict) else _validated(schema, given) or {"_schema": [str(error)]}
+    return {}
 
 
 _DEFAULT_TYPE: Final = "managed"

@@ -28,12 +28,13 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     serving = Serving.of(spec, tree)
     yield from _output(spec, serving)
     yield from _failures(spec)
-    yield from _gpus(spec, serving, tree)
+    if serving.ours:
+        yield from _gpus(spec, serving, tree)
     yield from _instances(spec, tree)
 
 
 def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    action, name = spec.text(*_ACTION) or "append_row", spec.at(*_FILE)
+    action, name = spec.text(*_ACTION).lower() or "append_row", spec.at(*_FILE)
     if action == "summary_only" and name is not None:
         yield spec.find(
             Rule.OUTPUT,
@@ -43,7 +44,7 @@ def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
     elif isinstance(name, str) and ("/" in name or "\\" in name or name in {"", ".", ".."}):
         yield spec.find(Rule.OUTPUT, _FILE, f"must be a file's name without a folder, not {shown(name)}.")
     ours = serving.settings.batch_output
-    if ours != action and action in {"append_row", "summary_only"}:
+    if serving.ours and ours != action and action in {"append_row", "summary_only"}:
         place = (*serving.place, "LLAMA_BATCH_OUTPUT")
         yield spec.find(
             Rule.OUTPUT, place,

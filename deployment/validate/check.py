@@ -15,6 +15,7 @@ from deployment.validate import (
     disk,
     endpoints,
     jobs,
+    kubernetes,
     machines,
     names,
     online,
@@ -34,7 +35,8 @@ from llama_serving.errors import SetupError
 
 RULES: Final[tuple[Callable[[Spec, Tree], Iterator[Finding]], ...]] = (
     shapes.rules, ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, machines.rules, online.rules,
-    batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, autoscale.rules,
+    batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, kubernetes.rules,
+    autoscale.rules,
 )  # fmt: skip
 _NOT_AZURES: Final = ("conda", "docker-compose", "compose")
 """YAML that lies beside Azure's and has no $schema."""
@@ -119,7 +121,12 @@ def _of_spec(spec: Spec, tree: Tree, *, loads: bool) -> Iterable[Finding]:
     said = {finding.field for finding in ours}
     shaped = all(finding.rule is not Rule.SHAPE for finding in ours)
     azures = azure_says.findings(spec) if loads and shaped else ()
-    return [*ours, *(finding for finding in azures if finding.field not in said)]
+    return [*ours, *(finding for finding in azures if not any(_within(field, finding.field) for field in said))]
+
+
+def _within(field: str, other: str) -> bool:
+    """Whether it is the other one, or in it."""
+    return field == other or (other != "" and field.startswith((f"{other}.", f"{other}[")))
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

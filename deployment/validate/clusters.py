@@ -23,7 +23,7 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             ("min_instances",),
             f"keeps {least} machines that are paid for, also where nothing runs. Set 0.",
         )
-    if spec.at("tier") == "low_priority":
+    if spec.text("tier").lower() == "low_priority":
         yield spec.find(
             Rule.PREEMPTION, ("tier",),
             "lets Azure take the machines away at any time; what is done is kept, the rest begins anew. Set "

@@ -49,6 +49,7 @@ class Rule(StrEnum):
     PATIENCE = "patience"
     KEPT_PROMPTS = "kept-prompts"
     SCALE = "scale"
+    RESOURCES = "resources"
     # machines
     SIZE = "size"
     RETIRED = "retired"

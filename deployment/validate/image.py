@@ -10,7 +10,7 @@ from typing import Final
 from deployment.validate.tree import Spec
 
 _PORTS: Final = re.compile(
-    r"^EXPOSE\s+(\d+)|--(?:port|bind)[= ](?:\S*:)?(\d+)|\"--port\",\s*\"(\d+)\"", re.MULTILINE
+    r"""^EXPOSE\s+(\d+) | --(?:port|bind)["']?[=,\s]\s*["']?(?:[^"'\s:]*:)?(\d+)""", re.MULTILINE | re.VERBOSE
 )
 
 

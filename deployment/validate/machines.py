@@ -14,6 +14,7 @@ from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.ranges import shown
 from deployment.validate.references import asset, cluster, elsewhere
+from deployment.validate.scripts import is_ours
 from deployment.validate.serving import Serving, variant_name
 from deployment.validate.tree import Spec, Tree
 
@@ -24,7 +25,7 @@ _OFFER: Final = {
     Kind.COMPUTE: Offer.BATCH,
 }
 _PRECISION: Final = {"bfloat16": Precision.BF16, "float16": Precision.FP16}
-_GENERAL: Final = re.compile(r"Standard_[DEF]\d+[a-z]*(?:_v\d+)?", re.IGNORECASE)
+_GENERAL: Final = re.compile(r"Standard_[DEF]S?\d+[a-z]*(?:_v\d+)?", re.IGNORECASE)
 """Families without a GPU: good for jobs, and for no model of 7B."""
 
 
@@ -92,8 +93,8 @@ def _offered(offer: Offer) -> list[str]:
 def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
     if spec.kind is Kind.KUBERNETES_DEPLOYMENT and not name.startswith("Standard_"):
         return  # the name of an instance type of that cluster
-    if spec.kind is Kind.COMPUTE and _GENERAL.fullmatch(name):
-        return  # a job may run there; a deployment that names it is asked for a GPU
+    if _GENERAL.fullmatch(name) and not is_ours(spec):
+        return  # a job may run on such a cluster, or another's code; ours is asked for a GPU
     alive = [sku.name for sku in sizes().values() if sku.retired is None]
     close = get_close_matches(name, alive, n=3, cutoff=0.6)
     nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."
@@ -106,7 +107,8 @@ def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
 def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Whether it can be said which model is deployed; without that, nothing can be said of memory and probes."""
     value = spec.at("model")
-    if not isinstance(value, str | dict) or Serving.of(spec, tree).variant is not None:
+    serving = Serving.of(spec, tree)
+    if not isinstance(value, str | dict) or not serving.ours or serving.variant is not None:
         return
     if isinstance(value, str) and asset(value, Kind.MODEL, tree) is None and not elsewhere(value, Kind.MODEL):
         return  # (said already: it is no reference, or no file describes it)

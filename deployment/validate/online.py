@@ -29,9 +29,10 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     if spec.kind not in ONLINE_DEPLOYMENTS:
         return
     serving = Serving.of(spec, tree)
-    yield from _deadline(spec, serving)
-    yield from _places(spec, serving)
-    yield from _process(spec, serving)
+    if serving.ours:
+        yield from _deadline(spec, serving)
+        yield from _places(spec, serving)
+        yield from _process(spec, serving)
     yield from _patience(spec, serving)
     yield from _kept(spec, serving)
     yield from _scale(spec)

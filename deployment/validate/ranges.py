@@ -42,6 +42,12 @@ class Choice:
     allowed: tuple[str, ...]
     rule: Rule = Rule.CHOICE
     advice: str = ""
+    exact: bool = True
+
+    def takes(self, value: Any) -> bool:
+        """Whether it is allowed; Azure's client takes some in any case."""
+        same = value if self.exact or not isinstance(value, str) else value.lower()
+        return same in self.allowed
 
 
 def _online(longest_ms: int) -> tuple[Range, ...]:
@@ -110,7 +116,7 @@ CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
             ("scale_settings", "type"), ("default",), Rule.SCALE,
             "A managed deployment has no other: autoscale is an Azure Monitor object of its own.",
         ),
-        Choice(("egress_public_network_access",), ("enabled", "disabled")),
+        Choice(("egress_public_network_access",), ("enabled", "disabled"), exact=False),
     ),
     Kind.KUBERNETES_DEPLOYMENT: (
         _KUBERNETES,
@@ -119,20 +125,20 @@ CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
     Kind.BATCH_DEPLOYMENT: (
         _MODEL_ONLY,
         Choice(("settings", "logging_level"), ("debug", "info", "warning")),
-        Choice(("settings", "output_action"), ("append_row", "summary_only")),
+        Choice(("settings", "output_action"), ("append_row", "summary_only"), exact=False),
     ),
     Kind.MANAGED_ENDPOINT: (
-        Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),
-        Choice(("public_network_access",), ("enabled", "disabled")),
+        Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH, exact=False),
+        Choice(("public_network_access",), ("enabled", "disabled"), exact=False),
     ),
-    Kind.KUBERNETES_ENDPOINT: (Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),),
+    Kind.KUBERNETES_ENDPOINT: (Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH, exact=False),),
     Kind.BATCH_ENDPOINT: (
         Choice(("auth_mode",), ("aad_token",), Rule.AUTH, "Batch endpoints know no keys."),
     ),
-    Kind.MODEL: (Choice(("type",), ("custom_model", "mlflow_model", "triton_model")),),
-    Kind.DATA: (Choice(("type",), ("uri_file", "uri_folder", "mltable")),),
+    Kind.MODEL: (Choice(("type",), ("custom_model", "mlflow_model", "triton_model"), exact=False),),
+    Kind.DATA: (Choice(("type",), ("uri_file", "uri_folder", "mltable"), exact=False),),
     Kind.COMMAND_JOB: (_COMMAND,),
-    Kind.COMPUTE: (_CLUSTER, Choice(("tier",), ("dedicated", "low_priority")),),
+    Kind.COMPUTE: (_CLUSTER, Choice(("tier",), ("dedicated", "low_priority"), exact=False),),
 }  # fmt: skip
 
 
@@ -148,7 +154,7 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             )
     for choice in CHOICES.get(spec.kind, ()):
         value = spec.at(*choice.place)
-        if value in choice.allowed or (value is None and choice not in REQUIRED):
+        if choice.takes(value) or (value is None and choice not in REQUIRED):
             continue
         allowed = (
             " or ".join(choice.allowed) if len(choice.allowed) < 3 else f"one of {', '.join(choice.allowed)}"

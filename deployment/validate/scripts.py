@@ -38,6 +38,20 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
         yield from _files(spec, spec.path.parent / code, script)
 
 
+def is_ours(spec: Spec) -> bool:
+    """Whether a deployment runs our code; one whose script can't be read is taken for ours."""
+    code, script = spec.text(*_CODE), spec.text(*_SCRIPT)
+    if not code or not script:
+        return False
+    path = spec.path.parent / code / script
+    if not disk.is_file(path):
+        return True
+    try:
+        return bool({_ONLINE, _BATCH} & set(_imported(ast.parse(path.read_bytes()))))
+    except (SyntaxError, ValueError):
+        return True
+
+
 def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
     if not disk.is_dir(folder):
         yield spec.find(Rule.CODE, _CODE, f"must be a folder; {folder} is none. The path begins at this file.")

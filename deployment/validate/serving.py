@@ -12,6 +12,7 @@ from deployment.validate.image import Image
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
 from deployment.validate.references import asset
+from deployment.validate.scripts import is_ours
 from deployment.validate.tree import Spec, Tree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError
@@ -30,6 +31,7 @@ class Serving:
         place: of its variables in the file.
         variables: the image's, under its own.
         image_known: whether those of the image are among them.
+        ours: whether it is our code that runs.
         settings: what our code reads out of them; the defaults where they can't be used.
         variant: the model, if it is known.
     """
@@ -37,6 +39,7 @@ class Serving:
     place: Place
     variables: Mapping[str, str]
     image_known: bool
+    ours: bool
     settings: Settings
     variant: ModelVariant | None
 
@@ -48,7 +51,8 @@ class Serving:
         image = Image.built_by(environment) if environment else None
         own = {name: value for name, value in spec.mapping(*place).items() if isinstance(value, str)}
         variables = {**(image.variables if image else {}), **own}
-        return cls(place, variables, image is not None, _settings(variables), variant_of(spec, tree))
+        ours = is_ours(spec) or any(name.startswith(OURS) for name in own)
+        return cls(place, variables, image is not None, ours, _settings(variables), variant_of(spec, tree))
 
     @property
     def inside(self) -> int:

@@ -52,7 +52,7 @@ def _variable(spec: Spec, place: Place, name: str, value: Any) -> Iterator[Findi
 def _ours(spec: Spec, place: Place, name: str, value: str) -> Iterator[Finding]:
     if name not in KNOWN:
         try:
-            Settings.from_environment({name: value or "1"})
+            Settings.from_environment({name: value})
             said = "is not a setting."
         except SetupError as error:
             said = f"is not a setting: {error}"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from deployment import skus
+from deployment import azure, skus
 from deployment.cli import main
 from deployment.skus import Offer
 from deployment.validate.check import RULES, check
@@ -260,6 +261,14 @@ def test_usage_ends_with_2(arguments: tuple[str, ...], says: str) -> None:
     done = run(*arguments)
     assert done.exit_code == 2
     assert says in done.output
+
+
+def test_without_azures_client_it_ends_with_2(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "azure.ai", None)
+    azure._loaders.cache_clear()
+    done = run(tree / BROKEN["files"]["endpoint"])
+    assert done.exit_code == 2
+    assert "pip install 'llama-endpoints[azure]'" in done.output
 
 
 def test_a_folder_without_files_ends_with_2(tmp_path: Path) -> None:
