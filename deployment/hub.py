@@ -80,10 +80,8 @@ class Hub:
             with self._errors(repo, revision):
                 info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_API_TIMEOUT_S)
         except BrokenOff as error:
-            if isinstance(
-                error.__cause__, httpx2.ConnectError
-            ):  # (with nothing begun, waiting is not worth it)
-                self._unreachable(error.__cause__)
+            if isinstance(error.__cause__, httpx2.ConnectError):
+                self._unreachable(error.__cause__)  # nothing has begun, so it is said at once
             raise
         except (ValueError, TypeError, KeyError) as error:
             raise SetupError(f"{self.address} does not answer as a hub does. Check HF_ENDPOINT.") from error
