@@ -79,7 +79,7 @@ def batch(  # noqa: PLR0913  (the options of a command)
     *, model: str, inputs: "Sequence[str]", output: Path, parameters: str, max_errors: str | None, overwrite: bool,
     dry_run: bool, deployment: Path | None, **flags: str | None,
 ) -> None:  # fmt: skip
-    r"""Score files of rows: one record for each row, in order, none lost and none twice.
+    """Score files of rows: one record for each row, in order, none lost and none twice.
 
     \b
     A row is any of {"input_string"}, {"prompt"}, {"messages"}, {"prefix", "suffix"}, with
@@ -90,7 +90,7 @@ def batch(  # noqa: PLR0913  (the options of a command)
     same command goes on where it ended. Exit codes: 0 done, whatever rows failed; 1 too many
     failed, or the model stopped; 2 it can't begin or go on (files, disk, settings);
     128 + signal where one ended it.
-    """
+    """  # noqa: D301  (click reads the backspace character as "do not wrap")
     if deployment is not None:
         from deployment.azure_command import as_azure, job_of
 

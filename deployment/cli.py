@@ -265,14 +265,14 @@ def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str
 def serve(
     *, model: str, host: str, port: int, open_to_all: bool, strict_model: bool, **flags: str | None
 ) -> None:
-    r"""Serve a model: Azure's, MLflow's and OpenAI's protocols on one port.
+    """Serve a model: Azure's, MLflow's and OpenAI's protocols on one port.
 
     \b
     Paths: /score, /invocations, /v1/completions, /v1/chat/completions, /v1/models,
     /health/live, /health/ready, /ping, /version, /metrics, /openapi.json.
     Keys:  LLAMA_API_KEYS or LLAMA_API_KEYS_FILE; without one it listens on this machine alone.
     End:   SIGTERM or Ctrl-C finishes what is inside; a second one refuses it.
-    """
+    """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from llama_serving.server.app import Options
     from llama_serving.server.run import Binding, log_as_json
     from llama_serving.server.run import serve as run

@@ -70,7 +70,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
     *, model: str, context: int | None, concurrency: int, dtype: str, engine: str, sku: str | None, offer: str, cloud: str,
     instances: int, region: str | None, prices_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    r"""Choose the smallest machine that holds a model, and show the arithmetic.
+    """Choose the smallest machine that holds a model, and show the arithmetic.
 
     Nothing is asked of Azure (but prices, with --prices), and nothing is bought. Exit code 1 where nothing fits.
 
@@ -79,7 +79,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
       llama-endpoints plan --model codellama/CodeLlama-7b-hf
       llama-endpoints plan --model codellama/CodeLlama-70b-Instruct-hf --concurrency 16 --json
       llama-endpoints plan --model meta-llama/Llama-2-13b-hf --context 2048 --sku p3.2xlarge --cloud aws
-    """
+    """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from deployment import plan_text
     from deployment.checkpoint import variant_of
     from deployment.planner import Wanted, to_dict

@@ -74,14 +74,14 @@ def render(  # noqa: PLR0913  (one argument an option)
     *, output: Path, check: bool, models: tuple[str, ...], context: int | None, dtype: str, sku: str | None, instances: int,
     public: str, identity: str | None, registry: str | None, local: bool, **names: str,
 ) -> None:  # fmt: skip
-    r"""Write what Azure ML is told: endpoints, a deployment for each model, clusters, models, data.
+    """Write what Azure ML is told: endpoints, a deployment for each model, clusters, models, data.
 
     \b
     Examples:
       llama-endpoints render                      # all 18 models, into ./yaml
       llama-endpoints render --check              # in CI: is what is committed what would be written?
       llama-endpoints render --model codellama/CodeLlama-7b-hf --context 4096 --endpoint my-code --output ~/deploy
-    """
+    """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from deployment.checkpoint import variant_of
     from deployment.render import MODELS, Choice, differences, files, write
     from deployment.sizing import Precision

@@ -1,6 +1,8 @@
 """The job that fetches and packages a model in Azure: its file, its image, and what of this folder is uploaded for it."""
 
 import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,16 @@ import yaml
 
 from llama_serving.catalog import CATALOG
 from llama_serving.pyfunc import REQUIREMENTS
-from tests.unit import test_azure_specs as specs
 from tests.unit.test_architecture import imported
+from tests.unit.test_azure_specs import spec
+from tests.unit.test_images import normal, requirements
 
 # azure-ai-ml is written for marshmallow 3, which warns at every schema that 4 is near.
 pytestmark = pytest.mark.filterwarnings("ignore::marshmallow.warnings.Marshmallow4Warning")
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB = ROOT / specs.JOB
+NAME = "yaml/package/job.yml"
+JOB = ROOT / NAME
 DISKS = {"Standard_D8ds_v5": 300 * 2**30}
 """Bytes of the local disk of a size (Azure's page of the Ddsv5 series)."""
 
@@ -34,7 +38,7 @@ def test_azure_loads_it(job: Any) -> None:
     assert job.outputs["model"].type == "mlflow_model"
     assert (job.outputs["model"].mode, job.outputs["model"].name) == ("upload", "codellama-7b-hf")
     assert job.identity.type == "managed_identity"
-    assert specs.spec(specs.JOB)["inputs"]["variant"] in CATALOG
+    assert spec(NAME)["inputs"]["variant"] in CATALOG
 
 
 def test_every_placeholder_is_there(job: Any) -> None:
@@ -43,18 +47,18 @@ def test_every_placeholder_is_there(job: Any) -> None:
 
 
 def test_environment_and_compute_are_ours(job: Any) -> None:
-    made = specs.spec("environments/package/environment.yml")
+    made = spec("environments/package/environment.yml")
     assert job.environment == f"{made['name']}:{made['version']}"
-    assert job.compute == specs.spec("yaml/package/compute.yml")["name"]
+    assert job.compute == spec("yaml/package/compute.yml")["name"]
 
 
 def test_the_models_name_is_the_one_that_deployments_name(job: Any) -> None:
-    assert job.outputs["model"].name == specs.spec("yaml/models/codellama-7b-hf.yml")["name"]
+    assert job.outputs["model"].name == spec("yaml/models/codellama-7b-hf.yml")["name"]
 
 
 def test_the_disk_holds_the_largest_model_twice() -> None:
     largest = max(row.shape.weight_bytes() for row in CATALOG.values())
-    assert DISKS[specs.spec("yaml/package/compute.yml")["size"]] > 2 * largest
+    assert DISKS[spec("yaml/package/compute.yml")["size"]] > 2 * largest
 
 
 def test_no_token_is_in_the_file() -> None:
@@ -94,25 +98,25 @@ def test_the_image_has_what_the_commands_import() -> None:
     ):
         modules |= set(imported((ROOT / "deployment" / f"{part}.py").read_text("utf-8")))
     outside = {name.partition(".")[0] for name in modules} - {"deployment", "llama_serving"}
-    known = specs.requirements("package")
-    providers = specs.packages_distributions()
+    known = requirements("package")
+    providers = packages_distributions()
     assert {"click", "tqdm", "huggingface_hub", "httpx2", "safetensors"} <= outside
     assert not {
         name
-        for name in outside - specs.sys.stdlib_module_names
-        if not {specs.normal(one) for one in providers[name]} & known.keys()
+        for name in outside - sys.stdlib_module_names
+        if not {normal(one) for one in providers[name]} & known.keys()
     }
 
 
 def test_the_image_has_what_a_packaged_model_records() -> None:
     """`package` writes down the versions that are installed where it runs."""
-    assert {specs.normal(name) for name in REQUIREMENTS} <= specs.requirements("package").keys()
+    assert {normal(name) for name in REQUIREMENTS} <= requirements("package").keys()
 
 
 def test_the_image_has_the_versions_that_the_tests_run_with() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    tested = {specs.normal(name): version for name, _, version in (line.partition("==") for line in lines)}
+    tested = {normal(name): version for name, _, version in (line.partition("==") for line in lines)}
     unfrozen = {"setuptools"}  # torch's; pip freeze leaves it out
-    assert {name: tested.get(name) for name in specs.requirements("package") if name not in unfrozen} == {
-        name: version for name, version in specs.requirements("package").items() if name not in unfrozen
+    assert {name: tested.get(name) for name in requirements("package") if name not in unfrozen} == {
+        name: version for name, version in requirements("package").items() if name not in unfrozen
     }
