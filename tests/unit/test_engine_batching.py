@@ -27,6 +27,7 @@ from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.backends.base import BackendLostError, Rows
 from llama_serving.engine.batching.backends.portable import Portable
+from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.engine.batching.start import start
 from llama_serving.engine.pipeline import PipelineEngine
@@ -48,7 +49,8 @@ class Watched(Portable):
     """The portable backend with a hook before each pass, and a record of what went through it."""
 
     def __init__(self, folder: Path, blocks: int, *, dtype: str = "float32") -> None:
-        super().__init__(folder, dtype=dtype, num_blocks=lambda _: blocks + 1)
+        config, weights = LlamaConfig.read(folder), Weights(folder)
+        super().__init__(config, weights, dtype=dtype, num_blocks=lambda _: blocks + 1)
         self.before: Callable[[Sequence[Rows]], None] = lambda batch: None
         self.passes: list[list[int]] = []
         self.threads: set[int] = set()

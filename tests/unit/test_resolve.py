@@ -67,4 +67,4 @@ def test_names_are_compared_as_indexes_do() -> None:
 
 
 def test_all_images_are_found() -> None:
-    assert resolve.images() == ["batch", "online", "vllm"]
+    assert resolve.images() == ["batch", "online", "package", "vllm"]
