@@ -14,6 +14,7 @@ import click
 
 from deployment.batch_command import batch
 from deployment.fetch_command import fetch
+from deployment.models_command import models
 from deployment.plan_command import plan
 from deployment.render_command import render
 from deployment.validate_command import validate
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from llama_serving.model_files import ModelFiles
     from llama_serving.settings import Settings
 
-_GIB: Final = 1 << 30
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
@@ -64,37 +64,6 @@ def main() -> None:
 
     Settings come from the environment (LLAMA_CONTEXT, LLAMA_DTYPE, LLAMA_THREADS, …); README.md lists them.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with sources.")
-def models(*, as_json: bool) -> None:
-    """List the models of the catalog."""
-    from deployment.tables import table
-    from llama_serving.catalog import CATALOG
-
-    if as_json:
-        for row in CATALOG.values():
-            click.echo(json.dumps(row.to_dict(), ensure_ascii=False))
-        return
-    header = ("NAME", "PARAMETERS", "BF16 GiB", "CONTEXT", "UP TO", "DIALOG", "INFILL", "TEMPERATURE", "TOP_P")
-    click.echo(
-        table([header, *(_model_line(row) for row in CATALOG.values())], left=("NAME", "DIALOG", "INFILL"))
-    )
-
-
-def _model_line(row: "ModelVariant") -> tuple[str, ...]:
-    return (
-        row.name,
-        f"{row.shape.parameters:,}",
-        f"{row.shape.weight_bytes() / _GIB:.2f}",
-        f"{row.trained_positions.value:,}",
-        f"{row.max_context.value:,}",
-        row.dialog or "-",
-        "yes" if row.infill.value else "-",
-        f"{row.temperature:g}",
-        f"{row.top_p:g}",
-    )
 
 
 _Command = Callable[..., None]
@@ -416,6 +385,7 @@ def _refuse(error: ServingError) -> NoReturn:
 
 
 main.add_command(batch)
+main.add_command(models)
 main.add_command(plan)
 main.add_command(render)
 main.add_command(fetch)

@@ -106,18 +106,20 @@ A100, H100 = "Standard_NC24ads_A100_v4", "Standard_NC40ads_H100_v5"
 PAGES = (
     [
         item(A100, 9.0),
-        item(A100, 5.0, productName="Virtual Machines Series Windows"),
-        item(A100, 5.0, productName="Virtual Machines Srs Win"),
-        item(A100, 1.0, skuName="NC24ads A100 v4 Spot"),
-        item(A100, 1.0, meterName="NC24ads A100 v4 Low Priority"),
-        item(A100, 2.0, type="DevTestConsumption"),
+        item(A100, 15.0, productName="Virtual Machines Series Windows"),
+        item(A100, 15.0, productName="Virtual Machines Srs Win"),
+        item(A100, 15.0, productName="Virtual Machines Series DedicatedHost"),
+        item(A100, 15.0, unitOfMeasure="1 Month"),
+        item(A100, 15.0, skuName="NC24ads A100 v4 Spot"),
+        item(A100, 15.0, meterName="NC24ads A100 v4 Low Priority"),
+        item(A100, 15.0, type="DevTestConsumption"),
         item(A100, 4.0, effectiveStartDate="2020-01-01T00:00:00Z"),
         item(A100, 0.5, effectiveStartDate="2999-01-01T00:00:00Z"),
         item(A100, 0.0),
     ],
     [item(H100, 7.0), item("Standard_ND96isr_H100_v5", 80.0, productName="Virtual Machines Series Linux")],
 )
-"""What Azure's list has beside the price of a Linux machine that is paid as it goes."""
+"""What Azure's list has beside the price of a Linux machine that is paid as it goes. (Of several such the highest would be taken.)"""
 
 
 @contextmanager

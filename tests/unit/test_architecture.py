@@ -75,6 +75,7 @@ HEAVY = (
 )
 IMPURE = (
     "llama_serving.engine.pipeline",
+    "llama_serving.engine.batching.backends.linear",
     "llama_serving.engine.batching.backends.portable",
     "llama_serving.engine.batching.engine",
     "llama_serving.engine.batching.sampler",

@@ -213,6 +213,18 @@ def test_v100_and_t4_have_no_bf16_and_v100_is_not_chosen() -> None:
     assert plan(Wanted(CODE_7B, Workload(512), Precision.FP16, offer=Offer.BATCH)).quota_cores == 4
 
 
+def test_a_retired_machine_is_not_chosen_though_it_is_the_smallest() -> None:
+    wanted = Wanted(CODE_7B, Workload(512), Precision.FP16)
+    found = plan(wanted, skus=[SKUS["Standard_NC6s_v3"], A100])
+    assert (chosen(found).sku, found.alternatives[0].sku.name, found.alternatives[0].fits) == (
+        A100,
+        "Standard_NC6s_v3",
+        True,
+    )
+    asked = plan(replace(wanted, sku=SKUS["Standard_NC6s_v3"]))
+    assert (chosen(asked).sku.name, asked.fits) == ("Standard_NC6s_v3", True)
+
+
 def test_h200_is_not_offered_for_managed_endpoints() -> None:
     workload = Workload(100_000, 2)
     assert chosen(plan(Wanted(CODE_70B, workload, offer=Offer.BATCH))).sku.is_offered(Offer.BATCH)

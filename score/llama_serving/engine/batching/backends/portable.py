@@ -7,27 +7,22 @@ the same in any company. Attention sees each generating row by itself, and in fl
 fixed size.
 """
 
-import functools
-import logging
 import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.base import Rows
+from llama_serving.engine.batching.backends.linear import Linear
 from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors, Weights
 
-_log = logging.getLogger(__name__)
-
 BLOCK_TOKENS: Final = 16
-ROWS: Final = 16
-"""Rows that a linear sees at a time in float32."""
 EXACT: Final = 512
 """Tokens that float32 attention looks at, in multiples. Measured on torch 2.13: with grouped heads a row's last bits
 depend on the length of the keys, filled up to multiples of 16 or 64; of 256 and 512 they don't."""
@@ -116,7 +111,7 @@ class Portable:
         norm = weights.tensor("model.norm.weight", (config.hidden,))
         self._norm = norm.to(dtype, copy=True)
         head = self._embedding if config.tied else weights.tensor("lm_head.weight", table).to(dtype)
-        self._head = _Linear(head)
+        self._head = Linear(head)
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         self._frequencies = 1.0 / (config.rope_theta**half)
 
@@ -282,8 +277,8 @@ class _Layer:
             for part, shape in zip(names, shapes, strict=True)
         )
         self._before, self._between = before.clone(), between.clone()
-        self._qkv, self._o = _Linear(torch.cat([q, k, v])), _Linear(o)
-        self._gate, self._up, self._down = _Linear(gate), _Linear(up), _Linear(down)
+        self._qkv, self._o = Linear(torch.cat([q, k, v])), Linear(o)
+        self._gate, self._up, self._down = Linear(gate), Linear(up), Linear(down)
 
     def forward(self, x: Tensor, plan: _Plan, keys: Tensor, values: Tensor, room: "_Room") -> Tensor:
         """(rows, hidden) -> (rows, hidden); keys and values of the rows are written to the cache."""
@@ -379,71 +374,3 @@ def _attend(q: Tensor, part: _Part, k: Tensor, v: Tensor) -> Tensor:
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask)
     mixed = mixed.view(tiles, kv_heads, group, part.tile, size).permute(0, 3, 1, 2, 4)
     return mixed.reshape(tiles * part.tile, heads * size)[:rows]
-
-
-def _reorder(weight: Tensor, rows: int) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)  # noqa: SLF001  (as torch's compiler does)
-    return packed
-
-
-@functools.cache
-def packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes this dtype here: bf16 needs AVX-512 or better, and not every build of torch has it."""
-    try:
-        one = torch.ones(32, 32, dtype=dtype)
-        _pointwise()(one, _reorder(one, ROWS), None, "none", [], "")
-    except (RuntimeError, AttributeError) as error:
-        _log.warning("linears are not reordered for oneDNN, which costs speed: %s", error)
-        return False
-    return True
-
-
-def _pointwise() -> Any:
-    return torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
-
-
-def _plain(y: Tensor, other: Tensor | None, how: str, *, silu: bool) -> Tensor:
-    y = F.silu(y) if silu else y
-    if other is None:
-        return y
-    return y + other if how == "add" else y * other
-
-
-class _Linear:
-    """y = x · Wᵀ, with what follows it in the same pass over y. Where oneDNN takes them, the weights given are not kept."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._exact = weight.dtype == torch.float32
-        self._packed = packs(weight.dtype)
-        self._weight = _reorder(weight.contiguous(), ROWS) if self._packed else weight.contiguous().clone()
-
-    def __call__(
-        self, x: Tensor, *, plus: Tensor | None = None, times: Tensor | None = None, silu: bool = False
-    ) -> Tensor:
-        """(rows, inputs) -> (rows, outputs), plus or times another (rows, outputs), or through SiLU."""
-        other, how = (plus, "add") if plus is not None else (times, "mul")
-
-        def product(x: Tensor, other: Tensor | None) -> Tensor:
-            if not self._packed:
-                return _plain(F.linear(x, self._weight), other, how, silu=silu)
-            if other is not None:
-                y: Tensor = _pointwise().binary(x, other, self._weight, None, how)
-            else:
-                y = _pointwise()(x, self._weight, None, "swish" if silu else "none", [], "")
-            return y
-
-        if not self._exact:
-            return product(x, other)
-        return _in_blocks(product, x, other)
-
-
-def _in_blocks(product: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, other: Tensor | None) -> Tensor:
-    """The product, `ROWS` rows at a time; the last rows are filled up."""
-    rows = len(x)
-    missing = -rows % ROWS
-    if missing:
-        x = F.pad(x, (0, 0, 0, missing))
-        other = None if other is None else F.pad(other, (0, 0, 0, missing))
-    others = [None] * (len(x) // ROWS) if other is None else torch.split(other, ROWS)
-    results = [product(part, o) for part, o in zip(torch.split(x, ROWS), others, strict=True)]
-    return (results[0] if len(results) == 1 else torch.cat(results))[:rows]

@@ -1,0 +1,42 @@
+"""`llama-endpoints models`: the catalog."""
+
+import json
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from llama_serving.catalog import ModelVariant
+
+_GIB: Final = 1 << 30
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with sources.")
+def models(*, as_json: bool) -> None:
+    """List the models of the catalog."""
+    from deployment.tables import table
+    from llama_serving.catalog import CATALOG
+
+    if as_json:
+        for row in CATALOG.values():
+            click.echo(json.dumps(row.to_dict(), ensure_ascii=False))
+        return
+    header = ("NAME", "PARAMETERS", "BF16 GiB", "CONTEXT", "UP TO", "DIALOG", "INFILL", "TEMPERATURE", "TOP_P")
+    click.echo(
+        table([header, *(_model_line(row) for row in CATALOG.values())], left=("NAME", "DIALOG", "INFILL"))
+    )
+
+
+def _model_line(row: "ModelVariant") -> tuple[str, ...]:
+    return (
+        row.name,
+        f"{row.shape.parameters:,}",
+        f"{row.shape.weight_bytes() / _GIB:.2f}",
+        f"{row.trained_positions.value:,}",
+        f"{row.max_context.value:,}",
+        row.dialog or "-",
+        "yes" if row.infill.value else "-",
+        f"{row.temperature:g}",
+        f"{row.top_p:g}",
+    )
