@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from deployment.planner import REQUEST_S, SLOW_COPY_BYTES_S, Plan
-from deployment.sizing import Runner
+from deployment.sizing import Precision, Runner
 from deployment.skus import Sku
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
@@ -25,6 +25,7 @@ BATCH: Final = "azureml:llama-batch:1"
 KUBERNETES_REQUEST_S: Final = 148
 """Azure's extension makes a probe's timeout of the request's, and was seen to refuse 180 s (azure-sdk-for-python#33660)."""
 
+_DTYPES: Final = {Precision.BF16: "bfloat16", Precision.FP16: "float16"}
 _ROUTES: Final = {
     "liveness_route": {"path": "/", "port": 5001},
     "readiness_route": {"path": "/", "port": 5001},
@@ -99,6 +100,13 @@ def admitted(plan: Plan) -> int:
     running = 1 if plan.chosen.placement.runner is Runner.PIPELINE else plan.wanted.workload.concurrency
     in_time = math.floor(REQUEST_S * plan.chosen.speed.all / ANSWER_TOKENS)
     return max(2, 2 * (min(running + MOST_WAITING, max(running + 1, in_time)) // 2))
+
+
+def engine_of(plan: Plan) -> dict[str, str]:
+    """The settings of the engine. The context is said where it is not the one that the model was trained on."""
+    context, variant = plan.wanted.workload.context, plan.wanted.variant
+    said = {} if context == variant.trained_positions.value else {"LLAMA_CONTEXT": str(context)}
+    return {"LLAMA_ENGINE": "pipeline", "LLAMA_DTYPE": _DTYPES[plan.wanted.precision], **said}
 
 
 def patience_s(plan: Plan) -> int:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from deployment.planner import Plan
 from deployment.skus import Sku
-from deployment.specs import BATCH, SCHEMAS, Site, Spec, compute_name, deployable, model_of, slug
+from deployment.specs import BATCH, SCHEMAS, Site, Spec, compute_name, deployable, engine_of, model_of, slug
 
 DAY_S: Final = 86_400
 
@@ -66,11 +66,7 @@ def deployment(plan: Plan, site: Site) -> Spec:
         "retry_settings": {"timeout": DAY_S, "max_retries": 2},
         "error_threshold": 0,
         "logging_level": "info",
-        "environment_variables": {
-            "LLAMA_ENGINE": "pipeline",
-            "LLAMA_DTYPE": {"bf16": "bfloat16", "fp16": "float16"}[plan.wanted.precision],
-            "LLAMA_CONTEXT": str(plan.wanted.workload.context),
-        },
+        "environment_variables": engine_of(plan),
     }
     values: dict[str, Any] = {
         "$schema": f"{SCHEMAS}/modelBatchDeployment.schema.json",

@@ -14,6 +14,7 @@ from deployment.specs import (
     Spec,
     admitted,
     deployable,
+    engine_of,
     model_of,
     patience_s,
     slug,
@@ -248,9 +249,7 @@ def _serving(plan: Plan, request_s: int) -> dict[str, Any]:
             "max_concurrent_requests_per_instance": places // 2,
         },
         "environment_variables": {
-            "LLAMA_ENGINE": "pipeline",
-            "LLAMA_DTYPE": {"bf16": "bfloat16", "fp16": "float16"}[plan.wanted.precision],
-            "LLAMA_CONTEXT": str(plan.wanted.workload.context),
+            **engine_of(plan),
             "LLAMA_MAX_NUM_SEQS": "1",
             "LLAMA_QUEUE": str(places - 1),
             "LLAMA_DEADLINE_S": str(request_s - 2),

@@ -105,7 +105,10 @@ def test_it_goes_on_where_it_ended(
     assert is_right(fetched.folder)
     assert hub.starts(WEIGHTS) == starts
     assert len(fetched.said) == len([fault for fault in faults if not isinstance(fault, NoRanges)])
-    assert done.downloaded == sum(hub.sent.values())
+    if not any(
+        isinstance(fault, OtherRange) for fault in faults
+    ):  # (of that answer some bytes are on their way, unread)
+        assert done.downloaded == sum(hub.sent.values())
     assert fetched.seen == fetched.total == sum(map(len, FILES.values()))
     if not any(isinstance(fault, NoRanges | OtherRange) for fault in faults):
         assert hub.sent[WEIGHTS] == SIZE, "no byte was sent twice"
