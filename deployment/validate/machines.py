@@ -65,11 +65,10 @@ def _size(spec: Spec) -> Iterator[Finding]:
             yield from _unknown(spec, place, name)
         return
     if sku.retired is not None:
-        alive = [one.name for one in known.values() if one.retired is None and one.gpus == sku.gpus]
         yield spec.find(
             Rule.RETIRED, place,
-            f"is {name}, which Azure retires ({sku.retired.value}; {sku.retired.source}). Take another, such "
-            f"as {', '.join(alive[:3])}.",
+            f"is {name}, which Azure retires ({sku.retired.value}; {sku.retired.source}). Take another: "
+            "`llama-endpoints plan` names one that holds the model.",
         )  # fmt: skip
     offer = _OFFER[spec.kind]
     if offer in sku.offered and not sku.offered[offer].value:
