@@ -1,0 +1,199 @@
+"""The native backend: Llama in C++ for CPUs with tiles (AMX) and bf16 vectors; the kernels are in `batching/native/`.
+
+Weights are bf16, or int8 with one scale for each output; products take bf16 and sum in float32, and what goes from
+layer to layer is float32. A row's result is bitwise the same in any company and chunk.
+"""
+
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (the field's own name)
+
+from llama_serving.engine.batching.backends.base import Rows
+from llama_serving.engine.batching.backends.blocks import Blocks, zeros
+from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors
+from llama_serving.engine.batching.native import library as c
+from llama_serving.engine.batching.native.library import Kernels
+
+BLOCK_TOKENS: Final = 32
+HEAD_SIZES: Final = (64, 128)
+TILE: Final = 16
+DEPTH: Final = 32
+PANEL: Final = 64
+"""As in `native/model.h`."""
+CHUNK_ROWS: Final = 32
+INT8_MOST: Final = 127
+
+
+def refusal(config: LlamaConfig) -> str | None:
+    """Why the kernels can't compute this model; None where they can."""
+    if config.head_dim not in HEAD_SIZES:
+        return f"they know heads of size {' and '.join(map(str, HEAD_SIZES))}, and this model's have {config.head_dim}"
+    if config.hidden % TILE:
+        return f"they know hidden sizes that are multiples of {TILE}, and this model's is {config.hidden}"
+    return None
+
+
+class Native:
+    """See `Backend`.
+
+    Args:
+        config: the model's; one that `refusal` has nothing against.
+        weights: its tensors.
+        kernels: loaded.
+        int8: whether weights are kept in int8, one scale for each output.
+        num_blocks: of the cache, from the loaded config.
+
+    Raises:
+        SetupError: the checkpoint can't be used.
+    """
+
+    block_tokens = BLOCK_TOKENS
+    chunk_rows = CHUNK_ROWS
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        weights: Tensors,
+        kernels: Kernels,
+        *,
+        int8: bool = False,
+        num_blocks: Callable[[LlamaConfig], int],
+    ) -> None:
+        self.name = "native int8" if int8 else "native"
+        self.config = config
+        self.vocab = config.vocab
+        self._kernels = kernels
+        self._int8 = int8
+        self._kept: list[Tensor] = []  # what the kernels have addresses of
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self._frequencies = 1.0 / (config.rope_theta**half)
+        self._model = self._loaded(weights)
+        self.num_blocks = num_blocks(config)
+        shape = (self.num_blocks, config.kv_heads, BLOCK_TOKENS, config.head_dim)
+        self._blocks = Blocks(shape, torch.bfloat16, config.layers)
+        for layer, keys, values in zip(self._layers, self._blocks.keys, self._blocks.values, strict=True):
+            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        self._model.blocks = self.num_blocks
+        self._room = torch.empty(0, dtype=torch.uint8)
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[Rows]) -> Tensor:
+        """See `Backend.forward`."""
+        ids, spans, tables, wanted = array("i"), [], array("i"), array("i")
+        positions: list[int] = []
+        for rows in batch:
+            spans.append(c.Span(len(ids), len(rows.ids), rows.start, len(tables), rows.prefill))
+            end = rows.start + len(rows.ids)
+            ids.extend(rows.ids)
+            positions.extend(range(rows.start, end))
+            tables.extend(rows.blocks[: -(-end // BLOCK_TOKENS)])
+            if rows.wanted:
+                wanted.append(len(ids) - 1)
+        angles = torch.outer(torch.tensor(positions, dtype=torch.float32), self._frequencies)
+        cosines, sines = angles.cos(), angles.sin()
+        logits = torch.empty(len(wanted), self.vocab)
+        step = c.Step(
+            len(ids), len(spans), len(wanted), _address(ids), cosines.data_ptr(), sines.data_ptr(),
+            (c.Span * len(spans))(*spans), _address(tables), _address(wanted), logits.data_ptr(),
+        )  # fmt: skip
+        self._kernels.step(self._model, step, self._room_for(step))
+        return logits
+
+    def save(self, blocks: Sequence[int]) -> list[Tensor]:
+        """See `Backend.save`."""
+        return self._blocks.save(blocks)
+
+    def restore(self, blocks: Sequence[int], saved: list[Tensor]) -> None:
+        """See `Backend.restore`."""
+        self._blocks.restore(blocks, saved)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """See `Backend.clear`."""
+        self._blocks.clear(blocks)
+
+    def _room_for(self, step: c.Step) -> int:
+        """It is kept from step to step: memory that is new to a process comes page by page."""
+        needed = self._kernels.room(self._model, step)
+        if len(self._room) < needed:
+            self._room = zeros((needed + needed // 4,), torch.uint8)
+        return self._room.data_ptr()
+
+    def _loaded(self, weights: Tensors) -> c.Model:
+        config = self.config
+        table = (config.vocab, config.hidden)
+        embedding = weights.tensor("model.embed_tokens.weight", table).to(torch.bfloat16)
+        head = embedding if config.tied else weights.tensor("lm_head.weight", table)
+        self._layers = (c.Layer * config.layers)(*(self._layer(weights, n) for n in range(config.layers)))
+        return c.Model(
+            layers=config.layers, hidden=config.hidden, ffn=config.ffn, heads=config.heads,
+            kv_heads=config.kv_heads, head_dim=config.head_dim, vocab=config.vocab,
+            epsilon=config.epsilon, layer=self._layers,
+            embedding=self._kept_at(F.pad(embedding, (0, -config.hidden % DEPTH))),
+            norm=self._kept_at(weights.tensor("model.norm.weight", (config.hidden,)).to(torch.bfloat16)),
+            head=self._matrix(head),
+        )  # fmt: skip
+
+    def _layer(self, weights: Tensors, number: int) -> c.Layer:
+        config = self.config
+        hidden, ffn, width = config.hidden, config.ffn, config.heads * config.head_dim
+        kv_width = config.kv_heads * config.head_dim
+
+        def tensor(name: str, *shape: int) -> Tensor:
+            found: Tensor = weights.tensor(f"model.layers.{number}.{name}.weight", shape)
+            return found.to(torch.bfloat16)
+
+        q, k, v = (
+            tensor(f"self_attn.{name}_proj", size, hidden)
+            for name, size in (("q", width), ("k", kv_width), ("v", kv_width))
+        )
+        gate, up = tensor("mlp.gate_proj", ffn, hidden), tensor("mlp.up_proj", ffn, hidden)
+        return c.Layer(
+            before=self._kept_at(tensor("input_layernorm", hidden)),
+            qkv=self._matrix(torch.cat([q, k, v])),
+            o=self._matrix(tensor("self_attn.o_proj", hidden, width)),
+            between=self._kept_at(tensor("post_attention_layernorm", hidden)),
+            gate_up=self._matrix(_in_turn(gate, up)),
+            down=self._matrix(tensor("mlp.down_proj", hidden, ffn)),
+        )
+
+    def _matrix(self, weight: Tensor) -> c.Matrix:
+        """(outputs, inputs) in the kernels' order."""
+        outputs, inputs = weight.shape
+        scales = None
+        if self._int8:
+            weight, by_output = _quantised(weight.float())
+            scales = self._kept_at(F.pad(by_output, (0, -outputs % PANEL)))
+        weight = weight.to(torch.int8 if self._int8 else torch.bfloat16).contiguous()
+        packed = zeros((outputs + -outputs % PANEL, inputs + -inputs % DEPTH), weight.dtype)
+        self._kernels.pack(weight.data_ptr(), (outputs, inputs), weight.itemsize, packed.data_ptr())
+        self._kept.append(packed)
+        return c.Matrix(packed.data_ptr(), scales, outputs, inputs)
+
+    def _kept_at(self, tensor: Tensor) -> int:
+        """The address of a copy that stays."""
+        own = tensor.clone(memory_format=torch.contiguous_format)
+        self._kept.append(own)
+        return own.data_ptr()
+
+
+def _in_turn(gate: Tensor, up: Tensor) -> Tensor:
+    """16 outputs of the gate, 16 of up, and so on; filled up to whole tiles in pairs."""
+    missing = -len(gate) % (2 * TILE)
+    pairs = [F.pad(half, (0, 0, 0, missing)).unflatten(0, (-1, TILE)) for half in (gate, up)]
+    return torch.stack(pairs, dim=1).flatten(0, 2)
+
+
+def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(outputs, inputs) float32 -> whole numbers from -127 to 127, and what each output's are to be multiplied with."""
+    scales = weight.abs().amax(dim=1) / INT8_MOST
+    scales = torch.where(scales > 0, scales, 1.0)
+    return (weight / scales[:, None]).round(), scales
+
+
+def _address(numbers: Any) -> int:
+    return int(numbers.buffer_info()[0])

@@ -1,0 +1,78 @@
+// What the kernels compute on. `backends/native.py` fills these in; both sides must say the same.
+//
+// Names of sizes, in every comment of this folder:
+//   rows    tokens that go through the model in a step, of all sequences
+//   hidden, ffn, heads, kv_heads, vocab   of the model
+//   D       size of a head
+// A size that is "filled up" is the next multiple of what a tile holds; what fills it up is zero.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace llama {
+
+using bf16 = uint16_t;
+
+constexpr int TILE = 16;            // rows of a tile; columns too, where they are float32
+constexpr int DEPTH = 32;           // bf16 numbers in a row of a tile: what is summed over by one instruction
+constexpr int PANEL = 64;           // columns of a product that are computed together
+constexpr int BLOCK_TOKENS = 32;    // tokens in a block of the cache
+constexpr int ROWS_TOGETHER = 32;   // rows that a product takes at a time: buffers hold a multiple of it
+
+// y = x · Wᵀ. `weights` is [outputs / PANEL][inputs / DEPTH][PANEL / TILE][DEPTH / 2][TILE][2], filled up: what one
+// instruction multiplies lies together, in the order of its use. They are bf16, or int8 where there are scales.
+struct Matrix {
+    const void* weights;
+    const float* scales;   // (outputs,) filled up, or null
+    int32_t outputs, inputs;
+};
+
+struct Layer {
+    const bf16* before;    // (hidden,) of the norm before attention
+    Matrix qkv;            // (heads + 2 kv_heads) D outputs
+    Matrix o;
+    const bf16* between;   // (hidden,) of the norm before the feed-forward part
+    Matrix gate_up;        // 16 outputs of the gate, 16 of up, and so on
+    Matrix down;
+    bf16* keys;            // [blocks][kv_heads][BLOCK_TOKENS / 16][D / 2][16 tokens][2]
+    bf16* values;          // [blocks][kv_heads][BLOCK_TOKENS / 2][D][2 tokens]
+};
+
+struct Model {
+    int32_t layers, hidden, ffn, heads, kv_heads, head_dim, vocab, blocks;
+    float epsilon;
+    const Layer* layer;
+    const bf16* embedding;   // (vocab, hidden filled up)
+    const bf16* norm;        // (hidden,)
+    Matrix head;
+};
+
+// Consecutive tokens of one sequence.
+struct Span {
+    int32_t first, count;   // of the step's rows
+    int32_t start;          // position of the first
+    int32_t table;          // where its blocks begin in `Step::tables`
+    int32_t prompt;         // 1: they are a part of the prompt, 0: one that was generated
+};
+
+struct Step {
+    int32_t rows, spans, wanted;
+    const int32_t* ids;      // (rows,)
+    const float* cosines;    // (rows, D / 2)
+    const float* sines;
+    const Span* span;
+    const int32_t* tables;
+    const int32_t* want;     // (wanted,) rows
+    float* logits;           // (wanted, vocab)
+};
+
+inline int filled(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+// Where in activations that are to be multiplied a number lies. They are kept in tiles, [rows / TILE][columns / DEPTH]
+// [TILE][DEPTH]: rows whose distance is a power of two would all lie in the same place of the cache.
+inline int64_t tiled(int row, int column, int columns) {
+    const int64_t tile = int64_t(row / TILE) * (filled(columns, DEPTH) / DEPTH) + column / DEPTH;
+    return tile * TILE * DEPTH + row % TILE * DEPTH + column % DEPTH;
+}
+
+}  // namespace llama

@@ -1,0 +1,53 @@
+// Turn queries and keys by their position, and put keys and values into the cache.
+#pragma once
+#include "vectors.h"
+
+namespace llama {
+
+// (D,) in place: number i and number i + D/2 are a point that is turned
+inline void turn(bf16* x, const float* cosines, const float* sines, int half) {
+    for (int i = 0; i < half; i += 16) {
+        const __m512 a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+        store(x + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+        store(x + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+    }
+}
+
+// Where in the cache the keys or values of one head of one block begin.
+inline int64_t place(const Model& model, int block, int head) {
+    return (int64_t(block) * model.kv_heads + head) * BLOCK_TOKENS * model.head_dim;
+}
+
+inline void write_key(bf16* block, int token, const bf16* key, int D) {
+    bf16* to = block + token / TILE * TILE * D + token % TILE * 2;
+    for (int i = 0; i < D; i += 2) std::memcpy(to + i * TILE, key + i, 2 * sizeof(bf16));
+}
+
+inline void write_value(bf16* block, int token, const bf16* value, int D) {
+    bf16* to = block + token / 2 * 2 * D + token % 2;
+    for (int i = 0; i < D; i++) to[2 * i] = value[i];
+}
+
+// qkv: (rows, heads + 2 kv_heads, D): queries are turned in place, the rest goes to the cache
+inline void remember(const Model& model, const Layer& layer, const Step& step, bf16* qkv, int stride_qkv) {
+    const int D = model.head_dim, group = model.heads / model.kv_heads;
+#pragma omp for collapse(2) schedule(static)
+    for (int head = 0; head < model.kv_heads; head++)
+        for (int n = 0; n < step.spans; n++) {
+            const Span& span = step.span[n];
+            for (int i = 0; i < span.count; i++) {
+                const int row = span.first + i, position = span.start + i;
+                const float* cosines = step.cosines + int64_t(row) * (D / 2);
+                const float* sines = step.sines + int64_t(row) * (D / 2);
+                bf16* own = qkv + int64_t(row) * stride_qkv;
+                bf16* key = own + (model.heads + head) * D;
+                for (int q = head * group; q < (head + 1) * group; q++) turn(own + q * D, cosines, sines, D / 2);
+                turn(key, cosines, sines, D / 2);
+                const int64_t block = place(model, step.tables[span.table + position / BLOCK_TOKENS], head);
+                write_key(layer.keys + block, position % BLOCK_TOKENS, key, D);
+                write_value(layer.values + block, position % BLOCK_TOKENS, key + model.kv_heads * D, D);
+            }
+        }
+}
+
+}  // namespace llama

@@ -1,0 +1,160 @@
+// One step of the model: rows of token ids in, logits of the wanted ones out. C symbols, for ctypes.
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "attention.h"
+#include "gemm.h"
+#include "norm.h"
+
+namespace llama {
+namespace {
+
+// Buffers of a step, one behind the other.
+struct Room {
+    float* x;        // (rows, hidden): what goes from layer to layer
+    bf16* h;         // (rows, hidden) in tiles: normed
+    bf16* qkv;       // (rows, heads + 2 kv_heads, D)
+    bf16* mixed;     // (rows, heads · D) in tiles
+    bf16* gated;     // (rows, ffn) in tiles
+    float* scores;   // (threads, tokens of the longest · heads of a group)
+    bf16* panel;     // (threads, a panel of the widest int8 matrix)
+    int64_t scores_each, panel_each, bytes;
+
+    Room(const Model& model, int rows, int tokens, std::byte* at) {
+        const int D = model.head_dim, threads = omp_get_max_threads(), many = filled(rows, ROWS_TOGETHER);
+        const int widest = std::max({model.hidden, model.ffn, model.heads * D});
+        scores_each = int64_t(filled(tokens, BLOCK_TOKENS)) * (model.heads / model.kv_heads);
+        panel_each = model.head.scales ? int64_t(filled(widest, DEPTH)) * PANEL : 0;
+        std::byte* const begin = at;
+        // (A product writes whole panels, which may be wider than what is read of them.)
+        x = taken<float>(at, many * int64_t(filled(model.hidden, PANEL)));
+        h = taken<bf16>(at, many * int64_t(filled(model.hidden, DEPTH)));
+        qkv = taken<bf16>(at, many * int64_t(filled((model.heads + 2 * model.kv_heads) * D, PANEL)));
+        mixed = taken<bf16>(at, many * int64_t(model.heads * D));
+        gated = taken<bf16>(at, many * int64_t(filled(model.ffn, DEPTH)));
+        scores = taken<float>(at, threads * scores_each);
+        panel = taken<bf16>(at, threads * panel_each);
+        bytes = at - begin;
+    }
+
+    template <class T>
+    static T* taken(std::byte*& at, int64_t count) {
+        auto* own = (T*)at;
+        at += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+        return own;
+    }
+};
+
+// All that attention does in a layer of this step, the longest first, since who is last is waited for.
+std::vector<Look> looks_of(const Model& model, const Step& step) {
+    std::vector<Look> looks;
+    for (int n = 0; n < step.spans; n++) {
+        const Span& span = step.span[n];
+        const int32_t* blocks = step.tables + span.table;
+        const int together = span.prompt ? QUERIES : 1, heads = span.prompt ? model.heads : model.kv_heads;
+        for (int i = 0; i < span.count; i += together)
+            for (int head = 0; head < heads; head++)
+                looks.push_back({span.first + i, std::min(together, span.count - i), span.start + i, head,
+                                 span.prompt != 0, blocks});
+    }
+    std::stable_sort(looks.begin(), looks.end(), [](const Look& a, const Look& b) { return a.work() > b.work(); });
+    return looks;
+}
+
+void embed(const Model& model, const Step& step, float* x, int stride_x) {
+#pragma omp for schedule(static)
+    for (int row = 0; row < step.rows; row++) {
+        const bf16* from = model.embedding + int64_t(step.ids[row]) * filled(model.hidden, DEPTH);
+        for (int i = 0; i < model.hidden; i += 16) store(x + int64_t(row) * stride_x + i, load(from + i));
+    }
+}
+
+template <int D>
+void run(const Model& model, const Step& step, const Room& room) {
+    const std::vector<Look> looks = looks_of(model, step);
+    const int rows = step.rows, hidden = model.hidden;
+    const int stride_x = filled(hidden, PANEL);
+    const int stride_qkv = filled((model.heads + 2 * model.kv_heads) * D, PANEL);
+#pragma omp parallel
+    {
+        tile::begin();
+        float* scores = room.scores + omp_get_thread_num() * room.scores_each;
+        bf16* panel = room.panel + omp_get_thread_num() * room.panel_each;
+        embed(model, step, room.x, stride_x);
+        for (int n = 0; n < model.layers; n++) {
+            const Layer& layer = model.layer[n];
+            norm(room.x, stride_x, nullptr, layer.before, model.epsilon, hidden, rows, room.h);
+            product(room.h, rows, layer.qkv, panel, Write{room.qkv, stride_qkv});
+            remember(model, layer, step, room.qkv, stride_qkv);
+            attend<D>(model, layer, looks.data(), int(looks.size()), room.qkv, stride_qkv, room.mixed,
+                      scores);
+            product(room.mixed, rows, layer.o, panel, Add{room.x, stride_x});
+            norm(room.x, stride_x, nullptr, layer.between, model.epsilon, hidden, rows, room.h);
+            product(room.h, rows, layer.gate_up, panel, Gate{room.gated, model.ffn});
+            product(room.gated, rows, layer.down, panel, Add{room.x, stride_x});
+        }
+        norm(room.x, stride_x, step.want, model.norm, model.epsilon, hidden, step.wanted, room.h);
+        product(room.h, step.wanted, model.head, panel, Logits{step.logits, model.vocab});
+        tile::end();
+    }
+}
+
+int longest(const Step& step) {
+    int tokens = 1;
+    for (int n = 0; n < step.spans; n++) tokens = std::max(tokens, step.span[n].start + step.span[n].count);
+    return tokens;
+}
+
+}  // namespace
+}  // namespace llama
+
+extern "C" {
+
+// Ask the kernel for the tiles; 0 where this process may use them.
+int llama_allow() {
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
+    return int(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA));
+}
+
+// Bytes that a step needs beside the model.
+int64_t llama_room(const llama::Model* model, const llama::Step* step) {
+    return llama::Room(*model, step->rows, llama::longest(*step), nullptr).bytes;
+}
+
+// One step. room: as many bytes as `llama_room` says, at a multiple of 64. 0, or 1 where the size of the heads is none
+// that this was compiled for.
+int llama_step(const llama::Model* model, const llama::Step* step, std::byte* room) {
+    const llama::Room buffers(*model, step->rows, llama::longest(*step), room);
+    switch (model->head_dim) {
+        case 64: llama::run<64>(*model, *step, buffers); return 0;
+        case 128: llama::run<128>(*model, *step, buffers); return 0;
+    }
+    return 1;
+}
+
+// Put a matrix into the order of `Matrix::weights`: (outputs, inputs) of `size` bytes each -> filled up.
+void llama_pack(const std::byte* from, int64_t outputs, int64_t inputs, int size, std::byte* to) {
+    using namespace llama;
+    const int64_t panels = (outputs + PANEL - 1) / PANEL, depths = (inputs + DEPTH - 1) / DEPTH;
+#pragma omp parallel for schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t depth = 0; depth < depths; depth++)
+            for (int column = 0; column < PANEL; column++) {
+                const int64_t output = panel * PANEL + column;
+                std::byte* tile = to + (((panel * depths + depth) * (PANEL / TILE) + column / TILE) * tile::SIZE +
+                                        column % TILE * 2) * size;
+                for (int pair = 0; pair < DEPTH / 2; pair++) {
+                    const int64_t input = depth * DEPTH + pair * 2;
+                    const int64_t count = output < outputs ? std::clamp<int64_t>(inputs - input, 0, 2) : 0;
+                    std::byte* at = tile + pair * TILE * 2 * size;
+                    std::memset(at, 0, 2 * size);
+                    if (count) std::memcpy(at, from + (output * inputs + input) * size, count * size);
+                }
+            }
+}
+
+}

@@ -1,0 +1,95 @@
+// The eight tile registers (AMX), each of 16 rows of 64 bytes.
+//
+// These are not the compiler's own intrinsics, for GCC's don't say that they read memory: it may leave out the writing of
+// what only a tile reads.
+#pragma once
+#include "model.h"
+
+#ifdef LLAMA_TILES_IN_SOFTWARE  // for sanitizers, which can't see what an instruction reads
+#include <cstring>
+#endif
+
+namespace llama::tile {
+
+constexpr long BYTES = 64;   // in a row
+constexpr int SIZE = TILE * DEPTH;   // bf16 numbers in a tile
+
+#ifndef LLAMA_TILES_IN_SOFTWARE
+
+struct alignas(64) Config {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES};
+    uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
+};
+
+// A thread's tiles can be used between these two.
+inline void begin() {
+    static constexpr Config config;
+    asm volatile("ldtilecfg %0" ::"m"(config));
+}
+inline void end() { asm volatile("tilerelease"); }
+
+template <int T>
+inline void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(T));
+}
+
+// 16 rows that begin so many bytes from each other
+template <int T>
+inline void load(const void* from, long stride = BYTES) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(stride) : "memory");
+}
+template <int T>
+inline void store(void* to, long stride) {
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(to), "r"(stride) : "memory");
+}
+
+// sum (16 × 16 float32) += a (16 rows × 32 bf16) · b (16 pairs × 16 columns × 2 bf16)
+template <int SUM, int A, int B>
+inline void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(A), "i"(B));
+}
+
+#else
+
+struct alignas(64) Tile {
+    unsigned char at[TILE][BYTES];
+};
+inline thread_local Tile tiles[8];
+
+inline void begin() {}
+inline void end() {}
+
+template <int T>
+inline void zero() {
+    std::memset(&tiles[T], 0, sizeof(Tile));
+}
+template <int T>
+inline void load(const void* from, long stride = BYTES) {
+    for (int row = 0; row < TILE; row++) std::memcpy(tiles[T].at[row], (const char*)from + row * stride, BYTES);
+}
+template <int T>
+inline void store(void* to, long stride) {
+    for (int row = 0; row < TILE; row++) std::memcpy((char*)to + row * stride, tiles[T].at[row], BYTES);
+}
+template <int SUM, int A, int B>
+inline void multiply() {
+    const auto widened = [](const Tile& tile, int row, int i) {
+        const uint32_t bits = uint32_t(tile.at[row][2 * i]) << 16 | uint32_t(tile.at[row][2 * i + 1]) << 24;
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
+    };
+    for (int row = 0; row < TILE; row++)
+        for (int column = 0; column < TILE; column++) {
+            float sum;
+            std::memcpy(&sum, &tiles[SUM].at[row][4 * column], sizeof sum);
+            for (int i = 0; i < DEPTH; i++)
+                sum += widened(tiles[A], row, i) * widened(tiles[B], i / 2, 2 * column + i % 2);
+            std::memcpy(&tiles[SUM].at[row][4 * column], &sum, sizeof sum);
+        }
+}
+
+#endif
+
+}  // namespace llama::tile
