@@ -79,11 +79,13 @@ def _work(preparer: Preparer, todo: Todo) -> Work:
 def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None:
     """What the good rows would take on this machine, were every answer as long as it may be; None where that is not known."""
     from llama_serving.engine.batching import speed
+    from llama_serving.engine.batching.backends.choice import Wanted
     from llama_serving.engine.batching.checkpoint import LlamaConfig
 
     dtype = dtype_of(files.variant, settings)
     if not batches(settings, dtype):
         return None
+    wanted = Wanted(dtype, settings.backend, settings.quantization)
     return speed.seconds(
-        LlamaConfig.read(files.checkpoint), dtype, found.amount, settings.max_num_seqs, settings.threads
+        LlamaConfig.read(files.checkpoint), wanted, found.amount, settings.max_num_seqs, settings.threads
     )

@@ -78,6 +78,7 @@ class Service:
         engine = start_engine(files.checkpoint, dtype=dtype, context=context, settings=settings)
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
+        computes += f" (not the native one: {stats.why_not})" if stats.why_not else ""
         _log.info("%s, context %d, %s, %s; %s", files.variant.name, context, dtype, computes, settings.shown())
         if engine.capacity is not None and engine.capacity < context:
             _log.warning(
@@ -224,10 +225,7 @@ def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settin
     if not batches(settings, dtype):
         from llama_serving.engine.pipeline import PipelineEngine
 
-        if settings.kv_memory is not None:
-            raise SetupError(
-                "LLAMA_KV_MEMORY is set, but the pipeline engine has no cache of its own. Unset it."
-            )
+        _refuse_what_only_batching_has(settings)
         return PipelineEngine(checkpoint, dtype=dtype, threads=settings.threads)
     from llama_serving.engine.batching.start import start
 
@@ -238,7 +236,19 @@ def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settin
         threads=settings.threads,
         max_num_seqs=settings.max_num_seqs,
         kv_memory=settings.kv_memory,
+        backend=settings.backend,
+        quantization=settings.quantization,
     )
+
+
+def _refuse_what_only_batching_has(settings: Settings) -> None:
+    for name, unset, why in (
+        ("kv_memory", None, "has no cache of its own"),
+        ("backend", "auto", "has none to choose from"),
+        ("quantization", "none", "serves the weights as they are"),
+    ):
+        if getattr(settings, name) != unset:
+            raise SetupError(f"LLAMA_{name.upper()} is set, but the pipeline engine {why}. Unset it.")
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:

@@ -13,11 +13,12 @@ from llama_serving.errors import SetupError
 ENGINES: Final = ("auto", "batching", "pipeline")
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+BACKENDS: Final = ("auto", "native", "portable")
+QUANTIZATIONS: Final = ("none", "int8")
 TRACES: Final = ("off", "azure", "otlp")
 _PREFIX: Final = "LLAMA_"
 _RESERVED: Final = {
     "upstream_url": "there is no upstream engine in this version",
-    "quantization": "the engines serve the weights as they are",
 }
 """Names of the contract that nothing in this version reads: setting them would be ignored, so it is refused."""
 
@@ -30,6 +31,8 @@ class Settings:
         engine: which engine generates; `auto` is batching on a CPU, and pipeline on a GPU as long as batching has
             no backend for one.
         dtype: of the weights; `auto` is what packaging recorded.
+        backend: of the batching engine; `auto` is native where this machine can (a CPU with AMX, bfloat16), else portable.
+        quantization: of the weights, while they are loaded: `int8` is half the bytes of bfloat16 (native backend only).
         context: tokens of prompt and completion; None is the model's trained positions.
         threads: of torch; None is torch's own choice.
         max_num_seqs: sequences that the batching engine runs at a time.
@@ -47,6 +50,8 @@ class Settings:
 
     engine: str = "auto"
     dtype: str = "auto"
+    backend: str = "auto"
+    quantization: str = "none"
     context: int | None = None
     threads: int | None = None
     max_num_seqs: int = 16
@@ -167,6 +172,8 @@ def _unusable(name: str, text: str, allowed: str) -> SetupError:
 _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "engine": _choice(*ENGINES),
     "dtype": _choice(*DTYPES),
+    "backend": _choice(*BACKENDS),
+    "quantization": _choice(*QUANTIZATIONS),
     "context": _integer(16, 10_000_000),
     "threads": _integer(1, 1024),
     "max_num_seqs": _integer(1, 4096),

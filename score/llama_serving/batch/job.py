@@ -106,7 +106,7 @@ class Result:
 
 def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
     """What records depend on, beside the rows and the parameters."""
-    names = ("dtype", "context", "engine", "kv_memory", "max_body", "deadline_s")
+    names = ("dtype", "context", "engine", "backend", "quantization", "kv_memory", "max_body", "deadline_s")
     return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
 
 

@@ -39,6 +39,7 @@ class EngineStats:
 
     Attributes:
         backend: what computes, where an engine has a choice.
+        why_not: why that is not the fastest there is.
         sequences: submitted so far; `tokens_in` and `tokens_out` are theirs.
         alive: it takes requests.
         steps: forward passes; `rows` went through them.
@@ -55,6 +56,7 @@ class EngineStats:
     tokens_out: int
     alive: bool
     backend: str = ""
+    why_not: str = ""
     steps: int = 0
     rows: int = 0
     reused_tokens: int = 0

@@ -70,8 +70,10 @@ class _Engine(Collector):
             return
         stats = service.engine.stats()
         used = 1 - stats.kv_blocks_free / stats.kv_blocks if stats.kv_blocks else 0.0
-        info = GaugeMetricFamily("llama_engine_info", "What generates.", labels=("engine", "backend", "model"))
-        info.add_metric((stats.engine, stats.backend, service.variant.name), 1)
+        info = GaugeMetricFamily(
+            "llama_engine_info", "What generates.", labels=("engine", "backend", "why_not", "model")
+        )
+        info.add_metric((stats.engine, stats.backend, stats.why_not, service.variant.name), 1)
         yield info
         yield GaugeMetricFamily("llama_num_requests_running", "Sequences in the batch.", stats.running)
         yield GaugeMetricFamily("llama_num_requests_waiting", "Sequences that wait.", stats.waiting)

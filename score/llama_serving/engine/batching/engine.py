@@ -104,6 +104,7 @@ class BatchingEngine:
             return EngineStats(
                 engine="batching",
                 backend=self._backend.name,
+                why_not=self._backend.why_not,
                 running=running,
                 waiting=len(thread.open) - running,
                 sequences=thread.sequences,

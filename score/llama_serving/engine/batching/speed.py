@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from llama_serving.contract.request import SamplingParams
+from llama_serving.engine.batching.backends.choice import Choice, Wanted, choose
 from llama_serving.engine.batching.checkpoint import LlamaConfig
 
 SAMPLE: Final = 512
@@ -68,15 +69,20 @@ class Amount:
             self.sample[at] = length
 
 
-def seconds(config: LlamaConfig, dtype: str, amount: Amount, slots: int, threads: int | None = None) -> float:
+def seconds(
+    config: LlamaConfig, wanted: Wanted, amount: Amount, slots: int, threads: int | None = None
+) -> float:
     """What that would take, were every answer as long as it may be; loading the model is not in it.
 
     Args:
         config: of the model.
-        dtype: `float32` or `bfloat16`.
+        wanted: of the backend.
         amount: what is to be done.
         slots: sequences that are generated at a time.
         threads: of torch; None is torch's own choice.
+
+    Raises:
+        SetupError: what is wanted can't be had here.
     """
     import torch
 
@@ -87,7 +93,8 @@ def seconds(config: LlamaConfig, dtype: str, amount: Amount, slots: int, threads
     together = _together(amount.sample, min(slots, amount.sequences))
     mean = amount.prompt_tokens // amount.sequences
     some = _layers(config)
-    none_s, some_s = (_measured(replace(config, layers=n), dtype, together, mean) for n in (0, some))
+    choice = choose(config, wanted)
+    none_s, some_s = (_measured(replace(config, layers=n), choice, together, mean) for n in (0, some))
 
     def whole(at: int) -> float:
         return none_s[at] + (some_s[at] - none_s[at]) * config.layers / some
@@ -108,20 +115,21 @@ def _together(sample: Sequence[Length], count: int) -> list[Length]:
     return [next(one for one, end in zip(sample, until, strict=True) if end > mark) for mark in marks]
 
 
-def _measured(config: LlamaConfig, dtype: str, together: Sequence[Length], prompt: int) -> tuple[float, float]:
+def _measured(
+    config: LlamaConfig, choice: Choice, together: Sequence[Length], prompt: int
+) -> tuple[float, float]:
     """Seconds of a step in which those generate, and of a token in a step full of prompts of such a length."""
     from llama_serving.engine.batching.backends.base import Rows
-    from llama_serving.engine.batching.backends.portable import BLOCK_TOKENS, Portable
 
     def blocks(tokens: int) -> int:
-        return -(-tokens // BLOCK_TOKENS)
+        return -(-tokens // choice.block_tokens)
 
     part = min(max(prompt, 1), PROMPT_ROWS)
     count = PROMPT_ROWS // part
     before = max(0, prompt - part) // 2
     ends = [one.half + 1 for one in together]
     number = max(sum(map(blocks, ends)), count * blocks(before + part)) + 1
-    backend = Portable(config, _Meaningless(), dtype=dtype, num_blocks=lambda _: number)
+    backend = choice.make(config, _Meaningless(), lambda _: number)
     generating, free = [], 1
     for end in ends:
         own = range(free, free + blocks(end))

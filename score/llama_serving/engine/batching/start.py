@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Final
 
 from llama_serving.engine.batching.backends.base import Backend
-from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.engine.batching.backends.choice import Wanted, choose
+from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.engine.batching.memory import num_blocks
 from llama_serving.errors import SetupError
@@ -29,6 +30,8 @@ def start(  # noqa: PLR0913  (one call site, all named)
     threads: int | None = None,
     max_num_seqs: int = 16,
     kv_memory: int | None = None,
+    backend: str = "auto",
+    quantization: str = "none",
 ) -> BatchingEngine:
     """A running engine.
 
@@ -39,9 +42,11 @@ def start(  # noqa: PLR0913  (one call site, all named)
         threads: of torch; None is torch's own choice.
         max_num_seqs: sequences that run at a time.
         kv_memory: bytes for keys and values; None is half of what is free.
+        backend: see `Wanted`.
+        quantization: see `Wanted`.
 
     Raises:
-        SetupError: the checkpoint can't be used, or there is no memory for one sequence.
+        SetupError: the checkpoint can't be used, there is no memory for one sequence, or what is wanted can't be had here.
     """
     if dtype not in DTYPES:
         raise SetupError(
@@ -51,26 +56,26 @@ def start(  # noqa: PLR0913  (one call site, all named)
     def load() -> Backend:
         import torch
 
-        from llama_serving.engine.batching.backends.portable import BLOCK_TOKENS, Portable
-
         if threads is not None:
             torch.set_num_threads(threads)
-        size = getattr(torch, dtype).itemsize
+        read = LlamaConfig.read(checkpoint)
+        choice = choose(read, Wanted(dtype, backend, quantization))
+        block_tokens = choice.block_tokens
 
         def blocks(config: LlamaConfig) -> int:
             number = num_blocks(
-                block_bytes=config.kv_values_per_token * size * BLOCK_TOKENS,
-                block_tokens=BLOCK_TOKENS,
+                block_bytes=config.kv_values_per_token * getattr(torch, dtype).itemsize * block_tokens,
+                block_tokens=block_tokens,
                 wanted_tokens=context * max_num_seqs,
                 limit=kv_memory,
             )
-            if number * BLOCK_TOKENS < min(context, FEWEST):
+            if number * block_tokens < min(context, FEWEST):
                 raise SetupError(
-                    f"The memory for keys and values holds {number * BLOCK_TOKENS} tokens, which is too few to serve "
+                    f"The memory for keys and values holds {number * block_tokens} tokens, which is too few to serve "
                     "with. Raise LLAMA_KV_MEMORY, or use a machine with more memory."
                 )
             return number + 1  # the engine's own
 
-        return Portable.of(checkpoint, dtype=dtype, num_blocks=blocks)
+        return choice.make(read, Weights(checkpoint), blocks)
 
     return BatchingEngine(load, max_num_seqs=max_num_seqs)

@@ -37,6 +37,7 @@ class Backend(Protocol):
 
     Attributes:
         name: what stats and logs call it.
+        why_not: why it is not the fastest there is; empty where it is.
         vocab: ids that the model knows.
         num_blocks: blocks of the cache.
         block_tokens: tokens in a block.
@@ -44,6 +45,7 @@ class Backend(Protocol):
     """
 
     name: str
+    why_not: str
     vocab: int
     num_blocks: int
     block_tokens: int

@@ -6,7 +6,6 @@ layer to layer is float32. A row's result is bitwise the same in any company and
 
 from array import array
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -52,6 +51,7 @@ class Native:
         SetupError: the checkpoint can't be used.
     """
 
+    why_not = ""
     block_tokens = BLOCK_TOKENS
     chunk_rows = CHUNK_ROWS
 
@@ -184,7 +184,7 @@ class Native:
 def _in_turn(gate: Tensor, up: Tensor) -> Tensor:
     """16 outputs of the gate, 16 of up, and so on; filled up to whole tiles in pairs."""
     missing = -len(gate) % (2 * TILE)
-    pairs = [F.pad(half, (0, 0, 0, missing)).unflatten(0, (-1, TILE)) for half in (gate, up)]
+    pairs = [F.pad(half, (0, 0, 0, missing)).view(-1, TILE, half.shape[1]) for half in (gate, up)]
     return torch.stack(pairs, dim=1).flatten(0, 2)
 
 

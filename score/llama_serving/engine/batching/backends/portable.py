@@ -8,7 +8,6 @@ fixed size.
 """
 
 import math
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.base import Rows
+from llama_serving.engine.batching.backends.blocks import Blocks
 from llama_serving.engine.batching.backends.linear import Linear
 from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors, Weights
 
@@ -40,6 +40,7 @@ class Portable:
         weights: its tensors.
         dtype: `float32` or `bfloat16`; of the weights, and of keys and values.
         num_blocks: of the cache, from the loaded config.
+        why_not: see `Backend`.
 
     Raises:
         SetupError: the checkpoint can't be used.
@@ -50,9 +51,16 @@ class Portable:
     chunk_rows = TILE
 
     def __init__(
-        self, config: LlamaConfig, weights: Tensors, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]
+        self,
+        config: LlamaConfig,
+        weights: Tensors,
+        *,
+        dtype: str,
+        num_blocks: Callable[[LlamaConfig], int],
+        why_not: str = "",
     ) -> None:
         self.config = config
+        self.why_not = why_not
         self.vocab = self.config.vocab
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._load(weights)
@@ -60,8 +68,7 @@ class Portable:
         self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
         shape = (self.num_blocks, BLOCK_TOKENS, self.config.kv_heads, self.config.head_dim)
         self._room = _Room(self._dtype)
-        self._keys = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
-        self._values = [_zeros(shape, self._dtype) for _ in range(self.config.layers)]
+        self._blocks = Blocks(shape, self._dtype, self.config.layers)
 
     @classmethod
     def of(cls, folder: Path, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]) -> "Portable":
@@ -77,7 +84,7 @@ class Portable:
         """See `Backend.forward`."""
         plan = _Plan.of(batch, self._frequencies, self._form)
         x = F.embedding(plan.ids, self._embedding)
-        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+        for layer, keys, values in zip(self._layers, self._blocks.keys, self._blocks.values, strict=True):
             x = layer.forward(x, plan, keys, values, self._room)
         if not len(plan.wanted):
             return torch.empty(0, self.vocab)
@@ -87,20 +94,15 @@ class Portable:
 
     def save(self, blocks: Sequence[int]) -> list[Tensor]:
         """See `Backend.save`."""
-        at = torch.tensor(blocks, dtype=torch.int64)
-        return [cache[at] for cache in (*self._keys, *self._values)]
+        return self._blocks.save(blocks)
 
     def restore(self, blocks: Sequence[int], saved: list[Tensor]) -> None:
         """See `Backend.restore`."""
-        at = torch.tensor(blocks, dtype=torch.int64)
-        for cache, copy in zip((*self._keys, *self._values), saved, strict=True):
-            cache[at] = copy
+        self._blocks.restore(blocks, saved)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """See `Backend.clear`."""
-        at = torch.tensor(blocks, dtype=torch.int64)
-        for cache in (*self._keys, *self._values):
-            cache[at] = 0
+        self._blocks.clear(blocks)
 
     def _load(self, weights: Tensors) -> None:
         config, dtype = self.config, self._dtype
@@ -301,14 +303,6 @@ class _Layer:
         x = self._o(mixed[0] if len(mixed) == 1 else torch.cat(mixed), plus=x)
         h = F.rms_norm(x, (config.hidden,), self._between, config.epsilon)
         return self._down(self._up(h, times=self._gate(h, silu=True)), plus=x)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take no memory until something is written to them (those of `torch.zeros` do)."""
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def _rotate(x: Tensor, plan: _Plan) -> Tensor:
