@@ -70,6 +70,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "$(PYTHON) is not Python 3.11: name one with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0' -e '.[dev]'
+	@$(BIN)/python -m llama_serving.engine.batching.native.build
 	@touch $@
 
 # (Spark is large, and only one test needs it.)

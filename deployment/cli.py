@@ -160,6 +160,8 @@ def package(  # noqa: PLR0913  (one argument an option)
         done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
     if done.copied:
         click.echo(f"The weights were copied: they can't be linked ({done.copied}).", err=True)
+    if done.no_kernels:
+        click.echo(f"It brings no compiled kernels for CPUs along: {done.no_kernels}.", err=True)
     verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[done.weights]
     click.echo(
         f"{output} is {found.variant.name} as an MLflow model, {found.weight_bytes:,} bytes of weights {verb}."

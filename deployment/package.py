@@ -13,10 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+import llama_serving
 from deployment.checkpoint import Checkpoint
+from llama_serving.engine.batching.native import build
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ARTIFACT, CHECKPOINT, RECORD, ModelFiles
 
+PACKAGE: Final = Path(llama_serving.__file__).parent
 _CHUNK: Final = 16 * 1024 * 1024
 _UNLINKABLE: Final = (
     errno.EXDEV,
@@ -41,11 +44,17 @@ class Weights(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """What `package` did; `copied` is why the weights were copied though links were wanted."""
+    """What `package` did.
+
+    Attributes:
+        copied: why the weights were copied though links were wanted.
+        no_kernels: why there are no compiled kernels for CPUs in it.
+    """
 
     output: Path
     weights: Weights
     copied: str | None = None
+    no_kernels: str | None = None
 
 
 def package(
@@ -65,11 +74,12 @@ def package(
         _check_output(checkpoint, output, overwrite=overwrite)
         with _staged(output) as stage:
             _save(checkpoint, stage, weights)
+            no_kernels = _add_kernels(stage)
             copied = _place_weights(checkpoint, stage, weights, progress)
             _put(stage, output)
     except OSError as error:
         raise SetupError(f"{output} can't be written: {_reason(error)}. Nothing was left behind.") from error
-    return Packaged(output, Weights.COPY if copied else weights, copied)
+    return Packaged(output, Weights.COPY if copied else weights, copied, no_kernels)
 
 
 def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
@@ -150,6 +160,18 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
         if isinstance(cause, OSError):
             raise cause from error
         raise SetupError(f"MLflow could not write the model: {error}") from error
+
+
+def _add_kernels(stage: Path) -> str | None:
+    """The code in the model brings its compiled library along; why not, where it can't."""
+    try:
+        library = build.found_or_made()
+    except build.BuildError as error:
+        return str(error)
+    target = stage / "code" / "llama_serving" / build.HERE.relative_to(PACKAGE) / library.name
+    if not target.exists():
+        shutil.copyfile(library, target)
+    return None
 
 
 def _place_weights(checkpoint: Checkpoint, stage: Path, weights: Weights, progress: Progress) -> str | None:

@@ -47,12 +47,15 @@ CONTEXT: Final = 60
     default=True,
     help="Reuse, stall, memory, a batch job and a crowd as well.",
 )
+@click.option(
+    "--backends", default="native,native int8,portable", show_default=True, help="Backends to measure alone."
+)
 @click.option("--rows", default=1000, show_default=True, help="Rows of the batch job.")
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "build" / "bench", show_default=False,
               help="Folder for bench.json, bench.png and the model; default: build/bench.")  # fmt: skip
 def main(  # noqa: PLR0913  (the options of a command)
     *, clients: str, rounds: int, new_tokens: int, requests: int, urls: Sequence[str], only: Sequence[str], also: bool,
-    rows: int, output: Path,
+    backends: str, rows: int, output: Path,
 ) -> None:  # fmt: skip
     """Measure our engines and servers beside the peers, in turn, on a random model of 134 M parameters.
 
@@ -73,7 +76,7 @@ def main(  # noqa: PLR0913  (the options of a command)
     }
     others: dict[str, Any] = {"bytes_per_second": speed}
     if also:
-        others |= _scenarios(checkpoint, rounds)
+        others |= _scenarios(checkpoint, rounds, backends.split(","))
         others |= _jobs(checkpoint, output, rounds, rows) | _crowds(output / "packaged", rounds)
     report.write(output, samples, limits, others)
     click.echo(report.table(samples, limits))
@@ -136,27 +139,37 @@ def _measure(
     return samples
 
 
-def _scenarios(checkpoint: Path, rounds: int) -> dict[str, Any]:
-    results = scenarios.elsewhere(checkpoint, rounds)
+def _scenarios(checkpoint: Path, rounds: int, backends: Sequence[str]) -> dict[str, Any]:
+    results = {name: _backend(checkpoint, rounds, name) for name in backends}
+    memory = scenarios.memory(checkpoint)
+    click.echo(
+        f"memory: {memory.serving >> 20} MiB serving, {memory.imported >> 20} MiB with the libraries alone"
+    )
+    return {"backends": results, "memory": asdict(memory)}
+
+
+def _backend(checkpoint: Path, rounds: int, name: str) -> dict[str, Any]:
+    """One backend by itself, in a process of its own."""
+    results = scenarios.elsewhere(checkpoint, rounds, name)
     alone = [Sample(**one) for one in results["alone"]]
     for count in sorted({sample.clients for sample in alone}):
         rates = [sample.rate for sample in alone if sample.clients == count]
-        click.echo(f"{scenarios.ALONE}, {count} clients: {median(rates):.1f} tokens/s")
-    memory = scenarios.memory(checkpoint)
+        click.echo(f"{name}, {count} clients: {median(rates):.1f} tokens/s")
+    for one in (scenarios.AtLength(**one) for one in results["lengths"]):
+        click.echo(f"{name}, {one.clients} sequences of {one.context:,} tokens: {one.rate:.1f} tokens/s")
     for reuse in (scenarios.Reuse(**one) for one in results["reuse"]):
         click.echo(
-            f"first token, 1,000 tokens shared: {reuse.shared:.2f} s, not shared: {reuse.separate:.2f} s "
+            f"{name}, first token, 1,000 tokens shared: {reuse.shared:.2f} s, not shared: {reuse.separate:.2f} s "
             f"({reuse.ratio:.2f})"
         )
     for stall in (scenarios.Stall(**one) for one in results["stall"]):
         click.echo(
-            f"an 8,000-token prompt among 8: worst gap {stall.worst * 1e3:.0f} ms, median "
+            f"{name}, an 8,000-token prompt among 8: worst gap {stall.worst * 1e3:.0f} ms, median "
             f"{stall.median_before * 1e3:.0f} ms ({stall.ratio:.1f}), its first token after {stall.first_token:.1f} s"
         )
-    click.echo(
-        f"memory: {memory.serving >> 20} MiB serving, {memory.imported >> 20} MiB with the libraries alone"
-    )
-    return {**results, "memory": asdict(memory)}
+    start = scenarios.cold_start(checkpoint, name)
+    click.echo(f"{name}, from nothing to the first token: {start.cold:.1f} s, again: {start.warm:.1f} s")
+    return {**results, "start": asdict(start)}
 
 
 def _crowds(model: Path, rounds: int) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""The engine by itself: its rate, reuse of a prompt's beginning, a long prompt among others, memory.
+"""The engine by itself: its rate, at several lengths too, reuse of a prompt's beginning, a long prompt among others, memory.
 
-`python -m load_tests.bench.scenarios CHECKPOINT ROUNDS` prints all but memory as JSON. It needs torch, safetensors,
-tokenizers and numpy, and nothing else: it runs on a bare GPU machine as well.
+`python -m load_tests.bench.scenarios CHECKPOINT ROUNDS [BACKEND]` prints all but memory as JSON. It needs torch,
+safetensors, tokenizers and numpy, and nothing else: it runs on a bare GPU machine as well.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +24,8 @@ from llama_serving.engine.batching.start import start
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llama_serving.engine.base import Engine, Handle
 
 CLIENTS: Final = 16
@@ -33,6 +37,16 @@ ALONE: Final = "our engine alone"
 COUNTS: Final = (1, 4, 16, 64)
 """Clients of the engine by itself."""
 NEW_TOKENS: Final = 64
+STEPS: Final = 32
+"""Tokens of each sequence in which a rate at some length is measured."""
+CONTEXTS: Final = (100, 1000, 8000)
+BACKENDS: Final = {
+    "native": ("native", "none"),
+    "native int8": ("native", "int8"),
+    "portable": ("portable", "none"),
+    "auto": ("auto", "none"),
+}
+"""The name in the table: LLAMA_BACKEND and LLAMA_QUANTIZATION."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,25 @@ def rate(engine: Engine, clients: int, round_: int) -> Sample:
     return throughput(ALONE, ask, clients=clients, requests=2, new_tokens=NEW_TOKENS, first=first)
 
 
+def rate_at(engine: Engine, clients: int, context: int) -> AtLength | None:
+    """Tokens a second while so many sequences of such a length generate; None where the cache doesn't hold them."""
+    params = SamplingParams(max_new_tokens=2000)
+    if (
+        engine.capacity is not None
+        and clients * (context + NEW_TOKENS) + params.max_new_tokens > engine.capacity
+    ):
+        return None
+    handles = [engine.submit(ids(context + 1000 * n, context), params) for n in range(clients)]
+    with _collected(handles) as times:
+        while min(map(len, times)) < 1:
+            time.sleep(0.01)
+        before, began = sum(map(len, times)), time.perf_counter()
+        while min(map(len, times)) < STEPS or sum(map(len, times)) < before + STEPS * clients:
+            time.sleep(0.01)
+        tokens, seconds = sum(map(len, times)) - before, time.perf_counter() - began
+    return AtLength(clients, context, tokens / seconds)
+
+
 def reuse(engine: Engine, round_: int) -> Reuse:
     """The median over the clients of the time to the first token, with and without a common beginning."""
     common = ids(10_000 + round_, PREFIX)
@@ -109,33 +142,51 @@ def stall(engine: Engine, round_: int, *, long: int = LONG) -> Stall:
     """The gaps of eight sequences that generate, before a long prompt comes and while it is read."""
     params = SamplingParams(max_new_tokens=2000)
     handles = [engine.submit(ids(round_ * 100 + n, 30), params) for n in range(DECODING)]
-    times: list[list[float]] = [[] for _ in handles]
-
-    def collect(number: int) -> None:
-        for _ in handles[number]:
-            times[number].append(time.perf_counter())
-
-    threads = [threading.Thread(target=collect, args=(number,)) for number in range(DECODING)]
-    for thread in threads:
-        thread.start()
-    while min(map(len, times)) < 60:
-        time.sleep(0.01)
-    came = time.perf_counter()
-    next(iter(engine.submit(ids(round_ + 70_000, long), SamplingParams(max_new_tokens=1))))
-    read = time.perf_counter()
-    for handle in handles:
-        handle.cancel()
-    for thread in threads:
-        thread.join()
+    with _collected(handles) as times:
+        while min(map(len, times)) < 60:
+            time.sleep(0.01)
+        came = time.perf_counter()
+        next(iter(engine.submit(ids(round_ + 70_000, long), SamplingParams(max_new_tokens=1))))
+        read = time.perf_counter()
     before = [b - a for one in times for a, b in pairwise(one) if b < came]
     during = [b - a for one in times for a, b in pairwise(one) if b >= came and a <= read]
     return Stall(median(before), max(during), read - came)
+
+
+@contextmanager
+def _collected(handles: list[Handle]) -> Iterator[list[list[float]]]:
+    """When each sequence's tokens came, as they come; the sequences are cancelled afterwards."""
+    times: list[list[float]] = [[] for _ in handles]
+
+    def collect(handle: Handle, own: list[float]) -> None:
+        for _ in handle:
+            own.append(time.perf_counter())  # noqa: PERF401  (it is looked at meanwhile)
+
+    threads = [threading.Thread(target=collect, args=pair) for pair in zip(handles, times, strict=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield times
+    finally:
+        for handle in handles:
+            handle.cancel()
+        for thread in threads:
+            thread.join()
 
 
 def _finish(handles: list[Handle]) -> None:
     for handle in handles:
         for _ in handle:
             pass
+
+
+@dataclass(frozen=True, slots=True)
+class AtLength:
+    """Tokens a second of so many sequences that are so many tokens long."""
+
+    clients: int
+    context: int
+    rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +197,49 @@ class Memory:
     imported: int
 
 
-def run(checkpoint: Path, rounds: int) -> dict[str, Any]:
+def run(checkpoint: Path, rounds: int, backend: str = "auto") -> dict[str, Any]:
     """Everything, as JSON values."""
-    engine = start(checkpoint, dtype="bfloat16", context=9000, max_num_seqs=max(COUNTS))
+    engine = _started(checkpoint, backend, context=9000, max_num_seqs=max(COUNTS))
     try:
         _finish([engine.submit(ids(1, 30), SamplingParams(max_new_tokens=4))])
         return {
             "alone": [asdict(rate(engine, count, number)) for number in range(rounds) for count in COUNTS],
             "reuse": [asdict(reuse(engine, number)) for number in range(rounds)],
             "stall": [asdict(stall(engine, number)) for number in range(rounds)],
+            "lengths": [asdict(one) for one in _at_lengths(engine)],
         }
     finally:
         engine.close()
+
+
+def _at_lengths(engine: Engine) -> Iterator[AtLength]:
+    for context in CONTEXTS:
+        for count in COUNTS:
+            found = rate_at(engine, count, context)
+            if found:
+                yield found
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """Seconds from a process's start to its first token, with the weights in no cache of the system's, and then in it."""
+
+    cold: float
+    warm: float
+
+
+def cold_start(checkpoint: Path, backend: str) -> ColdStart:
+    """Both, each in a process of its own."""
+    for path in checkpoint.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        _elsewhere(checkpoint, "token", backend)
+        times.append(time.perf_counter() - began)
+    return ColdStart(*times)
 
 
 def memory(checkpoint: Path) -> Memory:
@@ -165,16 +247,28 @@ def memory(checkpoint: Path) -> Memory:
     return Memory(*(int(_elsewhere(checkpoint, what)) for what in ("serve", "import")))
 
 
-def elsewhere(checkpoint: Path, rounds: int) -> dict[str, Any]:
+def elsewhere(checkpoint: Path, rounds: int, backend: str) -> dict[str, Any]:
     """`run` in a process of its own."""
-    result: dict[str, Any] = json.loads(_elsewhere(checkpoint, str(rounds)))
+    result: dict[str, Any] = json.loads(_elsewhere(checkpoint, str(rounds), backend))
     return result
 
 
-def _elsewhere(checkpoint: Path, what: str) -> str:
-    command = [sys.executable, "-m", "load_tests.bench.scenarios", str(checkpoint), what]
+def _elsewhere(checkpoint: Path, what: str, backend: str = "auto") -> str:
+    command = [sys.executable, "-m", "load_tests.bench.scenarios", str(checkpoint), what, backend]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
     return done.stdout.splitlines()[-1]
+
+
+def _started(checkpoint: Path, name: str, *, context: int, max_num_seqs: int = CLIENTS) -> Engine:
+    backend, quantization = BACKENDS[name]
+    return start(
+        checkpoint, dtype="bfloat16", context=context, max_num_seqs=max_num_seqs, backend=backend, quantization=quantization
+    )  # fmt: skip
+
+
+def _first_token(checkpoint: Path, backend: str) -> None:
+    engine = _started(checkpoint, backend, context=2048)
+    _finish([engine.submit(ids(1, 30), SamplingParams(max_new_tokens=1))])
 
 
 def _resident(checkpoint: Path, what: str) -> int:
@@ -185,6 +279,13 @@ def _resident(checkpoint: Path, what: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
+def _main(folder: Path, what: str, backend: str) -> None:
+    if what == "token":
+        _first_token(folder, backend)
+        print("done")  # noqa: T201
+    else:
+        print(json.dumps(run(folder, int(what), backend)) if what.isdigit() else _resident(folder, what))  # noqa: T201
+
+
 if __name__ == "__main__":
-    folder, wanted = Path(sys.argv[1]), sys.argv[2]
-    print(json.dumps(run(folder, int(wanted))) if wanted.isdigit() else _resident(folder, wanted))  # noqa: T201
+    _main(Path(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else "auto")

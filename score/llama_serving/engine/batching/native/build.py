@@ -87,6 +87,8 @@ def compiled(folder: Path, *, more: Sequence[str] = ()) -> Path:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise BuildError(f"{command[0]} fails: {first.strip()}")
         made.replace(target)
+    for old in set(folder.glob("kernels-*.so")) - {target}:
+        old.unlink(missing_ok=True)
     return target
 
 
