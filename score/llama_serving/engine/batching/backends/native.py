@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.base import Rows
-from llama_serving.engine.batching.backends.blocks import Blocks, zeros
+from llama_serving.engine.batching.backends.blocks import zeros
 from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors
 from llama_serving.engine.batching.native import library as c
 from llama_serving.engine.batching.native.library import Kernels
@@ -74,11 +74,10 @@ class Native:
         self._frequencies = 1.0 / (config.rope_theta**half)
         self._model = self._loaded(weights)
         self.num_blocks = num_blocks(config)
-        shape = (self.num_blocks, config.kv_heads, BLOCK_TOKENS, config.head_dim)
-        self._blocks = Blocks(shape, torch.bfloat16, config.layers)
-        for layer, keys, values in zip(self._layers, self._blocks.keys, self._blocks.values, strict=True):
-            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
-        self._model.blocks = self.num_blocks
+        self._cache = zeros(
+            (self.num_blocks, config.layers, 2, config.kv_heads, BLOCK_TOKENS * config.head_dim), torch.bfloat16
+        )
+        self._model.cache = self._cache.data_ptr()
         self._room = torch.empty(0, dtype=torch.uint8)
 
     @torch.inference_mode()
@@ -104,17 +103,17 @@ class Native:
         self._kernels.step(self._model, step, self._room_for(step))
         return logits
 
-    def save(self, blocks: Sequence[int]) -> list[Tensor]:
+    def save(self, blocks: Sequence[int]) -> Tensor:
         """See `Backend.save`."""
-        return self._blocks.save(blocks)
+        return self._cache[list(blocks)]
 
-    def restore(self, blocks: Sequence[int], saved: list[Tensor]) -> None:
+    def restore(self, blocks: Sequence[int], saved: Tensor) -> None:
         """See `Backend.restore`."""
-        self._blocks.restore(blocks, saved)
+        self._cache[list(blocks)] = saved
 
     def clear(self, blocks: Sequence[int]) -> None:
         """See `Backend.clear`."""
-        self._blocks.clear(blocks)
+        self._cache[list(blocks)] = 0
 
     def _room_for(self, step: c.Step) -> int:
         """It is kept from step to step: memory that is new to a process comes page by page."""

@@ -69,14 +69,14 @@ inline float soften(float* scores, int tokens) {
 
 // weights · values of all blocks -> (D,) from a column on
 template <int D>
-inline void mix(const bf16* weights, float sum, const bf16* values, const Look& look, int64_t block_size, bf16* mixed,
-                int column, int columns) {
+inline void mix(const bf16* weights, float sum, const Memory& memory, const Look& look, bf16* mixed, int column,
+                int columns) {
     __m512 even[D / 16], odd[D / 16];
     for (int d = 0; d < D / 16; d++) even[d] = odd[d] = _mm512_setzero_ps();
     const int blocks = look.position / BLOCK_TOKENS + 1;
     for (int b = 0; b < blocks; b++) {
-        const bf16* v = values + look.blocks[b] * block_size;
-        const bf16* next = values + look.blocks[b + 1 < blocks ? b + 1 : b] * block_size;
+        const bf16* v = memory.values + look.blocks[b] * memory.stride;
+        const bf16* next = memory.values + look.blocks[b + 1 < blocks ? b + 1 : b] * memory.stride;
         for (int pair = 0; pair < BLOCK_TOKENS / 2; pair += 2) {
             int32_t w[2];
             std::memcpy(w, weights + b * BLOCK_TOKENS + 2 * pair, sizeof w);
@@ -98,23 +98,23 @@ inline void mix(const bf16* weights, float sum, const bf16* values, const Look& 
 
 // scores: room for `group` times the tokens, filled up
 template <int D>
-inline void look_from_token(const Model& model, const Layer& layer, const Look& look, const bf16* qkv, int stride_qkv,
+inline void look_from_token(const Model& model, int layer, const Look& look, const bf16* qkv, int stride_qkv,
                             bf16* mixed, float* scores) {
     const int group = model.heads / model.kv_heads, tokens = look.position + 1;
     const int until = filled(tokens, BLOCK_TOKENS);
-    const int64_t block_size = int64_t(model.kv_heads) * BLOCK_TOKENS * D, own = place(model, 0, look.head);
-    const bf16* keys = layer.keys + own;
+    const Memory memory(model, layer, look.head);
     const bf16* queries = qkv + int64_t(look.row) * stride_qkv + look.head * group * D;
     const __m512 factor = _mm512_set1_ps(LOG2_E / std::sqrt(float(D)));
     for (int at = 0; at < until; at += BLOCK_TOKENS) {
-        const bf16* k = keys + look.blocks[at / BLOCK_TOKENS] * block_size;
-        const bf16* next = at + BLOCK_TOKENS < until ? keys + look.blocks[at / BLOCK_TOKENS + 1] * block_size
-                                                     : layer.values + own + look.blocks[0] * block_size;
+        const int32_t* block = look.blocks + at / BLOCK_TOKENS;
+        const bf16* k = memory.keys + block[0] * memory.stride;
+        const bf16* next = at + BLOCK_TOKENS < until ? memory.keys + block[1] * memory.stride
+                                                     : memory.values + look.blocks[0] * memory.stride;
         for (int g = 0; g < group; g++) score_block<D>(queries + g * D, k, next, factor, scores + g * until + at);
     }
     for (int g = 0; g < group; g++) {
         const float sum = soften(scores + g * until, tokens);
-        mix<D>((bf16*)(scores + g * until), sum, layer.values + own, look, block_size, mixed,
+        mix<D>((bf16*)(scores + g * until), sum, memory, look, mixed,
                (look.head * group + g) * D, model.heads * D);
     }
 }
@@ -207,10 +207,10 @@ inline void soften_row(Prompt<D>& prompt, int query, int seen, int tokens, __m51
 }
 
 template <int D>
-inline void look_from_prompt(const Model& model, const Layer& layer, const Look& look, const bf16* qkv, int stride_qkv,
+inline void look_from_prompt(const Model& model, int layer, const Look& look, const bf16* qkv, int stride_qkv,
                              bf16* mixed, Prompt<D>& prompt) {
     const int head = look.head / (model.heads / model.kv_heads), last = look.position + look.count;
-    const int64_t block_size = int64_t(model.kv_heads) * BLOCK_TOKENS * D, own = place(model, 0, head);
+    const Memory memory(model, layer, head);
     const __m512 factor = _mm512_set1_ps(LOG2_E / std::sqrt(float(D)));
     const int rows = filled(look.count, 2 * TILE);
     for (int i = 0; i < rows; i++) {
@@ -228,20 +228,19 @@ inline void look_from_prompt(const Model& model, const Layer& layer, const Look&
         const int tokens = last - at < TOKENS ? filled(last - at, BLOCK_TOKENS) : TOKENS, blocks = tokens / BLOCK_TOKENS;
         const bf16* values[TOGETHER];
         for (int b = 0; b < blocks; b++) {
-            const int64_t block = own + look.blocks[at / BLOCK_TOKENS + b] * block_size;
-            values[b] = layer.values + block;
+            const int64_t block = look.blocks[at / BLOCK_TOKENS + b] * memory.stride;
+            values[b] = memory.values + block;
             for (int i = 0; i < rows; i += 2 * TILE)
-                score_tiles<D>(prompt.queries + i * D, layer.keys + block, prompt.scores + i * TOKENS + b * BLOCK_TOKENS);
+                score_tiles<D>(prompt.queries + i * D, memory.keys + block, prompt.scores + i * TOKENS + b * BLOCK_TOKENS);
         }
         const int ahead = last - at - TOKENS;
         for (int i = 0; i < look.count; i++) {
             soften_row(prompt, i, look.position + i + 1 - at, tokens, factor);
             // Meanwhile memory brings the next blocks, a part of them for each row.
             for (int part = i; part < TOKENS && part < ahead; part += look.count) {
-                const int64_t block = own + look.blocks[(at + TOKENS + part) / BLOCK_TOKENS] * block_size;
-                const int64_t line = part % BLOCK_TOKENS * D;
-                prefetch<_MM_HINT_T1>(layer.keys + block + line, D * int(sizeof(bf16)));
-                prefetch<_MM_HINT_T1>(layer.values + block + line, D * int(sizeof(bf16)));
+                const int64_t line = look.blocks[(at + TOKENS + part) / BLOCK_TOKENS] * memory.stride + part % BLOCK_TOKENS * D;
+                prefetch<_MM_HINT_T1>(memory.keys + line, D * int(sizeof(bf16)));
+                prefetch<_MM_HINT_T1>(memory.values + line, D * int(sizeof(bf16)));
             }
         }
         for (int i = 0; i < rows; i += 2 * TILE)
@@ -261,7 +260,7 @@ inline void look_from_prompt(const Model& model, const Layer& layer, const Look&
 
 // qkv: (rows, heads + 2 kv_heads, D) -> mixed: (rows, heads · D) in tiles
 template <int D>
-inline void attend(const Model& model, const Layer& layer, const Look* looks, int count, const bf16* qkv,
+inline void attend(const Model& model, int layer, const Look* looks, int count, const bf16* qkv,
                    int stride_qkv, bf16* mixed, float* scores) {
     Prompt<D> prompt;
 #pragma omp for schedule(dynamic, 1)

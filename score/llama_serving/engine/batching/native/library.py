@@ -19,7 +19,6 @@ class Layer(Structure):
     _fields_ = (
         ("before", c_void_p), ("qkv", Matrix), ("o", Matrix),
         ("between", c_void_p), ("gate_up", Matrix), ("down", Matrix),
-        ("keys", c_void_p), ("values", c_void_p),
     )  # fmt: skip
 
 
@@ -27,9 +26,9 @@ class Model(Structure):
     """See `model.h`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "blocks")),
+        *((name, c_int32) for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab")),
         ("epsilon", c_float), ("layer", POINTER(Layer)),
-        ("embedding", c_void_p), ("norm", c_void_p), ("head", Matrix),
+        ("embedding", c_void_p), ("norm", c_void_p), ("head", Matrix), ("cache", c_void_p),
     )  # fmt: skip
 
 

@@ -34,17 +34,20 @@ struct Layer {
     const bf16* between;   // (hidden,) of the norm before the feed-forward part
     Matrix gate_up;        // 16 outputs of the gate, 16 of up, and so on
     Matrix down;
-    bf16* keys;            // [blocks][kv_heads][BLOCK_TOKENS / 16][D / 2][16 tokens][2]
-    bf16* values;          // [blocks][kv_heads][BLOCK_TOKENS / 2][D][2 tokens]
 };
 
 struct Model {
-    int32_t layers, hidden, ffn, heads, kv_heads, head_dim, vocab, blocks;
+    int32_t layers, hidden, ffn, heads, kv_heads, head_dim, vocab;
     float epsilon;
     const Layer* layer;
     const bf16* embedding;   // (vocab, hidden filled up)
     const bf16* norm;        // (hidden,)
     Matrix head;
+    // [blocks][layers][keys, values][kv_heads][BLOCK_TOKENS · D]: a block of all layers lies together, so that one that is
+    // new takes its memory at once and not a large page for each layer. Within a head
+    //   keys are    [BLOCK_TOKENS / 16][D / 2][16 tokens][2]
+    //   values are  [BLOCK_TOKENS / 2][D][2 tokens]
+    bf16* cache;
 };
 
 // Consecutive tokens of one sequence.

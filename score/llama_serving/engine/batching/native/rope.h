@@ -13,10 +13,18 @@ inline void turn(bf16* x, const float* cosines, const float* sines, int half) {
     }
 }
 
-// Where in the cache the keys or values of one head of one block begin.
-inline int64_t place(const Model& model, int block, int head) {
-    return (int64_t(block) * model.kv_heads + head) * BLOCK_TOKENS * model.head_dim;
-}
+// The keys and values of one head in one layer, block by block.
+struct Memory {
+    bf16 *keys, *values;   // of block 0
+    int64_t stride;        // from a block to the next
+
+    Memory(const Model& model, int layer, int head)
+        : stride(int64_t(model.layers) * 2 * model.kv_heads * BLOCK_TOKENS * model.head_dim) {
+        const int64_t one = int64_t(BLOCK_TOKENS) * model.head_dim;
+        keys = model.cache + (int64_t(layer) * 2 * model.kv_heads + head) * one;
+        values = keys + model.kv_heads * one;
+    }
+};
 
 inline void write_key(bf16* block, int token, const bf16* key, int D) {
     bf16* to = block + token / TILE * TILE * D + token % TILE * 2;
@@ -29,12 +37,13 @@ inline void write_value(bf16* block, int token, const bf16* value, int D) {
 }
 
 // qkv: (rows, heads + 2 kv_heads, D): queries are turned in place, the rest goes to the cache
-inline void remember(const Model& model, const Layer& layer, const Step& step, bf16* qkv, int stride_qkv) {
+inline void remember(const Model& model, int layer, const Step& step, bf16* qkv, int stride_qkv) {
     const int D = model.head_dim, group = model.heads / model.kv_heads;
 #pragma omp for collapse(2) schedule(static)
     for (int head = 0; head < model.kv_heads; head++)
         for (int n = 0; n < step.spans; n++) {
             const Span& span = step.span[n];
+            const Memory memory(model, layer, head);
             for (int i = 0; i < span.count; i++) {
                 const int row = span.first + i, position = span.start + i;
                 const float* cosines = step.cosines + int64_t(row) * (D / 2);
@@ -43,9 +52,9 @@ inline void remember(const Model& model, const Layer& layer, const Step& step, b
                 bf16* key = own + (model.heads + head) * D;
                 for (int q = head * group; q < (head + 1) * group; q++) turn(own + q * D, cosines, sines, D / 2);
                 turn(key, cosines, sines, D / 2);
-                const int64_t block = place(model, step.tables[span.table + position / BLOCK_TOKENS], head);
-                write_key(layer.keys + block, position % BLOCK_TOKENS, key, D);
-                write_value(layer.values + block, position % BLOCK_TOKENS, key + model.kv_heads * D, D);
+                const int64_t block = step.tables[span.table + position / BLOCK_TOKENS] * memory.stride;
+                write_key(memory.keys + block, position % BLOCK_TOKENS, key, D);
+                write_value(memory.values + block, position % BLOCK_TOKENS, key + model.kv_heads * D, D);
             }
         }
 }

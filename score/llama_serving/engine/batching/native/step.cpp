@@ -89,8 +89,8 @@ void run(const Model& model, const Step& step, const Room& room) {
             const Layer& layer = model.layer[n];
             norm(room.x, stride_x, nullptr, layer.before, model.epsilon, hidden, rows, room.h);
             product(room.h, rows, layer.qkv, panel, Write{room.qkv, stride_qkv});
-            remember(model, layer, step, room.qkv, stride_qkv);
-            attend<D>(model, layer, looks.data(), int(looks.size()), room.qkv, stride_qkv, room.mixed,
+            remember(model, n, step, room.qkv, stride_qkv);
+            attend<D>(model, n, looks.data(), int(looks.size()), room.qkv, stride_qkv, room.mixed,
                       scores);
             product(room.mixed, rows, layer.o, panel, Add{room.x, stride_x});
             norm(room.x, stride_x, nullptr, layer.between, model.epsilon, hidden, rows, room.h);
@@ -145,12 +145,12 @@ void llama_pack(const std::byte* from, int64_t outputs, int64_t inputs, int size
         for (int64_t depth = 0; depth < depths; depth++)
             for (int column = 0; column < PANEL; column++) {
                 const int64_t output = panel * PANEL + column;
-                std::byte* tile = to + (((panel * depths + depth) * (PANEL / TILE) + column / TILE) * tile::SIZE +
+                std::byte* own = to + (((panel * depths + depth) * (PANEL / TILE) + column / TILE) * tile::SIZE +
                                         column % TILE * 2) * size;
                 for (int pair = 0; pair < DEPTH / 2; pair++) {
                     const int64_t input = depth * DEPTH + pair * 2;
                     const int64_t count = output < outputs ? std::clamp<int64_t>(inputs - input, 0, 2) : 0;
-                    std::byte* at = tile + pair * TILE * 2 * size;
+                    std::byte* at = own + pair * TILE * 2 * size;
                     std::memset(at, 0, 2 * size);
                     if (count) std::memcpy(at, from + (output * inputs + input) * size, count * size);
                 }
