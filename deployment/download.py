@@ -115,6 +115,9 @@ class Download:
         """Whether a file on the disk is the one that is stated."""
         if _size(path) != file.size:
             return False
+        if not file.digest:  # its length, and what each answer was checked by, must do
+            self.progress(file.size if counted else 0)
+            return True
         digest = file.hasher()
         seen = 0
         with path.open("rb") as reader:
@@ -124,7 +127,7 @@ class Download:
                 if counted:
                     self.progress(len(chunk))
                     seen += len(chunk)
-        if not file.digest or digest.hexdigest() == file.digest:
+        if digest.hexdigest() == file.digest:
             return True
         self.progress(-seen)
         return False
