@@ -101,7 +101,10 @@ def rate_at(engine: Engine, clients: int, context: int) -> AtLength | None:
         and clients * (context + NEW_TOKENS) + params.max_new_tokens > engine.capacity
     ):
         return None
-    handles = [engine.submit(ids(context + 1000 * n, context), params) for n in range(clients)]
+    prompts = [ids(context + 1000 * n, context) for n in range(clients)]
+    for prompt in prompts:  # (read beforehand, one after the other: among those that generate it takes long)
+        _finish([engine.submit(prompt, SamplingParams(max_new_tokens=1))])
+    handles = [engine.submit(prompt, params) for prompt in prompts]
     with _collected(handles) as times:
         while min(map(len, times)) < 1:
             time.sleep(0.01)
