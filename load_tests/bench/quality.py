@@ -1,0 +1,76 @@
+"""What fewer bits in the weights cost: bits a byte of Python that nano takes. Fewer are better.
+
+`python -m load_tests.bench.quality` prints it. The Python is of this interpreter's own library.
+"""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from deployment.nano import FOLDER, evaluate
+from deployment.nano.corpus import File
+from llama_serving.catalog import NANO
+from llama_serving.engine.batching.backends.base import Rows
+from llama_serving.engine.batching.backends.choice import Wanted, choose
+from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.prompts.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llama_serving.engine.batching.backends.base import Backend
+
+FILES: Final = 40
+SIZES: Final = (1_000, 4_000)
+"""Bytes of a file that is read: each fits nano's context."""
+QUANTIZATIONS: Final = ("none", "int8")
+
+
+def loaded(quantization: str) -> Backend:
+    """Nano on the native backend.
+
+    Raises:
+        SetupError: that can't be used here.
+    """
+    config = LlamaConfig.read(FOLDER)
+    choice = choose(config, Wanted("bfloat16", "native", quantization))
+    tokens = NANO.trained_positions.value
+    return choice.make(config, Weights(FOLDER), lambda _: -(-tokens // choice.block_tokens))
+
+
+def bits(backend: Backend) -> Callable[[Sequence[int]], float]:
+    """The function that tells how many bits the tokens of a text take, each after those before it."""
+
+    def of(ids: Sequence[int]) -> float:
+        whole = range(backend.num_blocks)
+        rows = [Rows((token,), at, whole, prefill=True, wanted=True) for at, token in enumerate(ids[:-1])]
+        logits = torch.cat([backend.forward(rows[at : at + 256]) for at in range(0, len(rows), 256)])
+        taken = logits.log_softmax(-1)[torch.arange(len(rows)), torch.tensor(ids[1:])]
+        return float(-taken.double().sum()) / float(torch.log(torch.tensor(2.0)))
+
+    return of
+
+
+def texts() -> list[File]:
+    """Some small files of the standard library, the same for each run."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    small = [path for path in sorted(folder.rglob("*.py")) if SIZES[0] < path.stat().st_size <= SIZES[1]]
+    chosen = random.Random(1).sample(small, FILES)  # noqa: S311
+    return [File("python", path.name, path.read_text(encoding="utf-8")) for path in chosen]
+
+
+def table() -> dict[str, float]:
+    """Bits a byte: in float32 by the training's own forward pass, and by the kernels in bf16 and with int8 weights."""
+    tokenizer, files = Tokenizer.from_folder(FOLDER, NANO.special_ids), texts()
+    ways = {"float32": evaluate.Reader(FOLDER).bits} | {name: bits(loaded(name)) for name in QUANTIZATIONS}
+    return {name: evaluate.bits_per_byte(way, files, tokenizer) for name, way in ways.items()}
+
+
+if __name__ == "__main__":
+    for name, value in table().items():
+        print(f"{name}: {value:.4f} bits a byte")  # noqa: T201
