@@ -107,6 +107,29 @@ def test_gpus() -> None:
     } == GPUS
 
 
+OF_GPU: Final = {
+    "T4": "NC4as_T4_v3 NC8as_T4_v3 NC16as_T4_v3 NC64as_T4_v3",
+    "A10": "NV36ads_A10_v5 NV36adms_A10_v5 NV72ads_A10_v5",
+    "half an A10": "NV18ads_A10_v5",
+    "a third of an A10": "NV12ads_A10_v5",
+    "a sixth of an A10": "NV6ads_A10_v5",
+    "V100 16 GB PCIe": "NC6s_v3 NC12s_v3 NC24s_v3",
+    "V100 16 GB": "p3.2xlarge p3.8xlarge p3.16xlarge",
+    "V100 32 GB": "ND40rs_v2 V100-32G",
+    "A100 40 GB": "ND96asr_v4 A100",
+    "A100 80 GB PCIe": "NC24ads_A100_v4 NC48ads_A100_v4 NC96ads_A100_v4",
+    "A100 80 GB": "ND96amsr_A100_v4 A100-80G",
+    "H100 NVL": "NC40ads_H100_v5 NC80adis_H100_v5",
+    "H100": "ND96isr_H100_v5 ND96is_H100_v5",
+    "H200": "ND96isr_H200_v5",
+}
+
+
+def test_which_machine_has_which_gpu() -> None:
+    found = {sku.name.removeprefix("Standard_"): sku.gpu.name for sku in SKUS.values()}
+    assert found == {machine: gpu for gpu, machines in OF_GPU.items() for machine in machines.split()}
+
+
 HOSTS: Final = {
     "NC4as_T4_v3": (28, 176), "NC8as_T4_v3": (56, 352), "NC16as_T4_v3": (110, 352), "NC64as_T4_v3": (440, 2816),
     "NV6ads_A10_v5": (55, 180), "NV12ads_A10_v5": (110, 360), "NV18ads_A10_v5": (220, 720), "NV36ads_A10_v5": (440, 1440),
