@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from deployment import limits
 from deployment.sizing import Fit, Precision, Runner, Workload, fit
 from deployment.skus import SKUS, Cloud, Offer, Sku
 from llama_serving.catalog import ModelVariant
@@ -13,7 +14,7 @@ from llama_serving.errors import SetupError
 COPY_BYTES_S: Final = 200e6
 SLOW_COPY_BYTES_S: Final = 25e6
 """Bytes a second from a registry or a storage account to a node: usually, and on a slow day. Assumptions."""
-REQUEST_S: Final = 178
+REQUEST_S: Final = limits.MANAGED.deadline_s
 """Managed endpoints end a request after 180 s at most; two are left for the answer."""
 LEAST_CONTEXT: Final = 16
 RESERVE: Final = 1.2
