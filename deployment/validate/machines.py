@@ -39,7 +39,7 @@ def machine_of(spec: Spec, tree: Tree) -> Sku | None:
     if spec.kind is Kind.BATCH_DEPLOYMENT:
         compute = cluster(spec, tree)
         return machine_of(compute, tree) if compute else None
-    return sizes().get(spec.text(*_place(spec)))
+    return skus.azure_size(spec.text(*_place(spec)))
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -57,9 +57,9 @@ def _place(spec: Spec) -> Place:
 
 
 def _size(spec: Spec) -> Iterator[Finding]:
-    place, known = _place(spec), sizes()
+    place = _place(spec)
     name = spec.text(*place)
-    sku = known.get(name)
+    sku = skus.azure_size(name)
     if sku is None:
         if name:  # (that it is missing is Azure's to say)
             yield from _unknown(spec, place, name)
