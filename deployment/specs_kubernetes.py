@@ -11,9 +11,9 @@ from deployment.specs_serving import Notes, admitted, chosen, code, identity, ma
 FOLDER: Final = "yaml/kubernetes"
 TYPES: Final = f"{FOLDER}/instance-types"
 _OURS: Final = 0.9
-"""Of a node's CPUs; AKS keeps 3 % or less and the cluster's own pods need some (azure-aks-docs, node-resource-reservations.md)."""
-_GIB_PER_GPU: Final = 16
-"""Memory for the process and for weights on their way. More of them is page cache, which the node takes back where it must."""
+_KEPT_GIB: Final = 2
+"""Of a node's CPUs and memory, less what it has in any case: AKS keeps some of both (azure-aks-docs,
+node-resource-reservations.md), and the cluster's own pods need some."""
 
 
 def endpoint(site: Site) -> Spec:
@@ -45,7 +45,7 @@ def instance_type(plan: Plan, site: Site) -> Spec:
     sku, gpus = deployable(plan), chosen(plan).placement.gpus
     rest = {
         "cpu": str(math.floor(sku.cores * _OURS * gpus / sku.gpus)),
-        "memory": f"{_GIB_PER_GPU * gpus}Gi",
+        "memory": f"{math.floor((sku.ram_gib * _OURS - _KEPT_GIB) * gpus / sku.gpus)}Gi",
     }
     api, kind = INSTANCE_TYPE
     name = type_name(plan, site)

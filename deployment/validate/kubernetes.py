@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from deployment.limits import DEFAULT_INSTANCE_TYPE, INSTANCE_TYPES, NODE_SIZE
+from deployment.skus import azure_size
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
-from deployment.validate.machines import GPUS, instance_type, sizes
+from deployment.validate.machines import GPUS, instance_type
 from deployment.validate.ranges import shown
 from deployment.validate.scripts import is_ours
 from deployment.validate.tree import Spec, Tree
@@ -91,14 +92,18 @@ def _agree(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
 
 
 def _of_a_node(spec: Spec) -> Iterator[Finding]:
-    sku = sizes().get(spec.text("spec", "nodeSelector", NODE_SIZE))
-    cores = amount(spec.at("spec", "resources", "requests", "cpu"))
-    if sku is not None and cores is not None and cores >= sku.cores:
-        yield spec.find(
-            Rule.RESOURCES, ("spec", "resources", "requests", "cpu"),
-            f"asks for {cores:g} cores of a {sku.name}, which has {sku.cores} and keeps some: it would wait for ever. "
-            f"Set {sku.cores - 1} or less.",
-        )  # fmt: skip
+    sku = azure_size(spec.text("spec", "nodeSelector", NODE_SIZE))
+    if sku is None:
+        return
+    for name, has in {"cpu": sku.cores, "memory": sku.ram_gib * _UNITS["Gi"]}.items():
+        place = ("spec", "resources", "requests", name)
+        asked = amount(spec.at(*place))
+        if asked is not None and asked >= has:
+            yield spec.find(
+                Rule.RESOURCES, place,
+                f"is {shown(spec.at(*place))}: {sku.name} has {sku.cores} cores and {sku.ram_gib} GiB, and "
+                "keeps some, so that it would wait for ever. Ask for less.",
+            )  # fmt: skip
 
 
 def _type(spec: Spec, tree: Tree) -> Iterator[Finding]:

@@ -48,11 +48,11 @@ def machine_of(spec: Spec, tree: Tree) -> Sku | None:
     if spec.kind is Kind.KUBERNETES_DEPLOYMENT:
         made = instance_type(spec, tree)
         return _node(made) if made else None
-    return sizes().get(spec.text(*_place(spec)))
+    return skus.azure_size(spec.text(*_place(spec)))
 
 
 def _node(made: Spec) -> Sku | None:
-    sku = sizes().get(made.text("spec", "nodeSelector", NODE_SIZE))
+    sku = skus.azure_size(made.text("spec", "nodeSelector", NODE_SIZE))
     gpus = made.number("spec", "resources", "limits", GPUS, default=0)
     return replace(sku, gpus=min(sku.gpus, gpus)) if sku and gpus > 0 else None
 
@@ -72,9 +72,9 @@ def _place(spec: Spec) -> Place:
 
 
 def _size(spec: Spec) -> Iterator[Finding]:
-    place, known = _place(spec), sizes()
+    place = _place(spec)
     name = spec.text(*place)
-    sku = known.get(name)
+    sku = skus.azure_size(name)
     if sku is None:
         if name:  # (that it is missing is Azure's to say)
             yield from _unknown(spec, place, name)
@@ -154,7 +154,7 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
     if sku is None or serving.variant is None:
         return
-    reasons = _reasons(sku, serving)
+    reasons = _reasons(spec, sku, serving)
     if reasons:
         yield spec.find(
             Rule.MEMORY, _place(spec),
@@ -178,13 +178,14 @@ def _runner(serving: Serving) -> Runner | None:
     return Runner.PIPELINE if serving.settings.engine in {"auto", "pipeline"} else None
 
 
-def fit_of(sku: Sku, serving: Serving) -> Fit | None:
-    """The model on a machine; None where it is not known. What has 32 bits is taken for 16."""
+def fit_of(spec: Spec, sku: Sku, serving: Serving) -> Fit | None:
+    """A deployment's model on a machine; None where it is not known. What has 32 bits is taken for 16."""
     if serving.variant is None:
         return None
     workload = Workload(_context(serving), _concurrency(serving))
+    own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
     precision = _PRECISION.get(_dtype(serving), Precision.FP16)
-    return sizing.fit(serving.variant, workload, precision, sku, _runner(serving))
+    return sizing.fit(serving.variant, workload, precision, sku, _runner(serving), own_disk=own_disk)
 
 
 def _dtype(serving: Serving) -> str:
@@ -192,8 +193,8 @@ def _dtype(serving: Serving) -> str:
     return serving.variant.dtype if given == "auto" and serving.variant else given
 
 
-def _reasons(sku: Sku, serving: Serving) -> tuple[str, ...]:
-    fit = fit_of(sku, serving)
+def _reasons(spec: Spec, sku: Sku, serving: Serving) -> tuple[str, ...]:
+    fit = fit_of(spec, sku, serving)
     if fit is None:
         return ()
     if _dtype(serving) in _PRECISION:

@@ -86,7 +86,7 @@ def _places(spec: Spec, serving: Serving) -> Iterator[Finding]:
 
 def _late(spec: Spec, serving: Serving, sku: Sku | None) -> Iterator[Finding]:
     """Of those that wait, the last is to end in time."""
-    fit = fit_of(sku, serving) if sku else None
+    fit = fit_of(spec, sku, serving) if sku else None
     if fit is None or not fit.fits or serving.settings.queue == 0:
         return
     deadline = serving.settings.deadline_s or MANAGED.deadline_s

@@ -78,6 +78,7 @@ def test_the_cluster_gives_as_many_gpus_as_the_model_needs(path: str) -> None:
     sku = SKUS[made["spec"]["nodeSelector"]["node.kubernetes.io/instance-type"]]
     assert sku.gpus == resources["limits"]["nvidia.com/gpu"]
     assert int(resources["requests"]["cpu"]) < sku.cores
+    assert int(resources["requests"]["memory"].removesuffix("Gi")) < 0.9 * sku.ram_gib
 
 
 @pytest.mark.parametrize("path", ONLINE + KUBERNETES)
