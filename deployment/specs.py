@@ -11,7 +11,7 @@ from typing import Any, Final
 from deployment.limits import schema
 from deployment.planner import Plan
 from deployment.sizing import Precision, Runner
-from deployment.skus import Cloud, Sku
+from deployment.skus import Sku
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
 
@@ -215,8 +215,6 @@ def _obstacles(plan: Plan) -> list[str]:
     if plan.chosen is None:
         return [f"no machine that is offered for {plan.wanted.offer} holds it"]
     sku, offer = plan.chosen.sku, plan.wanted.offer
-    if sku.cloud is not Cloud.AZURE:
-        return [f"{sku.name} is a machine of {sku.cloud}, and these are Azure's files"]
     found = list(plan.chosen.reasons)
     if sku.retired:
         found.append(f"Azure retires {sku.name} ({sku.retired.value})")
