@@ -1,4 +1,4 @@
-"""What Azure ML reads out of our files, by its own client. The only file that imports azure-ai-ml."""
+"""What Azure ML reads out of our files, by its own client."""
 
 import logging
 import warnings
@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
+from deployment.azure_login import NOT_INSTALLED
 from deployment.limits import LOGGING_LEVELS, OUTPUT_ACTIONS
 from llama_serving.errors import SetupError
 
@@ -98,17 +99,19 @@ class Complaint:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """It is written for marshmallow 3, which warns that 4 is near; and it logs which of its classes are experimental."""
-    log = logging.getLogger("azure.ai.ml")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Azure's client without its warnings. It is written for marshmallow 3, which warns that 4 is near; and it logs which of its classes are experimental."""
+    logs = [logging.getLogger(name) for name in ("azure", "azure.ai.ml")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def complaints(kind: str, path: Path) -> list[Complaint]:
@@ -117,12 +120,12 @@ def complaints(kind: str, path: Path) -> list[Complaint]:
     Raises:
         SetupError: azure-ai-ml is not there.
     """
-    with _quiet():
+    with quiet():
         try:
             load, schema_of = _loaders()[kind]
         except ImportError as error:
-            raise SetupError(f"{_NOT_INSTALLED} ({error})") from error
-    with _quiet():  # (again: while it is imported it makes its log talk)
+            raise SetupError(f"{NOT_INSTALLED} ({error})") from error
+    with quiet():  # (again: while it is imported it makes its log talk)
         schema = schema_of(context={"base_path": path.parent})
         try:
             return list(_complaints(_said(kind, path, load, schema), schema))
@@ -154,7 +157,6 @@ _TYPES: Final = {
     "amlCompute": "amlcompute",
     "commandJob": "command",
 }
-_NOT_INSTALLED: Final = "Azure's client is not installed: pip install 'llama-endpoints[azure]'."
 
 
 @cache
@@ -249,18 +251,18 @@ def _inside(field: Any) -> Iterator[Any]:
 
 def _load(path: Path) -> Any:
     try:
-        with _quiet():
+        with quiet():
             from azure.ai.ml.entities._load_functions import load_model_batch_deployment
             from azure.ai.ml.exceptions import ValidationException
             from marshmallow import ValidationError
     except ImportError:
-        raise SetupError(_NOT_INSTALLED) from None
+        raise SetupError(NOT_INSTALLED) from None
     if not path.is_file():
         raise SetupError(
             f"{path} is no file. Name a batch deployment's, such as yaml/batch/codellama-7b-hf.yml."
         )
     try:
-        with _quiet():
+        with quiet():
             given = load_model_batch_deployment(path)
     except ValidationError as error:
         _refuse(path, f"azure-ai-ml says: {'; '.join(_messages(error))}")

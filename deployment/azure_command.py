@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from deployment import azure_job, model_uri
+from deployment import azure_job, from_azure
 from deployment.azure import BatchDeployment
 from deployment.azure_job import Job, Tally
 from llama_serving.errors import SetupError
@@ -24,7 +24,7 @@ def job_of(
 
     Args:
         deployment: its file.
-        model: folder of a packaged model.
+        model: folder of a packaged model, or one of Azure's names of it.
         inputs: one file or folder.
         output: a new folder.
         flags: settings by their names without `LLAMA_`; they win over the deployment's.
@@ -37,9 +37,9 @@ def job_of(
             "A job of Azure's has one input, a file or a folder. Give --input once with --as-azure."
         )
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
-    model_uri.refuse(model)
-    ModelFiles.find(Path(model))
-    return Job(BatchDeployment.read(deployment), Path(model), Path(inputs[0]), output, given)
+    folder = from_azure.here(model)
+    ModelFiles.find(folder)
+    return Job(BatchDeployment.read(deployment), folder, Path(inputs[0]), output, given)
 
 
 def as_azure(job: Job) -> int:

@@ -1,9 +1,9 @@
 """A secret out of an Azure key vault: read when it is needed, written nowhere."""
 
-import os
 import re
 from typing import Any, Final
 
+from deployment.azure_login import NOT_INSTALLED, login
 from llama_serving.errors import SetupError
 
 _ADDRESS: Final = re.compile(
@@ -16,8 +16,7 @@ def secret_of(address: str, credential: Any = None, **client: Any) -> str:
 
     Args:
         address: of the secret.
-        credential: who asks; None is whoever azure-identity finds: in a job its compute's managed identity, on an own machine
-            who is logged in with `az login`.
+        credential: who asks; None is whoever azure-identity finds.
         client: what azure-keyvault-secrets' client takes beside.
 
     Raises:
@@ -30,16 +29,12 @@ def secret_of(address: str, credential: Any = None, **client: Any) -> str:
         )
     try:
         from azure.core.exceptions import AzureError
-        from azure.identity import DefaultAzureCredential
         from azure.keyvault.secrets import SecretClient
     except ImportError:
-        raise SetupError("Azure's client is not installed: pip install 'llama-endpoints[azure]'.") from None
+        raise SetupError(NOT_INSTALLED) from None
     vault, name, version = found.groups()
-    # (Azure ML names a compute's user-assigned identity in the first of these variables.)
-    identity = os.environ.get("DEFAULT_IDENTITY_CLIENT_ID") or os.environ.get("AZURE_CLIENT_ID")
-    asking = credential or DefaultAzureCredential(managed_identity_client_id=identity)
     try:
-        with SecretClient(vault, asking, **client) as secrets:
+        with SecretClient(vault, credential or login(), **client) as secrets:
             value = secrets.get_secret(name, version).value
     except (AzureError, ValueError) as error:
         why = str(error).partition("\n")[0]

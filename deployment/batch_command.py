@@ -32,7 +32,7 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
-@click.option("--model", required=True, help="Folder of a packaged model; or nano.")
+@click.option("--model", required=True, help="Folder of a packaged model, azureml:...; or nano.")
 @click.option(
     "--input",
     "inputs",

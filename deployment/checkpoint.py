@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-from deployment import model_uri
+from deployment.model_uri import ModelUri
 from deployment.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
 from llama_serving.errors import SetupError
@@ -55,19 +55,32 @@ class Checkpoint:
         return sum(path.stat().st_size for path in self.weights)
 
 
-def folder_of(name: str) -> Path:
-    """The folder of `name`: a path, or `nano` for the embedded model.
+def folder_of(name: str, *, weights: bool = True) -> Path:
+    """The folder of `name`: a path, one of Azure's names of a model, or `nano` for the embedded model.
+
+    Args:
+        name: of a checkpoint.
+        weights: whether they are needed, where it is to be downloaded.
 
     Raises:
-        SetupError: there is no such folder.
+        SetupError: there is no such folder, or it can't be downloaded.
     """
-    model_uri.refuse(name)
+    from deployment import from_azure  # (which knows this file)
+
+    if ModelUri.is_one(name):
+        return _only_checkpoint(from_azure.here(name, weights=weights))
     folder = Path(name)
     if name == NANO.name and not any((folder / file).is_file() for file in SMALL_FILES):
         return NANO_FOLDER  # also beside a packaged model of that name
     if not folder.is_dir():
         raise SetupError(f"{folder} is not a folder. Name the folder of a checkpoint, or nano.")
     return folder
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    """The one folder with a config.json at or below: a model in Azure may have more around it."""
+    found = sorted(path.parent for path in folder.rglob("config.json"))
+    return found[0] if len(found) == 1 and not (folder / "tokenizer.json").is_file() else folder
 
 
 def variant_of(name: str, otherwise: str = "") -> ModelVariant:

@@ -98,7 +98,9 @@ _default_options = _options(
 
 @main.command()
 @click.option(
-    "--checkpoint", required=True, help="Folder with config.json, tokenizer.json and safetensors; or nano."
+    "--checkpoint",
+    required=True,
+    help="Folder with config.json, tokenizer.json and safetensors, azureml:...; or nano.",
 )
 @click.option("--variant", help="Its name in the catalog (`llama-endpoints models`); not needed for nano.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder that becomes the model.")
@@ -221,7 +223,7 @@ def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str
 
 
 @main.command()
-@click.option("--model", required=True, help="Folder of a packaged model; or nano.")
+@click.option("--model", required=True, help="Folder of a packaged model, azureml:...; or nano.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8453, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
@@ -258,7 +260,7 @@ def serve(
 
 
 @main.command()
-@click.option("--model", required=True, help="Folder of a packaged model; or nano.")
+@click.option("--model", required=True, help="Folder of a packaged model, azureml:...; or nano.")
 @click.option(
     "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
 )
@@ -294,7 +296,7 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
 @click.option(
     "--checkpoint",
     required=True,
-    help="Folder with tokenizer.json (config.json is checked if there); or nano.",
+    help="Folder with tokenizer.json (config.json is checked if there), azureml:...; or nano.",
 )
 @click.option("--variant", help="Its name in the catalog; not needed for nano.")
 @click.option(
@@ -328,7 +330,7 @@ def prompt(
     from llama_serving.service import context_of
     from llama_serving.settings import Settings
 
-    folder = folder_of(checkpoint)
+    folder = folder_of(checkpoint, weights=False)
     row = _infilling_in(_row(checkpoint, folder, variant, described), infill_order)
     if (folder / "config.json").is_file():
         row, warnings = adapt(row, read_config(folder), folder)
@@ -346,20 +348,19 @@ def prompt(
 
 
 def model_files(name: str) -> "ModelFiles":
-    """The model `name`: a folder that `package` wrote, or `nano`.
+    """The model `name`: a folder that `package` wrote, one of Azure's names of such, or `nano`.
 
     Raises:
-        SetupError: there is no such model.
+        SetupError: there is no such model, or it can't be downloaded.
     """
-    from deployment.model_uri import refuse
+    from deployment.from_azure import here
     from deployment.nano import FOLDER
     from llama_serving.catalog import NANO
     from llama_serving.model_files import ModelFiles
 
-    refuse(name)
     if name == NANO.name and not any(Path(name).rglob("MLmodel")):
         return ModelFiles(FOLDER, NANO)
-    return ModelFiles.find(Path(name))
+    return ModelFiles.find(here(name))
 
 
 def settings_of(flags: dict[str, str | None]) -> "Settings":

@@ -1,29 +1,27 @@
-"""Files of a hub onto a disk: each goes on where it ended, is verified, and only then has its name."""
+"""Files from elsewhere onto a disk: each goes on where it ended, is verified, and only then has its name."""
 
-import hashlib
+import fcntl
 import os
+import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from deployment.hub import BrokenOff, Hub
-from deployment.snapshot import HubFile, Snapshot
+from deployment.reading import PAUSES_S, BrokenOff, RemoteFile, Source, Tell
 from llama_serving.errors import SetupError
 
 CONNECTIONS: Final = 4
 """Files at a time: a store gives each connection only so much."""
-PAUSES_S: Final = (1, 2, 4, 8, 16, 30, 30)
-"""Between tries that brought not one byte; after as many the download ends, to be gone on with later."""
 
 _CHUNK: Final = 1 << 20
 
 Progress = Callable[[int], object]
 """Called with bytes that are there now; with a negative number for bytes that turned out to be of no use."""
-Tell = Callable[[str], object]
 
 
 class _Stopped(Exception):
@@ -38,8 +36,7 @@ class Download:
         ours: what is in the folder under a file's name and is not that file may be removed.
     """
 
-    hub: Hub
-    snapshot: Snapshot
+    source: Source
     folder: Path
     ours: bool = False
     progress: Progress = lambda _: None
@@ -47,14 +44,14 @@ class Download:
     pauses: Sequence[float] = PAUSES_S
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def bring(self, files: Iterable[HubFile]) -> int:
+    def bring(self, files: Iterable[RemoteFile]) -> int:
         """All of `files`, several at a time. What is there at the end of a failure is gone on with by the next call.
 
         Returns:
             The bytes that came for it.
 
         Raises:
-            SetupError: one can't be had, or is not what the hub states.
+            SetupError: one can't be had, or is not what is stated.
             OSError: one can't be written.
         """
         with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download") as pool:
@@ -70,12 +67,24 @@ class Download:
                 raise error
         return sum(future.result() for future in futures)
 
-    def missing(self, files: Iterable[HubFile]) -> int:
+    def missing(self, files: Iterable[RemoteFile]) -> int:
         """Bytes that are still to come."""
         paths = [(file, self.folder / file.name, self.folder / file.part) for file in files]
         return sum(file.size - _size(part) for file, path, part in paths if _size(path) != file.size)
 
-    def _one(self, file: HubFile) -> int:
+    def check_room(self, files: Iterable[RemoteFile], remedy: str) -> None:
+        """Known before hours of downloading, not after.
+
+        Raises:
+            SetupError: what is still to come does not fit on the disk.
+        """
+        needed, free = self.missing(files), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise SetupError(
+                f"{self.folder} has {free:,} bytes free, and {needed:,} are still to come. Make room, or {remedy}."
+            )
+
+    def _one(self, file: RemoteFile) -> int:
         path, part = self.folder / file.name, self.folder / file.part
         if path.exists():
             if self._is(path, file):
@@ -85,7 +94,7 @@ class Download:
         if not self._is(part, file, counted=False):
             part.unlink()
             raise SetupError(
-                f"{file.name} came with another checksum than the hub states ({_sum(file)}), and was removed. "
+                f"{file.name} came with another checksum than {self.source.name} states ({file.stated}), and was removed. "
                 "Run the same command again; if it stays so, something on the way changes what it passes on."
             )
         with part.open("rb") as done:
@@ -93,20 +102,23 @@ class Download:
         part.replace(path)
         return received
 
-    def _remove(self, path: Path, file: HubFile) -> None:
+    def _remove(self, path: Path, file: RemoteFile) -> None:
         if not self.ours:
             raise SetupError(
-                f"{path} was there before, and is not what the hub states ({_sum(file)}). Name another --output, or "
+                f"{path} was there before, and is not what {self.source.name} states ({file.stated}). Name another --output, or "
                 "add --overwrite."
             )
         path.unlink()
-        self.tell(f"{path} was not what the hub states ({_sum(file)}): removed, and fetched again.")
+        self.tell(f"{path} was not what {self.source.name} states ({file.stated}): removed, and fetched again.")
 
-    def _is(self, path: Path, file: HubFile, *, counted: bool = True) -> bool:
-        """Whether a file on the disk is the one that the hub has."""
+    def _is(self, path: Path, file: RemoteFile, *, counted: bool = True) -> bool:
+        """Whether a file on the disk is the one that is stated."""
         if _size(path) != file.size:
             return False
-        digest = hashlib.sha256() if file.sha256 else hashlib.sha1(_git_header(file), usedforsecurity=False)
+        if not file.digest:  # its length, and what each answer was checked by, must do
+            self.progress(file.size if counted else 0)
+            return True
+        digest = file.hasher()
         seen = 0
         with path.open("rb") as reader:
             while chunk := reader.read(_CHUNK):
@@ -120,7 +132,7 @@ class Download:
         self.progress(-seen)
         return False
 
-    def _receive(self, file: HubFile, part: Path) -> int:
+    def _receive(self, file: RemoteFile, part: Path) -> int:
         """The part becomes as long as the file; the bytes that came for it."""
         received = 0
 
@@ -129,6 +141,7 @@ class Download:
             received += size
             self.progress(size)
 
+        part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab", buffering=0) as out:
             if out.tell() > file.size:
                 out.truncate(0)
@@ -142,11 +155,11 @@ class Download:
                     self._pause(file, error, tries)
         return received
 
-    def _read_on(self, file: HubFile, out: FileIO, start: int, came: Progress) -> None:
-        """What one answer of the hub brings; more than the file's bytes are left to its checksum."""
-        with self.hub.open(self.snapshot, file.name, start) as reading:
+    def _read_on(self, file: RemoteFile, out: FileIO, start: int, came: Progress) -> None:
+        """What one answer brings; more than the file's bytes are left to its checksum."""
+        with self.source.open(file, start) as reading:
             if reading.start > start:
-                raise BrokenOff("the hub sends another range than it was asked for")
+                raise BrokenOff(f"{self.source.name} sends another range than it was asked for")
             if reading.start < start:  # it has no ranges: all of it comes again
                 out.truncate(reading.start)
                 self.progress(reading.start - start)
@@ -161,7 +174,7 @@ class Download:
         if done < file.size:
             raise BrokenOff("it ended early")
 
-    def _pause(self, file: HubFile, error: BrokenOff, tries: int) -> None:
+    def _pause(self, file: RemoteFile, error: BrokenOff, tries: int) -> None:
         if tries > len(self.pauses):
             raise SetupError(
                 f"{file.name} can't be had: {error}, {tries} times in a row. What is there is kept: run the same "
@@ -177,6 +190,27 @@ class Download:
             raise _Stopped
 
 
+@contextmanager
+def alone(folder: Path, remedy: str) -> Iterator[None]:
+    """`folder` is there, and no other process is filling it.
+
+    Raises:
+        SetupError: another process is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError(f"Another process is filling {folder}. {remedy}.") from None
+        except OSError:  # a mounted store without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _is_good(future: Future[int]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
@@ -187,12 +221,3 @@ def _size(path: Path) -> int:
 
 def _length(out: FileIO) -> int:
     return os.fstat(out.fileno()).st_size
-
-
-def _git_header(file: HubFile) -> bytes:
-    """What git puts in front of a file's content before it takes the SHA-1."""
-    return b"blob %d\0" % file.size
-
-
-def _sum(file: HubFile) -> str:
-    return f"sha256 {file.sha256}" if file.sha256 else f"git's sha1 {file.git_sha1}"

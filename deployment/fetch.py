@@ -1,17 +1,13 @@
 """A model of the catalog from a hub into a folder: exactly what serving needs, one commit, every byte verified."""
 
-import fcntl
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deployment.checkpoint import Checkpoint, adapt, inspect, read_config, shards_of
-from deployment.download import PAUSES_S, Download, Tell
-from deployment.hub import BrokenOff, Hub
+from deployment.download import Download, alone
+from deployment.hub import Hub
+from deployment.reading import PAUSES_S, BrokenOff, Tell, patiently
 from deployment.snapshot import INDEX, HubFile, Record, Snapshot
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
@@ -41,27 +37,25 @@ def look_up(
     Raises:
         SetupError: it has no such thing, or does not say.
     """
-    for pause in (*pauses, None):
-        try:
-            return hub.snapshot(repo, revision)
-        except BrokenOff as error:
-            if pause is None:
-                raise SetupError(
-                    f"{hub.address} does not say what is in {repo}: {error}. Try again later."
-                ) from error
-            seconds = max(pause, error.retry_after or 0)
-            tell(f"{repo}: {error}; trying again in {seconds:g} s.")
-            time.sleep(seconds)
-    raise AssertionError
+    try:
+        return patiently(lambda: hub.snapshot(repo, revision), repo, tell=tell, pauses=pauses)
+    except BrokenOff as error:
+        raise SetupError(f"{hub.address} does not say what is in {repo}: {error}. Try again later.") from error
 
 
 def fetch(
-    download: Download, variant: ModelVariant, *, overwrite: bool = False, expect: Expect = lambda _: None
+    download: Download,
+    snapshot: Snapshot,
+    variant: ModelVariant,
+    *,
+    overwrite: bool = False,
+    expect: Expect = lambda _: None,
 ) -> Fetched:
     """Downloads what is missing, verifies everything. Whenever it ends, the next call goes on.
 
     Args:
-        download: what, where from and where to; `fetched.json` will say what is in the folder.
+        download: where from and where to; `fetched.json` will say what is in the folder.
+        snapshot: what.
         variant: the catalog's row of the same model.
         overwrite: replace what the folder has of another commit or origin.
         expect: told bytes that will come, or be verified, beside those that it was told before.
@@ -69,13 +63,14 @@ def fetch(
     Raises:
         SetupError: it can't be had, there is no room, or it is not the model that the catalog describes.
     """
-    folder, snapshot = download.folder, download.snapshot
-    small = snapshot.small()
+    folder, small = download.folder, snapshot.small()
     try:
-        with _alone(folder):
+        with alone(folder, "Wait for it, or name another --output"):
             ours = _claim(folder, snapshot, overwrite=overwrite)
             Record(snapshot.repo, snapshot.commit, small).write(folder, whole=False)
-            files, downloaded = _bring(replace(download, ours=ours or overwrite), small, variant, expect)
+            files, downloaded = _bring(
+                replace(download, ours=ours or overwrite), snapshot, small, variant, expect
+            )
             found = inspect(folder, variant)
             record = Record(snapshot.repo, snapshot.commit, files)
             record.write(folder, whole=True)
@@ -88,50 +83,20 @@ def fetch(
 
 
 def _bring(
-    download: Download, small: tuple[HubFile, ...], variant: ModelVariant, expect: Expect
+    download: Download, snapshot: Snapshot, small: tuple[HubFile, ...], variant: ModelVariant, expect: Expect
 ) -> tuple[tuple[HubFile, ...], int]:
     """The small files first: they say whether it is the right model, and which weights are its own."""
-    folder, snapshot = download.folder, download.snapshot
+    folder = download.folder
     expect(sum(file.size for file in small))
     downloaded = download.bring(small)
     adapt(variant, read_config(folder), folder)
     indexed = any(file.name == INDEX for file in small)
     weights = snapshot.weights(shards_of(folder / INDEX) if indexed else None)
     Record(snapshot.repo, snapshot.commit, (*small, *weights)).write(folder, whole=False)
-    _check_room(download, weights)
+    download.check_room(weights, "name an --output on another disk")
     expect(sum(file.size for file in weights))
     downloaded += download.bring(weights)
     return (*small, *weights), downloaded
-
-
-def _check_room(download: Download, files: tuple[HubFile, ...]) -> None:
-    """Known before hours of downloading, not after."""
-    needed = download.missing(files)
-    free = shutil.disk_usage(download.folder).free
-    if free < needed:
-        raise SetupError(
-            f"{download.folder} has {free:,} bytes free, and {needed:,} are still to come. Make room, or name an --output "
-            "on another disk."
-        )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """`folder` is there, and no other process is filling it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SetupError(
-                f"Another process is filling {folder}. Wait for it, or name another --output."
-            ) from None
-        except OSError:  # a mounted store without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _claim(folder: Path, snapshot: Snapshot, *, overwrite: bool) -> bool:

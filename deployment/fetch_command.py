@@ -1,10 +1,8 @@
 """`llama-endpoints fetch`: a model of the catalog from a hub onto this disk."""
 
 import shlex
-import sys
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import click
@@ -102,30 +100,17 @@ def _token(file: Path | None, secret: str | None) -> str | None:
 def _fetch(
     row: "ModelVariant", folder: Path, revision: str | None, token: str | None, *, overwrite: bool
 ) -> "Fetched":
-    from tqdm import tqdm
-
     from deployment import hub
     from deployment.download import Download
+    from deployment.download_bar import download_bar
     from deployment.fetch import fetch as run
     from deployment.fetch import look_up
 
-    source, lock = hub.Hub(token), Lock()
+    source = hub.Hub(token)
     snapshot = look_up(source, row.name, revision, tell=lambda text: click.echo(text, err=True))
-    often = 0.1 if sys.stderr.isatty() else 10  # seconds: a log keeps every line
-    with tqdm(total=0, unit="B", unit_scale=True, desc="files", mininterval=often, file=sys.stderr) as bar:
-
-        def expect(size: int) -> None:
-            bar.total = (bar.total or 0) + size
-
-        def progress(size: int) -> None:
-            with lock:  # several files come at a time
-                bar.update(size)
-
-        def tell(text: str) -> None:
-            bar.write(text, file=sys.stderr)
-
-        download = Download(source, snapshot, folder, progress=progress, tell=tell)
-        return run(download, row, overwrite=overwrite, expect=expect)
+    with download_bar() as bar:
+        download = Download(hub.Repository(source, snapshot), folder, progress=bar.progress, tell=bar.tell)
+        return run(download, snapshot, row, overwrite=overwrite, expect=bar.expect)
 
 
 def _package(name: str, folder: Path) -> str:

@@ -7,11 +7,12 @@ leaves behind and no later one goes on with, and its way over Xet keeps no more.
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from deployment.reading import BrokenOff, Reading
 from deployment.snapshot import HubFile, Snapshot
 from llama_serving.errors import SetupError
 
@@ -24,26 +25,6 @@ _TRANSIENT: Final = (408, 429, 500, 502, 503, 504)
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _TOKEN: Final = re.compile(r"[!-~]+")
 LOG_IN: Final = "set HF_TOKEN to a token of your account, or run `hf auth login`"
-
-
-class BrokenOff(Exception):
-    """A request that may well succeed when it is made again.
-
-    Attributes:
-        retry_after: seconds that the hub asks to wait, where it does.
-    """
-
-    def __init__(self, why: str, retry_after: float | None = None) -> None:
-        super().__init__(why)
-        self.retry_after = retry_after
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The bytes of a file as they come, from `start` on: the hub may ignore where it was asked to begin."""
-
-    start: int
-    chunks: Iterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +147,19 @@ class Hub:
         else:
             sentence = f"The hub refuses {repo} ({status}). Check HF_ENDPOINT and the token"
         raise SetupError(f"{sentence}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """The files of a hub's repository at one commit, to be downloaded."""
+
+    hub: Hub
+    snapshot: Snapshot
+    name: str = "the hub"
+
+    def open(self, file: HubFile, start: int) -> AbstractContextManager[Reading]:
+        """One file's bytes, as `Hub.open`."""
+        return self.hub.open(self.snapshot, file.name, start)
 
 
 def token_of(path: Path | None = None, secret: Callable[[], str] | None = None) -> str | None:

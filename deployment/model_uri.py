@@ -1,20 +1,21 @@
-"""Azure ML's names of a model that lies in Azure, and how it comes onto a disk. Pure: nothing here asks Azure.
+"""Azure ML's names of a model that lies in Azure. Pure: nothing here asks Azure.
 
-    azureml:NAME:VERSION            azureml:NAME@LABEL
-    azureml://registries/REGISTRY/models/NAME/versions/VERSION            (or /labels/LABEL)
-    azureml://datastores/DATASTORE/paths/PATH
-    azureml://jobs/JOB/outputs/OUTPUT[/paths/PATH]
-    azureml://subscriptions/ID/resourcegroups/GROUP/workspaces/WORKSPACE/   with models/..., datastores/... or jobs/... behind it
+azureml:NAME:VERSION            azureml:NAME@LABEL
+azureml://registries/REGISTRY/models/NAME/versions/VERSION            (or /labels/LABEL)
+azureml://datastores/DATASTORE/paths/PATH
+azureml://jobs/JOB/outputs/OUTPUT[/paths/PATH]
+azureml://subscriptions/ID/resourcegroups/GROUP/workspaces/WORKSPACE/   with models/..., datastores/... or jobs/... behind it
 
-The commands work on folders. They do not download a model themselves: azure-ai-ml (1.35) reads each file whole into memory
-before it writes it, and neither goes on after a break nor verifies, which is no way to fetch a shard of 10 GB.
+`from_azure` brings one onto this disk.
 """
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Final
 
 from llama_serving.errors import SetupError
@@ -25,6 +26,8 @@ ALLOWED: Final = (
     "azureml://datastores/DATASTORE/paths/PATH, azureml://jobs/JOB/outputs/OUTPUT/paths/PATH, or the long form "
     "azureml://subscriptions/ID/resourcegroups/GROUP/workspaces/WORKSPACE/..."
 )
+_ANY_CASE: Final = ("subscription", "group", "workspace", "registry")
+"""What Azure knows in capitals and in small letters."""
 
 
 class Kind(StrEnum):
@@ -88,48 +91,54 @@ class ModelUri:
             f"{text} names no model in Azure. Allowed are {ALLOWED}; or the folder of a model here."
         )
 
-    def download(self, folder: str) -> str:
-        """The shell command that brings it into `folder`; words in capitals are still to be filled in."""
-        words = {
-            Kind.MODEL: self._model,
-            Kind.REGISTRY: self._model,
-            Kind.DATASTORE: self._datastore,
-            Kind.JOB: self._job,
-        }[self.kind](folder)
-        return shlex.join(words)
+    @property
+    def needs_workspace(self) -> bool:
+        """Whether it is in a workspace, and does not say in which."""
+        return self.kind is not Kind.REGISTRY and "workspace" not in self.parts
 
-    def missing(self) -> str | None:
-        """The shell command that says what is to be filled in."""
+    @property
+    def place(self) -> PurePosixPath:
+        """Where it lies in a folder of models: another one for each version of each model, and each path in storage."""
+        parts = {name: part.lower() if name in _ANY_CASE else part for name, part in self.parts.items()}
         if self.kind is Kind.DATASTORE:
-            return shlex.join(
-                ["az", "ml", "datastore", "show", "--name", self.parts["datastore"], *self._where()]
-            )
-        if "label" in self.parts:
-            words = ["az", "ml", "model", "show", "--name", self.parts["name"], "--label", self.parts["label"]]
-            return shlex.join([*words, *self._where()])
-        return None
+            digest = hashlib.sha256(parts["path"].strip("/").encode()).hexdigest()
+            return PurePosixPath(_within(parts), "datastores", parts["datastore"], digest[:16])
+        return PurePosixPath(_within(parts), *_asset(parts))
 
-    def _model(self, folder: str) -> list[str]:
-        which = self.parts.get("version", "VERSION")
-        words = ["az", "ml", "model", "download", "--name", self.parts["name"], "--version", which]
-        return [*words, "--download-path", folder, *self._where()]
+    @property
+    def title(self) -> str:
+        """The model's name, or its folder's."""
+        last = self.parts.get("name") or self.parts["path"].strip("/").rpartition("/")[2]
+        return re.sub(r"[^\w.-]", "-", last).lstrip(".")[-100:] or "model"
 
-    def _datastore(self, folder: str) -> list[str]:
-        place = f"https://ACCOUNT.blob.core.windows.net/CONTAINER/{self.parts['path']}"
-        return ["azcopy", "copy", "--recursive", place, folder]
+    def in_workspace(self, subscription: str, group: str, workspace: str) -> "ModelUri":
+        """The same in a workspace."""
+        return replace(
+            self, parts={**self.parts, "subscription": subscription, "group": group, "workspace": workspace}
+        )
 
-    def _job(self, folder: str) -> list[str]:
-        words = [
-            "az",
-            "ml",
-            "job",
-            "download",
-            "--name",
-            self.parts["job"],
-            "--output-name",
-            self.parts["output"],
-        ]
-        return [*words, "--download-path", folder, *self._where()]
+    def of_version(self, version: str) -> "ModelUri":
+        """The version that a label stands for."""
+        rest = {name: part for name, part in self.parts.items() if name != "label"}
+        return replace(self, parts={**rest, "version": version})
+
+    def listing(self) -> str:
+        """The shell command that lists what there is beside it."""
+        if self.kind is Kind.DATASTORE:
+            return shlex.join(["az", "ml", "datastore", "list", *self._where()])
+        return shlex.join(["az", "ml", "model", "list", "--name", self.parts["name"], *self._where()])
+
+    def job_download(self, folder: str) -> str:
+        """The shell command that brings a job's output into `folder`."""
+        what = ["--name", self.parts["job"], "--output-name", self.parts["output"]]
+        return shlex.join(["az", "ml", "job", "download", *what, "--download-path", folder, *self._where()])
+
+    def __str__(self) -> str:
+        if self.kind is Kind.JOB:
+            return f"azureml://{_within(self.parts)}jobs/{self.parts['job']}/outputs/{self.parts['output']}"
+        if self.kind is Kind.DATASTORE:
+            return f"azureml://{_within(self.parts)}datastores/{self.parts['datastore']}/paths/{self.parts['path']}"
+        return f"azureml://{_within(self.parts)}{'/'.join(_asset(self.parts))}"
 
     def _where(self) -> list[str]:
         if self.kind is Kind.REGISTRY:
@@ -142,18 +151,23 @@ class ModelUri:
         return [word for option, part in given if part in self.parts for word in (option, self.parts[part])]
 
 
-def refuse(text: str) -> None:
-    """Nothing, unless `text` names a model in Azure.
+def _within(parts: Mapping[str, str]) -> str:
+    """The registry, the workspace, or nothing where neither is said; with a `/` at its end."""
+    if "registry" in parts:
+        return f"registries/{parts['registry']}/"
+    if "workspace" in parts:
+        return f"subscriptions/{parts['subscription']}/resourcegroups/{parts['group']}/workspaces/{parts['workspace']}/"
+    return ""
 
-    Raises:
-        SetupError: it does; with the command that downloads it.
-    """
-    if not ModelUri.is_one(text):
-        return
-    uri = ModelUri.parse(text)
-    missing = uri.missing()
-    hint = f" (`{missing}` says what stands for the words in capitals)" if missing else ""
-    raise SetupError(
-        f"{text} lies in Azure, and the folder of a model here is needed. Run `{uri.download('build/from-azure')}`{hint}, "
-        "and name the folder that it makes."
+
+def _asset(parts: Mapping[str, str]) -> tuple[str, ...]:
+    which = ("versions", parts["version"]) if "version" in parts else ("labels", parts["label"])
+    return "models", parts["name"], *which
+
+
+def refusal(uri: ModelUri) -> str:
+    """Why a job's output is not downloaded, and what to do."""
+    return (
+        f"{uri} is a job's output, which is not downloaded here. Run `{uri.job_download('build/from-azure')}`, and name the "
+        "folder that it makes; or register the output as a model."
     )

@@ -1,5 +1,6 @@
 """The files of a model at one commit of a hub, those that serving needs, and the record that is kept beside them."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,17 @@ class HubFile:
     def digest(self) -> str:
         """The checksum that holds for this file."""
         return self.sha256 or self.git_sha1 or ""
+
+    @property
+    def stated(self) -> str:
+        """The checksum in words."""
+        return f"sha256 {self.sha256}" if self.sha256 else f"git's sha1 {self.git_sha1}"
+
+    def hasher(self) -> Any:
+        """What the checksum is computed by; git puts a line in front of a file's content."""
+        if self.sha256:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
     @property
     def part(self) -> str:

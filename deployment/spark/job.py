@@ -35,7 +35,7 @@ PARTITION: Final = 4 << 20
 def main() -> None:
     """Parse the command line, and do the job."""
     parser = ArgumentParser(description=__doc__, prog="job.py")
-    parser.add_argument("--model", required=True, type=Path, help="folder of a packaged model")
+    parser.add_argument("--model", required=True, help="folder of a packaged model, or azureml:...")
     parser.add_argument(
         "--input", required=True, type=Path, help="a JSONL file (also .gz), or a folder with such"
     )
@@ -52,15 +52,27 @@ def main() -> None:
     )
     parser.add_argument("--master", help="only without spark-submit, such as local-cluster[2,1,2048]")
     given = parser.parse_args()
+    model = _model(given.model)
     spark = _session(given.master)
     try:
         _check(spark)
         records = score(
-            spark, given.model, given.input, parameters=_params(given.parameters), partitions=given.partitions
+            spark, model, given.input, parameters=_params(given.parameters), partitions=given.partitions
         )
         records.write.text(str(given.output.absolute()))
     finally:
         spark.stop()
+
+
+def _model(name: str) -> Path:
+    """Where it lies: one that Azure names is downloaded first, before Spark takes machines for the job."""
+    from deployment.from_azure import here
+    from llama_serving.errors import SetupError
+
+    try:
+        return here(name)
+    except SetupError as error:
+        raise SystemExit(f"--model: {error}") from None
 
 
 def score(

@@ -1,7 +1,5 @@
 """The hub's token out of a key vault: Azure's real client against a vault on loopback, over TLS."""
 
-import datetime as dt
-import ipaddress
 import json
 import ssl
 import threading
@@ -16,14 +14,11 @@ pytest.importorskip("azure.keyvault.secrets", reason="the extra azure is not ins
 
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from deployment.azure_secret import secret_of
 from deployment.hub import token_of
 from llama_serving.errors import SetupError
+from tests.certificates import certificate as own
 
 SECRETS = {"hub-token": "hf_FromTheVault", "empty": ""}
 BEARER = "of-the-identity"
@@ -81,27 +76,7 @@ class Vault(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of this machine's own, and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vault")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "vault.pem"
-    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    pem = serialization.Encoding.PEM
-    path.write_bytes(key.private_bytes(pem, *private) + made.public_bytes(pem))
-    return path
+    return own(tmp_path_factory.mktemp("tls") / "vault.pem")
 
 
 @pytest.fixture

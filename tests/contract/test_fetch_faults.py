@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from deployment.download import Download
 from deployment.fetch import Fetched, fetch, look_up
-from deployment.hub import Hub
+from deployment.hub import Hub, Repository
 from deployment.snapshot import FETCHED, FETCHING
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
@@ -64,9 +64,13 @@ class Watched:
         source, pauses = Hub(endpoint=self.hub.url), (0, 0, 0)
         snapshot = look_up(source, self.row.name, tell=self.said.append, pauses=pauses)
         download = Download(
-            source, snapshot, self.folder, progress=self.progress, tell=self.said.append, pauses=pauses
+            Repository(source, snapshot),
+            self.folder,
+            progress=self.progress,
+            tell=self.said.append,
+            pauses=pauses,
         )
-        return fetch(download, self.row, overwrite=overwrite, expect=self.expect)
+        return fetch(download, snapshot, self.row, overwrite=overwrite, expect=self.expect)
 
     def refused(self) -> str:
         with pytest.raises(SetupError) as error:

@@ -47,7 +47,10 @@ ONLY_IN = {
     "mlflow": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
     "pandas": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
     "pyspark": ("deployment/spark/job.py",),
-    "azure": ("deployment/azure.py", "deployment/azure_secret.py", "score/llama_serving/server/tracing.py"),
+    "azure": (
+        *(f"deployment/azure{name}.py" for name in ("", "_blobs", "_login", "_models", "_registry", "_secret")),
+        "score/llama_serving/server/tracing.py",
+    ),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "huggingface_hub": ("deployment/hub.py",),
     "httpx2": ("deployment/hub.py",),
