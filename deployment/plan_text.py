@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from deployment.advice import advice
-from deployment.planner import UP_MINUTES, Plan, Wanted
+from deployment.limits import START_MIN
+from deployment.planner import Plan, Wanted
 from deployment.sizing import CONTEXT_MIB, USABLE, Fit
 from deployment.skus import Cloud, Sku
 from deployment.tables import table
@@ -82,7 +83,7 @@ def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
         yield f"up to {plan.longest_answer:,} tokens for each in the {plan.request_s} s that a request may take"
     yield f"{plan.copy_bytes / _GB:,.1f} GB to copy to a new instance: {usual:,.0f} s, on a slow day {slow:,.0f} s"
     if one.sku.cloud is Cloud.AZURE:
-        yield "  (and {} to {} minutes were seen until Azure had a GPU instance up)".format(*UP_MINUTES)
+        yield "  (and {} to {} minutes were seen until Azure had a GPU instance up)".format(*START_MIN)
         yield from _quota(plan, one.sku)
     if one.sku.name in plan.prices:
         yield f"{plan.prices[one.sku.name] * plan.wanted.instances:,.2f} an hour"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from deployment.limits import KUBERNETES, MANAGED, MOST_INSTANCES
 from deployment.sizing import SIXTEEN_BITS, Fit, Precision, Runner, Workload, fit, weight_bytes
 from deployment.skus import SKUS, Cloud, Offer, Sku
 from llama_serving.catalog import ModelVariant
@@ -14,17 +15,10 @@ from llama_serving.errors import SetupError
 COPY_BYTES_S: Final = 200e6
 SLOW_COPY_BYTES_S: Final = 25e6
 """Bytes a second from a registry or a storage account to a node: usually, and on a slow day. Assumptions."""
-REQUEST_S: Final = 178
-"""Managed endpoints end a request after 180 s at most; two are left for the answer."""
 REQUESTS_S: Final[Mapping[Offer, int]] = MappingProxyType(
-    {Offer.MANAGED_ONLINE: REQUEST_S, Offer.KUBERNETES: 148}
+    {Offer.MANAGED_ONLINE: MANAGED.deadline_s, Offer.KUBERNETES: KUBERNETES.deadline_s}
 )
-"""How long a request may take, where something ends it. On Kubernetes Azure's extension was seen to refuse more than 150 s
-(azure-sdk-for-python#33660). A batch job's rows have no limit of their own."""
-UP_MINUTES: Final = (12, 18)
-"""Seen until Azure had a new GPU instance up."""
-MOST_INSTANCES: Final = 50
-"""Of a deployment (azure-ai-docs, how-to-manage-quotas.md)."""
+"""How long a request may take, where something ends it. A batch job's rows have no limit of their own."""
 LEAST_CONTEXT: Final = 16
 RESERVE: Final = 1.2
 """Managed endpoints want quota for a fifth more instances, in whole ones, to replace those that run while they are updated

@@ -153,11 +153,11 @@ def test_a_size_of_which_nobody_knows(tree: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_that_needs_more_than_there_is(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = replace(skus.SKUS["Standard_NC24ads_A100_v4"].gpu, memory_mib=20_000)
+    gpu = replace(skus.SKUS["Standard_NC24ads_A100_v4"].gpu, memory_mib=15_000)
     with_sku(monkeypatch, gpu=gpu)
     (finding,) = online_findings(tree)
     assert finding.rule is Rule.MEMORY
-    assert "18,400 may be used" in finding.message
+    assert "13,800 may be used" in finding.message
 
 
 @pytest.mark.parametrize(
