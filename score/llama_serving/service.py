@@ -215,7 +215,7 @@ def batches(settings: Settings, dtype: str) -> bool:
     """Whether the batching engine is the one, and not the pipeline."""
     from llama_serving.engine.batching.start import suits
 
-    return settings.engine != "pipeline" and (settings.engine != "auto" or suits(dtype))
+    return settings.engine == "batching" or (settings.engine == "auto" and suits(dtype))
 
 
 def start_engine(files: ModelFiles, *, dtype: str, context: int, settings: Settings) -> Engine:

@@ -189,7 +189,7 @@ def _logprobs(generation: Generation, *, chat: bool) -> dict[str, Any] | None:
 
 
 def _ids(generation: Generation) -> dict[str, Any]:
-    return {"prompt_token_ids": generation.prompt_token_ids, "token_ids": generation.token_ids}
+    return {"prompt_token_ids": list(generation.prompt_token_ids), "token_ids": list(generation.token_ids)}
 
 
 def _nothing(generation: Generation) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def _nothing(generation: Generation) -> dict[str, Any]:
 def _piece(delta: Delta) -> dict[str, Any]:
     """What a piece has beside its text where token ids were asked for, as vLLM streams it."""
     return {
-        "prompt_token_ids": delta.prompt_token_ids,
-        "token_ids": delta.token_ids,
+        "prompt_token_ids": None if delta.prompt_token_ids is None else list(delta.prompt_token_ids),
+        "token_ids": list(delta.token_ids),
         "logprobs": None if delta.logprobs is None else completion_logprobs(delta.logprobs),
     }
 
