@@ -225,6 +225,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subp
     if not command.exists():
         pytest.skip("transformers serve is not installed (make peers)")
     folder, port = tmp_path_factory.mktemp("theirs"), free_port("127.0.0.1")
+    (folder / "hub").mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder), "PYTHONPATH": ""}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

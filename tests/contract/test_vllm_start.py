@@ -218,7 +218,7 @@ def test_vllm_that_dies_is_started_again_and_the_front_stays(container: Containe
     for times in (2, 3):
         worker = container.pid("vllm-worker")
         os.kill(container.pid("vllm"), signal.SIGKILL)
-        container.wait_for("vllm started", times=times)
+        container.wait_for("vllm /health 200", times=times)
         until(lambda worker=worker: not running(worker), "its worker goes with it")  # type: ignore[misc]
     container.signal()
     code, output = container.end()

@@ -324,7 +324,9 @@ def test_it_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     fake.down()
 
 
-@pytest.mark.parametrize(("path", "code"), [("/health", 503), ("/v1/models", 502), ("/version", 500)])
+@pytest.mark.parametrize(
+    ("path", "code"), [("/health", 503), ("/health", 500), ("/v1/models", 502), ("/version", 429)]
+)
 def test_one_that_is_loading_is_waited_for(
     fake: FakeUpstream, caplog: pytest.LogCaptureFixture, path: str, code: int
 ) -> None:
@@ -360,6 +362,28 @@ def test_another_model_is_refused(fake: FakeUpstream) -> None:
 def test_what_is_no_list_of_models(fake: FakeUpstream, said: object) -> None:
     fake.said["/v1/models"] = status(200, said)
     assert "no list of models" in refusal(fake)
+
+
+def test_a_list_of_models_that_fails(fake: FakeUpstream) -> None:
+    fake.said["/v1/models"] = status(500)
+    assert "it answers /v1/models with 500" in refusal(fake)
+
+
+def test_a_start_that_is_ended_is_over() -> None:
+    """As by Ctrl-C: nobody waits for the ten minutes."""
+    kept: list[UpstreamEngine] = []
+
+    def closing() -> Client:
+        threading.Thread(target=lambda: kept[0].close()).start()
+        return Client("http://127.0.0.1:9")
+
+    class Kept(UpstreamEngine):
+        def _start(self) -> None:
+            kept.append(self)
+            super()._start()
+
+    with pytest.raises(SetupError, match="not waited for any longer"):
+        Kept(closing, url="http://127.0.0.1:9", model=MODEL, start_s=PATIENCE_S * 10)
 
 
 def test_what_is_no_json(fake: FakeUpstream) -> None:

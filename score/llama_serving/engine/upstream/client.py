@@ -122,7 +122,7 @@ class Client:
                 raise SetupError(f"it refuses {path} ({response.status_code}): it wants another key")
             if response.status_code == 404 and path == "/version":
                 return b""
-            if response.status_code in (429, 500, 502, 503, 504):
+            if response.status_code in (429, 502, 503, 504) or (path, response.status_code) == ("/health", 500):
                 raise AwayError(f"it answers {path} with {response.status_code}")
             if response.status_code != 200:
                 raise SetupError(f"it answers {path} with {response.status_code}")

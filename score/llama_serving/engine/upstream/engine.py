@@ -69,7 +69,7 @@ class UpstreamEngine:
         self._make_client, self._url, self._model, self._start_s = client, url, model, start_s
         self._max_num_seqs = max_num_seqs
         self._running = self._tokens_out = 0
-        self._away = False
+        self._away, self._said = False, ""
         self._tasks: dict[Handle, asyncio.Task[None]] = {}
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
@@ -179,7 +179,9 @@ class UpstreamEngine:
                 if waited >= said:
                     _log.warning("waiting for the model's server at %s: %s", self._url, error)
                     said = waited + SAY_EVERY_S
-                await asyncio.sleep(AGAIN_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), AGAIN_S)
+                    raise SetupError("it was not waited for any longer") from None
 
     async def _work(self) -> None:
         watching = asyncio.create_task(self._watch())
@@ -269,9 +271,14 @@ class UpstreamEngine:
         except AwayError:
             return False
         except SetupError as error:
-            _log.error("the model's server at %s can't be used any more: %s", self._url, error)
+            self._say_once(f"it can't be used any more: {error}")
             return False
         if (server.kind, server.context) != (self._server.kind, self._server.context):
-            _log.error("at %s is another server now: %s, context %s", self._url, server.name, server.context)
+            self._say_once(f"it is another server now: {server.name}, context {server.context}")
             return False
         return True
+
+    def _say_once(self, what: str) -> None:
+        if what != self._said:
+            self._said = what
+            _log.error("the model's server at %s: %s", self._url, what)
