@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import pytest
 
+from deployment.nano import FOLDER as NANO_FOLDER
+from llama_serving.catalog import NANO
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.upstream import client, engine
@@ -26,6 +28,9 @@ from llama_serving.errors import (
     SetupError,
     Unavailable,
 )
+from llama_serving.model_files import ModelFiles
+from llama_serving.service import Service, start_engine
+from llama_serving.settings import Settings
 from tests.unit.conftest import PATIENCE_S
 from tests.upstreams import (
     END,
@@ -374,7 +379,7 @@ def test_a_start_that_is_ended_is_over() -> None:
     kept: list[UpstreamEngine] = []
 
     def closing() -> Client:
-        threading.Thread(target=lambda: kept[0].close()).start()
+        threading.Thread(target=kept[0].close).start()
         return Client("http://127.0.0.1:9")
 
     class Kept(UpstreamEngine):
@@ -432,6 +437,35 @@ def test_one_without_a_version_and_a_context(fake: FakeUpstream) -> None:
     with running(fake) as own:
         assert own.capacity is None
         assert own.stats().backend == f"vLLM at {fake.url}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (Settings(engine="upstream"), "LLAMA_ENGINE=upstream needs LLAMA_UPSTREAM_URL"),
+        (Settings(upstream_url="http://a"), "LLAMA_UPSTREAM_URL is set, but the engine is not `upstream`"),
+        (Settings(engine="batching", upstream_key="k"), "LLAMA_UPSTREAM_KEY is set, but the engine is not"),
+        (Settings(engine="upstream", upstream_url="http://a", threads=2), "LLAMA_THREADS is set, but"),
+        (Settings(engine="upstream", upstream_url="http://a", kv_memory=2), "LLAMA_KV_MEMORY is set, but"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: Settings, says: str) -> None:
+    with pytest.raises(SetupError, match=says):
+        start_engine(ModelFiles(NANO_FOLDER, NANO), dtype="float32", context=64, settings=settings)
+
+
+def test_the_context_is_no_longer_than_the_server_s(
+    fake: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.context = 64
+    given = Settings(engine="upstream", upstream_url=fake.url, upstream_key="hidden")
+    with caplog.at_level("INFO", "llama_serving"):
+        service = Service.start(ModelFiles(NANO_FOLDER, NANO), given)
+    service.close()
+    assert service.builder.context == 64
+    assert "the model's server has a context of 64 tokens" in caplog.text
+    assert f"upstream engine on the vLLM 0.32.0 at {fake.url} backend" in caplog.text
+    assert "hidden" not in caplog.text
 
 
 # --- refusals ---------------------------------------------------------------------------------------
