@@ -10,13 +10,12 @@ from typing import Any, Final
 
 from llama_serving.errors import SetupError
 
-ENGINES: Final = ("auto", "batching", "pipeline")
+ENGINES: Final = ("auto", "batching", "pipeline", "upstream")
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 TRACES: Final = ("off", "azure", "otlp")
 _PREFIX: Final = "LLAMA_"
 _RESERVED: Final = {
-    "upstream_url": "there is no upstream engine in this version",
     "quantization": "the engines serve the weights as they are",
 }
 """Names of the contract that nothing in this version reads: setting them would be ignored, so it is refused."""
@@ -28,7 +27,9 @@ class Settings:
 
     Attributes:
         engine: which engine generates; `auto` is batching on a CPU, and pipeline on a GPU as long as batching has
-            no backend for one.
+            no backend for one; `upstream` asks another server.
+        upstream_url: where that server is, without `/v1`.
+        upstream_key: what it wants as a bearer token.
         dtype: of the weights; `auto` is what packaging recorded.
         context: tokens of prompt and completion; None is the model's trained positions.
         threads: of torch; None is torch's own choice.
@@ -46,6 +47,8 @@ class Settings:
     """
 
     engine: str = "auto"
+    upstream_url: str | None = None
+    upstream_key: str | None = None
     dtype: str = "auto"
     context: int | None = None
     threads: int | None = None
@@ -87,7 +90,11 @@ class Settings:
 
         def show(name: str) -> str:
             value = getattr(self, name)
-            return f"{_PREFIX}{name.upper()}={f'{len(value)} keys' if name == 'api_keys' else value}"
+            if name == "api_keys":
+                value = f"{len(value)} keys"
+            elif name == "upstream_key" and value is not None:
+                value = "1 key"
+            return f"{_PREFIX}{name.upper()}={value}"
 
         return " ".join(show(field.name) for field in fields(self))
 
@@ -121,6 +128,23 @@ def _choice(*allowed: str) -> Callable[[str, str], str]:
         return text
 
     return parse
+
+
+def _address(name: str, text: str) -> str:
+    address = text.rstrip("/")
+    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", address) or address.endswith(
+        "/v1"
+    ):
+        raise _unusable(name, text, "an address without /v1 at its end, such as http://127.0.0.1:8000")
+    return address
+
+
+def _key(name: str, text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise SetupError(
+            f"{_PREFIX}{name.upper()} holds no key: one word of letters, digits and signs is needed."
+        )
+    return text
 
 
 def _integer(low: int, high: int) -> Callable[[str, str], int]:
@@ -166,6 +190,8 @@ def _unusable(name: str, text: str, allowed: str) -> SetupError:
 
 _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "engine": _choice(*ENGINES),
+    "upstream_url": _address,
+    "upstream_key": _key,
     "dtype": _choice(*DTYPES),
     "context": _integer(16, 10_000_000),
     "threads": _integer(1, 1024),
