@@ -12,10 +12,9 @@ from typing import Any, Final, NoReturn
 import yaml
 
 from deployment.azure_login import NOT_INSTALLED
+from deployment.limits import LOGGING_LEVELS, OUTPUT_ACTIONS
 from llama_serving.errors import SetupError
 
-OUTPUT_ACTIONS: Final = ("append_row", "summary_only")
-LOGGING_LEVELS: Final = ("debug", "info", "warning")
 _LARGEST: Final = 2**31 - 1
 
 

@@ -83,18 +83,24 @@ def _only_checkpoint(folder: Path) -> Path:
     return found[0] if len(found) == 1 and not (folder / "tokenizer.json").is_file() else folder
 
 
-def variant_of(name: str) -> ModelVariant:
+def variant_of(name: str, otherwise: str = "") -> ModelVariant:
     """The catalog's row `name`.
+
+    Args:
+        name: of it.
+        otherwise: what else may be given, for the message.
 
     Raises:
         SetupError: there is none.
     """
     if name not in CATALOG:
         near = get_close_matches(name, CATALOG, n=1)
-        raise SetupError(
-            f"{name} is not in the catalog: `llama-endpoints models` lists it. For a checkpoint outside it "
-            f"give --dialog and --infill instead of --variant.{f' The closest name is {near[0]}.' if near else ''}"
+        told = (
+            f"{name} is not in the catalog: `llama-endpoints models` lists it.",
+            otherwise,
+            f"The closest name is {near[0]}." if near else "",
         )
+        raise SetupError(" ".join(filter(None, told)))
     return CATALOG[name]
 
 

@@ -211,7 +211,9 @@ def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str
         raise SetupError(f"--variant says all of a model; {options} would describe one outside the catalog. "
                          "Give the one or the other.")  # fmt: skip
     if variant is not None:
-        return variant_of(variant)
+        return variant_of(
+            variant, "For a checkpoint outside it give --dialog and --infill instead of --variant."
+        )
     if not given and folder.samefile(FOLDER):
         return NANO
     if not {"dialog", "infill"} <= given.keys():

@@ -22,7 +22,7 @@ def models(*, as_json: bool) -> None:
         for row in CATALOG.values():
             click.echo(json.dumps(row.to_dict(), ensure_ascii=False))
         return
-    header = ("NAME", "PARAMETERS", "BF16 GiB", "CONTEXT", "UP TO", "DIALOG", "INFILL", "TEMPERATURE", "TOP_P")
+    header = ("NAME", "BF16 GiB", "CONTEXT", "UP TO", "DIALOG", "INFILL")
     click.echo(
         table([header, *(_model_line(row) for row in CATALOG.values())], left=("NAME", "DIALOG", "INFILL"))
     )
@@ -31,12 +31,9 @@ def models(*, as_json: bool) -> None:
 def _model_line(row: "ModelVariant") -> tuple[str, ...]:
     return (
         row.name,
-        f"{row.shape.parameters:,}",
         f"{row.shape.weight_bytes() / _GIB:.2f}",
         f"{row.trained_positions.value:,}",
         f"{row.max_context.value:,}",
         row.dialog or "-",
         "yes" if row.infill.value else "-",
-        f"{row.temperature:g}",
-        f"{row.top_p:g}",
     )

@@ -10,6 +10,7 @@ from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
     from deployment.planner import Prices
+    from deployment.skus import Cloud
 
 NOTHING_FITS: Final = 1
 
@@ -48,11 +49,12 @@ NOTHING_FITS: Final = 1
 @click.option(
     "--cloud",
     type=click.Choice(["azure", "aws", "paperspace"]),
-    default="azure",
-    show_default=True,
+    show_default="azure, or that of --sku",
     help="Whose machines.",
 )
-@click.option("--instances", type=int, default=1, show_default=True, help="Machines; quota is counted for all.")
+@click.option(
+    "--instances", type=int, default=1, show_default=True, help="Machines, up to 50; quota is counted for all."
+)
 @click.option(
     "--prices",
     "region",
@@ -67,8 +69,8 @@ NOTHING_FITS: Final = 1
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def plan(  # noqa: PLR0913  (one argument an option)
-    *, model: str, context: int | None, concurrency: int, dtype: str, engine: str, sku: str | None, offer: str, cloud: str,
-    instances: int, region: str | None, prices_file: Path | None, as_json: bool,
+    *, model: str, context: int | None, concurrency: int, dtype: str, engine: str, sku: str | None, offer: str,
+    cloud: str | None, instances: int, region: str | None, prices_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose the smallest machine that holds a model, and show the arithmetic.
 
@@ -78,7 +80,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
     Examples:
       llama-endpoints plan --model codellama/CodeLlama-7b-hf
       llama-endpoints plan --model codellama/CodeLlama-70b-Instruct-hf --concurrency 16 --json
-      llama-endpoints plan --model meta-llama/Llama-2-13b-hf --context 2048 --sku p3.2xlarge --cloud aws
+      llama-endpoints plan --model meta-llama/Llama-2-13b-hf --context 2048 --sku p3.2xlarge
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from deployment import plan_text
     from deployment.checkpoint import variant_of
@@ -88,35 +90,37 @@ def plan(  # noqa: PLR0913  (one argument an option)
     from deployment.skus import Cloud, Offer, sku_of
 
     variant = variant_of(model)
+    machine = None if sku is None else sku_of(sku)
+    whose = Cloud(cloud) if cloud else machine.cloud if machine else Cloud.AZURE
     wanted = Wanted(
         variant,
         Workload(variant.trained_positions.value if context is None else context, concurrency),
         Precision(dtype),
         Offer(offer),
-        Cloud(cloud),
-        sku_of(sku) if sku else None,
+        whose,
+        machine,
         None if engine == "auto" else Runner(engine),
         instances,
     )
-    found = planned(wanted, prices=_prices(region, prices_file))
+    found = planned(wanted, prices=_prices(region, prices_file, whose))
     if as_json:
-        click.echo(json.dumps(to_dict(found)))
+        click.echo(json.dumps(to_dict(found), allow_nan=False))
     else:
         click.echo(plan_text.of(found))
     if not found.fits:
         raise SystemExit(NOTHING_FITS)
 
 
-def _prices(region: str | None, file: Path | None) -> "Prices":
+def _prices(region: str | None, file: Path | None, cloud: "Cloud") -> "Prices":
     from deployment import prices
     from deployment.skus import SKUS, Cloud
 
-    if region and file:
+    if region is not None and file is not None:
         raise SetupError("Give --prices or --prices-file, not both.")
-    if file:
+    if file is not None:
         return prices.read(file)
-    return (
-        prices.of_region(region, [sku.name for sku in SKUS.values() if sku.cloud is Cloud.AZURE])
-        if region
-        else {}
-    )
+    if region is None:
+        return {}
+    if cloud is not Cloud.AZURE:
+        raise SetupError(f"--prices asks Azure, which has no prices of {cloud}. Give --prices-file instead.")
+    return prices.of_region(region, [sku.name for sku in SKUS.values() if sku.cloud is Cloud.AZURE])

@@ -1,39 +1,41 @@
-"""A plan as a person reads it: every number with what it was made of."""
+"""A plan as a person reads it: every number with what it was made of, in 80 columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
-from deployment.planner import REQUEST_S, RESERVE, Plan, Wanted
+from deployment.advice import advice
+from deployment.limits import START_MIN
+from deployment.planner import Plan, Wanted
 from deployment.sizing import CONTEXT_MIB, USABLE, Fit
-from deployment.skus import Cloud, Offer
+from deployment.skus import Cloud, Sku
 from deployment.tables import table
 
 _GB: Final = 10**9
-_LEFT: Final = ("MACHINE", "ENGINE", "NOTES", "")
+_LEFT: Final = ("MACHINE", "NOTES", "")
 
 
 def of(plan: Plan) -> str:
     """All of it, in lines."""
-    wanted = plan.wanted
     return "\n".join((
-        _title(wanted),
+        _title(plan.wanted),
         "",
         *(_chosen(plan, plan.chosen) if plan.chosen else _none(plan)),
-        "",
         *_others(plan),
+        *_misfits(plan),
     ))  # fmt: skip
 
 
 def _title(wanted: Wanted) -> str:
-    workload = wanted.workload
-    return (
-        f"{wanted.variant.name} in {wanted.precision}, {workload.context:,} tokens of context, "
-        f"{_count(workload.concurrency, 'sequence')} at a time"
-    )
+    sequences = _count(wanted.workload.concurrency, "sequence")
+    return f"{wanted.variant.name} in {wanted.precision}: {sequences} of {wanted.workload.context:,} tokens"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _short(sku: Sku) -> str:
+    return sku.name.removeprefix("Standard_")
 
 
 def _none(plan: Plan) -> Iterator[str]:
@@ -41,23 +43,22 @@ def _none(plan: Plan) -> Iterator[str]:
     yield f"No machine of {wanted.cloud} that is offered for {wanted.offer} holds it."
     if any(one.fits for one in plan.alternatives):
         yield "The first of these would: give it as --sku if you can have it."
-    else:
-        yield "Ask for less --context or --concurrency, or for another --dtype or --cloud."
+        return
+    yield "It would be held with one of these options:"
+    yield from (f"  {option:<16}  {_short(sku)}" for option, sku in advice(wanted))
 
 
 def _chosen(plan: Plan, one: Fit) -> Iterator[str]:
     yield from _memory(plan, one)
     yield ""
-    yield _verdict(one)
     if one.fits:
+        placed = one.placement
+        where = f"{placed.gpus} of {_count(one.sku.gpus, 'GPU')}, {one.sku.gpu.name}"
+        yield f"{one.sku.name} runs it with {placed.runner} on {where}."
         yield from (f"  {line}" for line in _consequences(plan, one))
-
-
-def _verdict(one: Fit) -> str:
-    placed = one.placement
-    if not one.fits:
-        return f"{one.sku.name} can't run it: {'; '.join(one.reasons)}."
-    return f"{one.sku.name} runs it, on {placed.gpus} of {_count(one.sku.gpus, 'GPU')} ({one.sku.gpu.name}), engine {placed.runner}."
+    else:
+        yield f"{one.sku.name} can't run it:"
+        yield from (f"  {reason}." for reason in one.reasons)
 
 
 def _memory(plan: Plan, one: Fit) -> Iterator[str]:
@@ -75,21 +76,25 @@ def _memory(plan: Plan, one: Fit) -> Iterator[str]:
 
 
 def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
-    wanted, speed, (usual, slow) = plan.wanted, one.speed, plan.start_s
-    yield (f"about {speed.one:,.0f} tokens/s for one sequence ({speed.limit:,.0f} if the GPU lost nothing), {speed.all:,.0f} for all, "
-           f"{speed.prompt:,.0f} of prompts")  # fmt: skip
-    yield f"{plan.copy_bytes / _GB:,.1f} GB to copy before an instance answers: {usual:,.0f} s, on a slow day {slow:,.0f} s"
-    yield f"up to {plan.longest_answer:,} tokens for each within the {REQUEST_S} s that a managed endpoint allows"
+    speed, (usual, slow) = one.speed, plan.start_s
+    yield f"about {speed.one:,.0f} tokens/s for one sequence ({speed.limit:,.0f} if nothing were lost)"
+    yield f"  {speed.all:,.0f} for all sequences, {speed.prompt:,.0f} of prompts"
+    if plan.request_s is not None:
+        yield f"up to {plan.longest_answer:,} tokens for each in the {plan.request_s} s that a request may take"
+    yield f"{plan.copy_bytes / _GB:,.1f} GB to copy to a new instance: {usual:,.0f} s, on a slow day {slow:,.0f} s"
     if one.sku.cloud is Cloud.AZURE:
-        reserve = (
-            f", {RESERVE - 1:.0%} more for upgrades"
-            if wanted.offer is Offer.MANAGED_ONLINE and one.sku.reserve
-            else ""
-        )
-        yield f"quota: {plan.quota_cores} cores of {one.sku.family} ({_count(wanted.instances, 'instance')} of {one.sku.cores}{reserve})"
+        yield "  (and {} to {} minutes were seen until Azure had a GPU instance up)".format(*START_MIN)
+        yield from _quota(plan, one.sku)
     if one.sku.name in plan.prices:
-        yield f"{plan.prices[one.sku.name] * wanted.instances:,.2f} an hour"
+        yield f"{plan.prices[one.sku.name] * plan.wanted.instances:,.2f} an hour"
     yield from _warnings(plan, one)
+
+
+def _quota(plan: Plan, sku: Sku) -> Iterator[str]:
+    wanted, needed = plan.wanted.instances, plan.quota_instances
+    yield f"quota: {plan.quota_cores:,} cores of {sku.family}, {_count(needed, 'instance')} of {sku.cores}"
+    if needed > wanted:
+        yield f"  ({wanted}, and a fifth more for upgrades, rounded up)"
 
 
 def _warnings(plan: Plan, one: Fit) -> Iterator[str]:
@@ -100,33 +105,46 @@ def _warnings(plan: Plan, one: Fit) -> Iterator[str]:
         yield f"Warning: whether it is offered for {wanted.offer} is not known." if wanted.offer not in one.sku.offered else (
             f"Warning: it is not offered for {wanted.offer}.")  # fmt: skip
     if wanted.workload.context > wanted.variant.trained_positions.value:
-        yield f"Warning: it was trained on {wanted.variant.trained_positions.value:,} tokens; beyond that it extrapolates."
+        yield f"Warning: it was trained on {wanted.variant.trained_positions.value:,} tokens, and extrapolates beyond."
 
 
 def _others(plan: Plan) -> Iterator[str]:
-    header = ("MACHINE", "GPUS", "ENGINE", "MiB", "OF", "TOKENS/S", "CORES", "AN HOUR", "NOTES")
-    yield table([header, *(_row(plan, one) for one in plan.alternatives)], left=_LEFT)
+    fitting = [one for one in plan.alternatives if one.fits]
+    if not fitting:
+        return
+    priced = bool(plan.prices)
+    header = ("MACHINE", "GPUS", "MiB", "OF", "TOKENS/S", "CORES", *(("HOURLY",) if priced else ()), "NOTES")
+    yield ""
+    yield table([header, *(_row(plan, one, priced=priced) for one in fitting)], left=_LEFT)
 
 
-def _row(plan: Plan, one: Fit) -> Sequence[str]:
-    placed, price = one.placement, plan.prices.get(one.sku.name)
+def _row(plan: Plan, one: Fit, *, priced: bool) -> tuple[str, ...]:
+    price = plan.prices.get(one.sku.name)
     return (
-        one.sku.name,
-        str(placed.gpus),
-        placed.runner,
+        _short(one.sku),
+        str(one.placement.gpus),
         f"{one.memory.total:,.0f}",
-        f"{placed.limit_mib:,.0f}",
-        f"{one.speed.all:,.0f}" if one.fits else "-",
+        f"{one.placement.limit_mib:,.0f}",
+        f"{one.speed.all:,.0f}",
         str(one.sku.cores),
-        "-" if price is None else f"{price:,.2f}",
+        *(("-" if price is None else f"{price:,.2f}",) if priced else ()),
         "; ".join(_notes(plan, one)),
     )
 
 
 def _notes(plan: Plan, one: Fit) -> Iterator[str]:
-    yield from one.reasons
     if one.sku.retired:
-        yield f"retired ({one.sku.retired.value})"
-    if one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(plan.wanted.offer):
-        known = plan.wanted.offer in one.sku.offered
-        yield f"not offered for {plan.wanted.offer}" if known else f"not known for {plan.wanted.offer}"
+        yield "retired"
+    elif one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(plan.wanted.offer):
+        yield "not offered" if plan.wanted.offer in one.sku.offered else "not known"
+
+
+def _misfits(plan: Plan) -> Iterator[str]:
+    lines = [
+        (_short(one.sku), "; ".join(lack.short for lack in one.lacks))
+        for one in plan.alternatives
+        if not one.fits
+    ]
+    if lines:
+        yield ""
+        yield table([("MACHINE", "CAN'T RUN IT"), *lines], left=("MACHINE", "CAN'T RUN IT"))

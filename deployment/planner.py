@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
-from deployment.sizing import Fit, Precision, Runner, Workload, fit
+from deployment.limits import KUBERNETES, MANAGED, MOST_INSTANCES
+from deployment.sizing import SIXTEEN_BITS, Fit, Precision, Runner, Workload, fit, weight_bytes
 from deployment.skus import SKUS, Cloud, Offer, Sku
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
@@ -13,8 +15,10 @@ from llama_serving.errors import SetupError
 COPY_BYTES_S: Final = 200e6
 SLOW_COPY_BYTES_S: Final = 25e6
 """Bytes a second from a registry or a storage account to a node: usually, and on a slow day. Assumptions."""
-REQUEST_S: Final = 178
-"""Managed endpoints end a request after 180 s at most; two are left for the answer."""
+REQUESTS_S: Final[Mapping[Offer, int]] = MappingProxyType(
+    {Offer.MANAGED_ONLINE: MANAGED.deadline_s, Offer.KUBERNETES: KUBERNETES.deadline_s}
+)
+"""How long a request may take, where something ends it. A batch job's rows have no limit of their own."""
 LEAST_CONTEXT: Final = 16
 RESERVE: Final = 1.2
 """Managed endpoints want quota for a fifth more instances, in whole ones, to replace those that run while they are updated
@@ -73,8 +77,8 @@ class Plan:
 
     @property
     def copy_bytes(self) -> int:
-        """What a new instance fetches before it answers: the checkpoint, as it is published."""
-        return self.wanted.variant.shape.weight_bytes()
+        """What a new instance fetches before it answers: the checkpoint, quantized where that is wanted."""
+        return round(weight_bytes(self.wanted.variant.shape, self.wanted.precision))
 
     @property
     def start_s(self) -> tuple[float, float]:
@@ -82,26 +86,35 @@ class Plan:
         return self.copy_bytes / COPY_BYTES_S, self.copy_bytes / SLOW_COPY_BYTES_S
 
     @property
+    def quota_instances(self) -> int:
+        """Instances that quota is needed for: with what a managed endpoint sets aside."""
+        wanted, chosen = self.wanted, self.chosen
+        reserved = wanted.offer is Offer.MANAGED_ONLINE and chosen is not None and chosen.sku.reserve
+        return math.ceil(wanted.instances * RESERVE) if reserved else wanted.instances
+
+    @property
     def quota_cores(self) -> int:
-        """Cores of quota to ask for: of all instances, with what a managed endpoint sets aside."""
+        """Cores of quota to ask for."""
         if self.chosen is None or self.chosen.sku.cloud is not Cloud.AZURE:
             return 0
-        online = self.wanted.offer is Offer.MANAGED_ONLINE
-        reserve = RESERVE if online and self.chosen.sku.reserve else 1.0
-        return self.chosen.sku.cores * math.ceil(self.wanted.instances * reserve)
+        return self.chosen.sku.cores * self.quota_instances
+
+    @property
+    def request_s(self) -> int | None:
+        """How long a request may take; None where nothing ends it."""
+        return REQUESTS_S.get(self.wanted.offer) if self.wanted.cloud is Cloud.AZURE else None
 
     @property
     def longest_answer(self) -> int:
         """Tokens that one sequence among all that run gets within the longest request, less reading a full prompt."""
         if self.chosen is None:
             return 0
-        speed, at_a_time = (
-            self.chosen.speed,
-            1 if self.chosen.placement.runner is Runner.PIPELINE else self.wanted.workload.concurrency,
-        )
-        reading = self.wanted.workload.context / speed.prompt
-        tokens = math.floor((REQUEST_S - reading) * speed.all / at_a_time)
-        return min(max(0, tokens), self.wanted.workload.context)
+        workload, speed = self.wanted.workload, self.chosen.speed
+        if self.request_s is None:
+            return workload.context
+        reading_s = workload.context / speed.prompt
+        tokens = math.floor((self.request_s - reading_s) * speed.all / workload.concurrency)
+        return min(max(0, tokens), workload.context)
 
 
 def plan(wanted: Wanted, skus: Iterable[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
@@ -113,13 +126,15 @@ def plan(wanted: Wanted, skus: Iterable[Sku] = SKUS.values(), prices: Prices | N
         prices: of them, an hour, if known; then the cheapest is chosen.
 
     Raises:
-        SetupError: the model can't read so far, or a number is out of its range.
+        SetupError: the model can't read so far, a number is out of its range, or two things that are wanted exclude each
+            other.
     """
     _check(wanted)
     known = prices or {}
     order = _order(known)
-    fits = [fit(wanted.variant, wanted.workload, wanted.precision, sku, wanted.runner)
-            for sku in skus if sku.cloud is (wanted.sku.cloud if wanted.sku else wanted.cloud)]  # fmt: skip
+    own_disk = wanted.offer is not Offer.KUBERNETES  # a cluster's nodes have the disks that its owner gave them
+    fits = [fit(wanted.variant, wanted.workload, wanted.precision, sku, wanted.runner, own_disk=own_disk)
+            for sku in skus if sku.cloud is wanted.cloud]  # fmt: skip
     fits.sort(key=lambda one: (not one.fits, order(one)))
     may = (
         (one for one in fits if one.sku is wanted.sku)
@@ -140,7 +155,7 @@ def _order(prices: Prices) -> Callable[[Fit], tuple[float, ...]]:
 
     def key(one: Fit) -> tuple[float, ...]:
         price = prices.get(one.sku.name, math.inf) if prices else 0.0
-        return price, one.sku.gpus, one.sku.memory_mib, one.sku.cores
+        return price, one.sku.gpus, one.sku.memory_mib, one.sku.cores, one.sku.ram_gib
 
     return key
 
@@ -151,8 +166,28 @@ def _check(wanted: Wanted) -> None:
         raise SetupError(
             f"{wanted.variant.name} reads {LEAST_CONTEXT} to {reach:,} tokens of prompt and completion, not {context:,}."
         )
-    if wanted.workload.concurrency < 1 or wanted.instances < 1:
-        raise SetupError("Concurrency and instances must be at least 1.")
+    if wanted.workload.concurrency < 1:
+        raise SetupError("Concurrency must be at least 1.")
+    if not 1 <= wanted.instances <= MOST_INSTANCES:
+        raise SetupError(f"A deployment has 1 to {MOST_INSTANCES} instances, not {wanted.instances:,}.")
+    if wanted.sku and wanted.sku.cloud is not wanted.cloud:
+        raise SetupError(
+            f"{wanted.sku.name} is a machine of {wanted.sku.cloud}, not of {wanted.cloud}. Name one of the two."
+        )
+    if wanted.runner is Runner.PIPELINE:
+        _check_pipeline(wanted)
+
+
+def _check_pipeline(wanted: Wanted) -> None:
+    if wanted.workload.concurrency > 1:
+        raise SetupError(
+            f"The engine pipeline computes one sequence at a time, not {wanted.workload.concurrency:,}. "
+            "Ask for a concurrency of 1, or for the engine vllm."
+        )
+    if wanted.precision not in SIXTEEN_BITS:
+        raise SetupError(
+            f"The engine pipeline has no {wanted.precision} weights. Ask for bf16 or fp16, or for the engine vllm."
+        )
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -170,6 +205,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "quota_cores": plan.quota_cores,
         "copy": {"bytes": plan.copy_bytes, "seconds": round(usual), "seconds_on_a_slow_day": round(slow)},
+        "request_limit_s": plan.request_s,
         "longest_answer_tokens": plan.longest_answer,
         "alternatives": [_fit(one, plan.prices) for one in plan.alternatives],
     }
@@ -199,5 +235,7 @@ def _fit(one: Fit, prices: Prices) -> dict[str, Any]:
         "limit_mib": round(one.placement.limit_mib, 1),
         "tokens_per_second": one.speed.to_dict(),
         "cores": sku.cores,
+        "ram_gib": sku.ram_gib,
+        "disk_gib": sku.disk_gib,
         "price_per_hour": prices.get(sku.name),
     }

@@ -4,6 +4,7 @@ The list: https://learn.microsoft.com/rest/api/cost-management/retail-prices/azu
 """
 
 import json
+import math
 import os
 import re
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from deployment.skus import sku_of
 from llama_serving.errors import SetupError
 
 URL: Final = "https://prices.azure.com/api/retail/prices"
@@ -23,19 +25,22 @@ _REGION: Final = re.compile(r"[a-z0-9]{2,40}")
 
 
 def read(path: Path) -> dict[str, float]:
-    """Prices from a JSON object, of a machine's name and its price an hour.
+    """Prices from a JSON object, of machines' names and their price an hour.
 
     Raises:
-        SetupError: it is not such a file.
+        SetupError: it is not such a file, or names a machine that is not known.
     """
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"{path} can't be read as prices: {error}.") from error
     numbers = isinstance(given, dict) and all(_is_price(price) for price in given.values())
-    if not numbers:
+    if not numbers or not given:
         raise SetupError(f'{path} must be a JSON object such as {{"Standard_NC24ads_A100_v4": 3.67}}.')
-    return {name: float(price) for name, price in given.items()}
+    try:
+        return {sku_of(name).name: float(price) for name, price in given.items()}
+    except SetupError as error:
+        raise SetupError(f"{path} can't be read as prices: {error}") from error
 
 
 def of_region(region: str, skus: Collection[str], url: str | None = None) -> dict[str, float]:
@@ -83,7 +88,7 @@ def _items(url: str, region: str, skus: Collection[str]) -> Iterator[Mapping[str
             address, query = page["NextPageLink"], None
         except (requests.RequestException, KeyError, TypeError, ValueError) as error:
             raise SetupError(
-                f"Azure's price list can't be read: {error}. Give --prices-file instead."
+                f"Azure's price list can't be read: {_cause(error, url)}. Give --prices-file instead."
             ) from error
         if not address:
             return
@@ -94,6 +99,22 @@ def _items(url: str, region: str, skus: Collection[str]) -> Iterator[Mapping[str
     raise SetupError(
         f"Azure's price list has more than {PAGES} pages for one region. Give --prices-file instead."
     )
+
+
+def _cause(error: Exception, url: str) -> str:
+    """What went wrong, in a few words: requests puts the whole query into its messages."""
+    import requests
+
+    host = urlsplit(url).netloc
+    if isinstance(error, requests.HTTPError):
+        return f"{host} answered {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return f"{host} did not answer within {TIMEOUT_S} s"
+    if isinstance(error, requests.ConnectionError):
+        return f"{host} can't be reached"
+    if isinstance(error, requests.RequestException) and not isinstance(error, ValueError):
+        return f"{host} can't be asked ({type(error).__name__})"
+    return f"{host} answered something else than a page of prices"
 
 
 def _current(items: Iterable[Mapping[str, Any]], today: str) -> dict[str, float]:
@@ -121,7 +142,7 @@ def _is_plain(item: Mapping[str, Any]) -> bool:
 
 
 def _is_price(price: Any) -> bool:
-    return isinstance(price, int | float) and not isinstance(price, bool) and price >= 0
+    return isinstance(price, int | float) and not isinstance(price, bool) and 0 <= price < math.inf
 
 
 def _cache() -> Path:

@@ -1,20 +1,25 @@
 """All files that Azure ML is told with: written from the catalog and the planner, or compared with what is there."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-from deployment import specs, specs_batch, specs_online
-from deployment.planner import Plan, Wanted, plan
+from deployment import specs, specs_autoscale, specs_batch, specs_kubernetes, specs_online
+from deployment.planner import Plan, Wanted
+from deployment.planner import plan as planned
 from deployment.sizing import Precision, Runner, Workload
 from deployment.skus import Offer, Sku
 from deployment.specs import Site
 from deployment.yaml_text import dump
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
+from llama_serving.errors import SetupError
 
 MODELS: Final = tuple(row for row in CATALOG.values() if row is not NANO)
+LOCAL: Final = "yaml/online/local.yml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,20 @@ class Choice:
     instances: int = 1
 
 
+def checkout_of(output: Path) -> Path:
+    """The folder that files name scripts and samples in: the output, or else the one that we are in.
+
+    Raises:
+        SetupError: neither has them.
+    """
+    for folder in (output, Path()):
+        if (folder / "score" / "score.py").is_file():
+            return folder.resolve()
+    raise SetupError(
+        f"Neither {output} nor the folder you are in has score/score.py, which Azure is given: run this in a checkout of the project."
+    )
+
+
 def files(
     models: Sequence[ModelVariant] = MODELS, choice: Choice | None = None, site: Site | None = None
 ) -> dict[str, str]:
@@ -51,60 +70,131 @@ def files(
 
 
 def _files(models: Sequence[ModelVariant], choice: Choice, site: Site) -> Iterator[tuple[str, str]]:
-    yield "yaml/online/endpoint.yml", dump(specs_online.endpoint(site))
-    yield "yaml/online/autoscale.json", json.dumps(specs_online.autoscale(site), indent=2) + "\n"
-    yield "yaml/kubernetes/endpoint.yml", dump(specs_online.kubernetes_endpoint(site))
-    yield "yaml/batch/endpoint.yml", dump(specs_batch.endpoint(site))
-    yield "yaml/data/rows.yml", dump(specs.data())
-    images = specs.images()
+    plans = {offer: [_plan(variant, choice, offer) for variant in models] for offer in Offer}
+    yield from _shared(site)
+    yield from _online(plans[Offer.MANAGED_ONLINE], site)
+    yield from _kubernetes(plans[Offer.KUBERNETES], site)
+    yield from _batch(plans[Offer.BATCH], site)
+    for variant in models:
+        yield f"yaml/models/{specs.slug(variant)}.yml", dump(specs.model(variant, site))
+
+
+def _shared(site: Site) -> Iterator[tuple[str, str]]:
+    images = specs.images(site)
     for folder, image in images.items():
         yield f"environments/{folder}/environment.yml", dump(image)
+    yield "yaml/data/rows.yml", dump(specs.data(site))
     if site.local:
-        yield "yaml/online/local.yml", dump(specs_online.local(site, images["online"]))
-    clusters = dict[str, Sku]()
-    for variant in models:
-        name = f"{specs.slug(variant)}.yml"
-        plans = {offer: _plan(variant, choice, offer) for offer in Offer}
-        yield f"yaml/models/{name}", dump(specs.model(variant))
-        yield f"yaml/online/{name}", dump(specs_online.deployment(plans[Offer.MANAGED_ONLINE], site))
-        yield f"yaml/kubernetes/{name}", dump(specs_online.kubernetes_deployment(plans[Offer.KUBERNETES], site))
-        yield f"yaml/batch/{name}", dump(specs_batch.deployment(plans[Offer.BATCH], site))
-        sku = specs.deployable(plans[Offer.BATCH])
-        clusters[specs.compute_name(sku)] = sku
-    for cluster, sku in clusters.items():
-        yield f"yaml/batch/compute/{cluster}.yml", dump(specs_batch.compute(sku))
+        yield LOCAL, dump(specs_online.local(site, images["online"]))
+
+
+def _online(plans: Sequence[Plan], site: Site) -> Iterator[tuple[str, str]]:
+    yield "yaml/online/endpoint.yml", dump(specs_online.endpoint(site))
+    for plan in plans:
+        yield _file("yaml/online", plan), dump(specs_online.deployment(plan, site))
+    yield "yaml/online/autoscale.json", json.dumps(specs_autoscale.template(plans, site), indent=2) + "\n"
+
+
+def _kubernetes(plans: Sequence[Plan], site: Site) -> Iterator[tuple[str, str]]:
+    yield "yaml/kubernetes/endpoint.yml", dump(specs_kubernetes.endpoint(site))
+    for plan in plans:
+        yield _file("yaml/kubernetes", plan), dump(specs_kubernetes.deployment(plan, site))
+    if site.instance_type is None:
+        types = {specs_kubernetes.type_name(plan, site): plan for plan in plans}
+        for name, plan in types.items():
+            yield f"{specs_kubernetes.TYPES}/{name}.yml", dump(specs_kubernetes.instance_type(plan, site))
+
+
+def _batch(plans: Sequence[Plan], site: Site) -> Iterator[tuple[str, str]]:
+    yield "yaml/batch/endpoint.yml", dump(specs_batch.endpoint(site))
+    for plan in plans:
+        yield _file("yaml/batch", plan), dump(specs_batch.deployment(plan, site))
+    clusters = {specs.compute_name(sku): sku for sku in map(specs.deployable, plans)}
+    for name, sku in clusters.items():
+        yield f"yaml/batch/compute/{name}.yml", dump(specs_batch.compute(sku, plans[0].wanted.instances))
+
+
+def _file(folder: str, plan: Plan) -> str:
+    return f"{folder}/{specs.slug(plan.wanted.variant)}.yml"
 
 
 def _plan(variant: ModelVariant, choice: Choice, offer: Offer) -> Plan:
     context = variant.trained_positions.value if choice.context is None else choice.context
-    return plan(Wanted(variant, Workload(context), choice.precision, offer, sku=choice.sku, runner=Runner.PIPELINE,
-                       instances=choice.instances))  # fmt: skip
+    return planned(Wanted(variant, Workload(context), choice.precision, offer, sku=choice.sku, runner=Runner.PIPELINE,
+                          instances=choice.instances))  # fmt: skip
 
 
 def differences(made: Mapping[str, str], root: Path) -> list[str]:
-    """What is not as it would be written: a line for each file, empty where all is."""
-    found = []
-    for name, text in made.items():
-        path = root / name
-        if not path.is_file():
-            found.append(f"{path} is not there")
-        elif path.read_text(encoding="utf-8") != text:
-            found.append(f"{path} differs")
-    return found
+    """What is not as it would be written: a line for each file, empty where all is.
+
+    Raises:
+        SetupError: a file can't be read.
+    """
+    with _said(root):
+        found = [line for name, text in made.items() if (line := _difference(root / name, text))]
+        return [*found, *(f"{path} is of other options: remove it" for path in left_over(made, root))]
+
+
+def _difference(path: Path, text: str) -> str:
+    if not path.is_file():
+        return f"{path} is not there"
+    return "" if _is(path, text) else f"{path} differs"
 
 
 def write(made: Mapping[str, str], root: Path) -> list[Path]:
-    """Write what differs.
+    """Write what differs, each file whole or not at all.
 
     Returns:
         the files that were written.
+
+    Raises:
+        SetupError: one can't be written.
     """
-    changed = [root / name for name, text in made.items() if not _is(root / name, text)]
-    for path in changed:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(made[path.relative_to(root).as_posix()], encoding="utf-8")
-    return changed
+    with _said(root):
+        changed = [root / name for name, text in made.items() if not _is(root / name, text)]
+        for path in changed:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, made[path.relative_to(root).as_posix()])
+        return changed
+
+
+def left_over(made: Mapping[str, str], root: Path) -> list[Path]:
+    """What other options have written: files beside those made, but other models' and what these name."""
+    folders = sorted({PurePosixPath(name).parent for name in made})
+    beside = (path for folder in folders for path in sorted((root / folder).glob("*.*")) if path.is_file())
+    return [
+        path for path in beside if path.relative_to(root).as_posix() not in made and not _needed(path, root)
+    ]
+
+
+def _needed(path: Path, root: Path) -> bool:
+    if path.suffix not in {".yml", ".json"} or path == root / LOCAL:
+        return True
+    if path.parent.name not in {"compute", "instance-types"}:
+        return path.stem in {specs.slug(row) for row in MODELS}
+    deployments = (other.read_text("utf-8", "replace") for other in path.parent.parent.glob("*.yml"))
+    return any(path.stem in text.replace("azureml:", "").split() for text in deployments)
 
 
 def _is(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _said(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"{error.filename or root}: {error.strerror}. --output must be a folder that can be written, and what is "
+            "to be written there no folder."
+        ) from error

@@ -1,19 +1,32 @@
 """`llama-endpoints render`: the files under yaml/, from the catalog and the planner."""
 
-import re
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from deployment.limits import ENDPOINTS, IDENTITIES, INSTANCE_TYPES, MOST_INSTANCES, REGISTRIES, Names
 from llama_serving.errors import SetupError
 
 DIFFERENT: Final = 1
-_NAME: Final = re.compile(r"[a-zA-Z](?:-?[a-zA-Z0-9]){2,31}")
-_IDENTITY: Final = re.compile(
-    r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/microsoft\.managedidentity/userassignedidentities/[^/]+",
-    re.IGNORECASE,
-)
+_NAMES: Final = {
+    "endpoint": ENDPOINTS,
+    "kubernetes-endpoint": ENDPOINTS,
+    "batch-endpoint": ENDPOINTS,
+    "cluster": ENDPOINTS,
+    "instance-type": INSTANCE_TYPES,
+    "identity": IDENTITIES,
+    "registry": REGISTRIES,
+}
+
+
+def _name(_context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    """Refuses what Azure would."""
+    name = option.opts[0].removeprefix("--")
+    names: Names = _NAMES[name]
+    if given is not None and not names.take(given):
+        raise SetupError(f"--{name} {given!r} can't be one: {names.allowed}.")
+    return given
 
 
 @click.command()
@@ -22,7 +35,8 @@ _IDENTITY: Final = re.compile(
     default=".",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder in which yaml/ lies; scripts and models are found from there.",
+    help="Folder for yaml/ and environments/. Where it is no checkout itself, the files name score/ and samples of the one that "
+    "you are in.",
 )
 @click.option(
     "--check", is_flag=True, help="Write nothing; exit code 1 where a file is not as it would be written."
@@ -38,22 +52,52 @@ _IDENTITY: Final = re.compile(
 )
 @click.option("--sku", help="This machine; by default the smallest that holds the model, as `plan` chooses it.")
 @click.option(
-    "--instances", type=click.IntRange(1, 50), default=1, show_default=True, help="Of each deployment."
+    "--instances",
+    type=click.IntRange(1, MOST_INSTANCES),
+    default=1,
+    show_default=True,
+    help="Of each deployment.",
 )
 @click.option(
-    "--endpoint", "online", default="code-llama", show_default=True, help="Name of the managed endpoint."
+    "--endpoint",
+    "online",
+    default="code-llama",
+    show_default=True,
+    callback=_name,
+    help="Name of the managed endpoint.",
 )
 @click.option(
-    "--kubernetes-endpoint", "kubernetes", default="code-llama-k8s", show_default=True, help="On a cluster."
+    "--kubernetes-endpoint",
+    "kubernetes",
+    default="code-llama-k8s",
+    show_default=True,
+    callback=_name,
+    help="On a cluster.",
 )
 @click.option(
-    "--batch-endpoint", "batch", default="code-llama-batch", show_default=True, help="For files of rows."
+    "--batch-endpoint",
+    "batch",
+    default="code-llama-batch",
+    show_default=True,
+    callback=_name,
+    help="For files of rows.",
 )
 @click.option(
-    "--cluster", default="llama-kubernetes", show_default=True, help="Name of the attached Kubernetes cluster."
+    "--cluster",
+    default="llama-kubernetes",
+    show_default=True,
+    callback=_name,
+    help="Name of the attached Kubernetes cluster.",
 )
 @click.option(
-    "--identity", help="Resource id of a user-assigned identity for the endpoints; the system's by default."
+    "--instance-type",
+    callback=_name,
+    help="One that the cluster has; without it, yaml/kubernetes/instance-types/ is written, too.",
+)
+@click.option(
+    "--identity",
+    callback=_name,
+    help="Resource id of a user-assigned identity for the endpoints; the system's by default.",
 )
 @click.option(
     "--public-network-access",
@@ -65,6 +109,7 @@ _IDENTITY: Final = re.compile(
 )
 @click.option(
     "--registry",
+    callback=_name,
     help="Registry of Azure ML that the packaged models are in; the workspace's own models by default.",
 )
 @click.option(
@@ -72,7 +117,7 @@ _IDENTITY: Final = re.compile(
 )
 def render(  # noqa: PLR0913  (one argument an option)
     *, output: Path, check: bool, models: tuple[str, ...], context: int | None, dtype: str, sku: str | None, instances: int,
-    public: str, identity: str | None, registry: str | None, local: bool, **names: str,
+    public: str, **site: Any,
 ) -> None:  # fmt: skip
     """Write what Azure ML is told: endpoints, a deployment for each model, clusters, models, data.
 
@@ -83,43 +128,34 @@ def render(  # noqa: PLR0913  (one argument an option)
       llama-endpoints render --model codellama/CodeLlama-7b-hf --context 4096 --endpoint my-code --output ~/deploy
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from deployment.checkpoint import variant_of
-    from deployment.render import MODELS, Choice, differences, files, write
+    from deployment.render import MODELS, Choice, checkout_of, differences, files, left_over, write
     from deployment.sizing import Precision
     from deployment.skus import sku_of
     from deployment.specs import Site
 
-    _check_names(names if registry is None else {**names, "registry": registry}, identity)
     choice = Choice(context, Precision(dtype), sku_of(sku) if sku else None, instances)
-    site: dict[str, Any] = {
-        **names,
-        "identity": identity,
-        "public": public == "enabled",
-        "registry": registry,
-        "local": local,
-    }
-    made = files([variant_of(name) for name in models] or MODELS, choice, Site(**site))
+    place = Site(
+        public=public == "enabled",
+        output=output.resolve().as_posix(),
+        checkout=checkout_of(output).as_posix(),
+        **site,
+    )
+    made = files([variant_of(name) for name in models] or MODELS, choice, place)
     if check:
-        wrong = differences(made, output)
-        for line in wrong:
-            click.echo(line, err=True)
-        if wrong:
-            click.echo("Write them with `llama-endpoints render`.", err=True)
-            raise SystemExit(DIFFERENT)
-        click.echo(f"{len(made)} files are as they would be written.")
+        _compare(differences(made, output), len(made))
         return
     changed = write(made, output)
     for path in changed:
         click.echo(path)
+    for path in left_over(made, output):
+        click.echo(f"{path} is of other options: remove it", err=True)
     click.echo(f"{len(changed)} of {len(made)} files written.", err=True)
 
 
-def _check_names(names: dict[str, str], identity: str | None) -> None:
-    for option, name in names.items():
-        if not _NAME.fullmatch(name):
-            raise SetupError(
-                f"{name} can't be the name of {option}: 3 to 32 letters, digits and single hyphens, a letter first."
-            )
-    if identity is not None and not _IDENTITY.fullmatch(identity):
-        raise SetupError(
-            "--identity must be /subscriptions/…/resourceGroups/…/providers/Microsoft.ManagedIdentity/userAssignedIdentities/…"
-        )
+def _compare(wrong: list[str], files: int) -> None:
+    for line in wrong:
+        click.echo(line, err=True)
+    if wrong:
+        click.echo("The same command without --check writes them.", err=True)
+        raise SystemExit(DIFFERENT)
+    click.echo(f"{files} files are as they would be written.")

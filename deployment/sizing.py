@@ -3,6 +3,7 @@
 Memory is counted for the worst case: as many sequences as may run, each as long as the context allows.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -12,6 +13,7 @@ from deployment.skus import Sku
 from llama_serving.catalog import ModelVariant, Shape
 
 _MIB: Final = 1 << 20
+_GIB: Final = 1 << 30
 
 CONTEXT_MIB: Final = 500
 """On each GPU, before the first weight: CUDA's context and the kernels of torch and cuBLAS. The rule of thumb of
@@ -21,6 +23,14 @@ USABLE: Final = 0.92
 COMPUTE: Final = 0.48
 """Share of a GPU's operations that is reached: TensorRT-LLM 0.6.1, 7B in fp16 on an A100, 128 tokens in and 128 out,
 5,586 tokens/s."""
+
+IMAGE_GIB: Final = 10
+"""Of the machine's disk: image and scratch, beside the weights. An assumption; Python with torch and CUDA's libraries unpacks to
+about 8. (Azure's "OutOfQuota: Disk" is told to be met with a smaller image or model, and its own catalog has no 16-bit model of
+70B on a disk of 128 GiB.)"""
+HOST_GIB: Final = 8
+"""Of the host's memory: Python, torch, CUDA's libraries, and a tensor on its way. An assumption; the files are mapped, so that the
+kernel takes their pages back."""
 
 
 class Precision(StrEnum):
@@ -41,10 +51,13 @@ class Runner(StrEnum):
 
 _LINEAR_BITS: Final = {Precision.BF16: 16.0, Precision.FP16: 16.0, Precision.INT8: 8.0, Precision.INT4: 4.125}
 """Of a weight of the layers; embeddings, norms and head stay in 16. Four bits share a 16-bit scale among 128 weights."""
-_SIXTEEN_BITS: Final = (Precision.BF16, Precision.FP16)
-_BANDWIDTH: Final = {Runner.PIPELINE: 0.17, Runner.VLLM: 0.69}
-"""Share of the memory's bandwidth that is reached. PyTorch's gpt-fast, 7B in bf16 on an A100-80, one sequence: 25.5 tokens/s
-as plain Python, 104.9 compiled; 151 is the limit."""
+SIXTEEN_BITS: Final = (Precision.BF16, Precision.FP16)
+BANDWIDTH: Final = 0.69
+"""Share of the memory's bandwidth that is reached. PyTorch's gpt-fast, 7B in bf16 on an A100-80, one sequence, compiled:
+104.9 tokens/s where 151 is the limit."""
+LAUNCH_S: Final = 1 / 25.5 / 32
+"""Until Python has launched one layer's kernels. The same without compiling: 25.5 tokens/s and "heavily CPU overhead bound", 32
+layers (pytorch.org/blog/accelerating-generative-ai-2). The GPU works meanwhile, so that a step takes the longer of the two."""
 _PROMPT_ROWS: Final = {Runner.PIPELINE: 1, Runner.VLLM: 8192}
 """Tokens of prompts that go through the model at once, where there are so many; a whole prompt always does. (vLLM cuts long
 prompts, and then takes less than is said here.)"""
@@ -123,22 +136,40 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a machine can't run a model.
+
+    Attributes:
+        short: in a column.
+        sentence: with the numbers.
+    """
+
+    short: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """A model on a machine.
 
     Attributes:
-        reasons: why it can't run there; none where it can.
+        lacks: why it can't run there; none where it can.
     """
 
     placement: Placement
     memory: Memory
     speed: Speed
-    reasons: tuple[str, ...] = ()
+    lacks: tuple[Lack, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it can't run there, in sentences."""
+        return tuple(lack.sentence for lack in self.lacks)
 
     @property
     def fits(self) -> bool:
         """Whether it can run."""
-        return not self.reasons
+        return not self.lacks
 
     @property
     def sku(self) -> Sku:
@@ -174,30 +205,36 @@ def speed(shape: Shape, workload: Workload, placement: Placement) -> Speed:
     """Expected tokens a second.
 
     A step reads all weights once, and the keys and values of each sequence, whose context is half full; or it has so
-    many sequences that its operations take longer than that.
+    many sequences that its operations take longer than that; or the pipeline's Python is not done launching it.
     """
-    gpu, runner = placement.sku.gpu, placement.runner
-    working = 1 if runner is Runner.PIPELINE else placement.gpus
+    gpu, pipeline = placement.sku.gpu, placement.runner is Runner.PIPELINE
+    working = 1 if pipeline else placement.gpus
     bandwidth, operations = working * gpu.bandwidth_gb_s * 1e9, working * gpu.tflops * 1e12
     weights = weight_bytes(shape, placement.precision)
     cache = workload.context / 2 * shape.kv_bytes_per_token()
-    at_a_time = 1 if runner is Runner.PIPELINE else workload.concurrency
+    launching_s = shape.layers * LAUNCH_S if pipeline else 0.0
 
-    def rate(sequences: int, bandwidth_share: float, compute_share: float) -> float:
-        reading_s = (weights + sequences * cache) / (bandwidth * bandwidth_share)
-        computing_s = 2 * shape.parameters * sequences / (operations * compute_share)
-        return sequences / max(reading_s, computing_s)
+    def rate(sequences: int) -> float:
+        reading_s = (weights + sequences * cache) / (bandwidth * BANDWIDTH)
+        computing_s = 2 * shape.parameters * sequences / (operations * COMPUTE)
+        return sequences / max(reading_s, computing_s, launching_s)
 
     return Speed(
-        one=rate(1, _BANDWIDTH[runner], COMPUTE),
-        all=rate(at_a_time, _BANDWIDTH[runner], COMPUTE),
+        one=rate(1),
+        all=rate(1 if pipeline else workload.concurrency),
         prompt=operations * COMPUTE / (2 * shape.parameters),
-        limit=rate(1, 1.0, 1.0),
+        limit=1 / max((weights + cache) / bandwidth, 2 * shape.parameters / operations),
     )
 
 
-def fit(
-    variant: ModelVariant, workload: Workload, precision: Precision, sku: Sku, runner: Runner | None = None
+def fit(  # noqa: PLR0913  (each says something else)
+    variant: ModelVariant,
+    workload: Workload,
+    precision: Precision,
+    sku: Sku,
+    runner: Runner | None = None,
+    *,
+    own_disk: bool = True,
 ) -> Fit:
     """A model on a machine, over as few of its GPUs as hold it; or why it can't be.
 
@@ -207,14 +244,16 @@ def fit(
         precision: of its weights.
         sku: the machine.
         runner: the one that will do, if not given.
+        own_disk: whether weights and image lie on the disk that comes with the machine.
     """
     chosen = runner or runner_for(workload, precision)
     tried = None
-    for gpus in spreads(variant.shape, sku.gpus):
+    for gpus in spreads(variant.shape, sku.gpus, chosen):
         placement = Placement(sku, gpus, precision, chosen)
         takes = memory(variant.shape, workload, placement)
         rates = speed(variant.shape, workload, placement)
-        tried = Fit(placement, takes, rates, tuple(_reasons(placement, takes)))
+        lacks = (*_gpu_lacks(placement, takes), *_host_lacks(variant.shape, placement, own_disk=own_disk))
+        tried = Fit(placement, takes, rates, lacks)
         if takes.total <= placement.limit_mib:
             break
     assert tried is not None  # noqa: S101  (one GPU is always tried)
@@ -223,19 +262,42 @@ def fit(
 
 def runner_for(workload: Workload, precision: Precision) -> Runner:
     """Ours where one sequence at a time will do, in 16 bits."""
-    return Runner.PIPELINE if workload.concurrency == 1 and precision in _SIXTEEN_BITS else Runner.VLLM
+    return Runner.PIPELINE if workload.concurrency == 1 and precision in SIXTEEN_BITS else Runner.VLLM
 
 
-def spreads(shape: Shape, most: int) -> list[int]:
-    """Over how many GPUs a model can be spread: each has as many heads of keys and values as the others."""
-    return [gpus for gpus in range(1, most + 1) if shape.kv_heads % gpus == 0]
+def spreads(shape: Shape, most: int, runner: Runner) -> list[int]:
+    """Over how many GPUs a model can be spread.
+
+    The pipeline gives each whole layers. vLLM cuts each layer, and refuses a cut that leaves a rest: of heads, of keys' and
+    values' heads, of the columns between, of the vocabulary (filled up to a multiple of 64).
+    """
+    numbers = range(1, most + 1)
+    if runner is Runner.PIPELINE:
+        return list(numbers)
+    cut = (shape.heads, shape.kv_heads, shape.ffn, 64 * math.ceil(shape.vocab / 64))
+    return [gpus for gpus in numbers if all(part % gpus == 0 for part in cut)]
 
 
-def _reasons(placement: Placement, takes: Memory) -> Iterator[str]:
-    gpu, gpus, precision = placement.sku.gpu, placement.gpus, placement.precision
-    if precision is Precision.BF16 and not gpu.bf16:
-        yield f"{gpu.name} does not compute in bf16"
-    if takes.total > placement.limit_mib:
-        yield f"it takes {takes.total:,.0f} MiB, and {placement.limit_mib:,.0f} may be used of {gpus} x {gpu.name}"
-    if placement.runner is Runner.PIPELINE and precision not in _SIXTEEN_BITS:
-        yield f"the pipeline engine has no {precision} weights"
+def _gpu_lacks(placement: Placement, takes: Memory) -> Iterator[Lack]:
+    gpu, gpus, limit = placement.sku.gpu, placement.gpus, placement.limit_mib
+    if placement.precision is Precision.BF16 and not gpu.bf16:
+        yield Lack("no bf16", f"{gpu.name} does not compute in bf16")
+    if takes.total > limit:
+        yield Lack(
+            f"{takes.total - limit:,.0f} MiB short",
+            f"it takes {takes.total:,.0f} MiB, and {limit:,.0f} may be used of {gpus} x {gpu.name}",
+        )
+
+
+def _host_lacks(shape: Shape, placement: Placement, *, own_disk: bool) -> Iterator[Lack]:
+    sku, weights = placement.sku, weight_bytes(shape, placement.precision) / _GIB
+    if own_disk and sku.disk_gib is not None and weights + IMAGE_GIB > sku.disk_gib:
+        yield Lack(
+            f"{weights + IMAGE_GIB - sku.disk_gib:,.1f} GiB of disk short",
+            f"weights of {weights:,.1f} GiB and an image of {IMAGE_GIB} don't fit on its disk of {sku.disk_gib:,} GiB",
+        )
+    if sku.ram_gib < HOST_GIB:
+        yield Lack(
+            f"{HOST_GIB - sku.ram_gib} GiB of RAM short",
+            f"its {sku.ram_gib} GiB of RAM are less than the {HOST_GIB} that loading takes",
+        )

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from llama_serving.catalog import Fact
 from llama_serving.errors import SetupError
-
-_PREFIX: Final = "standard_"
 
 
 class Cloud(StrEnum):
@@ -58,7 +56,10 @@ class Sku:
         name: as Azure's `instance_type` and `size` have it, or the other cloud's own.
         gpus: how many it has.
         cores: virtual ones; quota is counted in them.
-        family: the quota's name; empty where nobody counts.
+        ram_gib: of the host.
+        disk_gib: of the disk that comes with it; None where it is rented apart.
+        source: of GPUs, cores, RAM and disk.
+        family: the quota's name, as Azure ML's list of sizes has it, or Azure's virtual machines; empty where nobody counts.
         offered: for what; a use that is not there is not known.
         retired: since or from when, where it is gone or will be.
         reserve: whether managed endpoints set aside a fifth more of the quota, for upgrades.
@@ -69,6 +70,9 @@ class Sku:
     gpu: Gpu
     gpus: int
     cores: int
+    ram_gib: int
+    disk_gib: int | None
+    source: str
     family: str = ""
     offered: Mapping[Offer, Fact[bool]] = field(default_factory=lambda: MappingProxyType({}))
     retired: Fact[str] | None = None
@@ -85,9 +89,16 @@ class Sku:
 
 
 _SMI: Final = "memory as nvidia-smi shows it on such machines"
-_T4: Final = Gpu("T4", 16_384, 300, 65, bf16=False, source=f"NVIDIA's T4 datasheet; {_SMI}")
+_SLICE: Final = "NVIDIA's A10 datasheet, that part of it; memory as nvidia-smi shows it"
+_T4: Final = Gpu(
+    "T4", 15_360, 300, 65, bf16=False, source=f"NVIDIA's T4 datasheet; {_SMI} with ECC (without: 16,384)"
+)
 _A10: Final = Gpu("A10", 24_512, 600, 125, bf16=True, source=f"NVIDIA's A10 datasheet; {_SMI} (A10-24Q)")
-_V100_16: Final = Gpu("V100 16 GB", 16_384, 900, 112, bf16=False, source=f"NVIDIA's V100 datasheet; {_SMI}")
+_A10_HALF: Final = Gpu("half an A10", 12_288, 300, 62, bf16=True, source=f"{_SLICE} (A10-12Q)")
+_A10_THIRD: Final = Gpu("a third of an A10", 8_192, 200, 41, bf16=True, source=f"{_SLICE} (A10-8Q)")
+_A10_SIXTH: Final = Gpu("a sixth of an A10", 4_096, 100, 20, bf16=True, source=f"{_SLICE} (A10-4Q)")
+_V100: Final = Gpu("V100 16 GB PCIe", 16_384, 900, 112, bf16=False, source=f"NVIDIA's V100 datasheet; {_SMI}")
+_V100_SXM: Final = Gpu("V100 16 GB", 16_384, 900, 125, bf16=False, source=f"NVIDIA's V100 datasheet; {_SMI}")
 _V100_32: Final = Gpu("V100 32 GB", 32_768, 900, 125, bf16=False, source=f"NVIDIA's V100 datasheet; {_SMI}")
 _A100_40: Final = Gpu("A100 40 GB", 40_960, 1_555, 312, bf16=True, source=f"NVIDIA's A100 datasheet; {_SMI}")
 _A100_80: Final = Gpu(
@@ -112,67 +123,115 @@ _BATCH_SEEN: Final = {Offer.BATCH: Fact(value=True, source=_SEEN)}
 _CLUSTER: Final = {Offer.KUBERNETES: Fact(value=True, source="whatever nodes an attached cluster has")}
 
 
+class _Size(NamedTuple):
+    gpus: int
+    cores: int
+    ram_gib: int
+    disk_gib: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Sizes of Azure that differ in their number of GPUs and cores only; `sizes` has both of each."""
+    """Sizes of Azure with the same GPU.
+
+    Attributes:
+        page: of azure-compute-docs, below articles/virtual-machines/sizes/gpu-accelerated: cores, "Memory" and "Temp Disk Size".
+    """
 
     family: str
+    page: str
     gpu: Gpu
-    sizes: Mapping[str, tuple[int, int]]
+    sizes: Mapping[str, _Size]
     offered: Mapping[Offer, Fact[bool]]
     reserve: bool
     retired: Fact[str] | None = None
 
     def skus(self) -> Iterator[Sku]:
-        for size, (gpus, cores) in self.sizes.items():
-            yield Sku(f"Standard_{size}", Cloud.AZURE, self.gpu, gpus, cores, self.family,
+        for name, size in self.sizes.items():
+            yield Sku(f"Standard_{name}", Cloud.AZURE, self.gpu, *size, f"azure-compute-docs, {self.page}.md", self.family,
                       MappingProxyType({**self.offered, **_CLUSTER}), self.retired, self.reserve)  # fmt: skip
 
 
+_A10_FAMILY: Final = "standardNVADSA10v5Family"
+_H100_FAMILY: Final = "standardNDv5H100Family"
+
 _SERIES: Final = (
-    _Series("standardNCASv3_T4Family", _T4, {"NC4as_T4_v3": (1, 4), "NC8as_T4_v3": (1, 8), "NC16as_T4_v3": (1, 16),
-            "NC64as_T4_v3": (4, 64)}, _ONLINE | _BATCH, reserve=True),
-    _Series("standardNVADSA10v5Family", _A10, {"NV36ads_A10_v5": (1, 36), "NV72ads_A10_v5": (2, 72)},
-            _ONLINE | _BATCH_SEEN, reserve=True),
-    _Series("standardNCADSA100v4Family", _A100_80, {"NC24ads_A100_v4": (1, 24), "NC48ads_A100_v4": (2, 48),
-            "NC96ads_A100_v4": (4, 96)}, _ONLINE | _BATCH_SEEN, reserve=False),
-    _Series("standardNDASv4_A100Family", _A100_40, {"ND96asr_v4": (8, 96)}, _ONLINE | _BATCH, reserve=False),
-    _Series("standardNDAMSv4_A100Family", _A100_80_SXM, {"ND96amsr_A100_v4": (8, 96)}, _ONLINE, reserve=False),
-    _Series("standardNCADSH100v5Family", _H100_NVL, {"NC40ads_H100_v5": (1, 40), "NC80adis_H100_v5": (2, 80)},
-            _ONLINE | _BATCH_SEEN, reserve=False),
-    _Series("standardNDv5H100Family", _H100, {"ND96isr_H100_v5": (8, 96)}, _ONLINE | _BATCH, reserve=False),
-    _Series("standardNDISRH200V5Family", _H200, {"ND96isr_H200_v5": (8, 96)}, _NOT_ONLINE | _BATCH, reserve=False),
+    _Series("standard NCASv3_T4 Family", "ncast4v3-series", _T4, {
+        "NC4as_T4_v3": _Size(1, 4, 28, 176), "NC8as_T4_v3": _Size(1, 8, 56, 352),
+        "NC16as_T4_v3": _Size(1, 16, 110, 352), "NC64as_T4_v3": _Size(4, 64, 440, 2816)}, _ONLINE | _BATCH, reserve=True),
+    _Series(_A10_FAMILY, "nvadsa10v5-series", _A10_SIXTH, {"NV6ads_A10_v5": _Size(1, 6, 55, 180)}, _ONLINE | _BATCH_SEEN, reserve=True),
+    _Series(_A10_FAMILY, "nvadsa10v5-series", _A10_THIRD, {"NV12ads_A10_v5": _Size(1, 12, 110, 360)}, _ONLINE | _BATCH_SEEN, reserve=True),
+    _Series(_A10_FAMILY, "nvadsa10v5-series", _A10_HALF, {"NV18ads_A10_v5": _Size(1, 18, 220, 720)}, _ONLINE | _BATCH_SEEN, reserve=True),
+    _Series(_A10_FAMILY, "nvadsa10v5-series", _A10, {
+        "NV36ads_A10_v5": _Size(1, 36, 440, 1440), "NV36adms_A10_v5": _Size(1, 36, 880, 2880),
+        "NV72ads_A10_v5": _Size(2, 72, 880, 2880)}, _ONLINE | _BATCH_SEEN, reserve=True),
+    _Series("standardNCADSA100v4Family", "nca100v4-series", _A100_80, {
+        "NC24ads_A100_v4": _Size(1, 24, 220, 64), "NC48ads_A100_v4": _Size(2, 48, 440, 128),
+        "NC96ads_A100_v4": _Size(4, 96, 880, 256)}, _ONLINE | _BATCH_SEEN, reserve=False),
+    _Series("standard NDASv4_A100 Family", "ndasra100v4-series", _A100_40, {"ND96asr_v4": _Size(8, 96, 900, 6000)},
+            _ONLINE | _BATCH, reserve=False),
+    _Series("standard NDAMSv4_A100Family", "ndma100v4-series", _A100_80_SXM, {"ND96amsr_A100_v4": _Size(8, 96, 1900, 6400)},
+            _ONLINE, reserve=False),
+    _Series("standardNCADSH100v5Family", "ncadsh100v5-series", _H100_NVL, {
+        "NC40ads_H100_v5": _Size(1, 40, 320, 3576), "NC80adis_H100_v5": _Size(2, 80, 640, 7152)}, _ONLINE | _BATCH_SEEN, reserve=False),
+    _Series(_H100_FAMILY, "ndh100v5-series", _H100, {"ND96isr_H100_v5": _Size(8, 96, 1900, 1024)}, _ONLINE | _BATCH, reserve=False),
+    # On the list of sizes for endpoints; the page has only its twin with InfiniBand, whose RAM and disk these are.
+    _Series(_H100_FAMILY, "ndh100v5-series", _H100, {"ND96is_H100_v5": _Size(8, 96, 1900, 1024)}, _ONLINE, reserve=False),
+    _Series("standardNDISRH200V5Family", "nd-h200-v5-series", _H200, {"ND96isr_H200_v5": _Size(8, 96, 1850, 1024)},
+            _NOT_ONLINE | _BATCH, reserve=False),
     # The old model cards' machines: still on the list of sizes for endpoints, and gone or going.
-    _Series("standardNCSv3Family", _V100_16, {"NC6s_v3": (1, 6), "NC12s_v3": (2, 12), "NC24s_v3": (4, 24)},
+    _Series("standardNCSv3Family", "ncv3-series", _V100, {
+        "NC6s_v3": _Size(1, 6, 112, 736), "NC12s_v3": _Size(2, 12, 224, 1474), "NC24s_v3": _Size(4, 24, 448, 2948)},
             _ONLINE | _BATCH, reserve=True, retired=Fact("since 2025-09-30", _RETIREMENTS)),
-    _Series("standardNDSv2Family", _V100_32, {"ND40rs_v2": (8, 40)}, _ONLINE | _BATCH, reserve=False,
+    _Series("standardNDSv2Family", "ndv2-series", _V100_32, {"ND40rs_v2": _Size(8, 40, 672, 2948)}, _ONLINE | _BATCH, reserve=False,
             retired=Fact("retiring, no date given", f"the model cards' size of 2018; no row in {_RETIREMENTS}")),
 )  # fmt: skip
 
+_P3: Final = "AWS's instance types; disks are volumes of their own"
+_MACHINES: Final = "Paperspace's machine types; the disk's size is chosen"
+
 _ELSEWHERE: Final = (
-    Sku("p3.2xlarge", Cloud.AWS, _V100_16, 1, 8),
-    Sku("p3.8xlarge", Cloud.AWS, _V100_16, 4, 32),
-    Sku("p3.16xlarge", Cloud.AWS, _V100_16, 8, 64),
-    Sku("V100-32G", Cloud.PAPERSPACE, _V100_32, 1, 8),
-    Sku("A100", Cloud.PAPERSPACE, _A100_40, 1, 12),
-    Sku("A100-80G", Cloud.PAPERSPACE, _A100_80_SXM, 1, 12),
+    Sku("p3.2xlarge", Cloud.AWS, _V100_SXM, 1, 8, 61, None, _P3),
+    Sku("p3.8xlarge", Cloud.AWS, _V100_SXM, 4, 32, 244, None, _P3),
+    Sku("p3.16xlarge", Cloud.AWS, _V100_SXM, 8, 64, 488, None, _P3),
+    Sku("V100-32G", Cloud.PAPERSPACE, _V100_32, 1, 8, 30, None, _MACHINES),
+    Sku("A100", Cloud.PAPERSPACE, _A100_40, 1, 12, 90, None, _MACHINES),
+    Sku("A100-80G", Cloud.PAPERSPACE, _A100_80_SXM, 1, 12, 90, None, _MACHINES),
 )
 
 SKUS: Final[Mapping[str, Sku]] = MappingProxyType(
     {sku.name: sku for sku in (*(sku for series in _SERIES for sku in series.skus()), *_ELSEWHERE)}
 )
-"""Azure's sizes: GPUs and cores are those of azure-compute-docs' pages of each series. AWS and Paperspace: their own pages."""
+"""All machines, by name."""
 
 
 def sku_of(name: str) -> Sku:
-    """The row of a machine; `NC24ads_A100_v4` will do for `Standard_NC24ads_A100_v4`.
+    """The row of a machine; `NC24ads_A100_v4` will do for `Standard_NC24ads_A100_v4`, in any case.
 
     Raises:
         SetupError: there is none.
     """
-    names = {known.lower().removeprefix(_PREFIX): known for known in SKUS}
-    given = name.lower().removeprefix(_PREFIX)
-    if given not in names:
-        close = [names[one] for one in get_close_matches(given, names, n=3)]
-        raise SetupError(f"{name} is no machine that is known here: {', '.join(close or SKUS)}.")
-    return SKUS[names[given]]
+    key = _key(name)
+    known = {_key(sku.name): sku for sku in SKUS.values()}
+    if key not in known:
+        raise SetupError(f"{name!r} is no machine that is known here. {_nearest(key)}")
+    return known[key]
+
+
+def azure_size(name: str) -> Sku | None:
+    """The row of a size as Azure's files name it: with its prefix, in any case; None where there is none."""
+    sizes = {sku.name.lower(): sku for sku in SKUS.values() if sku.cloud is Cloud.AZURE}
+    return sizes.get(name.lower())
+
+
+def _key(name: str) -> str:
+    return name.lower().removeprefix("standard_")
+
+
+def _nearest(key: str) -> str:
+    """What may be meant, of machines that can still be had."""
+    alive = {_key(sku.name): sku.name for sku in SKUS.values() if sku.retired is None}
+    near = [known for known in alive if key and key in known] or get_close_matches(key, alive, n=3)
+    if not near:
+        return f"Known: {', '.join(alive.values())}."
+    return f"The closest: {', '.join(alive[known] for known in near)}."

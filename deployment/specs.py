@@ -3,27 +3,20 @@
 A spec is what `az ml` reads. Its notes stand above the key they are about, by the path to it.
 """
 
-import math
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from deployment.planner import REQUEST_S, SLOW_COPY_BYTES_S, Plan
+from deployment.limits import schema
+from deployment.planner import Plan
 from deployment.sizing import Precision, Runner
 from deployment.skus import Sku
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
 
-SCHEMAS: Final = "https://azuremlschemas.azureedge.net/latest"
-ANSWER_TOKENS: Final = 256
-"""Of an answer that asks for no number: what a place in the queue is reckoned with."""
-MOST_WAITING: Final = 15
-SPARE_THREADS: Final = 4
-"""Of gunicorn, for probes while all others wait."""
 ONLINE: Final = "azureml:llama-online:1"
 BATCH: Final = "azureml:llama-batch:1"
-KUBERNETES_REQUEST_S: Final = 148
-"""Azure's extension makes a probe's timeout of the request's, and was seen to refuse 180 s (azure-sdk-for-python#33660)."""
 
 _DTYPES: Final = {Precision.BF16: "bfloat16", Precision.FP16: "float16"}
 _ROUTES: Final = {
@@ -55,30 +48,42 @@ class Site:
         kubernetes: of the endpoint on a cluster.
         batch: of the batch endpoint.
         cluster: name of the attached Kubernetes cluster.
+        instance_type: one that this cluster has; made for each machine if not given.
         identity: resource id of a user-assigned identity; the system's if not given.
         public: whether the endpoint has an address that is open to the public network.
         registry: that the models are in; the workspace's own models if not given.
         local: whether a deployment for `az ml ... --local` is written, too.
+        output: the folder that the files are written below, from the root of all folders.
+        checkout: the folder with score/, environments/, build/ and the samples, which the files name.
     """
 
     online: str = "code-llama"
     kubernetes: str = "code-llama-k8s"
     batch: str = "code-llama-batch"
     cluster: str = "llama-kubernetes"
+    instance_type: str | None = None
     identity: str | None = None
     public: bool = True
     registry: str | None = None
     local: bool = False
+    output: str = "/"
+    checkout: str = "/"
+
+    def path(self, of: str, folder: str) -> str:
+        """A file or folder of the checkout, as a file in a folder below the output names it."""
+        return posixpath.relpath(posixpath.join(self.checkout, of), posixpath.join(self.output, folder))
+
+
+def model_here(variant: ModelVariant) -> str:
+    """How a deployment names its model in the workspace."""
+    return f"azureml:{slug(variant)}:1"
 
 
 def model_of(variant: ModelVariant, site: Site) -> str:
-    """How a deployment names its model."""
-    name = slug(variant)
-    return (
-        f"azureml://registries/{site.registry}/models/{name}/versions/1"
-        if site.registry
-        else f"azureml:{name}:1"
-    )
+    """How a deployment names its model, in the workspace or the registry."""
+    if site.registry is None:
+        return model_here(variant)
+    return f"azureml://registries/{site.registry}/models/{slug(variant)}/versions/1"
 
 
 def slug(variant: ModelVariant) -> str:
@@ -91,17 +96,6 @@ def compute_name(sku: Sku) -> str:
     return "llama-" + sku.name.removeprefix("Standard_").lower().replace("_", "-")
 
 
-def admitted(plan: Plan) -> int:
-    """Requests that are let in at a time: those that run, and those that have a chance to end within the time limit.
-
-    The front turns away what is above twice `max_concurrent_requests_per_instance`, so it is an even number.
-    """
-    assert plan.chosen is not None  # noqa: S101  (`deployable` has looked)
-    running = 1 if plan.chosen.placement.runner is Runner.PIPELINE else plan.wanted.workload.concurrency
-    in_time = math.floor(REQUEST_S * plan.chosen.speed.all / ANSWER_TOKENS)
-    return max(2, 2 * (min(running + MOST_WAITING, max(running + 1, in_time)) // 2))
-
-
 def engine_of(plan: Plan) -> dict[str, str]:
     """The settings of the engine. The context is said where it is not the one that the model was trained on."""
     context, variant = plan.wanted.workload.context, plan.wanted.variant
@@ -109,22 +103,17 @@ def engine_of(plan: Plan) -> dict[str, str]:
     return {"LLAMA_ENGINE": "pipeline", "LLAMA_DTYPE": _DTYPES[plan.wanted.precision], **said}
 
 
-def patience_s(plan: Plan) -> int:
-    """Seconds until a probe may give up on a start: those of a slow day, and a tenth."""
-    return 60 * math.ceil(1.1 * plan.copy_bytes / SLOW_COPY_BYTES_S / 60)
-
-
-def model(variant: ModelVariant) -> Spec:
+def model(variant: ModelVariant, site: Site) -> Spec:
     """The registered model, packaged by `llama-endpoints package`."""
     name = slug(variant)
     return Spec(
         {
-            "$schema": f"{SCHEMAS}/model.schema.json",
+            "$schema": schema("model"),
             "name": name,
             "version": "1",
             "description": f"{variant.name}, packaged by `llama-endpoints package`.",
             "type": "mlflow_model",
-            "path": f"../../build/{name}",
+            "path": site.path(f"build/{name}", "yaml/models"),
             "properties": {"variant": variant.name},
         },
         {
@@ -140,16 +129,16 @@ def model(variant: ModelVariant) -> Spec:
     )
 
 
-def data() -> Spec:
+def data(site: Site) -> Spec:
     """The sample rows."""
     return Spec(
         {
-            "$schema": f"{SCHEMAS}/data.schema.json",
+            "$schema": schema("data"),
             "name": "code-llama-rows",
             "version": "1",
             "description": "JSONL rows for the batch endpoint, one request a line.",
             "type": "uri_folder",
-            "path": "../batch/samples",
+            "path": site.path("yaml/batch/samples", "yaml/data"),
         },
         {
             (
@@ -159,11 +148,12 @@ def data() -> Spec:
     )
 
 
-def images() -> dict[str, Spec]:
+def images(site: Site) -> dict[str, Spec]:
     """The images that Azure builds, by their folder below environments/."""
     return {
         "online": _image(
-            "llama-online",
+            site,
+            "online",
             "Python 3.12, torch for CUDA 12.6 and Azure's inference HTTP server, for online deployments.",
             {"inference_config": _ROUTES},
             {
@@ -173,7 +163,8 @@ def images() -> dict[str, Spec]:
             },
         ),
         "batch": _image(
-            "llama-batch",
+            site,
+            "batch",
             "Python 3.12, torch for CUDA 12.6 and Azure's job runtime, for batch deployments.",
             {},
             {
@@ -185,28 +176,31 @@ def images() -> dict[str, Spec]:
     }
 
 
-def _image(name: str, description: str, more: Mapping[str, Any], notes: Mapping[tuple[str, ...], str]) -> Spec:
+def _image(
+    site: Site, folder: str, description: str, more: Mapping[str, Any], notes: Mapping[tuple[str, ...], str]
+) -> Spec:
+    here = f"environments/{folder}"
     values = {
-        "$schema": f"{SCHEMAS}/environment.schema.json",
-        "name": name,
+        "$schema": schema("environment"),
+        "name": f"llama-{folder}",
         "version": "1",
         "description": description,
-        "build": {"path": ".", "dockerfile_path": "Dockerfile"},
+        "build": {"path": site.path(here, here), "dockerfile_path": "Dockerfile"},
     }
     return Spec({**values, **more}, notes)
 
 
 def deployable(plan: Plan) -> Sku:
-    """The machine, where today's scoring script can use it.
+    """The machine, where it can be had and today's scoring script can use it.
 
     Raises:
         SetupError: it can't.
     """
     variant, chosen = plan.wanted.variant, plan.chosen
-    if chosen is None or not chosen.fits:
-        why = "; ".join(chosen.reasons) if chosen else "no machine that is offered for it holds it"
+    why = _obstacles(plan)
+    if chosen is None or why:
         raise SetupError(
-            f"{variant.name} can't be deployed: {why}. `llama-endpoints plan` shows what would do."
+            f"{variant.name} can't be deployed: {'; '.join(why)}. `llama-endpoints plan` shows what would do."
         )
     if chosen.placement.runner is not Runner.PIPELINE:
         raise SetupError(
@@ -214,3 +208,16 @@ def deployable(plan: Plan) -> Sku:
             "Render it with --concurrency 1 and a --dtype of 16 bits."
         )
     return chosen.sku
+
+
+def _obstacles(plan: Plan) -> list[str]:
+    """Why its machine won't do; what is not known of it is left to who tries."""
+    if plan.chosen is None:
+        return [f"no machine that is offered for {plan.wanted.offer} holds it"]
+    sku, offer = plan.chosen.sku, plan.wanted.offer
+    found = list(plan.chosen.reasons)
+    if sku.retired:
+        found.append(f"Azure retires {sku.name} ({sku.retired.value})")
+    if offer in sku.offered and not sku.offered[offer].value:
+        found.append(f"{sku.name} is not offered for {offer}")
+    return found

@@ -2,18 +2,20 @@
 
 from typing import Any, Final
 
+from deployment.limits import schema
 from deployment.planner import Plan
 from deployment.skus import Sku
-from deployment.specs import BATCH, SCHEMAS, Site, Spec, compute_name, deployable, engine_of, model_of, slug
+from deployment.specs import BATCH, Site, Spec, compute_name, deployable, engine_of, model_of, slug
 
 DAY_S: Final = 86_400
+FOLDER: Final = "yaml/batch"
 
 
 def endpoint(site: Site) -> Spec:
     """The batch endpoint."""
     return Spec(
         {
-            "$schema": f"{SCHEMAS}/batchEndpoint.schema.json",
+            "$schema": schema("batchEndpoint"),
             "name": site.batch,
             "description": "Code Llama over files of rows.",
             "auth_mode": "aad_token",
@@ -26,24 +28,22 @@ def endpoint(site: Site) -> Spec:
     )
 
 
-def compute(sku: Sku) -> Spec:
-    """A cluster of such machines."""
+def compute(sku: Sku, instances: int) -> Spec:
+    """A cluster of such machines, as many as a job asks for."""
     return Spec(
         {
-            "$schema": f"{SCHEMAS}/amlCompute.schema.json",
+            "$schema": schema("amlCompute"),
             "name": compute_name(sku),
             "type": "amlcompute",
             "size": sku.name,
             "tier": "dedicated",
             "min_instances": 0,
-            "max_instances": 1,
+            "max_instances": instances,
             "idle_time_before_scale_down": 900,
             "ssh_public_access_enabled": False,
         },
         {
-            (
-                "min_instances",
-            ): "Nothing is paid for between jobs. One instance is what a GPU quota usually starts with.",
+            ("min_instances",): "Nothing is paid for between jobs.",
             (
                 "idle_time_before_scale_down",
             ): "Long enough that the next job of a series finds the node up, and the image pulled.",
@@ -69,12 +69,12 @@ def deployment(plan: Plan, site: Site) -> Spec:
         "environment_variables": engine_of(plan),
     }
     values: dict[str, Any] = {
-        "$schema": f"{SCHEMAS}/modelBatchDeployment.schema.json",
+        "$schema": schema("modelBatchDeployment"),
         "name": slug(plan.wanted.variant),
         "endpoint_name": site.batch,
         "type": "model",
         "model": model_of(plan.wanted.variant, site),
-        "code_configuration": {"code": "../../score", "scoring_script": "batch_driver.py"},
+        "code_configuration": {"code": site.path("score", FOLDER), "scoring_script": "batch_driver.py"},
         "environment": BATCH,
         "compute": f"azureml:{compute_name(sku)}",
         "resources": {"instance_count": plan.wanted.instances},

@@ -1,7 +1,9 @@
 """Environments, models and data: what they name is there, and the same tomorrow."""
 
+import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -112,7 +114,7 @@ def _model(spec: Spec, *prefix: str) -> Iterator[Finding]:
     if _URI.fullmatch(value):
         return
     path = spec.path.parent / value
-    if "://" in value or (not disk.exists(path) and MADE not in Path(value).parts):
+    if "://" in value or not (disk.exists(path) or _made(path)):
         yield spec.find(
             Rule.PATH, place,
             f"must be {_FORMS}; {shown(value)} is none of these. `llama-endpoints package` makes a model "
@@ -130,6 +132,11 @@ def _model(spec: Spec, *prefix: str) -> Iterator[Finding]:
         yield spec.find(
             Rule.MLMODEL, place, f"is a file, {value}; a mlflow_model is a folder with a file MLmodel."
         )
+
+
+def _made(path: Path) -> bool:
+    """Whether it lies where `package` writes models: they may be made later, or on another machine."""
+    return MADE in {folder.name for folder in islice(Path(os.path.normpath(path.absolute())).parents, 2)}
 
 
 def _data(spec: Spec) -> Iterator[Finding]:

@@ -4,26 +4,29 @@ Forms and limits are those of the resource Microsoft.Insights/autoscaleSettings,
 Azure Monitor lists for onlineEndpoints and for their deployments.
 """
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
+from deployment.limits import MOST_INSTANCES, START_MIN
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import AUTOSCALE_TYPE, Kind
 from deployment.validate.lines import Place
-from deployment.validate.ranges import MOST_INSTANCES, shown
+from deployment.validate.ranges import shown
 from deployment.validate.tree import Spec, Tree
 
 METRICS: Final = (
-    "CpuMemoryUtilizationPercentage", "CpuUtilizationPercentage", "DataCollectorErrorsPerMinute",
-    "DataCollectorEventsPerMinute", "DeploymentCapacity", "DiskUtilization", "GpuEnergyJoules",
+    "CpuMemoryUtilizationPercentage", "CpuUtilizationPercentage", "DataCollectionErrorsPerMinute",
+    "DataCollectionEventsPerMinute", "DeploymentCapacity", "DiskUtilization", "GpuEnergyJoules",
     "GpuMemoryUtilizationPercentage", "GpuUtilizationPercentage", "RequestLatency_P50", "RequestLatency_P90",
     "RequestLatency_P95", "RequestLatency_P99", "RequestsPerMinute",
 )  # fmt: skip
 """Of a deployment."""
 ENDPOINT_METRICS: Final = (
-    "ConnectionsActive", "NetworkBytes", "NewConnectionsPerSecond", "RequestLatency", "RequestLatency_P50",
+    "ConnectionsActive", "DataCollectionErrorsPerMinute", "DataCollectionEventsPerMinute", "NetworkBytes", "NewConnectionsPerSecond", "RequestLatency", "RequestLatency_P50",
     "RequestLatency_P90", "RequestLatency_P95", "RequestLatency_P99", "RequestsPerMinute",
 )  # fmt: skip
 WORDS: Final[Mapping[Place, tuple[str, ...]]] = {
@@ -36,7 +39,7 @@ WORDS: Final[Mapping[Place, tuple[str, ...]]] = {
     ("scaleAction", "type"): ("ChangeCount", "ExactCount", "PercentChangeCount", "ServiceAllowedNextValue"),
 }  # fmt: skip
 _MINUTE: Final = 60
-START_S: Final = 12 * _MINUTE
+START_S: Final = START_MIN[0] * _MINUTE
 """The least that a new instance with a GPU takes before it answers."""
 
 
@@ -90,6 +93,7 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
             f"must hold a resource of type {AUTOSCALE_TYPE}: no other template is checked here.",
         )  # fmt: skip
     for place in places:
+        yield from _location(spec, place[:-1])
         yield from _setting(spec, tree, place)
 
 
@@ -101,6 +105,14 @@ def _settings(spec: Spec) -> Iterator[Place]:
     for index, resource in enumerate(resources if isinstance(resources, list) else []):
         if isinstance(resource, dict) and resource.get("type") == AUTOSCALE_TYPE:
             yield ("resources", index, "properties")
+
+
+def _location(spec: Spec, place: Place) -> Iterator[Finding]:
+    if not spec.text(*place, "location"):
+        yield spec.find(
+            Rule.LOCATION, (*place, "location"),
+            'is missing, and the resource requires it. Write "[resourceGroup().location]", or such as westeurope.',
+        )  # fmt: skip
 
 
 def _setting(spec: Spec, tree: Tree, place: Place) -> Iterator[Finding]:
@@ -131,16 +143,38 @@ def _instances(target: Any, tree: Tree) -> int | None:
 def _profile(spec: Spec, place: Place, instances: int | None) -> Iterator[Finding]:
     yield from _capacity(spec, (*place, "capacity"), instances)
     found = spec.at(*place, "rules")
-    directions = set()
-    for index in range(len(found) if isinstance(found, list) else 0):
-        yield from _rule(spec, (*place, "rules", index))
-        directions.add(spec.text(*place, "rules", index, "scaleAction", "direction"))
+    rules = [(*place, "rules", index) for index in range(len(found) if isinstance(found, list) else 0)]
+    for one in rules:
+        yield from _rule(spec, one)
+    yield from _flapping(spec, rules)
+    directions = {spec.text(*one, "scaleAction", "direction") for one in rules}
     if len(directions & {"Increase", "Decrease"}) == 1:
         yield spec.find(
             Rule.ONE_WAY, (*place, "rules"),
             f"only {min(directions & {'Increase', 'Decrease'})}: what goes up stays up, and is paid for. Add "
             "a rule for the other direction.",
         )  # fmt: skip
+
+
+def _flapping(spec: Spec, rules: Sequence[Place]) -> Iterator[Finding]:
+    """Of one metric, what is too much for some instances must not be too little for one more."""
+    for up, down in product(rules, rules):
+        high, low = (_threshold(spec.at(*one, "metricTrigger", "threshold")) for one in (up, down))
+        if high is None or low is None or low < high or not _contrary(spec, up, down):
+            continue
+        yield spec.find(
+            Rule.FLAPPING, (*down, "metricTrigger", "threshold"),
+            f"is {low:g}, and from {high:g} on instances are added: one would come and go. Set half of that or less.",
+        )  # fmt: skip
+
+
+def _contrary(spec: Spec, up: Place, down: Place) -> bool:
+    same = all(
+        spec.at(*up, "metricTrigger", name) == spec.at(*down, "metricTrigger", name)
+        for name in ("metricName", "metricResourceUri")
+    )
+    directions = tuple(spec.text(*one, "scaleAction", "direction") for one in (up, down))
+    return same and directions == ("Increase", "Decrease")
 
 
 def _capacity(spec: Spec, place: Place, instances: int | None) -> Iterator[Finding]:
@@ -195,7 +229,23 @@ def _rule(spec: Spec, place: Place) -> Iterator[Finding]:
             yield spec.find(
                 Rule.METRIC, (*place, *inner), f"must be one of {', '.join(words)}, not {shown(value)}."
             )
+    yield from _numbers(spec, place)
     yield from _durations(spec, place)
+
+
+def _numbers(spec: Spec, place: Place) -> Iterator[Finding]:
+    threshold, value = spec.at(*place, "metricTrigger", "threshold"), spec.at(*place, "scaleAction", "value")
+    if not _computed(threshold) and _threshold(threshold) is None:
+        yield spec.find(
+            Rule.METRIC,
+            (*place, "metricTrigger", "threshold"),
+            f"must be a number from 0, not {shown(threshold)}.",
+        )
+    if not _computed(value) and not _count(value):
+        yield spec.find(
+            Rule.CAPACITY, (*place, "scaleAction", "value"),
+            f'must be how many instances, such as "1", not {shown(value)}.',
+        )  # fmt: skip
 
 
 def _durations(spec: Spec, place: Place) -> Iterator[Finding]:
@@ -215,9 +265,14 @@ def _durations(spec: Spec, place: Place) -> Iterator[Finding]:
     ):
         yield spec.find(
             Rule.IMPATIENCE, (*place, "scaleAction", "cooldown"),
-            f"is {cooldown // _MINUTE} min, and a new instance with a GPU takes 12 to 18 before it answers: "
+            f"is {cooldown // _MINUTE} min, and a new instance with a GPU takes {START_MIN[0]} to {START_MIN[1]} before it answers: "
             "more are started than are needed. Set PT20M.",
         )  # fmt: skip
+
+
+def _threshold(value: Any) -> float | None:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    return float(number) if 0 <= number < math.inf else None
 
 
 def _computed(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 from deployment import azure
 from deployment.azure import Complaint
 from deployment.validate.findings import Finding, Rule
-from deployment.validate.kinds import Kind
+from deployment.validate.kinds import WITHOUT_LOADER
 from deployment.validate.ranges import shown
 from deployment.validate.tree import Spec
 
@@ -24,7 +24,7 @@ _WORDS: Final = {
 
 def findings(spec: Spec) -> Iterator[Finding]:
     """Of a file whose kind has a loader."""
-    if spec.kind is Kind.AUTOSCALE:
+    if spec.kind in WITHOUT_LOADER:
         return
     for complaint in azure.complaints(spec.kind, spec.path):
         if complaint.unknown:

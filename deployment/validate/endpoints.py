@@ -1,19 +1,15 @@
 """Endpoints: who may call, and traffic that can't be there yet."""
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
+from deployment.limits import IDENTITIES
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import ENDPOINTS, ONLINE_ENDPOINTS, Kind
 from deployment.validate.ranges import shown, within
 from deployment.validate.tree import Spec, Tree
 
 MOST_MIRRORED: Final = 50
-_IDENTITY: Final = re.compile(
-    r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/Microsoft\.ManagedIdentity/userAssignedIdentities/[^/]+",
-    re.IGNORECASE,
-)
 
 
 def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
@@ -89,10 +85,8 @@ def _identity(spec: Spec) -> Iterator[Finding]:
         )  # fmt: skip
     for index, one in enumerate(given if isinstance(given, list) else []):
         name = one.get("resource_id") if isinstance(one, dict) else None
-        if not isinstance(name, str) or not _IDENTITY.fullmatch(name):
+        if not IDENTITIES.take(name):
             yield spec.find(
                 Rule.IDENTITY, ("identity", "user_assigned_identities", index),
-                "must be resource_id: "
-                "/subscriptions/S/resourceGroups/G/providers/Microsoft.ManagedIdentity/userAssignedIdentities/NAME, "
-                f"not {shown(name)}.",
+                f"must be resource_id: {IDENTITIES.allowed}, not {shown(name)}.",
             )  # fmt: skip

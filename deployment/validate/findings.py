@@ -43,12 +43,14 @@ class Rule(StrEnum):
     # online
     DEADLINE = "deadline"
     QUEUE = "queue"
+    LATE = "late"
     THREADS = "threads"
     WORKERS = "workers"
     DRAIN = "drain"
     PATIENCE = "patience"
     KEPT_PROMPTS = "kept-prompts"
     SCALE = "scale"
+    INSTANCE_TYPE = "instance-type"
     RESOURCES = "resources"
     # machines
     SIZE = "size"
@@ -87,6 +89,8 @@ class Rule(StrEnum):
     TARGET = "target"
     ONE_WAY = "one-way"
     IMPATIENCE = "impatience"
+    FLAPPING = "flapping"
+    LOCATION = "location"
 
 
 class Level(StrEnum):
@@ -99,6 +103,7 @@ class Level(StrEnum):
 WARNINGS: Final = frozenset({
     Rule.NOT_FOUND, Rule.MODEL_UNKNOWN, Rule.KEPT_PROMPTS, Rule.IGNORED_FAILURES, Rule.SHORT_TIMEOUT,
     Rule.OFFER_UNKNOWN, Rule.ROOT_USER, Rule.IDLE, Rule.PREEMPTION, Rule.ONE_WAY, Rule.IMPATIENCE,
+    Rule.LATE,
 })  # fmt: skip
 
 

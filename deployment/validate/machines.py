@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from typing import Final
 
 from deployment import sizing, skus
-from deployment.sizing import Precision, Runner, Workload
+from deployment.limits import NODE_SIZE
+from deployment.sizing import Fit, Precision, Runner, Workload
 from deployment.skus import Cloud, Offer, Sku
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
@@ -20,11 +21,11 @@ from deployment.validate.tree import Spec, Tree
 
 _OFFER: Final = {
     Kind.MANAGED_DEPLOYMENT: Offer.MANAGED_ONLINE,
-    Kind.KUBERNETES_DEPLOYMENT: Offer.KUBERNETES,
-    Kind.BATCH_DEPLOYMENT: Offer.BATCH,
     Kind.COMPUTE: Offer.BATCH,
 }
 _PRECISION: Final = {"bfloat16": Precision.BF16, "float16": Precision.FP16}
+GPUS: Final = "nvidia.com/gpu"
+"""As a cluster calls them."""
 _GENERAL: Final = re.compile(r"Standard_[DEF]S?\d+[a-z]*(?:_v\d+)?", re.IGNORECASE)
 """Families without a GPU: good for jobs, and for no model of 7B."""
 
@@ -34,17 +35,31 @@ def sizes() -> dict[str, Sku]:
     return {sku.name: sku for sku in skus.SKUS.values() if sku.cloud is Cloud.AZURE}
 
 
+def instance_type(spec: Spec, tree: Tree) -> Spec | None:
+    """The file of the type of instance that a deployment on Kubernetes names, if it is there."""
+    return tree.named(spec.text("instance_type"), Kind.INSTANCE_TYPE)
+
+
 def machine_of(spec: Spec, tree: Tree) -> Sku | None:
-    """Of a deployment, or of a compute's file."""
+    """Of a deployment, with the GPUs that it gets, or of a compute's file."""
     if spec.kind is Kind.BATCH_DEPLOYMENT:
         compute = cluster(spec, tree)
         return machine_of(compute, tree) if compute else None
-    return sizes().get(spec.text(*_place(spec)))
+    if spec.kind is Kind.KUBERNETES_DEPLOYMENT:
+        made = instance_type(spec, tree)
+        return _node(made) if made else None
+    return skus.azure_size(spec.text(*_place(spec)))
+
+
+def _node(made: Spec) -> Sku | None:
+    sku = skus.azure_size(made.text("spec", "nodeSelector", NODE_SIZE))
+    gpus = made.number("spec", "resources", "limits", GPUS, default=0)
+    return replace(sku, gpus=min(sku.gpus, gpus)) if sku and gpus > 0 else None
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments and clusters."""
-    if spec.kind in (Kind.MANAGED_DEPLOYMENT, Kind.KUBERNETES_DEPLOYMENT, Kind.COMPUTE):
+    if spec.kind in _OFFER:
         yield from _size(spec)
     if spec.kind in DEPLOYMENTS:
         yield from _model(spec, tree)
@@ -57,9 +72,9 @@ def _place(spec: Spec) -> Place:
 
 
 def _size(spec: Spec) -> Iterator[Finding]:
-    place, known = _place(spec), sizes()
+    place = _place(spec)
     name = spec.text(*place)
-    sku = known.get(name)
+    sku = skus.azure_size(name)
     if sku is None:
         if name:  # (that it is missing is Azure's to say)
             yield from _unknown(spec, place, name)
@@ -90,8 +105,6 @@ def _offered(offer: Offer) -> list[str]:
 
 
 def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
-    if spec.kind is Kind.KUBERNETES_DEPLOYMENT and not name.startswith("Standard_"):
-        return  # the name of an instance type of that cluster
     if _GENERAL.fullmatch(name) and not is_ours(spec):
         return  # a job may run on such a cluster, or another's code; ours is asked for a GPU
     alive = [sku.name for sku in sizes().values() if sku.retired is None]
@@ -141,7 +154,7 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
     if sku is None or serving.variant is None:
         return
-    reasons = _reasons(sku, serving)
+    reasons = _reasons(spec, sku, serving)
     if reasons:
         yield spec.find(
             Rule.MEMORY, _place(spec),
@@ -165,14 +178,26 @@ def _runner(serving: Serving) -> Runner | None:
     return Runner.PIPELINE if serving.settings.engine in {"auto", "pipeline"} else None
 
 
-def _reasons(sku: Sku, serving: Serving) -> tuple[str, ...]:
-    variant, runner = serving.variant, _runner(serving)
-    if variant is None:
-        return ()
-    dtype = variant.dtype if serving.settings.dtype == "auto" else serving.settings.dtype
+def fit_of(spec: Spec, sku: Sku, serving: Serving) -> Fit | None:
+    """A deployment's model on a machine; None where it is not known. What has 32 bits is taken for 16."""
+    if serving.variant is None:
+        return None
     workload = Workload(_context(serving), _concurrency(serving))
-    fit = sizing.fit(variant, workload, _PRECISION.get(dtype, Precision.FP16), sku, runner)
-    if dtype in _PRECISION:
+    own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
+    precision = _PRECISION.get(_dtype(serving), Precision.FP16)
+    return sizing.fit(serving.variant, workload, precision, sku, _runner(serving), own_disk=own_disk)
+
+
+def _dtype(serving: Serving) -> str:
+    given = serving.settings.dtype
+    return serving.variant.dtype if given == "auto" and serving.variant else given
+
+
+def _reasons(spec: Spec, sku: Sku, serving: Serving) -> tuple[str, ...]:
+    fit = fit_of(spec, sku, serving)
+    if fit is None:
+        return ()
+    if _dtype(serving) in _PRECISION:
         return fit.reasons
     takes = 2 * (fit.memory.total - fit.memory.overhead) + fit.memory.overhead  # float32: all but CUDA's own
     return (

@@ -1,27 +1,32 @@
 """Online deployments: times, places and threads that have to agree, and what would be kept of callers."""
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
+from deployment.limits import (
+    ANSWER_S,
+    ANSWER_TOKENS,
+    DISK_BYTES_S,
+    KUBERNETES,
+    MANAGED,
+    REQUEST_MS,
+    SPARE_THREADS,
+)
+from deployment.skus import Sku
 from deployment.validate.findings import Finding, Rule
-from deployment.validate.kinds import ONLINE_DEPLOYMENTS
+from deployment.validate.kinds import ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
+from deployment.validate.machines import fit_of, machine_of
 from deployment.validate.ranges import PROBES, shown
 from deployment.validate.serving import Serving
 from deployment.validate.tree import Spec, Tree
 
-ANSWER_S: Final = 2
-"""Between our deadline and the front's, so that the answer is ours."""
-DEADLINE_S: Final = 178
-"""Of our online entry, where LLAMA_DEADLINE_S is not set."""
-SPARE_THREADS: Final = 4
-"""Beside those of requests, so that a probe finds a free one."""
 _TIMEOUT: Final[Place] = ("request_settings", "request_timeout_ms")
 _CONCURRENT: Final[Place] = ("request_settings", "max_concurrent_requests_per_instance")
-_TIMEOUT_MS: Final = 5_000
 _GRACEFUL_S: Final = 30
 _WORKER_S: Final = 300
-"""What Azure, gunicorn and azmlinfsrv take where nothing is said."""
+"""What gunicorn and azmlinfsrv take where nothing is said."""
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -33,13 +38,14 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         yield from _deadline(spec, serving)
         yield from _places(spec, serving)
         yield from _process(spec, serving)
+        yield from _late(spec, serving, machine_of(spec, tree))
     yield from _patience(spec, serving)
     yield from _kept(spec, serving)
     yield from _scale(spec)
 
 
 def _timeout_s(spec: Spec) -> float:
-    return spec.number(*_TIMEOUT, default=_TIMEOUT_MS) / 1000
+    return spec.number(*_TIMEOUT, default=REQUEST_MS) / 1000
 
 
 def _at(serving: Serving, name: str) -> Place:
@@ -50,12 +56,12 @@ def _deadline(spec: Spec, serving: Serving) -> Iterator[Finding]:
     if spec.at(*_TIMEOUT) is None:
         yield spec.find(
             Rule.DEADLINE, _TIMEOUT,
-            "is missing, and Azure's default of 5000 is less than a long completion takes. 180000 is the "
-            "most for a managed deployment.",
+            f"is missing, and Azure's default of {REQUEST_MS} is less than a long completion takes. "
+            f"{1000 * MANAGED.most_s} is the most for a managed deployment.",
         )  # fmt: skip
         return
     latest, given = _timeout_s(spec) - ANSWER_S, serving.settings.deadline_s
-    deadline = DEADLINE_S if given is None else given
+    deadline = MANAGED.deadline_s if given is None else given
     if deadline > latest:
         said = "is" if given is not None else "is not set, and then"
         yield spec.find(
@@ -67,13 +73,31 @@ def _deadline(spec: Spec, serving: Serving) -> Iterator[Finding]:
 
 
 def _places(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    front, inside = 2 * spec.number(*_CONCURRENT, default=1), serving.inside
-    if front not in (inside, inside + 1):
+    front = KUBERNETES if spec.kind is Kind.KUBERNETES_DEPLOYMENT else MANAGED
+    given, right = spec.number(*_CONCURRENT, default=1), math.ceil(serving.inside / front.passes)
+    if given != right:
         yield spec.find(
             Rule.QUEUE, _CONCURRENT,
-            f"lets {front} requests through (the front answers 429 above twice this), and {inside} are taken "
-            f"in (LLAMA_MAX_NUM_SEQS {serving.settings.max_num_seqs} + LLAMA_QUEUE {serving.settings.queue}). "
-            f"Set {max(1, (inside + 1) // 2)}, or change LLAMA_QUEUE.",
+            f"lets {front.passes * given} requests through (the front answers {front.refusal} above), and "
+            f"{serving.inside} are taken in (LLAMA_MAX_NUM_SEQS {serving.settings.max_num_seqs} + LLAMA_QUEUE "
+            f"{serving.settings.queue}). Set {right}, or change LLAMA_QUEUE.",
+        )  # fmt: skip
+
+
+def _late(spec: Spec, serving: Serving, sku: Sku | None) -> Iterator[Finding]:
+    """Of those that wait, the last is to end in time."""
+    fit = fit_of(spec, sku, serving) if sku else None
+    if fit is None or not fit.fits or serving.settings.queue == 0:
+        return
+    deadline = serving.settings.deadline_s or MANAGED.deadline_s
+    last_s = serving.inside * ANSWER_TOKENS / fit.speed.all
+    if last_s > deadline:
+        in_time = math.floor(deadline * fit.speed.all / ANSWER_TOKENS) - serving.settings.max_num_seqs
+        yield spec.find(
+            Rule.LATE, _at(serving, "LLAMA_QUEUE"),
+            f"is {serving.settings.queue}: with answers of {ANSWER_TOKENS} tokens, at about {fit.speed.all:.0f} tokens/s, the last "
+            f"would end after {last_s:.0f} s, and the deadline is {deadline:g}. Set {max(0, in_time)}, so that the others are told "
+            "at once.",
         )  # fmt: skip
 
 
@@ -112,7 +136,10 @@ def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
     needed = serving.reading_s
     if not serving.variant:
         return
-    about = f"{serving.variant.name} has {serving.variant.shape.weight_bytes():,} bytes, {needed} s on a slow day (25 MB/s)"
+    about = (
+        f"{serving.variant.name} has {serving.variant.shape.weight_bytes():,} bytes, {needed} s from a disk of "
+        f"{DISK_BYTES_S / 1e6:.0f} MB/s"
+    )
     for probe in PROBES:
         delay, period = (
             spec.number(probe, "initial_delay", default=10),

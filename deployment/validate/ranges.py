@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from deployment.limits import KUBERNETES, LOGGING_LEVELS, MANAGED, MINI_BATCH_S, MOST_INSTANCES, OUTPUT_ACTIONS
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
 from deployment.validate.tree import Spec, Tree
 
 MOST: Final = 2**31 - 1
-MOST_INSTANCES: Final = 50
-"""Of a deployment; Azure's quota is no larger."""
 PROBES: Final = ("liveness_probe", "readiness_probe")
 
 
@@ -68,9 +67,9 @@ _LAST_FAILURE: Final = "0 lets no file fail, -1 ignores every failure."
 _ROUTES: Final = ("liveness_route", "readiness_route", "scoring_route")
 
 RANGES: Final[Mapping[Kind, tuple[Range, ...]]] = {
-    Kind.MANAGED_DEPLOYMENT: _online(180_000),
+    Kind.MANAGED_DEPLOYMENT: _online(1000 * MANAGED.most_s),
     Kind.KUBERNETES_DEPLOYMENT: (
-        *_online(300_000),
+        *_online(1000 * KUBERNETES.most_s),
         Range(("scale_settings", "polling_interval"), 1),
         Range(("scale_settings", "target_utilization_percentage"), 1, 100),
         Range(("scale_settings", "min_instances"), 1, MOST_INSTANCES),
@@ -81,7 +80,12 @@ RANGES: Final[Mapping[Kind, tuple[Range, ...]]] = {
         Range(("settings", "instance_count"), 1),
         Range(("settings", "mini_batch_size"), 1, advice="It counts files, not rows."),
         Range(("settings", "max_concurrency_per_instance"), 1),
-        Range(("settings", "retry_settings", "timeout"), 1, advice="It is in seconds, for one mini-batch."),
+        Range(
+            ("settings", "retry_settings", "timeout"),
+            1,
+            MINI_BATCH_S,
+            advice="It is in seconds, for one mini-batch.",
+        ),
         Range(("settings", "retry_settings", "max_retries"), 0),
         Range(("settings", "error_threshold"), -1, advice=_LAST_FAILURE),
         Range(("error_threshold",), -1, advice=_LAST_FAILURE),
@@ -124,8 +128,8 @@ CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
     ),
     Kind.BATCH_DEPLOYMENT: (
         _MODEL_ONLY,
-        Choice(("settings", "logging_level"), ("debug", "info", "warning")),
-        Choice(("settings", "output_action"), ("append_row", "summary_only"), exact=False),
+        Choice(("settings", "logging_level"), LOGGING_LEVELS),
+        Choice(("settings", "output_action"), OUTPUT_ACTIONS, exact=False),
     ),
     Kind.MANAGED_ENDPOINT: (
         Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH, exact=False),

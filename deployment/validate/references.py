@@ -15,7 +15,7 @@ _SHORT: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*):([A-Za-z0-9][A
 _ARM: Final = re.compile(
     r"(?:azureml:)?/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/\S+"
 )
-_REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/[^/]+/versions/[^/]+")
+_REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)/versions/([^/]+)")
 _COMPUTE: Final = re.compile(r"(?:azureml:)?([A-Za-z][A-Za-z0-9-]*)")
 _PLURAL: Final = {Kind.MODEL: "models", Kind.ENVIRONMENT: "environments"}
 _ENDPOINT_OF: Final[Mapping[Kind, Kind]] = {
@@ -43,18 +43,22 @@ class Reference:
 
 
 def asset(value: Any, kind: Kind, tree: Tree) -> Spec | None:
-    """The file of a model or an environment that a deployment names, if it is there."""
-    reference = Reference.of(value)
+    """The file of a model or an environment that a deployment names, here or in a registry, if it is there."""
+    reference = Reference.of(value) or _registered(value, kind)
     if reference is None:
         return None
     versions = (spec for spec in tree.of_kind(kind) if spec.name == reference.name)
     return next((spec for spec in versions if str(spec.at("version")) == reference.version), None)
 
 
+def _registered(value: Any, kind: Kind) -> Reference | None:
+    match = _REGISTRY.fullmatch(value) if isinstance(value, str) else None
+    return Reference(match[2], match[3]) if match and match[1] == _PLURAL[kind] else None
+
+
 def elsewhere(value: str, kind: Kind) -> bool:
-    """Whether it names an asset of a registry, or one by its whole name: nothing here says more of it."""
-    registry = _REGISTRY.fullmatch(value)
-    return bool(_ARM.fullmatch(value) or (registry and registry[1] == _PLURAL[kind]))
+    """Whether it names an asset of a registry, or one by its whole name: it need not be here."""
+    return bool(_ARM.fullmatch(value) or _registered(value, kind))
 
 
 def cluster(spec: Spec, tree: Tree) -> Spec | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-from deployment.planner import SLOW_COPY_BYTES_S
+from deployment.limits import DISK_BYTES_S
 from deployment.validate.image import Image
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
@@ -61,8 +61,8 @@ class Serving:
 
     @property
     def reading_s(self) -> int:
-        """Seconds that a slow day's reading of the weights takes; 0 where they are not known."""
-        return math.ceil(self.variant.shape.weight_bytes() / SLOW_COPY_BYTES_S) if self.variant else 0
+        """Seconds that reading the weights from a slow disk takes; 0 where they are not known."""
+        return math.ceil(self.variant.shape.weight_bytes() / DISK_BYTES_S) if self.variant else 0
 
     def flag(self, name: str, default: int) -> int | None:
         """An integer of GUNICORN_CMD_ARGS; None where it is none."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from deployment.validate.findings import Finding, Rule
-from deployment.validate.kinds import Kind
+from deployment.validate.kinds import WITHOUT_LOADER
 from deployment.validate.lines import Place
 from deployment.validate.ranges import shown
 from deployment.validate.tree import Spec, Tree
@@ -27,7 +27,7 @@ MAPPING_OR_TEXT: Final[tuple[Place, ...]] = (("environment",), ("model",))
 
 def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
     """Of all kinds that azure-ai-ml reads."""
-    if spec.kind is Kind.AUTOSCALE:
+    if spec.kind in WITHOUT_LOADER:
         return
     for place in (*MAPPINGS, *MAPPING_OR_TEXT):
         if place not in spec.document.lines or isinstance(spec.at(*place), dict):

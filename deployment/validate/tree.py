@@ -37,7 +37,7 @@ class Spec:
     @property
     def name(self) -> str:
         """Of what it describes."""
-        return str(self.at("name") or "")
+        return str(self.at("name") or self.at("metadata", "name") or "")
 
     def at(self, *place: str | int) -> Any:
         """The value there, or None."""

@@ -1,10 +1,10 @@
-"""Runs vLLM's OpenAI server and, once it is healthy, the server that answers Azure; ends when either of them ends.
+"""Runs vLLM's OpenAI server and, once it is healthy, the server that answers Azure; starts vLLM again where it ends.
 
     cd "$AML_APP_ROOT" && python start.py azmlinfsrv --entry_script score.py --port 5001
 
 The working directory is the `score/` folder: the model and the settings are read with its code, so that both servers
-mean the same by them. Exit code 0 after SIGTERM, 1 when a server has ended or never came up, 2 for a start that can't
-succeed. It is the container's first process: where it is killed outright, the kernel ends all others in there.
+mean the same by them. Exit code 0 after SIGTERM; 1 when the server in front has ended, or vLLM before it was healthy; 2 for a start
+that can't succeed. It is the container's first process: where it is killed outright, the kernel ends all others in there.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from llama_serving.settings import Settings
 
 LOOPBACK: Final = "127.0.0.1"
 PREFIX: Final = "LLAMA_UPSTREAM_"
+ENGINE: Final = "LLAMA_ENGINE"
 START_S: Final = 7200
 """138 GB of weights take 92 minutes at 25 MB/s, which is a slow day; Azure's own probe may give up sooner."""
 PROBE_S: Final = 2.0
@@ -68,13 +69,14 @@ class Plan:
         port = _integer(own, "PORT", 8000, 65_535)
         start_s = _integer(own, "START_S", START_S, 86_400)
         # Now, and not when 138 GB have been read: what the front would refuse.
-        settings = Settings.from_environment(others)
+        url = f"http://{LOOPBACK}:{port}"
+        both = {**others, f"{PREFIX}URL": url, ENGINE: _engine(others)}
+        settings = Settings.from_environment(both)
         root = others.get("AZUREML_MODEL_DIR")
         if not root:
             raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
         upstream = vllm(ModelFiles.find(Path(root)), settings, gpus=gpus, port=port)
-        url = f"http://{LOOPBACK}:{port}"
-        return cls(upstream, tuple(front), {**others, f"{PREFIX}URL": url}, port, start_s)
+        return cls(upstream, tuple(front), both, port, start_s)
 
 
 def vllm(model: ModelFiles, settings: Settings, *, gpus: int, port: int) -> tuple[str, ...]:
@@ -104,6 +106,14 @@ def _split(environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, st
             f"{PREFIX}GPUS, {PREFIX}PORT and {PREFIX}START_S. Unset it."
         )
     return own, {name: text for name, text in environment.items() if not name.startswith(PREFIX)}
+
+
+def _engine(environment: Mapping[str, str]) -> str:
+    """The scoring script's: there is but one here."""
+    asked = environment.get(ENGINE, "").strip() or "upstream"
+    if asked != "upstream":
+        raise SetupError(f"{ENGINE}={asked} can't be used in this image, whose engine is vLLM. Unset it.")
+    return asked
 
 
 def _integer(own: Mapping[str, str], name: str, default: int | None, high: int) -> int:
@@ -151,27 +161,46 @@ class Child:
 
 
 async def supervise(plan: Plan) -> int:
-    """Run both until one of them ends or a signal comes; the exit code.
+    """Run both until the front ends, vLLM can't be brought up, or a signal comes; the exit code.
+
+    While vLLM comes up again the front goes on: it knows that nobody answers, and says 503 and when to try again.
 
     Raises:
         SetupError: one of the commands is not there.
     """
     stop, hurry = _on_signals()
-    upstream, front = Child(plan.upstream, plan.environment), None
+    upstream: Child | None = None
+    front: Child | None = None
     try:
-        ended, stopped = upstream.ended.wait(), stop.wait()
-        so = await first(plan.start_s, healthy=_healthy(plan.port), ended=ended, stopped=stopped)
-        if so == {"healthy"}:
-            front = Child(plan.front, plan.environment)
-            await first(None, ended=upstream.ended.wait(), front=front.ended.wait(), stopped=stop.wait())
-        elif not so:
-            say(f"{upstream.name} was not healthy within {plan.start_s} s ({PREFIX}START_S)")
+        while True:
+            upstream = Child(plan.upstream, plan.environment)
+            ends = {"front": front.ended.wait()} if front else {}
+            so = await first(
+                plan.start_s,
+                healthy=_healthy(plan.port),
+                ended=upstream.ended.wait(),
+                stopped=stop.wait(),
+                **ends,
+            )
+            if so != {"healthy"}:
+                break
+            front = front or Child(plan.front, plan.environment)
+            so = await first(None, ended=upstream.ended.wait(), front=front.ended.wait(), stopped=stop.wait())
+            if so != {"ended"}:
+                break
+            gone, upstream = upstream, None
+            await gone.end(0, hurry)
+            say(f"{gone.name} is started again")
+        if not so:
+            say(f"{plan.upstream[0]} was not healthy within {plan.start_s} s ({PREFIX}START_S)")
         return 0 if stop.is_set() else 1
     finally:
         # The front goes first: requests that are inside still need vLLM.
         if front:
-            await front.end(GRACE_S if upstream.ended.is_set() else FRONT_GRACE_S, hurry)
-        await upstream.end(GRACE_S, hurry)
+            there = upstream is not None and not upstream.ended.is_set()
+            await front.end(FRONT_GRACE_S if there else GRACE_S, hurry)
+        if upstream:
+            await upstream.end(GRACE_S, hurry)
 
 
 def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
-from llama_serving.contract.request import Generation, Parameters, TokenLogprob, Usage
+from llama_serving.contract.request import Delta, Generation, Request, TokenLogprob, Usage
 from llama_serving.engine.base import Handle, Token
 from llama_serving.errors import Unavailable
 from llama_serving.prompts.builder import Prompt
@@ -16,9 +16,12 @@ RETRY_AFTER_S: Final = 5
 class RunningSequence:
     """One sequence on its way: tokens in, text out."""
 
-    def __init__(self, handle: Handle, prompt: Prompt, asked: Parameters, tokenizer: Tokenizer) -> None:
+    def __init__(self, handle: Handle, prompt: Prompt, request: Request, tokenizer: Tokenizer) -> None:
+        asked = request.parameters
         self.handle = handle
         self._prompt = prompt
+        self._request = request
+        self._told = 0
         self._full = bool(asked.return_full_text)
         self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer)
@@ -50,6 +53,22 @@ class RunningSequence:
             if self._stops.found:
                 break
         yield self._finish()
+
+    def delta(self, index: int, text: str) -> Delta | None:
+        """`text` with what came since the last call, where the request asks for ids; None if there is neither."""
+        if not self._request.return_token_ids:
+            return Delta(index, text) if text else None
+        new, self._told = self._tokens[self._told :], len(self._tokens)
+        if not text and not new:
+            return None
+        first = len(new) == self._told
+        return Delta(
+            index,
+            text,
+            prompt_token_ids=self._prompt.token_ids if first else None,
+            token_ids=tuple(token.id for token, _ in new),
+            logprobs=tuple(self._logprobs(new)) if self._wants_logprobs else None,
+        )
 
     def result(self) -> Generation:
         """Waits for the end."""
@@ -93,24 +112,31 @@ class RunningSequence:
             full_text=before + self._text + after,
             finish_reason="stop" if self._stops.found else self.handle.finish_reason or "stop",
             usage=Usage(self.prompt_tokens, len(self._tokens)),
-            logprobs=tuple(self._logprobs()) if self._wants_logprobs else None,
+            logprobs=tuple(self._logprobs(self._tokens)) if self._wants_logprobs else None,
+            prompt_token_ids=self._prompt.token_ids,
+            token_ids=tuple(token.id for token, _ in self._tokens),
         )
 
     def _kept(self, piece: str) -> str:
         self._text += piece
         return piece
 
-    def _logprobs(self) -> Iterator[TokenLogprob]:
-        """Of the tokens whose text is in the answer: none behind a stop string, none of special tokens."""
-        for token, start in self._tokens:
-            raw = self._tokenizer.piece(token.id)
-            if raw and start < len(self._text) and token.logprob is not None:
+    def _logprobs(self, tokens: Sequence[tuple[Token, int]]) -> Iterator[TokenLogprob]:
+        """Of the tokens whose text is in the answer: none behind a stop string, none of special tokens.
+
+        Beside token ids of all of them: the one list is read along the other.
+        """
+        for token, start in tokens:
+            shown = self._request.return_token_ids or (
+                self._tokenizer.piece(token.id) and start < len(self._text)
+            )
+            if shown and token.logprob is not None:
                 top = tuple((*self._shown(i), logprob) for i, logprob in token.top)
                 yield TokenLogprob(*self._shown(token.id), token.logprob, top)
 
     def _shown(self, token_id: int) -> tuple[str, bytes]:
         raw = self._tokenizer.piece(token_id)
-        return raw.decode("utf-8", "replace"), raw
+        return f"token_id:{token_id}" if self._request.tokens_as_ids else raw.decode("utf-8", "replace"), raw
 
 
 class StopAt:

@@ -4,10 +4,9 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
@@ -38,6 +37,13 @@ _log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = range(5, 16)
 """Each who is sent away is told another one of these: a crowd that came together does not come again together."""
+
+
+_NOT_THE_PIPELINES: Final = {
+    "kv_memory": "has no cache of its own",
+    "backend": "has none to choose from",
+    "quantization": "serves the weights as they are",
+}
 
 
 class Service:
@@ -75,16 +81,18 @@ class Service:
         context = context_of(files.variant, settings)
         tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
         dtype = dtype_of(files.variant, settings)
-        engine = start_engine(files.checkpoint, dtype=dtype, context=context, settings=settings)
+        engine = start_engine(files, dtype=dtype, context=context, settings=settings)
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
         computes += f" (not the native one: {stats.why_not})" if stats.why_not else ""
         _log.info("%s, context %d, %s, %s; %s", files.variant.name, context, dtype, computes, settings.shown())
         if engine.capacity is not None and engine.capacity < context:
-            _log.warning(
-                "the memory for keys and values holds %d tokens: longer sequences are refused (LLAMA_KV_MEMORY)",
-                engine.capacity,
+            why = (
+                "the model's server has a context of"
+                if settings.engine == "upstream"
+                else "the memory for keys and values (LLAMA_KV_MEMORY) holds"
             )
+            _log.warning("%s %d tokens: longer sequences are refused", why, engine.capacity)
         return cls(files.variant, tokenizer, engine, settings, capacity=engine.capacity)
 
     @contextmanager
@@ -142,7 +150,9 @@ class Service:
         _refuse_several(request)
         with self._running(self.prepare(request), request, deadline) as (sequences,):
             for index, sequence in enumerate(sequences):
-                yield from (Delta(index, piece) for piece in sequence.pieces() if piece)
+                for piece in sequence.pieces():
+                    if (delta := sequence.delta(index, piece)) is not None:
+                        yield delta
                 generation = sequence.generation()
                 _refuse_nothing(((generation,),))
                 yield Delta(index, "", generation)
@@ -173,8 +183,8 @@ class Service:
         with self._running(works, request, deadline) as (sequences,):
             for index, sequence in enumerate(sequences):
                 async for piece in sequence.stream():
-                    if piece:
-                        yield Delta(index, piece)
+                    if (delta := sequence.delta(index, piece)) is not None:
+                        yield delta
                 generation = sequence.generation()
                 _refuse_nothing(((generation,),))
                 yield Delta(index, "", generation)
@@ -195,7 +205,7 @@ class Service:
                 for params in work.params:
                     stop = StopAt(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
                     handle = self.engine.submit(work.prompt.token_ids, params, deadline=deadline, stop=stop)
-                    running[-1].append(RunningSequence(handle, work.prompt, request.parameters, self.tokenizer))
+                    running[-1].append(RunningSequence(handle, work.prompt, request, self.tokenizer))
             yield running
         finally:
             for sequence in chain.from_iterable(running):
@@ -213,19 +223,27 @@ def batches(settings: Settings, dtype: str) -> bool:
     """Whether the batching engine is the one, and not the pipeline."""
     from llama_serving.engine.batching.start import suits
 
-    return settings.engine != "pipeline" and (settings.engine != "auto" or suits(dtype))
+    return settings.engine == "batching" or (settings.engine == "auto" and suits(dtype))
 
 
-def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settings) -> Engine:
+def start_engine(files: ModelFiles, *, dtype: str, context: int, settings: Settings) -> Engine:
     """The engine that the settings name; `auto` is batching where it can compute the model, else pipeline.
 
     Raises:
-        SetupError: it can't load the checkpoint.
+        SetupError: it can't load the checkpoint, or the server that it asks can't be used.
     """
+    checkpoint = files.checkpoint
+    if settings.engine == "upstream":
+        return _start_upstream(files.variant.name, settings)
+    for name in ("upstream_url", "upstream_key"):
+        if getattr(settings, name) is not None:
+            raise SetupError(
+                f"LLAMA_{name.upper()} is set, but the engine is not `upstream`. Set LLAMA_ENGINE=upstream, or unset it."
+            )
     if not batches(settings, dtype):
         from llama_serving.engine.pipeline import PipelineEngine
 
-        _refuse_what_only_batching_has(settings)
+        _refuse_settings(settings, "pipeline", _NOT_THE_PIPELINES)
         return PipelineEngine(checkpoint, dtype=dtype, threads=settings.threads)
     from llama_serving.engine.batching.start import start
 
@@ -241,14 +259,29 @@ def start_engine(checkpoint: Path, *, dtype: str, context: int, settings: Settin
     )
 
 
-def _refuse_what_only_batching_has(settings: Settings) -> None:
-    for name, unset, why in (
-        ("kv_memory", None, "has no cache of its own"),
-        ("backend", "auto", "has none to choose from"),
-        ("quantization", "none", "serves the weights as they are"),
-    ):
-        if getattr(settings, name) != unset:
-            raise SetupError(f"LLAMA_{name.upper()} is set, but the pipeline engine {why}. Unset it.")
+def _refuse_settings(settings: Settings, engine: str, without: Mapping[str, str]) -> None:
+    """What an operator sets and this engine would not look at: each name, and why it doesn't."""
+    unset = Settings()
+    for name, why in without.items():
+        if getattr(settings, name) != getattr(unset, name):
+            raise SetupError(f"LLAMA_{name.upper()} is set, but the {engine} engine {why}. Unset it.")
+
+
+def _start_upstream(model: str, settings: Settings) -> Engine:
+    from llama_serving.engine.upstream.start import start
+
+    if settings.upstream_url is None:
+        raise SetupError(
+            "LLAMA_ENGINE=upstream needs LLAMA_UPSTREAM_URL, where the model's server is, such as http://127.0.0.1:8000."
+        )
+    names = ("kv_memory", "threads", "backend", "quantization")
+    _refuse_settings(settings, "upstream", dict.fromkeys(names, "computes nothing itself"))
+    return start(
+        settings.upstream_url,
+        model=model,
+        key=settings.upstream_key,
+        max_num_seqs=settings.max_num_seqs,
+    )
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:

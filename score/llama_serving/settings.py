@@ -10,17 +10,13 @@ from typing import Any, Final
 
 from llama_serving.errors import SetupError
 
-ENGINES: Final = ("auto", "batching", "pipeline")
+ENGINES: Final = ("auto", "batching", "pipeline", "upstream")
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 BACKENDS: Final = ("auto", "native", "portable")
 QUANTIZATIONS: Final = ("none", "int8")
 TRACES: Final = ("off", "azure", "otlp")
 _PREFIX: Final = "LLAMA_"
-_RESERVED: Final = {
-    "upstream_url": "there is no upstream engine in this version",
-}
-"""Names of the contract that nothing in this version reads: setting them would be ignored, so it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +25,9 @@ class Settings:
 
     Attributes:
         engine: which engine generates; `auto` is batching on a CPU, and pipeline on a GPU as long as batching has
-            no backend for one.
+            no backend for one; `upstream` asks another server.
+        upstream_url: where that server is, without `/v1`.
+        upstream_key: what it wants as a bearer token.
         dtype: of the weights; `auto` is what packaging recorded.
         backend: of the batching engine; `auto` is native where this machine can (a CPU with AMX, bfloat16), else portable.
         quantization: of the weights, while they are loaded: `int8` is half the bytes of bfloat16 (native backend only).
@@ -49,6 +47,8 @@ class Settings:
     """
 
     engine: str = "auto"
+    upstream_url: str | None = None
+    upstream_key: str | None = None
     dtype: str = "auto"
     backend: str = "auto"
     quantization: str = "none"
@@ -80,8 +80,6 @@ class Settings:
                 raise SetupError("LLAMA_API_KEYS and LLAMA_API_KEYS_FILE are both set. Set one of them.")
             given["api_keys"] = _read_keys(keys_file)
         for name in given:
-            if name in _RESERVED:
-                raise SetupError(f"{_PREFIX}{name.upper()} is set, but {_RESERVED[name]}. Unset it.")
             if name not in _PARSERS:
                 _refuse_misspelled(name)
         known = {name: text for name, text in given.items() if name in _PARSERS}
@@ -92,7 +90,11 @@ class Settings:
 
         def show(name: str) -> str:
             value = getattr(self, name)
-            return f"{_PREFIX}{name.upper()}={f'{len(value)} keys' if name == 'api_keys' else value}"
+            if name == "api_keys":
+                value = f"{len(value)} keys"
+            elif name == "upstream_key" and value is not None:
+                value = "1 key"
+            return f"{_PREFIX}{name.upper()}={value}"
 
         return " ".join(show(field.name) for field in fields(self))
 
@@ -107,7 +109,7 @@ def _given(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _refuse_misspelled(name: str) -> None:
     """Other software has variables that begin with LLAMA_ as well, so only a near miss is an error."""
-    close = get_close_matches(name, [*_PARSERS, *_RESERVED, "api_keys_file"], n=1, cutoff=0.8)
+    close = get_close_matches(name, [*_PARSERS, "api_keys_file"], n=1, cutoff=0.8)
     if close:
         raise SetupError(f"{_PREFIX}{name.upper()} is not a setting. Did you mean {_PREFIX}{close[0].upper()}?")
 
@@ -126,6 +128,23 @@ def _choice(*allowed: str) -> Callable[[str, str], str]:
         return text
 
     return parse
+
+
+def _address(name: str, text: str) -> str:
+    address = text.rstrip("/")
+    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", address) or address.endswith(
+        "/v1"
+    ):
+        raise _unusable(name, text, "an address without /v1 at its end, such as http://127.0.0.1:8000")
+    return address
+
+
+def _key(name: str, text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise SetupError(
+            f"{_PREFIX}{name.upper()} holds no key: one word of letters, digits and signs is needed."
+        )
+    return text
 
 
 def _integer(low: int, high: int) -> Callable[[str, str], int]:
@@ -171,6 +190,8 @@ def _unusable(name: str, text: str, allowed: str) -> SetupError:
 
 _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "engine": _choice(*ENGINES),
+    "upstream_url": _address,
+    "upstream_key": _key,
     "dtype": _choice(*DTYPES),
     "backend": _choice(*BACKENDS),
     "quantization": _choice(*QUANTIZATIONS),

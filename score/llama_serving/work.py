@@ -78,7 +78,7 @@ class Preparer:
             repetition_penalty=_or(asked.repetition_penalty, 1.0),
             presence_penalty=asked.presence_penalty or 0.0,
             frequency_penalty=asked.frequency_penalty or 0.0,
-            stop_ids=frozenset() if asked.ignore_eos else prompt.stop_ids,
+            stop_ids=(frozenset() if asked.ignore_eos else prompt.stop_ids) | request.stop_token_ids,
             seed=fresh_seed() if asked.seed is None else asked.seed,
             logprobs=asked.logprobs,
         )

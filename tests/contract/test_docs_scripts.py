@@ -25,6 +25,7 @@ if words[:3] == ["ml", "batch-endpoint", "invoke"]:
 """
 ALL = "model environment compute online-endpoint online-deployment batch-endpoint"
 NAME = "codellama-13b-instruct-hf"
+IDENTITY = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/llama"
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def run(
     mine = {
         "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "HOME": str(checkout), "TOLD": str(told), "THERE": there,
         "LLAMA": str(console_script("llama-endpoints")), "RESOURCE_GROUP": "g", "WORKSPACE": "w",
-        "MODEL": "codellama/CodeLlama-13b-Instruct-hf", **variables,
+        "MODEL": "codellama/CodeLlama-13b-Instruct-hf", "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **variables,
     }  # fmt: skip
     ran = subprocess.run(
         ["bash", checkout / "docs" / script], env=mine, capture_output=True, text=True, timeout=120, check=False
@@ -72,8 +73,23 @@ def test_online_from_a_name_to_an_answer(checkout: Path) -> None:
                          "online-endpoint invoke", "online-endpoint update", "online-endpoint invoke"]  # fmt: skip
     assert f"{NAME}=100" in told[-2]
     assert all((checkout / file).is_file() for file in files_of(told))
-    assert f"yaml/online/{NAME}.yml" in files_of(told)
-    assert "endpoint_name: my-code" in (checkout / f"yaml/online/{NAME}.yml").read_text()
+    assert f"build/deploy/yaml/online/{NAME}.yml" in files_of(told)
+    assert "endpoint_name: my-code" in (checkout / f"build/deploy/yaml/online/{NAME}.yml").read_text()
+
+
+def test_what_render_is_told_holds_and_the_checkout_stays_as_it_is(checkout: Path) -> None:
+    before = {path: path.read_bytes() for path in (checkout / "yaml").rglob("*.*")}
+    ran, _ = run(
+        checkout,
+        "text-generation-online-endpoint.sh",
+        ALL,
+        RENDER_OPTIONS=f"--public-network-access disabled --identity {IDENTITY}",
+    )
+    assert ran.returncode == 0, ran.stderr
+    endpoint = (checkout / "build/deploy/yaml/online/endpoint.yml").read_text()
+    assert "public_network_access: disabled" in endpoint
+    assert IDENTITY in endpoint
+    assert {path: path.read_bytes() for path in (checkout / "yaml").rglob("*.*")} == before
 
 
 def test_given_again_it_creates_nothing(checkout: Path) -> None:
@@ -89,7 +105,7 @@ def test_batch_from_a_name_to_records(checkout: Path) -> None:
     assert did(told) == ["environment create", "compute create", "batch-endpoint create", "batch-deployment create",
                          "batch-endpoint invoke", "job stream", "job download"]  # fmt: skip
     assert all((checkout / file).exists() for file in files_of(told))
-    assert "yaml/batch/compute/llama-nc24ads-a100-v4.yml" in files_of(told)
+    assert "build/deploy/yaml/batch/compute/llama-nc24ads-a100-v4.yml" in files_of(told)
     assert told[-1][3:5] == ["--name", "job-1"]
 
 

@@ -29,10 +29,7 @@ WANTED = {
 }  # fmt: skip
 SHARD = "model-00001-of-00003.safetensors"
 
-NOT_LISTED = (
-    "is not in the catalog: `llama-endpoints models` lists it. For a checkpoint outside it give --dialog and "
-    "--infill instead of --variant."
-)
+NOT_LISTED = "is not in the catalog: `llama-endpoints models` lists it."
 
 # The catalog has no model that is small enough for a test: one of its names is given to a small one.
 COMMAND = f"""

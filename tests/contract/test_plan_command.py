@@ -43,45 +43,75 @@ def test_as_a_table() -> None:
     ran = plan("--model", MODEL, "--context", "2048", "--dtype", "fp16")
     assert ran.returncode == 0
     lines = ran.stdout.splitlines()
-    assert lines[0] == f"{MODEL} in fp16, 2,048 tokens of context, 1 sequence at a time"
+    assert lines[0] == f"{MODEL} in fp16: 1 sequence of 2,048 tokens"
     assert any(line.split()[:2] == ["weights", "24,825.8"] for line in lines)
-    assert "Standard_NC24ads_A100_v4 runs it, on 1 of 1 GPU (A100 80 GB PCIe), engine pipeline." in lines
-    v100 = next(line for line in lines if line.startswith("Standard_NC12s_v3 "))
-    assert v100.endswith("retired (since 2025-09-30)")
+    assert "Standard_NC24ads_A100_v4 runs it with pipeline on 1 of 1 GPU, A100 80 GB PCIe." in lines
+    assert "  quota: 24 cores of standardNCADSA100v4Family, 1 instance of 24" in lines
+    assert next(line for line in lines if line.startswith("NC12s_v3 ")).endswith("retired")
+    assert next(line for line in lines if line.startswith("NC4as_T4_v3 ")).endswith("12,983 MiB short")
+    assert max(map(len, lines)) <= 80
+    assert "HOURLY" not in ran.stdout
+
+
+def test_quota_says_what_the_fifth_more_comes_to() -> None:
+    ran = plan(
+        "--model", "codellama/CodeLlama-7b-hf", "--context", "512", "--dtype", "fp16", "--instances", "3"
+    )
+    assert "  quota: 16 cores of standard NCASv3_T4 Family, 4 instances of 4\n" in ran.stdout
+    assert "    (3, and a fifth more for upgrades, rounded up)\n" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("offer", "says"),
+    [
+        ("managed_online", "  up to 2,048 tokens for each in the 178 s that a request may take\n"),
+        ("kubernetes", "  up to 2,048 tokens for each in the 148 s that a request may take\n"),
+        ("batch", "  26.0 GB to copy to a new instance: 130 s, on a slow day 1,041 s\n"),
+    ],
+)
+def test_what_an_offer_allows(offer: str, says: str) -> None:
+    ran = plan("--model", MODEL, "--context", "2048", "--for", offer)
+    assert says in ran.stdout
+    assert ("a request may take" in ran.stdout) == (offer != "batch")
+    assert "12 to 18 minutes" in ran.stdout
 
 
 def test_nothing_that_fits_is_exit_code_1_and_says_what_would() -> None:
-    ran = plan(
-        "--model", MODEL, "--context", "2048", "--sku", "p3.2xlarge", "--dtype", "fp16", "--cloud", "aws"
-    )
+    ran = plan("--model", MODEL, "--context", "2048", "--sku", "p3.2xlarge", "--dtype", "fp16")
     assert ran.returncode == 1
     assert (
-        "p3.2xlarge can't run it: it takes 27,114 MiB, and 15,073 may be used of 1 x V100 16 GB." in ran.stdout
+        "p3.2xlarge can't run it:\n  it takes 27,114 MiB, and 15,073 may be used of 1 x V100 16 GB.\n"
+        in ran.stdout
     )
-    assert "p3.8xlarge" in ran.stdout
-    ran = plan(
-        "--model",
-        "codellama/CodeLlama-70b-hf",
-        "--for",
-        "managed_online",
-        "--concurrency",
-        "400",
-        "--context",
-        "16384",
-    )
-    assert (
-        ran.returncode,
-        "No machine of azure that is offered for managed_online holds it." in ran.stdout,
-    ) == (1, True)
+    assert "\np3.8xlarge " in ran.stdout
+    ran = plan("--model", "codellama/CodeLlama-70b-hf", "--concurrency", "400", "--context", "16384")
+    assert ran.returncode == 1
+    assert "No machine of azure that is offered for managed_online holds it." in ran.stdout
+    assert "It would be held with one of these options:\n  --concurrency 1   NC80adis_H100_v5\n" in ran.stdout
+    ran = plan("--model", MODEL, "--cloud", "aws")
+    assert (ran.returncode, "  --dtype fp16      p3.8xlarge\n" in ran.stdout) == (1, True)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--model", "llama"), "is not in the catalog"),
+        (("--model", f"{MODEL}-typo"), f"models` lists it. The closest name is {MODEL}.\n"),
         (("--model", MODEL, "--context", "8192"), "reads 16 to 4,096 tokens"),
         (("--model", MODEL, "--sku", "NC24ads_A100"), "Standard_NC24ads_A100_v4"),
+        (("--model", MODEL, "--sku", ""), "'' is no machine that is known here"),
+        (
+            ("--model", MODEL, "--sku", "p3.2xlarge", "--cloud", "azure"),
+            "p3.2xlarge is a machine of aws, not of azure",
+        ),
+        (("--model", MODEL, "--engine", "pipeline", "--concurrency", "16"), "one sequence at a time, not 16"),
+        (("--model", MODEL, "--engine", "pipeline", "--dtype", "int4"), "has no int4 weights"),
+        (("--model", MODEL, "--instances", "999999999"), "1 to 50 instances, not 999,999,999"),
         (("--model", MODEL, "--prices", "West Europe"), "write it as Azure does"),
+        (("--model", MODEL, "--prices", ""), "write it as Azure does"),
+        (
+            ("--model", MODEL, "--cloud", "aws", "--prices", "westeurope"),
+            "has no prices of aws. Give --prices-file",
+        ),
         (("--model", MODEL, "--prices", "westeurope", "--prices-file", "p.json"), "not both"),
         (("--model", MODEL, "--prices-file", "absent.json"), "can't be read as prices"),
     ],
@@ -123,6 +153,19 @@ PAGES = (
 
 
 @contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The host and port of a server on loopback."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def price_list(pages: tuple[list[dict[str, Any]], ...], *, away: str = "") -> Iterator[tuple[str, list[str]]]:
     """A list on loopback; its address, and the queries that it was asked."""
     asked = list[str]()
@@ -143,15 +186,9 @@ def price_list(pages: tuple[list[dict[str, Any]], ...], *, away: str = "") -> It
         def log_message(self, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        address = f"http://127.0.0.1:{server.server_port}/api/retail/prices"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield address, asked
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Handler) as host:
+        address = f"http://{host}/api/retail/prices"
+        yield address, asked
 
 
 def test_prices_of_a_region_choose_the_cheapest_and_are_kept(tmp_path: Path) -> None:
@@ -200,18 +237,71 @@ def test_a_list_that_leads_elsewhere_or_is_none_is_refused(tmp_path: Path) -> No
             "--model", MODEL, "--prices", "westeurope", LLAMA_PRICES_URL=address, XDG_CACHE_HOME=str(tmp_path)
         )
         assert (ran.returncode, "has none of these machines in westeurope" in ran.stderr) == (2, True)
-    ran = plan(
-        "--model", MODEL, "--prices", "westeurope", LLAMA_PRICES_URL=address, XDG_CACHE_HOME=str(tmp_path)
+    variables = {"LLAMA_PRICES_URL": address, "XDG_CACHE_HOME": str(tmp_path)}
+    ran = plan("--model", MODEL, "--prices", "westeurope", **variables)
+    host = urlsplit(address).netloc
+    assert ran.returncode == 2
+    assert (
+        f"Azure's price list can't be read: {host} can't be reached. Give --prices-file instead.\n"
+        in ran.stderr
     )
-    assert (ran.returncode, "can't be read" in ran.stderr, "--prices-file" in ran.stderr) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (503, b"", "answered 503"),
+        (200, b"<html>", "answered something else than a page of prices"),
+        (200, b"{}", "answered something else than a page of prices"),
+        (200, b"[]", "answered something else than a page of prices"),
+    ],
+)
+def test_a_list_that_answers_otherwise(status: int, body: bytes, says: str, tmp_path: Path) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with served(Handler) as host:
+        variables = {"LLAMA_PRICES_URL": f"http://{host}/prices", "XDG_CACHE_HOME": str(tmp_path)}
+        ran = plan("--model", MODEL, "--prices", "westeurope", **variables)
+    assert ran.returncode == 2
+    assert f"Azure's price list can't be read: {host} {says}. Give --prices-file instead.\n" in ran.stderr
 
 
 def test_prices_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prices.json"
-    file.write_text(json.dumps({A100: 9, H100: 7.5}))
+    file.write_text(json.dumps({"nc24ads_a100_v4": 9, H100: 7.5}))
     answer = told("--model", MODEL, "--context", "2048", "--prices-file", str(file))
     assert (answer["sku"], answer["price_per_hour"]) == (H100, 7.5)
-    for wrong in ('{"a": "b"}', '{"a": -1}', "[1]", '{"a": true}'):
-        file.write_text(wrong)
-        ran = plan("--model", MODEL, "--prices-file", str(file))
-        assert (ran.returncode, "must be a JSON object" in ran.stderr) == (2, True)
+    assert [one["price_per_hour"] for one in answer["alternatives"] if one["sku"] == A100] == [9.0]
+    assert "HOURLY" in plan("--model", MODEL, "--prices-file", str(file)).stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"a": "b"}', "must be a JSON object"),
+        (f'{{"{A100}": -1}}', "must be a JSON object"),
+        ("[1]", "must be a JSON object"),
+        (f'{{"{A100}": true}}', "must be a JSON object"),
+        ("{}", "must be a JSON object"),
+        (f'{{"{A100}": Infinity}}', "must be a JSON object"),
+        (f'{{"{A100}": 1e999}}', "must be a JSON object"),
+        (f'{{"{A100}": NaN}}', "must be a JSON object"),
+        (
+            '{"Standard_NC24": 1}',
+            "'Standard_NC24' is no machine that is known here. The closest: Standard_NC24ads",
+        ),
+    ],
+)
+def test_a_file_that_has_no_prices(content: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text(content)
+    ran = plan("--model", MODEL, "--prices-file", str(file))
+    assert (ran.returncode, says in ran.stderr) == (2, True), ran.stderr

@@ -43,11 +43,11 @@ def test_check_names_what_differs_and_writes_nothing(tmp_path: Path) -> None:
     gone.unlink()
     ran = render(*options, "--check")
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[:2] == [f"{gone} is not there", f"{changed} differs"]
+    assert ran.stderr.splitlines()[:2] == [f"{changed} differs", f"{gone} is not there"]
     assert "instance_count: 2" in changed.read_text()
     assert not gone.exists()
     ran = render(*options)
-    assert ran.stdout.splitlines() == [str(gone), str(changed)]
+    assert ran.stdout.splitlines() == [str(changed), str(gone)]
     assert "instance_count: 1" in changed.read_text()
 
 
@@ -60,6 +60,7 @@ def test_options_go_into_the_files(tmp_path: Path) -> None:
     assert (deployment["instance_type"], deployment["instance_count"]) == ("Standard_NC40ads_H100_v5", 3)
     in_registry = f"azureml://registries/our-models/models/{NAME.removesuffix('.yml')}/versions/1"
     assert (deployment["model"], read(tmp_path / "yaml/batch" / NAME)["model"]) == (in_registry, in_registry)
+    assert read(tmp_path / "yaml/batch/compute/llama-nc40ads-h100-v5.yml")["max_instances"] == 3
     variables = deployment["environment_variables"]
     assert (variables["LLAMA_CONTEXT"], variables["LLAMA_DTYPE"]) == ("4096", "float16")
     assert (deployment["endpoint_name"], endpoint["name"], endpoint["public_network_access"]) == (
@@ -102,6 +103,10 @@ def test_autoscale_is_a_template_of_azure_monitor() -> None:
     assert resource["type"] == "Microsoft.Insights/autoscaleSettings"
     (profile,) = resource["properties"]["profiles"]
     assert {rule["scaleAction"]["direction"] for rule in profile["rules"]} == {"Increase", "Decrease"}
+    assert [rule["metricTrigger"]["metricName"] for rule in profile["rules"]] == [
+        "RequestLatency_P90",
+        "GpuUtilizationPercentage",
+    ]
     for rule in profile["rules"]:
         assert rule["metricTrigger"]["metricResourceUri"] == resource["properties"]["targetResourceUri"]
         assert rule["scaleAction"]["cooldown"] == "PT20M"  # a GPU instance takes up to 18 minutes
@@ -114,8 +119,8 @@ def test_a_local_deployment_is_one_that_azure_s_client_takes_with_the_files_ther
     """Its loader looks into the model's folder, so the file is not among those that are committed."""
     import warnings
 
-    assert render("--model", MODEL, "--output", str(tmp_path), "--local").returncode == 0
     shutil.copytree(ROOT / "score", tmp_path / "score", ignore=shutil.ignore_patterns("__pycache__"))
+    assert render("--model", MODEL, "--output", str(tmp_path), "--local").returncode == 0
     model = tmp_path / "build" / "local" / "model"
     model.mkdir(parents=True)
     (model / "MLmodel").write_text("{}")

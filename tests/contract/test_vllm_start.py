@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,22 @@ import pytest
 
 from deployment.servers import console_script, environment, free_port
 from llama_serving.catalog import NANO
+from llama_serving.contract import azure
 from llama_serving.model_files import ModelFiles
+from llama_serving.service import Service
 from tests import stand_in
-from tests.conftest import ROOT, post
+from tests.conftest import ROOT, Answer, post
 
 START = ROOT / "environments" / "vllm" / "start.py"
 PATIENCE_S = 60
+
+
+def running(pid: int) -> bool:
+    """Whether it computes still: what waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -138,7 +150,8 @@ def test_the_front_is_started_as_given_and_told_where_vllm_is(container: Contain
     assert front["arguments"] == ["--entry_script", "score.py"]
     assert Path(front["cwd"]) == ROOT / "score"
     ours = {name: text for name, text in front["environment"].items() if name.startswith("LLAMA_")}
-    assert ours == {"LLAMA_QUEUE": "9", "LLAMA_UPSTREAM_URL": f"http://127.0.0.1:{container.port}"}
+    url = f"http://127.0.0.1:{container.port}"
+    assert ours == {"LLAMA_QUEUE": "9", "LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_URL": url}
 
 
 @pytest.mark.parametrize("image", ["online", "vllm"])
@@ -187,16 +200,53 @@ def test_sigterm_ends_the_front_first_and_then_vllm(container: Container) -> Non
     assert (code, ends) == (0, ["azmlinfsrv SIGTERM", "azmlinfsrv ends", "vllm SIGTERM", "vllm ends"])
 
 
-@pytest.mark.parametrize(("dies", "other"), [("vllm", "azmlinfsrv"), ("azmlinfsrv", "vllm")])
-def test_where_one_dies_the_container_ends(container: Container, dies: str, other: str) -> None:
+def test_where_the_front_dies_the_container_ends(container: Container) -> None:
     container.tell("worker")
     container.start()
     container.wait_for("azmlinfsrv started")
-    os.kill(container.pid(dies), signal.SIGKILL)
+    os.kill(container.pid("azmlinfsrv"), signal.SIGKILL)
     code, output = container.end()
     assert code == 1
-    assert f"{dies} has ended with exit code -9" in output
-    assert container.journal()[-2:] == [f"{other} SIGTERM", f"{other} ends"]
+    assert "azmlinfsrv has ended with exit code -9" in output
+    assert container.journal()[-2:] == ["vllm SIGTERM", "vllm ends"]
+
+
+def test_vllm_that_dies_is_started_again_and_the_front_stays(container: Container) -> None:
+    container.tell("worker")
+    container.start()
+    container.wait_for("azmlinfsrv started")
+    for times in (2, 3):
+        worker = container.pid("vllm-worker")
+        os.kill(container.pid("vllm"), signal.SIGKILL)
+        container.wait_for("vllm /health 200", times=times)
+        until(lambda worker=worker: not running(worker), "its worker goes with it")  # type: ignore[misc]
+    container.signal()
+    code, output = container.end()
+    assert code == 0
+    assert output.count("vllm has ended with exit code -9\nstart: vllm is started again\n") == 2
+    assert container.journal().count("azmlinfsrv started") == 1
+    assert container.journal()[-4:] == ["azmlinfsrv SIGTERM", "azmlinfsrv ends", "vllm SIGTERM", "vllm ends"]
+
+
+def test_vllm_that_does_not_come_up_again_ends_the_container(container: Container) -> None:
+    container.start()
+    container.wait_for("azmlinfsrv started")
+    container.tell("early-end")
+    os.kill(container.pid("vllm"), signal.SIGKILL)
+    code, output = container.end()
+    assert (code, f"vllm has ended with exit code {stand_in.CODE_AT_ONCE}" in output) == (1, True)
+    assert container.journal()[-2:] == ["azmlinfsrv SIGTERM", "azmlinfsrv ends"]
+
+
+def test_a_front_that_dies_while_vllm_comes_up_again(container: Container) -> None:
+    container.start()
+    container.wait_for("azmlinfsrv started")
+    container.tell("sick")
+    os.kill(container.pid("vllm"), signal.SIGKILL)
+    container.wait_for("vllm /health 503")
+    os.kill(container.pid("azmlinfsrv"), signal.SIGKILL)
+    code, output = container.end()
+    assert (code, "azmlinfsrv has ended with exit code -9" in output) == (1, True)
 
 
 def test_a_server_that_ends_without_an_error_ends_the_container_as_well(container: Container) -> None:
@@ -257,6 +307,8 @@ def test_a_second_sigterm_kills_what_does_not_obey_the_first(container: Containe
         ({"LLAMA_UPSTREAM_PORT": "0"}, "LLAMA_UPSTREAM_PORT=0"),
         ({"LLAMA_UPSTREAM_START_S": "-1"}, "LLAMA_UPSTREAM_START_S=-1"),
         ({"LLAMA_UPSTREAM_URL": "http://example.org"}, "LLAMA_UPSTREAM_URL can't be set in this image"),
+        ({"LLAMA_UPSTREAM_KEY": "k"}, "LLAMA_UPSTREAM_KEY can't be set in this image"),
+        ({"LLAMA_ENGINE": "batching"}, "LLAMA_ENGINE=batching can't be used in this image"),
         ({"LLAMA_QUEUE": "many"}, "LLAMA_QUEUE=many can't be used"),
         ({"AZUREML_MODEL_DIR": ""}, "AZUREML_MODEL_DIR is not set"),
         ({"AZUREML_MODEL_DIR": str(ROOT / "score")}, "no MLmodel file"),
@@ -280,36 +332,80 @@ def test_a_front_that_is_not_there_takes_vllm_along(container: Container) -> Non
     assert "no-such-server can't be started" in output.splitlines()[-1]
 
 
-def test_the_image_says_that_its_engine_is_not_in_this_version(container: Container) -> None:
-    """LLAMA_ENGINE=upstream, as the image sets it, is refused before anything is loaded."""
+def test_the_image_s_engine_is_the_one(container: Container) -> None:
     dockerfile = START.with_name("Dockerfile").read_text("utf-8")
-    assert "LLAMA_ENGINE=upstream" in dockerfile
+    assert "ENV LLAMA_ENGINE=upstream\n" in dockerfile
     container.start(LLAMA_ENGINE="upstream")
-    code, output = container.end()
-    assert (code, container.journal()) == (2, [])
-    assert "LLAMA_ENGINE=upstream can't be used" in output
+    container.wait_for("azmlinfsrv started")
+    container.signal()
+    assert container.end()[0] == 0
 
 
-def test_with_the_real_azmlinfsrv(container: Container) -> None:
+OUR_SERVER_AS_VLLM = """#!{python}
+import os, sys
+port, name = (sys.argv[sys.argv.index(option) + 1] for option in ("--port", "--served-model-name"))
+with open(os.environ["STAND_IN"] + "/vllm.pid", "w") as file:
+    file.write(str(os.getpid()))
+os.environ["LLAMA_ENGINE"] = "batching"
+del os.environ["LLAMA_UPSTREAM_URL"]
+os.execv("{command}", ["llama-endpoints", "serve", "--model", name, "--port", port])
+"""
+"""It keeps the process id: killing it is killing the server."""
+
+
+def test_killed_in_mid_request_and_back_by_itself(container: Container, service: Service) -> None:
+    """The real azmlinfsrv in front, our own server in vLLM's place."""
+    vllm = container.folder.with_name("bin") / "vllm"
+    command = console_script("llama-endpoints")
+    vllm.write_text(OUR_SERVER_AS_VLLM.format(python=sys.executable, command=command), encoding="utf-8")
     port = free_port("")
-    # (The address of the upstream server is a setting that the front does not know yet.)
     container.start(
-        "env", "-u", "LLAMA_UPSTREAM_URL",
         console_script("azmlinfsrv"), "--entry_script", "score.py", "--port", str(port),
-        AML_APP_ROOT=str(ROOT / "score"), AZUREML_ENTRY_SCRIPT="score.py", LLAMA_ENGINE="batching",
+        AML_APP_ROOT=str(ROOT / "score"), AZUREML_ENTRY_SCRIPT="score.py",
+        WORKER_COUNT="1", WORKER_PRELOAD="false", GUNICORN_CMD_ARGS="--threads 8 --graceful-timeout 10",
     )  # fmt: skip
-    body = {"input_data": ["def f(x):"], "params": {"max_new_tokens": 2, "temperature": 0}}
+    url, behind = f"http://127.0.0.1:{port}/score", f"http://127.0.0.1:{container.port}"
+    body = {"input_data": ["def f(x):"], "params": {"max_new_tokens": 8, "temperature": 0}}
+    long = {
+        "input_data": ["def f(x):"],
+        "params": {"max_new_tokens": 1900, "temperature": 0, "ignore_eos": True},
+    }
 
-    def answers() -> bool:
+    def asked(what: object) -> Answer | None:
         assert container.process is not None
         assert container.process.poll() is None, container.end()
         try:
-            return post(f"http://127.0.0.1:{port}/score", body).status == 200
+            return post(url, what)
         except OSError:
-            return False
+            return None
 
-    until(answers, "azmlinfsrv answers")
+    def status(what: object = body) -> int | None:
+        answer = asked(what)
+        return answer and answer.status
+
+    def inside() -> bool:
+        with urllib.request.urlopen(f"{behind}/metrics", timeout=10) as page:
+            return b"llama_num_requests_running 1.0" in page.read()
+
+    until(lambda: status() == 200, "azmlinfsrv answers")
+    parsed = azure.parse(body)
+    expected = azure.answer(parsed, service.generate(parsed))
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(asked, long)
+        until(inside, "it is at work")
+        os.kill(container.pid("vllm"), signal.SIGKILL)
+        answer = killed.result(PATIENCE_S)
+    assert answer is not None
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.json["error"]["message"].startswith("The model's server broke off")
+    until(lambda: status() == 503, "it is away")
+    until(lambda: status() == 200, "it comes back")
+    answer = asked(body)
+    assert answer is not None
+    assert answer.json == expected
     container.signal()
     code, output = container.end()
     assert code == 0, output
-    assert "env has ended with exit code 0" in output
+    assert "upstream engine on the llama-endpoints" in output
+    assert "is away" in output
+    assert "is back" in output

@@ -53,7 +53,7 @@ ONLY_IN = {
     ),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "huggingface_hub": ("deployment/hub.py",),
-    "httpx2": ("deployment/hub.py",),
+    "httpx2": ("deployment/hub.py", "score/llama_serving/engine/upstream/client.py"),
     "azureml_inference_server_http": ("score/llama_serving/online.py",),
     "flask": ("score/llama_serving/online.py",),
     **dict.fromkeys(
@@ -83,6 +83,9 @@ IMPURE = (
     "llama_serving.engine.batching.engine",
     "llama_serving.engine.batching.sampler",
     "llama_serving.engine.batching.start",
+    "llama_serving.engine.upstream.client",
+    "llama_serving.engine.upstream.engine",
+    "llama_serving.engine.upstream.start",
     "llama_serving.online",
     "llama_serving.pyfunc",
     "deployment.demo",
@@ -227,6 +230,8 @@ def test_the_pure_parts_load_nothing_heavy() -> None:
         "engine.base",
         "engine.batching.scheduler",
         "engine.batching.kv_cache",
+        "engine.upstream.answer",
+        "engine.upstream.server",
         "service",
         "batch.driver",
     ):

@@ -1,6 +1,7 @@
 """The Azure ML files under `yaml/` and `environments/`: all of what `llama-endpoints validate` knows, and our own choices."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from deployment.planner import Wanted, plan
 from deployment.render import MODELS
+from deployment.sizing import Runner, Workload
+from deployment.skus import SKUS, Offer
 from deployment.validate.check import check
 from deployment.validate.kinds import Kind, kind_of
 from llama_serving.catalog import CATALOG, ModelVariant
@@ -64,13 +68,55 @@ def test_every_model_is_deployed_in_each_way() -> None:
 
 @pytest.mark.parametrize("path", KUBERNETES)
 def test_the_cluster_gives_as_many_gpus_as_the_model_needs(path: str) -> None:
-    resources = spec(path)["resources"]
-    assert (
-        resources["requests"]["nvidia.com/gpu"]
-        == resources["limits"]["nvidia.com/gpu"]
-        == ("2" if "70b" in path else "1")
-    )
-    assert int(resources["limits"]["memory"].removesuffix("Gi")) * 2**30 > variant(path).shape.weight_bytes()
+    deployment = spec(path)
+    made = spec(f"yaml/kubernetes/instance-types/{deployment['instance_type']}.yml")
+    resources = made["spec"]["resources"]
+    assert made["metadata"]["name"] == deployment["instance_type"]
+    assert resources["limits"]["nvidia.com/gpu"] == (2 if "70b" in path else 1)
+    assert "nvidia.com/gpu" not in resources["requests"]
+    assert "resources" not in deployment  # Azure takes the type's
+    sku = SKUS[made["spec"]["nodeSelector"]["node.kubernetes.io/instance-type"]]
+    assert sku.gpus == resources["limits"]["nvidia.com/gpu"]
+    assert int(resources["requests"]["cpu"]) < sku.cores
+    assert int(resources["requests"]["memory"].removesuffix("Gi")) < 0.9 * sku.ram_gib
+
+
+@pytest.mark.parametrize("path", ONLINE + KUBERNETES)
+def test_those_that_wait_end_in_time(path: str) -> None:
+    """One runs, and with it the others; a place more would end too late, unless there are as many as are wanted."""
+    deployment = spec(path)
+    own, timeout_ms = deployment["environment_variables"], deployment["request_settings"]["request_timeout_ms"]
+    deadline = int(own["LLAMA_DEADLINE_S"])
+    assert deadline * 1000 == timeout_ms - 2000
+    offer, front = (Offer.MANAGED_ONLINE, 2) if path in ONLINE else (Offer.KUBERNETES, 1)
+    one = variant(path)
+    fit = plan(Wanted(one, Workload(one.trained_positions.value), offer=offer, runner=Runner.PIPELINE)).chosen
+    assert fit is not None
+    places, answer_s = 1 + int(own["LLAMA_QUEUE"]), 256 / fit.speed.all
+    assert places == 1 or places * answer_s <= deadline
+    assert places == 16 or (places + 1) * answer_s > deadline
+    assert deployment["request_settings"]["max_concurrent_requests_per_instance"] == math.ceil(places / front)
+
+
+@pytest.mark.parametrize("path", ONLINE + KUBERNETES)
+def test_probes_wait_for_the_disk_and_not_for_the_copy(path: str) -> None:
+    """What is copied to the node is there before the container starts, from where the probes count."""
+    deployment = spec(path)
+    read_s = variant(path).shape.weight_bytes() / 100e6
+    assert read_s < deployment["liveness_probe"]["initial_delay"] < 1.1 * read_s + 60
+    for probe in (deployment["liveness_probe"], deployment["readiness_probe"]):
+        patience = probe["initial_delay"] + probe["period"] * probe["failure_threshold"]
+        assert patience == int(deployment["environment_variables"]["WORKER_TIMEOUT"])
+
+
+def test_autoscale_knows_when_each_deployment_is_busy() -> None:
+    """Answers take that long where half of the places are taken."""
+    template = json.loads((ROOT / "yaml/online/autoscale.json").read_text(encoding="utf-8"))
+    busy_ms = template["variables"]["busy_ms"]
+    assert set(busy_ms) == {spec(path)["name"] for path in ONLINE}
+    for path in ONLINE:
+        deployment = spec(path)
+        assert 0 < busy_ms[deployment["name"]] < deployment["request_settings"]["request_timeout_ms"]
 
 
 @pytest.mark.parametrize("path", ONLINE + KUBERNETES + BATCH)

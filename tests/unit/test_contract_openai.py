@@ -1,6 +1,7 @@
 """OpenAI's two routes: body 8 in, OpenAI's objects out, and what this server does not support."""
 
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -40,6 +41,8 @@ CHAT: Final[dict[str, Any]] = {"messages": [user()]}
 COMPLETION: Final[dict[str, Any]] = {"prompt": SECRET}
 SMALL: Final = {"max_tokens": 4, "seed": 7}
 USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+IDS: Final = ("stop_token_ids", "return_token_ids", "return_tokens_as_token_ids")
+"""vLLM's fields beside OpenAI's, of completions alone."""
 ROUTES: Final = {"openai-completions": COMPLETION, "openai-chat": CHAT}
 
 
@@ -110,7 +113,17 @@ def test_what_the_parser_refuses(bad: Bad) -> None:
 @pytest.mark.parametrize("name", ROUTES)
 def test_every_field_is_read_or_refused(name: str) -> None:
     free = {"user", "metadata", "store"}
-    known = {"prompt", "suffix", "messages", "model", "stream_options", "top_logprobs", *EDGES, *UNSUPPORTED}
+    known = {
+        "prompt",
+        "suffix",
+        "messages",
+        "model",
+        "stream_options",
+        "top_logprobs",
+        *IDS,
+        *EDGES,
+        *UNSUPPORTED,
+    }
     assert schema(name)["properties"].keys() <= free | known
     assert schema(name)["properties"].keys() >= free | set(UNSUPPORTED)
 
@@ -164,6 +177,19 @@ def test_logprobs_are_asked_for_as_openai_has_it(body: Any, logprobs: int | None
 
 def test_echo_without_logprobs() -> None:
     assert openai.parse({**COMPLETION, "echo": True}).parameters == Parameters(return_full_text=True)
+
+
+def test_token_ids_are_asked_for_as_vllm_has_it() -> None:
+    asked = openai.parse(
+        {
+            **COMPLETION,
+            "stop_token_ids": [2, 7.0, 2],
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
+    )
+    assert (asked.stop_token_ids, asked.return_token_ids, asked.tokens_as_ids) == ({2, 7}, True, True)
+    assert openai.parse({**COMPLETION, **dict.fromkeys(IDS)}) == openai.parse(COMPLETION)
 
 
 # --- answers ----------------------------------------------------------------------------------------
@@ -278,6 +304,24 @@ def test_the_end_of_a_sequence_has_its_logprobs(body: Any, key: str) -> None:
     assert len(end["choices"][0]["logprobs"][key]) == len(LOGPROBS)
 
 
+def test_token_ids_come_where_they_are_asked_for() -> None:
+    body = {**COMPLETION, "return_token_ids": True, "logprobs": 1}
+    made = openai.Chunks(openai.parse(body), "m")
+    deltas = [
+        Delta(0, "", prompt_token_ids=(1, 5), token_ids=(7,), logprobs=LOGPROBS[:1]),
+        Delta(0, "aé", token_ids=(8, 2), logprobs=LOGPROBS),
+        Delta(0, "", generation(logprobs=LOGPROBS)),
+    ]
+    choices = [made.of(delta)["choices"][0] for delta in deltas]
+    assert [one["prompt_token_ids"] for one in choices] == [[1, 5], None, None]
+    assert [one["token_ids"] for one in choices] == [[7], [8, 2], []]
+    assert [one["logprobs"] and one["logprobs"]["tokens"] for one in choices] == [["a"], ["a", "é"], None]
+    whole = replace(generation(), prompt_token_ids=(1, 5), token_ids=(7, 8, 2))
+    for asked, has in ((body, True), (COMPLETION, False)):
+        (choice,) = openai.answer(openai.parse(asked), ((whole,),), "m")["choices"]
+        assert (choice.get("prompt_token_ids"), choice.get("token_ids")) == (([1, 5], [7, 8, 2]) if has else (None, None))  # fmt: skip
+
+
 # --- with the embedded model ------------------------------------------------------------------------
 
 
@@ -317,6 +361,39 @@ def test_the_embedded_model_s_answers(service: Service, body: Any, choices: obje
         "usage": USAGE,
     }
     assert answer["model"] == "nano"
+
+
+IDS_BODY: Final[dict[str, Any]] = {"prompt": "def f(", "suffix": "return x\n", "max_tokens": 12, "temperature": 0,
+                                   "logprobs": 1, "return_token_ids": True, "return_tokens_as_token_ids": True}  # fmt: skip
+
+
+def test_token_ids_of_the_embedded_model(service: Service) -> None:
+    """What is read and written, the prompt's given back as ids, streamed and whole."""
+    answer = ask(service, IDS_BODY)
+    (choice,) = answer["choices"]
+    assert len(choice["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]
+    assert len(choice["token_ids"]) == answer["usage"]["completion_tokens"]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in choice["token_ids"]]
+    # Its own ids are the same prompt; only what ends it has to be said.
+    eot = service.tokenizer.special_id("▁<EOT>")
+    again = {**IDS_BODY, "prompt": choice["prompt_token_ids"], "suffix": None, "stop_token_ids": [eot]}
+    assert ask(service, again)["choices"][0]["token_ids"] == choice["token_ids"]
+    request = openai.parse({**IDS_BODY, "stream": True})
+    pieces = [one["choices"][0] for one in openai.chunks(request, service.stream(request), "m")]
+    assert [i for one in pieces for i in one["token_ids"]] == choice["token_ids"]
+    assert [one["prompt_token_ids"] for one in pieces] == [
+        choice["prompt_token_ids"],
+        *[None] * (len(pieces) - 1),
+    ]
+    assert all(len(one["logprobs"]["tokens"]) == len(one["token_ids"]) for one in pieces if one["token_ids"])
+    assert "".join(one["text"] for one in pieces) == choice["text"]
+
+
+def test_an_id_that_ends_the_text(service: Service) -> None:
+    whole = ask(service, IDS_BODY)["choices"][0]["token_ids"]
+    choice = ask(service, {**IDS_BODY, "stop_token_ids": [whole[3]]})["choices"][0]
+    assert choice["token_ids"] == whole[: whole.index(whole[3]) + 1]
+    assert choice["finish_reason"] == "stop"
 
 
 def test_a_ceiling_is_cut_to_the_context(service: Service) -> None:

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
+URLS = ("http://127.0.0.1:8000", "https://host.name", "http://[::1]:8000/", "http://gpu/models/a/")
 ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
-    "engine": tuple((name, name) for name in ("auto", "batching", "pipeline")),
+    "engine": tuple((name, name) for name in ("auto", "batching", "pipeline", "upstream")),
+    "upstream_url": tuple((text, text.rstrip("/")) for text in URLS),
+    "upstream_key": (("k", "k"), ("a-b_c.d=", "a-b_c.d=")),
     "dtype": tuple((name, name) for name in ("auto", "float32", "bfloat16", "float16")),
     "context": (("16", 16), ("100000", 100_000)),
     "threads": (("1", 1), ("1024", 1024)),
@@ -30,7 +33,18 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
 REFUSED: dict[str, tuple[str, ...]] = {
-    "engine": ("upstream", "Pipeline", "pipeline,batching"),
+    "engine": ("vllm", "Pipeline", "pipeline,batching"),
+    "upstream_url": (
+        "127.0.0.1:8000",
+        "http://",
+        "http://a/v1",
+        "http://a/v1/",
+        "http://k@a",
+        "http://a?b",
+        "a b",
+        "ftp://a",
+    ),
+    "upstream_key": ("a b", "é"),
     "dtype": ("int8", "FLOAT32", "fp16"),
     "context": ("0", "15", "10000001", *NO_INTEGER),
     "threads": ("0", "1025", *NO_INTEGER),
@@ -120,7 +134,7 @@ def test_variables_of_other_software_are_left_alone(name: str) -> None:
     assert Settings.from_environment({name: "x"}) == Settings()
 
 
-@pytest.mark.parametrize("name", ["LLAMA_UPSTREAM_URL", "LLAMA_QUANTIZATION"])
+@pytest.mark.parametrize("name", ["LLAMA_QUANTIZATION"])
 def test_a_setting_that_nothing_reads_is_refused(name: str) -> None:
     with pytest.raises(SetupError, match=f"{name} is set, but .* Unset it"):
         Settings.from_environment({name: "1"})

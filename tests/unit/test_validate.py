@@ -153,11 +153,20 @@ def test_a_size_of_which_nobody_knows(tree: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_that_needs_more_than_there_is(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = replace(skus.SKUS["Standard_NC24ads_A100_v4"].gpu, memory_mib=20_000)
+    gpu = replace(skus.SKUS["Standard_NC24ads_A100_v4"].gpu, memory_mib=15_000)
     with_sku(monkeypatch, gpu=gpu)
     (finding,) = online_findings(tree)
     assert finding.rule is Rule.MEMORY
-    assert "18,400 may be used" in finding.message
+    assert "13,800 may be used" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("size", "rules"), [("STANDARD_NC24ADS_A100_V4", []), ("STANDARD_NC16AS_T4_V3", [Rule.MEMORY])]
+)
+def test_a_size_as_microsoft_s_list_has_it(tree: Path, edited: Any, size: str, rules: list[Rule]) -> None:
+    path = BROKEN["files"]["online"]
+    edited(path, BROKEN["good"][path].replace("Standard_NC24ads_A100_v4", size).encode())
+    assert [finding.rule for finding in online_findings(tree)] == rules
 
 
 def test_an_image_that_runs_as_root(tree: Path, edited: Any) -> None:

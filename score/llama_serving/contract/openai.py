@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
@@ -42,9 +43,10 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
     chat = request.reply is Reply.CHAT
     sequences = [sequence for per_prompt in generations for sequence in per_prompt]
     choice = _chat_choice if chat else _completion_choice
+    with_ids = _ids if request.return_token_ids else _nothing
     return {
         **_head("chat.completion" if chat else "text_completion", model),
-        "choices": [choice(index, sequence) for index, sequence in enumerate(sequences)],
+        "choices": [{**choice(index, one), **with_ids(one)} for index, one in enumerate(sequences)],
         "usage": _usage(generations),
     }
 
@@ -52,10 +54,12 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
 class Chunks:
     """OpenAI's chunk objects: a chat begins with the role, every sequence ends with its finish_reason.
 
-    Log-probabilities come with that end, usage behind the last sequence where `stream_options` asks for it.
+    Log-probabilities come with that end, or with each piece where token ids do; usage behind the last sequence where
+    `stream_options` asks for it.
     """
 
     def __init__(self, request: Request, model: str) -> None:
+        self._ids = request.return_token_ids
         self._chat = request.reply is Reply.CHAT
         self._head = _head("chat.completion.chunk" if self._chat else "text_completion", model)
         self._with_usage = request.include_usage
@@ -67,12 +71,12 @@ class Chunks:
         role = {"role": "assistant"} if self._chat and delta.index not in self._started else {}
         self._started.add(delta.index)
         text = {"delta": {**role, "content": delta.text}} if self._chat else {"text": delta.text}
+        end = _end(delta.generation, chat=self._chat)
         if delta.generation is not None:
             self._ended.append(delta.generation)
-        return {
-            **self._head,
-            "choices": [{"index": delta.index, **text, **_end(delta.generation, chat=self._chat)}],
-        }
+        if self._ids:
+            end = {**end, **_piece(delta)}
+        return {**self._head, "choices": [{"index": delta.index, **text, **end}]}
 
     def last(self) -> list[dict[str, Any]]:
         """What comes when all sequences have ended."""
@@ -97,7 +101,15 @@ def parse_completion(body: Body) -> Request:
     if asked.return_full_text and asked.logprobs is not None:
         raise BadRequest("`echo` and `logprobs` can't be combined: no log-probabilities of the prompt are kept. "
                          "Leave one of them out.", code="unsupported_field", param="logprobs")  # fmt: skip
-    return _request(body, prompts, asked, Reply.COMPLETION, paths)
+    if asked.return_full_text and body.get("return_token_ids"):
+        raise BadRequest("`echo` and `return_token_ids` can't be combined: the prompt's ids come in a field of their "
+                         "own. Leave one of them out.", code="unsupported_field", param="return_token_ids")  # fmt: skip
+    return replace(
+        _request(body, prompts, asked, Reply.COMPLETION, paths),
+        stop_token_ids=frozenset(int(i) for i in body.get("stop_token_ids") or ()),
+        return_token_ids=bool(body.get("return_token_ids")),
+        tokens_as_ids=bool(body.get("return_tokens_as_token_ids")),
+    )
 
 
 def _prompts(body: Body) -> tuple[tuple[Input, ...], tuple[str, ...]]:
@@ -174,6 +186,24 @@ def _logprobs(generation: Generation, *, chat: bool) -> dict[str, Any] | None:
     if generation.logprobs is None:
         return None
     return chat_logprobs(generation.logprobs) if chat else completion_logprobs(generation.logprobs)
+
+
+def _ids(generation: Generation) -> dict[str, Any]:
+    return {"prompt_token_ids": list(generation.prompt_token_ids), "token_ids": list(generation.token_ids)}
+
+
+def _nothing(generation: Generation) -> dict[str, Any]:
+    del generation
+    return {}
+
+
+def _piece(delta: Delta) -> dict[str, Any]:
+    """What a piece has beside its text where token ids were asked for, as vLLM streams it."""
+    return {
+        "prompt_token_ids": None if delta.prompt_token_ids is None else list(delta.prompt_token_ids),
+        "token_ids": list(delta.token_ids),
+        "logprobs": None if delta.logprobs is None else completion_logprobs(delta.logprobs),
+    }
 
 
 def _completion_choice(index: int, sequence: Generation) -> dict[str, Any]:

@@ -136,13 +136,14 @@ def _asking() -> dict[str, Any]:
 
     text = {"text/plain": {"schema": {"type": "string"}}}
     live = _probe("Is it alive?", phase("live", "dead"))
-    ready = _probe("Does it take requests?", phase("loading", "ready", "draining", "dead"))
+    ready = _probe("Does it take requests?", phase("loading", "ready", "upstream_away", "draining", "dead"))
     ping = _probe("Does it take requests?", text)
     number, document = _get("Its version", text), _get("This document", _json({"type": "object"}))
     models = _get("Its one model", _json(_any(("openai-answers/$defs/models",))), "503")
     model = _get("Its model", _json(_any(("openai-answers/$defs/model",))), "404", "503")
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     return {
+        "/health": {"get": ready, "head": ready},
         "/health/live": {"get": live, "head": live},
         "/health/ready": {"get": ready, "head": ready},
         "/ping": {"get": ping, "head": ping},

@@ -101,6 +101,9 @@ class Request:
         ceiling: `max_new_tokens` is cut to what the context leaves, not refused (OpenAI's meaning).
         model: the name that the client gave the model, where its protocol has one.
         include_usage: a stream ends with its usage.
+        stop_token_ids: ids that end a sequence beside the model's own.
+        return_token_ids: the answer has the ids of prompt and completion, and log-probabilities of every one of them.
+        tokens_as_ids: log-probabilities name their tokens `token_id:7`.
     """
 
     inputs: tuple[Input, ...]
@@ -111,6 +114,9 @@ class Request:
     ceiling: bool = False
     model: str | None = None
     include_usage: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
+    return_token_ids: bool = False
+    tokens_as_ids: bool = False
 
     @property
     def chat(self) -> bool:
@@ -192,6 +198,7 @@ class Generation:
     Attributes:
         text: the completion alone, stop string cut off, nothing stripped.
         full_text: with the prompt, where `return_full_text` asked for it; else equal to `text`.
+        prompt_token_ids: what the model read; `token_ids` what it wrote, the one that ended it included.
     """
 
     text: str
@@ -199,15 +206,24 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of streamed text of the sequence `index`; the last one of a sequence has its `generation`."""
+    """A piece of streamed text of the sequence `index`; the last one of a sequence has its `generation`.
+
+    Attributes:
+        prompt_token_ids, token_ids, logprobs: of this piece, where the request asks for ids; the prompt's come once.
+    """
 
     index: int
     text: str
     generation: Generation | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 Generations = tuple[tuple[Generation, ...], ...]

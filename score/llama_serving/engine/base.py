@@ -42,6 +42,7 @@ class EngineStats:
         why_not: why that is not the fastest there is.
         sequences: submitted so far; `tokens_in` and `tokens_out` are theirs.
         alive: it takes requests.
+        away: what it needs to generate is not there, and may come back; until then it refuses what it is given.
         steps: forward passes; `rows` went through them.
         reused_tokens: tokens of prompts that did not have to be computed, since an earlier prompt had them.
         times_set_aside: how often a sequence had to make room for older ones.
@@ -57,6 +58,7 @@ class EngineStats:
     alive: bool
     backend: str = ""
     why_not: str = ""
+    away: bool = False
     steps: int = 0
     rows: int = 0
     reused_tokens: int = 0
@@ -68,12 +70,16 @@ class EngineStats:
 class Handle:
     """The tokens of one sequence, as they come. One consumer, any thread or event loop.
 
+    Args:
+        on_cancel: told of `cancel`, at once and in its thread, by an engine that takes no steps.
+
     Attributes:
         count: tokens that came.
         submitted_at, first_at, last_at: `time.monotonic()` seconds of its making, its first token and its last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_cancel: "Callable[[Handle], None] | None" = None) -> None:
+        self._on_cancel = on_cancel
         self.count = 0
         self.submitted_at = self.last_at = time.monotonic()
         self.first_at: float | None = None
@@ -104,6 +110,8 @@ class Handle:
     def cancel(self) -> None:
         """Asks the engine to stop within one step. Harmless at any time, any number of times."""
         self._cancelled = True
+        if self._on_cancel is not None:
+            self._on_cancel(self)
 
     def __iter__(self) -> Iterator[Token]:
         """The tokens, waiting for each.
@@ -255,7 +263,7 @@ class Engine(Protocol):
 
         Raises:
             BadRequest: the sequence can't fit the engine's memory, whatever else runs.
-            Unavailable: the engine is draining, closed or dead.
+            Unavailable: the engine is draining, closed or dead, or what it needs is away.
         """
         ...
 

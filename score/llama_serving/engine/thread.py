@@ -36,6 +36,7 @@ class EngineThread(Generic[W]):
         serve: called then, on the thread, and expected to take from `inbox` until it finds None there. When it
             returns or raises, the engine has ended.
         most: sequences inside at a time.
+        tell: called, from any thread, when something has been put into `inbox`.
 
     Attributes:
         lock: guards `open` and the counts.
@@ -43,8 +44,15 @@ class EngineThread(Generic[W]):
         sequences: taken in so far; `tokens_in` are those of their prompts.
     """
 
-    def __init__(self, load: Callable[[], None], serve: Callable[[], None], *, most: int = MOST_OPEN) -> None:
-        self._load, self._serve, self._most = load, serve, most
+    def __init__(
+        self,
+        load: Callable[[], None],
+        serve: Callable[[], None],
+        *,
+        most: int = MOST_OPEN,
+        tell: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._load, self._serve, self._most, self._tell = load, serve, most, tell
         self.inbox: queue.SimpleQueue[W | None] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self._fewer = threading.Condition(self.lock)
@@ -99,6 +107,7 @@ class EngineThread(Generic[W]):
             self.sequences += 1
             self.tokens_in += tokens
             self.inbox.put(work)
+        self._tell()
 
     def finish(self, handle: Handle, reason: FinishReason) -> None:
         """It has ended."""
@@ -132,6 +141,7 @@ class EngineThread(Generic[W]):
             for handle in self.open:
                 handle.cancel()
         self.inbox.put(None)
+        self._tell()
         self._thread.join()
 
     def _run(self) -> None:

@@ -208,6 +208,7 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for path, function in {
+        "/health": ready,
         "/health/live": live,
         "/health/ready": ready,
         "/ping": ping,

@@ -20,10 +20,11 @@ LAST_ANSWERS_S: Final = 5.0
 
 
 class Phase(StrEnum):
-    """In the order in which they come."""
+    """In the order in which they come; where the model is another server's, that one may go and come back."""
 
     LOADING = "loading"
     READY = "ready"
+    UPSTREAM_AWAY = "upstream_away"
     DRAINING = "draining"
     DEAD = "dead"
 
@@ -53,11 +54,14 @@ class Lifecycle:
         """Where it is now; the engine is asked."""
         if self.failure is not None:
             return Phase.DEAD
-        if self._service is not None and not self._service.engine.stats().alive:
+        stats = self._service.engine.stats() if self._service is not None else None
+        if stats is not None and not stats.alive:
             return Phase.DEAD
         if self._draining:
             return Phase.DRAINING
-        return Phase.LOADING if self._service is None else Phase.READY
+        if stats is None:
+            return Phase.LOADING
+        return Phase.UPSTREAM_AWAY if stats.away else Phase.READY
 
     @property
     def loaded(self) -> Service | None:
@@ -101,7 +105,7 @@ class Lifecycle:
             self._end(2)
             return
         _log.info("ready")
-        while self.phase is Phase.READY:
+        while self.phase in (Phase.READY, Phase.UPSTREAM_AWAY):
             await asyncio.sleep(WATCH_S)
         if self._draining:
             return
@@ -150,6 +154,7 @@ class Lifecycle:
 
 _WHY: Final = {
     Phase.LOADING: f"The model is loading. Try again in {RETRY_AFTER_S} s.",
+    Phase.UPSTREAM_AWAY: f"The model's server is away. Try again in {RETRY_AFTER_S} s.",
     Phase.DRAINING: "The server is shutting down. Ask another one.",
     Phase.DEAD: "The model has stopped and the server ends. Ask another one, or try again when it is back.",
 }

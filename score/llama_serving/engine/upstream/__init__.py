@@ -1,0 +1,1 @@
+"""Another server generates: an OpenAI-compatible one that takes token ids (vLLM, or one of ours)."""

@@ -1,0 +1,284 @@
+"""The engine: one thread with an event loop, and on it a request to the server behind us for each sequence that runs.
+
+It computes nothing itself and needs no torch. See `engine/base.py`.
+"""
+
+import asyncio
+import logging
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llama_serving.contract.request import FinishReason, SamplingParams
+from llama_serving.engine.base import EngineStats, Handle, publish
+from llama_serving.engine.thread import EngineThread
+from llama_serving.engine.upstream import refusals
+from llama_serving.engine.upstream.answer import Answer
+from llama_serving.engine.upstream.client import AwayError, Client
+from llama_serving.engine.upstream.server import Server
+from llama_serving.errors import InternalError, ServingError, SetupError, frames
+
+_log = logging.getLogger(__name__)
+
+START_S: Final = 600.0
+"""How long it is waited for at the start. (The vLLM image's own supervisor has waited before.)"""
+AGAIN_S: Final = 0.5
+SAY_EVERY_S: Final = 10.0
+WATCH_S: Final = 1.0
+PROBE_IDS: Final = (1,)
+"""A prompt that any model of the family reads: the beginning of a text."""
+PROBE: Final = SamplingParams(max_new_tokens=1, logprobs=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    body: dict[str, Any]
+    deadline: float | None
+    stop: Callable[[int], bool] | None
+    handle: Handle
+
+
+class UpstreamEngine:
+    """Has an OpenAI-compatible server generate.
+
+    Args:
+        client: of that server.
+        url: where it is, for messages.
+        model: the name that it must have the model under.
+        max_num_seqs: sequences that it is asked for at a time; others wait here.
+        start_s: seconds that it is waited for.
+
+    Raises:
+        SetupError: it does not come, has another model, or is none that can be used.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Client],
+        *,
+        url: str,
+        model: str,
+        max_num_seqs: int = 16,
+        start_s: float = START_S,
+    ) -> None:
+        self._make_client, self._url, self._model, self._start_s = client, url, model, start_s
+        self._max_num_seqs = max_num_seqs
+        self._running = self._tokens_out = 0
+        self._away, self._said = False, ""
+        self._tasks: dict[Handle, asyncio.Task[None]] = {}
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._news = asyncio.Event()
+        self._thread: EngineThread[_Job] = EngineThread(
+            self._start, self._serve, tell=lambda: self._soon(self._news.set)
+        )
+        self._thread.start()
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        deadline: float | None = None,
+        stop: Callable[[int], bool] | None = None,
+    ) -> Handle:
+        """See `Engine.submit`."""
+        if self._away:
+            raise refusals.away("it did not answer when it was last asked")
+        handle = Handle(self._wants_no_more)
+        ids = tuple(prompt_ids)
+        self._thread.take(_Job(ids, params, self._server.body(ids, params), deadline, stop, handle), len(ids))
+        return handle
+
+    @property
+    def capacity(self) -> int | None:
+        """See `Engine.capacity`."""
+        return self._server.context
+
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`."""
+        thread = self._thread
+        forked = thread.forked
+        running = 0 if forked else self._running
+        return EngineStats(
+            engine="upstream",
+            backend=f"{self._server.name} at {self._url}",
+            running=running,
+            waiting=0 if forked else max(0, len(thread.open) - running),
+            sequences=thread.sequences,
+            tokens_in=thread.tokens_in,
+            tokens_out=self._tokens_out,
+            alive=thread.alive,
+            away=self._away,
+        )
+
+    def drain(self) -> None:
+        """See `Engine.drain`."""
+        self._thread.drain()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._thread.close()
+
+    def _wants_no_more(self, handle: Handle) -> None:
+        self._soon(lambda: self._give_up(handle))
+
+    def _soon(self, what: Callable[[], None]) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop has ended, and everything on it
+            self._loop.call_soon_threadsafe(what)
+
+    # --- all below runs on the engine's thread --------------------------------------------------------
+
+    def _start(self) -> None:
+        try:
+            self._server = self._runner.run(self._met())
+        except BaseException:
+            self._runner.close()
+            raise
+
+    def _serve(self) -> None:
+        try:
+            with self._runner:
+                self._runner.run(self._work())
+        except BaseException:
+            _log.exception("the engine has stopped")
+            raise
+
+    async def _met(self) -> Server:
+        """The server, once it is there and has shown that it takes and gives token ids."""
+        self._client = self._make_client()
+        try:
+            server = await self._awaited()
+            answer = Answer(PROBE_IDS, PROBE)
+            async with self._client.events(server.body(PROBE_IDS, PROBE), model=self._model) as events:
+                async for data in events:
+                    answer.read(data)
+        except SetupError as error:
+            raise SetupError(f"LLAMA_UPSTREAM_URL={self._url} can't be used: {error}.") from error
+        except ServingError as error:
+            raise SetupError(
+                f"LLAMA_UPSTREAM_URL={self._url} can't be used. A first request failed: {error.message}"
+            ) from error
+        return server
+
+    async def _awaited(self) -> Server:
+        begun, said = time.monotonic(), 0.0
+        while True:
+            try:
+                return await self._client.describe(self._model)
+            except AwayError as error:
+                waited = time.monotonic() - begun
+                if waited > self._start_s:
+                    raise SetupError(f"nobody answered there within {self._start_s:.0f} s ({error})") from error
+                if waited >= said:
+                    _log.warning("waiting for the model's server at %s: %s", self._url, error)
+                    said = waited + SAY_EVERY_S
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), AGAIN_S)
+                    raise SetupError("it was not waited for any longer") from None
+
+    async def _work(self) -> None:
+        watching = asyncio.create_task(self._watch())
+        places = asyncio.Semaphore(self._max_num_seqs)
+        try:
+            async for job in self._received():
+                if job.handle.cancelled:  # (a task that is cancelled before its first step knows of nothing)
+                    self._thread.finish(job.handle, "cancelled")
+                else:
+                    self._tasks[job.handle] = asyncio.create_task(self._run(job, places))
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        finally:
+            watching.cancel()
+            await self._client.close()
+
+    async def _received(self) -> AsyncIterator[_Job]:
+        while True:
+            try:
+                job = self._thread.inbox.get_nowait()
+            except queue.Empty:
+                await self._news.wait()
+                self._news.clear()
+            else:
+                if job is None:
+                    return
+                yield job
+
+    def _give_up(self, handle: Handle) -> None:
+        task = self._tasks.get(handle)
+        if task is not None:
+            task.cancel()
+
+    async def _run(self, job: _Job, places: asyncio.Semaphore) -> None:
+        """One sequence, from its turn to its end."""
+        try:
+            async with asyncio.timeout_at(job.deadline), places:
+                self._running += 1
+                try:
+                    reason = await self._generate(job)
+                finally:
+                    self._running -= 1
+        except TimeoutError:
+            self._thread.finish(job.handle, "deadline")
+        except asyncio.CancelledError:
+            self._thread.finish(job.handle, "cancelled")
+        except ServingError as error:
+            self._thread.fail(job.handle, error)
+        except Exception as error:
+            _log.error("a sequence failed (messages left out, they could quote a prompt)\n%s", frames(error))
+            self._thread.fail(
+                job.handle,
+                InternalError("The server failed on this sequence. Try again; the log has the cause."),
+            )
+        else:
+            self._thread.finish(job.handle, reason)
+        finally:
+            del self._tasks[job.handle]
+
+    async def _generate(self, job: _Job) -> FinishReason:
+        answer = Answer(job.prompt_ids, job.params)
+        async with self._client.events(job.body, model=self._model) as events:
+            async for data in events:
+                tokens = answer.read(data)
+                for token in tokens:
+                    publish([(job.handle, token)])
+                    self._tokens_out += 1
+                    if job.stop is not None and job.stop(token.id):
+                        return "stop"
+                if answer.complete and answer.finish_reason is not None:
+                    return answer.finish_reason
+        raise refusals.broken("its answer has no end")
+
+    async def _watch(self) -> None:
+        """Knows whether the server is there; one that comes back must be the same."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not self._away and not await self._client.healthy():
+                self._away = True
+                _log.error("the model's server at %s is away", self._url)
+            elif self._away and await self._is_back():
+                self._away = False
+                _log.warning("the model's server at %s is back", self._url)
+
+    async def _is_back(self) -> bool:
+        try:
+            server = await self._client.describe(self._model)
+        except AwayError:
+            return False
+        except SetupError as error:
+            self._say_once(f"it can't be used any more: {error}")
+            return False
+        if (server.kind, server.context) != (self._server.kind, self._server.context):
+            self._say_once(f"it is another server now: {server.name}, context {server.context}")
+            return False
+        return True
+
+    def _say_once(self, what: str) -> None:
+        if what != self._said:
+            self._said = what
+            _log.error("the model's server at %s: %s", self._url, what)
