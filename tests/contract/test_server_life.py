@@ -132,23 +132,27 @@ def test_another_models_name_with_and_without_strictness(own: Server) -> None:
 PATCHED = """
 import sys, time
 from pathlib import Path
-from llama_serving.engine.batching.backends.portable import Portable
+from llama_serving.engine.batching.backends.choice import Choice
 from deployment.cli import main
 
 folder, port = Path(sys.argv[1]), sys.argv[2]
-make, forward = Portable.__init__, Portable.forward
+make = Choice.make
 
-def making(self, *arguments, **named):
+def making(self, *arguments):
     while not (folder / "load").exists():
         time.sleep(0.01)
-    make(self, *arguments, **named)
+    backend = make(self, *arguments)
+    forward = backend.forward
 
-def passing(self, batch):
-    if (folder / "die").exists():
-        raise SystemExit("the end")
-    return forward(self, batch)
+    def passing(batch):
+        if (folder / "die").exists():
+            raise SystemExit("the end")
+        return forward(batch)
 
-Portable.__init__, Portable.forward = making, passing
+    backend.forward = passing
+    return backend
+
+Choice.make = making
 main(["serve", "--model", "nano", "--port", port])
 """
 
