@@ -43,7 +43,9 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of ten layers fit what may be measured; a step is what none takes and five times what two take more."""
     asked = []
 
-    def measured(config: LlamaConfig, choice: Choice, together: list[Length], prompt: int) -> tuple[float, float]:
+    def measured(
+        config: LlamaConfig, choice: Choice, together: list[Length], prompt: int
+    ) -> tuple[float, float]:
         asked.append((config.layers, choice.wanted, len(together), prompt))
         return (0.010, 0.001) if config.layers == 0 else (0.014, 0.002)
 
