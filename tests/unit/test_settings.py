@@ -125,7 +125,7 @@ def test_variables_of_other_software_are_left_alone(name: str) -> None:
 
 
 def test_a_setting_that_nothing_reads_is_refused() -> None:
-    with pytest.raises(SetupError, match="LLAMA_UPSTREAM_URL is set, but .* Unset it"):
+    with pytest.raises(SetupError, match=r"LLAMA_UPSTREAM_URL is set, but .* Unset it"):
         Settings.from_environment({"LLAMA_UPSTREAM_URL": "1"})
 
 
