@@ -3,9 +3,7 @@
 import functools
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -16,23 +14,17 @@ from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.engine.batching.native.library import Kernels
 
-EXACT: Final = ("portable", "native", "native int8")
-"""Those of which a row's result is bitwise the same in any company; the portable one is so in float32."""
-
 
 def make(kind: str, folder: Path, blocks: int) -> Backend:
-    """The backend of that name with a checkpoint; portable in float32."""
+    """The backend of that name with a checkpoint; the portable one in float32 where nothing else is said."""
 
     def num_blocks(_: LlamaConfig) -> int:
         return blocks
 
-    if kind == "portable":
-        return Portable.of(folder, dtype="float32", num_blocks=num_blocks)
-    return native(folder, num_blocks, int8=kind == "native int8")
-
-
-def native(folder: Path, num_blocks: Callable[[LlamaConfig], int], *, int8: bool = False) -> Native:
-    """The native backend with a checkpoint."""
+    if kind.startswith("portable"):
+        dtype = "bfloat16" if kind.endswith("bf16") else "float32"
+        return Portable.of(folder, dtype=dtype, num_blocks=num_blocks)
+    int8 = kind == "native int8"
     return Native(LlamaConfig.read(folder), Weights(folder), kernels(), int8=int8, num_blocks=num_blocks)
 
 

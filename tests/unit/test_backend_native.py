@@ -26,7 +26,16 @@ in the mean of the rows."""
 BOUND_OF_A_ROW: Final = 3.0
 """That of the worst row."""
 CONFIG: Final = LlamaConfig(
-    vocab=300, hidden=64, ffn=176, layers=2, heads=4, kv_heads=2, head_dim=64, rope_theta=1e6, epsilon=1e-5, tied=False
+    vocab=300,
+    hidden=64,
+    ffn=176,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    rope_theta=1e6,
+    epsilon=1e-5,
+    tied=False,
 )
 BLOCKS: Final = 400
 
@@ -177,16 +186,15 @@ def test_a_step_of_everything(size: int, int8: bool) -> None:
             pair.ours.forward([Rows(text[:start], start=0, blocks=blocks, prefill=True, wanted=False)])
         step.append(Rows(text[start:], start, blocks, prefill=prefill, wanted=True))
     found = pair.ours.forward(step)
-    errors = torch.cat([
-        pair.errors(text, {len(text) - 1: row}) for (text, _, _), row in zip(parts, found, strict=True)
-    ])
+    errors = torch.cat(
+        [pair.errors(text, {len(text) - 1: row}) for (text, _, _), row in zip(parts, found, strict=True)]
+    )
     ours, theirs = errors.T
     assert ours.max() < BOUND_OF_A_ROW * theirs.mean()
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
     """What they share out are whole sums."""
-    rng = random.Random(5)
     shape = Llama(heads=4, kv_heads=2, head_dim=64, layers=1)
     before, found, rooms = torch.get_num_threads(), [], []
     try:
