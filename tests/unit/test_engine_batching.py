@@ -380,7 +380,7 @@ class TestFaults:
         prompts[at_fault] = [298, *prompts[at_fault]]
 
         def fault(batch: Sequence[Rows]) -> None:
-            if any(rows.ids[0] == 298 for rows in batch):
+            if any(rows.prefill and rows.ids[0] == 298 for rows in batch):
                 raise RuntimeError("a fault")
 
         gate = Gate(own.backend)
