@@ -121,14 +121,13 @@ class Kernels:
     def _made(self) -> c.Model:
         shape = self._shape
         hidden, ffn, width = shape.hidden, shape.ffn, shape.heads * shape.head_dim
-        cache = np.zeros((BLOCKS, shape.kv_heads, BLOCK_TOKENS, shape.head_dim), np.uint16)
+        cache = np.zeros((BLOCKS, shape.layers, 2, shape.kv_heads, BLOCK_TOKENS * shape.head_dim), np.uint16)
         pairs = 2 * (ffn + -ffn % DEPTH)
         layers = [
             c.Layer(
                 before=self._vector(hidden), qkv=self._matrix(width + 2 * shape.kv_heads * shape.head_dim, hidden),
                 o=self._matrix(hidden, width), between=self._vector(hidden),
                 gate_up=self._matrix(pairs, hidden), down=self._matrix(hidden, ffn),
-                keys=self._buffers.of(cache), values=self._buffers.of(cache),
             )
             for _ in range(shape.layers)
         ]  # fmt: skip
@@ -136,9 +135,9 @@ class Kernels:
         embedding = self._normal(shape.vocab, hidden + -hidden % DEPTH)
         return c.Model(
             layers=shape.layers, hidden=hidden, ffn=ffn, heads=shape.heads, kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim, vocab=shape.vocab, blocks=BLOCKS, epsilon=1e-5, layer=self._layers,
+            head_dim=shape.head_dim, vocab=shape.vocab, epsilon=1e-5, layer=self._layers,
             embedding=self._buffers.of(bf16(embedding)), norm=self._vector(hidden),
-            head=self._matrix(shape.vocab, hidden),
+            head=self._matrix(shape.vocab, hidden), cache=self._buffers.of(cache),
         )  # fmt: skip
 
     def _normal(self, *sizes: int) -> npt.NDArray[np.float32]:

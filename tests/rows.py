@@ -44,6 +44,14 @@ def company(cache: Cache, rng: random.Random, *, vocab: int = VOCAB, most: int =
     return rows
 
 
+def spoil(backend: Backend, blocks: Sequence[int]) -> None:
+    """Makes all keys and values in these blocks NaN."""
+    saved = backend.save(blocks)
+    for copy in saved:
+        copy.fill_(float("nan"))
+    backend.restore(blocks, saved)
+
+
 def among(backend: Backend, mine: Rows, others: Sequence[Rows], rng: random.Random) -> torch.Tensor:
     """The logits (vocab,) of wanted rows that go through the model in a random place of the batch."""
     at = rng.randint(0, len(others))

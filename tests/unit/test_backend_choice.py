@@ -238,6 +238,14 @@ class TestTheBuild:
         assert build.found_or_made() == build.found_or_made() == made
         assert not _library(sources).exists()
 
+    def test_those_of_other_sources_are_removed(self, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (sources / "kernels-old.so").touch()
+        monkeypatch.setenv(
+            "CXX", program(sources.parent / "compiler", 'while [ $# -gt 1 ]; do shift; done; echo > "$1"')
+        )
+        build.found_or_made()
+        assert {path.name for path in sources.iterdir()} == {build.SOURCE, "kernels.so"}
+
     def test_other_sources_or_flags_are_another_library(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llama_serving.engine.batching.backends.base import Backend, Rows
 from tests import backends, llamas
 from tests.llamas import SHAPES, Llama
-from tests.rows import Cache, among, company, ids, in_chunks
+from tests.rows import Cache, among, company, ids, in_chunks, spoil
 
 TOKENS = 16 * 1400
 NATIVE_SHAPES = ("heads of 64", "heads of 128", "heads wider than hidden")
@@ -77,8 +77,7 @@ def test_cleared_blocks_are_as_new(backend: Backend) -> None:
     blocks, prompt = cache.blocks(40), ids(rng, 3)
     rows = [Rows(prompt, 0, blocks, prefill=True, wanted=True)]
     expected = backend.forward(rows)
-    saved = backend.save(blocks)
-    backend.restore(blocks, [torch.full_like(copy, float("nan")) for copy in saved])
+    spoil(backend, blocks)
     backend.clear(blocks)
     assert torch.equal(backend.forward(rows), expected)
     assert backend.forward([Rows([7], 3, blocks, prefill=False, wanted=True)]).isfinite().all()
@@ -89,7 +88,7 @@ def test_what_is_no_number_stays_with_its_sequence(backend: Backend) -> None:
     cache = Cache(backend, rng)
     poisoned, others = cache.blocks(90), company(cache, rng)
     expected = backend.forward(others)
-    backend.restore(poisoned, [torch.full_like(copy, float("nan")) for copy in backend.save(poisoned)])
+    spoil(backend, poisoned)
     for bad in (
         Rows([7], 50, poisoned, prefill=False, wanted=True),
         Rows(ids(rng, 40), 33, poisoned, prefill=True, wanted=True),

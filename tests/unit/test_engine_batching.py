@@ -32,6 +32,7 @@ from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
 from tests import backends, llamas
 from tests.llamas import SHAPES
+from tests.rows import spoil
 from tests.unit.conftest import PATIENCE_S
 
 GREEDY: Final = SamplingParams(max_new_tokens=12)
@@ -441,9 +442,7 @@ class TestFaults:
             def poisoned(batch: Sequence[Rows]) -> torch.Tensor:
                 logits = forward(batch)
                 if len(batch[0].ids) > 60:
-                    own = list(batch[0].blocks)
-                    saved = started.backend.save(own)
-                    started.backend.restore(own, [torch.full_like(copy, float("nan")) for copy in saved])
+                    spoil(started.backend, batch[0].blocks)
                     return logits * float("nan")
                 return logits
 
