@@ -35,8 +35,8 @@ SHAPES = {
 }
 
 
-def write(llama: Llama, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """Writes a checkpoint whose greedy text neither stands still nor has near-ties everywhere."""
+def random_model(llama: Llama, *, seed: int = 0) -> Any:
+    """A model in float32 whose greedy text neither stands still nor has near-ties everywhere."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=llama.vocab,
@@ -59,7 +59,12 @@ def write(llama: Llama, folder: Path, *, dtype: torch.dtype = torch.float32, see
                 weight.normal_(std=(0.4 if "embed" in name else 1.6 / weight.shape[1] ** 0.5))
             else:
                 weight.uniform_(0.5, 1.5)
-    model.to(dtype).save_pretrained(folder)
+    return model.eval()
+
+
+def write(llama: Llama, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Writes the checkpoint of a random model."""
+    random_model(llama, seed=seed).to(dtype).save_pretrained(folder)
     return folder
 
 

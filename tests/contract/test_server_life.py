@@ -20,6 +20,7 @@ import pytest
 from requests.structures import CaseInsensitiveDict
 
 from deployment.servers import Server, ServerStartError, console_script, environment, free_port, own_server
+from llama_serving.engine.batching.native import cpu
 from load_tests.bench.crowd import once
 from tests.bad_bodies import Bad
 from tests.conftest import Answer, post
@@ -54,6 +55,33 @@ def inside_of(server: Server) -> float:
     """Sequences that run and wait, of one scrape."""
     lines = get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("llama_num_requests_"))
+
+
+# --- what computes ----------------------------------------------------------------------------------
+
+
+def what_generates(server: Server) -> str:
+    lines = get(f"{server.url}/metrics").text.splitlines()
+    return next(line for line in lines if line.startswith("llama_engine_info{"))
+
+
+def test_another_backend_than_the_fastest_is_told_with_its_reason(own: Server) -> None:
+    why_not = "it computes in bfloat16, not float32 (LLAMA_DTYPE)"
+    assert 'backend="portable"' in what_generates(own)
+    assert f'why_not="{why_not}"' in what_generates(own)
+    said = f"float32, batching engine on the portable backend (not the native one: {why_not});"
+    assert said in own.log.read_text()
+
+
+def test_the_fastest_backend_that_this_machine_can_have_answers() -> None:
+    """With AMX the native one; on any other CPU the portable one, which says what is missing."""
+    with own_server("nano", env={"LLAMA_DTYPE": "bfloat16"}) as server:
+        assert post(f"{server.url}/v1/completions", {"prompt": "def f(x):", "max_tokens": 8}).status == 200
+        missing = ", ".join(cpu.missing())
+        backend, why_not = ("portable", f"this CPU has no {missing}") if missing else ("native", "")
+        assert f'backend="{backend}"' in what_generates(server)
+        assert f'why_not="{why_not}"' in what_generates(server)
+        assert f"bfloat16, batching engine on the {backend} backend" in server.log.read_text()
 
 
 # --- who may ask ------------------------------------------------------------------------------------
@@ -132,23 +160,27 @@ def test_another_models_name_with_and_without_strictness(own: Server) -> None:
 PATCHED = """
 import sys, time
 from pathlib import Path
-from llama_serving.engine.batching.backends.portable import Portable
+from llama_serving.engine.batching.backends.choice import Choice
 from deployment.cli import main
 
 folder, port = Path(sys.argv[1]), sys.argv[2]
-make, forward = Portable.__init__, Portable.forward
+make = Choice.make
 
-def making(self, *arguments, **named):
+def making(self, *arguments):
     while not (folder / "load").exists():
         time.sleep(0.01)
-    make(self, *arguments, **named)
+    backend = make(self, *arguments)
+    forward = backend.forward
 
-def passing(self, batch):
-    if (folder / "die").exists():
-        raise SystemExit("the end")
-    return forward(self, batch)
+    def passing(batch):
+        if (folder / "die").exists():
+            raise SystemExit("the end")
+        return forward(batch)
 
-Portable.__init__, Portable.forward = making, passing
+    backend.forward = passing
+    return backend
+
+Choice.make = making
 main(["serve", "--model", "nano", "--port", port])
 """
 

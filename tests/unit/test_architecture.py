@@ -78,7 +78,9 @@ HEAVY = (
 )
 IMPURE = (
     "llama_serving.engine.pipeline",
+    "llama_serving.engine.batching.backends.blocks",
     "llama_serving.engine.batching.backends.linear",
+    "llama_serving.engine.batching.backends.native",
     "llama_serving.engine.batching.backends.portable",
     "llama_serving.engine.batching.engine",
     "llama_serving.engine.batching.sampler",

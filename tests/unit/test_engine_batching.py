@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,19 +25,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.batching import sampler
-from llama_serving.engine.batching.backends.base import BackendLostError, Rows
-from llama_serving.engine.batching.backends.portable import Portable
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.engine.batching.start import start
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
-from tests import llamas
+from tests import backends, llamas
 from tests.llamas import SHAPES
+from tests.rows import spoil
 from tests.unit.conftest import PATIENCE_S
 
 GREEDY: Final = SamplingParams(max_new_tokens=12)
 BLOCKS: Final = 400
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, and the backend that computes it."""
+
+    folder: Path
+    backend: str = "portable"
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +52,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llamas.write(SHAPES["grouped heads"], tmp_path_factory.mktemp("llama"))
 
 
-class Watched(Portable):
-    """The portable backend with a hook before each pass, and a record of what went through it."""
+@pytest.fixture(scope="module", params=["portable", "native"])
+def model(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    if request.param == "portable":
+        return Model(folder)
+    wide = llamas.write(SHAPES["heads of 64"], tmp_path_factory.mktemp("wide"), dtype=torch.bfloat16)
+    return Model(wide, "native")
 
-    def __init__(self, folder: Path, blocks: int, *, dtype: str = "float32") -> None:
-        config, weights = LlamaConfig.read(folder), Weights(folder)
-        super().__init__(config, weights, dtype=dtype, num_blocks=lambda _: blocks + 1)
+
+class Watched:
+    """A backend with a hook before each pass, and a record of what went through it."""
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
         self.before: Callable[[Sequence[Rows]], None] = lambda batch: None
         self.passes: list[list[int]] = []
         self.threads: set[int] = set()
@@ -60,15 +74,20 @@ class Watched(Portable):
         self.before(batch)
         if batch[0].blocks[0]:  # not the engine's own probe
             self.passes.append([len(rows.ids) for rows in batch])
-        return super().forward(batch)
+        return self.inner.forward(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
 
 class Started:
-    """An engine over a watched backend."""
+    """An engine over a watched backend; its memory holds so many blocks of 16 tokens."""
 
-    def __init__(self, folder: Path, *, blocks: int = BLOCKS, dtype: str = "float32", **options: Any) -> None:
+    def __init__(self, model: Model, *, blocks: int = BLOCKS, **options: Any) -> None:
+        self.blocks = blocks if model.backend != "native" else blocks // 2
+
         def load() -> Watched:
-            self.backend = Watched(folder, blocks, dtype=dtype)
+            self.backend = Watched(backends.make(model.backend, model.folder, self.blocks + 1))
             return self.backend
 
         self.engine = BatchingEngine(load, **options)
@@ -84,8 +103,8 @@ class Started:
 
 
 @pytest.fixture
-def own(folder: Path) -> Iterator[Started]:
-    with Started(folder) as started:
+def own(model: Model) -> Iterator[Started]:
+    with Started(model) as started:
         yield started
 
 
@@ -121,15 +140,13 @@ class TestTheTokensAreTheReferences:
     def test_greedy_ids_of_every_shape(self, shape: str, tmp_path: Path) -> None:
         llamas.write(SHAPES[shape], tmp_path)
         model = llamas.reference(tmp_path)
-        with Started(tmp_path) as started:
+        with Started(Model(tmp_path)) as started:
             handles = [(p, started.engine.submit(p, replace(GREEDY, max_new_tokens=24)))
                        for p in (prompt(seed, count) for seed, count in enumerate((1, 2, 15, 16, 17, 33, 70, 200)))]  # fmt: skip
             for given_, handle in handles:
                 assert ids_of(handle) == llamas.generate(model, given_, 24)
 
-    def test_sampled_ids_and_logprobs_are_those_of_the_pipeline_engine(
-        self, folder: Path, own: Started
-    ) -> None:
+    def test_sampled_ids_and_logprobs_are_those_of_the_pipeline_engine(self, folder: Path) -> None:
         choices = [
             SamplingParams(
                 max_new_tokens=16, temperature=t, top_p=p, top_k=k, repetition_penalty=r, logprobs=n, seed=s
@@ -144,22 +161,24 @@ class TestTheTokensAreTheReferences:
                 ]
             )
         ]
-        handles = [own.engine.submit(prompt(s), params) for s, params in enumerate(choices)]
         other = PipelineEngine(*_tokenized(folder), dtype="float32")
         try:
-            for seed, (params, handle) in enumerate(zip(choices, handles, strict=True)):
-                ours, theirs = list(handle), list(other.submit(prompt(seed), params))
-                assert [t.id for t in ours] == [t.id for t in theirs]
-                assert [t.logprob for t in ours] == pytest.approx([t.logprob for t in theirs], abs=1e-4)
+            with Started(Model(folder)) as started:
+                handles = [started.engine.submit(prompt(s), params) for s, params in enumerate(choices)]
+                for seed, (params, handle) in enumerate(zip(choices, handles, strict=True)):
+                    ours, theirs = list(handle), list(other.submit(prompt(seed), params))
+                    assert [t.id for t in ours] == [t.id for t in theirs]
+                    assert [t.logprob for t in ours] == pytest.approx([t.logprob for t in theirs], abs=1e-4)
         finally:
             other.close()
 
-    def test_in_bf16_a_first_difference_is_a_near_tie(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("backend", ["portable bf16", "native"])
+    def test_in_bf16_a_first_difference_is_a_near_tie(self, backend: str, tmp_path: Path) -> None:
         """CONTRACT section 1: only where the two best logits of the reference lie closer than ε."""
         epsilon = 0.15
         llamas.write(SHAPES["heads of 64"], tmp_path, dtype=torch.bfloat16)
         model = llamas.reference(tmp_path, torch.bfloat16)
-        with Started(tmp_path, dtype="bfloat16") as started:
+        with Started(Model(tmp_path, backend)) as started:
             texts = [
                 (p, started.engine.submit(p, replace(GREEDY, max_new_tokens=20)))
                 for p in map(prompt, range(16))
@@ -175,7 +194,7 @@ class TestTheTokensAreTheReferences:
     @settings(max_examples=6)
     @given(data=st.data())
     def test_whatever_the_schedule_each_sequence_gets_what_it_gets_alone(
-        self, folder: Path, data: st.DataObject
+        self, model: Model, data: st.DataObject
     ) -> None:
         """Random joins and cancels of 32 requests, tiny memory, chunks and prefixes, greedy and seeded."""
         rng = random.Random(data.draw(st.integers(0, 10_000)))
@@ -192,9 +211,9 @@ class TestTheTokensAreTheReferences:
                 top_p=rng.choice((1, 0.9)),
             )
             jobs.append((given_, params))
-        expected = _alone(folder, jobs)
+        expected = _alone(model, jobs)
         with Started(
-            folder, blocks=blocks, share_prefixes=share, largest_chunk=chunk, max_num_seqs=seqs
+            model, blocks=blocks, share_prefixes=share, largest_chunk=chunk, max_num_seqs=seqs
         ) as started:
             handles = []
             for number, (given_, params) in enumerate(jobs):
@@ -212,12 +231,12 @@ class TestTheTokensAreTheReferences:
                 else:
                     assert handle.finish_reason == "cancelled"
             stats = started.engine.stats()
-            assert (stats.running, stats.waiting, stats.kv_blocks_free) == (0, 0, blocks)
+            assert (stats.running, stats.waiting, stats.kv_blocks_free) == (0, 0, started.blocks)
 
-    def test_one_set_aside_goes_on_as_if_nothing_had_been(self, folder: Path) -> None:
+    def test_one_set_aside_goes_on_as_if_nothing_had_been(self, model: Model) -> None:
         jobs = [(prompt(n, 20), SamplingParams(max_new_tokens=60, temperature=n % 2, seed=n)) for n in range(4)]
-        expected = _alone(folder, jobs)
-        with Started(folder, blocks=14, max_num_seqs=4) as started:
+        expected = _alone(model, jobs)
+        with Started(model, blocks=14, max_num_seqs=4) as started:
             handles = [started.engine.submit(*job) for job in jobs]
             assert [ids_of(handle) for handle in handles] == expected
             assert started.engine.stats().times_set_aside > 0
@@ -245,8 +264,8 @@ class TestCounts:
         own.ids([*given_, 7, 8])
         assert own.engine.stats().reused_tokens == 5 * 96
 
-    def test_a_long_prompt_goes_in_parts_while_others_generate(self, folder: Path) -> None:
-        with Started(folder, largest_chunk=64) as started:
+    def test_a_long_prompt_goes_in_parts_while_others_generate(self, model: Model) -> None:
+        with Started(model, largest_chunk=64) as started:
             handle = started.engine.submit(prompt(1, 4), replace(GREEDY, max_new_tokens=400))
             tokens = iter(handle)
             next(tokens)
@@ -319,10 +338,10 @@ class TestFaults:
         assert own.engine.stats().alive
 
     def test_logits_that_are_not_finite_fail_one_sequence(self, own: Started) -> None:
-        forward = Portable.forward
+        forward = own.backend.forward
 
         def poisoned(batch: Sequence[Rows]) -> torch.Tensor:
-            logits = forward(own.backend, batch).clone()
+            logits = forward(batch).clone()
             wanted = [rows for rows in batch if rows.wanted]
             for row, rows in zip(logits, wanted, strict=True):
                 if (
@@ -362,7 +381,7 @@ class TestFaults:
         prompts[at_fault] = [298, *prompts[at_fault]]
 
         def fault(batch: Sequence[Rows]) -> None:
-            if any(rows.ids[0] == 298 for rows in batch):
+            if any(rows.prefill and rows.ids[0] == 298 for rows in batch):
                 raise RuntimeError("a fault")
 
         gate = Gate(own.backend)
@@ -414,17 +433,16 @@ class TestFaults:
         with pytest.raises(Unavailable):
             own.ids(prompt(9))
 
-    def test_what_a_failed_sequence_left_behind_poisons_nobody(self, folder: Path) -> None:
+    def test_what_a_failed_sequence_left_behind_poisons_nobody(self, model: Model) -> None:
         """Its keys and values may be no numbers, and whoever gets its blocks masks them by adding."""
-        with Started(folder, blocks=6, max_num_seqs=1) as started:
+        with Started(model, blocks=6, max_num_seqs=1) as started:
             expected = started.ids(prompt(1, 3))
-            forward = Portable.forward
+            forward = started.backend.forward
 
             def poisoned(batch: Sequence[Rows]) -> torch.Tensor:
-                logits = forward(started.backend, batch)
+                logits = forward(batch)
                 if len(batch[0].ids) > 60:
-                    for cache in (*started.backend._keys, *started.backend._values):
-                        cache[:, list(batch[0].blocks)] = float("nan")
+                    spoil(started.backend, batch[0].blocks)
                     return logits * float("nan")
                 return logits
 
@@ -436,21 +454,21 @@ class TestFaults:
                 started.ids(prompt(2, 80))
             assert started.engine.stats().reused_tokens == 0, "nothing of it is found again"
 
-    def test_one_set_aside_before_it_had_a_row_gets_done(self, folder: Path) -> None:
+    def test_one_set_aside_before_it_had_a_row_gets_done(self, model: Model) -> None:
         """The scheduler serves the oldest prompt and the shortest: a third one may wait in the batch."""
         jobs = [(prompt(n, 16), replace(GREEDY, max_new_tokens=120)) for n in range(4)]
         jobs += [(prompt(50 + n, 160), replace(GREEDY, max_new_tokens=3)) for n in range(3)]
-        expected = _alone(folder, jobs)
-        with Started(folder, blocks=44, largest_chunk=1, share_prefixes=False) as started:
+        expected = _alone(model, jobs)
+        with Started(model, blocks=44, largest_chunk=1, share_prefixes=False) as started:
             handles = [started.engine.submit(*job) for job in jobs]
             assert [ids_of(handle) for handle in handles] == expected
             assert started.engine.stats().times_set_aside > 0
 
     @pytest.mark.parametrize("what", ["save", "restore"])
-    def test_a_copy_that_fails_fails_its_own_sequence(self, folder: Path, what: str) -> None:
+    def test_a_copy_that_fails_fails_its_own_sequence(self, model: Model, what: str) -> None:
         jobs = [(prompt(n, 20), SamplingParams(max_new_tokens=60)) for n in range(4)]
-        expected = _alone(folder, jobs)
-        with Started(folder, blocks=14, max_num_seqs=4) as started:
+        expected = _alone(model, jobs)
+        with Started(model, blocks=14, max_num_seqs=4) as started:
 
             def fault(*_: object) -> None:
                 raise MemoryError("a fault")
@@ -464,7 +482,7 @@ class TestFaults:
                 except InternalError:
                     failed += 1
             assert 0 < failed < 4
-            assert started.engine.stats().kv_blocks_free == 14
+            assert started.engine.stats().kv_blocks_free == started.blocks
             assert started.ids(*jobs[0]) == expected[0]
 
     def test_an_id_outside_the_vocabulary_is_refused(self, own: Started) -> None:
@@ -481,8 +499,8 @@ class TestFaults:
             ids_of(bad)
         assert ids_of(good) == expected
 
-    def test_what_can_never_fit_is_refused_before_it_is_taken_in(self, folder: Path) -> None:
-        with Started(folder, blocks=4) as started:
+    def test_what_can_never_fit_is_refused_before_it_is_taken_in(self, model: Model) -> None:
+        with Started(model, blocks=4) as started:
             running = started.engine.submit(prompt(1, 10), replace(GREEDY, max_new_tokens=40))
             with pytest.raises(BadRequest, match=r"60 tokens and 6 more .* holds 64") as caught:
                 started.engine.submit(prompt(2, 60), replace(GREEDY, max_new_tokens=6))
@@ -506,9 +524,9 @@ class TestTheLifeOfTheEngine:
         assert asyncio.run(all_()) == expected
 
     def test_a_deadline_ends_running_and_waiting_ones_with_what_they_have(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, model: Model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with Started(folder, max_num_seqs=1) as started:
+        with Started(model, max_num_seqs=1) as started:
             gate = Gate(started.backend, passes=4)
             now = time.monotonic()
             running = started.engine.submit(prompt(1), replace(GREEDY, max_new_tokens=500), deadline=now + 1000)
@@ -578,9 +596,9 @@ class TestTheLifeOfTheEngine:
         os.waitpid(child, 0)
         assert own.ids(prompt(1))
 
-    def test_ten_thousand_short_requests_leave_nothing_behind(self, folder: Path) -> None:
+    def test_ten_thousand_short_requests_leave_nothing_behind(self, model: Model) -> None:
         """A tenth of them cancelled. What Python and torch hold is counted, not what the system says."""
-        with Started(folder, blocks=60, max_num_seqs=16) as started:
+        with Started(model, blocks=60, max_num_seqs=16) as started:
             params = replace(GREEDY, max_new_tokens=2)
 
             def wave(requests: int) -> None:
@@ -598,7 +616,7 @@ class TestTheLifeOfTheEngine:
             after = _objects()
             grown = {name: after[name] - before[name] for name in after if after[name] - before[name] > 50}
             assert not grown
-            assert started.engine.stats().kv_blocks_free == 60
+            assert started.engine.stats().kv_blocks_free == started.blocks
 
 
 def _objects() -> Counter[str]:
@@ -606,9 +624,9 @@ def _objects() -> Counter[str]:
     return Counter(type(thing).__name__ for thing in gc.get_objects())
 
 
-def _alone(folder: Path, jobs: Sequence[tuple[list[int], SamplingParams]]) -> list[list[int]]:
+def _alone(model: Model, jobs: Sequence[tuple[list[int], SamplingParams]]) -> list[list[int]]:
     """Each by itself, with nothing shared, in one chunk."""
-    with Started(folder, max_num_seqs=1, share_prefixes=False) as started:
+    with Started(model, max_num_seqs=1, share_prefixes=False) as started:
         return [started.ids(*job) for job in jobs]
 
 

@@ -17,6 +17,8 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "upstream_url": tuple((text, text.rstrip("/")) for text in URLS),
     "upstream_key": (("k", "k"), ("a-b_c.d=", "a-b_c.d=")),
     "dtype": tuple((name, name) for name in ("auto", "float32", "bfloat16", "float16")),
+    "backend": tuple((name, name) for name in ("auto", "native", "portable")),
+    "quantization": (("none", "none"), ("int8", "int8")),
     "context": (("16", 16), ("100000", 100_000)),
     "threads": (("1", 1), ("1024", 1024)),
     "max_num_seqs": (("1", 1), ("4096", 4096)),
@@ -46,6 +48,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
     ),
     "upstream_key": ("a b", "é"),
     "dtype": ("int8", "FLOAT32", "fp16"),
+    "backend": ("cpu", "Native", "native,portable"),
+    "quantization": ("int4", "INT8", "awq", "true"),
     "context": ("0", "15", "10000001", *NO_INTEGER),
     "threads": ("0", "1025", *NO_INTEGER),
     "max_num_seqs": ("0", "4097", *NO_INTEGER),
@@ -132,12 +136,6 @@ def test_a_misspelled_name_stops_the_start(name: str, meant: str) -> None:
 @pytest.mark.parametrize("name", ["LLAMA_CPP_LIB", "LLAMA_INDEX_CACHE_DIR", "LLAMA_"])
 def test_variables_of_other_software_are_left_alone(name: str) -> None:
     assert Settings.from_environment({name: "x"}) == Settings()
-
-
-@pytest.mark.parametrize("name", ["LLAMA_QUANTIZATION"])
-def test_a_setting_that_nothing_reads_is_refused(name: str) -> None:
-    with pytest.raises(SetupError, match=f"{name} is set, but .* Unset it"):
-        Settings.from_environment({name: "1"})
 
 
 def test_keys_from_a_file(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def compiled(folder: Path, *, more: Sequence[str] = ()) -> Path:
             )
         except subprocess.TimeoutExpired as error:
             raise BuildError(f"{command[0]} took more than {TIMEOUT_S} s") from error
+        except OSError as error:
+            raise BuildError(f"{command[0]} can't be run: {error.strerror}") from error
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise BuildError(f"{command[0]} fails: {first.strip()}")

@@ -6,6 +6,8 @@
 #include "model.h"
 
 #ifdef LLAMA_TILES_IN_SOFTWARE  // for sanitizers, which can't see what an instruction reads
+#include <immintrin.h>
+
 #include <cstring>
 #endif
 
@@ -74,20 +76,16 @@ inline void store(void* to, long stride) {
 }
 template <int SUM, int A, int B>
 inline void multiply() {
-    const auto widened = [](const Tile& tile, int row, int i) {
-        const uint32_t bits = uint32_t(tile.at[row][2 * i]) << 16 | uint32_t(tile.at[row][2 * i + 1]) << 24;
-        float value;
-        std::memcpy(&value, &bits, sizeof value);
-        return value;
-    };
-    for (int row = 0; row < TILE; row++)
-        for (int column = 0; column < TILE; column++) {
-            float sum;
-            std::memcpy(&sum, &tiles[SUM].at[row][4 * column], sizeof sum);
-            for (int i = 0; i < DEPTH; i++)
-                sum += widened(tiles[A], row, i) * widened(tiles[B], i / 2, 2 * column + i % 2);
-            std::memcpy(&tiles[SUM].at[row][4 * column], &sum, sizeof sum);
+    for (int row = 0; row < TILE; row++) {
+        __m512 sum = _mm512_load_ps(tiles[SUM].at[row]);
+        for (int pair = 0; pair < DEPTH / 2; pair++) {
+            int32_t a;
+            std::memcpy(&a, tiles[A].at[row] + 4 * pair, sizeof a);
+            const auto b = (__m512bh)_mm512_load_si512(tiles[B].at[pair]);
+            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(a), b);
         }
+        _mm512_store_ps(tiles[SUM].at[row], sum);
+    }
 }
 
 #endif
