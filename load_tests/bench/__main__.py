@@ -63,6 +63,7 @@ def main(  # noqa: PLR0913  (the options of a command)
     run, and one is asked at a time: what the machine does meanwhile hits all alike.
     """
     counts = [int(count) for count in clients.split(",")]
+    output = output.absolute()  # (peers run elsewhere)
     checkpoint = output / "model"
     _python("load_tests.bench.model", str(checkpoint))
     chosen = [c for c in _all(checkpoint, output, urls) if not only or any(word in c.name for word in only)]
