@@ -10,12 +10,12 @@ from torch import Tensor
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Zeros in large pages, which take no memory until something is written to them (those of `torch.zeros` do)."""
-    pages = mmap.mmap(
-        -1, max(1, math.prod(shape) * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )
+    count = math.prod(shape)
+    most = max(1, count)  # (a model without layers has no cache, and a file can't be empty)
+    pages = mmap.mmap(-1, most * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(tuple(shape))
+    return torch.frombuffer(pages, dtype=dtype, count=most)[:count].view(tuple(shape))
 
 
 class Blocks:
