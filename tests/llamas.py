@@ -48,6 +48,7 @@ def random_model(llama: Llama, *, seed: int = 0) -> Any:
         head_dim=llama.head_dim,
         max_position_embeddings=llama.positions,
         rope_parameters={"rope_type": "default", "rope_theta": llama.theta},
+        rms_norm_eps=0.01,  # (so much that it is seen)
         tie_word_embeddings=llama.tied,
         bos_token_id=1,
         eos_token_id=2,

@@ -104,7 +104,7 @@ class TestWhyNot:
     def test_a_compiler_that_takes_forever(
         self, fast: None, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        name = program(tmp_path / "slow", "exec sleep 60")
+        name = program(tmp_path / "slow", "exec /bin/sleep 60")
         monkeypatch.setenv("CXX", name)
         monkeypatch.setattr(build, "TIMEOUT_S", 0.1)
         assert self.why_not() == f"{NO_LIBRARY}{name} took more than 0.1 s"

@@ -20,24 +20,17 @@ from tests import backends, llamas
 from tests.llamas import Llama
 from tests.rows import Cache, company, ids
 
-BOUND: Final = 1.0
-"""How far the logits may lie from those of float32, in terms of how far transformers' own in bf16 do: the root mean square,
-in the mean of the rows."""
-BOUND_OF_A_ROW: Final = 3.0
-"""That of the worst row."""
-CONFIG: Final = LlamaConfig(
-    vocab=300,
-    hidden=64,
-    ffn=176,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=64,
-    rope_theta=1e6,
-    epsilon=1e-5,
-    tied=False,
-)
+ALIKE: Final = 0.8
+"""How far the logits may lie from those of float32, in terms of how far transformers' own in bf16 do: the root mean square of
+a row, in the mean of the rows. Keys, values and what is multiplied are rounded here as there; the sums are not."""
+ANY_SHAPE: Final = 1.5
+"""Where few numbers make a row, chance has a part in it."""
+WORST_ROW: Final = 3.0
+"""That of the worst row, in terms of transformers' mean."""
 BLOCKS: Final = 400
+CONFIG: Final = LlamaConfig(
+    vocab=300, hidden=64, ffn=176, layers=2, heads=4, kv_heads=2, head_dim=64, rope_theta=1e6, epsilon=1e-5, tied=False
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,14 +142,14 @@ def logits(ours: Native, text: Sequence[int], prompt: int, rng: random.Random) -
 @given(shape=shapes(), int8=st.booleans(), prompt=st.integers(1, 300), seed=st.integers(0, 1000))
 @example(shape=Llama(head_dim=64, vocab=65, ffn=33), int8=False, prompt=300, seed=1)
 @example(shape=Llama(head_dim=128, vocab=63, ffn=1, tied=True, hidden=16), int8=True, prompt=129, seed=2)
-def test_the_logits_are_nearer_than_those_of_transformers_in_bf16(
+def test_the_logits_are_as_near_as_those_of_transformers_in_bf16(
     shape: Llama, int8: bool, prompt: int, seed: int
 ) -> None:
     rng = random.Random(seed)
     pair = Pair.of(shape, seed=seed, int8=int8)
     text = ids(rng, prompt + 20, shape.vocab)
     ours, theirs = pair.errors(text, logits(pair.ours, text, prompt, rng)).mean(dim=0)
-    assert ours < BOUND * theirs
+    assert ours < ANY_SHAPE * theirs
 
 
 @pytest.mark.parametrize("prompt", [1, 250])
@@ -166,7 +159,27 @@ def test_every_generated_token_over_the_borders_of_blocks(size: int, prompt: int
     pair = Pair.of(Llama(heads=4, kv_heads=2, head_dim=size, hidden=112, layers=2))
     text = ids(rng, prompt + 140)
     ours, theirs = pair.errors(text, logits(pair.ours, text, prompt, rng)).T
-    assert ours.max() < BOUND_OF_A_ROW * theirs.mean()
+    assert ours.mean() < ALIKE * theirs.mean()
+    assert ours.max() < WORST_ROW * theirs.mean()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_scores_far_from_nought(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key's score with its own query is some -300 or 300: powers of e that float32 does not have."""
+
+    def sharp(shape: Llama, *, seed: int = 0) -> Any:
+        model = random_model(shape, seed=seed)
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.data = sign * 15 * layer.self_attn.k_proj.weight.data
+        return model
+
+    random_model = llamas.random_model
+    monkeypatch.setattr(llamas, "random_model", sharp)
+    rng = random.Random(8)
+    pair = Pair.of(Llama(heads=2, kv_heads=2, head_dim=64))
+    text = ids(rng, 300)
+    ours, theirs = pair.errors(text, logits(pair.ours, text, 150, rng)).T
+    assert ours.mean() < ALIKE * theirs.mean()
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
@@ -190,7 +203,8 @@ def test_a_step_of_everything(size: int, int8: bool) -> None:
         [pair.errors(text, {len(text) - 1: row}) for (text, _, _), row in zip(parts, found, strict=True)]
     )
     ours, theirs = errors.T
-    assert ours.max() < BOUND_OF_A_ROW * theirs.mean()
+    assert ours.mean() < ALIKE * theirs.mean()
+    assert ours.max() < WORST_ROW * theirs.mean()
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
