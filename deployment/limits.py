@@ -65,6 +65,10 @@ DISK_BYTES_S: Final = 100e6
 """Bytes a second that a node's own disk gives at least: P10, the smallest that AKS gives its nodes (azure-aks-docs,
 concepts-storage.md); that no other is slower is an assumption. Model and image are on it before our container starts
 (ML/how-to-troubleshoot-online-endpoints.md, storage initializer), and probes count from there."""
+VLLM_START_S: Final = 300
+"""Seconds that vLLM takes beside reading the weights: looking for ways between the GPUs, compiling, capturing graphs, a first pass. Of
+Llama-70B over 8 H100 60 + 15 + 70 + 60 were told (vllm-project/vllm#19824); an assumption for other machines, with half as much again.
+The container keeps no cache of what was compiled, so that each start takes as long."""
 MINI_BATCH_S: Final = 259_200
 """That a mini-batch may take at most: ML/how-to-use-parallel-job-in-pipeline.md."""
 

@@ -21,7 +21,9 @@ NOTHING_FITS: Final = 1
     "--context", type=int, help="Tokens of prompt and completion; those it was trained on by default."
 )
 @click.option(
-    "--concurrency", type=int, default=1, show_default=True, help="Sequences that are computed at a time."
+    "--concurrency",
+    type=int,
+    help="Sequences that are computed at a time. By default 1 in the pipeline, and in vLLM as many as the memory holds, up to 16.",
 )
 @click.option(
     "--dtype",
@@ -35,7 +37,8 @@ NOTHING_FITS: Final = 1
     type=click.Choice(["auto", "pipeline", "vllm"]),
     default="auto",
     show_default=True,
-    help="pipeline: in the scoring process, one sequence at a time; vllm: beside it, many.",
+    help="pipeline: in the scoring process, one sequence at a time; vllm: beside it, many, and all GPUs at once. auto is what "
+    "`render` takes: vllm where a model needs several GPUs, but in batch.",
 )
 @click.option("--sku", help="This machine, such as Standard_NC24ads_A100_v4, and no other.")
 @click.option(
@@ -69,7 +72,7 @@ NOTHING_FITS: Final = 1
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def plan(  # noqa: PLR0913  (one argument an option)
-    *, model: str, context: int | None, concurrency: int, dtype: str, engine: str, sku: str | None, offer: str,
+    *, model: str, context: int | None, concurrency: int | None, dtype: str, engine: str, sku: str | None, offer: str,
     cloud: str | None, instances: int, region: str | None, prices_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose the smallest machine that holds a model, and show the arithmetic.
@@ -84,7 +87,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from deployment import plan_text
     from deployment.checkpoint import variant_of
-    from deployment.planner import Wanted, to_dict
+    from deployment.planner import Wanted, to_dict, usual
     from deployment.planner import plan as planned
     from deployment.sizing import Precision, Runner, Workload
     from deployment.skus import Cloud, Offer, sku_of
@@ -94,7 +97,10 @@ def plan(  # noqa: PLR0913  (one argument an option)
     whose = Cloud(cloud) if cloud else machine.cloud if machine else Cloud.AZURE
     wanted = Wanted(
         variant,
-        Workload(variant.trained_positions.value if context is None else context, concurrency),
+        Workload(
+            variant.trained_positions.value if context is None else context,
+            1 if concurrency is None else concurrency,
+        ),
         Precision(dtype),
         Offer(offer),
         whose,
@@ -102,7 +108,8 @@ def plan(  # noqa: PLR0913  (one argument an option)
         None if engine == "auto" else Runner(engine),
         instances,
     )
-    found = planned(wanted, prices=_prices(region, prices_file, whose))
+    prices = _prices(region, prices_file, whose)
+    found = usual(wanted, prices=prices) if concurrency is None else planned(wanted, prices=prices)
     if as_json:
         click.echo(json.dumps(to_dict(found), allow_nan=False))
     else:

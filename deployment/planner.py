@@ -1,13 +1,13 @@
 """Model x workload -> the machine to rent, with what else would do and why others don't."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from deployment.limits import KUBERNETES, MANAGED, MOST_INSTANCES
-from deployment.sizing import SIXTEEN_BITS, Fit, Precision, Runner, Workload, fit, weight_bytes
+from deployment.limits import ANSWER_TOKENS, KUBERNETES, MANAGED, MOST_INSTANCES
+from deployment.sizing import SIXTEEN_BITS, Fit, Precision, Runner, Workload, fit, is_for_pipeline, weight_bytes
 from deployment.skus import SKUS, Cloud, Offer, Sku
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
@@ -20,6 +20,8 @@ REQUESTS_S: Final[Mapping[Offer, int]] = MappingProxyType(
 )
 """How long a request may take, where something ends it. A batch job's rows have no limit of their own."""
 LEAST_CONTEXT: Final = 16
+MOST_AT_A_TIME: Final = 16
+"""Sequences that vLLM is given at a time where nobody says how many, as `LLAMA_MAX_NUM_SEQS` has it."""
 RESERVE: Final = 1.2
 """Managed endpoints want quota for a fifth more instances, in whole ones, to replace those that run while they are updated
 (azure-ai-docs, quota-allocation-online-deployment.md); the large GPUs' families are exempt."""
@@ -39,7 +41,7 @@ class Wanted:
         offer: what the machine must be offered for.
         cloud: whose machines.
         sku: this machine and no other.
-        runner: this one and no other.
+        runner: this one and no other. (In batch it is the pipeline where that will do: the image for batch has no vLLM.)
         instances: so many machines.
     """
 
@@ -105,6 +107,16 @@ class Plan:
         return REQUESTS_S.get(self.wanted.offer) if self.wanted.cloud is Cloud.AZURE else None
 
     @property
+    def spread(self) -> int:
+        """GPUs that the model is spread over."""
+        return self.chosen.placement.gpus if self.chosen else 0
+
+    @property
+    def answers_in_time(self) -> bool:
+        """Whether an answer of the usual length, behind a full prompt, ends within the longest request."""
+        return self.longest_answer >= min(ANSWER_TOKENS, self.wanted.workload.context)
+
+    @property
     def longest_answer(self) -> int:
         """Tokens that one sequence among all that run gets within the longest request, less reading a full prompt."""
         if self.chosen is None:
@@ -117,7 +129,33 @@ class Plan:
         return min(max(0, tokens), workload.context)
 
 
-def plan(wanted: Wanted, skus: Iterable[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
+def usual(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
+    """The plan where nobody says how many sequences: what `render` writes, and `plan` shows.
+
+    The machine is the one for a sequence. Where vLLM computes there, it is given as many as the same GPUs hold, each as long as
+    the context allows, and of which each has an answer of `ANSWER_TOKENS` in time.
+
+    Args:
+        wanted: what is to be planned, with one sequence.
+        skus: the machines that there are.
+        prices: of them, an hour, if known.
+
+    Raises:
+        SetupError: as `plan`.
+    """
+    found = plan(wanted, skus, prices)
+    if found.chosen is None or not found.fits or found.chosen.placement.runner is Runner.PIPELINE:
+        return found
+    one = found.chosen.placement
+    for number in range(MOST_AT_A_TIME, 1, -1):
+        workload = replace(wanted.workload, concurrency=number)
+        more = plan(replace(wanted, workload=workload, sku=one.sku, runner=Runner.VLLM), skus, prices)
+        if more.fits and more.spread == found.spread and more.answers_in_time:
+            return more
+    return found
+
+
+def plan(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
     """The machine for it.
 
     Args:
@@ -133,7 +171,8 @@ def plan(wanted: Wanted, skus: Iterable[Sku] = SKUS.values(), prices: Prices | N
     known = prices or {}
     order = _order(known)
     own_disk = wanted.offer is not Offer.KUBERNETES  # a cluster's nodes have the disks that its owner gave them
-    fits = [fit(wanted.variant, wanted.workload, wanted.precision, sku, wanted.runner, own_disk=own_disk)
+    runner = wanted.runner or _runner(wanted)
+    fits = [fit(wanted.variant, wanted.workload, wanted.precision, sku, runner, own_disk=own_disk)
             for sku in skus if sku.cloud is wanted.cloud]  # fmt: skip
     fits.sort(key=lambda one: (not one.fits, order(one)))
     may = (
@@ -143,6 +182,11 @@ def plan(wanted: Wanted, skus: Iterable[Sku] = SKUS.values(), prices: Prices | N
     )
     chosen = next(may, None)
     return Plan(wanted, chosen, tuple(one for one in fits if one is not chosen), known)
+
+
+def _runner(wanted: Wanted) -> Runner | None:
+    batch = wanted.offer is Offer.BATCH and is_for_pipeline(wanted.workload, wanted.precision)
+    return Runner.PIPELINE if batch else None
 
 
 def _may_be_chosen(one: Fit, wanted: Wanted) -> bool:

@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from deployment import specs, specs_autoscale, specs_batch, specs_kubernetes, specs_online
-from deployment.planner import Plan, Wanted
-from deployment.planner import plan as planned
-from deployment.sizing import Precision, Runner, Workload
+from deployment.planner import Plan, Wanted, usual
+from deployment.sizing import Precision, Workload
 from deployment.skus import Offer, Sku
 from deployment.specs import Site
 from deployment.yaml_text import dump
@@ -120,8 +119,9 @@ def _file(folder: str, plan: Plan) -> str:
 
 def _plan(variant: ModelVariant, choice: Choice, offer: Offer) -> Plan:
     context = variant.trained_positions.value if choice.context is None else choice.context
-    return planned(Wanted(variant, Workload(context), choice.precision, offer, sku=choice.sku, runner=Runner.PIPELINE,
-                          instances=choice.instances))  # fmt: skip
+    return usual(
+        Wanted(variant, Workload(context), choice.precision, offer, sku=choice.sku, instances=choice.instances)
+    )
 
 
 def differences(made: Mapping[str, str], root: Path) -> list[str]:

@@ -243,13 +243,11 @@ def fit(  # noqa: PLR0913  (each says something else)
         workload: what is asked of it.
         precision: of its weights.
         sku: the machine.
-        runner: the one that will do, if not given.
+        runner: the one that will do, if not given: the pipeline for one sequence at a time on one GPU, else vLLM.
         own_disk: whether weights and image lie on the disk that comes with the machine.
     """
-    chosen = runner or runner_for(workload, precision)
     tried = None
-    for gpus in spreads(variant.shape, sku.gpus, chosen):
-        placement = Placement(sku, gpus, precision, chosen)
+    for placement in _placements(variant.shape, workload, precision, sku, runner):
         takes = memory(variant.shape, workload, placement)
         rates = speed(variant.shape, workload, placement)
         lacks = (*_gpu_lacks(placement, takes), *_host_lacks(variant.shape, placement, own_disk=own_disk))
@@ -260,9 +258,18 @@ def fit(  # noqa: PLR0913  (each says something else)
     return tried
 
 
-def runner_for(workload: Workload, precision: Precision) -> Runner:
-    """Ours where one sequence at a time will do, in 16 bits."""
-    return Runner.PIPELINE if workload.concurrency == 1 and precision in SIXTEEN_BITS else Runner.VLLM
+def is_for_pipeline(workload: Workload, precision: Precision) -> bool:
+    """Whether ours could compute it: one sequence at a time, in 16 bits."""
+    return workload.concurrency == 1 and precision in SIXTEEN_BITS
+
+
+def _placements(
+    shape: Shape, workload: Workload, precision: Precision, sku: Sku, runner: Runner | None
+) -> Iterator[Placement]:
+    """From the fewest GPUs on. What one GPU does not hold is vLLM's, which has all of them at work at once."""
+    alone = runner is None and is_for_pipeline(workload, precision)
+    for gpus in spreads(shape, sku.gpus, runner or Runner.VLLM):
+        yield Placement(sku, gpus, precision, Runner.PIPELINE if alone and gpus == 1 else runner or Runner.VLLM)
 
 
 def spreads(shape: Shape, most: int, runner: Runner) -> list[int]:

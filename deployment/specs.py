@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from deployment.limits import schema
 from deployment.planner import Plan
-from deployment.sizing import Precision, Runner
+from deployment.sizing import Fit, Precision, Runner
 from deployment.skus import Sku
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
 
 ONLINE: Final = "azureml:llama-online:1"
+VLLM: Final = "azureml:llama-vllm:1"
 BATCH: Final = "azureml:llama-batch:1"
 
 _DTYPES: Final = {Precision.BF16: "bfloat16", Precision.FP16: "float16"}
@@ -96,11 +97,28 @@ def compute_name(sku: Sku) -> str:
     return "llama-" + sku.name.removeprefix("Standard_").lower().replace("_", "-")
 
 
+def chosen(plan: Plan) -> Fit:
+    """The machine of a plan that `deployable` has looked at."""
+    assert plan.chosen is not None  # noqa: S101
+    return plan.chosen
+
+
+def has_vllm(plan: Plan) -> bool:
+    """Whether vLLM computes, beside the scoring script, and not the pipeline in it."""
+    return chosen(plan).placement.runner is Runner.VLLM
+
+
 def engine_of(plan: Plan) -> dict[str, str]:
-    """The settings of the engine. The context is said where it is not the one that the model was trained on."""
+    """The settings of the engine.
+
+    The context is said where it is not the one that the model was trained on, and where memory is set aside for it.
+    """
     context, variant = plan.wanted.workload.context, plan.wanted.variant
-    said = {} if context == variant.trained_positions.value else {"LLAMA_CONTEXT": str(context)}
-    return {"LLAMA_ENGINE": "pipeline", "LLAMA_DTYPE": _DTYPES[plan.wanted.precision], **said}
+    dtype, said = {"LLAMA_DTYPE": _DTYPES[plan.wanted.precision]}, {"LLAMA_CONTEXT": str(context)}
+    if has_vllm(plan):
+        gpus = str(chosen(plan).placement.gpus)
+        return {"LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_GPUS": gpus, **dtype, **said}
+    return {"LLAMA_ENGINE": "pipeline", **dtype, **({} if context == variant.trained_positions.value else said)}
 
 
 def model(variant: ModelVariant, site: Site) -> Spec:
@@ -162,6 +180,19 @@ def images(site: Site) -> dict[str, Spec]:
                 ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
             },
         ),
+        "vllm": _image(
+            site,
+            "vllm",
+            "Python 3.12, vLLM with torch for CUDA 13 (driver 580 or newer) and Azure's inference HTTP server, for online "
+            "deployments on several GPUs.",
+            {"inference_config": _ROUTES},
+            {
+                (
+                    "inference_config",
+                ): "The image starts its own servers, so Azure has to be told where the front answers: all three are azmlinfsrv's. "
+                "It is started when vLLM is healthy."
+            },
+        ),
         "batch": _image(
             site,
             "batch",
@@ -191,23 +222,17 @@ def _image(
 
 
 def deployable(plan: Plan) -> Sku:
-    """The machine, where it can be had and today's scoring script can use it.
+    """The machine, where it can be had.
 
     Raises:
         SetupError: it can't.
     """
-    variant, chosen = plan.wanted.variant, plan.chosen
     why = _obstacles(plan)
-    if chosen is None or why:
+    if plan.chosen is None or why:
         raise SetupError(
-            f"{variant.name} can't be deployed: {'; '.join(why)}. `llama-endpoints plan` shows what would do."
+            f"{plan.wanted.variant.name} can't be deployed: {'; '.join(why)}. `llama-endpoints plan` shows what would do."
         )
-    if chosen.placement.runner is not Runner.PIPELINE:
-        raise SetupError(
-            f"{variant.name} would need the engine {chosen.placement.runner} for that, which no scoring script of ours uses yet. "
-            "Render it with --concurrency 1 and a --dtype of 16 bits."
-        )
-    return chosen.sku
+    return plan.chosen.sku
 
 
 def _obstacles(plan: Plan) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Any, Final
 from deployment.limits import MANAGED
 from deployment.planner import Plan
 from deployment.specs import Site, slug
-from deployment.specs_serving import admitted, answer_s
+from deployment.specs_serving import admitted, answer_s, running
 
 IDLE: Final = 10
-"""Per cent, the average of the instances' GPUs, below which one is given back. High numbers say nothing: the pipeline works on one
-of its GPUs at a time, so that two of them have 50 at most, and less where they wait for Python."""
+"""Per cent, the average of the instances' GPUs, below which one is given back. High numbers say nothing: in vLLM one request is enough
+to keep all of them busy, and in the pipeline they wait for Python."""
 _DEPLOYMENT: Final = (
     "[resourceId('Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments', parameters('workspace'), "
     "parameters('endpoint'), parameters('deployment'))]"
@@ -25,8 +25,8 @@ _CAPACITY: Final = {
 
 
 def busy_ms(plan: Plan) -> int:
-    """How long answers take where half of the places are taken: with all of them the next requests are refused."""
-    return 1000 * math.ceil(answer_s(plan) * max(1, admitted(plan, MANAGED) / 2))
+    """How long answers take where half of the places are taken, or all that run at a time: with all the next are refused."""
+    return 1000 * math.ceil(answer_s(plan) * max(running(plan), admitted(plan, MANAGED) / 2))
 
 
 def template(plans: Sequence[Plan], site: Site) -> Mapping[str, Any]:

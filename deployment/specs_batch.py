@@ -1,11 +1,12 @@
 """The batch endpoint, its deployments and the clusters that they run on."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from deployment.limits import schema
 from deployment.planner import Plan
 from deployment.skus import Sku
-from deployment.specs import BATCH, Site, Spec, compute_name, deployable, engine_of, model_of, slug
+from deployment.specs import BATCH, Site, Spec, chosen, compute_name, deployable, engine_of, model_of, slug
 
 DAY_S: Final = 86_400
 FOLDER: Final = "yaml/batch"
@@ -80,7 +81,18 @@ def deployment(plan: Plan, site: Site) -> Spec:
         "resources": {"instance_count": plan.wanted.instances},
         "settings": settings,
     }
-    return Spec(values, _NOTES)
+    return Spec(values, {**_NOTES, **_slow(plan)})
+
+
+def _slow(plan: Plan) -> Mapping[tuple[str, ...], str]:
+    """What is said of a model that takes several GPUs."""
+    gpus = chosen(plan).placement.gpus
+    if gpus == 1:
+        return {}
+    said = (
+        f"One sequence after the other, and one of the {gpus} GPUs at a time: the image for batch has no vLLM."
+    )
+    return {("settings", "environment_variables", "LLAMA_ENGINE"): said}
 
 
 _NOTES: Final = {

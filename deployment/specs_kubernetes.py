@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from deployment.limits import CREATION_MIN, INSTANCE_TYPE, KUBERNETES, NODE_SIZE, REQUEST_MS, schema
 from deployment.planner import Plan
-from deployment.specs import Site, Spec, compute_name, deployable, model_here
-from deployment.specs_serving import Notes, admitted, chosen, code, identity, machine, notes, serving
+from deployment.specs import Site, Spec, chosen, compute_name, deployable, has_vllm, model_here
+from deployment.specs_serving import Notes, admitted, code, identity, machine, notes, serving
 
 FOLDER: Final = "yaml/kubernetes"
 TYPES: Final = f"{FOLDER}/instance-types"
@@ -92,8 +92,9 @@ def _notes(plan: Plan, site: Site) -> Notes:
     registry = (
         " Azure takes no model of a registry here: register it in the workspace, too." if site.registry else ""
     )
+    with_it = "this copy, the start of vLLM" if has_vllm(plan) else "this copy"
     return {
-        ("model",): f"{plan.copy_bytes / 1e9:.0f} GB. Creating the deployment ends after {CREATION_MIN} minutes, with this copy and the "
+        ("model",): f"{plan.copy_bytes / 1e9:.0f} GB. Creating the deployment ends after {CREATION_MIN} minutes, with {with_it} and the "
         f"pull of the image: pull that beforehand.{registry}",
         ("instance_type",): f"{made}. {machine(plan)}",
         ("scale_settings",): "Without it Azure would scale by requests, from one instance to one.",

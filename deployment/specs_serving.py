@@ -6,12 +6,13 @@ What has to agree is computed from the plan once: requests that are let in with 
 import math
 from typing import Any, Final
 
-from deployment.limits import ANSWER_S, ANSWER_TOKENS, DISK_BYTES_S, SPARE_THREADS, Front
-from deployment.planner import Plan
-from deployment.sizing import Fit
-from deployment.specs import ONLINE, Site, engine_of, slug
+from deployment.limits import ANSWER_S, ANSWER_TOKENS, DISK_BYTES_S, SPARE_THREADS, VLLM_START_S, Front
+from deployment.planner import MOST_AT_A_TIME, Plan
+from deployment.sizing import Runner
+from deployment.specs import ONLINE, VLLM, Site, chosen, engine_of, has_vllm, slug
 
-MOST_WAITING: Final = 15
+MOST_WAITING: Final = {Runner.PIPELINE: 15, Runner.VLLM: 4 * MOST_AT_A_TIME}
+"""Requests, at most: each holds a thread. Ours; vLLM's as `LLAMA_QUEUE` has it."""
 _EARLY_S: Final = 30
 _PROBE: Final = {
     "initial_delay": 10,
@@ -23,26 +24,30 @@ _PROBE: Final = {
 Notes = dict[tuple[str, ...], str]
 
 
-def chosen(plan: Plan) -> Fit:
-    """The machine of a plan that `deployable` has looked at."""
-    assert plan.chosen is not None  # noqa: S101
-    return plan.chosen
-
-
 def answer_s(plan: Plan) -> float:
-    """Seconds that an answer of the usual length takes of the GPU."""
+    """Seconds that an answer of the usual length takes of the GPUs."""
     return ANSWER_TOKENS / chosen(plan).speed.all
 
 
+def running(plan: Plan) -> int:
+    """Requests that are computed at a time."""
+    return plan.wanted.workload.concurrency
+
+
 def admitted(plan: Plan, front: Front) -> int:
-    """Requests that are let in at a time: one that runs, and those that wait and have a chance to end within the time limit."""
-    in_time = math.floor(front.deadline_s / answer_s(plan))
-    return max(1, min(1 + MOST_WAITING, in_time))
+    """Requests that are let in at a time: those that run, and those that wait and have a chance to end within the time limit."""
+    in_time, most = math.floor(front.deadline_s / answer_s(plan)), MOST_WAITING[chosen(plan).placement.runner]
+    return max(running(plan), min(running(plan) + most, in_time))
 
 
 def reading_s(plan: Plan) -> int:
-    """Seconds until init() has the weights on the GPU, from a slow disk."""
+    """Seconds until the weights are on the GPUs, from a slow disk."""
     return math.ceil(plan.copy_bytes / DISK_BYTES_S)
+
+
+def loading_s(plan: Plan) -> int:
+    """Seconds until the container answers."""
+    return reading_s(plan) + (VLLM_START_S if has_vllm(plan) else 0)
 
 
 def machine(plan: Plan) -> str:
@@ -74,7 +79,7 @@ def code(plan: Plan, site: Site, endpoint_name: str, folder: str, model: str) ->
         "endpoint_name": endpoint_name,
         "model": model,
         "code_configuration": {"code": site.path("score", folder), "scoring_script": "score.py"},
-        "environment": ONLINE,
+        "environment": VLLM if has_vllm(plan) else ONLINE,
     }
 
 
@@ -89,8 +94,8 @@ def serving(plan: Plan, front: Front) -> dict[str, Any]:
         },
         "environment_variables": {
             **engine_of(plan),
-            "LLAMA_MAX_NUM_SEQS": "1",
-            "LLAMA_QUEUE": str(places - 1),
+            "LLAMA_MAX_NUM_SEQS": str(running(plan)),
+            "LLAMA_QUEUE": str(places - running(plan)),
             "LLAMA_DEADLINE_S": str(front.deadline_s),
             "LLAMA_LOG_PROMPTS": "false",
             "WORKER_COUNT": "1",
@@ -111,34 +116,62 @@ def serving(plan: Plan, front: Front) -> dict[str, Any]:
 
 def notes(plan: Plan, front: Front) -> Notes:
     """Sentences to that."""
-    places = admitted(plan, front)
     variables = ("environment_variables",)
     return {
-        (*variables, "LLAMA_MAX_NUM_SEQS"): f"One request at a time on the GPU; {_waiting(places - 1)}.",
+        **(_of_vllm(plan, front) if has_vllm(plan) else _of_pipeline(plan, front)),
         (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before the front gives up, so that the answer is ours.",
-        (*variables, "WORKER_COUNT"): "Every worker would load the weights again.",
-        (*variables, "WORKER_PRELOAD"): "A forked process can't use the CUDA context of its parent.",
         (*variables, "WORKER_TIMEOUT"): "gunicorn kills a worker whose init() takes longer. The same time as the liveness probe allows.",
         (*variables, "GUNICORN_CMD_ARGS"): f"Threads: LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE + {SPARE_THREADS}, so that a probe "
         "always finds a free one. A drain lasts as long as a request may.",
         (*variables, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"): "It is on by default, and then completions go to the log.",
         ("app_insights_enabled",): "Both would keep what callers send. data_collector is off where it is not given.",
-        ("liveness_probe",): f"`/` answers once init() has returned: {plan.copy_bytes / 1e9:.1f} GB from the node's disk to the GPU, "
-        f"{reading_s(plan)} s at {DISK_BYTES_S / 1e6:.0f} MB/s. (The copy to that disk comes before the container starts.) A probe that "
+        ("liveness_probe",): f"`/` answers once {_read(plan)}. (The copy to that disk comes before the container starts.) A probe that "
         "gives up sooner restarts the container for ever.",
         ("readiness_probe",): "Asks from early on, so that a fast start takes traffic at once, and goes on for as "
         "long.",
     }  # fmt: skip
 
 
+def _of_pipeline(plan: Plan, front: Front) -> Notes:
+    variables = ("environment_variables",)
+    return {
+        (*variables, "LLAMA_MAX_NUM_SEQS"): f"One request at a time on the GPU; {_waiting(plan, front)}.",
+        (*variables, "WORKER_COUNT"): "Every worker would load the weights again.",
+        (*variables, "WORKER_PRELOAD"): "A forked process can't use the CUDA context of its parent.",
+    }
+
+
+def _of_vllm(plan: Plan, front: Front) -> Notes:
+    variables, context = ("environment_variables",), plan.wanted.workload.context
+    return {
+        ("environment",): "It starts vLLM beside the scoring script, and needs a driver from 580 on.",
+        (*variables, "LLAMA_UPSTREAM_GPUS"): "They share each layer (tensor parallel), so that all work at once.",
+        (*variables, "LLAMA_MAX_NUM_SEQS"): f"As many as have room for {context:,} tokens each beside the weights, {MOST_AT_A_TIME} at "
+        f"most; {_waiting(plan, front)}.",
+        (*variables, "WORKER_COUNT"): "There is one server to ask: a second worker would have a queue of its own.",
+        (*variables, "WORKER_PRELOAD"): "A forked process has not the thread that asks vLLM.",
+    }  # fmt: skip
+
+
+def _read(plan: Plan) -> str:
+    """What the probes have to sit out."""
+    placed = chosen(plan).placement
+    to = "the GPU" if placed.gpus == 1 else f"{placed.gpus} GPUs"
+    read = f"{plan.copy_bytes / 1e9:.1f} GB from the node's disk to {to}, {reading_s(plan)} s at {DISK_BYTES_S / 1e6:.0f} MB/s"
+    if not has_vllm(plan):
+        return f"init() has returned: {read}"
+    return f"vLLM is healthy and init() has returned: {read}, and about {VLLM_START_S} s in which vLLM compiles and captures"
+
+
 def _patience_s(plan: Plan) -> int:
-    """Until a probe may give up: a tenth more than reading takes, in whole minutes."""
-    return 60 * math.ceil(1.1 * reading_s(plan) / 60)
+    """Until a probe may give up: a tenth more than loading takes, in whole minutes."""
+    return 60 * math.ceil(1.1 * loading_s(plan) / 60)
 
 
-def _waiting(number: int) -> str:
+def _waiting(plan: Plan, front: Front) -> str:
+    number = admitted(plan, front) - running(plan)
     if number == 0:
         return f"none that waits for one of {ANSWER_TOKENS} tokens would end in time"
-    if number < MOST_WAITING:
+    if number < MOST_WAITING[chosen(plan).placement.runner]:
         return f"of answers of {ANSWER_TOKENS} tokens, more than {number} that wait would not end in time"
     return f"{number} that wait for answers of {ANSWER_TOKENS} tokens end in time"

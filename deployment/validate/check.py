@@ -14,6 +14,7 @@ from deployment.validate import (
     clusters,
     disk,
     endpoints,
+    engines,
     jobs,
     kubernetes,
     machines,
@@ -34,8 +35,8 @@ from deployment.validate.tree import SUFFIXES, Spec, Tree, around, beside, specs
 from llama_serving.errors import SetupError
 
 RULES: Final[tuple[Callable[[Spec, Tree], Iterator[Finding]], ...]] = (
-    shapes.rules, ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, machines.rules, online.rules,
-    batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, kubernetes.rules,
+    shapes.rules, ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, engines.rules, machines.rules,
+    online.rules, batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, kubernetes.rules,
     autoscale.rules,
 )  # fmt: skip
 _NOT_AZURES: Final = ("conda", "docker-compose", "compose")

@@ -40,6 +40,7 @@ class Rule(StrEnum):
     VARIABLE = "variable"
     VARIABLE_TYPE = "variable-type"
     VARIABLE_NAME = "variable-name"
+    ENGINE = "engine"
     # online
     DEADLINE = "deadline"
     QUEUE = "queue"

@@ -152,8 +152,9 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             return
         if sku is not None and serving.settings.batch_gpus:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
-    if sku is None or serving.variant is None:
+    if sku is None or serving.variant is None or serving.is_elsewhere:
         return
+    sku = _shared(sku, serving)
     reasons = _reasons(spec, sku, serving)
     if reasons:
         yield spec.find(
@@ -162,6 +163,11 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
             f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
         )  # fmt: skip
+
+
+def _shared(sku: Sku, serving: Serving) -> Sku:
+    """With the GPUs that vLLM is given."""
+    return replace(sku, gpus=min(sku.gpus, serving.gpus)) if serving.gpus else sku
 
 
 def _context(serving: Serving) -> int:
@@ -173,19 +179,24 @@ def _concurrency(serving: Serving) -> int:
     return 1 if _runner(serving) is Runner.PIPELINE else serving.settings.max_num_seqs
 
 
+_RUNNERS: Final = {"auto": Runner.PIPELINE, "pipeline": Runner.PIPELINE, "upstream": Runner.VLLM}
+"""`auto` is the pipeline on a GPU."""
+
+
 def _runner(serving: Serving) -> Runner | None:
-    """`auto` is the pipeline on a GPU."""
-    return Runner.PIPELINE if serving.settings.engine in {"auto", "pipeline"} else None
+    return _RUNNERS.get(serving.settings.engine)
 
 
 def fit_of(spec: Spec, sku: Sku, serving: Serving) -> Fit | None:
-    """A deployment's model on a machine; None where it is not known. What has 32 bits is taken for 16."""
-    if serving.variant is None:
+    """A deployment's model on a machine; None where it is not known, or not there. What has 32 bits is taken for 16."""
+    if serving.variant is None or serving.is_elsewhere:
         return None
     workload = Workload(_context(serving), _concurrency(serving))
     own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
     precision = _PRECISION.get(_dtype(serving), Precision.FP16)
-    return sizing.fit(serving.variant, workload, precision, sku, _runner(serving), own_disk=own_disk)
+    return sizing.fit(
+        serving.variant, workload, precision, _shared(sku, serving), _runner(serving), own_disk=own_disk
+    )
 
 
 def _dtype(serving: Serving) -> str:

@@ -12,6 +12,7 @@ from deployment.limits import (
     MANAGED,
     REQUEST_MS,
     SPARE_THREADS,
+    VLLM_START_S,
 )
 from deployment.skus import Sku
 from deployment.validate.findings import Finding, Rule
@@ -133,12 +134,13 @@ def _process(spec: Spec, serving: Serving) -> Iterator[Finding]:
 
 
 def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    needed = serving.reading_s
+    needed = serving.loading_s
     if not serving.variant:
         return
+    started = f", with the {VLLM_START_S} s that vLLM takes beside" if serving.has_vllm else ""
     about = (
         f"{serving.variant.name} has {serving.variant.shape.weight_bytes():,} bytes, {needed} s from a disk of "
-        f"{DISK_BYTES_S / 1e6:.0f} MB/s"
+        f"{DISK_BYTES_S / 1e6:.0f} MB/s{started}"
     )
     for probe in PROBES:
         delay, period = (
@@ -154,7 +156,8 @@ def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
                 "s or more in all.",
             )  # fmt: skip
     worker = serving.variables.get("WORKER_TIMEOUT", str(_WORKER_S)).strip()
-    if not worker.isdecimal() or int(worker) < needed:
+    loads_s = 0 if serving.has_vllm else needed  # (vLLM is up before gunicorn is)
+    if not worker.isdecimal() or int(worker) < loads_s:
         yield spec.find(
             Rule.PATIENCE, _at(serving, "WORKER_TIMEOUT"),
             f"is {worker} s, after which gunicorn kills a worker that loads; {about}. Set {needed} or more.",

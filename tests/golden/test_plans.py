@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from deployment.planner import Wanted, plan
+from deployment.planner import Wanted, plan, usual
 from deployment.sizing import Workload
 from deployment.tables import table
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
@@ -25,13 +25,14 @@ def workloads(variant: ModelVariant) -> Iterator[Workload]:
 
 
 def line(variant: ModelVariant, workload: Workload) -> tuple[str, ...]:
-    found = plan(Wanted(variant, workload))
+    wanted = Wanted(variant, workload)
+    found = usual(wanted) if workload.concurrency == 1 else plan(wanted)
     assert found.chosen is not None
     placed, memory = found.chosen.placement, found.chosen.memory
     return (
         variant.name,
         str(workload.context),
-        str(workload.concurrency),
+        str(found.wanted.workload.concurrency),
         placed.sku.name,
         str(placed.gpus),
         placed.runner,

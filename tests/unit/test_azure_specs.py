@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment.planner import Wanted, plan
+from deployment.planner import Plan, Wanted, usual
 from deployment.render import MODELS
-from deployment.sizing import Runner, Workload
+from deployment.sizing import Runner, Workload, spreads
 from deployment.skus import SKUS, Offer
 from deployment.validate.check import check
 from deployment.validate.kinds import Kind, kind_of
@@ -81,29 +81,77 @@ def test_the_cluster_gives_as_many_gpus_as_the_model_needs(path: str) -> None:
     assert int(resources["requests"]["memory"].removesuffix("Gi")) < 0.9 * sku.ram_gib
 
 
+def planned(path: str) -> Plan:
+    offer = Offer.MANAGED_ONLINE if path in ONLINE else Offer.KUBERNETES if path in KUBERNETES else Offer.BATCH
+    one = variant(path)
+    return usual(Wanted(one, Workload(one.trained_positions.value), offer=offer))
+
+
+@pytest.mark.parametrize("path", ONLINE + KUBERNETES)
+def test_what_takes_several_gpus_is_on_vllm(path: str) -> None:
+    own, named = spec(path)["environment_variables"], spec(path)["environment"]
+    if "70b" not in path:
+        assert (own["LLAMA_ENGINE"], own["LLAMA_MAX_NUM_SEQS"]) == ("pipeline", "1")
+        assert named == "azureml:llama-online:1"
+        assert not [name for name in own if name.startswith("LLAMA_UPSTREAM_")]
+        return
+    assert (own["LLAMA_ENGINE"], named) == ("upstream", "azureml:llama-vllm:1")
+    assert [name for name in own if name.startswith("LLAMA_UPSTREAM_")] == ["LLAMA_UPSTREAM_GPUS"]
+    assert not own.keys() & {"LLAMA_THREADS", "LLAMA_KV_MEMORY"}
+    assert int(own["LLAMA_UPSTREAM_GPUS"]) in spreads(variant(path).shape, 8, Runner.VLLM)
+    assert own["LLAMA_UPSTREAM_GPUS"] == "2"
+    assert own["LLAMA_CONTEXT"] == str(variant(path).trained_positions.value)
+    assert own["LLAMA_DTYPE"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("path", "sequences"),
+    [
+        ("online/codellama-70b-hf", 7),
+        ("online/llama-2-70b-hf", 16),
+        ("kubernetes/codellama-70b-hf", 2),
+        ("kubernetes/llama-2-70b-hf", 12),
+    ],
+)
+def test_vllm_is_given_as_many_sequences_as_there_is_memory_for(path: str, sequences: int) -> None:
+    """By hand: what 92 % of two GPUs have, less weights, prompts and CUDA, by a sequence's keys and values; 16 at most."""
+    gpu_mib = 95_830 if "online" in path else 81_920  # H100 NVL, A100
+    context = 16_384 if "codellama" in path else 4096
+    rows = max(context, 8192)
+    left_mib = 2 * gpu_mib * 0.92 - 131_563 - rows * 2 * (8 * 8192 + 2 * 28_672) / 2**20 - 1000
+    assert min(16, int(left_mib / (context * 327_680 / 2**20))) == sequences
+    assert spec(f"yaml/{path}.yml")["environment_variables"]["LLAMA_MAX_NUM_SEQS"] == str(sequences)
+
+
+@pytest.mark.parametrize("path", [path for path in BATCH if "70b" in path])
+def test_batch_has_no_vllm_and_says_so(path: str) -> None:
+    assert spec(path)["settings"]["environment_variables"]["LLAMA_ENGINE"] == "pipeline"
+    assert "one of the 2 GPUs at a time: the image for batch has no vLLM" in (ROOT / path).read_text("utf-8")
+
+
 @pytest.mark.parametrize("path", ONLINE + KUBERNETES)
 def test_those_that_wait_end_in_time(path: str) -> None:
-    """One runs, and with it the others; a place more would end too late, unless there are as many as are wanted."""
+    """A place more would end too late, unless there are as many as are wanted."""
     deployment = spec(path)
     own, timeout_ms = deployment["environment_variables"], deployment["request_settings"]["request_timeout_ms"]
     deadline = int(own["LLAMA_DEADLINE_S"])
     assert deadline * 1000 == timeout_ms - 2000
-    offer, front = (Offer.MANAGED_ONLINE, 2) if path in ONLINE else (Offer.KUBERNETES, 1)
-    one = variant(path)
-    fit = plan(Wanted(one, Workload(one.trained_positions.value), offer=offer, runner=Runner.PIPELINE)).chosen
+    fit, front = planned(path).chosen, 2 if path in ONLINE else 1
     assert fit is not None
-    places, answer_s = 1 + int(own["LLAMA_QUEUE"]), 256 / fit.speed.all
-    assert places == 1 or places * answer_s <= deadline
-    assert places == 16 or (places + 1) * answer_s > deadline
+    running, waiting = int(own["LLAMA_MAX_NUM_SEQS"]), int(own["LLAMA_QUEUE"])
+    places, answer_s = running + waiting, 256 / fit.speed.all
+    assert waiting == 0 or places * answer_s <= deadline
+    assert waiting == (64 if "70b" in path else 15) or (places + 1) * answer_s > deadline
     assert deployment["request_settings"]["max_concurrent_requests_per_instance"] == math.ceil(places / front)
+    assert f"--threads {places + 4} " in own["GUNICORN_CMD_ARGS"]
 
 
 @pytest.mark.parametrize("path", ONLINE + KUBERNETES)
-def test_probes_wait_for_the_disk_and_not_for_the_copy(path: str) -> None:
+def test_probes_wait_for_the_disk_and_vllm_and_not_for_the_copy(path: str) -> None:
     """What is copied to the node is there before the container starts, from where the probes count."""
     deployment = spec(path)
-    read_s = variant(path).shape.weight_bytes() / 100e6
-    assert read_s < deployment["liveness_probe"]["initial_delay"] < 1.1 * read_s + 60
+    loading_s = variant(path).shape.weight_bytes() / 100e6 + (300 if "70b" in path else 0)
+    assert loading_s < deployment["liveness_probe"]["initial_delay"] < 1.1 * loading_s + 60
     for probe in (deployment["liveness_probe"], deployment["readiness_probe"]):
         patience = probe["initial_delay"] + probe["period"] * probe["failure_threshold"]
         assert patience == int(deployment["environment_variables"]["WORKER_TIMEOUT"])
