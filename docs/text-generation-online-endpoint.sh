@@ -32,8 +32,10 @@ if ! az ml model show --name "$NAME" --version 1 > /dev/null 2>&1; then
   "$LLAMA" package --checkpoint "${CHECKPOINT:?the folder with the checkpoint}" --variant "$MODEL" --output "build/$NAME" --overwrite
   az ml model create --file "$DEPLOY/yaml/models/$NAME.yml"
 fi
-az ml environment show --name llama-online --version 1 > /dev/null 2>&1 \
-  || az ml environment create --file "$DEPLOY/environments/online/environment.yml"
+# The image: llama-online, or llama-vllm for a model that takes several GPUs.
+IMAGE=$(sed -n 's/^environment: azureml:\(.*\):1$/\1/p' "$DEPLOY/yaml/online/$NAME.yml")
+az ml environment show --name "$IMAGE" --version 1 > /dev/null 2>&1 \
+  || az ml environment create --file "$DEPLOY/environments/${IMAGE#llama-}/environment.yml"
 
 az ml online-endpoint show --name "$ENDPOINT" > /dev/null 2>&1 \
   || az ml online-endpoint create --name "$ENDPOINT" --file "$DEPLOY/yaml/online/endpoint.yml"

@@ -154,7 +154,8 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
     if sku is None or serving.variant is None or serving.is_elsewhere:
         return
-    sku = _shared(sku, serving)
+    if serving.gpus:
+        sku = replace(sku, gpus=min(sku.gpus, serving.gpus))
     reasons = _reasons(spec, sku, serving)
     if reasons:
         yield spec.find(
@@ -163,11 +164,6 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
             f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
         )  # fmt: skip
-
-
-def _shared(sku: Sku, serving: Serving) -> Sku:
-    """With the GPUs that vLLM is given."""
-    return replace(sku, gpus=min(sku.gpus, serving.gpus)) if serving.gpus else sku
 
 
 def _context(serving: Serving) -> int:
@@ -194,9 +190,7 @@ def fit_of(spec: Spec, sku: Sku, serving: Serving) -> Fit | None:
     workload = Workload(_context(serving), _concurrency(serving))
     own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
     precision = _PRECISION.get(_dtype(serving), Precision.FP16)
-    return sizing.fit(
-        serving.variant, workload, precision, _shared(sku, serving), _runner(serving), own_disk=own_disk
-    )
+    return sizing.fit(serving.variant, workload, precision, sku, _runner(serving), own_disk=own_disk)
 
 
 def _dtype(serving: Serving) -> str:

@@ -77,6 +77,14 @@ def test_online_from_a_name_to_an_answer(checkout: Path) -> None:
     assert "endpoint_name: my-code" in (checkout / f"build/deploy/yaml/online/{NAME}.yml").read_text()
 
 
+def test_a_model_for_several_gpus_is_put_on_the_image_with_vllm(checkout: Path) -> None:
+    ran, told = run(checkout, "text-generation-online-endpoint.sh", "model", MODEL="meta-llama/Llama-2-70b-hf")
+    assert ran.returncode == 0, ran.stderr
+    assert ["ml", "environment", "show", "--name", "llama-vllm", "--version", "1"] in told
+    assert "build/deploy/environments/vllm/environment.yml" in files_of(told)
+    assert all((checkout / file).is_file() for file in files_of(told))
+
+
 def test_what_render_is_told_holds_and_the_checkout_stays_as_it_is(checkout: Path) -> None:
     before = {path: path.read_bytes() for path in (checkout / "yaml").rglob("*.*")}
     ran, _ = run(

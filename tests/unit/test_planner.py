@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deployment import plan_text
 from deployment.advice import advice
-from deployment.planner import Plan, Wanted, plan, to_dict
+from deployment.planner import MOST_AT_A_TIME, Plan, Wanted, plan, to_dict, usual
 from deployment.sizing import (
     BANDWIDTH,
     IMAGE_GIB,
@@ -311,6 +311,49 @@ def test_a_retired_machine_is_not_chosen_though_it_is_the_smallest() -> None:
     )
     asked = plan(replace(wanted, sku=SKUS["Standard_NC6s_v3"]))
     assert (chosen(asked).sku.name, asked.fits) == ("Standard_NC6s_v3", True)
+
+
+def test_one_gpu_is_the_pipeline_s_and_several_are_vllm_s() -> None:
+    """But in batch, whose image has no vLLM."""
+    one, two = SKUS["Standard_NV36ads_A10_v5"], SKUS["Standard_NV72ads_A10_v5"]
+    assert fit(LLAMA_13B, Workload(2048), Precision.BF16, A100).placement.runner is Runner.PIPELINE
+    spread = fit(LLAMA_13B, Workload(2048), Precision.BF16, two)
+    assert (spread.fits, spread.placement.gpus, spread.placement.runner) == (True, 2, Runner.VLLM)
+    assert fit(LLAMA_13B, Workload(2048), Precision.BF16, one).placement.runner is Runner.PIPELINE  # and short
+    runners = {offer: chosen(usual(Wanted(CODE_70B, Workload(4096), offer=offer))).placement for offer in Offer}
+    assert {offer: (placed.runner, placed.gpus) for offer, placed in runners.items()} == {
+        Offer.MANAGED_ONLINE: (Runner.VLLM, 2),
+        Offer.KUBERNETES: (Runner.VLLM, 2),
+        Offer.BATCH: (Runner.PIPELINE, 2),
+    }
+    several = plan(Wanted(CODE_70B, Workload(4096, 4), offer=Offer.BATCH))
+    assert chosen(several).placement.runner is Runner.VLLM, "who asks for more sees what would do it"
+
+
+def test_vllm_is_given_as_many_sequences_as_the_same_gpus_hold() -> None:
+    long, short = (usual(Wanted(CODE_70B, Workload(context))) for context in (16_384, 2048))
+    assert (long.wanted.workload.concurrency, short.wanted.workload.concurrency) == (7, MOST_AT_A_TIME)
+    eight = plan(Wanted(CODE_70B, Workload(16_384, 8), sku=chosen(long).sku))
+    assert not eight.fits
+    four = SKUS["Standard_NC96ads_A100_v4"]
+    found = usual(Wanted(CODE_70B, Workload(4096), sku=four))
+    assert (found.spread, found.wanted.workload.concurrency) == (2, 12), "not the machine's other GPUs"
+    assert plan(Wanted(CODE_70B, Workload(4096, 13), sku=four)).spread == 4
+    assert usual(Wanted(CODE_7B, Workload(2048))) == plan(Wanted(CODE_7B, Workload(2048)))
+    assert usual(Wanted(CODE_7B, Workload(2048), runner=Runner.VLLM)).wanted.workload.concurrency == 8
+    assert usual(Wanted(CODE_70B, Workload(100_000), cloud=Cloud.AWS)).chosen is None
+
+
+def test_each_of_vllm_s_sequences_has_an_answer_in_time() -> None:
+    """A slow memory: 256 steps, each reading the weights and all caches, are to end in 178 s."""
+    h100 = SKUS["Standard_NC80adis_H100_v5"]
+    slow = replace(h100, gpu=replace(h100.gpu, bandwidth_gb_s=152))
+    found = usual(Wanted(CODE_70B, Workload(4096), sku=slow), skus=[slow])
+    number = found.wanted.workload.concurrency
+    assert 1 < number < MOST_AT_A_TIME
+    more = plan(Wanted(CODE_70B, Workload(4096, number + 1), sku=slow), skus=[slow])
+    assert more.fits
+    assert more.longest_answer < 256 <= found.longest_answer
 
 
 def test_h200_is_not_offered_for_managed_endpoints() -> None:

@@ -1,5 +1,6 @@
 """`llama-endpoints render`: whatever its options, `validate --strict` finds nothing in what it writes."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from deployment import render as rendering
+from deployment import skus, specs
 from deployment.cli import main
 from deployment.render_command import render as command
 from deployment.validate.check import check
@@ -24,6 +26,7 @@ OPTIONS = (
     ("--dtype", "fp16", "--context", "2048", "--sku", "NV36ads_A10_v5"),
     ("--sku", "NC80adis_H100_v5"),
     ("--sku", "NC96ads_A100_v4", "--instances", "50"),
+    ("--sku", "NC64as_T4_v3", "--dtype", "fp16"),
     ("--instances", "3"),
     ("--endpoint", "my-code", "--kubernetes-endpoint", "my-k8s", "--batch-endpoint", "my-rows"),
     ("--cluster", "mine"),
@@ -65,6 +68,22 @@ def test_nothing_is_wrong_with_what_is_written(tmp_path: Path, options: tuple[st
     assert [finding.shown() for finding in report.findings] == []
     again = render("--model", MODEL, "--output", str(tmp_path), *options, "--check")
     assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize("model", [MODEL, "codellama/CodeLlama-34b-hf", "codellama/CodeLlama-70b-hf"])
+def test_plan_without_options_says_what_is_written(tmp_path: Path, model: str) -> None:
+    assert render("--model", model, "--output", str(tmp_path)).exit_code == 0
+    file = f"{model.partition('/')[2].lower()}.yml"
+    for folder, offer in (("online", "managed_online"), ("kubernetes", "kubernetes"), ("batch", "batch")):
+        ran = CliRunner().invoke(main, ["plan", "--model", model, "--for", offer, "--json"])
+        planned, written = json.loads(ran.output), read(tmp_path / "yaml" / folder / file)
+        own = (written.get("settings") or written)["environment_variables"]
+        engine = {"pipeline": "pipeline", "vllm": "upstream"}[planned["engine"]]
+        machine = planned["sku"] if folder == "online" else specs.compute_name(skus.SKUS[planned["sku"]])
+        assert written.get("instance_type", written.get("compute")).removeprefix("azureml:") == machine
+        assert own["LLAMA_ENGINE"] == engine
+        assert own.get("LLAMA_MAX_NUM_SEQS", "1") == str(planned["concurrency"])
+        assert own.get("LLAMA_UPSTREAM_GPUS", "1") == (str(planned["gpus"]) if engine == "upstream" else "1")
 
 
 def test_on_kubernetes_a_model_is_the_workspaces(tmp_path: Path) -> None:
