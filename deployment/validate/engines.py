@@ -8,12 +8,13 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS
 from deployment.validate.machines import machine_of
 from deployment.validate.ranges import shown
-from deployment.validate.serving import ENGINE, UPSTREAM, UPSTREAM_GPUS, UPSTREAM_URL, Serving
+from deployment.validate.serving import ENGINE, OURS, UPSTREAM, UPSTREAM_GPUS, UPSTREAM_URL, Serving
 from deployment.validate.tree import Spec, Tree
 from deployment.validate.variables import SUPERVISOR
+from llama_serving.settings import Settings
 
 _NOT_IN_THE_IMAGE: Final = (UPSTREAM_URL, "LLAMA_UPSTREAM_KEY")
-_COMPUTES_NOTHING: Final = ("LLAMA_KV_MEMORY", "LLAMA_THREADS")
+_OF_WHO_COMPUTES: Final = ("kv_memory", "threads", "backend", "quantization")
 _FOR_VLLM: Final = "azureml:llama-vllm:1 (environments/vllm)"
 
 
@@ -28,15 +29,21 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     elif serving.image_known:
         yield from _without_vllm(spec, serving)
     if serving.settings.engine == UPSTREAM:
-        for name in _given(serving, _COMPUTES_NOTHING):
-            yield spec.find(
-                Rule.ENGINE, (*serving.place, name),
-                f"stops the start: the engine {UPSTREAM} computes nothing itself. Leave it out.",
-            )  # fmt: skip
+        yield from _computes_nothing(spec, serving)
 
 
 def _given(serving: Serving, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if serving.variables.get(name, "").strip()]
+
+
+def _computes_nothing(spec: Spec, serving: Serving) -> Iterator[Finding]:
+    unset = Settings()
+    for name in _OF_WHO_COMPUTES:
+        if getattr(serving.settings, name) != getattr(unset, name):
+            yield spec.find(
+                Rule.ENGINE, (*serving.place, f"{OURS}{name.upper()}"),
+                f"stops the start: the engine {UPSTREAM} computes nothing itself. Leave it out.",
+            )  # fmt: skip
 
 
 def _with_vllm(spec: Spec, serving: Serving) -> Iterator[Finding]:
