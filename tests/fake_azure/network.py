@@ -127,13 +127,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.do_GET()
 
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def _send(self, request: Request, answer: Answer) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        going = answer.body if answer.cut is None else answer.body[: answer.cut]
+        going = answer.body[: answer.cut] if self.command != "HEAD" else b""
         self.wfile.write(going)
         self.wfile.flush()
         self.sent(request, answer, len(going))
