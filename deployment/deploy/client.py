@@ -16,6 +16,7 @@ from llama_serving.errors import SetupError
 PATIENCE_S = 600.0
 """So long a change is tried again while somebody else has one under way."""
 _RETRIES: Final = 4
+_BAD: Final = 400
 _CONFLICT: Final = 409
 
 
@@ -132,7 +133,7 @@ class Client:
             try:
                 return progress.finished(poller, tick)
             except HttpResponseError as error:
-                if poller.status().lower() not in {"failed", "canceled"}:
+                if not error.status_code or error.status_code >= _BAD:  # it can't be asked, which says nothing of the change
                     raise
                 raise OperationFailed(f"{what}: {_advised(said(error))}") from error
 

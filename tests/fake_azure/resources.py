@@ -90,6 +90,10 @@ class Resources:
             else refused(404, "ResourceNotFound", "It is not there.")
         )
 
+    def begin(self, path: str) -> None:
+        """Somebody else changes it."""
+        self._begin(path, Operation(path, self.polls), 200)
+
     def _put(self, path: str, body: dict[str, Any]) -> Answer:
         busy = self._busy(path)
         if busy:
