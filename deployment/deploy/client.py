@@ -133,7 +133,9 @@ class Client:
             try:
                 return progress.finished(poller, tick)
             except HttpResponseError as error:
-                if not error.status_code or error.status_code >= _BAD:  # it can't be asked, which says nothing of the change
+                if (
+                    not error.status_code or error.status_code >= _BAD
+                ):  # it can't be asked, which says nothing of the change
                     raise
                 raise OperationFailed(f"{what}: {_advised(said(error))}") from error
 

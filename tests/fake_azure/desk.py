@@ -4,8 +4,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -23,6 +25,10 @@ RENDERED = (
     "environments/online", "environments/batch",
 )  # fmt: skip
 SCRIPT = "def init(): ...\n\n\ndef run(raw): ...\n"
+
+
+_UP: dict[tuple[str, ...], Any] = {}
+"""What Azure has when deployments were brought up, by their names."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,16 @@ class Desk:
         return self.run("deploy", "online", f"yaml/online/{name}.yml", *more)
 
     def up(self, *names: str) -> None:
-        """Deployments; the first one has the traffic."""
+        """Deployments of the files as they were rendered; the first one has the traffic. They are brought up once and remembered."""
+        kept = (self.azure.resources.there, self.azure.resources.keys, self.azure.management.assets.there)
+        if names not in _UP:
+            self.bring_up(*names)
+            _UP[names] = deepcopy(kept)
+        for state, remembered in zip(kept, _UP[names], strict=True):
+            state.update(deepcopy(remembered))  # type: ignore[arg-type]
+
+    def bring_up(self, *names: str) -> None:
+        """Deployments as the files are now."""
         for name in names:
             done = self.deploy(name)
             assert done.exit_code == 0, done.output

@@ -94,6 +94,12 @@ class Resources:
         """Somebody else changes it."""
         self._begin(path, Operation(path, self.polls), 200)
 
+    def end(self) -> None:
+        """Time has passed: whatever is under way is done."""
+        for operation in self.operations.values():
+            operation.left = min(operation.left, 0)
+            self._step(operation)
+
     def _put(self, path: str, body: dict[str, Any]) -> Answer:
         busy = self._busy(path)
         if busy:
