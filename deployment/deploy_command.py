@@ -125,11 +125,10 @@ def _carry_out(target: "Target", *, dry_run: bool, keep_failed: bool) -> None:
     except Unsuccessful as error:
         click.echo(str(error), err=True)
         raise SystemExit(FAILED) from error
-    click.echo(
-        f"{target.endpoint}/{target.name} is up. It costs money as long as it is there: `{_removal(target)}` takes it away."
-    )
+    click.echo(f"{target.endpoint}/{target.name} is up. {_cost(target)}")
 
 
-def _removal(target: "Target") -> str:
-    flag = " --batch" if target.client.kind == "batch" else ""
-    return f"llama-endpoints delete --endpoint {target.endpoint}{flag}"
+def _cost(target: "Target") -> str:
+    if target.client.kind == "batch":
+        return "It costs nothing while no job runs."
+    return f"It costs money as long as it is there: `llama-endpoints delete --endpoint {target.endpoint}` takes it away."

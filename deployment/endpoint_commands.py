@@ -198,11 +198,11 @@ def _all_of(client: "Client", endpoint: str) -> str:
         one.name
         for one in client.found("its deployments", lambda: list(client.deployments.list(endpoint))) or ()
     ]
-    return f"its deployments {', '.join(names)}" if names else "no deployment"
+    return ", ".join(names) or "no deployment"
 
 
 def _no_deployment(client: "Client", endpoint: str, deployment: str) -> str:
-    return f"{endpoint} has no deployment {deployment}. It is an endpoint with {_all_of(client, endpoint)}."
+    return f"{endpoint} has no deployment {deployment}. It has {_all_of(client, endpoint)}."
 
 
 def _credentials(found: Any) -> Mapping[str, Any]:

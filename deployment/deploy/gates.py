@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
+from typing import Final
+
+_NOISE_S: Final = 0.1
+"""Less is the network's and nobody's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,13 @@ def objection(limits: Limits, new: Measured, old: Measured | None) -> str | None
     for name, value, limit in (("p50", new.p50_s, limits.p50_s), ("p95", new.p95_s, limits.p95_s)):
         if limit is not None and value > limit:
             return f"{name} is {value:.2f} s, more than {limit:.2f} s"
-    slower = old is not None and limits.slowdown is not None and new.p95_s > limits.slowdown * old.p95_s
-    if slower and old is not None:
+    if old is not None and _is_slower(limits, new.p95_s, old.p95_s):
         return f"p95 is {new.p95_s:.2f} s, more than {limits.slowdown} times the {old.p95_s:.2f} s of the one before"
     return None
+
+
+def _is_slower(limits: Limits, new_s: float, old_s: float) -> bool:
+    return limits.slowdown is not None and new_s > limits.slowdown * old_s and new_s - old_s > _NOISE_S
 
 
 def is_lost(limits: Limits, failed: int, probes: int) -> bool:

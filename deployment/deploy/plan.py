@@ -33,6 +33,7 @@ class Noun(StrEnum):
     ENDPOINT = "endpoint"
     DEPLOYMENT = "deployment"
     TRAFFIC = "traffic"
+    DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,14 @@ class Wanted:
     Attributes:
         assets: that the deployment names, in the order in which they are made.
         to_default: whether the traffic (of a batch endpoint: what has no deployment's name) is to go there in any case.
-        asked: whether a new deployment is asked first (it is, online).
+        online: whether there is traffic to share, and a new deployment is asked before it gets any; else there is a default.
     """
 
     endpoint: Thing
     deployment: Thing
     assets: tuple[Asset, ...] = ()
     to_default: bool = False
-    asked: bool = True
+    online: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +172,15 @@ def _behind(wanted: Wanted, there: There, *, changed: bool) -> Iterator[Step]:
     own = wanted.deployment.name
     rests = there.traffic.get(own) == FULL
     moves = not rests and (wanted.to_default or not any(there.traffic.values()))
-    if wanted.asked and (changed or moves):
+    if wanted.online and (changed or moves):
         yield Step(Act.ASK, Noun.DEPLOYMENT, shown(wanted), "send it a request, to it alone")
+    noun = Noun.TRAFFIC if wanted.online else Noun.DEFAULT
     if moves:
-        yield Step(Act.MOVE, Noun.TRAFFIC, wanted.endpoint.name, f"all of it to {own}")
+        why = f"all of it to {own}" if wanted.online else f"make it {own}"
+        yield Step(Act.MOVE, noun, wanted.endpoint.name, why)
     else:
-        yield Step(Act.KEEP, Noun.TRAFFIC, wanted.endpoint.name, split(there.traffic))
+        why = split(there.traffic) if wanted.online else f"is {next(iter(there.traffic))}"
+        yield Step(Act.KEEP, noun, wanted.endpoint.name, why)
 
 
 def split(traffic: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from deployment.deploy.client import Client, asked
 OK: Final = 200
 UNREACHED: Final = 0
 _UNKNOWN: Final = 401
+_CONNECT_S: Final = 20
 _LONGEST_S: Final = 310
 """Azure's front gives up after 300 s at the latest (Kubernetes)."""
 _INNER: Final = "ms-azureml-model-error-statuscode"
@@ -73,7 +74,7 @@ class Scoring:
             headers["azureml-model-deployment"] = deployment
         request, began = HttpRequest("POST", self._address, headers=headers, content=body), time.monotonic()
         try:
-            response = self._pipeline.send_request(request, read_timeout=_LONGEST_S)
+            response = self._pipeline.send_request(request, connection_timeout=_CONNECT_S, read_timeout=_LONGEST_S)
         except AzureError as error:
             return Reply(UNREACHED, str(error).partition("\n")[0], time.monotonic() - began)
         status = int(response.headers.get(_INNER) or response.status_code)

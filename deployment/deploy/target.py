@@ -50,7 +50,7 @@ class Target(ABC):
         endpoint = Thing(self.endpoint, endpoint_fields(self.load_endpoint()))
         deployment = Thing(self.name, deployment_fields(self.load_deployment()), code=self.files.code())
         return Wanted(
-            endpoint, deployment, tuple(self.assets()), self.to_default, asked=self.client.kind == "online"
+            endpoint, deployment, tuple(self.assets()), self.to_default, online=self.client.kind == "online"
         )
 
     def there(self) -> There:
@@ -84,7 +84,7 @@ class Target(ABC):
             self.ask()
         elif step.noun is Noun.DEPLOYMENT:
             self.put_deployment(self._marked, f"deployment {step.name}")
-        elif step.noun is Noun.TRAFFIC:
+        elif step.noun in {Noun.TRAFFIC, Noun.DEFAULT}:
             self.move_traffic()
         else:
             self.client.changed(lambda: self.make(step.noun), f"{step.noun.value} {step.name}", self.again)

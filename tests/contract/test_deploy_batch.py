@@ -30,7 +30,7 @@ def default(desk: Desk) -> object:
 def test_it_is_up_and_given_again_nothing_is_changed(desk: Desk) -> None:
     said = desk.run(*DEPLOY, "--dry-run").output.splitlines()
     assert [line.split(" ")[:2] for line in said[:-1]] == [
-        ["=", "model"], ["+", "environment"], ["+", "compute"], ["+", "endpoint"], ["+", "deployment"], [">", "traffic"],
+        ["=", "model"], ["+", "environment"], ["+", "compute"], ["+", "endpoint"], ["+", "deployment"], [">", "default"],
     ]  # fmt: skip
     done = desk.run(*DEPLOY)
     assert done.exit_code == 0, done.output

@@ -58,6 +58,10 @@ class TestDeploy:
         assert all(line.startswith("= ") for line in again.output.splitlines()[:-1])
         assert len(changes) == 3
 
+    def test_a_line_says_how_long_it_takes(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("deployment.deploy.progress._LOOK_S", 0.001)
+        assert f"deployment {ENDPOINT}/{BLUE}: 00:0" in desk.deploy(BLUE).stderr
+
     def test_only_what_differs_is_changed(self, desk: Desk) -> None:
         desk.up(BLUE)
         desk.edit(f"yaml/online/{BLUE}.yml", "instance_count: 1", "instance_count: 2")
@@ -290,7 +294,7 @@ class TestUse:
         assert desk.run(*words, BLUE, "--lines", "2").output == "two\nthree\n"
         refused = desk.run(*words, GREEN)
         assert refused.exit_code == 2
-        assert f"It is an endpoint with its deployments {BLUE}." in refused.output
+        assert f"It has {BLUE}." in refused.output
 
     def test_delete(self, desk: Desk) -> None:
         desk.up(BLUE, GREEN)
@@ -301,10 +305,7 @@ class TestUse:
         assert desk.run(*words, "--deployment", GREEN).exit_code == 1, "nobody said yes"
         assert desk.run(*words, "--deployment", GREEN, "--yes").exit_code == 0
         assert desk.azure.resources.of("onlineEndpoints", ENDPOINT, GREEN) is None
-        assert (
-            desk.run(*words, "--yes").output
-            == f"Deleted the endpoint {ENDPOINT} with its deployments {BLUE}.\n"
-        )
+        assert desk.run(*words, "--yes").output == f"Deleted the endpoint {ENDPOINT} with {BLUE}.\n"
         assert desk.azure.resources.there == {}
         again = desk.run(*words, "--yes")
         assert (again.exit_code, again.output) == (0, f"{ENDPOINT} is not there.\n")

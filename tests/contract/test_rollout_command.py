@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
+from deployment.deploy.rollout import Rollout, State, forward
 from tests.fake_azure.desk import BLUE, ENDPOINT, GREEN, ROOT, WHERE, Desk, a_desk
 from tests.fake_azure.network import Answer
 
@@ -141,11 +142,9 @@ def test_no_traffic_to_what_is_not_up_or_not_there(desk: Desk) -> None:
 
 
 def test_what_somebody_moved_by_hand_is_left_alone(desk: Desk) -> None:
-    fails_after(desk, 4)
-    desk.azure.resources.failing[ENDPOINT] = []
-    with_death(desk, changes=1)
     endpoint = desk.azure.resources.of("onlineEndpoints", ENDPOINT)
     assert endpoint is not None
+    endpoint["tags"] = dict(forward(Rollout(GREEN, {BLUE: 100}), -1, State({BLUE: 100})).tags)
     endpoint["properties"] |= {"traffic": {BLUE: 70, GREEN: 30}, "mirrorTraffic": {}}
     refused = desk.run(*TO_GREEN)
     assert refused.exit_code == 2

@@ -37,7 +37,7 @@ def test_all_of_it() -> None:
     assert acts(replace(WANTED, assets=(IMAGE,)), There()) == "+++?>"
 
 
-@given(wanted=st.builds(replace, st.just(WANTED), to_default=st.booleans(), asked=st.booleans()), there=theres)
+@given(wanted=st.builds(replace, st.just(WANTED), to_default=st.booleans(), online=st.booleans()), there=theres)
 def test_behind_a_plan_there_is_nothing_left_to_do(wanted: Wanted, there: There) -> None:
     steps = plan(wanted, there)
     if any(step.act is Act.WAIT for step in steps):
@@ -60,6 +60,15 @@ def test_all_traffic_is_moved_where_that_is_said() -> None:
     there = replace(THERE, traffic={"red": 100})
     assert acts(replace(WANTED, to_default=True), there) == "====?>"
     assert acts(replace(WANTED, to_default=True), THERE) == "====="
+
+
+def test_a_batch_endpoint_has_a_default() -> None:
+    steps = plan(replace(WANTED, assets=(), online=False), replace(THERE, traffic={}))
+    assert [str(step) for step in steps][2:] == ["> default ep: make it blue"]
+    assert (
+        str(plan(replace(WANTED, online=False), replace(THERE, traffic={"red": 100}))[-1])
+        == "= default ep: is red"
+    )
 
 
 def test_what_failed_is_done_again_and_other_code_is_a_change() -> None:

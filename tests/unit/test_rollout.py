@@ -168,6 +168,7 @@ GOOD = Measured(20, 0, 0.5, 1.0)
         (Limits(p95_s=0.9), GOOD, GOOD, "p95 is 1.00 s, more than 0.90 s"),
         (Limits(p95_s=1.0), GOOD, GOOD, None),
         (Limits(), Measured(20, 0, 0.5, 1.6), GOOD, "p95 is 1.60 s, more than 1.5 times the 1.00 s of the one before"),
+        (Limits(), Measured(20, 0, 0.01, 0.05), Measured(20, 0, 0.01, 0.01), None),
         (Limits(slowdown=None), Measured(20, 0, 0.5, 9.0), GOOD, None),
         (Limits(), GOOD, Measured.of([Probe(1.0, "status 500")]), None),
     ],
