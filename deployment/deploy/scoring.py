@@ -74,7 +74,9 @@ class Scoring:
             headers["azureml-model-deployment"] = deployment
         request, began = HttpRequest("POST", self._address, headers=headers, content=body), time.monotonic()
         try:
-            response = self._pipeline.send_request(request, connection_timeout=_CONNECT_S, read_timeout=_LONGEST_S)
+            response = self._pipeline.send_request(
+                request, connection_timeout=_CONNECT_S, read_timeout=_LONGEST_S
+            )
         except AzureError as error:
             return Reply(UNREACHED, str(error).partition("\n")[0], time.monotonic() - began)
         status = int(response.headers.get(_INNER) or response.status_code)

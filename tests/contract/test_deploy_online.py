@@ -58,10 +58,6 @@ class TestDeploy:
         assert all(line.startswith("= ") for line in again.output.splitlines()[:-1])
         assert len(changes) == 3
 
-    def test_a_line_says_how_long_it_takes(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("deployment.deploy.progress._LOOK_S", 0.001)
-        assert f"deployment {ENDPOINT}/{BLUE}: 00:0" in desk.deploy(BLUE).stderr
-
     def test_only_what_differs_is_changed(self, desk: Desk) -> None:
         desk.up(BLUE)
         desk.edit(f"yaml/online/{BLUE}.yml", "instance_count: 1", "instance_count: 2")

@@ -118,8 +118,12 @@ class Resources:
                 "swaggerUri": f"https://{name}.eastus.inference.ml.azure.com/swagger.json",
             }
             self.keys.setdefault(name, [f"primary-of-{name}", f"secondary-of-{name}"])
-        elif "endpointComputeType" not in properties and "/onlineEndpoints/" in path:
-            properties["endpointComputeType"] = "Managed"
+        elif "/onlineEndpoints/" in path:
+            properties = {
+                "endpointComputeType": "Managed",
+                "scaleSettings": {"scaleType": "Default"},
+                **properties,
+            }
         self.there[path] = {**body, "id": path, "name": name, "properties": properties, "systemData": SYSTEM}
         self.changes.append(f"PUT {shown(path)}")
         failing = self.failing[name]
