@@ -72,7 +72,7 @@ def online(  # noqa: PLR0913  (one argument an option)
 
     files = Files.around(file, *ONLINE_DEPLOYMENTS)
     target = OnlineTarget(
-        client_of(**where), files, _named(files, endpoint), all_traffic, request or sample(files)
+        client_of(**where), files, _named(files, endpoint), all_traffic, request=request or sample(files)
     )
     _carry_out(target, dry_run=dry_run, keep_failed=keep_failed)
 

@@ -1,7 +1,7 @@
 """A deployment of an online endpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ class OnlineTarget(Target):
         request: file with the body that a new deployment is asked with.
     """
 
-    request: Path = SAMPLE
+    request: Path = field(kw_only=True)
 
     def load_endpoint(self) -> Any:
         """With the name that was asked for."""
