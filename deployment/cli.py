@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 import click
 
 from deployment.batch_command import batch
+from deployment.deploy_command import deploy
+from deployment.endpoint_commands import COMMANDS
 from deployment.fetch_command import fetch
 from deployment.models_command import models
 from deployment.plan_command import plan
 from deployment.render_command import render
+from deployment.rollout_command import rollout
 from deployment.validate_command import validate
 from llama_serving.errors import ServingError, SetupError
 
@@ -389,12 +392,8 @@ def _refuse(error: ServingError) -> NoReturn:
     raise SystemExit(1)
 
 
-main.add_command(batch)
-main.add_command(models)
-main.add_command(plan)
-main.add_command(render)
-main.add_command(fetch)
-main.add_command(validate)
+for _command in (batch, models, plan, render, fetch, validate, deploy, rollout, *COMMANDS):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Azure's management plane and the registries' own: models and datastores, as azure-ai-ml 1.35 asks for them.
+"""Azure's management plane and the registries' own, as azure-ai-ml 1.35 asks for them: models and datastores here, the rest beside.
 
 Answers are by hand, in the shapes that its clients read; a path that nobody asks for is a 404.
 """
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.fake_azure.assets import Assets
 from tests.fake_azure.network import Answer, Faults, Request, next_fault
+from tests.fake_azure.resources import Resources
 from tests.fake_azure.storage import Storage
 from tests.hubs import Status
 
@@ -47,6 +49,10 @@ class Management:
         default_factory=lambda: {IN_WORKSPACE: {}, IN_REGISTRY: {}}
     )
     datastores: dict[str, Datastore] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        self.assets = Assets(IN_WORKSPACE, self.storage)
 
     def answer(self, request: Request) -> Answer:
         fault = next_fault(self.faults, request.path)
@@ -69,11 +75,17 @@ class Management:
             rf"{re.escape(IN_WORKSPACE)}/datastores/([^/]+)/listSecrets": self._secrets,
             rf"/registrymanagement/v1.0/registries/{REGISTRY}/discovery": self._discovery,
             rf"{re.escape(IN_REGISTRY)}/datarefs/([^/]+)/versions/([^/]+)": self._reference,
+            rf"{re.escape(IN_WORKSPACE)}/(?:online|batch)Endpoints(?:/.*)?": self.resources.answer,
+            rf"{re.escape(WITHIN)}/locations/eastus/operations/[^/]+": self.resources.answer,
+            **self.assets.routes(),
         }
 
-    def _model(self, _: Request, where: str, name: str, version: str) -> Answer:
-        address = self.models[where].get(name, {}).get(version)
-        return error(404, "NotFound") if address is None else said(_version(where, name, version, address))
+    def _model(self, request: Request, where: str, name: str, version: str) -> Answer:
+        if request.method == "PUT":
+            address = str(json.loads(request.body)["properties"]["modelUri"])
+            self.models[where].setdefault(name, {})[version] = address
+        known = self.models[where].get(name, {}).get(version)
+        return error(404, "NotFound") if known is None else said(_version(where, name, version, known))
 
     def _versions(self, request: Request, where: str, name: str) -> Answer:
         versions = list(reversed(self.models[where].get(name, {}).items()))  # (the newest first)

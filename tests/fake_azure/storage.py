@@ -1,6 +1,6 @@
-"""Blob storage as its REST API answers: lists in pages, and ranges with their MD5 under `If-Match`.
+"""Blob storage as its REST API answers: lists in pages, ranges with their MD5 under `If-Match`, small uploads.
 
-What it does follows learn.microsoft.com/rest/api/storageservices (List Blobs, Get Blob).
+What it does follows learn.microsoft.com/rest/api/storageservices (List Blobs, Get Blob, Put Blob, Set Blob Metadata).
 """
 
 import hashlib
@@ -79,9 +79,31 @@ class Storage:
                 return error(fault.code, "Because", fault.headers)
             page = _page(blobs, request)
             return replace(page, cut=fault.after) if isinstance(fault, BreakOff) else page
+        return self._of_blob(account, container, name, request)
+
+    def _of_blob(self, account: str, container: str, name: str, request: Request) -> Answer:
+        blobs = self.containers[account, container]
+        if request.method == "PUT":
+            return self._write(account, container, name, request)
         if name not in blobs:
             return error(404, "BlobNotFound")
+        if request.method == "HEAD":
+            given = {f"x-ms-meta-{key}": value for key, value in blobs[name].metadata.items()}
+            return Answer(
+                200,
+                blobs[name].content,
+                {"x-ms-blob-type": "BlockBlob", "Last-Modified": WHEN, **given},
+            )
         return self._range(blobs[name], request, next_fault(self.faults, name))
+
+    def _write(self, account: str, container: str, name: str, request: Request) -> Answer:
+        blobs = self.containers[account, container]
+        describes = request.query.get("comp") == "metadata"
+        if describes:
+            blobs[name] = replace(blobs[name], metadata=_metadata(request.headers))
+        else:
+            self.put(account, container, name, request.body)
+        return Answer(200 if describes else 201, b"", {"ETag": f'"{blobs[name].etag}"', "Last-Modified": WHEN})
 
     def _may_read(self, request: Request, account: str) -> bool:
         who = request.headers.get("Authorization", "")
@@ -114,6 +136,11 @@ class Storage:
         if isinstance(fault, BreakOff):
             return replace(answer, cut=fault.after)
         return replace(answer, cut=fault.after, hold=self.go_on) if isinstance(fault, Hold) else answer
+
+
+def _metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    start = "x-ms-meta-"
+    return {name[len(start) :]: value for name, value in headers.items() if name.lower().startswith(start)}
 
 
 def error(status: int, code: str, headers: Mapping[str, str] | None = None) -> Answer:

@@ -14,9 +14,10 @@ from threading import Event
 from typing import Any
 
 from tests.certificates import certificate
-from tests.fake_azure import management
+from tests.fake_azure import management, serving
 from tests.fake_azure.management import IN_REGISTRY, IN_WORKSPACE, Datastore, Management
 from tests.fake_azure.network import LOOPBACK, Answer, Faults, Request, proxy
+from tests.fake_azure.serving import Serving
 from tests.fake_azure.storage import HOST, Storage
 
 BEARER = "of-the-identity"
@@ -27,6 +28,7 @@ PRINCIPAL = {"tenantId": "tenant-1", "clientId": "client-1", "authorityUrl": f"h
 ACCOUNT, CONTAINER = "account", "container"
 HOSTS = (
     "*.azure.com",
+    f"*{serving.HOST}",
     "*.api.azureml.ms",
     "*.blob.core.windows.net",
     "*.vault.azure.net",
@@ -59,6 +61,8 @@ class FakeAzure:
     def __post_init__(self) -> None:
         self.storage = Storage(BEARER, self.go_on, self.faults)
         self.management = Management(BEARER, self.storage, self.faults)
+        self.resources = self.management.resources
+        self.serving = Serving(self.resources, BEARER)
 
     def put(self, folder: str, files: Mapping[str, bytes], **more: Any) -> None:
         """Files in the container."""
@@ -111,6 +115,8 @@ class FakeAzure:
             if request.query.get("comp") != "list":
                 self.ranges.append((request.path.rpartition("/")[2], request.headers.get("x-ms-range", "")))
             return self.storage.answer(request)
+        if request.host.endswith(serving.HOST):
+            return self.serving.answer(request)
         if request.host in {management.MANAGEMENT, management.REGISTRIES}:
             return self.management.answer(request)
         return management.error(404, "NoSuchHost")

@@ -49,6 +49,7 @@ ONLY_IN = {
     "pyspark": ("deployment/spark/job.py",),
     "azure": (
         *(f"deployment/azure{name}.py" for name in ("", "_blobs", "_login", "_models", "_registry", "_secret")),
+        *(f"deployment/deploy/{name}.py" for name in ("batch", "client", "job", "online", "scoring", "target")),
         "score/llama_serving/server/tracing.py",
     ),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),

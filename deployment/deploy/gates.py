@@ -1,0 +1,95 @@
+"""Whether a deployment may have more of the traffic, from the probes that it was sent. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Final
+
+_NOISE_S: Final = 0.1
+"""Less is the network's and nobody's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One request that was sent.
+
+    Attributes:
+        why: it failed, without a word of the answer; empty where it was answered well.
+        seconds: until the answer was there.
+    """
+
+    seconds: float
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a deployment has to keep.
+
+    Attributes:
+        error_rate: of all probes, 0 to 1, that may fail.
+        slowdown: its p95 by that of the deployment which it follows; None is any.
+        p50_s: seconds; None is any.
+        p95_s: likewise.
+    """
+
+    error_rate: float = 0.01
+    slowdown: float | None = 1.5
+    p50_s: float | None = None
+    p95_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A deployment's probes, in numbers. Latencies are of those that were answered; without any they are infinite."""
+
+    probes: int
+    failed: int
+    p50_s: float
+    p95_s: float
+    why: str = ""
+
+    @classmethod
+    def of(cls, probes: Sequence[Probe]) -> "Measured":
+        """Of at least one probe."""
+        good = [probe.seconds for probe in probes if not probe.why]
+        why = next((probe.why for probe in probes if probe.why), "")
+        return cls(len(probes), len(probes) - len(good), quantile(good, 0.5), quantile(good, 0.95), why)
+
+    def __str__(self) -> str:
+        return f"{self.probes} probes, {self.failed} failed, p50 {self.p50_s:.2f} s, p95 {self.p95_s:.2f} s"
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The least value that `share` of them do not exceed (nearest rank)."""
+    if not values:
+        return float("inf")
+    return sorted(values)[max(0, ceil(share * len(values)) - 1)]
+
+
+def objection(limits: Limits, new: Measured, old: Measured | None) -> str | None:
+    """Why not; None where all limits are kept.
+
+    Args:
+        limits: to keep.
+        new: the deployment that is to have more of the traffic.
+        old: the one that it follows; None where there is none to compare with.
+    """
+    rate = new.failed / new.probes
+    if rate > limits.error_rate:
+        return f"{rate:.1%} of its probes failed, more than {limits.error_rate:.1%} ({new.why})"
+    for name, value, limit in (("p50", new.p50_s, limits.p50_s), ("p95", new.p95_s, limits.p95_s)):
+        if limit is not None and value > limit:
+            return f"{name} is {value:.2f} s, more than {limit:.2f} s"
+    if old is not None and _is_slower(limits, new.p95_s, old.p95_s):
+        return f"p95 is {new.p95_s:.2f} s, more than {limits.slowdown} times the {old.p95_s:.2f} s of the one before"
+    return None
+
+
+def _is_slower(limits: Limits, new_s: float, old_s: float) -> bool:
+    return limits.slowdown is not None and new_s > limits.slowdown * old_s and new_s - old_s > _NOISE_S
+
+
+def is_lost(limits: Limits, failed: int, probes: int) -> bool:
+    """Whether so many have failed already that no rest of the probes can help."""
+    return failed > floor(limits.error_rate * probes)

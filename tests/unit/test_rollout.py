@@ -1,0 +1,194 @@
+"""The roll-out as a state machine: whoever dies whenever, the traffic is whole, moves step by step, and ends new or as it was."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployment.deploy.gates import Limits, Measured, Probe, is_lost, objection, quantile
+from deployment.deploy.rollout import (
+    MOST_MIRRORED,
+    Rollout,
+    Stage,
+    State,
+    back,
+    begin,
+    forward,
+    is_done,
+    of_tags,
+    position,
+    shared,
+    told,
+)
+from llama_serving.errors import SetupError
+
+BLUE = State({"blue": 100}, {}, {"team": "search"})
+NAMES = ("blue", "red", "old")
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> Mapping[str, int]:
+    """Traffic to one, two or three deployments, the new one's among them or not; or none."""
+    names = draw(st.lists(st.sampled_from((*NAMES, "green")), unique=True, max_size=3))
+    cuts = (
+        sorted(
+            draw(st.lists(st.integers(1, 99), min_size=len(names) - 1, max_size=len(names) - 1, unique=True))
+        )
+        if names
+        else []
+    )
+    shares = [after - before for before, after in pairwise((0, *cuts, 100))]
+    return dict(zip(names, shares, strict=True)) if names else {}
+
+
+steps_of = st.lists(st.integers(1, 99), unique=True, max_size=4).map(lambda some: (*sorted(some), 100))
+
+
+def whole(state: State) -> None:
+    """What Azure takes, and nobody's tags are lost."""
+    assert sum(state.traffic.values()) in {0, 100}
+    assert all(state.traffic.values())
+    assert len(state.mirror) <= 1
+    assert sum(state.mirror.values()) <= MOST_MIRRORED
+    assert not set(state.mirror) & set(state.traffic)
+    assert all(len(value) <= 256 for value in state.tags.values())
+    assert state.tags["team"] == "search"
+
+
+@given(
+    was=splits().filter(lambda was: was.get("green") != 100),
+    steps=steps_of,
+    mirrored=st.integers(0, MOST_MIRRORED),
+    gates=st.lists(st.booleans() | st.just(value=True), max_size=12),
+    deaths=st.lists(st.sampled_from(["none", "before", "after"]), max_size=12),
+)
+def test_it_ends_new_or_as_it_was(
+    was: Mapping[str, int], steps: tuple[int, ...], mirrored: int, gates: list[bool], deaths: list[str]
+) -> None:
+    azure = State(was, {}, BLUE.tags)
+    stages, verdicts, dies = [], iter(gates), iter(deaths)
+    going = begin(azure, "green", steps, mirrored)
+    for _ in range(60):
+        at = position(going, azure)
+        good = next(verdicts, True)
+        if not good and at < 0:
+            assert azure == State(was, {}, BLUE.tags), "what never began has changed nothing"
+            return
+        ahead = forward(going, at, azure) if good else back(going, azure, "slow")
+        whole(ahead)
+        death = next(dies, "none")
+        if death != "before":
+            azure = ahead
+            if of_tags(azure.tags) is None:
+                break
+            stages.append(position(going, azure))
+        if death != "none":  # another machine, which knows nothing but the endpoint
+            going = begin(azure, "green", (100,), 0)
+    assert stages == list(range(len(stages))), "one step at a time, none twice, none left out"
+    assert azure.mirror == {}
+    if is_done(azure):
+        assert azure.traffic == {"green": 100}
+        assert len(stages) == len(going.stages)
+    else:
+        assert azure.traffic == was
+
+
+@given(was=splits(), steps=steps_of, mirrored=st.integers(0, MOST_MIRRORED))
+def test_its_share_only_rises(was: Mapping[str, int], steps: tuple[int, ...], mirrored: int) -> None:
+    shares = [stage.traffic.get("green", 0) for stage in Rollout("green", was, steps, mirrored).stages]
+    assert all(
+        before < after for before, after in pairwise([was.get("green", 0) - 1, *shares] if mirrored else shares)
+    )
+    assert not shares or shares[-1] == 100
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(1, 100), min_size=1, max_size=6), st.integers(0, 100))
+def test_shares_are_whole_and_as_near_as_can_be(weights: Mapping[str, int], total: int) -> None:
+    found = shared(weights, total)
+    assert sum(found.values()) == total
+    assert all(
+        abs(found.get(name, 0) - total * weight / sum(weights.values())) < 1 for name, weight in weights.items()
+    )
+
+
+def test_the_usual_way() -> None:
+    going = begin(BLUE, "green", (10, 50, 100), 10)
+    assert going.stages == (
+        Stage({"blue": 100}, {"green": 10}),
+        Stage({"blue": 90, "green": 10}, {}),
+        Stage({"blue": 50, "green": 50}, {}),
+        Stage({"green": 100}, {}),
+    )
+    state = forward(going, -1, BLUE)
+    assert told(state.tags) == "A roll-out to green is under way, from blue 100 %."
+    assert begin(state, "green", (100,), 0) == going, "the steps are those that it began with"
+    assert (
+        told(back(going, state, "slow").tags)
+        == "The last roll-out, to green from blue 100 %: taken back: slow."
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "to", "steps", "mirrored", "said"),
+    [
+        (BLUE, "blue", (100,), 10, "has all the traffic already"),
+        (BLUE, "green", (50, 10, 100), 10, "They rise"),
+        (BLUE, "green", (10, 50), 10, "end with 100"),
+        (BLUE, "green", (0, 100), 10, "from 1"),
+        (BLUE, "green", (100,), 60, "60 % can't be mirrored"),
+        (forward(Rollout("red", BLUE.traffic), -1, BLUE), "green", (100,), 0, "A roll-out to red is under way"),
+    ],
+    ids=["all", "falling", "not all", "zero", "mirror", "another"],
+)
+def test_what_can_not_begin(state: State, to: str, steps: tuple[int, ...], mirrored: int, said: str) -> None:
+    with pytest.raises(SetupError, match=said):
+        begin(state, to, steps, mirrored)
+
+
+def test_traffic_that_somebody_moved_is_not_moved_on() -> None:
+    going = begin(BLUE, "green", (10, 50, 100), 10)
+    state = forward(going, -1, BLUE)
+    with pytest.raises(SetupError, match=r"The traffic is blue 70 %, green 30 %, which is no step"):
+        position(going, State({"blue": 70, "green": 30}, {}, state.tags))
+
+
+GOOD = Measured(20, 0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "new", "old", "said"),
+    [
+        (Limits(), GOOD, GOOD, None),
+        (Limits(), GOOD, None, None),
+        (Limits(), Measured(20, 1, 0.5, 1.0, "status 500"), GOOD, "5.0% of its probes failed, more than 1.0% (status 500)"),
+        (Limits(error_rate=0.05), Measured(20, 1, 0.5, 1.0), GOOD, None),
+        (Limits(p50_s=0.4), GOOD, GOOD, "p50 is 0.50 s, more than 0.40 s"),
+        (Limits(p95_s=0.9), GOOD, GOOD, "p95 is 1.00 s, more than 0.90 s"),
+        (Limits(p95_s=1.0), GOOD, GOOD, None),
+        (Limits(), Measured(20, 0, 0.5, 1.6), GOOD, "p95 is 1.60 s, more than 1.5 times the 1.00 s of the one before"),
+        (Limits(), Measured(20, 0, 0.01, 0.05), Measured(20, 0, 0.01, 0.01), None),
+        (Limits(slowdown=None), Measured(20, 0, 0.5, 9.0), GOOD, None),
+        (Limits(), GOOD, Measured.of([Probe(1.0, "status 500")]), None),
+    ],
+)  # fmt: skip
+def test_gates(limits: Limits, new: Measured, old: Measured | None, said: str | None) -> None:
+    assert objection(limits, new, old) == said
+
+
+@given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))
+def test_a_quantile_is_a_value_that_so_many_do_not_exceed(values: list[float], share: float) -> None:
+    found = quantile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values)
+    assert sum(value < found for value in values) < share * len(values)
+
+
+@given(st.integers(1, 200), st.floats(0, 1), st.data())
+def test_only_what_is_lost_ends_early(probes: int, rate: float, data: st.DataObject) -> None:
+    failed = data.draw(st.integers(0, probes))
+    refused = (
+        objection(Limits(error_rate=rate, slowdown=None), Measured(probes, failed, 1, 1), None) is not None
+    )
+    assert is_lost(Limits(error_rate=rate), failed, probes) is refused
