@@ -102,7 +102,7 @@ def _kernels(config: LlamaConfig, wanted: Wanted) -> "Kernels | str":
         return Kernels(build.found_or_made())
     except build.BuildError as error:
         return f"there is no compiled library: {error}"
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # (the second: it lacks a symbol)
         return f"its library can't be loaded: {error}"
 
 
