@@ -126,7 +126,8 @@ class Client:
         """
         from azure.core.exceptions import HttpResponseError
 
-        with progress.shown(what, again) as tick, asked(what):
+        # (Its poller prints from a thread of its own, from its making on.)
+        with progress.shown(what, again) as tick, asked(what), progress.silent():
             poller = _begun(begin, tick)
             if not hasattr(poller, "done"):
                 return poller

@@ -44,11 +44,10 @@ def _on(line: Any) -> None:
 
 def finished(poller: Any, tick: Callable[[], None]) -> Any:
     """The result of an operation of azure-ai-ml's, when it is there."""
-    with silent():
-        while not poller.done():
-            poller.wait(_LOOK_S)
-            tick()
-        return poller.result()
+    while not poller.done():
+        poller.wait(_LOOK_S)
+        tick()
+    return poller.result()
 
 
 def until(condition: Callable[[], bool], tick: Callable[[], None]) -> None:

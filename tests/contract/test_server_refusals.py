@@ -133,7 +133,7 @@ def test_posts_only(route: str, method: str) -> None:
     assert Bad("", None, "method_not_allowed", says=method).fault(answer.json) is None
 
 
-@pytest.mark.parametrize("path", ["/", "/scores", "/score/", "/v1", "/v1/embeddings", "/docs", "/health"])
+@pytest.mark.parametrize("path", ["/", "/scores", "/score/", "/v1", "/v1/embeddings", "/docs", "/healthy"])
 def test_no_such_path(own: Server, path: str) -> None:
     answer = post(own.url + path, GOOD["/score"])
     assert answer.status == 404
