@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Handle
-from llama_serving.engine.batching.cost import STALL, CostModel
+from llama_serving.engine.batching.cost import REFRESH, STALL, CostModel
 from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.scheduler import Scheduler, Span, Step
 from llama_serving.engine.batching.sequence import Sequence
@@ -307,6 +307,17 @@ class TestTheCostModel:
             sizes.append(model.chunk(8))
             machine.step(model, 8, sizes[-1])
         assert sizes == [16, 32, 64, 128, 256, 512, 512]
+
+    def test_while_prompts_keep_coming_a_plain_step_is_looked_at_again(self) -> None:
+        """Many have joined since the last one, so that each step takes longer and can carry more."""
+        few, many = Machine(0.01, 0.0005), Machine(0.2, 0.0005)
+        model, sizes = self.model(few), []
+        for _ in range(20 * REFRESH):
+            sizes.append(model.chunk(8))
+            many.step(model, 8, sizes[-1])
+        assert 0 in sizes[: REFRESH + 1]
+        assert sizes.count(0) <= len(sizes) / REFRESH
+        assert max(sizes[-REFRESH:]) == 512
 
     def test_knowing_nothing_it_begins_small(self) -> None:
         assert CostModel(largest=512, smallest=16).chunk(3) == 16
