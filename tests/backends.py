@@ -1,9 +1,12 @@
 """The backends that tests run on, and the kernels where this machine has what they need."""
 
+import atexit
 import functools
 import os
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -28,20 +31,39 @@ def make(kind: str, folder: Path, blocks: int) -> Backend:
     return Native(LlamaConfig.read(folder), Weights(folder), kernels(), int8=int8, num_blocks=num_blocks)
 
 
+SKIPPED: Final = "the native backend is not tested here: "
+"""What the reason of each skipped test begins with; `conftest.py` says it once for all of them."""
+TILES: Final = ("amx_tile", "amx_bf16")
+IN_SOFTWARE: Final = "-DLLAMA_TILES_IN_SOFTWARE"
+
+
 def needs(*flags: str) -> None:
     """Skips, saying why, where the CPU has not all of these flags, or where there is no C++ compiler."""
     if without := [flag for flag in flags if flag in cpu.missing()]:
-        pytest.skip(f"the native backend is not tested here: this CPU has no {', '.join(without)}")
+        pytest.skip(f"{SKIPPED}this CPU has no {', '.join(without)}")
     if not os.environ.get("CXX") and not any(map(shutil.which, build.COMPILERS)):
-        pytest.skip(f"the native backend is not tested here: no C++ compiler ({', '.join(build.COMPILERS)})")
+        pytest.skip(f"{SKIPPED}no C++ compiler ({', '.join(build.COMPILERS)})")
 
 
 @functools.cache
-def _loaded() -> Kernels:
-    return Kernels(build.found_or_made())
+def _compiled() -> Path:
+    if not cpu.missing():
+        return build.found_or_made()
+    folder = tempfile.mkdtemp(prefix="kernels-")
+    atexit.register(shutil.rmtree, folder)
+    return build.compiled(Path(folder), more=(IN_SOFTWARE,))
 
 
+def library() -> Path:
+    """The kernels of this checkout, with tiles in software where only these are missing from the CPU.
+
+    That they can't be compiled is no reason to skip.
+    """
+    needs(*(flag for flag in cpu.NEEDED if flag not in TILES))
+    return _compiled()
+
+
+@functools.cache
 def kernels() -> Kernels:
-    """Those of this checkout. That they can't be compiled or loaded is no reason to skip."""
-    needs(*cpu.NEEDED)
-    return _loaded()
+    """The same, loaded."""
+    return Kernels(library())

@@ -6,7 +6,7 @@ import signal
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service import Service
 from llama_serving.settings import Settings
+from tests import backends
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -48,6 +49,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     twice = [name for name, times in Counter(item.nodeid for item in items).items() if times > 1]
     if twice:
         raise pytest.UsageError(f"{twice[0]} is the id of several tests")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a CPU lacks is said in one line of the summary, which has one for each place that skips."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and backends.SKIPPED in report.longrepr[2]:
+        report.longrepr = (str(Path(backends.__file__)), 0, report.longrepr[2])
+    return report
 
 
 @dataclass(frozen=True)

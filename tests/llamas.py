@@ -32,6 +32,8 @@ SHAPES = {
     "heads of 64": Llama(hidden=128, heads=2, kv_heads=1, head_dim=64, ffn=344),
     "heads of 128": Llama(hidden=256, heads=2, kv_heads=2, head_dim=128, ffn=200, layers=1),
     "heads wider than hidden": Llama(hidden=48, heads=2, head_dim=64, ffn=130),
+    # Where oneDNN has another product for one row than for several, in float32.
+    "sums of more than 1,024": Llama(hidden=64, ffn=1100, layers=1),
 }
 
 

@@ -60,13 +60,19 @@ def among(backend: Backend, mine: Rows, others: Sequence[Rows], rng: random.Rand
 
 
 def in_chunks(
-    backend: Backend, prompt: Sequence[int], blocks: list[int], rng: random.Random, others: Sequence[Rows] = ()
+    backend: Backend,
+    prompt: Sequence[int],
+    blocks: list[int],
+    rng: random.Random,
+    others: Sequence[Rows] = (),
+    *,
+    first: int = 0,
 ) -> torch.Tensor:
-    """The last row's logits of a prompt that goes through in random chunks, each in random company."""
+    """The last row's logits of a prompt that goes through in random chunks, each in random company; `first` is its position."""
     start = 0
     while start < len(prompt):
         end = min(len(prompt), start + rng.randint(1, 80))
-        part = Rows(prompt[start:end], start, blocks, prefill=True, wanted=True)
+        part = Rows(prompt[start:end], first + start, blocks, prefill=True, wanted=True)
         result = among(backend, part, rng.sample(others, rng.randint(0, len(others))), rng)
         start = end
     return result

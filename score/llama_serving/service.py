@@ -46,6 +46,13 @@ _NOT_THE_PIPELINES: Final = {
 }
 
 
+_INVARIANCE: Final = {
+    True: ", batch-invariant",
+    False: ", not batch-invariant: seeds and greedy texts may differ with what else is computed",
+    None: "",
+}
+
+
 class Service:
     """A loaded model that answers requests. Safe to call from any number of threads."""
 
@@ -85,6 +92,7 @@ class Service:
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
         computes += f" (not the native one: {stats.why_not})" if stats.why_not else ""
+        computes += _INVARIANCE[stats.batch_invariant]
         _log.info("%s, context %d, %s, %s; %s", files.variant.name, context, dtype, computes, settings.shown())
         if engine.capacity is not None and engine.capacity < context:
             why = (

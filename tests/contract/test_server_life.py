@@ -71,8 +71,9 @@ def test_another_backend_than_the_fastest_is_told_with_its_reason(own: Server) -
     why_not = "it computes in bfloat16, not float32 (LLAMA_DTYPE)"
     assert 'backend="portable"' in what_generates(own)
     assert f'why_not="{why_not}"' in what_generates(own)
-    said = f"float32, batching engine on the portable backend (not the native one: {why_not});"
+    said = f"float32, batching engine on the portable backend (not the native one: {why_not}), batch-invariant;"
     assert said in own.log.read_text()
+    assert "\nllama_batch_invariant 1.0\n" in get(f"{own.url}/metrics").text
 
 
 def test_the_fastest_backend_that_this_machine_can_have_answers() -> None:
@@ -84,6 +85,8 @@ def test_the_fastest_backend_that_this_machine_can_have_answers() -> None:
         assert f'backend="{backend}"' in what_generates(server)
         assert f'why_not="{why_not}"' in what_generates(server)
         assert f"bfloat16, batching engine on the {backend} backend" in server.log.read_text()
+        assert ("seeds and greedy texts may differ" in server.log.read_text()) is (backend == "portable")
+        assert f"\nllama_batch_invariant {float(backend == 'native')}\n" in get(f"{server.url}/metrics").text
 
 
 # --- who may ask ------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ IMPURE = (
     "llama_serving.engine.batching.backends.linear",
     "llama_serving.engine.batching.backends.native",
     "llama_serving.engine.batching.backends.portable",
+    "llama_serving.engine.batching.backends.rotary",
     "llama_serving.engine.batching.engine",
     "llama_serving.engine.batching.sampler",
     "llama_serving.engine.batching.start",

@@ -166,8 +166,12 @@ class TestWhatAnOperatorInsistsOn:
         (Wanted("bfloat16", quantization="int8"), "native int8"),
     ],
 )
-def test_where_it_can_it_is_the_native_one(wanted: Wanted, name: str, tmp_path: Path) -> None:
-    backends.kernels()
+def test_where_it_can_it_is_the_native_one(
+    wanted: Wanted, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = backends.library()
+    monkeypatch.setattr(cpu, "missing", lambda: ())
+    monkeypatch.setattr(build, "found_or_made", lambda: library)
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
     config = LlamaConfig.read(folder)
     chosen = choose(config, wanted)

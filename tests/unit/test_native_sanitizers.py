@@ -17,14 +17,13 @@ from tests import backends, kernel_steps
 
 ROOT: Final = Path(__file__).parents[2]
 FLAGS: Final = (
-    "-DLLAMA_TILES_IN_SOFTWARE", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    backends.IN_SOFTWARE, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 )  # fmt: skip
-TILES: Final = ("amx_tile", "amx_bf16")
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    backends.needs(*(flag for flag in cpu.NEEDED if flag not in TILES))
+    backends.needs(*(flag for flag in cpu.NEEDED if flag not in backends.TILES))
     return build.compiled(tmp_path_factory.mktemp("sanitized"), more=FLAGS)
 
 
@@ -53,8 +52,7 @@ def test_no_step_reads_or_writes_beside_its_buffers(library: Path, tmp_path: Pat
         found = list(file.values())
     assert len(found) == len(kernel_steps.SHAPES) * len(kernel_steps.STEPS)
     assert all(np.isfinite(logits).all() for logits in found)
-    backends.kernels()
-    for ours, theirs in zip(kernel_steps.results(build.found_or_made()), found, strict=True):
+    for ours, theirs in zip(kernel_steps.results(backends.library()), found, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=0.05, rtol=0.05)
 
 

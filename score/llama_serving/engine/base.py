@@ -40,6 +40,8 @@ class EngineStats:
     Attributes:
         backend: what computes, where an engine has a choice.
         why_not: why that is not the fastest there is.
+        batch_invariant: a sequence's tokens do not depend on what else is computed, so that seeds and greedy texts repeat; None
+            where the engine does not know.
         sequences: submitted so far; `tokens_in` and `tokens_out` are theirs.
         alive: it takes requests.
         away: what it needs to generate is not there, and may come back; until then it refuses what it is given.
@@ -58,6 +60,7 @@ class EngineStats:
     alive: bool
     backend: str = ""
     why_not: str = ""
+    batch_invariant: bool | None = None
     away: bool = False
     steps: int = 0
     rows: int = 0

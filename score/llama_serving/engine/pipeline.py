@@ -88,6 +88,7 @@ class PipelineEngine:
     def _stats(self, *, running: int, waiting: int, alive: bool) -> EngineStats:
         return EngineStats(
             engine="pipeline",
+            batch_invariant=True,
             running=running,
             waiting=waiting,
             sequences=self._thread.sequences,

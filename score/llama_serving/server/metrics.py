@@ -75,6 +75,12 @@ class _Engine(Collector):
         )
         info.add_metric((stats.engine, stats.backend, stats.why_not, service.variant.name), 1)
         yield info
+        if stats.batch_invariant is not None:
+            yield GaugeMetricFamily(
+                "llama_batch_invariant",
+                "1 where a sequence's tokens do not depend on what else is computed, so that seeds repeat.",
+                float(stats.batch_invariant),
+            )
         yield GaugeMetricFamily("llama_num_requests_running", "Sequences in the batch.", stats.running)
         yield GaugeMetricFamily("llama_num_requests_waiting", "Sequences that wait.", stats.waiting)
         yield GaugeMetricFamily("llama_kv_cache_usage_ratio", "Share of the cache's blocks in use.", used)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_serving.contract.request import FinishReason, SamplingParams
 from llama_serving.engine.base import EngineStats, Handle, Token, publish
-from llama_serving.engine.batching import sampler
+from llama_serving.engine.batching import batch_invariance, sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.cost import CostModel
 from llama_serving.engine.batching.kv_cache import BlockPool
@@ -105,6 +105,7 @@ class BatchingEngine:
                 engine="batching",
                 backend=self._backend.name,
                 why_not=self._backend.why_not,
+                batch_invariant=self._batch_invariant,
                 running=running,
                 waiting=len(thread.open) - running,
                 sequences=thread.sequences,
@@ -152,6 +153,7 @@ class BatchingEngine:
             largest=self._largest_chunk, smallest=min(self._backend.chunk_rows, self._largest_chunk)
         )
         self._backend.forward([PROBE])  # a checkpoint that can't be computed is found out now
+        self._batch_invariant = batch_invariance.establish(self._backend)
         self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, cost=self._cost)
 
     def _serve(self) -> None:

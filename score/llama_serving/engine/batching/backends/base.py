@@ -42,6 +42,7 @@ class Backend(Protocol):
         num_blocks: blocks of the cache.
         block_tokens: tokens in a block.
         chunk_rows: rows of a prompt that it is best given at a time; a smaller part costs as much.
+        batch_invariant: a row's logits are made to depend on nothing that happens to be computed with it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Backend(Protocol):
     num_blocks: int
     block_tokens: int
     chunk_rows: int
+    batch_invariant: bool
 
     def forward(self, batch: Sequence[Rows]) -> "torch.Tensor":
         """One pass over all rows; doing it again with the same rows changes nothing.
@@ -73,4 +75,16 @@ class Backend(Protocol):
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Write zeros to these blocks."""
+        ...
+
+    def trial(self, num_blocks: int) -> "Backend":
+        """The model's first layer and its head, which share the weights, over a cache of so many blocks of its own."""
+        ...
+
+    def stricter(self) -> str:
+        """Compute in the next slower way from now on, one in which results depend on less.
+
+        Returns:
+            What that way is; empty where there is none left.
+        """
         ...

@@ -44,9 +44,14 @@ def _plain(y: Tensor, other: Tensor | None, how: str, *, silu: bool) -> Tensor:
 
 
 class Linear:
-    """y = x · Wᵀ, with what follows it in the same pass over y. Where oneDNN takes them, the weights given are not kept."""
+    """y = x · Wᵀ, with what follows it in the same pass over y. Where oneDNN takes them, the weights given are not kept.
+
+    Attributes:
+        block_rows: rows that a product has at a time in float32.
+    """
 
     def __init__(self, weight: Tensor) -> None:
+        self.block_rows = ROWS
         self._exact = weight.dtype == torch.float32
         self._packed = _packs(weight.dtype)
         self._weight = _reorder(weight.contiguous(), ROWS) if self._packed else weight.contiguous().clone()
@@ -68,16 +73,18 @@ class Linear:
 
         if not self._exact:
             return product(x, other)
-        return _in_blocks(product, x, other)
+        return _in_blocks(product, self.block_rows, x, other)
 
 
-def _in_blocks(product: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, other: Tensor | None) -> Tensor:
-    """The product, `ROWS` rows at a time; the last rows are filled up."""
+def _in_blocks(
+    product: Callable[[Tensor, Tensor | None], Tensor], size: int, x: Tensor, other: Tensor | None
+) -> Tensor:
+    """The product, `size` rows at a time; the last rows are filled up."""
     rows = len(x)
-    missing = -rows % ROWS
+    missing = -rows % size
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
         other = None if other is None else F.pad(other, (0, 0, 0, missing))
-    others = [None] * (len(x) // ROWS) if other is None else torch.split(other, ROWS)
-    results = [product(part, o) for part, o in zip(torch.split(x, ROWS), others, strict=True)]
+    others = [None] * (len(x) // size) if other is None else torch.split(other, size)
+    results = [product(part, o) for part, o in zip(torch.split(x, size), others, strict=True)]
     return (results[0] if len(results) == 1 else torch.cat(results))[:rows]

@@ -4,8 +4,10 @@ Weights are bf16, or int8 with one scale for each output; products take bf16 and
 layer to layer is float32. A row's result is bitwise the same in any company and chunk.
 """
 
+import copy
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -14,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.blocks import zeros
+from llama_serving.engine.batching.backends.rotary import RotaryTable
 from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors
 from llama_serving.engine.batching.native import library as c
 from llama_serving.engine.batching.native.library import Kernels
@@ -52,6 +55,7 @@ class Native:
     """
 
     why_not = ""
+    batch_invariant = True
     block_tokens = BLOCK_TOKENS
     chunk_rows = CHUNK_ROWS
 
@@ -70,15 +74,10 @@ class Native:
         self._kernels = kernels
         self._int8 = int8
         self._kept: list[Tensor] = []  # what the kernels have addresses of
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self._frequencies = 1.0 / (config.rope_theta**half)
+        self._rotary = RotaryTable(config.head_dim, config.rope_theta)
         self._model = self._loaded(weights)
-        self.num_blocks = num_blocks(config)
-        self._cache = zeros(
-            (self.num_blocks, config.layers, 2, config.kv_heads, BLOCK_TOKENS * config.head_dim), torch.bfloat16
-        )
-        self._model.cache = self._cache.data_ptr()
         self._room = torch.empty(0, dtype=torch.uint8)
+        self._use_blocks(num_blocks(config))
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Rows]) -> Tensor:
@@ -93,8 +92,7 @@ class Native:
             tables.extend(rows.blocks[: -(-end // BLOCK_TOKENS)])
             if rows.wanted:
                 wanted.append(len(ids) - 1)
-        angles = torch.outer(torch.tensor(positions, dtype=torch.float32), self._frequencies)
-        cosines, sines = angles.cos(), angles.sin()
+        cosines, sines = self._rotary.at(torch.tensor(positions))
         logits = torch.empty(len(wanted), self.vocab)
         step = c.Step(
             len(ids), len(spans), len(wanted), _address(ids), cosines.data_ptr(), sines.data_ptr(),
@@ -114,6 +112,27 @@ class Native:
     def clear(self, blocks: Sequence[int]) -> None:
         """See `Backend.clear`."""
         self._cache[list(blocks)] = 0
+
+    def trial(self, num_blocks: int) -> "Native":
+        """See `Backend.trial`."""
+        trial = copy.copy(self)
+        trial.config = replace(self.config, layers=1)
+        trial._model = c.Model.from_buffer_copy(self._model)  # noqa: SLF001  (its own)
+        trial._model.layers = 1  # noqa: SLF001
+        trial._use_blocks(num_blocks)  # noqa: SLF001
+        return trial
+
+    def stricter(self) -> str:
+        """See `Backend.stricter`."""
+        return ""
+
+    def _use_blocks(self, number: int) -> None:
+        self.num_blocks = number
+        config = self.config
+        self._cache = zeros(
+            (number, config.layers, 2, config.kv_heads, BLOCK_TOKENS * config.head_dim), torch.bfloat16
+        )
+        self._model.cache = self._cache.data_ptr()
 
     def _room_for(self, step: c.Step) -> int:
         """It is kept from step to step: memory that is new to a process comes page by page."""

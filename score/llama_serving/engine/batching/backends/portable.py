@@ -1,15 +1,18 @@
 """The portable backend: Llama in plain torch, for any CPU.
 
 Flat rows go through the layers together: those that generate first, then the parts of prompts. Linears are
-reordered once for oneDNN, and take SiLU, the product with it and the residual sums with them. In float32 they
-see the rows in blocks of one fixed size, since a product's last bits depend on its shape: so a row's result is
-the same in any company. Attention sees each generating row by itself, and in float32 prompts in tiles of one
-fixed size.
+reordered once for oneDNN, and take SiLU, the product with it and the residual sums with them.
+
+In float32 results are batch-invariant. oneDNN and MKL promise the same bits for the same call alone, so a product's
+shape, its threads, the alignment of its operands and a row's place in it must not depend on what else is computed
+(docs/architecture/batch-invariance.md). Linears see the rows in blocks of one fixed size. Attention sees each generating
+row by itself and prompts in tiles of fixed positions, a tile a product, on one thread each.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +23,22 @@ from torch.nn import functional as F  # noqa: N812  (the field's own name)
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.blocks import Blocks
 from llama_serving.engine.batching.backends.linear import Linear
+from llama_serving.engine.batching.backends.rotary import RotaryTable
 from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors, Weights
 
 BLOCK_TOKENS: Final = 16
 EXACT: Final = 512
-"""Tokens that float32 attention looks at, in multiples. Measured on torch 2.13: with grouped heads a row's last bits
-depend on the length of the keys, filled up to multiples of 16 or 64; of 256 and 512 they don't."""
+"""Tokens that float32 attention looks at, in multiples: torch's kernel cuts keys into parts of so many (kvSplitSize in
+aten/src/ATen/native/cpu/FlashAttentionKernel.cpp), so that each product has the same shape."""
 ALIKE: Final = 64
 """Tokens below which sequences count as equally long."""
 TILE: Final = 32
-"""Rows of a prompt that float32 attention sees at a time."""
+"""Rows of a prompt that float32 attention sees at a time: those of positions 0 to 31, of 32 to 63 and so on, so that a
+position has the same place in its tile however the prompt is cut."""
+QUERIES: Final = 8
+"""Rows of queries in a product of float32 attention, in multiples. Each of torch's threads has a part of one buffer for its
+scores (`size_per_thread`, same file); with so many rows all parts begin at multiples of 64 bytes. With one row they don't, and on
+AMD's CPUs MKL's products of one row depend on that."""
 
 
 class Portable:
@@ -63,12 +72,11 @@ class Portable:
         self.why_not = why_not
         self.vocab = self.config.vocab
         self._dtype: torch.dtype = getattr(torch, dtype)
+        self.batch_invariant = self._dtype == torch.float32
         self._load(weights)
-        self.num_blocks = num_blocks(self.config)
+        self._rotary = RotaryTable(config.head_dim, config.rope_theta)
         self._form = _Form(self._dtype, self.config.heads // self.config.kv_heads)
-        shape = (self.num_blocks, BLOCK_TOKENS, self.config.kv_heads, self.config.head_dim)
-        self._room = _Room(self._dtype)
-        self._blocks = Blocks(shape, self._dtype, self.config.layers)
+        self._use_blocks(num_blocks(self.config))
 
     @classmethod
     def of(cls, folder: Path, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]) -> "Portable":
@@ -82,7 +90,7 @@ class Portable:
     @torch.inference_mode()
     def forward(self, batch: Sequence[Rows]) -> Tensor:
         """See `Backend.forward`."""
-        plan = _Plan.of(batch, self._frequencies, self._form)
+        plan = _Plan.of(batch, self._rotary, self._form)
         x = F.embedding(plan.ids, self._embedding)
         for layer, keys, values in zip(self._layers, self._blocks.keys, self._blocks.values, strict=True):
             x = layer.forward(x, plan, keys, values, self._room)
@@ -104,6 +112,32 @@ class Portable:
         """See `Backend.clear`."""
         self._blocks.clear(blocks)
 
+    def trial(self, num_blocks: int) -> "Portable":
+        """See `Backend.trial`."""
+        trial = copy.copy(self)
+        trial.config = replace(self.config, layers=1)
+        trial._layers = self._layers[:1]  # noqa: SLF001  (its own)
+        trial._use_blocks(num_blocks)  # noqa: SLF001
+        return trial
+
+    def stricter(self) -> str:
+        """See `Backend.stricter`."""
+        linears = [self._head, *(linear for layer in self._layers for linear in layer.linears)]
+        if any(linear.block_rows > 1 for linear in linears):
+            for linear in linears:
+                linear.block_rows = 1
+            return "products with weights take one row at a time"
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+            return "one thread computes"
+        return ""
+
+    def _use_blocks(self, number: int) -> None:
+        self.num_blocks = number
+        shape = (number, BLOCK_TOKENS, self.config.kv_heads, self.config.head_dim)
+        self._room = _Room(self._dtype)
+        self._blocks = Blocks(shape, self._dtype, self.config.layers)
+
     def _load(self, weights: Tensors) -> None:
         config, dtype = self.config, self._dtype
         table = (config.vocab, config.hidden)
@@ -114,8 +148,6 @@ class Portable:
         self._norm = norm.to(dtype, copy=True)
         head = self._embedding if config.tied else weights.tensor("lm_head.weight", table).to(dtype)
         self._head = Linear(head)
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self._frequencies = 1.0 / (config.rope_theta**half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +157,11 @@ class _Form:
     dtype: torch.dtype
     group: int
 
+    @property
+    def exact(self) -> bool:
+        """Whether results are batch-invariant."""
+        return self.dtype == torch.float32
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -133,15 +170,18 @@ class _Part:
     Attributes:
         first: the first of them among the step's rows; they are `count`.
         tile: rows of a tile; a generating row is a tile of its own.
+        offset: rows of the first tile that lie before them.
         blocks: (sequences · blocks of the longest,) of the cache; a slice where these lie side by side, so that
             nothing has to be copied to look at them.
         sequences: how many sequences are in it.
-        mask: (tiles, 1, group · rows of a tile, tokens): 0 where a row may look, -inf elsewhere.
+        mask: (tiles, 1, group · rows of a tile, tokens): 0 where a row may look, -inf elsewhere. In float32 the rows are
+            filled up to a multiple of `QUERIES`.
     """
 
     first: int
     count: int
     tile: int
+    offset: int
     blocks: Tensor | slice
     sequences: int
     mask: Tensor
@@ -168,7 +208,7 @@ class _Plan:
     order: Tensor | None
 
     @classmethod
-    def of(cls, batch: Sequence[Rows], frequencies: Tensor, form: _Form) -> "_Plan":
+    def of(cls, batch: Sequence[Rows], rotary: RotaryTable, form: _Form) -> "_Plan":
         """Put the rows in order: those that generate first, by length."""
         order = sorted(range(len(batch)), key=lambda i: (batch[i].prefill, batch[i].start))
         ordered = [batch[i] for i in order]
@@ -178,8 +218,10 @@ class _Plan:
             for rows in ordered
             for p in range(rows.start, rows.start + len(rows.ids))
         ]
-        angles = torch.outer(torch.tensor(positions, dtype=torch.float32), frequencies)
-        angles = torch.cat([angles, angles], dim=-1)[:, None]
+        cosines, sines = (
+            torch.cat([half, half], dim=-1)[:, None].to(form.dtype)
+            for half in rotary.at(torch.tensor(positions))
+        )
         ends, end = [], 0
         for rows in ordered:
             end += len(rows.ids)
@@ -187,8 +229,8 @@ class _Plan:
         wanted = [i for i, rows in zip(order, ordered, strict=True) if rows.wanted]
         return cls(
             ids=torch.tensor([i for rows in ordered for i in rows.ids]),
-            cos=angles.cos().to(form.dtype),
-            sin=angles.sin().to(form.dtype),
+            cos=cosines,
+            sin=sines,
             slots=torch.tensor(slots),
             parts=tuple(_parts(ordered, form)),
             wanted=torch.tensor(
@@ -224,25 +266,27 @@ def _alike(generating: Sequence[Rows]) -> Iterator[list[Rows]]:
 
 def _generating(group: Sequence[Rows], first: int, form: _Form) -> _Part:
     """Every sequence looks at as many blocks as the longest has; what is not its own is masked."""
-    most = _blocks_seen(group[-1].start + 1, form.dtype)
+    most = _blocks_seen(group[-1].start + 1, form)
     blocks = _seen([(rows.blocks, rows.start + 1) for rows in group], most)
     at = torch.arange(most * BLOCK_TOKENS)
     last = torch.tensor([rows.start for rows in group])[:, None, None, None]
-    return _Part(first, len(group), 1, blocks, len(group), _mask(at, last, form))
+    queries = -(-form.group // QUERIES) * QUERIES if form.exact else form.group
+    return _Part(first, len(group), 1, 0, blocks, len(group), _mask(at, last, queries, form))
 
 
 def _prompt(rows: Rows, first: int, form: _Form) -> _Part:
     count, end = len(rows.ids), rows.start + len(rows.ids)
-    tile = TILE if form.dtype == torch.float32 else count
-    tiles = -(-count // tile)
-    most = _blocks_seen(end, form.dtype)
+    tile, offset = (TILE, rows.start % TILE) if form.exact else (count, 0)
+    tiles = -(-(offset + count) // tile)
+    most = _blocks_seen(end, form)
     at = torch.arange(most * BLOCK_TOKENS)
-    last = rows.start + torch.arange(tiles * tile).view(tiles, 1, tile, 1)
-    return _Part(first, count, tile, _seen([(rows.blocks, end)], most), 1, _mask(at, last, form))
+    last = rows.start - offset + torch.arange(tiles * tile).view(tiles, 1, tile, 1)
+    mask = _mask(at, last, form.group, form)
+    return _Part(first, count, tile, offset, _seen([(rows.blocks, end)], most), 1, mask)
 
 
-def _blocks_seen(tokens: int, dtype: torch.dtype) -> int:
-    multiple = EXACT if dtype == torch.float32 else BLOCK_TOKENS
+def _blocks_seen(tokens: int, form: _Form) -> int:
+    multiple = EXACT if form.exact else BLOCK_TOKENS
     return -(-tokens // multiple) * multiple // BLOCK_TOKENS
 
 
@@ -258,9 +302,9 @@ def _seen(sequences: Sequence[tuple[Sequence[int], int]], most: int) -> Tensor |
     return torch.tensor([blocks + blocks[:1] * (most - len(blocks)) for blocks in own]).flatten()
 
 
-def _mask(at: Tensor, last: Tensor, form: _Form) -> Tensor:
-    """Once for each query head of a group: they are rows of the same product."""
-    return torch.zeros((), dtype=form.dtype).masked_fill(at > last, -math.inf).repeat(1, 1, form.group, 1)
+def _mask(at: Tensor, last: Tensor, times: int, form: _Form) -> Tensor:
+    """Once for each query head of a group, which are rows of the same product, and for what fills them up."""
+    return torch.zeros((), dtype=form.dtype).masked_fill(at > last, -math.inf).repeat(1, 1, times, 1)
 
 
 class _Layer:
@@ -281,6 +325,11 @@ class _Layer:
         self._before, self._between = before.clone(), between.clone()
         self._qkv, self._o = Linear(torch.cat([q, k, v])), Linear(o)
         self._gate, self._up, self._down = Linear(gate), Linear(up), Linear(down)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All of its products with weights."""
+        return self._qkv, self._o, self._gate, self._up, self._down
 
     def forward(self, x: Tensor, plan: _Plan, keys: Tensor, values: Tensor, room: "_Room") -> Tensor:
         """(rows, hidden) -> (rows, hidden); keys and values of the rows are written to the cache."""
@@ -358,13 +407,30 @@ def _attend(q: Tensor, part: _Part, k: Tensor, v: Tensor) -> Tensor:
     group = heads // kv_heads
     tiles = part.mask.shape[0]
     if tiles * part.tile > rows:
-        q = F.pad(q, (0, 0, 0, 0, 0, tiles * part.tile - rows))
+        q = F.pad(q, (0, 0, 0, 0, part.offset, tiles * part.tile - rows - part.offset))
     # The query heads of a group are rows of the same product: (tiles, kv_heads, group · rows, head_dim).
     q = (
         q.view(tiles, part.tile, kv_heads, group, size)
         .permute(0, 2, 3, 1, 4)
         .reshape(tiles, kv_heads, -1, size)
     )
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask)
+    mixed = _mixed_exactly(q, k, v, part.mask) if q.dtype == torch.float32 else _mixed(q, k, v, part.mask)
     mixed = mixed.view(tiles, kv_heads, group, part.tile, size).permute(0, 3, 1, 2, 4)
-    return mixed.reshape(tiles * part.tile, heads * size)[:rows]
+    return mixed.reshape(tiles * part.tile, heads * size)[part.offset : part.offset + rows]
+
+
+def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _mixed_exactly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same, with products that have one shape, one alignment and one thread whatever else is computed."""
+    queries = q.shape[2]
+    missing = mask.shape[2] - queries
+    q = F.pad(q, (0, 0, 0, missing)) if missing else q.contiguous()
+    if q.shape[0] * q.shape[1] == 1:
+        # A task that is torch's only one runs outside of its threads, and there MKL has threads of its own.
+        q, k, v, mask = (tensor.expand(2, -1, -1, -1) for tensor in (q, k, v, mask))
+        return _mixed(q, k, v, mask)[:1, :, :queries].contiguous()
+    mixed = _mixed(q, k, v, mask)
+    return mixed[:, :, :queries].contiguous() if missing else mixed

@@ -1,7 +1,5 @@
 // One step of the model: rows of token ids in, logits of the wanted ones out. C symbols, for ctypes.
 #include <omp.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <vector>
@@ -114,11 +112,8 @@ int longest(const Step& step) {
 
 extern "C" {
 
-// Ask the kernel for the tiles; 0 where this process may use them.
-int llama_allow() {
-    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
-    return int(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA));
-}
+// 0 where this process may use the tiles.
+int llama_allow() { return llama::tile::allow(); }
 
 // Bytes that a step needs beside the model.
 int64_t llama_room(const llama::Model* model, const llama::Step* step) {

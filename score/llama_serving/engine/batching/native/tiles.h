@@ -5,10 +5,13 @@
 #pragma once
 #include "model.h"
 
-#ifdef LLAMA_TILES_IN_SOFTWARE  // for sanitizers, which can't see what an instruction reads
+#ifdef LLAMA_TILES_IN_SOFTWARE  // for sanitizers, which can't see what an instruction reads, and for tests on other CPUs
 #include <immintrin.h>
 
 #include <cstring>
+#else
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace llama::tile {
@@ -23,6 +26,12 @@ struct alignas(64) Config {
     uint16_t bytes[16] = {BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES};
     uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
 };
+
+// Ask the system for the tiles; 0 where this process may use them.
+inline int allow() {
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
+    return int(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA));
+}
 
 // A thread's tiles can be used between these two.
 inline void begin() {
@@ -59,6 +68,7 @@ struct alignas(64) Tile {
 };
 inline thread_local Tile tiles[8];
 
+inline int allow() { return 0; }
 inline void begin() {}
 inline void end() {}
 

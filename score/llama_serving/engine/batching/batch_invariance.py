@@ -1,0 +1,127 @@
+"""Whether a backend's results are batch-invariant on this machine: seen at the start, on the loaded model's own shapes.
+
+A seed repeats, and greedy text does, where a row's logits have the same bits alone and beside any others. Backends are made for
+that; libraries, CPUs and compilers that nobody has tried could still break it.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from llama_serving.engine.batching.backends.base import Backend, Rows
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+STARTS: Final = (40, 600)
+"""Positions of the generated tokens that are tried: within one block of attention, and beyond it."""
+COPIES: Final = 8
+"""How often each of them is in the same step: with a part of a prompt they are more than one block of a product."""
+PROMPT: Final = 40
+CUT: Final = 17
+"""Tokens of the prompt that is tried, and where it is cut in two."""
+PART: Final = 2
+"""Tokens of it that are beside the generated ones."""
+BUDGET_S: Final = 0.3
+"""Seconds that all of it may take. Prompts are left out where a model is so large that they would take longer."""
+PATTERN: Final = 65_521
+"""Random numbers that fill keys and values again and again: a prime number, so that no two blocks are alike."""
+
+
+def establish(backend: Backend) -> bool:
+    """Whether results are batch-invariant; where they turn out not to be, the backend computes in stricter ways until they are.
+
+    Raises:
+        Exception: the model can't be computed.
+    """
+    if not backend.batch_invariant:
+        return False
+    while found := violation(backend):
+        way = backend.stricter()
+        if not way:
+            _log.error(
+                "results are not batch-invariant on this machine: %s. Seeds do not reproduce texts.", found
+            )
+            return False
+        _log.warning("results were not batch-invariant on this machine: %s. From now on %s.", found, way)
+    return True
+
+
+def violation(backend: Backend) -> str:
+    """What the logits of a row depend on and should not; empty where nothing was found."""
+    trial = _Trial(backend)
+    began = time.monotonic()
+    if not trial.generated_tokens_agree():
+        return "a generated token's logits depend on what else is in the step"
+    passes_s = time.monotonic() - began
+    if passes_s < BUDGET_S / 2 and not trial.prompts_agree():
+        return "a prompt's logits depend on how it is cut, or on what else is in the step"
+    return ""
+
+
+class _Trial:
+    """Sequences that read the same keys and values, each with a last block of its own to write to."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._tokens = backend.block_tokens
+        before = max(STARTS) // self._tokens
+        self._shared = range(before)
+        own = len(STARTS) * COPIES
+        prompt = 2 * -(-PROMPT // self._tokens)
+        self._backend = backend.trial(before + own + prompt)
+        self._own = range(before, before + own)
+        self._prompts = range(before + own, before + own + prompt)
+        rng = random.Random(0)  # noqa: S311
+        self._ids = [rng.randrange(backend.vocab) for _ in range(PROMPT)]
+        self._fill(range(before + own))
+        for number in range(len(STARTS)):
+            first, *others = self._own[number * COPIES : (number + 1) * COPIES]
+            saved = self._backend.save([first])
+            for other in others:
+                self._backend.restore([other], saved)
+
+    def generated_tokens_agree(self) -> bool:
+        """Each alone, and all of them beside each other and a part of a prompt."""
+        rows = [self._generated(which, copy) for copy in range(COPIES) for which in range(len(STARTS))]
+        part = Rows(self._ids[:PART], 0, self._prompts, prefill=True, wanted=False)
+        together = self._backend.forward([*rows, part]).view(COPIES, len(STARTS), -1)
+        alone = [self._backend.forward([self._generated(which, 0)]) for which in range(len(STARTS))]
+        return all(_same(together[:, which], alone[which]) for which in range(len(STARTS)))
+
+    def prompts_agree(self) -> bool:
+        """The last token of a prompt: read at once, and in two parts beside generated tokens."""
+        half = len(self._prompts) // 2
+        whole = Rows(self._ids, 0, self._prompts[:half], prefill=True, wanted=True)
+        alone = self._backend.forward([whole])
+        rows = [self._generated(which, 0) for which in range(len(STARTS))]
+        blocks = self._prompts[half:]
+        first = Rows(self._ids[:CUT], 0, blocks, prefill=True, wanted=True)
+        second = Rows(self._ids[CUT:], CUT, blocks, prefill=True, wanted=True)
+        self._backend.forward([*rows, first])
+        return _same(self._backend.forward([*rows, second])[-1:], alone)
+
+    def _generated(self, which: int, copy: int) -> Rows:
+        start = STARTS[which]
+        own = self._own[which * COPIES + copy]
+        blocks = (*self._shared[: start // self._tokens], own)
+        return Rows(self._ids[:1], start, blocks, prefill=False, wanted=True)
+
+    def _fill(self, blocks: Sequence[int]) -> None:
+        import torch
+
+        pattern = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0))
+        saved = self._backend.save(blocks)
+        for copy in saved:
+            flat = copy.view(-1)
+            for part in flat.split(PATTERN):
+                part.copy_(pattern[: len(part)])
+        self._backend.restore(blocks, saved)
+
+
+def _same(rows: "torch.Tensor", expected: "torch.Tensor") -> bool:
+    """Whether all rows have the expected bits. (Zeros of both signs are equal; NaN is not equal to itself.)"""
+    return bool((rows == expected).all())
