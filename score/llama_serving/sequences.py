@@ -1,6 +1,7 @@
 """Sequences on their way through an engine: tokens in, text out."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from llama_serving.contract.request import Delta, Generation, Request, TokenLogprob, Usage
@@ -46,12 +47,13 @@ class RunningSequence:
         yield self._finish()
 
     async def stream(self) -> AsyncIterator[str]:
-        """`pieces` for an event loop."""
+        """`pieces` for an event loop; tokens that have come meanwhile are one piece."""
         yield self._begin()
-        async for token in self.handle:
-            yield self._push(token)
-            if self._stops.found:
-                break
+        async with aclosing(self.handle.arrivals()) as arrivals:
+            async for tokens in arrivals:
+                yield self._push_all(tokens)
+                if self._stops.found:
+                    break
         yield self._finish()
 
     def delta(self, index: int, text: str) -> Delta | None:
@@ -79,6 +81,15 @@ class RunningSequence:
 
     def _begin(self) -> str:
         return self._prompt.before if self._full else ""
+
+    def _push_all(self, tokens: Sequence[Token]) -> str:
+        """None behind a stop string."""
+        pieces = []
+        for token in tokens:
+            pieces.append(self._push(token))
+            if self._stops.found:
+                break
+        return "".join(pieces)
 
     def _push(self, token: Token) -> str:
         self._tokens.append((token, self._decoded))

@@ -4,13 +4,16 @@ import asyncio
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from llama_serving.engine.base import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import QueueFull, Unavailable
+from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.sequences import RunningSequence
 from tests.unit.conftest import PATIENCE_S
 
 
@@ -96,6 +99,72 @@ def test_an_event_loop_is_woken_once_for_all_of_its_handles(monkeypatch: pytest.
     answers, wakes = asyncio.run(run())
     assert wakes == 3
     assert answers == [[n, 10 + n, 20 + n] for n in range(5)]
+
+
+class TestArrivals:
+    """Tokens by the turn: what has come since the last one."""
+
+    @staticmethod
+    async def some(handle: Handle) -> list[list[int]]:
+        """Each turn's, while the engine goes on: a token in the first, then two, then two and the end."""
+        turns = []
+        handle.push(Token(0))
+        async for tokens in handle.arrivals():
+            turns.append([token.id for token in tokens])
+            if len(turns) < 3:
+                for number in range(2):
+                    handle.push(Token(10 * len(turns) + number))
+            if len(turns) == 2:
+                handle.finish("stop")
+        return turns
+
+    def test_a_turn_takes_all_that_has_come(self) -> None:
+        assert asyncio.run(self.some(Handle())) == [[0], [10, 11], [20, 21]]
+
+    def test_a_fault_comes_behind_the_tokens(self) -> None:
+        handle = Handle()
+        handle.push(Token(1))
+        handle.fail(Unavailable("It went."))
+        turns: list[list[Token]] = []
+
+        async def run() -> None:
+            async for tokens in handle.arrivals():
+                turns.append(tokens)  # noqa: PERF401  (those before the error count)
+
+        with pytest.raises(Unavailable):
+            asyncio.run(run())
+        assert turns == [[Token(1)]]
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces"),
+    [((), ["", "def f(", "x):", ""]), (("x",), ["", "def f(", "", ""]), (("f",), ["", "def ", ""])],
+)
+def test_a_stream_has_a_piece_for_each_turn(
+    stops: tuple[str, ...], pieces: list[str], nano_tokenizer: Tokenizer
+) -> None:
+    """And nothing behind a stop string, wherever in a turn it is complete."""
+    handle = Handle()
+    prompt = SimpleNamespace(token_ids=(1,), before="", after="")
+    parameters = SimpleNamespace(return_full_text=False, stop=stops, logprobs=None)
+    sequence = RunningSequence(
+        handle, cast("Any", prompt), cast("Any", SimpleNamespace(parameters=parameters)), nano_tokenizer
+    )
+    turns = [nano_tokenizer.encode_continuation(text) for text in ("def f(", "x):")]
+
+    async def run() -> list[str]:
+        found = []
+        for token in turns[0]:
+            handle.push(Token(token))
+        async for piece in sequence.stream():
+            found.append(piece)
+            if len(found) == 2:
+                for token in turns[1]:
+                    handle.push(Token(token))
+                handle.finish("stop")
+        return found
+
+    assert asyncio.run(run()) == pieces
 
 
 def test_who_waits_for_the_end_is_woken_by_the_end_alone() -> None:

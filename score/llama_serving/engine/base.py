@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -136,21 +136,36 @@ class Handle:
         Raises:
             ServingError: this sequence failed.
         """
+        async for tokens in self.arrivals():
+            for token in tokens:
+                yield token
+
+    async def arrivals(self) -> AsyncGenerator[list[Token], None]:
+        """The tokens that have come since the last turn, awaiting at least one.
+
+        A consumer that is slower than the engine gets several at a time, so that what a turn costs does not fall behind further.
+
+        Raises:
+            ServingError: this sequence failed.
+        """
         ready = asyncio.Event()
         with self._changed:
             self._waiter = (asyncio.get_running_loop(), ready)
         try:
             while True:
                 with self._changed:
-                    waiting = not self._tokens and not self._ended
-                    token = None if waiting else self._take()
+                    tokens = list(self._tokens)
+                    self._tokens.clear()
+                    ended = self._ended
                     ready.clear()
-                if waiting:
+                if tokens:
+                    yield tokens
+                elif not ended:
                     await ready.wait()
-                elif token is None:
-                    return
+                elif self._error is not None:
+                    raise self._error
                 else:
-                    yield token
+                    return
         finally:
             with self._changed:
                 self._waiter = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_serving.contract.request import FinishReason, SamplingParams
-from llama_serving.engine.base import EngineStats, Handle, publish
+from llama_serving.engine.base import EngineStats, Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.engine.upstream import refusals
 from llama_serving.engine.upstream.answer import Answer
@@ -71,6 +71,7 @@ class UpstreamEngine:
         self._running = self._tokens_out = 0
         self._away, self._said = False, ""
         self._tasks: dict[Handle, asyncio.Task[None]] = {}
+        self._fresh: list[tuple[Handle, Token]] = []
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._news = asyncio.Event()
@@ -223,6 +224,7 @@ class UpstreamEngine:
                     reason = await self._generate(job)
                 finally:
                     self._running -= 1
+                    self._publish()  # its tokens, before its end
         except TimeoutError:
             self._thread.finish(job.handle, "deadline")
         except asyncio.CancelledError:
@@ -246,13 +248,23 @@ class UpstreamEngine:
             async for data in events:
                 tokens = answer.read(data)
                 for token in tokens:
-                    publish([(job.handle, token)])
-                    self._tokens_out += 1
+                    self._publish_soon(job.handle, token)
                     if job.stop is not None and job.stop(token.id):
                         return "stop"
                 if answer.complete and answer.finish_reason is not None:
                     return answer.finish_reason
         raise refusals.broken("its answer has no end")
+
+    def _publish_soon(self, handle: Handle, token: Token) -> None:
+        """With all that come in the same turn of the loop: whoever waits is woken once for them."""
+        if not self._fresh:
+            self._loop.call_soon(self._publish)
+        self._fresh.append((handle, token))
+        self._tokens_out += 1
+
+    def _publish(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        publish(fresh)
 
     async def _watch(self) -> None:
         """Knows whether the server is there; one that comes back must be the same."""
