@@ -14,7 +14,7 @@ import click
 from tqdm import tqdm
 
 from deployment.servers import console_script, own_server
-from load_tests.bench import contestants, crowd, jobs, limit, report, scenarios
+from load_tests.bench import contestants, crowd, front, jobs, limit, report, scenarios
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ CONTEXT: Final = 60
     "--scenarios/--no-scenarios",
     "also",
     default=True,
-    help="Reuse, stall, memory, a batch job and a crowd as well.",
+    help="Reuse, stall, memory, a batch job, a crowd and the front's ceiling as well.",
 )
 @click.option(
     "--backends", default="native,native int8,portable", show_default=True, help="Backends to measure alone."
@@ -79,6 +79,7 @@ def main(  # noqa: PLR0913  (the options of a command)
     if also:
         others |= _scenarios(checkpoint, rounds, backends.split(","))
         others |= _jobs(checkpoint, output, rounds, rows) | _crowds(output / "packaged", rounds)
+        others |= _front(output) | _vllm_jobs(checkpoint, output, rounds, rows)
     report.write(output, samples, limits, others)
     click.echo(report.table(samples, limits))
     click.echo(f"memory: {speed / 1e9:.1f} GB/s; all samples in {output / 'bench.json'}")
@@ -97,6 +98,10 @@ def _all(checkpoint: Path, output: Path, urls: Sequence[str]) -> list[contestant
             click.echo(f"skipped: {peer.name}, {reason}", err=True)
         else:
             everybody.append(peer)
+    if reason := contestants.missing_vllm():
+        click.echo(f"skipped: vLLM, bare and behind us, {reason}", err=True)
+    else:
+        everybody += contestants.vllm(checkpoint, packaged)
     for given in urls:
         name, _, url = given.partition("=")
         if not url:
@@ -183,6 +188,35 @@ def _crowds(model: Path, rounds: int) -> dict[str, Any]:
     for one in came:
         click.echo(crowd.told(one))
     return {"crowds": [asdict(one) for one in came]}
+
+
+def _vllm_jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:
+    """A batch job by vLLM's `run-batch`, and by our command with the same vLLM behind it, in turn."""
+    if reason := contestants.missing_vllm():
+        click.echo(f"skipped: a batch job against vLLM's run-batch, {reason}", err=True)
+        return {}
+    work = jobs.write(output / "rows.jsonl", number)
+    options, env = contestants.vllm_options(checkpoint), contestants.vllm_environment()
+    pairs = []
+    for _ in tqdm(range(rounds), desc="batch job, vLLM", file=sys.stderr):
+        ours = jobs.by_the_command(
+            output / "packaged", work, output / "records.jsonl", env=contestants.behind_us()
+        )
+        pairs.append({"ours": ours, "run_batch": jobs.by_run_batch(contestants.VLLM, options, work, env=env)})
+    ratios = [pair["run_batch"] / pair["ours"] for pair in pairs]
+    click.echo(f"a batch job of {number:,} rows in front of vLLM: {median(ratios):.2f} times its run-batch")
+    return {"vllm_job": {"rows": number, "seconds": pairs}}
+
+
+def _front(output: Path) -> dict[str, Any]:
+    """Our servers in front of a stub."""
+    model = output / "nano"
+    command = [console_script("llama-endpoints"), "package", "--checkpoint", "nano", "--overwrite", "--output", str(model)]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    found = front.ceilings(model)
+    for one in found:
+        click.echo(f"in front of a stub, {front.SEQUENCES} sequences, {one.front}: {one.rate:,.0f} tokens/s")
+    return {"front": [asdict(one) for one in found]}
 
 
 def _jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:

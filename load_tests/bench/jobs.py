@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deployment.servers import console_script
+from deployment.servers import NO_ENV, console_script
 from llama_serving.batch.outputs import Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 SEED: Final = 5
 PROMPT: Final = (10, 300)
@@ -45,13 +45,14 @@ def write(path: Path, number: int) -> Path:
     return path
 
 
-def by_the_command(packaged: Path, work: Path, output: Path) -> float:
+def by_the_command(packaged: Path, work: Path, output: Path, *, env: Mapping[str, str] = NO_ENV) -> float:
     """Seconds that `llama-endpoints batch` takes.
 
     Args:
         packaged: the model.
         work: the rows.
         output: where the records go; what is there is replaced.
+        env: settings.
 
     Raises:
         RuntimeError: an answer has another length than was asked for.
@@ -60,7 +61,7 @@ def by_the_command(packaged: Path, work: Path, output: Path) -> float:
                "--output", str(output)]  # fmt: skip
     for path in Outputs(output).all:  # (a journal of a run that was interrupted would be gone on with)
         path.unlink(missing_ok=True)
-    seconds = _timed(command)
+    seconds = _timed(command, env)
     asked = [row["max_tokens"] for row in map(json.loads, work.read_text(encoding="utf-8").splitlines())]
     records = map(json.loads, output.read_text(encoding="utf-8").splitlines())
     if [record["usage"]["completion_tokens"] for record in records] != asked:
@@ -73,10 +74,49 @@ def by_a_loop(python: Path, checkpoint: Path, work: Path) -> float:
     return _timed([str(python), str(Path(__file__).with_name("pipeline_loop.py")), str(checkpoint), str(work)])
 
 
-def _timed(command: Sequence[str]) -> float:
+def by_run_batch(python: Path, options: Sequence[str], work: Path, *, env: Mapping[str, str]) -> float:
+    """Seconds that vLLM's own `run-batch` takes for the same rows, in OpenAI's Batch format.
+
+    Args:
+        python: has vLLM.
+        options: of vLLM, with the model.
+        work: the rows.
+        env: of its process.
+
+    Raises:
+        RuntimeError: it fails, or an answer has another length than was asked for.
+    """
+    asked = [json.loads(line) for line in work.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        {"custom_id": str(n), "method": "POST", "url": "/v1/completions", "body": {"model": "any", **row}}
+        for n, row in enumerate(asked)
+    ]
+    given, output = work.with_suffix(".openai.jsonl"), work.with_suffix(".answers.jsonl")
+    given.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    command = [
+        str(python),
+        "-m",
+        "vllm.entrypoints.openai.run_batch",
+        "-i",
+        str(given),
+        "-o",
+        str(output),
+        *options,
+    ]
+    seconds = _timed(command, env)
+    answers = {
+        a["custom_id"]: a["response"] for a in map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    }
+    found = [answers[str(n)]["body"]["usage"]["completion_tokens"] for n in range(len(asked))]
+    if found != [row["max_tokens"] for row in asked]:
+        raise RuntimeError("an answer of run-batch has another length than was asked for")
+    return seconds
+
+
+def _timed(command: Sequence[str], env: Mapping[str, str] = NO_ENV) -> float:
     started = time.perf_counter()
     mine = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
-    quiet = {**mine, "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {**mine, "TRANSFORMERS_VERBOSITY": "error", **env}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=quiet)  # noqa: S603
     if done.returncode:
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -11,7 +11,8 @@ from typing import Final
 import pytest
 
 from deployment.nano import FOLDER as NANO
-from load_tests.bench import jobs, limit, report
+from deployment.servers import Server
+from load_tests.bench import front, jobs, limit, report
 from load_tests.bench.contestants import ENGINE
 from load_tests.bench.measure import Sample, prompt, ratio, throughput
 
@@ -104,6 +105,17 @@ def test_a_job_that_did_not_do_its_work_is_not_measured(nano_model: Path, tmp_pa
         jobs.by_the_command(nano_model, work, tmp_path / "records.jsonl")
     with pytest.raises(RuntimeError, match="ended with 1"):
         jobs.by_a_loop(Path(sys.executable), tmp_path, work)
+
+
+def test_a_front_is_measured_in_front_of_a_stub() -> None:
+    with front._stub() as env:
+        url = env["LLAMA_UPSTREAM_URL"] + "/v1/completions"
+        assert front.rate(url, {"prompt": [1], "max_tokens": front.NEW_TOKENS}, sequences=3, requests=2) > 0
+
+
+def test_an_answer_that_is_none_is_not_measured(own: Server) -> None:
+    with pytest.raises(RuntimeError, match="the front answers 400"):
+        front.rate(f"{own.url}/v1/completions", {"prompt": ""}, sequences=2, requests=1)
 
 
 BARE: Final = """

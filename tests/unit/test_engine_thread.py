@@ -138,7 +138,7 @@ class TestArrivals:
 
 @pytest.mark.parametrize(
     ("stops", "pieces"),
-    [((), ["", "def f(", "x):", ""]), (("x",), ["", "def f(", "", ""]), (("f",), ["", "def ", ""])],
+    [((), ["", "def f(", "x):", ""]), (("x",), ["", "def f(", "", ""]), (("f",), ["", "de", ""])],
 )
 def test_a_stream_has_a_piece_for_each_turn(
     stops: tuple[str, ...], pieces: list[str], nano_tokenizer: Tokenizer
