@@ -64,7 +64,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "threads": ("0", "1025", *NO_INTEGER),
     "max_num_seqs": ("0", "4097", *NO_INTEGER),
     "kv_memory": ("0", "0GiB", "8GB", "8gib", "1.5GiB", "8 GiB", "GiB", *NO_INTEGER),
-    "vllm": ("/opt/vllm/", "--trust-remote-code", "a\nb"),
+    "vllm": ("/opt/vllm/", "--trust-remote-code", "a\tb"),
     "vllm_tensor_parallel": ("0", "65", *NO_INTEGER),
     "vllm_pipeline_parallel": ("0", "65", *NO_INTEGER),
     "vllm_gpu_share": ("0", "0.04", "0.995", "1", "1.0", "90%", "-0.5", "nan", "9e-1"),

@@ -52,6 +52,8 @@ class Process:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        assert self._keeper.stdin is not None  # noqa: S101  (it is a pipe)
+        self._stdin = self._keeper.stdin
         self._ended = os.pidfd_open(self._keeper.pid)
         self._lock = threading.Lock()
         self.code: int | None = None
@@ -77,20 +79,20 @@ class Process:
                     self.pid
                 )  # (where the keeper itself was killed; its number is still its own)
                 self.code = self._keeper.wait()
+                with suppress(OSError):
+                    self._stdin.close()
                 os.close(self._ended)
         return True
 
     def end(self) -> None:
         """Ask it to end; the keeper kills it after a while. Returns at once."""
         with suppress(OSError, ValueError):  # it has ended, or is ending
-            assert self._keeper.stdin is not None  # noqa: S101
-            os.write(self._keeper.stdin.fileno(), b"e")
+            os.write(self._stdin.fileno(), b"e")
 
     def kill(self) -> None:
         """End it at once."""
         with suppress(OSError, ValueError):
-            assert self._keeper.stdin is not None  # noqa: S101
-            self._keeper.stdin.close()
+            self._stdin.close()
 
     def cause(self) -> str:
         """Why it has ended, as far as that may be shown."""
