@@ -229,8 +229,6 @@ def test_a_context_at_its_limit(pair: Pair) -> None:
     for service in (theirs, own):
         with pytest.raises(BadRequest, match="2048"):
             service.generate(parsed(CODE, {"max_new_tokens": 2048}))
-    with pytest.raises(BadRequest, match="refuses this request"):
-        list(pair.vllm.submit(ids, SamplingParams(max_new_tokens=9)))
 
 
 @pytest.mark.parametrize(
