@@ -8,10 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import gettempdir
 
-from tests.conftest import ROOT
-
 PATIENCE_S = 240
-KEEPER = str(ROOT / "score" / "llama_serving" / "engine" / "vllm" / "keeper.py")
+KEEPER = "/engine/vllm/keeper.py"
 API, CORE, WORKER = "vllm.entrypoints.openai.api_server", "VLLM::EngineCore", "VLLM::Worker"
 VLLM = (API, CORE, WORKER)
 
@@ -51,15 +49,14 @@ def below(pid: int) -> Iterator[int]:
 
 
 def started_by(pid: int) -> dict[str, int]:
-    """vLLM's processes of a server of ours, and `keeper`."""
+    """vLLM's processes of a server of ours, and their keeper."""
     found: dict[str, int] = {}
     for one in below(pid):
         said = command(one)
-        kind = next((name for name in VLLM if name in said), None)
+        # (The keeper's words have vLLM's behind them.)
+        kind = KEEPER if KEEPER in said else next((name for name in VLLM if name in said), None)
         if kind is not None:
             found.setdefault(kind, one)
-        elif "keeper.py" in said:
-            found["keeper"] = one
     return found
 
 

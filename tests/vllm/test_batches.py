@@ -17,7 +17,7 @@ from deployment.servers import console_script, environment
 from tests.azure_jobs import BATCH_DEPLOYMENT
 from tests.conftest import ROOT
 from tests.vllm import processes
-from tests.vllm.processes import API, WORKER, until
+from tests.vllm.processes import API, KEEPER, WORKER, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -92,7 +92,7 @@ def test_a_thousand_rows_with_kills(
     output = tmp_path / "out.jsonl"
     first = begun(command("nano", rows, output), settings)
     until(lambda: journaled(output) > 150)
-    processes.kill(processes.started_by(first.pid)[API])  # vLLM, and the job goes on by itself
+    processes.kill(processes.started_by(first.pid)[KEEPER])  # and vLLM with it; the job goes on by itself
     until(lambda: journaled(output) > 450)
     theirs = processes.started_by(first.pid)
     os.killpg(first.pid, signal.SIGKILL)  # and then the job

@@ -265,7 +265,7 @@ class UpstreamEngine:
         except asyncio.CancelledError:
             self._thread.finish(job.handle, "cancelled")
         except ServingError as error:
-            self._thread.fail(job.handle, error)
+            self._thread.fail(job.handle, await self._seen_again(error))
         except Exception as error:
             _log.error("a sequence failed (messages left out, they could quote a prompt)\n%s", frames(error))
             self._thread.fail(
@@ -276,6 +276,13 @@ class UpstreamEngine:
             self._thread.finish(job.handle, reason)
         finally:
             del self._tasks[job.handle]
+
+    async def _seen_again(self, error: ServingError) -> ServingError:
+        """What a client is told of an error: one of a server that is ending (its workers first) is that it is away."""
+        with suppress(asyncio.CancelledError):  # (whoever asked wants no more: any end will do)
+            if isinstance(error, InternalError) and not await self._client.healthy():
+                return refusals.broken("it is not healthy any more")
+        return error
 
     async def _generate(self, job: _Job) -> FinishReason:
         answer = Answer(job.prompt_ids, job.params)
