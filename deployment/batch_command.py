@@ -72,7 +72,7 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 )
 @click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
 @click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
-@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline.")
+@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline, upstream, vllm.")
 @click.option("--threads", help="LLAMA_THREADS: threads of torch.")
 @click.option("--concurrency", "max_num_seqs", help=f"LLAMA_MAX_NUM_SEQS: sequences at a time; {CONCURRENCY} by default.")  # fmt: skip
 def batch(  # noqa: PLR0913  (the options of a command)

@@ -237,7 +237,7 @@ def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str
 @click.option("--strict-model", is_flag=True, help="Answer 404 to the name of another model.")
 @click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
 @click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
-@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline.")
+@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline, upstream, vllm.")
 @click.option("--threads", help="LLAMA_THREADS: threads of torch.")
 @click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that a request may take.")
 def serve(
@@ -271,7 +271,7 @@ def serve(
 )
 @click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
 @click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
-@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline.")
+@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline, upstream, vllm.")
 @click.option("--threads", help="LLAMA_THREADS: threads of torch.")
 @click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that the request may take.")
 def score(*, model: str, request: Any, **flags: str | None) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 from llama_serving.batch.job import Job, todos
 from llama_serving.batch.order import Todo
 from llama_serving.engine.batching.speed import Amount, Length
+from llama_serving.engine_factory import dtype_of, select_engine
 from llama_serving.errors import ServingError
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.service import batches, context_of, dtype_of
+from llama_serving.service import context_of
 from llama_serving.settings import Settings
 from llama_serving.work import Preparer, Work
 
@@ -83,7 +84,7 @@ def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None
     from llama_serving.engine.batching.checkpoint import LlamaConfig
 
     dtype = dtype_of(files.variant, settings)
-    if not batches(settings, dtype):
+    if select_engine(settings, dtype).name != "batching":
         return None
     wanted = Wanted(dtype, settings.backend, settings.quantization)
     return speed.seconds(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Final
@@ -17,6 +17,7 @@ from llama_serving.contract.request import (
     Request,
 )
 from llama_serving.engine.base import Engine
+from llama_serving.engine_factory import dtype_of, start_engine
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -37,13 +38,6 @@ _log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = range(5, 16)
 """Each who is sent away is told another one of these: a crowd that came together does not come again together."""
-
-
-_NOT_THE_PIPELINES: Final = {
-    "kv_memory": "has no cache of its own",
-    "backend": "has none to choose from",
-    "quantization": "serves the weights as they are",
-}
 
 
 _INVARIANCE: Final = {
@@ -88,16 +82,17 @@ class Service:
         context = context_of(files.variant, settings)
         tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
         dtype = dtype_of(files.variant, settings)
-        engine = start_engine(files, dtype=dtype, context=context, settings=settings)
+        engine, selection = start_engine(files, dtype=dtype, context=context, settings=settings)
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
         computes += f" (not the native one: {stats.why_not})" if stats.why_not else ""
+        computes += f" (chosen since {selection.why})" if selection.why else ""
         computes += _INVARIANCE[stats.batch_invariant]
         _log.info("%s, context %d, %s, %s; %s", files.variant.name, context, dtype, computes, settings.shown())
         if engine.capacity is not None and engine.capacity < context:
             why = (
                 "the model's server has a context of"
-                if settings.engine == "upstream"
+                if selection.name in ("upstream", "vllm")
                 else "the memory for keys and values (LLAMA_KV_MEMORY) holds"
             )
             _log.warning("%s %d tokens: longer sequences are refused", why, engine.capacity)
@@ -220,76 +215,6 @@ class Service:
                 sequence.handle.cancel()
             for sequence in chain.from_iterable(running):
                 self.on_end(request, sequence)
-
-
-def dtype_of(variant: ModelVariant, settings: Settings) -> str:
-    """What the model is computed in."""
-    return variant.dtype if settings.dtype == "auto" else settings.dtype
-
-
-def batches(settings: Settings, dtype: str) -> bool:
-    """Whether the batching engine is the one, and not the pipeline."""
-    from llama_serving.engine.batching.start import suits
-
-    return settings.engine == "batching" or (settings.engine == "auto" and suits(dtype))
-
-
-def start_engine(files: ModelFiles, *, dtype: str, context: int, settings: Settings) -> Engine:
-    """The engine that the settings name; `auto` is batching where it can compute the model, else pipeline.
-
-    Raises:
-        SetupError: it can't load the checkpoint, or the server that it asks can't be used.
-    """
-    checkpoint = files.checkpoint
-    if settings.engine == "upstream":
-        return _start_upstream(files.variant.name, settings)
-    for name in ("upstream_url", "upstream_key"):
-        if getattr(settings, name) is not None:
-            raise SetupError(
-                f"LLAMA_{name.upper()} is set, but the engine is not `upstream`. Set LLAMA_ENGINE=upstream, or unset it."
-            )
-    if not batches(settings, dtype):
-        from llama_serving.engine.pipeline import PipelineEngine
-
-        _refuse_settings(settings, "pipeline", _NOT_THE_PIPELINES)
-        return PipelineEngine(checkpoint, dtype=dtype, threads=settings.threads)
-    from llama_serving.engine.batching.start import start
-
-    return start(
-        checkpoint,
-        dtype=dtype,
-        context=context,
-        threads=settings.threads,
-        max_num_seqs=settings.max_num_seqs,
-        kv_memory=settings.kv_memory,
-        backend=settings.backend,
-        quantization=settings.quantization,
-    )
-
-
-def _refuse_settings(settings: Settings, engine: str, without: Mapping[str, str]) -> None:
-    """What an operator sets and this engine would not look at: each name, and why it doesn't."""
-    unset = Settings()
-    for name, why in without.items():
-        if getattr(settings, name) != getattr(unset, name):
-            raise SetupError(f"LLAMA_{name.upper()} is set, but the {engine} engine {why}. Unset it.")
-
-
-def _start_upstream(model: str, settings: Settings) -> Engine:
-    from llama_serving.engine.upstream.start import start
-
-    if settings.upstream_url is None:
-        raise SetupError(
-            "LLAMA_ENGINE=upstream needs LLAMA_UPSTREAM_URL, where the model's server is, such as http://127.0.0.1:8000."
-        )
-    names = ("kv_memory", "threads", "backend", "quantization")
-    _refuse_settings(settings, "upstream", dict.fromkeys(names, "computes nothing itself"))
-    return start(
-        settings.upstream_url,
-        model=model,
-        key=settings.upstream_key,
-        max_num_seqs=settings.max_num_seqs,
-    )
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:

@@ -17,8 +17,9 @@ from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.upstream import client, engine
 from llama_serving.engine.upstream.answer import Answer
 from llama_serving.engine.upstream.client import Client
-from llama_serving.engine.upstream.engine import UpstreamEngine
+from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
 from llama_serving.engine.upstream.server import KINDS, Server
+from llama_serving.engine_factory import start_engine
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -29,7 +30,7 @@ from llama_serving.errors import (
     Unavailable,
 )
 from llama_serving.model_files import ModelFiles
-from llama_serving.service import Service, start_engine
+from llama_serving.service import Service
 from llama_serving.settings import Settings
 from tests.unit.conftest import PATIENCE_S
 from tests.upstreams import (
@@ -75,7 +76,10 @@ def fake() -> Iterator[FakeUpstream]:
 def running(fake: FakeUpstream, *, stall_s: float = 60.0, key: str | None = None, **how: Any) -> Iterator[UpstreamEngine]:  # fmt: skip
     """An engine on it that has forgotten its first, probing request."""
     started = UpstreamEngine(
-        lambda: Client(fake.url, key=key, stall_s=stall_s), url=fake.url, model=MODEL, **{"start_s": 5.0, **how}
+        lambda: Client(fake.url, key=key, stall_s=stall_s),
+        behind=Behind.at(fake.url),
+        model=MODEL,
+        **{"start_s": 5.0, **how},
     )
     try:
         fake.asked.clear()
@@ -388,7 +392,7 @@ def test_a_start_that_is_ended_is_over() -> None:
             super()._start()
 
     with pytest.raises(SetupError, match="not waited for any longer"):
-        Kept(closing, url="http://127.0.0.1:9", model=MODEL, start_s=PATIENCE_S * 10)
+        Kept(closing, behind=Behind.at("http://127.0.0.1:9"), model=MODEL, start_s=PATIENCE_S * 10)
 
 
 def test_what_is_no_json(fake: FakeUpstream) -> None:

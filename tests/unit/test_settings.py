@@ -13,7 +13,7 @@ from llama_serving.settings import Settings
 
 URLS = ("http://127.0.0.1:8000", "https://host.name", "http://[::1]:8000/", "http://gpu/models/a/")
 ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
-    "engine": tuple((name, name) for name in ("auto", "batching", "pipeline", "upstream")),
+    "engine": tuple((name, name) for name in ("auto", "batching", "pipeline", "upstream", "vllm")),
     "upstream_url": tuple((text, text.rstrip("/")) for text in URLS),
     "upstream_key": (("k", "k"), ("a-b_c.d=", "a-b_c.d=")),
     "dtype": tuple((name, name) for name in ("auto", "float32", "bfloat16", "float16")),
@@ -23,6 +23,16 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "threads": (("1", 1), ("1024", 1024)),
     "max_num_seqs": (("1", 1), ("4096", 4096)),
     "kv_memory": (("1", 1), ("12345", 12345), ("500MiB", 500 << 20), ("8GiB", 8 << 30), ("64KiB", 64 << 10)),
+    "vllm": (("/opt/vllm/bin/python", "/opt/vllm/bin/python"), ("vllm", "vllm"), ("/a b/vllm", "/a b/vllm")),
+    "vllm_tensor_parallel": (("1", 1), ("64", 64)),
+    "vllm_pipeline_parallel": (("1", 1), ("64", 64)),
+    "vllm_gpu_share": (("0.05", 0.05), (".9", 0.9), ("0.99", 0.99)),
+    "vllm_prefix_caching": (("true", True), ("0", False)),
+    "vllm_prefill_tokens": (("64", 64), ("1048576", 1 << 20)),
+    "vllm_speculative_tokens": (("0", 0), ("16", 16)),
+    "vllm_kv_dtype": (("auto", "auto"), ("fp8", "fp8")),
+    "vllm_eager": (("true", True), ("0", False)),
+    "vllm_start_s": (("1", 1), ("86400", 86_400)),
     "queue": (("0", 0), ("1000000", 1_000_000)),
     "deadline_s": (("0.001", 0.001), ("60", 60.0), ("1.5", 1.5)),
     "max_body": (("1024", 1024), ("1073741824", 1 << 30)),
@@ -35,7 +45,7 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
 REFUSED: dict[str, tuple[str, ...]] = {
-    "engine": ("vllm", "Pipeline", "pipeline,batching"),
+    "engine": ("vLLM", "Pipeline", "pipeline,batching"),
     "upstream_url": (
         "127.0.0.1:8000",
         "http://",
@@ -54,6 +64,16 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "threads": ("0", "1025", *NO_INTEGER),
     "max_num_seqs": ("0", "4097", *NO_INTEGER),
     "kv_memory": ("0", "0GiB", "8GB", "8gib", "1.5GiB", "8 GiB", "GiB", *NO_INTEGER),
+    "vllm": ("/opt/vllm/", "--trust-remote-code", "a\tb"),
+    "vllm_tensor_parallel": ("0", "65", *NO_INTEGER),
+    "vllm_pipeline_parallel": ("0", "65", *NO_INTEGER),
+    "vllm_gpu_share": ("0", "0.04", "0.995", "1", "1.0", "90%", "-0.5", "nan", "9e-1"),
+    "vllm_prefix_caching": ("yes", "2", "on"),
+    "vllm_prefill_tokens": ("63", "1048577", *NO_INTEGER),
+    "vllm_speculative_tokens": ("17", *NO_INTEGER),
+    "vllm_kv_dtype": ("fp4", "FP8", "fp8_e4m3"),
+    "vllm_eager": ("yes", "2"),
+    "vllm_start_s": ("0", "86401", *NO_INTEGER),
     "queue": ("1000001", *NO_INTEGER),
     "deadline_s": ("0", "0.0", "-1", "nan", "inf", "1e3", "1s", "."),
     "max_body": ("1023", "1073741825", "4MB", *NO_INTEGER),

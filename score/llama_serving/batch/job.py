@@ -106,7 +106,10 @@ class Result:
 
 def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
     """What records depend on, beside the rows and the parameters."""
-    names = ("dtype", "context", "engine", "backend", "quantization", "kv_memory", "max_body", "deadline_s")
+    names = (
+        *("dtype", "context", "engine", "backend", "quantization", "kv_memory", "max_body", "deadline_s"),
+        *("vllm_tensor_parallel", "vllm_pipeline_parallel", "vllm_speculative_tokens", "vllm_kv_dtype"),
+    )
     return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
 
 

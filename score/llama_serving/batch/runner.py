@@ -17,6 +17,13 @@ AHEAD: Final = 2
 """Rows at the engine for each that it can run: one is waiting whenever another ends."""
 FULL_S: Final = 0.05
 """Rows of many sequences may fill the engine's own queue: then they wait so long."""
+TRIES: Final = 5
+"""How often a row is given to an engine whose server ends in the middle of it; it may be the row that ends it."""
+SETTLE_S: Final = 2.0
+"""Longer than an engine takes to see that its server has gone."""
+AGAIN_S: Final = 0.5
+AWAY_S: Final = 600.0
+"""How long rows wait for a server of others; for a vLLM of ours it is LLAMA_VLLM_START_S."""
 
 
 async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[Entry], None]) -> None:
@@ -80,6 +87,7 @@ async def _done(service: Service, todo: Todo) -> Entry:
 
 
 async def _generations(service: Service, asked: Request) -> Generations:
+    tries = 0
     while True:
         seconds = service.settings.deadline_s
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -87,6 +95,28 @@ async def _generations(service: Service, asked: Request) -> Generations:
             return await service.answer(asked, deadline=deadline)
         except QueueFull:
             await asyncio.sleep(FULL_S)
+        except Unavailable:
+            tries += 1
+            if tries == TRIES or not await _is_back(service):
+                raise
+
+
+async def _is_back(service: Service) -> bool:
+    """Whether the server that generates for the engine is there again, once it is or has been waited for long enough.
+
+    Nothing of the row has been taken, so it may be asked for again.
+    """
+    engine = service.engine
+    patience_s = service.settings.vllm_start_s if engine.stats().engine == "vllm" else AWAY_S
+    deadline = time.monotonic() + patience_s
+    pause_s = SETTLE_S
+    while engine.stats().alive and time.monotonic() < deadline:
+        await asyncio.sleep(pause_s)
+        stats = engine.stats()
+        if stats.alive and not stats.away:
+            return True
+        pause_s = AGAIN_S
+    return False
 
 
 def failed(todo: Todo, error: ServingError) -> Entry:

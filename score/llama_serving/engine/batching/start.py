@@ -15,11 +15,11 @@ FEWEST: Final = 256
 """Tokens that the cache must hold at least."""
 
 
-def suits(dtype: str) -> bool:
-    """Whether this engine has a backend for the machine's best device, and for the dtype."""
+def gpu_in_torch() -> bool:
+    """Whether torch sees a GPU, for which this engine has no backend."""
     import torch
 
-    return dtype in DTYPES and not torch.cuda.is_available()
+    return torch.cuda.is_available()
 
 
 def start(  # noqa: PLR0913  (one call site, all named)

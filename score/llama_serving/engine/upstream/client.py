@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -39,15 +40,22 @@ class Client:
     Args:
         url: where it is, without `/v1`.
         key: sent as a bearer token.
+        socket: the Unix socket that it listens on; None is the address of `url`.
         stall_s: seconds without a byte after which an answer is given up.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, url: str, *, key: str | None = None, socket: Path | None = None, stall_s: float = STALL_S
+    ) -> None:
         self._http = httpx2.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(stall_s, connect=CONNECT_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            transport=httpx2.AsyncHTTPTransport(
+                uds=None if socket is None else str(socket),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+                trust_env=False,
+            ),
             trust_env=False,  # a proxy of the shell's is not between us
         )
 

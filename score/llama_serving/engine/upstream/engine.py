@@ -43,12 +43,40 @@ class _Job:
     handle: Handle
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The server behind the engine: what messages call it, and what whoever started it knows.
+
+    Attributes:
+        name: in the log.
+        setting: what a refused start names.
+        place: where it is, for the start line.
+        say_every_s: seconds between two lines of the log that say that it is waited for.
+        lost: says why it will not come (back); None while it may.
+        progress: says what it is doing while it is waited for.
+        ready: told that it has answered, each time it comes (back).
+    """
+
+    name: str
+    setting: str
+    place: str = ""
+    say_every_s: float = SAY_EVERY_S
+    lost: Callable[[], str | None] = lambda: None
+    progress: Callable[[], str] = lambda: ""
+    ready: Callable[[], None] = lambda: None
+
+    @classmethod
+    def at(cls, url: str) -> "Behind":
+        """A server of others."""
+        return cls(f"the model's server at {url}", f"LLAMA_UPSTREAM_URL={url}", f" at {url}")
+
+
 class UpstreamEngine:
     """Has an OpenAI-compatible server generate.
 
     Args:
         client: of that server.
-        url: where it is, for messages.
+        behind: what is said of it.
         model: the name that it must have the model under.
         max_num_seqs: sequences that it is asked for at a time; others wait here.
         start_s: seconds that it is waited for.
@@ -61,12 +89,13 @@ class UpstreamEngine:
         self,
         client: Callable[[], Client],
         *,
-        url: str,
+        behind: Behind,
         model: str,
         max_num_seqs: int = 16,
         start_s: float = START_S,
     ) -> None:
-        self._make_client, self._url, self._model, self._start_s = client, url, model, start_s
+        self._make_client, self._behind, self._model = client, behind, model
+        self._start_s = start_s
         self._max_num_seqs = max_num_seqs
         self._running = self._tokens_out = 0
         self._away, self._said = False, ""
@@ -108,7 +137,7 @@ class UpstreamEngine:
         running = 0 if forked else self._running
         return EngineStats(
             engine="upstream",
-            backend=f"{self._server.name} at {self._url}",
+            backend=f"{self._server.name}{self._behind.place}",
             running=running,
             waiting=0 if forked else max(0, len(thread.open) - running),
             sequences=thread.sequences,
@@ -125,6 +154,10 @@ class UpstreamEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self._thread.close()
+
+    def lose(self) -> None:
+        """It is known to be away: refuse what comes until it has answered again. From any thread."""
+        self._away = True
 
     def _wants_no_more(self, handle: Handle) -> None:
         self._soon(lambda: self._give_up(handle))
@@ -161,11 +194,12 @@ class UpstreamEngine:
                 async for data in events:
                     answer.read(data)
         except SetupError as error:
-            raise SetupError(f"LLAMA_UPSTREAM_URL={self._url} can't be used: {error}.") from error
+            raise SetupError(f"{self._behind.setting} can't be used: {error}.") from error
         except ServingError as error:
             raise SetupError(
-                f"LLAMA_UPSTREAM_URL={self._url} can't be used. A first request failed: {error.message}"
+                f"{self._behind.setting} can't be used. A first request failed: {error.message}"
             ) from error
+        self._behind.ready()
         return server
 
     async def _awaited(self) -> Server:
@@ -175,11 +209,14 @@ class UpstreamEngine:
                 return await self._client.describe(self._model)
             except AwayError as error:
                 waited = time.monotonic() - begun
+                if (lost := self._behind.lost()) is not None:
+                    raise SetupError(lost) from error
                 if waited > self._start_s:
                     raise SetupError(f"nobody answered there within {self._start_s:.0f} s ({error})") from error
                 if waited >= said:
-                    _log.warning("waiting for the model's server at %s: %s", self._url, error)
-                    said = waited + SAY_EVERY_S
+                    doing = self._behind.progress() or error
+                    _log.warning("waiting for %s, %.0f s so far: %s", self._behind.name, waited, doing)
+                    said = waited + self._behind.say_every_s
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), AGAIN_S)
                     raise SetupError("it was not waited for any longer") from None
@@ -230,7 +267,7 @@ class UpstreamEngine:
         except asyncio.CancelledError:
             self._thread.finish(job.handle, "cancelled")
         except ServingError as error:
-            self._thread.fail(job.handle, error)
+            self._thread.fail(job.handle, await self._seen_again(error))
         except Exception as error:
             _log.error("a sequence failed (messages left out, they could quote a prompt)\n%s", frames(error))
             self._thread.fail(
@@ -241,6 +278,13 @@ class UpstreamEngine:
             self._thread.finish(job.handle, reason)
         finally:
             del self._tasks[job.handle]
+
+    async def _seen_again(self, error: ServingError) -> ServingError:
+        """What a client is told of an error: one of a server that is ending (its workers first) is that it is away."""
+        with suppress(asyncio.CancelledError):  # (whoever asked wants no more: any end will do)
+            if isinstance(error, InternalError) and not await self._client.healthy():
+                return refusals.broken("it is not healthy any more")
+        return error
 
     async def _generate(self, job: _Job) -> FinishReason:
         answer = Answer(job.prompt_ids, job.params)
@@ -272,10 +316,11 @@ class UpstreamEngine:
             await asyncio.sleep(WATCH_S)
             if not self._away and not await self._client.healthy():
                 self._away = True
-                _log.error("the model's server at %s is away", self._url)
+                _log.error("%s is away", self._behind.name)
             elif self._away and await self._is_back():
                 self._away = False
-                _log.warning("the model's server at %s is back", self._url)
+                self._behind.ready()
+                _log.warning("%s is back", self._behind.name)
 
     async def _is_back(self) -> bool:
         try:
@@ -293,4 +338,4 @@ class UpstreamEngine:
     def _say_once(self, what: str) -> None:
         if what != self._said:
             self._said = what
-            _log.error("the model's server at %s: %s", self._url, what)
+            _log.error("%s: %s", self._behind.name, what)

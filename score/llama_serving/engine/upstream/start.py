@@ -1,7 +1,7 @@
 """From settings to a running engine."""
 
 from llama_serving.engine.upstream.client import Client
-from llama_serving.engine.upstream.engine import UpstreamEngine
+from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
 
 
 def start(url: str, *, model: str, key: str | None, max_num_seqs: int) -> UpstreamEngine:
@@ -16,4 +16,6 @@ def start(url: str, *, model: str, key: str | None, max_num_seqs: int) -> Upstre
     Raises:
         SetupError: it does not come, has another model, or is none that can be used.
     """
-    return UpstreamEngine(lambda: Client(url, key=key), url=url, model=model, max_num_seqs=max_num_seqs)
+    return UpstreamEngine(
+        lambda: Client(url, key=key), behind=Behind.at(url), model=model, max_num_seqs=max_num_seqs
+    )

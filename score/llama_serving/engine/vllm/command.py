@@ -1,0 +1,146 @@
+"""vLLM's command line and environment. Pure: a model and settings in, words out."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from llama_serving.engine.vllm.installation import Installation
+from llama_serving.engine.vllm.options import ServedModel, VllmOptions
+from llama_serving.errors import SetupError
+
+KEY: Final = "VLLM_API_KEY"
+"""vLLM reads its key from this variable. (An argument would be visible in the list of processes.)"""
+LOOKUP_TOKENS: Final = 4
+"""The longest end of a text that prompt lookup searches for."""
+CPU_BLOCK: Final = 128
+"""Tokens in a block of vLLM's cache on a CPU; each sequence may leave one of them partly empty."""
+CPU_SHARE: Final = 0.5
+"""Of the memory that is free beside the weights, what keys and values may take on a CPU."""
+
+_FIXED: Final[Mapping[str, str]] = {
+    # Everything comes with the model: nothing is fetched and nothing is reported.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_PLUGINS": "",
+    # The log is read by us.
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_CONFIGURE_LOGGING": "1",
+    "VLLM_LOGGING_LEVEL": "INFO",
+    "VLLM_LOGGING_PREFIX": "",
+    "VLLM_LOGGING_COLOR": "0",
+}
+_DROPPED: Final = ("LLAMA_", "PYTHON", "VIRTUAL_ENV", "__PYVENV", "VLLM_CPU_KVCACHE_SPACE", KEY)
+"""What begins so is ours, or belongs to our own interpreter."""
+_SECRET: Final = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|CONNECTION_STRING|_SAS)$", re.IGNORECASE
+)
+
+
+def arguments(
+    installation: Installation, model: ServedModel, options: VllmOptions, *, socket: Path, kv_memory: int | None
+) -> tuple[str, ...]:
+    """The command that serves a model on a Unix socket.
+
+    Args:
+        installation: the environment that has vLLM.
+        model: what is served.
+        options: the operator's.
+        socket: where vLLM listens.
+        kv_memory: bytes for keys and values; None is vLLM's choice.
+    """
+    named: dict[str, object] = {
+        "uds": socket,
+        "model": model.checkpoint,
+        "served-model-name": model.name,
+        "dtype": model.dtype,
+        "max-model-len": model.context,
+        "max-num-seqs": options.max_num_seqs,
+        "tensor-parallel-size": options.tensor_parallel,
+        "pipeline-parallel-size": options.pipeline_parallel,
+        "gpu-memory-utilization": options.gpu_share,
+        "kv-cache-dtype": options.kv_dtype,
+        "load-format": "safetensors",  # never a pickle
+        "generation-config": "vllm",  # no sampling settings of the checkpoint's
+        **_optional(model, options, kv_memory),
+    }
+    switches = [
+        "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
+        "--no-enable-log-requests",
+        "--disable-uvicorn-access-log",
+        *(["--enforce-eager"] if options.eager else []),
+    ]
+    words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    return (str(installation.python), "-m", "vllm.entrypoints.openai.api_server", *words, *switches)
+
+
+def _optional(model: ServedModel, options: VllmOptions, kv_memory: int | None) -> dict[str, object]:
+    found: dict[str, object] = {}
+    if kv_memory is not None:
+        found["kv-cache-memory-bytes"] = kv_memory
+    if options.prefill_tokens is not None:
+        found["max-num-batched-tokens"] = options.prefill_tokens
+    if options.speculative_tokens:
+        found["speculative-config"] = json.dumps(
+            {
+                "method": "ngram",
+                "num_speculative_tokens": options.speculative_tokens,
+                "prompt_lookup_max": LOOKUP_TOKENS,
+            }
+        )
+    if model.positions is not None and model.context > model.positions:
+        # vLLM computes its rotary table for so many positions and refuses a longer context. No frequency is scaled.
+        found["hf-overrides"] = json.dumps({"max_position_embeddings": model.context})
+    return found
+
+
+def environment(
+    inherited: Mapping[str, str], installation: Installation, options: VllmOptions, *, key: str
+) -> dict[str, str]:
+    """The environment of vLLM's process: ours without our settings, our interpreter's variables and any secret.
+
+    Args:
+        inherited: our own.
+        installation: the environment that has vLLM.
+        options: the operator's.
+        key: what vLLM is to ask for as a bearer token.
+    """
+    kept = {
+        name: text
+        for name, text in inherited.items()
+        if not name.startswith(_DROPPED) and not _SECRET.search(name)
+    }
+    # Compilers and other tools of its environment come before those of ours.
+    path = ":".join(filter(None, (str(installation.python.parent), kept.get("PATH", ""))))
+    found = {**kept, **_FIXED, "PATH": path, KEY: key}
+    if installation.cpu and options.threads is not None:
+        # By default vLLM binds its threads to cores of its own choice and overrides OMP_NUM_THREADS.
+        found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads)}
+    return found
+
+
+def kv_bytes(
+    installation: Installation, model: ServedModel, options: VllmOptions, *, free_bytes: int
+) -> int | None:
+    """Bytes for keys and values to ask of vLLM; None leaves it to vLLM's share of a GPU.
+
+    On a CPU vLLM would take its share of the whole machine, whoever else is there: half of what is free beside the
+    weights is enough, and no more than all sequences can use.
+
+    Raises:
+        SetupError: a CPU has not enough free memory for one sequence.
+    """
+    if options.kv_memory is not None or not installation.cpu:
+        return options.kv_memory
+    wanted = (model.context + CPU_BLOCK) * options.max_num_seqs * model.kv_bytes
+    budget = int((free_bytes - model.weight_bytes) * CPU_SHARE)
+    if budget < (model.context + CPU_BLOCK) * model.kv_bytes:
+        raise SetupError(
+            f"{free_bytes:,} bytes of memory are free, which is too little for {model.weight_bytes:,} bytes of weights and "
+            f"a context of {model.context} tokens. Lower LLAMA_CONTEXT, set LLAMA_KV_MEMORY, or use a machine with more memory."
+        )
+    return min(wanted, budget)

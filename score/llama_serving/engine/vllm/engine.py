@@ -1,0 +1,146 @@
+"""The engine: vLLM in a process of its own, asked as any server behind us is. See `engine/base.py`."""
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from llama_serving.contract.request import SamplingParams
+from llama_serving.engine.base import EngineStats, Handle
+from llama_serving.engine.upstream import refusals
+from llama_serving.engine.upstream.client import Client
+from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
+from llama_serving.engine.vllm import command
+from llama_serving.engine.vllm.installation import Installation
+from llama_serving.engine.vllm.options import ServedModel, VllmOptions
+from llama_serving.engine.vllm.process import Process
+from llama_serving.engine.vllm.supervisor import Run, Supervisor
+from llama_serving.errors import SetupError
+
+_log = logging.getLogger(__name__)
+
+SOCKET: Final = "vllm.sock"
+SAY_EVERY_S: Final = 15.0
+URL: Final = "http://vllm"
+"""The host of requests on the socket: a name that no resolver is asked for."""
+
+
+class VllmEngine:
+    """Starts vLLM, has it generate, and ends it.
+
+    Args:
+        installation: the environment that has vLLM.
+        model: what is served.
+        options: the operator's.
+        kv_memory: bytes for keys and values; None is vLLM's choice.
+        environment: ours, most of which vLLM inherits.
+
+    Raises:
+        SetupError: vLLM ends, or is not healthy in time.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        model: ServedModel,
+        options: VllmOptions,
+        *,
+        kv_memory: int | None,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._pid = os.getpid()
+        # Nobody else may enter it; a socket's path may have 107 bytes.
+        self._folder = Path(tempfile.mkdtemp(prefix="llama-vllm-"))
+        key = secrets.token_urlsafe(32)
+        socket = self._folder / SOCKET
+        words = command.arguments(installation, model, options, socket=socket, kv_memory=kv_memory)
+        variables = command.environment(environment, installation, options, key=key)
+        echo = _echo if options.log_everything else None
+
+        def launch() -> Run:
+            socket.unlink(missing_ok=True)
+            return Process(words, variables, folder=self._folder, echo=echo)
+
+        self._upstream: UpstreamEngine | None = None
+        try:
+            self._supervisor = Supervisor(launch, start_s=options.start_s, on_death=self._died)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        # (Registered before the upstream engine's own end, and so called after it.)
+        atexit.register(self.close)
+        try:
+            self._upstream = UpstreamEngine(
+                lambda: Client(URL, key=key, socket=socket),
+                behind=Behind(
+                    name="vLLM",
+                    setting=f"vLLM {installation.version}",
+                    say_every_s=SAY_EVERY_S,
+                    lost=lambda: self._supervisor.lost,
+                    progress=self._supervisor.progress,
+                    ready=self._supervisor.healthy,
+                ),
+                model=model.name,
+                max_num_seqs=options.max_num_seqs,
+                start_s=options.start_s,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _asked(self) -> UpstreamEngine:
+        if self._upstream is None:
+            raise SetupError("The engine has not been started.")
+        return self._upstream
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        deadline: float | None = None,
+        stop: Callable[[int], bool] | None = None,
+    ) -> Handle:
+        """See `Engine.submit`."""
+        if self._supervisor.lost is not None and os.getpid() == self._pid:
+            raise refusals.away("vLLM has ended and does not come back")
+        return self._asked.submit(prompt_ids, params, deadline=deadline, stop=stop)
+
+    @property
+    def capacity(self) -> int | None:
+        """See `Engine.capacity`."""
+        return self._asked.capacity
+
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`."""
+        stats = self._asked.stats()
+        return replace(stats, engine="vllm", alive=stats.alive and self._supervisor.lost is None)
+
+    def drain(self) -> None:
+        """See `Engine.drain`."""
+        self._asked.drain()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if os.getpid() != self._pid:  # a copy in a forked process: vLLM is the other's
+            return
+        atexit.unregister(self.close)
+        if self._upstream is not None:
+            self._upstream.close()
+        self._supervisor.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _died(self) -> None:
+        if self._upstream is not None:
+            self._upstream.lose()
+
+
+def _echo(line: str) -> None:
+    _log.info("vLLM: %s", line)

@@ -1,0 +1,78 @@
+"""What vLLM writes -> what may be shown of it. Pure. Once it has been asked anything, its lines may quote a prompt."""
+
+import re
+import threading
+from collections import deque
+from typing import Final
+
+KEPT: Final = 400
+"""Lines that are remembered."""
+LONGEST: Final = 300
+"""Characters of a line that are shown."""
+
+_LINE: Final = re.compile(
+    r"^(?:\([\w -]+ pid=\d+\) ?)?(?:(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[(?P<where>[\w./-]+:\d+)\] ?)?(?P<text>.*)$"
+)
+_PROGRESS: Final = re.compile(r"^[A-Z][\w ,()]*:\s+\d+%(?: Completed)? ?\|")
+_EXCEPTION: Final = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Exit))(?:: (?P<what>.*))?$")
+_USAGE: Final = re.compile(r"^[\w.]+: error: (?P<what>.*)$")
+_DETAIL: Final = re.compile(r"^\s+(?:Value error|Assertion failed), (?P<what>.*?)(?: \[type=.*)?$")
+_SECONDHAND: Final = ("root cause above", "Failed core proc", "initialization failed", "EngineDeadError")
+"""In errors that only say that another process has had one."""
+
+
+class LogLines:
+    """The end of a log. Safe to use from several threads.
+
+    Attributes:
+        asked: requests have been sent: from now on only names are shown.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()
+        self.asked = False
+
+    def add(self, line: str) -> None:
+        """One more line."""
+        with self._lock:
+            self._lines.append(line.rstrip()[: 4 * LONGEST])
+
+    def progress(self) -> str:
+        """What it is doing, in its own words; empty where it has not said anything that may be shown."""
+        for line in () if self.asked else self._latest():
+            match = _LINE.match(line)
+            text = match["text"].strip() if match else ""
+            if text and match and (match["level"] or _PROGRESS.match(text)) and any(map(str.isalpha, text)):
+                return text[:LONGEST]
+        return ""
+
+    def cause(self) -> str:
+        """Why it has ended; empty where it does not say."""
+        second = ""
+        details: str | None = None
+        for line in self._latest():
+            match = _LINE.match(line)
+            text = match["text"] if match else line
+            if detail := _DETAIL.match(text):
+                details = details or detail["what"]
+                continue
+            found = self._named(text, details)
+            if found and not any(sign in found for sign in _SECONDHAND):
+                return found[:LONGEST]
+            second = second or found
+        return second[:LONGEST]
+
+    def _named(self, text: str, details: str | None) -> str:
+        if usage := _USAGE.match(text):
+            return usage["what"] if not self.asked else "error"
+        error = _EXCEPTION.match(text)
+        if error is None:
+            return ""
+        if self.asked:
+            return error["kind"]
+        return f"{error['kind']}: {details or error['what']}" if details or error["what"] else error["kind"]
+
+    def _latest(self) -> list[str]:
+        with self._lock:
+            return list(reversed(self._lines))

@@ -1,0 +1,128 @@
+"""One run of vLLM: its process, behind the keeper that ends it with us."""
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final
+
+from llama_serving.engine.vllm import keeper
+from llama_serving.engine.vllm.log_lines import LogLines
+
+GRACE_S: Final = 10.0
+"""What vLLM may take to end when it is asked to."""
+_READ: Final = 4096
+
+
+class Process:
+    """A vLLM that runs, or has ended.
+
+    Args:
+        command: vLLM's.
+        environment: vLLM's, whole.
+        folder: removed by the keeper where we have died.
+        echo: given each line that it writes.
+
+    Attributes:
+        code: its exit code, once it has ended; 128 and more is a signal.
+
+    Raises:
+        OSError: the keeper can't be started.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        folder: Path,
+        echo: Callable[[str], None] | None = None,
+    ) -> None:
+        self._log = LogLines()
+        words = (sys.executable, "-I", keeper.__file__, str(os.getpid()), str(folder), str(GRACE_S), *command)
+        self._keeper = subprocess.Popen(  # noqa: S603
+            words,
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._keeper.stdin is not None  # noqa: S101  (it is a pipe)
+        self._stdin = self._keeper.stdin
+        self._ended = os.pidfd_open(self._keeper.pid)
+        self._lock = threading.Lock()
+        self.code: int | None = None
+        threading.Thread(target=self._read, args=(echo,), name="vllm log", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The keeper's, which is also the number of the session that vLLM's processes are in."""
+        return self._keeper.pid
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether it has ended, after at most so many seconds; nothing of it is left then."""
+        with self._lock:
+            if self.code is not None:
+                return True
+        poller = select.poll()
+        poller.register(self._ended, select.POLLIN)
+        if not poller.poll(None if timeout_s is None else timeout_s * 1000):
+            return False
+        with self._lock:
+            if self.code is None:
+                keeper.end_session(
+                    self.pid
+                )  # (where the keeper itself was killed; its number is still its own)
+                self.code = self._keeper.wait()
+                with suppress(OSError):
+                    self._stdin.close()
+                os.close(self._ended)
+        return True
+
+    def end(self) -> None:
+        """Ask it to end; the keeper kills it after a while. Returns at once."""
+        with suppress(OSError, ValueError):  # it has ended, or is ending
+            os.write(self._stdin.fileno(), b"e")
+
+    def kill(self) -> None:
+        """End it at once."""
+        with suppress(OSError, ValueError):
+            self._stdin.close()
+
+    def cause(self) -> str:
+        """Why it has ended, as far as that may be shown."""
+        return self._log.cause()
+
+    def progress(self) -> str:
+        """What it is doing, as far as that may be shown."""
+        return self._log.progress()
+
+    def asked(self) -> None:
+        """It serves requests: what it writes from now on may quote them."""
+        self._log.asked = True
+
+    def _read(self, echo: Callable[[str], None] | None) -> None:
+        output = self._keeper.stdout
+        assert output is not None  # noqa: S101
+        with output:
+            for line in _lines(output):
+                self._log.add(line)
+                if echo is not None:
+                    echo(line)
+
+
+def _lines(output: IO[bytes]) -> Iterator[str]:
+    """Lines, ended by \\n or \\r (a progress bar's), none longer than what is read at a time."""
+    rest = b""
+    while chunk := os.read(output.fileno(), _READ):
+        *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        if len(rest) > _READ:
+            lines, rest = [*lines, rest], b""
+        yield from (line.decode("utf-8", "replace") for line in lines if line.strip())
+    if rest:
+        yield rest.decode("utf-8", "replace")

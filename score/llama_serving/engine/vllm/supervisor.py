@@ -1,0 +1,144 @@
+"""Keeps vLLM running: starts it again after its death, later each time, and gives up after too many failed starts."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from llama_serving.errors import SetupError
+
+_log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+MOST_FAILURES: Final = 5
+"""Starts in a row that did not come to a healthy vLLM."""
+END_S: Final = 30.0
+
+
+class Run(Protocol):
+    """One run of vLLM; see `process.Process`."""
+
+    code: int | None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def end(self) -> None:
+        """Ask it to end."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    def cause(self) -> str:
+        """Why it ended."""
+        ...
+
+    def progress(self) -> str:
+        """What it is doing."""
+        ...
+
+    def asked(self) -> None:
+        """It serves requests from now on."""
+        ...
+
+
+def pause_s(failures: int) -> float:
+    """Seconds before the next start, after so many failed ones."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(failures, 16), LONGEST_PAUSE_S)
+
+
+class Supervisor:
+    """The thread that restarts vLLM.
+
+    Args:
+        launch: starts one run.
+        start_s: seconds until a run must be healthy.
+        on_death: called, on the thread, when a run has ended.
+    """
+
+    def __init__(self, launch: Callable[[], Run], *, start_s: float, on_death: Callable[[], None]) -> None:
+        self._launch, self._start_s, self._on_death = launch, start_s, on_death
+        self._healthy, self._closing = threading.Event(), threading.Event()
+        self._was_healthy = False
+        self._lost: str | None = None
+        self._run = launch()
+        self._thread = threading.Thread(target=self._supervise, name="vllm", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> str | None:
+        """Why vLLM will not come (back) any more; None while it may."""
+        return self._lost
+
+    def progress(self) -> str:
+        """What vLLM is doing."""
+        return self._run.progress()
+
+    def healthy(self) -> None:
+        """vLLM has answered."""
+        self._run.asked()
+        self._was_healthy = True
+        self._healthy.set()
+
+    def close(self) -> None:
+        """End vLLM, and return when nothing of it is left."""
+        self._closing.set()
+        self._run.end()
+        self._thread.join(END_S)
+        if self._thread.is_alive():
+            _log.warning("vLLM does not end: it is killed")
+            self._run.kill()
+            self._thread.join(END_S)
+
+    def _supervise(self) -> None:
+        failures = 0
+        while True:
+            self._until_ended()
+            if self._closing.is_set():
+                return
+            came = self._healthy.is_set()
+            failures = 0 if came else failures + 1
+            self._healthy.clear()
+            why = self._why(came=came)
+            if not self._was_healthy or failures >= MOST_FAILURES:
+                self._lost = why
+                _log.error("%s", why)
+                return
+            seconds = pause_s(failures)
+            _log.error("%s; it is started again in %.0f s", why, seconds)
+            self._on_death()
+            if self._closing.wait(seconds) or not self._start():
+                return
+
+    def _start(self) -> bool:
+        try:
+            self._run = self._launch()
+        except (OSError, SetupError) as error:
+            self._lost = f"vLLM can't be started again: {error}"
+            _log.error("%s", self._lost)
+            return False
+        if self._closing.is_set():  # `close` may have asked the run before
+            self._run.end()
+        return True
+
+    def _until_ended(self) -> None:
+        """Waits for the end of the run, and brings it about where it does not become healthy."""
+        deadline = time.monotonic() + self._start_s
+        while not self._run.wait(1.0):
+            late = time.monotonic() > deadline and not self._healthy.is_set()
+            if late and not self._closing.is_set():
+                _log.error("vLLM was not healthy within %.0f s (LLAMA_VLLM_START_S)", self._start_s)
+                self._run.kill()
+                self._run.wait()
+                return
+
+    def _why(self, *, came: bool) -> str:
+        cause = self._run.cause()
+        what = f"vLLM has ended (exit code {self._run.code})"
+        what += "" if came else " before it was healthy"
+        return f"{what}: {cause}" if cause else what
