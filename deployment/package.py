@@ -72,6 +72,7 @@ def package(
     """
     try:
         _check_output(checkpoint, output, overwrite=overwrite)
+        _check_reference(checkpoint, weights)
         with _staged(output) as stage:
             _save(checkpoint, stage, weights)
             no_kernels = _add_kernels(stage)
@@ -93,6 +94,14 @@ def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> N
         raise SetupError(f"{output} holds the checkpoint itself, which --overwrite would delete. Name another.")
     if not (output / "MLmodel").is_file():
         raise SetupError(f"{output} is no MLflow model, so --overwrite leaves it alone. Name another --output.")
+
+
+def _check_reference(checkpoint: Checkpoint, weights: Weights) -> None:
+    if weights is Weights.REFERENCE and checkpoint.config is not None:
+        raise SetupError(
+            f"{checkpoint.folder} says in a file of its own how it is quantized, and vLLM looks for it in config.json alone, "
+            "which a reference can't change. Use --weights link or copy."
+        )
 
 
 @contextmanager
@@ -148,9 +157,14 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
         (artifact / CHECKPOINT).mkdir()
         for file in checkpoint.small:
             shutil.copyfile(file, artifact / CHECKPOINT / file.name)
+        if checkpoint.config is not None:
+            text = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
+            (artifact / CHECKPOINT / "config.json").write_text(text, encoding="utf-8")
     record = ModelFiles(checkpoint.folder, checkpoint.variant).record(path)
     (artifact / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     metadata = {"variant": checkpoint.variant.name, "dtype": checkpoint.variant.dtype}
+    if checkpoint.variant.quantization is not None:
+        metadata["quantization"] = str(checkpoint.variant.quantization)
     try:
         save_model(stage, artifact=artifact, metadata=metadata, size=checkpoint.weight_bytes)
     except OSError:
