@@ -45,6 +45,7 @@ class Checkpoint:
         small: everything else that is needed or worth keeping.
         warnings: where its own config differs from the catalog; the config wins.
         config: what config.json is to be in the packaged model, where it can't stay as it is.
+        merged: what it was made of, where an adapter was merged into it; for the model's record.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Checkpoint:
     small: tuple[Path, ...]
     warnings: tuple[str, ...]
     config: Mapping[str, Any] | None = None
+    merged: Mapping[str, Any] | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -137,7 +139,10 @@ def _quantized(folder: Path, config: dict[str, Any]) -> tuple[Layout | None, dic
     if config.get("quantization_config") is not None:
         return layout_of(config["quantization_config"], f"{folder}/config.json's quantization_config"), None
     if (said := config.get("compression_config")) is not None:  # older compressed-tensors
-        return layout_of(said, f"{folder}/config.json's compression_config"), {**config, "quantization_config": said}
+        return layout_of(said, f"{folder}/config.json's compression_config"), {
+            **config,
+            "quantization_config": said,
+        }
     for name, method in OLD_FILES.items():
         if (folder / name).is_file():
             said = {"quant_method": method, **_json_object(folder / name)}

@@ -70,21 +70,36 @@ def package(
     Raises:
         SetupError: `output` exists, the disk is full, or something can't be written.
     """
-    try:
-        _check_output(checkpoint, output, overwrite=overwrite)
+    with writing(output):
+        check_output(checkpoint, output, overwrite=overwrite)
         _check_reference(checkpoint, weights)
-        with _staged(output) as stage:
+        with staged(output) as stage:
             _save(checkpoint, stage, weights)
             no_kernels = _add_kernels(stage)
             copied = _place_weights(checkpoint, stage, weights, progress)
             _put(stage, output)
-    except OSError as error:
-        raise SetupError(f"{output} can't be written: {_reason(error)}. Nothing was left behind.") from error
     return Packaged(output, Weights.COPY if copied else weights, copied, no_kernels)
 
 
-def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
-    """What exists is replaced only where that is wanted, and only a model that isn't the checkpoint's home."""
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Says in one sentence what keeps `output` from being written.
+
+    Raises:
+        SetupError: in the place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(f"{output} can't be written: {_reason(error)}. Nothing was left behind.") from error
+
+
+def check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
+    """What exists is replaced only where that is wanted, and only a model that isn't the checkpoint's home.
+
+    Raises:
+        SetupError: `output` can't be written to.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
@@ -105,7 +120,7 @@ def _check_reference(checkpoint: Checkpoint, weights: Weights) -> None:
 
 
 @contextmanager
-def _staged(output: Path) -> Iterator[Path]:
+def staged(output: Path) -> Iterator[Path]:
     """A folder beside `output`, on the same file system, that is gone afterwards whatever happens."""
     parent = output.absolute().parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -161,6 +176,8 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
             text = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
             (artifact / CHECKPOINT / "config.json").write_text(text, encoding="utf-8")
     record = ModelFiles(checkpoint.folder, checkpoint.variant).record(path)
+    if checkpoint.merged is not None:
+        record["merged"] = dict(checkpoint.merged)
     (artifact / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     metadata = {"variant": checkpoint.variant.name, "dtype": checkpoint.variant.dtype}
     if checkpoint.variant.quantization is not None:

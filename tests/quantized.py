@@ -30,6 +30,10 @@ LLAMA: Final = llamas.Llama(
 """Wide enough that each format's kernels take it, and with nano's vocabulary."""
 
 
+INPUT_SCALE: Final = 0.08
+"""Of static activations, in all layers."""
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A linear layer's tensors, and the weights that they decode to."""
@@ -127,7 +131,12 @@ def gptq(bits: int = 4, group: int = 32) -> Kind:
 
 
 def _compressed(style: str, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": dict(weights), "input_activations": inputs, "output_activations": None}
+    group = {
+        "targets": ["Linear"],
+        "weights": dict(weights),
+        "input_activations": inputs,
+        "output_activations": None,
+    }
     return {
         "quant_method": "compressed-tensors",
         "format": style,
@@ -167,7 +176,7 @@ def int8(strategy: str = "channel", *, static: bool = False) -> Kind:
         scale = scale if strategy == "channel" else scale.reshape(1)
         tensors = {"weight": torch.from_numpy(values.astype(np.int8)), "weight_scale": torch.from_numpy(scale)}
         if static:
-            tensors["input_scale"] = torch.tensor([0.05])
+            tensors["input_scale"] = torch.tensor([INPUT_SCALE])
         return Quantized(tensors, torch.from_numpy((values * scale).astype(np.float32)))
 
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, "strategy": strategy}
@@ -188,15 +197,23 @@ def fp8(strategy: str = "channel", *, activations: str | None = "token") -> Kind
             scale = blocks.abs().amax((1, 3)) / top
             wide = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
         else:
-            wide = scale = (whole.abs().amax(1, keepdim=True) if strategy == "channel" else whole.abs().max()) / top
+            wide = scale = (
+                whole.abs().amax(1, keepdim=True) if strategy == "channel" else whole.abs().max()
+            ) / top
             scale = scale if strategy == "channel" else scale.reshape(1)
         values = (whole / wide).to(torch.float8_e4m3fn)
         tensors = {"weight": values, "weight_scale": scale}
         if activations == "static":
-            tensors["input_scale"] = torch.tensor([0.05])
+            tensors["input_scale"] = torch.tensor([INPUT_SCALE])
         return Quantized(tensors, values.float() * wide)
 
-    weights: dict[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy}
+    weights: dict[str, Any] = {
+        "num_bits": 8,
+        "type": "float",
+        "symmetric": True,
+        "dynamic": False,
+        "strategy": strategy,
+    }
     inputs: dict[str, Any] | None = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
     assert inputs is not None
     if strategy == "block":
@@ -211,7 +228,9 @@ def fp8(strategy: str = "channel", *, activations: str | None = "token") -> Kind
     return Kind(_compressed("float-quantized", weights, inputs), quantize)
 
 
-def write(kind: Kind, folder: Path, *, llama: llamas.Llama = LLAMA, plain: Path | None = None, seed: int = 0) -> Path:
+def write(
+    kind: Kind, folder: Path, *, llama: llamas.Llama = LLAMA, plain: Path | None = None, seed: int = 0
+) -> Path:
     """Writes a quantized checkpoint, and into `plain` the weights that it stands for, in float32.
 
     Embeddings, norms and head are rounded to bfloat16 first, so that both have the same ones.
@@ -233,8 +252,14 @@ def write(kind: Kind, folder: Path, *, llama: llamas.Llama = LLAMA, plain: Path 
         plain.mkdir()
         (plain / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
         shutil.copyfile(FOLDER / "tokenizer.json", plain / "tokenizer.json")
-        save_file({name: each.float().contiguous() for name, each in whole.items()}, plain / "model.safetensors", {"format": "pt"})
-    save_file({name: each.contiguous() for name, each in told.items()}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            {name: each.float().contiguous() for name, each in whole.items()},
+            plain / "model.safetensors",
+            {"format": "pt"},
+        )
+    save_file(
+        {name: each.contiguous() for name, each in told.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     write_config(folder, config | {"quantization_config": dict(kind.config)})
     return folder
 
