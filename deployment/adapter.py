@@ -119,7 +119,7 @@ def read_adapter(folder: Path, shape: Shape) -> Adapter:
         )
         raise SetupError(f"{folder} {has}. Save the adapter again with safe_serialization=True.")
     file = TensorFile.read(folder / WEIGHTS)
-    updates = _updates(file, config, _base_shapes(shape))
+    updates = _updates(_Trained(file, config, _base_shapes(shape)))
     _check_tied(updates, shape)
     _check_complete(updates, config, shape)
     base = config.get("base_model_name_or_path")
@@ -169,12 +169,20 @@ def _base_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shapes[0] for name, tensor in expected_tensors(shape).items()}
 
 
-def _updates(
-    file: TensorFile, config: Mapping[str, Any], base: Mapping[str, tuple[int, ...]]
-) -> dict[str, Update]:
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What was trained, and the shapes of the base's tensors."""
+
+    file: TensorFile
+    config: Mapping[str, Any]
+    base: Mapping[str, tuple[int, ...]]
+
+
+def _updates(trained: _Trained) -> dict[str, Update]:
+    file, base = trained.file, trained.base
     factors: dict[str, dict[str, str]] = {}
     updates: dict[str, Update] = {}
-    kept = _names(config, "modules_to_save")
+    kept = _names(trained.config, "modules_to_save")
     for name, tensor in file.tensors.items():
         if tensor.dtype not in FLOATING:
             raise SetupError(f"{file.path} has {name} of {tensor.dtype}; it must be of {', '.join(FLOATING)}.")
@@ -194,9 +202,8 @@ def _updates(
         _same_shape(file, name, tensor.shape, base[target])
         updates[target] = Update(replacement=name)
     for module, parts in factors.items():
-        updates[f"{module}.weight"] = _low_rank(
-            file, module, parts, config, base, updates.get(f"{module}.weight")
-        )
+        replaced = updates.get(f"{module}.weight", Update())
+        updates[f"{module}.weight"] = _low_rank(trained, module, parts, replaced.replacement)
     if not updates:
         raise SetupError(f"{file.path} changes nothing. Name the folder of a trained adapter.")
     return updates
@@ -209,17 +216,11 @@ def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _low_rank(  # noqa: PLR0913  (all that one product depends on)
-    file: TensorFile,
-    module: str,
-    parts: Mapping[str, str],
-    config: Mapping[str, Any],
-    base: Mapping[str, tuple[int, ...]],
-    replaced: Update | None,
-) -> Update:
+def _low_rank(trained: _Trained, module: str, parts: Mapping[str, str], replacement: str | None) -> Update:
+    file, config = trained.file, trained.config
     embedding = module == _EMBEDDING
     keys = ("Ae", "Be") if embedding else ("A", "B")
-    weight = base.get(f"{module}.weight")
+    weight = trained.base.get(f"{module}.weight")
     if weight is None or len(weight) != 2:
         raise SetupError(
             f"{file.path} changes {module}, which this base doesn't have. Use an adapter trained on this model."
@@ -232,7 +233,7 @@ def _low_rank(  # noqa: PLR0913  (all that one product depends on)
     _same_shape(file, a, file.tensors[a].shape, (rank, inputs))
     _same_shape(file, b, file.tensors[b].shape, (outputs, rank))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    return Update(None if replaced is None else replaced.replacement, a, b, scale, embedding)
+    return Update(replacement, a, b, scale, embedding)
 
 
 def _rank_and_alpha(config: Mapping[str, Any], module: str) -> tuple[int, float]:

@@ -116,33 +116,47 @@ def _merge_file(  # noqa: PLR0913  (a file, and what is told of it)
             shutil.copyfile(source, target)
         progress(source.stat().st_size)
         return _digest(source)
-    hasher = hashlib.sha256()
     with source.open("rb") as reader, target.open("xb") as writer:
-        header = reader.read(file.header_bytes)
-        hasher.update(header)
-        writer.write(header)
-        progress(len(header))
+        stream = _Stream(reader, writer, progress)
+        writer.write(stream.take(file.header_bytes))
         for tensor in file.tensors.values():
             update = adapter.updates.get(tensor.name)
             if update is None:
-                _copy(reader, writer, tensor.stop - tensor.start, hasher, progress)
+                stream.copy(tensor.stop - tensor.start)
             else:
-                change = _add(reader, writer, tensor, update, adapter.file, hasher, progress)
-                changes[tensor.name] = change
+                changes[tensor.name] = _add(stream, tensor, update, adapter.file)
         writer.flush()
         os.fsync(writer.fileno())
-    return hasher.hexdigest()
+    return stream.hasher.hexdigest()
 
 
-def _add(  # noqa: PLR0913  (as above)
-    reader: IO[bytes],
-    writer: IO[bytes],
-    tensor: Tensor,
-    update: Update,
-    adapter: TensorFile,
-    hasher: Any,
-    progress: Progress,
-) -> Change:
+class _Stream:
+    """The base's file, read once from its first byte to its last, and the merged one."""
+
+    def __init__(self, reader: IO[bytes], writer: IO[bytes], progress: Progress) -> None:
+        self.writer = writer
+        self.hasher = hashlib.sha256()
+        self._reader = reader
+        self._progress = progress
+
+    def take(self, count: int) -> bytes:
+        """The next bytes of the base's."""
+        raw = self._reader.read(count)
+        if len(raw) != count:
+            raise OSError(errno.EIO, "a file of the base became shorter while it was read")
+        self.hasher.update(raw)
+        self._progress(count)
+        return raw
+
+    def copy(self, count: int) -> None:
+        """So many bytes as they are."""
+        while count:
+            size = min(_CHUNK, count)
+            self.writer.write(self.take(size))
+            count -= size
+
+
+def _add(stream: _Stream, tensor: Tensor, update: Update, adapter: TensorFile) -> Change:
     """Merge one tensor, block by block of its rows."""
     rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
     product = _product(update, adapter)
@@ -153,16 +167,14 @@ def _add(  # noqa: PLR0913  (as above)
     step = max(1, _BLOCK_VALUES // columns)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        raw = reader.read((stop - start) * columns * ITEM_BYTES[tensor.dtype])
-        hasher.update(raw)
+        raw = stream.take((stop - start) * columns * ITEM_BYTES[tensor.dtype])
         before = as_float32(raw, tensor.dtype, tensor.name).reshape(stop - start, columns)
         after = before if replacement is None else replacement[start:stop]
         if product is not None:
             after = after + product(start, stop)
         told = from_float32(after, tensor.dtype)
         _check_finite(told, tensor)
-        writer.write(told)
-        progress(len(raw))
+        stream.writer.write(told)
         difference += float(np.square(after - before, dtype=np.float64).sum())
         norm += float(np.square(before, dtype=np.float64).sum())
     return Change(math.sqrt(difference), math.sqrt(norm))
@@ -184,17 +196,6 @@ def _check_finite(raw: bytes, tensor: Tensor) -> None:
             f"{tensor.name} with the adapter added holds numbers that {tensor.dtype} can't: the adapter, its scale or the base "
             "is damaged. Nothing was written."
         )
-
-
-def _copy(reader: IO[bytes], writer: IO[bytes], count: int, hasher: Any, progress: Progress) -> None:
-    while count:
-        chunk = reader.read(min(_CHUNK, count))
-        if not chunk:
-            raise OSError(errno.EIO, "a file of the base became shorter while it was read")
-        hasher.update(chunk)
-        writer.write(chunk)
-        progress(len(chunk))
-        count -= len(chunk)
 
 
 def _digest(path: Path) -> str:

@@ -88,14 +88,12 @@ class _Reader:
         value = self.values.get(name)
         if value is None:
             return ()
-        flat = (
-            [item for part in value for item in (part if isinstance(part, list) else [part])]
-            if isinstance(value, list)
-            else [None]
-        )
-        if not all(isinstance(item, str) and item for item in flat):
+        parts = value if isinstance(value, list) else [None]
+        flat = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+        names = tuple(item for item in flat if isinstance(item, str) and item)
+        if len(names) != len(flat):
             raise self.refuse(name, "a list of names", "Download config.json again.")
-        return tuple(flat)
+        return names
 
     def object(self, name: str) -> "_Reader":
         """An object in it."""
