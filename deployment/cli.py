@@ -197,11 +197,12 @@ def _weights_bar(what: str, size: int) -> "tqdm[NoReturn]":
 
 
 def _merge(
-    base: "Checkpoint", adapter: Path, output: Path, weights: "Weights", *, overwrite: bool
+    base: "Checkpoint", folder: Path, output: Path, weights: "Weights", *, overwrite: bool
 ) -> tuple["Checkpoint", "Packaged"]:
     """Merge an adapter, say how far it moved the model, and package what comes of it."""
-    from deployment.merge_package import base_differs, package_merged
+    from deployment.merge_package import base_differs, open_adapter, package_merged
 
+    adapter = open_adapter(base, folder)
     if (warning := base_differs(base, adapter)) is not None:
         _warn([warning])
     with _weights_bar("merging", base.weight_bytes) as bar:

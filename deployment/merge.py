@@ -69,13 +69,8 @@ def merge(
         progress: told bytes of the base that have been dealt with.
 
     Raises:
-        SetupError: the base is quantized, or a sum is too large for its type.
+        SetupError: a sum is too large for its type.
     """
-    if base.variant.quantization is not None:
-        raise SetupError(
-            f"{base.folder} is quantized ({base.variant.quantization}), and an adapter can't be added to rounded weights exactly. "
-            "Merge it into the unquantized checkpoint, and quantize that."
-        )
     folder.mkdir()
     _check_room(base, folder)
     for path in base.small:

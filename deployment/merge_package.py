@@ -12,9 +12,23 @@ from llama_serving.errors import SetupError
 from llama_serving.model_files import ARTIFACT, CHECKPOINT
 
 
+def open_adapter(base: Checkpoint, folder: Path) -> Adapter:
+    """The adapter in `folder`, for this checkpoint.
+
+    Raises:
+        SetupError: it can't be merged into it exactly.
+    """
+    if base.variant.quantization is not None:
+        raise SetupError(
+            f"{base.folder} is quantized ({base.variant.quantization}), and an adapter can't be added to rounded weights "
+            "exactly. Merge it into the unquantized checkpoint, and quantize that."
+        )
+    return read_adapter(folder, base.variant.shape)
+
+
 def package_merged(  # noqa: PLR0913  (the options of a command)
     base: Checkpoint,
-    folder: Path,
+    adapter: Adapter,
     output: Path,
     *,
     weights: Weights = Weights.LINK,
@@ -25,7 +39,7 @@ def package_merged(  # noqa: PLR0913  (the options of a command)
 
     Args:
         base: the checkpoint.
-        folder: the adapter's.
+        adapter: opened for it.
         output: becomes the model.
         weights: files that the adapter leaves alone are linked or copied.
         overwrite: replace a model that is there.
@@ -36,13 +50,12 @@ def package_merged(  # noqa: PLR0913  (the options of a command)
         adapter moved the model.
 
     Raises:
-        SetupError: the adapter can't be merged exactly, or `output` can't be written.
+        SetupError: a sum is too large for its type, or `output` can't be written.
     """
     if weights is Weights.REFERENCE:
         raise SetupError(
             "Merged weights have no other place than the model. Use --weights link or copy with --adapter."
         )
-    adapter = read_adapter(folder, base.variant.shape)
     with writing(output):
         check_output(base, output, overwrite=overwrite)
         with staged(output) as stage:
@@ -53,15 +66,9 @@ def package_merged(  # noqa: PLR0913  (the options of a command)
     return found, done, (*_moved(merged), str(shift))
 
 
-def base_differs(base: Checkpoint, folder: Path) -> str | None:
+def base_differs(base: Checkpoint, adapter: Adapter) -> str | None:
     """A warning where the adapter names another model of the hub than the checkpoint is; None where not."""
-    adapter: Adapter = read_adapter(folder, base.variant.shape)
-    if (
-        adapter.base
-        and "/" in adapter.base
-        and adapter.base.count("/") == 1
-        and adapter.base != base.variant.name
-    ):
+    if adapter.base and adapter.base.count("/") == 1 and adapter.base != base.variant.name:
         return (
             f"the adapter says that it was trained on {adapter.base}, and the checkpoint is {base.variant.name}"
         )
