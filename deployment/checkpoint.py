@@ -126,7 +126,6 @@ def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:
     small = [folder / name for name in SMALL_FILES]
     small += sorted(path for pattern in OPTIONAL_FILES for path in folder.glob(pattern) if path.is_file())
     if layout is not None:
-        _check_dtype(adapted, layout)
         adapted = replace(adapted, quantization=layout.quantization)
     return Checkpoint(folder, adapted, weights, tuple(small), warnings, completed)
 
@@ -148,14 +147,6 @@ def _quantized(folder: Path, config: dict[str, Any]) -> tuple[Layout | None, dic
             said = {"quant_method": method, **_json_object(folder / name)}
             return layout_of(said, f"{folder}/{name}"), {**config, "quantization_config": said}
     return None, None
-
-
-def _check_dtype(variant: ModelVariant, layout: Layout) -> None:
-    if variant.dtype == "float32":
-        raise SetupError(
-            f"The checkpoint is quantized ({layout.quantization}), and vLLM computes such models in bfloat16 or float16, "
-            "not float32. Give one of them as --dtype."
-        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

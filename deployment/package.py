@@ -73,6 +73,7 @@ def package(
     with writing(output):
         check_output(checkpoint, output, overwrite=overwrite)
         _check_reference(checkpoint, weights)
+        _check_dtype(checkpoint)
         with staged(output) as stage:
             _save(checkpoint, stage, weights)
             no_kernels = _add_kernels(stage)
@@ -109,6 +110,15 @@ def check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> No
         raise SetupError(f"{output} holds the checkpoint itself, which --overwrite would delete. Name another.")
     if not (output / "MLmodel").is_file():
         raise SetupError(f"{output} is no MLflow model, so --overwrite leaves it alone. Name another --output.")
+
+
+def _check_dtype(checkpoint: Checkpoint) -> None:
+    variant = checkpoint.variant
+    if variant.quantization is not None and variant.dtype == "float32":
+        raise SetupError(
+            f"{checkpoint.folder} is quantized ({variant.quantization}), and vLLM computes such models in bfloat16 or float16, "
+            "not float32. Give one of them as --dtype."
+        )
 
 
 def _check_reference(checkpoint: Checkpoint, weights: Weights) -> None:

@@ -273,13 +273,13 @@ def test_plain_weights_must_be_floating_point(copy: Callable[[str], Path]) -> No
         looked_at(folder)
 
 
-def test_float32_is_no_type_to_serve_them_in(copy: Callable[[str], Path]) -> None:
+def test_float32_is_no_type_to_serve_them_in(copy: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copy("awq")
     quantized.write_config(folder, config_of(folder) | {"dtype": "float32"})
     with pytest.raises(
         SetupError, match=r"quantized \(awq int4 in groups of 32\).* Give one of them as --dtype"
     ):
-        looked_at(folder)
+        package(looked_at(folder), tmp_path / "model")
 
 
 OLD = {
