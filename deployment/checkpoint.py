@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from deployment.model_uri import ModelUri
 from deployment.nano import FOLDER as NANO_FOLDER
+from deployment.quantization import FLOATS, OLD_FILES, Expected, Layout, check_fused, layout_of
+from deployment.tensor_file import TensorFile
 from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
 from llama_serving.errors import SetupError
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -24,6 +26,7 @@ SMALL_FILES: Final = ("config.json", "tokenizer.json")
 OPTIONAL_FILES: Final = (
     "generation_config.json",
     "tokenizer_config.json",
+    *OLD_FILES,
     "LICENSE*",
     "USE_POLICY*",
     "NOTICE*",
@@ -41,6 +44,8 @@ class Checkpoint:
         weights: the safetensors files, and the index where there are several.
         small: everything else that is needed or worth keeping.
         warnings: where its own config differs from the catalog; the config wins.
+        config: what config.json is to be in the packaged model, where it can't stay as it is.
+        merged: what it was made of, where an adapter was merged into it; for the model's record.
     """
 
     folder: Path
@@ -48,6 +53,8 @@ class Checkpoint:
     weights: tuple[Path, ...]
     small: tuple[Path, ...]
     warnings: tuple[str, ...]
+    config: Mapping[str, Any] | None = None
+    merged: Mapping[str, Any] | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -112,12 +119,34 @@ def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:
     """
     config = read_config(folder)
     adapted, warnings = adapt(variant, config, folder)
+    layout, completed = _quantized(folder, config)
     weights = _weights(folder)
-    _check_headers(weights, adapted.shape)
+    _check_headers(weights, adapted, layout)
     _check_tokenizer(Tokenizer.from_folder(folder), adapted)
     small = [folder / name for name in SMALL_FILES]
     small += sorted(path for pattern in OPTIONAL_FILES for path in folder.glob(pattern) if path.is_file())
-    return Checkpoint(folder, adapted, weights, tuple(small), warnings)
+    if layout is not None:
+        adapted = replace(adapted, quantization=layout.quantization)
+    return Checkpoint(folder, adapted, weights, tuple(small), warnings, completed)
+
+
+def _quantized(folder: Path, config: dict[str, Any]) -> tuple[Layout | None, dict[str, Any] | None]:
+    """How the checkpoint is quantized, and its config with that said in it where another file says it.
+
+    vLLM looks into config.json alone.
+    """
+    if config.get("quantization_config") is not None:
+        return layout_of(config["quantization_config"], f"{folder}/config.json's quantization_config"), None
+    if (said := config.get("compression_config")) is not None:  # older compressed-tensors
+        return layout_of(said, f"{folder}/config.json's compression_config"), {
+            **config,
+            "quantization_config": said,
+        }
+    for name, method in OLD_FILES.items():
+        if (folder / name).is_file():
+            said = {"quant_method": method, **_json_object(folder / name)}
+            return layout_of(said, f"{folder}/{name}"), {**config, "quantization_config": said}
+    return None, None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -273,24 +302,94 @@ def shards_of(index: Path) -> list[str]:
     return sorted(set(names))
 
 
-def _check_headers(weights: tuple[Path, ...], shape: Shape) -> None:
-    """Every tensor that the shape asks for is there, in its size; a file cut short is noticed here."""
-    found: dict[str, tuple[int, ...]] = {}
+def _check_headers(weights: tuple[Path, ...], variant: ModelVariant, layout: Layout | None) -> None:
+    """Every tensor that the config asks for is there, in its size and type; a file cut short is noticed here."""
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    places: dict[str, Path] = {}
     for path in weights:
         if path.suffix != ".safetensors":
             continue
         try:
             with safe_open(path, framework="numpy") as tensors:
-                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+                for name in tensors.keys():  # noqa: SIM118
+                    part = tensors.get_slice(name)
+                    found[name], places[name] = (tuple(part.get_shape()), str(part.get_dtype())), path
         except (SafetensorError, OSError) as error:
             raise SetupError(f"{path} is damaged or cut short: {error}. Download it again.") from error
-    for name, expected in _expected(shape).items():
-        if found.get(name) != expected:
-            has = f"has the shape {found[name]}" if name in found else "is missing"
-            raise SetupError(f"The weights don't match config.json: {name} {has}; it should be {expected}.")
+    for name, expected in expected_tensors(variant.shape, layout).items():
+        if name not in found and expected.optional:
+            continue
+        _check_tensor(name, found.get(name), expected)
+    if layout is not None:
+        _check_small_tensors(places, found, layout)
 
 
-def _expected(shape: Shape) -> dict[str, tuple[int, ...]]:
+def _check_tensor(name: str, found: tuple[tuple[int, ...], str] | None, expected: Expected) -> None:
+    shape = " or ".join(map(str, expected.shapes))
+    if found is None or found[0] not in expected.shapes:
+        has = "is missing" if found is None else f"has the shape {found[0]}"
+        raise SetupError(f"The weights don't match config.json: {name} {has}; it should be {shape}.")
+    if found[1] not in expected.dtypes:
+        types = " or ".join(sorted(expected.dtypes))
+        raise SetupError(
+            f"The weights don't match config.json: {name} is of {found[1]}; it should be of {types}."
+        )
+
+
+def _check_small_tensors(
+    places: Mapping[str, Path], found: Mapping[str, tuple[tuple[int, ...], str]], layout: Layout
+) -> None:
+    """What vLLM does not look at, or drops, must say nothing: the only values that are read here, and they are few."""
+    files = {path: TensorFile.read(path) for path in set(places.values())}
+    size = layout.quantization.group_size
+    for name, path in places.items():
+        module, _, part = name.rpartition(".")
+        if part == "g_idx" and _orders(files[path].integers(name).tolist(), size):
+            raise SetupError(
+                f"{name} puts the weights into an order of their own (desc_act), which vLLM has given up. "
+                "Use a checkpoint without activation order."
+            )
+        if part == "bias" and f"{module}.qweight" in places and files[path].floats(name).any():
+            raise SetupError(
+                f"{name} is not zero, and no Llama has biases: vLLM would drop it. Download it again."
+            )
+        if part == "weight_shape" and f"{module}.weight_scale" in found:
+            packed = found[f"{module}.weight_packed"][0]
+            rows, columns = files[path].integers(name).tolist()
+            if (rows, columns) != (packed[0], packed[1] * (32 // layout.quantization.bits)):
+                raise SetupError(
+                    f"{name} says {rows} x {columns}, which weight_packed is not. Download it again."
+                )
+
+
+def _orders(g_idx: list[int], group_size: int | None) -> bool:
+    size = group_size or len(g_idx)
+    return any(group != index // size for index, group in enumerate(g_idx))
+
+
+def expected_tensors(shape: Shape, layout: Layout | None = None) -> dict[str, Expected]:
+    """The tensors of a Llama, by the hub's names; embeddings, norms and head are never quantized.
+
+    Raises:
+        SetupError: a linear layer of this shape can't be quantized so.
+    """
+    plain = {name: Expected((size,), FLOATS) for name, size in _plain_tensors(shape).items()}
+    if layout is None:
+        return plain
+    for layer in range(shape.layers):
+        check_fused(layout, f"model.layers.{layer}", "config.json")
+    expected: dict[str, Expected] = {}
+    for name, tensor in plain.items():
+        module = name.removesuffix(".weight")
+        if not module.endswith("_proj") or layout.leaves_out(module):
+            expected[name] = tensor
+            continue
+        outputs, inputs = tensor.shapes[0]
+        expected |= {f"{module}.{part}": each for part, each in layout.tensors(outputs, inputs).items()}
+    return expected
+
+
+def _plain_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     hidden, kv = shape.hidden, shape.kv_heads * shape.head_dim
     expected: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (shape.vocab, hidden),

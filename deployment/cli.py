@@ -24,6 +24,10 @@ from deployment.validate_command import validate
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from deployment.checkpoint import Checkpoint
+    from deployment.package import Packaged, Weights
     from llama_serving.catalog import ModelVariant
     from llama_serving.model_files import ModelFiles
     from llama_serving.settings import Settings
@@ -124,6 +128,11 @@ _default_options = _options(
     type=click.Choice(["psm", "spm"]),
     help="Order of infilling prompts; the catalog's by default (psm, nano spm).",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Folder of a PEFT LoRA adapter to merge into the weights: adapter_config.json, adapter_model.safetensors.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a model already.")
 @_format_options
 @_default_options
@@ -135,6 +144,7 @@ def package(  # noqa: PLR0913  (one argument an option)
     weights: str,
     dtype: str | None,
     infill_order: str | None,
+    adapter: Path | None,
     overwrite: bool,
     **described: Any,
 ) -> None:
@@ -143,14 +153,17 @@ def package(  # noqa: PLR0913  (one argument an option)
     OUTPUT becomes the model itself: `mlflow models serve --model-uri OUTPUT` and every --model of this
     command take it. On any failure nothing is left of it.
 
+    AWQ, GPTQ and compressed-tensors checkpoints are recognized by their config and checked tensor by
+    tensor; LLAMA_ENGINE=vllm serves them. With --adapter the weights are merged in float32 and written anew.
+
     \b
     Examples:
       llama-endpoints package --checkpoint nano --output build/nano
       llama-endpoints package --checkpoint CodeLlama-7b-hf --variant codellama/CodeLlama-7b-hf --output models/7b
+      llama-endpoints package --checkpoint CodeLlama-7b-hf --variant codellama/CodeLlama-7b-hf \\
+        --adapter my-lora --output models/7b-tuned
       llama-endpoints package --checkpoint my-llama --dialog inst --infill none --output models/mine
     """  # noqa: D301
-    from tqdm import tqdm
-
     from deployment.checkpoint import folder_of, inspect
     from deployment.package import Weights
     from deployment.package import package as write
@@ -159,18 +172,46 @@ def package(  # noqa: PLR0913  (one argument an option)
     row = _infilling_in(_row(checkpoint, folder, variant, described), infill_order)
     found = inspect(folder, _served_in(row, dtype))
     _warn(found.warnings)
-    with tqdm(
-        total=found.weight_bytes, unit="B", unit_scale=True, desc="weights", file=sys.stderr, delay=0.5
-    ) as bar:
-        done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
+    if adapter is None:
+        with _weights_bar("weights", found.weight_bytes) as bar:
+            done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
+    else:
+        found, done = _merge(found, adapter, output, Weights(weights), overwrite=overwrite)
     if done.copied:
         click.echo(f"The weights were copied: they can't be linked ({done.copied}).", err=True)
     if done.no_kernels:
         click.echo(f"It brings no compiled kernels for CPUs along: {done.no_kernels}.", err=True)
     verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[done.weights]
+    if adapter is not None:
+        verb = "merged and written"
+    kind = "" if found.variant.quantization is None else f" ({found.variant.quantization})"
     click.echo(
-        f"{output} is {found.variant.name} as an MLflow model, {found.weight_bytes:,} bytes of weights {verb}."
+        f"{output} is {found.variant.name}{kind} as an MLflow model, {found.weight_bytes:,} bytes of weights {verb}."
     )
+
+
+def _weights_bar(what: str, size: int) -> "tqdm[NoReturn]":
+    from tqdm import tqdm
+
+    return tqdm(total=size, unit="B", unit_scale=True, desc=what, file=sys.stderr, delay=0.5)
+
+
+def _merge(
+    base: "Checkpoint", folder: Path, output: Path, weights: "Weights", *, overwrite: bool
+) -> tuple["Checkpoint", "Packaged"]:
+    """Merge an adapter, say how far it moved the model, and package what comes of it."""
+    from deployment.merge_package import base_differs, open_adapter, package_merged
+
+    adapter = open_adapter(base, folder)
+    if (warning := base_differs(base, adapter)) is not None:
+        _warn([warning])
+    with _weights_bar("merging", base.weight_bytes) as bar:
+        found, done, shift = package_merged(
+            base, adapter, output, weights=weights, overwrite=overwrite, progress=bar.update
+        )
+    for sentence in shift:
+        click.echo(sentence)
+    return found, done
 
 
 def _warn(warnings: Sequence[str]) -> None:

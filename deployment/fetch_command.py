@@ -1,5 +1,6 @@
 """`llama-endpoints fetch`: a model of the catalog from a hub onto this disk."""
 
+import re
 import shlex
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--variant", required=True, help="Its name in the catalog (`llama-endpoints models`), which is the hub's."
+)
+@click.option(
+    "--repo",
+    metavar="OWNER/NAME",
+    help="The hub's repository, where it has another name: quantized checkpoints do. By default --variant.",
 )
 @click.option(
     "--output",
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
 def fetch(  # noqa: PLR0913  (the options of a command)
     *,
     variant: str,
+    repo: str | None,
     output: Path | None,
     revision: str | None,
     token_file: Path | None,
@@ -56,14 +63,16 @@ def fetch(  # noqa: PLR0913  (the options of a command)
     HF_ENDPOINT names another hub.
 
     \b
-    Example:
+    Examples:
       llama-endpoints fetch --variant codellama/CodeLlama-7b-hf
+      llama-endpoints fetch --variant codellama/CodeLlama-7b-hf --repo OWNER/CodeLlama-7B-AWQ
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     row = _on_a_hub(variant)
-    folder = output or Path(row.name.rpartition("/")[2])
+    source = _repository(repo or row.name)
+    folder = output or Path(source.rpartition("/")[2])
     try:
         token = _token(token_file, token_secret)
-        done = _fetch(row, folder, revision, token, overwrite=overwrite)
+        done = _fetch(row, source, folder, revision, token, overwrite=overwrite)
     except KeyboardInterrupt:
         with suppress(OSError):
             click.echo(f"Stopped. {folder} keeps what is there: run the same command again to go on.", err=True)
@@ -72,7 +81,7 @@ def fetch(  # noqa: PLR0913  (the options of a command)
         click.echo(f"Warning: {warning}.", err=True)
     size = sum(file.size for file in done.record.files)
     click.echo(
-        f"{folder} is {row.name} at {done.record.commit}: {size:,} bytes verified, {done.downloaded:,} of them downloaded."
+        f"{folder} is {source} at {done.record.commit}: {size:,} bytes verified, {done.downloaded:,} of them downloaded."
     )
     click.echo(f"Next: {_package(row.name, folder)}")
 
@@ -86,6 +95,12 @@ def _on_a_hub(name: str) -> "ModelVariant":
     return variant_of(name)
 
 
+def _repository(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) or ".." in name:
+        raise SetupError(f"--repo must be a repository of the hub, OWNER/NAME, not {name}.")
+    return name
+
+
 def _token(file: Path | None, secret: str | None) -> str | None:
     from deployment import azure_secret, hub
 
@@ -97,8 +112,8 @@ def _token(file: Path | None, secret: str | None) -> str | None:
     return hub.token_of(file, None if secret is None else lambda: azure_secret.secret_of(secret))
 
 
-def _fetch(
-    row: "ModelVariant", folder: Path, revision: str | None, token: str | None, *, overwrite: bool
+def _fetch(  # noqa: PLR0913  (what is fetched, from where, to where)
+    row: "ModelVariant", repo: str, folder: Path, revision: str | None, token: str | None, *, overwrite: bool
 ) -> "Fetched":
     from deployment import hub
     from deployment.download import Download
@@ -107,7 +122,7 @@ def _fetch(
     from deployment.fetch import look_up
 
     source = hub.Hub(token)
-    snapshot = look_up(source, row.name, revision, tell=lambda text: click.echo(text, err=True))
+    snapshot = look_up(source, repo, revision, tell=lambda text: click.echo(text, err=True))
     with download_bar() as bar:
         download = Download(hub.Repository(source, snapshot), folder, progress=bar.progress, tell=bar.tell)
         return run(download, snapshot, row, overwrite=overwrite, expect=bar.expect)

@@ -70,20 +70,37 @@ def package(
     Raises:
         SetupError: `output` exists, the disk is full, or something can't be written.
     """
-    try:
-        _check_output(checkpoint, output, overwrite=overwrite)
-        with _staged(output) as stage:
+    with writing(output):
+        check_output(checkpoint, output, overwrite=overwrite)
+        _check_reference(checkpoint, weights)
+        _check_dtype(checkpoint)
+        with staged(output) as stage:
             _save(checkpoint, stage, weights)
             no_kernels = _add_kernels(stage)
             copied = _place_weights(checkpoint, stage, weights, progress)
             _put(stage, output)
-    except OSError as error:
-        raise SetupError(f"{output} can't be written: {_reason(error)}. Nothing was left behind.") from error
     return Packaged(output, Weights.COPY if copied else weights, copied, no_kernels)
 
 
-def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
-    """What exists is replaced only where that is wanted, and only a model that isn't the checkpoint's home."""
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Says in one sentence what keeps `output` from being written.
+
+    Raises:
+        SetupError: in the place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(f"{output} can't be written: {_reason(error)}. Nothing was left behind.") from error
+
+
+def check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
+    """What exists is replaced only where that is wanted, and only a model that isn't the checkpoint's home.
+
+    Raises:
+        SetupError: `output` can't be written to.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
@@ -95,8 +112,25 @@ def _check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> N
         raise SetupError(f"{output} is no MLflow model, so --overwrite leaves it alone. Name another --output.")
 
 
+def _check_dtype(checkpoint: Checkpoint) -> None:
+    variant = checkpoint.variant
+    if variant.quantization is not None and variant.dtype == "float32":
+        raise SetupError(
+            f"{checkpoint.folder} is quantized ({variant.quantization}), and vLLM computes such models in bfloat16 or float16, "
+            "not float32. Give one of them as --dtype."
+        )
+
+
+def _check_reference(checkpoint: Checkpoint, weights: Weights) -> None:
+    if weights is Weights.REFERENCE and checkpoint.config is not None:
+        raise SetupError(
+            f"{checkpoint.folder} says in a file of its own how it is quantized, and vLLM looks for it in config.json alone, "
+            "which a reference can't change. Use --weights link or copy."
+        )
+
+
 @contextmanager
-def _staged(output: Path) -> Iterator[Path]:
+def staged(output: Path) -> Iterator[Path]:
     """A folder beside `output`, on the same file system, that is gone afterwards whatever happens."""
     parent = output.absolute().parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -148,9 +182,16 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
         (artifact / CHECKPOINT).mkdir()
         for file in checkpoint.small:
             shutil.copyfile(file, artifact / CHECKPOINT / file.name)
+        if checkpoint.config is not None:
+            text = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
+            (artifact / CHECKPOINT / "config.json").write_text(text, encoding="utf-8")
     record = ModelFiles(checkpoint.folder, checkpoint.variant).record(path)
+    if checkpoint.merged is not None:
+        record["merged"] = dict(checkpoint.merged)
     (artifact / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     metadata = {"variant": checkpoint.variant.name, "dtype": checkpoint.variant.dtype}
+    if checkpoint.variant.quantization is not None:
+        metadata["quantization"] = str(checkpoint.variant.quantization)
     try:
         save_model(stage, artifact=artifact, metadata=metadata, size=checkpoint.weight_bytes)
     except OSError:

@@ -91,6 +91,36 @@ class InfillTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the weights of a checkpoint are quantized.
+
+    Attributes:
+        method: `awq`, `gptq` or `compressed-tensors`, as config.json's `quant_method` has it.
+        bits: of a weight.
+        number: `int` or `float`: what those bits are.
+        group_size: weights that share a scale; None is a whole row, a block or the whole matrix.
+        activations: what a linear layer's input is rounded to, such as `int8` or `fp8`; None leaves it as it is.
+    """
+
+    method: str
+    bits: int
+    number: str = "int"
+    group_size: int | None = None
+    activations: str | None = None
+
+    @property
+    def weights(self) -> str:
+        """What a weight is: `int4`, `int8` or `fp8`."""
+        return f"{'fp' if self.number == 'float' else 'int'}{self.bits}"
+
+    def __str__(self) -> str:
+        """A few words for people: `gptq int4 in groups of 128`."""
+        groups = f" in groups of {self.group_size}" if self.group_size else ""
+        activations = f", activations {self.activations}" if self.activations else ""
+        return f"{self.method} {self.weights}{groups}{activations}"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVariant:
     """One model: what its prompts look like, how far it reads, what it samples with.
 
@@ -102,6 +132,7 @@ class ModelVariant:
         step_id: the id that ends a message in the SOURCE dialog format.
         instruct: the variant of the same size to use for dialogs, where this one has no dialog format.
         dtype: what the weights are served in by default.
+        quantization: of the packaged checkpoint's weights; None where they are plain numbers of `dtype`.
     """
 
     name: str
@@ -119,6 +150,7 @@ class ModelVariant:
     step_id: int | None = None
     instruct: str | None = None
     dtype: str = "bfloat16"
+    quantization: Quantization | None = None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -147,6 +179,7 @@ class ModelVariant:
         tokens = infill["value"]
         if tokens is not None:
             tokens = InfillTokens(**{**tokens, "order": InfillOrder(tokens["order"])})
+        quantization = row.get("quantization")  # (records of before 0.2 have none)
         return cls(
             **{
                 **row,
@@ -155,6 +188,7 @@ class ModelVariant:
                 "max_context": Fact(**row["max_context"]),
                 "dialog": None if row["dialog"] is None else DialogFormat(row["dialog"]),
                 "infill": Fact(tokens, infill["source"]),
+                "quantization": None if quantization is None else Quantization(**quantization),
             }
         )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import llamas, quantized
 from tests.conftest import ROOT
 from tests.hubs import COMMIT, LATER, FakeHub, Hold, Status, Wrong, fake_hub
 from tests.tiny import tiny_files
@@ -375,3 +376,31 @@ class TestRefusals:
         assert done.returncode == 0, done.stderr
         assert dict(hub.sent) == {"generation_config.json": 13}
         assert json.loads((desk / FOLDER / "fetched.json").read_text())["commit"] == LATER
+
+
+def test_a_quantized_checkpoint_comes_from_a_repository_of_its_own(
+    hub: FakeHub, desk: Path, tmp_path: Path
+) -> None:
+    llama = llamas.Llama(ffn=176, vocab=4096, tied=True)
+    folder = quantized.write(quantized.gptq(group=-1), tmp_path / "gptq", llama=llama)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    said = config.pop("quantization_config")
+    quantized.write_config(folder, config)
+    (folder / "quantize_config.json").write_text(json.dumps(said), encoding="utf-8")
+    hub.publish("someone/Model-GPTQ", {path.name: path.read_bytes() for path in folder.iterdir()})
+    done = run(hub, desk, "--repo", "someone/Model-GPTQ")
+    assert done.returncode == 0, done.stderr
+    first, following = done.stdout.splitlines()
+    assert first.startswith("Model-GPTQ is someone/Model-GPTQ at ")
+    assert following.startswith(f"Next: llama-endpoints package --checkpoint Model-GPTQ --variant {NAME} ")
+    assert (desk / "Model-GPTQ" / "quantize_config.json").read_bytes() == (
+        folder / "quantize_config.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["Model-GPTQ", "../etc/passwd", "a/b/c", "a/../b", "https://hub/a"])
+def test_a_repository_that_is_none_is_refused(hub: FakeHub, desk: Path, name: str) -> None:
+    done = run(hub, desk, "--repo", name)
+    assert done.returncode == 2
+    assert told(done.stderr) == [f"Error: --repo must be a repository of the hub, OWNER/NAME, not {name}."]
+    assert list(desk.iterdir()) == []

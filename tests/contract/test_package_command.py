@@ -1,5 +1,6 @@
 """`llama-endpoints package` as a real process: full disks, limits and signals leave nothing behind."""
 
+import json
 import re
 import shutil
 import signal
@@ -8,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from deployment.nano import FOLDER
 from deployment.servers import console_script
+from llama_serving.catalog import NANO
 
 PACKAGE = (console_script("llama-endpoints"), "package", "--checkpoint", "nano")
 WEIGHT_BYTES = (FOLDER / "model.safetensors").stat().st_size
@@ -172,3 +176,73 @@ def wait_for_weights(desk: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, "no weights came"
         time.sleep(0.01)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """An adapter for nano's last layer."""
+    shape, module = NANO.shape, "base_model.model.model.layers.4.mlp.down_proj"
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    factors = {
+        f"{module}.lora_A.weight": np.full((2, shape.ffn), 0.01, np.float32),
+        f"{module}.lora_B.weight": np.full((shape.hidden, 2), 0.01, np.float32),
+    }
+    save_file(factors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["layers.4.mlp.down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_the_installed_command_merges_an_adapter(desk: Path, adapter: Path) -> None:
+    done = run((*PACKAGE, "--adapter", str(adapter), "--output", "made/nano"), desk)
+    assert done.returncode == 0, done.stderr
+    changes, shift, last = done.stdout.splitlines()
+    assert changes.startswith("The adapter changes 1 tensors, by ")
+    assert shift.startswith("Logits after 8 fixed prompts moved by ")
+    assert (
+        last == f"made/nano is nano as an MLflow model, {WEIGHT_BYTES:,} bytes of weights merged and written."
+    )
+    assert names(desk / "made") == ["nano"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_merge_that_is_stopped_leaves_what_was_there(
+    desk: Path, adapter: Path, number: signal.Signals
+) -> None:
+    (desk / "nano").mkdir()
+    (desk / "nano" / "MLmodel").write_text("old")
+    command = (*PACKAGE[1:], "--adapter", str(adapter), "--overwrite", "--output", "nano")
+    process = subprocess.Popen(
+        (sys.executable, "-c", STOPPED_IN_THE_MIDDLE, *command),
+        cwd=desk,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + TIMEOUT_S
+        while not list(desk.glob(".nano-*/model/*.safetensors")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until, "no weights came"
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (
+        process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1, signal.SIGKILL: -signal.SIGKILL}[number]
+    )
+    assert (desk / "nano" / "MLmodel").read_text() == "old"
+    if number != signal.SIGKILL:  # (which leaves the folder beside it, and nothing in its place)
+        assert names(desk) == ["nano"]
+
+
+@pytest.mark.parametrize("limit", [16, 1_000_000])
+def test_a_merge_on_a_full_disk_leaves_nothing(desk: Path, adapter: Path, limit: int) -> None:
+    command = (*PACKAGE, "--adapter", str(adapter), "--output", "made/nano")
+    done = run((sys.executable, "-c", LIMITED, str(limit), *command), desk)
+    sentences = [line for line in told(done.stderr) if not line.startswith("merging:")]
+    assert sentences == ["Error: made/nano can't be written: File too large. Nothing was left behind."]
+    assert names(desk) == []

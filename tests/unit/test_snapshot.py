@@ -35,7 +35,7 @@ def chosen(*names: str) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "LICENSE", "LICENSE.txt", "NOTICE",
-     "USE_POLICY.md"],
+     "USE_POLICY.md", "quantize_config.json", "quant_config.json"],
 )  # fmt: skip
 def test_what_is_worth_having_comes_too(name: str) -> None:
     assert chosen(name) == ["config.json", "tokenizer.json", name]

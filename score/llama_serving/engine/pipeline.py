@@ -5,6 +5,7 @@ each sequence runs alone, so that nobody's company changes its last bits, and ou
 token (as a logits processor that leaves one choice), so that no library setting takes part.
 """
 
+import json
 import logging
 import os
 import time
@@ -49,6 +50,7 @@ class PipelineEngine:
         self._model: Any = None
 
         def load() -> None:
+            _refuse_quantized(checkpoint)
             try:
                 self._model = _load(checkpoint, dtype, threads)
             except Exception as error:
@@ -180,6 +182,16 @@ class PipelineEngine:
         for job in waiting:
             if (reason := _ended(job)) is not None:
                 self._thread.finish(job.handle, reason)
+
+
+def _refuse_quantized(checkpoint: Path) -> None:
+    """transformers reads some of them, each with a library of its own: one way to serve them is enough."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    if config.get("quantization_config") is not None:
+        raise SetupError(
+            "The pipeline engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
+            "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
+        )
 
 
 def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:

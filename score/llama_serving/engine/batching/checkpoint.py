@@ -66,6 +66,11 @@ class LlamaConfig:
 
 
 def _refuse_other_models(raw: Mapping[str, Any]) -> None:
+    if raw.get("quantization_config") is not None:
+        raise SetupError(
+            "The batching engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
+            "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
+        )
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     for name, found, computed in (
@@ -74,7 +79,6 @@ def _refuse_other_models(raw: Mapping[str, Any]) -> None:
         ("rope_type", kind, "default"),
         ("attention_bias", raw.get("attention_bias", False), False),
         ("mlp_bias", raw.get("mlp_bias", False), False),
-        ("quantization_config", raw.get("quantization_config"), None),
     ):
         if found != computed:
             raise SetupError(

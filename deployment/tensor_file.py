@@ -1,0 +1,148 @@
+"""A safetensors file by its bytes: where each tensor lies, and floating-point numbers as float32 and back.
+
+The `safetensors` library hands bfloat16 to torch only, and writes whole files at once; both are too much for a
+command that reads one tensor at a time. (The format: 8 bytes of length, a JSON header, the tensors.)
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_serving.errors import SetupError
+
+Floats = NDArray[np.float32]
+
+ITEM_BYTES: Final[Mapping[str, int]] = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I8": 1,
+    "F8_E4M3": 1,
+}
+"""Bytes of a number, by safetensors' name of its type."""
+FLOATING: Final = ("F32", "F16", "BF16")
+_LONGEST_HEADER: Final = 100_000_000  # (as in safetensors itself)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor in a file.
+
+    Attributes:
+        start: of its bytes in the file.
+        stop: their end.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A safetensors file whose header has been read.
+
+    Attributes:
+        tensors: by name, in the order of their bytes.
+        header_bytes: in front of the first tensor's.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    header_bytes: int
+
+    @classmethod
+    def read(cls, path: Path) -> "TensorFile":
+        """The header of a file.
+
+        Raises:
+            SetupError: it is damaged or cut short.
+        """
+        try:
+            return cls._read(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SetupError(f"{path} is damaged or cut short: {error}. Download it again.") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> "TensorFile":
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+                raise ValueError("its header is longer than the file")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        found = [_tensor(name, entry, 8 + length) for name, entry in header.items()]
+        found.sort(key=lambda tensor: (tensor.start, tensor.stop))
+        ends = [8 + length, *(tensor.stop for tensor in found)]
+        if [tensor.start for tensor in found] != ends[:-1] or ends[-1] != size:
+            raise ValueError("its tensors don't fill it")
+        return cls(path, {tensor.name: tensor for tensor in found}, 8 + length)
+
+    def floats(self, name: str) -> Floats:
+        """A tensor of floating-point numbers, as float32 (which holds each of them exactly).
+
+        Raises:
+            SetupError: it has no floating-point type.
+        """
+        tensor = self.tensors[name]
+        with self.path.open("rb") as file:
+            file.seek(tensor.start)
+            return as_float32(file.read(tensor.stop - tensor.start), tensor.dtype, name).reshape(tensor.shape)
+
+    def integers(self, name: str) -> NDArray[np.int64]:
+        """A tensor of I32 or I64."""
+        tensor = self.tensors[name]
+        kind = np.dtype("<i4" if tensor.dtype == "I32" else "<i8")
+        with self.path.open("rb") as file:
+            file.seek(tensor.start)
+            raw = file.read(tensor.stop - tensor.start)
+        return np.frombuffer(raw, kind).astype(np.int64).reshape(tensor.shape)
+
+
+def as_float32(raw: bytes, dtype: str, name: str = "a tensor") -> Floats:
+    """The numbers in `raw`, flat.
+
+    Raises:
+        SetupError: `dtype` is none of float32, float16 and bfloat16.
+    """
+    if dtype == "F32":
+        return np.frombuffer(raw, "<f4").astype(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(raw, "<f2").astype(np.float32)
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    raise SetupError(f"{name} is of {dtype}; it must be of {', '.join(FLOATING)}.")
+
+
+def from_float32(values: Floats, dtype: str) -> bytes:
+    """Numbers as bytes of `dtype`, rounded to the nearest and ties to even; NaN stays NaN."""
+    if dtype == "F32":
+        return values.astype("<f4").tobytes()
+    if dtype == "F16":
+        with np.errstate(over="ignore"):  # (beyond float16 is infinity; who merges looks for it)
+            return values.astype("<f2").tobytes()
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+    rounded = np.where(np.isnan(values), np.uint32(0x7FC0), rounded)
+    return rounded.astype("<u2").tobytes()
+
+
+def _tensor(name: str, entry: Mapping[str, Any], base: int) -> Tensor:
+    start, stop = entry["data_offsets"]
+    shape, dtype = tuple(int(size) for size in entry["shape"]), str(entry["dtype"])
+    if dtype in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[dtype] != stop - start:
+        raise ValueError(f"{name} has not the bytes of its shape")
+    return Tensor(name, dtype, shape, base + start, base + stop)
