@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from llama_serving.errors import SetupError
 
-ENGINES: Final = ("auto", "batching", "pipeline", "upstream")
+ENGINES: Final = ("auto", "batching", "pipeline", "upstream", "vllm")
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 BACKENDS: Final = ("auto", "native", "portable")
 QUANTIZATIONS: Final = ("none", "int8")
+KV_DTYPES: Final = ("auto", "fp8")
 TRACES: Final = ("off", "azure", "otlp")
 _PREFIX: Final = "LLAMA_"
 
@@ -24,17 +25,28 @@ class Settings:
     """Every setting; the environment's name is `LLAMA_` and the field's in capitals.
 
     Attributes:
-        engine: which engine generates; `auto` is batching on a CPU, and pipeline on a GPU as long as batching has
-            no backend for one; `upstream` asks another server.
+        engine: which engine generates; `auto` is batching on a CPU, on a GPU vllm where vLLM can be found and else
+            pipeline; `vllm` starts vLLM; `upstream` asks another server.
         upstream_url: where that server is, without `/v1`.
         upstream_key: what it wants as a bearer token.
         dtype: of the weights; `auto` is what packaging recorded.
         backend: of the batching engine; `auto` is native where this machine can (a CPU with AMX, bfloat16), else portable.
         quantization: of the weights, while they are loaded: `int8` is half the bytes of bfloat16 (native backend only).
         context: tokens of prompt and completion; None is the model's trained positions.
-        threads: of torch; None is torch's own choice.
-        max_num_seqs: sequences that the batching engine runs at a time.
-        kv_memory: bytes for keys and values; None is half of what is free, and no more than can be used.
+        threads: of torch, or of vLLM on a CPU; None is their own choice.
+        max_num_seqs: sequences that run at a time (the pipeline engine runs one).
+        kv_memory: bytes for keys and values; None is half of what is free, and no more than can be used (vLLM on a GPU:
+            its share).
+        vllm: the Python of the environment that has vLLM, or its `vllm` command; None is `vllm` on PATH.
+        vllm_tensor_parallel: GPUs that share each layer.
+        vllm_pipeline_parallel: groups of GPUs that share the layers among them.
+        vllm_gpu_share: of a GPU's memory, what vLLM may take.
+        vllm_prefix_caching: keep keys and values of prompts for later prompts that begin alike.
+        vllm_prefill_tokens: tokens that one step computes at most; None is vLLM's own.
+        vllm_speculative_tokens: tokens guessed by prompt lookup in each step; 0 is none.
+        vllm_kv_dtype: of keys and values: `auto` is the model's.
+        vllm_eager: vLLM neither compiles nor records CUDA graphs: a quicker start, slower text.
+        vllm_start_s: seconds that vLLM may take until it is healthy.
         queue: requests that may wait beside `max_num_seqs` others; above that one is refused with 429.
         deadline_s: seconds a request may take; None is the carrier's own.
         max_body: bytes of a request's body.
@@ -56,6 +68,16 @@ class Settings:
     threads: int | None = None
     max_num_seqs: int = 16
     kv_memory: int | None = None
+    vllm: str | None = None
+    vllm_tensor_parallel: int = 1
+    vllm_pipeline_parallel: int = 1
+    vllm_gpu_share: float = 0.92
+    vllm_prefix_caching: bool = True
+    vllm_prefill_tokens: int | None = None
+    vllm_speculative_tokens: int = 0
+    vllm_kv_dtype: str = "auto"
+    vllm_eager: bool = False
+    vllm_start_s: int = 7200
     queue: int = 64
     deadline_s: float | None = None
     max_body: int = 4 * 1024 * 1024
@@ -170,6 +192,24 @@ def _seconds(name: str, text: str) -> float:
     return float(text)
 
 
+def _share(low: float, high: float) -> Callable[[str, str], float]:
+    def parse(name: str, text: str) -> float:
+        if not re.fullmatch(r"0?\.[0-9]{1,9}", text) or not low <= float(text) <= high:
+            raise _unusable(name, text, f"a number from {low:g} to {high:g}")
+        return float(text)
+
+    return parse
+
+
+def _program(name: str, text: str) -> str:
+    # (A bare name is looked for on PATH. Whether it is there is for whoever starts it to find out.)
+    if not re.fullmatch(r"[^\x00-\x1f-][^\x00-\x1f]*", text) or text.endswith("/"):
+        raise _unusable(
+            name, text, "the path of a Python or of the `vllm` command, such as /opt/vllm/bin/python"
+        )
+    return text
+
+
 def _boolean(name: str, text: str) -> bool:
     values = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in values:
@@ -199,6 +239,16 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "threads": _integer(1, 1024),
     "max_num_seqs": _integer(1, 4096),
     "kv_memory": _bytes,
+    "vllm": _program,
+    "vllm_tensor_parallel": _integer(1, 64),
+    "vllm_pipeline_parallel": _integer(1, 64),
+    "vllm_gpu_share": _share(0.05, 0.99),
+    "vllm_prefix_caching": _boolean,
+    "vllm_prefill_tokens": _integer(64, 1 << 20),
+    "vllm_speculative_tokens": _integer(0, 16),
+    "vllm_kv_dtype": _choice(*KV_DTYPES),
+    "vllm_eager": _boolean,
+    "vllm_start_s": _integer(1, 86_400),
     "queue": _integer(0, 1_000_000),
     "deadline_s": _seconds,
     "max_body": _integer(1024, 1 << 30),
