@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from deployment.planner import LEAST_CONTEXT, Wanted, plan
-from deployment.sizing import SIXTEEN_BITS, KvDtype, Precision, Runner, VllmOptions, is_for_pipeline
+from deployment.sizing import SIXTEEN_BITS, USUAL_OPTIONS, KvDtype, Precision, Runner, is_for_pipeline
 from deployment.skus import Cloud, Sku
 
 
@@ -23,7 +23,7 @@ def _changes(wanted: Wanted) -> Iterator[tuple[str, Wanted]]:
     elif wanted.runner is not Runner.PIPELINE:
         yield "--kv-dtype fp8", replace(wanted, options=replace(wanted.options, kv_dtype=KvDtype.FP8))
     if wanted.runner is Runner.VLLM and is_for_pipeline(wanted.workload, wanted.precision):
-        yield "--engine pipeline", replace(wanted, runner=Runner.PIPELINE, options=VllmOptions())
+        yield "--engine pipeline", replace(wanted, runner=Runner.PIPELINE, options=USUAL_OPTIONS)
     if wanted.workload.concurrency > 1:
         yield "--concurrency 1", replace(wanted, workload=replace(wanted.workload, concurrency=1))
     context = _context(wanted)

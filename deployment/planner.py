@@ -10,6 +10,7 @@ from typing import Any, Final
 from deployment.limits import ANSWER_TOKENS, KUBERNETES, MANAGED, MOST_INSTANCES
 from deployment.sizing import (
     SIXTEEN_BITS,
+    USUAL_OPTIONS,
     Fit,
     Precision,
     Runner,
@@ -69,7 +70,7 @@ class Wanted:
     sku: Sku | None = None
     runner: Runner | None = None
     instances: int = 1
-    options: VllmOptions = VllmOptions()
+    options: VllmOptions = USUAL_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +309,7 @@ def _check_pipeline(wanted: Wanted) -> None:
         raise SetupError(
             f"The engine pipeline has no {wanted.precision} weights. Ask for bf16 or fp16, or for the engine vllm."
         )
-    if wanted.options != VllmOptions():
+    if wanted.options != USUAL_OPTIONS:
         raise SetupError(
             "The cache in fp8, pipeline parallel, a prefill budget and guessed tokens are of the engine vllm. Leave them out, or ask "
             "for that engine."

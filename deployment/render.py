@@ -10,7 +10,7 @@ from typing import Final
 
 from deployment import specs, specs_autoscale, specs_batch, specs_kubernetes, specs_online
 from deployment.planner import DeployablePlan, Wanted, deployable, usual
-from deployment.sizing import Precision, Runner, VllmOptions, Workload
+from deployment.sizing import USUAL_OPTIONS, Precision, Runner, VllmOptions, Workload
 from deployment.skus import Offer, Sku
 from deployment.specs import Site
 from deployment.yaml_text import dump
@@ -41,7 +41,7 @@ class Choice:
     instances: int = 1
     runner: Runner | None = None
     usual: int | None = None
-    options: VllmOptions = VllmOptions()
+    options: VllmOptions = USUAL_OPTIONS
 
 
 def checkout_of(output: Path) -> Path:

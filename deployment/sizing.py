@@ -139,6 +139,10 @@ class VllmOptions:
     speculative_tokens: int = 0
 
 
+USUAL_OPTIONS: Final = VllmOptions()
+"""Where nobody asks for anything else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a model's weights are, and what computes with them.
@@ -152,7 +156,7 @@ class Placement:
     gpus: int
     precision: Precision
     runner: Runner
-    options: VllmOptions = VllmOptions()
+    options: VllmOptions = USUAL_OPTIONS
 
     @property
     def limit_mib(self) -> float:
@@ -328,7 +332,7 @@ def fit(  # noqa: PLR0913  (each says something else)
     sku: Sku,
     runner: Runner | None = None,
     *,
-    options: VllmOptions = VllmOptions(),
+    options: VllmOptions = USUAL_OPTIONS,
     own_disk: bool = True,
 ) -> Fit:
     """A model on a machine, over as few of its GPUs as hold it; or why it can't be.
