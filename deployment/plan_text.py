@@ -1,5 +1,6 @@
 """A plan as a person reads it: every number with what it was made of, in 80 columns."""
 
+import textwrap
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,6 +12,7 @@ from deployment.skus import Cloud, Sku
 from deployment.tables import table
 
 _GB: Final = 10**9
+_WIDTH: Final = 80
 _LEFT: Final = ("MACHINE", "NOTES", "")
 
 
@@ -59,7 +61,8 @@ def _chosen(plan: Plan, one: Fit) -> Iterator[str]:
         yield from (f"  {line}" for line in _consequences(plan, one))
     else:
         yield f"{one.sku.name} can't run it:"
-        yield from (f"  {reason}." for reason in one.reasons)
+        for reason in one.reasons:
+            yield from textwrap.wrap(f"{reason}.", _WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _memory(plan: Plan, one: Fit) -> Iterator[str]:
@@ -114,7 +117,7 @@ def _warnings(plan: Plan, one: Fit) -> Iterator[str]:
         yield f"Warning: whether it is offered for {wanted.offer} is not known." if wanted.offer not in one.sku.offered else (
             f"Warning: it is not offered for {wanted.offer}.")  # fmt: skip
     if wanted.precision is Precision.FP8 and not one.sku.gpu.fp8:
-        yield f"Warning: {one.sku.gpu.name} has no fp8; vLLM widens the weights to 16 bits as it goes."
+        yield f"Warning: {one.sku.gpu.name} has no fp8; vLLM widens the weights."
     if wanted.workload.context > wanted.variant.trained_positions.value:
         yield f"Warning: it was trained on {wanted.variant.trained_positions.value:,} tokens, and extrapolates beyond."
 

@@ -7,6 +7,7 @@ from typing import Final
 from deployment.sizing import Runner, spreads
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
+from deployment.validate.lines import Place
 from deployment.validate.machines import machine_of
 from deployment.validate.ranges import shown
 from deployment.validate.serving import ENGINE, OURS, TENSOR_PARALLEL, VLLM, Serving
@@ -52,7 +53,7 @@ def _set(serving: Serving, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if getattr(serving.settings, name) != getattr(unset, name)]
 
 
-def _at(serving: Serving, name: str) -> tuple[str, ...]:
+def _at(serving: Serving, name: str) -> Place:
     return (*serving.place, name)
 
 
