@@ -220,7 +220,8 @@ class TestFile:
     def test_ours(self) -> None:
         found = BatchDeployment.read(BATCH_DEPLOYMENT)
         assert found.script == ROOT / "score" / "batch_driver.py"
-        assert found.environment == {"LLAMA_ENGINE": "pipeline", "LLAMA_DTYPE": "bfloat16"}
+        assert found.environment["LLAMA_ENGINE"] == "vllm"
+        assert found.environment["LLAMA_VLLM_TENSOR_PARALLEL"] == "1"
         assert (found.mini_batch_size, found.processes, found.timeout_s, found.max_retries) == (1, 1, 86400, 2)
         assert (found.output_action, found.output_file_name) == ("append_row", "predictions.jsonl")
 
