@@ -6,7 +6,7 @@ if [ -n "${AZUREML_ENTRY_SCRIPT:-}" ]; then
     exec azmlinfsrv --entry_script "$AZUREML_ENTRY_SCRIPT" --port 5001
 fi
 # AZUREML_MODEL_DIR is the model's folder, or above it.
-model=$(find "${AZUREML_MODEL_DIR:?}" -maxdepth 3 -name MLmodel -type f | head -n 1)
+model=$(find -L "${AZUREML_MODEL_DIR:?}" -maxdepth 3 -name MLmodel -type f | head -n 1)
 if [ -z "$model" ]; then
     echo "There is no MLmodel file below $AZUREML_MODEL_DIR: deploy a model that \`llama-endpoints package\` wrote." >&2
     exit 2
