@@ -7,7 +7,7 @@ from typing import Final
 from deployment.advice import advice
 from deployment.limits import START_MIN
 from deployment.planner import Plan, Wanted
-from deployment.sizing import CONTEXT_MIB, GRAPHS_MIB, USABLE, Fit, Precision, Workload
+from deployment.sizing import CONTEXT_MIB, GRAPHS_MIB, USABLE, Fit, Precision, Workload, full_length
 from deployment.skus import Cloud, Sku
 from deployment.tables import table
 
@@ -91,6 +91,7 @@ def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
     speed, (usual, slow) = one.speed, plan.start_s
     yield f"about {speed.one:,.0f} tokens/s for one sequence ({speed.limit:,.0f} if nothing were lost)"
     yield f"  {speed.all:,.0f} for all sequences, {speed.prompt:,.0f} of prompts"
+    yield from _longest(plan, one)
     if plan.request_s is not None:
         yield f"up to {plan.longest_answer:,} tokens for each in the {plan.request_s} s that a request may take"
     yield f"{plan.copy_bytes / _GB:,.1f} GB to copy to a new instance: {usual:,.0f} s, on a slow day {slow:,.0f} s"
@@ -100,6 +101,14 @@ def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
     if one.sku.name in plan.prices:
         yield f"{plan.prices[one.sku.name] * plan.wanted.instances:,.2f} an hour"
     yield from _warnings(plan, one)
+
+
+def _longest(plan: Plan, one: Fit) -> Iterator[str]:
+    """What happens where sequences are longer than usual."""
+    work = plan.wanted.workload
+    if work.length < work.context:
+        number = full_length(one, plan.wanted.variant.shape, work)
+        yield f"room for {number:,} at {work.context:,} tokens each; beyond, vLLM preempts the youngest"
 
 
 def _quota(plan: Plan, sku: Sku) -> Iterator[str]:

@@ -361,6 +361,14 @@ def fit(  # noqa: PLR0913  (each says something else)
     return tried
 
 
+def full_length(one: Fit, shape: Shape, workload: Workload) -> int:
+    """Sequences that there is room for where all of them are as long as the context."""
+    room = (one.placement.limit_mib - one.memory.total + one.memory.kv_cache) * _MIB
+    return min(
+        workload.concurrency, math.floor(room / (workload.context * one.placement.kv_bytes_per_token(shape)))
+    )
+
+
 def is_for_pipeline(workload: Workload, precision: Precision) -> bool:
     """Whether ours could compute it: one sequence at a time, in 16 bits."""
     return workload.concurrency == 1 and precision in SIXTEEN_BITS

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from deployment.limits import ANSWER_S, ANSWER_TOKENS, DISK_BYTES_S, SPARE_THREADS, VLLM_START_S, Front
 from deployment.planner import MOST_AT_A_TIME, DeployablePlan
-from deployment.sizing import Runner
+from deployment.sizing import Runner, full_length
 from deployment.specs import ONLINE, Site, engine_of, has_vllm, slug
 
 MOST_WAITING: Final = {Runner.PIPELINE: 15, Runner.VLLM: 64}
@@ -195,9 +195,8 @@ def _vllm_notes(plan: DeployablePlan, front: Front) -> Notes:
 
 def sequences_note(plan: DeployablePlan) -> str:
     """How the number of sequences was counted."""
-    work, placed = plan.wanted.workload, plan.chosen.placement
-    room = math.floor((placed.limit_mib - plan.chosen.memory.total + plan.chosen.memory.kv_cache) * (1 << 20))
-    longest = room // (work.context * placed.kv_bytes_per_token(plan.wanted.variant.shape))
+    work = plan.wanted.workload
+    longest = full_length(plan.chosen, plan.wanted.variant.shape, work)
     if work.length == work.context:
         return f"As many as have room for {work.context:,} tokens each beside the weights, {MOST_AT_A_TIME} at most."
     return (
