@@ -121,12 +121,12 @@ def has_vllm(plan: DeployablePlan) -> bool:
 def engine_of(plan: DeployablePlan) -> dict[str, str]:
     """The settings of the engine.
 
-    The context is said where it is not the one that the model was trained on, and where memory is set aside for it.
+    The context is said where it is not the one that the model was trained on.
     """
     context, variant = plan.wanted.workload.context, plan.wanted.variant
     placed = plan.chosen.placement
     dtype = {"LLAMA_DTYPE": _dtype(placed.precision, placed.sku.gpu)}
-    said = {"LLAMA_CONTEXT": str(context)}
+    said = {} if context == variant.trained_positions.value else {"LLAMA_CONTEXT": str(context)}
     if has_vllm(plan):
         return {
             "LLAMA_ENGINE": "vllm",
@@ -134,7 +134,7 @@ def engine_of(plan: DeployablePlan) -> dict[str, str]:
             **said,
             **_vllm_settings(placed.tensor_parallel, placed.options),
         }
-    return {"LLAMA_ENGINE": "pipeline", **dtype, **({} if context == variant.trained_positions.value else said)}
+    return {"LLAMA_ENGINE": "pipeline", **dtype, **said}
 
 
 def _dtype(precision: Precision, gpu: Gpu) -> str:

@@ -225,6 +225,16 @@ class TestFile:
         assert (found.mini_batch_size, found.processes, found.timeout_s, found.max_retries) == (1, 1, 86400, 2)
         assert (found.output_action, found.output_file_name) == ("append_row", "predictions.jsonl")
 
+    def test_another_engine_takes_none_of_vllms_settings(self, job: Job) -> None:
+        deployment = BatchDeployment.read(BATCH_DEPLOYMENT)
+        asked = {
+            engine: replace(job, deployment=deployment, flags={"LLAMA_ENGINE": engine} if engine else {}).ours
+            for engine in ("", "vllm", "batching")
+        }
+        assert "LLAMA_VLLM_TENSOR_PARALLEL" in asked[""].keys() & asked["vllm"].keys()
+        assert not [name for name in asked["batching"] if name.startswith("LLAMA_VLLM")]
+        assert asked["batching"]["LLAMA_DTYPE"] == "bfloat16"
+
     def test_what_azure_takes_where_nothing_is_said(self, job: Job, tmp_path: Path) -> None:
         found = BatchDeployment.read(written(tmp_path, job.deployment.script, mini_batch_size=10))
         assert (found.processes, found.timeout_s, found.max_retries, found.error_threshold) == (1, 30, 3, -1)
