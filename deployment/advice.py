@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from deployment.planner import LEAST_CONTEXT, Wanted, plan
-from deployment.sizing import SIXTEEN_BITS, Precision, Runner
+from deployment.sizing import SIXTEEN_BITS, USUAL_OPTIONS, KvDtype, Precision, Runner, is_for_pipeline
 from deployment.skus import Cloud, Sku
 
 
@@ -18,6 +18,12 @@ def _changes(wanted: Wanted) -> Iterator[tuple[str, Wanted]]:
         runs = wanted.runner is not Runner.PIPELINE or precision in SIXTEEN_BITS
         if precision is not wanted.precision and runs:
             yield f"--dtype {precision}", replace(wanted, precision=precision)
+    if wanted.options.kv_dtype is not KvDtype.AUTO:
+        yield "--kv-dtype auto", replace(wanted, options=replace(wanted.options, kv_dtype=KvDtype.AUTO))
+    elif wanted.runner is not Runner.PIPELINE:
+        yield "--kv-dtype fp8", replace(wanted, options=replace(wanted.options, kv_dtype=KvDtype.FP8))
+    if wanted.runner is Runner.VLLM and is_for_pipeline(wanted.workload, wanted.precision):
+        yield "--engine pipeline", replace(wanted, runner=Runner.PIPELINE, options=USUAL_OPTIONS)
     if wanted.workload.concurrency > 1:
         yield "--concurrency 1", replace(wanted, workload=replace(wanted.workload, concurrency=1))
     context = _context(wanted)

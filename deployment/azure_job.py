@@ -13,17 +13,22 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
 from deployment.azure import BatchDeployment
 from deployment.azure_process import Failed, Process
 from llama_serving.errors import SetupError
+from llama_serving.settings import Settings
 
 OUTPUT: Final = "score"
 LOGS: Final = "logs"
 STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_OF_VLLM: Final = frozenset(
+    f"LLAMA_{one.name.upper()}" for one in fields(Settings) if one.name.startswith("vllm")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,11 @@ class Job:
 
     @property
     def ours(self) -> dict[str, str]:
-        """The variables that the deployment gives its processes."""
-        return {**self.deployment.environment, **self.flags}
+        """The variables that the deployment gives its processes; those of vLLM only where no flag names another engine."""
+        named = self.flags.get("LLAMA_ENGINE")
+        dropped = _OF_VLLM if named not in {None, "auto", "vllm"} else ()
+        kept = {name: value for name, value in self.deployment.environment.items() if name not in dropped}
+        return {**kept, **self.flags}
 
     def environment(self, models: Path) -> dict[str, str]:
         """All variables of a process. What this shell has set for our other commands is not among them.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from deployment.engine_options import EngineChoice, engine_options
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
@@ -23,23 +24,19 @@ NOTHING_FITS: Final = 1
 @click.option(
     "--concurrency",
     type=int,
-    help="Sequences that are computed at a time. By default 1 in the pipeline, and in vLLM as many as the memory holds, up to 16.",
+    help="Sequences that are computed at a time, each as long as the context. By default 1 in the pipeline, and in vLLM as many as the "
+    "memory holds at their usual length, up to 256.",
 )
 @click.option(
     "--dtype",
+    "--precision",
+    "dtype",
     default="bf16",
     show_default=True,
-    type=click.Choice(["bf16", "fp16", "int8", "int4"]),
-    help="Of the weights; int8 and int4 need a quantized checkpoint and vLLM.",
+    type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
+    help="Of the weights; fp8, int8 and int4 (AWQ, GPTQ, compressed-tensors) need a quantized checkpoint and vLLM.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "pipeline", "vllm"]),
-    default="auto",
-    show_default=True,
-    help="pipeline: in the scoring process, one sequence at a time; vllm: beside it, many, and all GPUs at once. auto is what "
-    "`render` takes: vllm where a model needs several GPUs, but in batch.",
-)
+@engine_options
 @click.option("--sku", help="This machine, such as Standard_NC24ads_A100_v4, and no other.")
 @click.option(
     "--for",
@@ -72,7 +69,7 @@ NOTHING_FITS: Final = 1
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def plan(  # noqa: PLR0913  (one argument an option)
-    *, model: str, context: int | None, concurrency: int | None, dtype: str, engine: str, sku: str | None, offer: str,
+    *, model: str, context: int | None, concurrency: int | None, dtype: str, engine: EngineChoice, sku: str | None, offer: str,
     cloud: str | None, instances: int, region: str | None, prices_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose the smallest machine that holds a model, and show the arithmetic.
@@ -83,13 +80,14 @@ def plan(  # noqa: PLR0913  (one argument an option)
     Examples:
       llama-endpoints plan --model codellama/CodeLlama-7b-hf
       llama-endpoints plan --model codellama/CodeLlama-70b-Instruct-hf --concurrency 16 --json
+      llama-endpoints plan --model codellama/CodeLlama-34b-hf --precision int4 --sku NV36ads_A10_v5
       llama-endpoints plan --model meta-llama/Llama-2-13b-hf --context 2048 --sku p3.2xlarge
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from deployment import plan_text
     from deployment.checkpoint import variant_of
     from deployment.planner import Wanted, to_dict, usual
     from deployment.planner import plan as planned
-    from deployment.sizing import Precision, Runner, Workload
+    from deployment.sizing import Precision, Workload
     from deployment.skus import Cloud, Offer, sku_of
 
     variant = variant_of(model)
@@ -100,13 +98,15 @@ def plan(  # noqa: PLR0913  (one argument an option)
         Workload(
             variant.trained_positions.value if context is None else context,
             1 if concurrency is None else concurrency,
+            engine.usual_tokens,
         ),
         Precision(dtype),
         Offer(offer),
         whose,
         machine,
-        None if engine == "auto" else Runner(engine),
+        engine.runner,
         instances,
+        engine.options,
     )
     prices = _prices(region, prices_file, whose)
     found = usual(wanted, prices=prices) if concurrency is None else planned(wanted, prices=prices)

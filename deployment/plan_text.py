@@ -1,16 +1,18 @@
 """A plan as a person reads it: every number with what it was made of, in 80 columns."""
 
+import textwrap
 from collections.abc import Iterator
 from typing import Final
 
 from deployment.advice import advice
 from deployment.limits import START_MIN
 from deployment.planner import Plan, Wanted
-from deployment.sizing import CONTEXT_MIB, USABLE, Fit
+from deployment.sizing import CONTEXT_MIB, GRAPHS_MIB, USABLE, Fit, Precision, Workload, full_length
 from deployment.skus import Cloud, Sku
 from deployment.tables import table
 
 _GB: Final = 10**9
+_WIDTH: Final = 80
 _LEFT: Final = ("MACHINE", "NOTES", "")
 
 
@@ -26,8 +28,9 @@ def of(plan: Plan) -> str:
 
 
 def _title(wanted: Wanted) -> str:
-    sequences = _count(wanted.workload.concurrency, "sequence")
-    return f"{wanted.variant.name} in {wanted.precision}: {sequences} of {wanted.workload.context:,} tokens"
+    sequences, work = _count(wanted.workload.concurrency, "sequence"), wanted.workload
+    usually = f" (usually {work.length:,})" if work.length < work.context else ""
+    return f"{wanted.variant.name} in {wanted.precision}: {sequences} of {work.context:,} tokens{usually}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -58,27 +61,37 @@ def _chosen(plan: Plan, one: Fit) -> Iterator[str]:
         yield from (f"  {line}" for line in _consequences(plan, one))
     else:
         yield f"{one.sku.name} can't run it:"
-        yield from (f"  {reason}." for reason in one.reasons)
+        for reason in one.reasons:
+            yield from textwrap.wrap(f"{reason}.", _WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _memory(plan: Plan, one: Fit) -> Iterator[str]:
     variant, workload, placed = plan.wanted.variant, plan.wanted.workload, one.placement
-    kv = variant.shape.kv_bytes_per_token()
+    kv = placed.kv_bytes_per_token(variant.shape)
+    rows = placed.prompt_rows(workload)
     made_of = {
         "weights": f"{variant.shape.parameters:,} in {placed.precision}",
-        "kv_cache": f"{workload.context:,} tokens x {_count(workload.concurrency, 'sequence')} x {kv:,} bytes",
-        "activations": "of a whole prompt in one layer, and the logits",
+        "kv_cache": f"{_cached(workload)} x {kv:,} bytes",
+        "activations": f"{rows:,} tokens of prompts in one layer, and the logits",
         "overhead": f"CUDA, {CONTEXT_MIB} on each of {_count(placed.gpus, 'GPU')}",
+        "graphs": f"CUDA graphs of vLLM, {GRAPHS_MIB} on each GPU (an assumption)",
         "total": f"of {placed.limit_mib:,.1f}: {USABLE:.0%} of {placed.gpus} x {one.sku.gpu.memory_mib:,}",
     }
-    rows = [(name, f"{mib:,.1f}", made_of[name]) for name, mib in one.memory.to_dict().items()]
-    yield table([("", "MiB", ""), *rows], left=_LEFT)
+    items = [(name, f"{mib:,.1f}", made_of[name]) for name, mib in one.memory.to_dict().items() if mib]
+    yield table([("", "MiB", ""), *items], left=_LEFT)
+
+
+def _cached(work: Workload) -> str:
+    if work.concurrency * work.length < work.context:
+        return f"{work.context:,} tokens of one sequence"
+    return f"{work.length:,} tokens x {_count(work.concurrency, 'sequence')}"
 
 
 def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
     speed, (usual, slow) = one.speed, plan.start_s
     yield f"about {speed.one:,.0f} tokens/s for one sequence ({speed.limit:,.0f} if nothing were lost)"
     yield f"  {speed.all:,.0f} for all sequences, {speed.prompt:,.0f} of prompts"
+    yield from _longest(plan, one)
     if plan.request_s is not None:
         yield f"up to {plan.longest_answer:,} tokens for each in the {plan.request_s} s that a request may take"
     yield f"{plan.copy_bytes / _GB:,.1f} GB to copy to a new instance: {usual:,.0f} s, on a slow day {slow:,.0f} s"
@@ -88,6 +101,14 @@ def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
     if one.sku.name in plan.prices:
         yield f"{plan.prices[one.sku.name] * plan.wanted.instances:,.2f} an hour"
     yield from _warnings(plan, one)
+
+
+def _longest(plan: Plan, one: Fit) -> Iterator[str]:
+    """What happens where sequences are longer than usual."""
+    work = plan.wanted.workload
+    if work.length < work.context:
+        number = full_length(one, plan.wanted.variant.shape, work)
+        yield f"room for {number:,} at {work.context:,} tokens each; beyond, vLLM preempts the youngest"
 
 
 def _quota(plan: Plan, sku: Sku) -> Iterator[str]:
@@ -104,6 +125,8 @@ def _warnings(plan: Plan, one: Fit) -> Iterator[str]:
     if one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(wanted.offer):
         yield f"Warning: whether it is offered for {wanted.offer} is not known." if wanted.offer not in one.sku.offered else (
             f"Warning: it is not offered for {wanted.offer}.")  # fmt: skip
+    if wanted.precision is Precision.FP8 and not one.sku.gpu.fp8:
+        yield f"Warning: {one.sku.gpu.name} has no fp8; vLLM widens the weights."
     if wanted.workload.context > wanted.variant.trained_positions.value:
         yield f"Warning: it was trained on {wanted.variant.trained_positions.value:,} tokens, and extrapolates beyond."
 

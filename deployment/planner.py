@@ -1,13 +1,24 @@
 """Model x workload -> the machine to rent, with what else would do and why others don't."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from deployment.limits import ANSWER_TOKENS, KUBERNETES, MANAGED, MOST_INSTANCES
-from deployment.sizing import SIXTEEN_BITS, Fit, Precision, Runner, Workload, fit, is_for_pipeline, weight_bytes
+from deployment.sizing import (
+    SIXTEEN_BITS,
+    USUAL_OPTIONS,
+    Fit,
+    Precision,
+    Runner,
+    VllmOptions,
+    Workload,
+    fit,
+    weight_bytes,
+)
 from deployment.skus import SKUS, Cloud, Offer, Sku
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
@@ -20,8 +31,13 @@ REQUESTS_S: Final[Mapping[Offer, int]] = MappingProxyType(
 )
 """How long a request may take, where something ends it. A batch job's rows have no limit of their own."""
 LEAST_CONTEXT: Final = 16
-MOST_AT_A_TIME: Final = 16
-"""Sequences that vLLM is given at a time where nobody says how many, as `LLAMA_MAX_NUM_SEQS` has it."""
+MOST_AT_A_TIME: Final = 256
+"""Sequences that vLLM is given at a time where nobody says how many: its own default on most GPUs (vLLM 0.32, engine/arg_utils.py,
+get_batch_defaults). Its CUDA graphs are captured up to here, and beyond it a step of 7B is bound by operations."""
+USUAL_TOKENS: Final = 2048
+"""Tokens of prompt and completion that a sequence usually has at its end, where nobody says how many. An assumption: a file of code
+as prompt and a long answer. vLLM's cache is paged, and holds so many of these at a time; where more of them grow longer than there
+is room for, vLLM computes the youngest again later."""
 RESERVE: Final = 1.2
 """Managed endpoints want quota for a fifth more instances, in whole ones, to replace those that run while they are updated
 (azure-ai-docs, quota-allocation-online-deployment.md); the large GPUs' families are exempt."""
@@ -41,8 +57,9 @@ class Wanted:
         offer: what the machine must be offered for.
         cloud: whose machines.
         sku: this machine and no other.
-        runner: this one and no other. (In batch it is the pipeline where that will do: the image for batch has no vLLM.)
+        runner: this one and no other.
         instances: so many machines.
+        options: of vLLM.
     """
 
     variant: ModelVariant
@@ -53,6 +70,7 @@ class Wanted:
     sku: Sku | None = None
     runner: Runner | None = None
     instances: int = 1
+    options: VllmOptions = USUAL_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +131,65 @@ class Plan:
 
     @property
     def answers_in_time(self) -> bool:
-        """Whether an answer of the usual length, behind a full prompt, ends within the longest request."""
+        """Whether an answer of the usual length ends within the longest request, though all prompts come at once."""
         return self.longest_answer >= min(ANSWER_TOKENS, self.wanted.workload.context)
 
     @property
     def longest_answer(self) -> int:
-        """Tokens that one sequence among all that run gets within the longest request, less reading a full prompt."""
+        """Tokens that one sequence among all that run gets within the longest request, less reading all their prompts first."""
         if self.chosen is None:
             return 0
         workload, speed = self.wanted.workload, self.chosen.speed
         if self.request_s is None:
             return workload.context
-        reading_s = workload.context / speed.prompt
+        reading_s = workload.cached_tokens / speed.prompt
         tokens = math.floor((self.request_s - reading_s) * speed.all / workload.concurrency)
         return min(max(0, tokens), workload.context)
+
+
+@dataclass(frozen=True, slots=True)
+class DeployablePlan(Plan):
+    """A plan whose machine holds the model and can be had.
+
+    Attributes:
+        chosen: the machine.
+    """
+
+    chosen: Fit
+
+
+def deployable(plan: Plan) -> DeployablePlan:
+    """The plan, if it can be deployed.
+
+    Raises:
+        SetupError: it can't, and why.
+    """
+    why = _obstacles(plan)
+    if plan.chosen is None or why:
+        raise SetupError(
+            f"{plan.wanted.variant.name} can't be deployed: {'; '.join(why)}. `llama-endpoints plan` shows what would do."
+        )
+    return DeployablePlan(plan.wanted, plan.chosen, plan.alternatives, plan.prices)
+
+
+def _obstacles(plan: Plan) -> list[str]:
+    """Why its machine won't do; what is not known of it is left to who tries."""
+    if plan.chosen is None:
+        return [f"no machine that is offered for {plan.wanted.offer} holds it"]
+    sku, offer = plan.chosen.sku, plan.wanted.offer
+    found = list(plan.chosen.reasons)
+    if sku.retired:
+        found.append(f"Azure retires {sku.name} ({sku.retired.value})")
+    if offer in sku.offered and not sku.offered[offer].value:
+        found.append(f"{sku.name} is not offered for {offer}")
+    return found
 
 
 def usual(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
     """The plan where nobody says how many sequences: what `render` writes, and `plan` shows.
 
-    The machine is the one for a sequence. Where vLLM computes there, it is given as many as the same GPUs hold, each as long as
-    the context allows, and of which each has an answer of `ANSWER_TOKENS` in time.
+    The machine is the smallest that holds one sequence at its longest. Where vLLM computes there, it is given as many sequences as
+    the same GPUs hold at their usual length, and of which each has an answer of `ANSWER_TOKENS` in time; `MOST_AT_A_TIME` at most.
 
     Args:
         wanted: what is to be planned, with one sequence.
@@ -146,13 +202,26 @@ def usual(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices 
     found = plan(wanted, skus, prices)
     if found.chosen is None or not found.fits or found.chosen.placement.runner is Runner.PIPELINE:
         return found
-    one = found.chosen.placement
-    for number in range(MOST_AT_A_TIME, 1, -1):
-        workload = replace(wanted.workload, concurrency=number)
-        more = plan(replace(wanted, workload=workload, sku=one.sku, runner=Runner.VLLM), skus, prices)
-        if more.fits and more.spread == found.spread and more.answers_in_time:
-            return more
-    return found
+    one = found.chosen
+    usual_tokens = min(wanted.workload.usual or USUAL_TOKENS, wanted.workload.context)
+    asked = replace(wanted, sku=one.sku, runner=Runner.VLLM)
+
+    def with_sequences(number: int) -> Plan:
+        workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
+        return replace(
+            found,
+            wanted=replace(asked, workload=workload),
+            chosen=fit_of(replace(asked, workload=workload), one.sku),
+        )
+
+    def will_do(number: int) -> bool:
+        more = with_sequences(number)
+        return more.fits and more.spread == found.spread and more.answers_in_time
+
+    # What holds so many holds fewer as well, and is as fast for each.
+    number = bisect_left(range(2, MOST_AT_A_TIME + 1), x=True, key=lambda number: not will_do(number)) + 1
+    workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
+    return plan(replace(asked, workload=workload), skus, prices)
 
 
 def plan(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
@@ -170,10 +239,7 @@ def plan(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices |
     _check(wanted)
     known = prices or {}
     order = _order(known)
-    own_disk = wanted.offer is not Offer.KUBERNETES  # a cluster's nodes have the disks that its owner gave them
-    runner = wanted.runner or _runner(wanted)
-    fits = [fit(wanted.variant, wanted.workload, wanted.precision, sku, runner, own_disk=own_disk)
-            for sku in skus if sku.cloud is wanted.cloud]  # fmt: skip
+    fits = [fit_of(wanted, sku) for sku in skus if sku.cloud is wanted.cloud]
     fits.sort(key=lambda one: (not one.fits, order(one)))
     may = (
         (one for one in fits if one.sku is wanted.sku)
@@ -184,9 +250,18 @@ def plan(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices |
     return Plan(wanted, chosen, tuple(one for one in fits if one is not chosen), known)
 
 
-def _runner(wanted: Wanted) -> Runner | None:
-    batch = wanted.offer is Offer.BATCH and is_for_pipeline(wanted.workload, wanted.precision)
-    return Runner.PIPELINE if batch else None
+def fit_of(wanted: Wanted, sku: Sku) -> Fit:
+    """What is wanted, on a machine."""
+    own_disk = wanted.offer is not Offer.KUBERNETES  # a cluster's nodes have the disks that its owner gave them
+    return fit(
+        wanted.variant,
+        wanted.workload,
+        wanted.precision,
+        sku,
+        wanted.runner,
+        options=wanted.options,
+        own_disk=own_disk,
+    )
 
 
 def _may_be_chosen(one: Fit, wanted: Wanted) -> bool:
@@ -212,6 +287,8 @@ def _check(wanted: Wanted) -> None:
         )
     if wanted.workload.concurrency < 1:
         raise SetupError("Concurrency must be at least 1.")
+    if wanted.workload.usual is not None and wanted.workload.usual < LEAST_CONTEXT:
+        raise SetupError(f"A sequence has at least {LEAST_CONTEXT} tokens, not {wanted.workload.usual:,}.")
     if not 1 <= wanted.instances <= MOST_INSTANCES:
         raise SetupError(f"A deployment has 1 to {MOST_INSTANCES} instances, not {wanted.instances:,}.")
     if wanted.sku and wanted.sku.cloud is not wanted.cloud:
@@ -232,6 +309,11 @@ def _check_pipeline(wanted: Wanted) -> None:
         raise SetupError(
             f"The engine pipeline has no {wanted.precision} weights. Ask for bf16 or fp16, or for the engine vllm."
         )
+    if wanted.options != USUAL_OPTIONS:
+        raise SetupError(
+            "The cache in fp8, pipeline parallel, a prefill budget and guessed tokens are of the engine vllm. Leave them out, or ask "
+            "for that engine."
+        )
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -243,6 +325,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "dtype": wanted.precision,
         "context": wanted.workload.context,
         "concurrency": wanted.workload.concurrency,
+        "usual_tokens": wanted.workload.length,
         "instances": wanted.instances,
         "offer": wanted.offer,
         "cloud": wanted.cloud,
@@ -271,6 +354,7 @@ def _fit(one: Fit, prices: Prices) -> dict[str, Any]:
         "gpus": one.placement.gpus,
         "gpu": sku.gpu.name,
         "engine": one.placement.runner,
+        "kv_dtype": one.placement.options.kv_dtype,
         "fits": one.fits,
         "reasons": list(one.reasons),
         "retired": sku.retired.value if sku.retired else None,

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from deployment import specs, specs_autoscale, specs_batch, specs_kubernetes, specs_online
-from deployment.planner import Plan, Wanted, usual
-from deployment.sizing import Precision, Workload
+from deployment.planner import DeployablePlan, Wanted, deployable, usual
+from deployment.sizing import USUAL_OPTIONS, Precision, Runner, VllmOptions, Workload
 from deployment.skus import Offer, Sku
 from deployment.specs import Site
 from deployment.yaml_text import dump
@@ -30,12 +30,18 @@ class Choice:
         precision: of the weights.
         sku: the machine; the smallest that holds the model by default.
         instances: of each deployment.
+        runner: what computes; vLLM by default.
+        usual: tokens of a sequence that the number of sequences is reckoned with.
+        options: of vLLM.
     """
 
     context: int | None = None
     precision: Precision = Precision.BF16
     sku: Sku | None = None
     instances: int = 1
+    runner: Runner | None = None
+    usual: int | None = None
+    options: VllmOptions = USUAL_OPTIONS
 
 
 def checkout_of(output: Path) -> Path:
@@ -75,7 +81,7 @@ def _files(models: Sequence[ModelVariant], choice: Choice, site: Site) -> Iterat
     yield from _kubernetes(plans[Offer.KUBERNETES], site)
     yield from _batch(plans[Offer.BATCH], site)
     for variant in models:
-        yield f"yaml/models/{specs.slug(variant)}.yml", dump(specs.model(variant, site))
+        yield f"yaml/models/{specs.slug(variant)}.yml", dump(specs.model(variant, site, choice.precision))
 
 
 def _shared(site: Site) -> Iterator[tuple[str, str]]:
@@ -87,14 +93,14 @@ def _shared(site: Site) -> Iterator[tuple[str, str]]:
         yield LOCAL, dump(specs_online.local(site, images["online"]))
 
 
-def _online(plans: Sequence[Plan], site: Site) -> Iterator[tuple[str, str]]:
+def _online(plans: Sequence[DeployablePlan], site: Site) -> Iterator[tuple[str, str]]:
     yield "yaml/online/endpoint.yml", dump(specs_online.endpoint(site))
     for plan in plans:
         yield _file("yaml/online", plan), dump(specs_online.deployment(plan, site))
     yield "yaml/online/autoscale.json", json.dumps(specs_autoscale.template(plans, site), indent=2) + "\n"
 
 
-def _kubernetes(plans: Sequence[Plan], site: Site) -> Iterator[tuple[str, str]]:
+def _kubernetes(plans: Sequence[DeployablePlan], site: Site) -> Iterator[tuple[str, str]]:
     yield "yaml/kubernetes/endpoint.yml", dump(specs_kubernetes.endpoint(site))
     for plan in plans:
         yield _file("yaml/kubernetes", plan), dump(specs_kubernetes.deployment(plan, site))
@@ -104,24 +110,32 @@ def _kubernetes(plans: Sequence[Plan], site: Site) -> Iterator[tuple[str, str]]:
             yield f"{specs_kubernetes.TYPES}/{name}.yml", dump(specs_kubernetes.instance_type(plan, site))
 
 
-def _batch(plans: Sequence[Plan], site: Site) -> Iterator[tuple[str, str]]:
+def _batch(plans: Sequence[DeployablePlan], site: Site) -> Iterator[tuple[str, str]]:
     yield "yaml/batch/endpoint.yml", dump(specs_batch.endpoint(site))
     for plan in plans:
         yield _file("yaml/batch", plan), dump(specs_batch.deployment(plan, site))
-    clusters = {specs.compute_name(sku): sku for sku in map(specs.deployable, plans)}
+    clusters = {specs.compute_name(plan.chosen.sku): plan.chosen.sku for plan in plans}
     for name, sku in clusters.items():
         yield f"yaml/batch/compute/{name}.yml", dump(specs_batch.compute(sku, plans[0].wanted.instances))
 
 
-def _file(folder: str, plan: Plan) -> str:
+def _file(folder: str, plan: DeployablePlan) -> str:
     return f"{folder}/{specs.slug(plan.wanted.variant)}.yml"
 
 
-def _plan(variant: ModelVariant, choice: Choice, offer: Offer) -> Plan:
+def _plan(variant: ModelVariant, choice: Choice, offer: Offer) -> DeployablePlan:
     context = variant.trained_positions.value if choice.context is None else choice.context
-    return usual(
-        Wanted(variant, Workload(context), choice.precision, offer, sku=choice.sku, instances=choice.instances)
+    wanted = Wanted(
+        variant,
+        Workload(context, usual=choice.usual),
+        choice.precision,
+        offer,
+        sku=choice.sku,
+        runner=choice.runner,
+        instances=choice.instances,
+        options=choice.options,
     )
+    return deployable(usual(wanted))
 
 
 def differences(made: Mapping[str, str], root: Path) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from deployment.engine_options import EngineChoice, engine_options
 from deployment.limits import ENDPOINTS, IDENTITIES, INSTANCE_TYPES, MOST_INSTANCES, REGISTRIES, Names
 from llama_serving.errors import SetupError
 
@@ -48,8 +49,15 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     "--context", type=int, help="Tokens of prompt and completion; those a model was trained on by default."
 )
 @click.option(
-    "--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True, help="Of the weights."
+    "--dtype",
+    "--precision",
+    "dtype",
+    type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
+    default="bf16",
+    show_default=True,
+    help="Of the weights; fp8, int8 and int4 need a quantized checkpoint and vLLM.",
 )
+@engine_options
 @click.option("--sku", help="This machine; by default the smallest that holds the model, as `plan` chooses it.")
 @click.option(
     "--instances",
@@ -113,11 +121,19 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     help="Registry of Azure ML that the packaged models are in; the workspace's own models by default.",
 )
 @click.option(
+    "--front",
+    type=click.Choice(["azmlinfsrv", "server"]),
+    default="azmlinfsrv",
+    show_default=True,
+    help="In the containers of the managed endpoint: Azure's server with our scoring script (/score), or our own with every route, so "
+    "that OpenAI's clients work.",
+)
+@click.option(
     "--local", is_flag=True, help="yaml/online/local.yml as well, for `az ml online-deployment create --local`."
 )
 def render(  # noqa: PLR0913  (one argument an option)
     *, output: Path, check: bool, models: tuple[str, ...], context: int | None, dtype: str, sku: str | None, instances: int,
-    public: str, **site: Any,
+    engine: EngineChoice, public: str, front: str, **site: Any,
 ) -> None:  # fmt: skip
     """Write what Azure ML is told: endpoints, a deployment for each model, clusters, models, data.
 
@@ -131,10 +147,14 @@ def render(  # noqa: PLR0913  (one argument an option)
     from deployment.render import MODELS, Choice, checkout_of, differences, files, left_over, write
     from deployment.sizing import Precision
     from deployment.skus import sku_of
-    from deployment.specs import Site
+    from deployment.specs import FrontServer, Site
 
-    choice = Choice(context, Precision(dtype), sku_of(sku) if sku else None, instances)
+    machine = sku_of(sku) if sku else None
+    choice = Choice(
+        context, Precision(dtype), machine, instances, engine.runner, engine.usual_tokens, engine.options
+    )
     place = Site(
+        front=FrontServer(front),
         public=public == "enabled",
         output=output.resolve().as_posix(),
         checkout=checkout_of(output).as_posix(),

@@ -36,16 +36,26 @@ class Gpu:
         memory_mib: all of it, as nvidia-smi shows it.
         bandwidth_gb_s: of that memory, 10^9 bytes a second.
         tflops: dense, in 16 bits, 10^12 operations a second.
-        bf16: whether it computes in bfloat16.
-        source: of these figures.
+        capability: the compute capability, times ten (NVIDIA's list of CUDA GPUs): 75 is Turing, 80 Ampere, 90 Hopper.
+        source: of the other figures.
     """
 
     name: str
     memory_mib: int
     bandwidth_gb_s: int
     tflops: int
-    bf16: bool
+    capability: int
     source: str
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bfloat16: from 8.0 on (vLLM 0.32, platforms/cuda.py, supported_dtypes)."""
+        return self.capability >= 80
+
+    @property
+    def fp8(self) -> bool:
+        """Whether it computes in 8-bit floats: from 8.9 on, Ada and Hopper (vLLM 0.32, platforms/cuda.py, supports_fp8)."""
+        return self.capability >= 89
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +101,29 @@ class Sku:
 _SMI: Final = "memory as nvidia-smi shows it on such machines"
 _SLICE: Final = "NVIDIA's A10 datasheet, that part of it; memory as nvidia-smi shows it"
 _T4: Final = Gpu(
-    "T4", 15_360, 300, 65, bf16=False, source=f"NVIDIA's T4 datasheet; {_SMI} with ECC (without: 16,384)"
+    "T4", 15_360, 300, 65, capability=75, source=f"NVIDIA's T4 datasheet; {_SMI} with ECC (without: 16,384)"
 )
-_A10: Final = Gpu("A10", 24_512, 600, 125, bf16=True, source=f"NVIDIA's A10 datasheet; {_SMI} (A10-24Q)")
-_A10_HALF: Final = Gpu("half an A10", 12_288, 300, 62, bf16=True, source=f"{_SLICE} (A10-12Q)")
-_A10_THIRD: Final = Gpu("a third of an A10", 8_192, 200, 41, bf16=True, source=f"{_SLICE} (A10-8Q)")
-_A10_SIXTH: Final = Gpu("a sixth of an A10", 4_096, 100, 20, bf16=True, source=f"{_SLICE} (A10-4Q)")
-_V100: Final = Gpu("V100 16 GB PCIe", 16_384, 900, 112, bf16=False, source=f"NVIDIA's V100 datasheet; {_SMI}")
-_V100_SXM: Final = Gpu("V100 16 GB", 16_384, 900, 125, bf16=False, source=f"NVIDIA's V100 datasheet; {_SMI}")
-_V100_32: Final = Gpu("V100 32 GB", 32_768, 900, 125, bf16=False, source=f"NVIDIA's V100 datasheet; {_SMI}")
-_A100_40: Final = Gpu("A100 40 GB", 40_960, 1_555, 312, bf16=True, source=f"NVIDIA's A100 datasheet; {_SMI}")
+_A10: Final = Gpu("A10", 24_512, 600, 125, capability=86, source=f"NVIDIA's A10 datasheet; {_SMI} (A10-24Q)")
+_A10_HALF: Final = Gpu("half an A10", 12_288, 300, 62, capability=86, source=f"{_SLICE} (A10-12Q)")
+_A10_THIRD: Final = Gpu("a third of an A10", 8_192, 200, 41, capability=86, source=f"{_SLICE} (A10-8Q)")
+_A10_SIXTH: Final = Gpu("a sixth of an A10", 4_096, 100, 20, capability=86, source=f"{_SLICE} (A10-4Q)")
+_V100: Final = Gpu(
+    "V100 16 GB PCIe", 16_384, 900, 112, capability=70, source=f"NVIDIA's V100 datasheet; {_SMI}"
+)
+_V100_SXM: Final = Gpu("V100 16 GB", 16_384, 900, 125, capability=70, source=f"NVIDIA's V100 datasheet; {_SMI}")
+_V100_32: Final = Gpu("V100 32 GB", 32_768, 900, 125, capability=70, source=f"NVIDIA's V100 datasheet; {_SMI}")
+_A100_40: Final = Gpu(
+    "A100 40 GB", 40_960, 1_555, 312, capability=80, source=f"NVIDIA's A100 datasheet; {_SMI}"
+)
 _A100_80: Final = Gpu(
-    "A100 80 GB PCIe", 81_920, 1_935, 312, bf16=True, source=f"NVIDIA's A100 datasheet; {_SMI}"
+    "A100 80 GB PCIe", 81_920, 1_935, 312, capability=80, source=f"NVIDIA's A100 datasheet; {_SMI}"
 )
 _A100_80_SXM: Final = Gpu(
-    "A100 80 GB", 81_920, 2_039, 312, bf16=True, source=f"NVIDIA's A100 datasheet; {_SMI}"
+    "A100 80 GB", 81_920, 2_039, 312, capability=80, source=f"NVIDIA's A100 datasheet; {_SMI}"
 )
-_H100_NVL: Final = Gpu("H100 NVL", 95_830, 3_900, 835, bf16=True, source=f"NVIDIA's H100 page; {_SMI}")
-_H100: Final = Gpu("H100", 81_559, 3_350, 989, bf16=True, source=f"NVIDIA's H100 white paper; {_SMI}")
-_H200: Final = Gpu("H200", 143_771, 4_800, 989, bf16=True, source=f"NVIDIA's H200 datasheet; {_SMI}")
+_H100_NVL: Final = Gpu("H100 NVL", 95_830, 3_900, 835, capability=90, source=f"NVIDIA's H100 page; {_SMI}")
+_H100: Final = Gpu("H100", 81_559, 3_350, 989, capability=90, source=f"NVIDIA's H100 white paper; {_SMI}")
+_H200: Final = Gpu("H200", 143_771, 4_800, 989, capability=90, source=f"NVIDIA's H200 datasheet; {_SMI}")
 
 _LIST: Final = "azure-ai-docs, reference-managed-online-endpoints-vm-sku-list.md of 2025-10-18"
 _TARGETS: Final = "azure-ai-docs, concept-compute-target.md of 2025-11-13"

@@ -6,25 +6,39 @@ A spec is what `az ml` reads. Its notes stand above the key they are about, by t
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 
 from deployment.limits import schema
-from deployment.planner import Plan
-from deployment.sizing import Fit, Precision, Runner
-from deployment.skus import Sku
+from deployment.planner import DeployablePlan
+from deployment.sizing import SIXTEEN_BITS, USABLE, KvDtype, Precision, Runner, VllmOptions
+from deployment.skus import Gpu, Sku
 from llama_serving.catalog import ModelVariant
-from llama_serving.errors import SetupError
 
-ONLINE: Final = "azureml:llama-online:1"
-VLLM: Final = "azureml:llama-vllm:1"
-BATCH: Final = "azureml:llama-batch:1"
+ONLINE: Final = {Runner.PIPELINE: "azureml:llama-online:1", Runner.VLLM: "azureml:llama-gpu:1"}
+BATCH: Final = {Runner.PIPELINE: "azureml:llama-batch:1", Runner.VLLM: "azureml:llama-gpu-batch:1"}
+SERVER: Final = "azureml:llama-gpu-server:1"
+"""The environments of deployments, by what computes in them."""
 
 _DTYPES: Final = {Precision.BF16: "bfloat16", Precision.FP16: "float16"}
-_ROUTES: Final = {
-    "liveness_route": {"path": "/", "port": 5001},
-    "readiness_route": {"path": "/", "port": 5001},
-    "scoring_route": {"path": "/score", "port": 5001},
-}
+PORT: Final = 5001
+WEIGHTS: Final = "weights"
+"""The property of a model's file that says what its weights are held in, where that is not 16 bits."""
+
+
+class FrontServer(StrEnum):
+    """Which server answers in the container of a managed deployment."""
+
+    AZMLINFSRV = "azmlinfsrv"  # Azure's, with our scoring script: /score alone
+    SERVER = "server"  # our own, from the model's code: every route
+
+
+def _routes(live: str, ready: str) -> dict[str, Any]:
+    return {
+        "liveness_route": {"path": live, "port": PORT},
+        "readiness_route": {"path": ready, "port": PORT},
+        "scoring_route": {"path": "/score", "port": PORT},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,7 @@ class Site:
         public: whether the endpoint has an address that is open to the public network.
         registry: that the models are in; the workspace's own models if not given.
         local: whether a deployment for `az ml ... --local` is written, too.
+        front: the server in the containers of the managed endpoint.
         output: the folder that the files are written below, from the root of all folders.
         checkout: the folder with score/, environments/, build/ and the samples, which the files name.
     """
@@ -67,6 +82,7 @@ class Site:
     public: bool = True
     registry: str | None = None
     local: bool = False
+    front: FrontServer = FrontServer.AZMLINFSRV
     output: str = "/"
     checkout: str = "/"
 
@@ -97,33 +113,60 @@ def compute_name(sku: Sku) -> str:
     return "llama-" + sku.name.removeprefix("Standard_").lower().replace("_", "-")
 
 
-def chosen(plan: Plan) -> Fit:
-    """The machine of a plan that `deployable` has looked at."""
-    assert plan.chosen is not None  # noqa: S101
-    return plan.chosen
-
-
-def has_vllm(plan: Plan) -> bool:
+def has_vllm(plan: DeployablePlan) -> bool:
     """Whether vLLM computes, beside the scoring script, and not the pipeline in it."""
-    return chosen(plan).placement.runner is Runner.VLLM
+    return plan.chosen.placement.runner is Runner.VLLM
 
 
-def engine_of(plan: Plan) -> dict[str, str]:
+def engine_of(plan: DeployablePlan) -> dict[str, str]:
     """The settings of the engine.
 
-    The context is said where it is not the one that the model was trained on, and where memory is set aside for it.
+    The context is said where it is not the one that the model was trained on.
     """
     context, variant = plan.wanted.workload.context, plan.wanted.variant
-    dtype, said = {"LLAMA_DTYPE": _DTYPES[plan.wanted.precision]}, {"LLAMA_CONTEXT": str(context)}
+    placed = plan.chosen.placement
+    dtype = {"LLAMA_DTYPE": _dtype(placed.precision, placed.sku.gpu)}
+    said = {} if context == variant.trained_positions.value else {"LLAMA_CONTEXT": str(context)}
     if has_vllm(plan):
-        gpus = str(chosen(plan).placement.gpus)
-        return {"LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_GPUS": gpus, **dtype, **said}
-    return {"LLAMA_ENGINE": "pipeline", **dtype, **({} if context == variant.trained_positions.value else said)}
+        return {
+            "LLAMA_ENGINE": "vllm",
+            **dtype,
+            **said,
+            **_vllm_settings(placed.tensor_parallel, placed.options),
+        }
+    return {"LLAMA_ENGINE": "pipeline", **dtype, **said}
 
 
-def model(variant: ModelVariant, site: Site) -> Spec:
+def _dtype(precision: Precision, gpu: Gpu) -> str:
+    """What is computed in; quantized weights are widened to what the GPU has."""
+    return _DTYPES.get(precision, "bfloat16" if gpu.bf16 else "float16")
+
+
+def _vllm_settings(tensor_parallel: int, options: VllmOptions) -> dict[str, str]:
+    """What the plan has reckoned with, and what differs from vLLM's own."""
+    return {
+        "LLAMA_VLLM_TENSOR_PARALLEL": str(tensor_parallel),
+        "LLAMA_VLLM_GPU_SHARE": str(USABLE),
+        **(
+            {"LLAMA_VLLM_PIPELINE_PARALLEL": str(options.pipeline_parallel)}
+            if options.pipeline_parallel > 1
+            else {}
+        ),
+        **({"LLAMA_VLLM_KV_DTYPE": str(options.kv_dtype)} if options.kv_dtype is not KvDtype.AUTO else {}),
+        **({"LLAMA_VLLM_PREFILL_TOKENS": str(options.prefill_tokens)} if options.prefill_tokens else {}),
+        **(
+            {"LLAMA_VLLM_SPECULATIVE_TOKENS": str(options.speculative_tokens)}
+            if options.speculative_tokens
+            else {}
+        ),
+    }
+
+
+def model(variant: ModelVariant, site: Site, precision: Precision) -> Spec:
     """The registered model, packaged by `llama-endpoints package`."""
     name = slug(variant)
+    quantized = {} if precision in SIXTEEN_BITS else {WEIGHTS: str(precision)}
+    checkpoint = f" DIR is a checkpoint whose weights are in {precision}." if quantized else ""
     return Spec(
         {
             "$schema": schema("model"),
@@ -132,7 +175,7 @@ def model(variant: ModelVariant, site: Site) -> Spec:
             "description": f"{variant.name}, packaged by `llama-endpoints package`.",
             "type": "mlflow_model",
             "path": site.path(f"build/{name}", "yaml/models"),
-            "properties": {"variant": variant.name},
+            "properties": {"variant": variant.name, **quantized},
         },
         {
             (
@@ -141,7 +184,7 @@ def model(variant: ModelVariant, site: Site) -> Spec:
             "environment, which turns Azure's no-code deployment off: that one has no JSONL, no queue and no deadline.",
             (
                 "path",
-            ): f"llama-endpoints package --variant {variant.name} --checkpoint DIR --output build/{name}",
+            ): f"llama-endpoints package --variant {variant.name} --checkpoint DIR --output build/{name}{checkpoint}",
             ("properties",): "By which `llama-endpoints validate` knows its size.",
         },
     )
@@ -167,41 +210,68 @@ def data(site: Site) -> Spec:
 
 
 def images(site: Site) -> dict[str, Spec]:
-    """The images that Azure builds, by their folder below environments/."""
+    """The environments, by their folder below environments/. The three of `gpu` are one image."""
     return {
         "online": _image(
             site,
             "online",
-            "Python 3.12, torch for CUDA 12.6 and Azure's inference HTTP server, for online deployments.",
-            {"inference_config": _ROUTES},
+            "Python 3.12, torch for CUDA 12.6 and Azure's inference HTTP server, for online deployments without vLLM.",
+            {"inference_config": _routes("/", "/")},
             {
                 (
                     "inference_config",
                 ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
             },
         ),
-        "vllm": _image(
-            site,
-            "vllm",
-            "Python 3.12, vLLM with torch for CUDA 13 (driver 580 or newer) and Azure's inference HTTP server, for online "
-            "deployments on several GPUs.",
-            {"inference_config": _ROUTES},
-            {
-                (
-                    "inference_config",
-                ): "The image starts its own servers, so Azure has to be told where the front answers: all three are azmlinfsrv's. "
-                "It is started when vLLM is healthy."
-            },
-        ),
         "batch": _image(
             site,
             "batch",
-            "Python 3.12, torch for CUDA 12.6 and Azure's job runtime, for batch deployments.",
+            "Python 3.12, torch for CUDA 12.6 and Azure's job runtime, for batch deployments without vLLM.",
             {},
             {
                 (
                     "build",
                 ): "An image of its own: Azure's job runtime needs older numpy, pyarrow and packaging than the online one has."
+            },
+        ),
+        **_gpu_images(site),
+    }
+
+
+def _gpu_images(site: Site) -> dict[str, Spec]:
+    what = "Python 3.12 and vLLM with torch for CUDA 13 (driver 580 or newer)"
+    same = "The folder of llama-gpu: one image, and an environment for each way to run it."
+    return {
+        "gpu": _image(
+            site,
+            "gpu",
+            f"{what}, with Azure's inference HTTP server beside it, for online deployments.",
+            {"inference_config": _routes("/", "/")},
+            {
+                (
+                    "inference_config",
+                ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
+            },
+        ),
+        "gpu-batch": _image(
+            site,
+            "gpu-batch",
+            f"{what}, with Azure's job runtime beside it, for batch deployments.",
+            {},
+            {("build",): f"{same} A batch deployment's has no inference_config."},
+        ),
+        "gpu-server": _image(
+            site,
+            "gpu-server",
+            f"{what}, with our own server beside it, for online deployments that speak OpenAI's protocol.",
+            {"inference_config": _routes("/health/live", "/health/ready")},
+            {
+                (
+                    "build",
+                ): f"{same} Without a scoring script it starts our server, from the code in the model.",
+                (
+                    "inference_config",
+                ): "Azure's front passes other paths on as well, such as /v1/chat/completions.",
             },
         ),
     }
@@ -211,38 +281,12 @@ def _image(
     site: Site, folder: str, description: str, more: Mapping[str, Any], notes: Mapping[tuple[str, ...], str]
 ) -> Spec:
     here = f"environments/{folder}"
+    built = "environments/gpu" if folder.startswith("gpu") else here
     values = {
         "$schema": schema("environment"),
         "name": f"llama-{folder}",
         "version": "1",
         "description": description,
-        "build": {"path": site.path(here, here), "dockerfile_path": "Dockerfile"},
+        "build": {"path": site.path(built, here), "dockerfile_path": "Dockerfile"},
     }
     return Spec({**values, **more}, notes)
-
-
-def deployable(plan: Plan) -> Sku:
-    """The machine, where it can be had.
-
-    Raises:
-        SetupError: it can't.
-    """
-    why = _obstacles(plan)
-    if plan.chosen is None or why:
-        raise SetupError(
-            f"{plan.wanted.variant.name} can't be deployed: {'; '.join(why)}. `llama-endpoints plan` shows what would do."
-        )
-    return plan.chosen.sku
-
-
-def _obstacles(plan: Plan) -> list[str]:
-    """Why its machine won't do; what is not known of it is left to who tries."""
-    if plan.chosen is None:
-        return [f"no machine that is offered for {plan.wanted.offer} holds it"]
-    sku, offer = plan.chosen.sku, plan.wanted.offer
-    found = list(plan.chosen.reasons)
-    if sku.retired:
-        found.append(f"Azure retires {sku.name} ({sku.retired.value})")
-    if offer in sku.offered and not sku.offered[offer].value:
-        found.append(f"{sku.name} is not offered for {offer}")
-    return found

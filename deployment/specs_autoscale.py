@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from deployment.limits import MANAGED
-from deployment.planner import Plan
+from deployment.planner import DeployablePlan
 from deployment.specs import Site, slug
 from deployment.specs_serving import admitted, answer_s, running
 
@@ -24,12 +24,12 @@ _CAPACITY: Final = {
 }
 
 
-def busy_ms(plan: Plan) -> int:
+def busy_ms(plan: DeployablePlan) -> int:
     """How long answers take where half of the places are taken, or all that run at a time: with all the next are refused."""
     return 1000 * math.ceil(answer_s(plan) * max(running(plan), admitted(plan, MANAGED) / 2))
 
 
-def template(plans: Sequence[Plan], site: Site) -> Mapping[str, Any]:
+def template(plans: Sequence[DeployablePlan], site: Site) -> Mapping[str, Any]:
     """An ARM template: one more instance where requests wait, one less where the GPUs idle.
 
     Args:

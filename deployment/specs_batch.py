@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from deployment.limits import schema
-from deployment.planner import Plan
+from deployment.planner import DeployablePlan
 from deployment.skus import Sku
-from deployment.specs import BATCH, Site, Spec, chosen, compute_name, deployable, engine_of, model_of, slug
+from deployment.specs import BATCH, Site, Spec, compute_name, engine_of, has_vllm, model_of, slug
+from deployment.specs_serving import sequences_note
 
 DAY_S: Final = 86_400
 FOLDER: Final = "yaml/batch"
@@ -52,13 +53,10 @@ def compute(sku: Sku, instances: int) -> Spec:
     )
 
 
-def deployment(plan: Plan, site: Site) -> Spec:
-    """A batch deployment of type `model`.
-
-    Raises:
-        SetupError: the model can't be deployed so.
-    """
-    sku = deployable(plan)
+def deployment(plan: DeployablePlan, site: Site) -> Spec:
+    """A batch deployment of type `model`."""
+    placed = plan.chosen.placement
+    sequences = {"LLAMA_MAX_NUM_SEQS": str(plan.wanted.workload.concurrency)} if has_vllm(plan) else {}
     settings: dict[str, Any] = {
         "mini_batch_size": 1,
         "max_concurrency_per_instance": 1,
@@ -67,7 +65,7 @@ def deployment(plan: Plan, site: Site) -> Spec:
         "retry_settings": {"timeout": DAY_S, "max_retries": 2},
         "error_threshold": 0,
         "logging_level": "info",
-        "environment_variables": engine_of(plan),
+        "environment_variables": {**engine_of(plan), **sequences},
     }
     values: dict[str, Any] = {
         "$schema": schema("modelBatchDeployment"),
@@ -76,23 +74,26 @@ def deployment(plan: Plan, site: Site) -> Spec:
         "type": "model",
         "model": model_of(plan.wanted.variant, site),
         "code_configuration": {"code": site.path("score", FOLDER), "scoring_script": "batch_driver.py"},
-        "environment": BATCH,
-        "compute": f"azureml:{compute_name(sku)}",
+        "environment": BATCH[placed.runner],
+        "compute": f"azureml:{compute_name(placed.sku)}",
         "resources": {"instance_count": plan.wanted.instances},
         "settings": settings,
     }
-    return Spec(values, {**_NOTES, **_slow(plan)})
+    return Spec(values, {**_NOTES, **_of_engine(plan)})
 
 
-def _slow(plan: Plan) -> Mapping[tuple[str, ...], str]:
-    """What is said of a model that takes several GPUs."""
-    gpus = chosen(plan).placement.gpus
-    if gpus == 1:
+def _of_engine(plan: DeployablePlan) -> Mapping[tuple[str, ...], str]:
+    """What is said of what computes."""
+    variables, placed = ("settings", "environment_variables"), plan.chosen.placement
+    if has_vllm(plan):
+        return {
+            ("environment",): "Its vLLM needs a driver from 580 on.",
+            (*variables, "LLAMA_MAX_NUM_SEQS"): sequences_note(plan),
+        }
+    if placed.gpus == 1:
         return {}
-    said = (
-        f"One sequence after the other, and one of the {gpus} GPUs at a time: the image for batch has no vLLM."
-    )
-    return {("settings", "environment_variables", "LLAMA_ENGINE"): said}
+    said = f"One sequence after the other, and one of the {placed.gpus} GPUs at a time."
+    return {(*variables, "LLAMA_ENGINE"): said}
 
 
 _NOTES: Final = {

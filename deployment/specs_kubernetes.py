@@ -4,8 +4,8 @@ import math
 from typing import Any, Final
 
 from deployment.limits import CREATION_MIN, INSTANCE_TYPE, KUBERNETES, NODE_SIZE, REQUEST_MS, schema
-from deployment.planner import Plan
-from deployment.specs import Site, Spec, chosen, compute_name, deployable, has_vllm, model_here
+from deployment.planner import DeployablePlan
+from deployment.specs import Site, Spec, compute_name, has_vllm, model_here
 from deployment.specs_serving import Notes, admitted, code, identity, machine, notes, serving
 
 FOLDER: Final = "yaml/kubernetes"
@@ -29,20 +29,16 @@ def endpoint(site: Site) -> Spec:
     return Spec(values, {("compute",): "A cluster with the extension of Azure ML, attached to the workspace."})
 
 
-def type_name(plan: Plan, site: Site) -> str:
+def type_name(plan: DeployablePlan, site: Site) -> str:
     """What the cluster calls such an instance."""
-    placed = chosen(plan).placement
+    placed = plan.chosen.placement
     part = "" if placed.gpus == placed.sku.gpus else f"-{placed.gpus}gpu"
     return site.instance_type or f"{compute_name(placed.sku)}{part}"
 
 
-def instance_type(plan: Plan, site: Site) -> Spec:
-    """A cluster's custom resource: as many of a node's GPUs as the model takes, and their share of all else.
-
-    Raises:
-        SetupError: the model can't be deployed so.
-    """
-    sku, gpus = deployable(plan), chosen(plan).placement.gpus
+def instance_type(plan: DeployablePlan, site: Site) -> Spec:
+    """A cluster's custom resource: as many of a node's GPUs as the model takes, and their share of all else."""
+    sku, gpus = plan.chosen.sku, plan.chosen.placement.gpus
     rest = {
         "cpu": str(math.floor(sku.cores * _OURS * gpus / sku.gpus)),
         "memory": f"{math.floor((sku.ram_gib * _OURS - _KEPT_GIB) * gpus / sku.gpus)}Gi",
@@ -68,13 +64,8 @@ def instance_type(plan: Plan, site: Site) -> Spec:
     )  # fmt: skip
 
 
-def deployment(plan: Plan, site: Site) -> Spec:
-    """A deployment.
-
-    Raises:
-        SetupError: the model can't be deployed so.
-    """
-    deployable(plan)
+def deployment(plan: DeployablePlan, site: Site) -> Spec:
+    """A deployment."""
     values: dict[str, Any] = {
         "$schema": schema("kubernetesOnlineDeployment"),
         "type": "kubernetes",
@@ -87,7 +78,7 @@ def deployment(plan: Plan, site: Site) -> Spec:
     return Spec(values, {**_notes(plan, site), **notes(plan, KUBERNETES)})
 
 
-def _notes(plan: Plan, site: Site) -> Notes:
+def _notes(plan: DeployablePlan, site: Site) -> Notes:
     made = "The cluster must have it" if site.instance_type else f"{TYPES}/ has it, for kubectl"
     registry = (
         " Azure takes no model of a registry here: register it in the workspace, too." if site.registry else ""

@@ -3,9 +3,20 @@
 from typing import Any, Final
 
 from deployment.limits import MANAGED, REQUEST_MS, schema
-from deployment.planner import Plan
-from deployment.specs import Site, Spec, deployable, model_of
-from deployment.specs_serving import Notes, admitted, code, identity, machine, notes, serving
+from deployment.planner import DeployablePlan
+from deployment.specs import SERVER, FrontServer, Site, Spec, has_vllm, model_of, slug
+from deployment.specs_serving import (
+    Notes,
+    admitted,
+    code,
+    identity,
+    machine,
+    notes,
+    server_notes,
+    serving,
+    serving_ourselves,
+)
+from llama_serving.errors import SetupError
 
 FOLDER: Final = "yaml/online"
 
@@ -35,24 +46,35 @@ def endpoint(site: Site) -> Spec:
     )
 
 
-def deployment(plan: Plan, site: Site) -> Spec:
-    """A deployment.
+def deployment(plan: DeployablePlan, site: Site) -> Spec:
+    """A deployment: behind azmlinfsrv, or behind our own server.
 
     Raises:
-        SetupError: the model can't be deployed so.
+        SetupError: our own server is wanted, and another engine than vLLM.
     """
-    sku = deployable(plan)
+    ours = site.front is FrontServer.SERVER
+    if ours and not has_vllm(plan):
+        raise SetupError(
+            "--front server is the image with vLLM. Leave --engine pipeline out, or --front server."
+        )
+    model = model_of(plan.wanted.variant, site)
+    what = {
+        "name": slug(plan.wanted.variant),
+        "endpoint_name": site.online,
+        "model": model,
+        "environment": SERVER,
+    }
     values: dict[str, Any] = {
         "$schema": schema("managedOnlineDeployment"),
-        **code(plan, site, site.online, FOLDER, model_of(plan.wanted.variant, site)),
-        "instance_type": sku.name,
+        **(what if ours else code(plan, site, site.online, FOLDER, model)),
+        "instance_type": plan.chosen.sku.name,
         "instance_count": plan.wanted.instances,
-        **serving(plan, MANAGED),
+        **(serving_ourselves(plan, MANAGED) if ours else serving(plan, MANAGED)),
     }
-    return Spec(values, {**_notes(plan), **notes(plan, MANAGED)})
+    return Spec(values, {**_notes(plan), **(server_notes(plan, MANAGED) if ours else notes(plan, MANAGED))})
 
 
-def _notes(plan: Plan) -> Notes:
+def _notes(plan: DeployablePlan) -> Notes:
     places = admitted(plan, MANAGED)
     return {
         ("instance_type",): machine(plan),

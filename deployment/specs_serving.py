@@ -7,11 +7,11 @@ import math
 from typing import Any, Final
 
 from deployment.limits import ANSWER_S, ANSWER_TOKENS, DISK_BYTES_S, SPARE_THREADS, VLLM_START_S, Front
-from deployment.planner import MOST_AT_A_TIME, Plan
-from deployment.sizing import Runner
-from deployment.specs import ONLINE, VLLM, Site, chosen, engine_of, has_vllm, slug
+from deployment.planner import MOST_AT_A_TIME, DeployablePlan
+from deployment.sizing import Runner, full_length
+from deployment.specs import ONLINE, Site, engine_of, has_vllm, slug
 
-MOST_WAITING: Final = {Runner.PIPELINE: 15, Runner.VLLM: 4 * MOST_AT_A_TIME}
+MOST_WAITING: Final = {Runner.PIPELINE: 15, Runner.VLLM: 64}
 """Requests, at most: each holds a thread. Ours; vLLM's as `LLAMA_QUEUE` has it."""
 _EARLY_S: Final = 30
 _PROBE: Final = {
@@ -24,35 +24,35 @@ _PROBE: Final = {
 Notes = dict[tuple[str, ...], str]
 
 
-def answer_s(plan: Plan) -> float:
+def answer_s(plan: DeployablePlan) -> float:
     """Seconds that an answer of the usual length takes of the GPUs."""
-    return ANSWER_TOKENS / chosen(plan).speed.all
+    return ANSWER_TOKENS / plan.chosen.speed.all
 
 
-def running(plan: Plan) -> int:
+def running(plan: DeployablePlan) -> int:
     """Requests that are computed at a time."""
     return plan.wanted.workload.concurrency
 
 
-def admitted(plan: Plan, front: Front) -> int:
+def admitted(plan: DeployablePlan, front: Front) -> int:
     """Requests that are let in at a time: those that run, and those that wait and have a chance to end within the time limit."""
-    in_time, most = math.floor(front.deadline_s / answer_s(plan)), MOST_WAITING[chosen(plan).placement.runner]
+    in_time, most = math.floor(front.deadline_s / answer_s(plan)), MOST_WAITING[plan.chosen.placement.runner]
     return max(running(plan), min(running(plan) + most, in_time))
 
 
-def reading_s(plan: Plan) -> int:
+def reading_s(plan: DeployablePlan) -> int:
     """Seconds until the weights are on the GPUs, from a slow disk."""
     return math.ceil(plan.copy_bytes / DISK_BYTES_S)
 
 
-def loading_s(plan: Plan) -> int:
+def loading_s(plan: DeployablePlan) -> int:
     """Seconds until the container answers."""
     return reading_s(plan) + (VLLM_START_S if has_vllm(plan) else 0)
 
 
-def machine(plan: Plan) -> str:
+def machine(plan: DeployablePlan) -> str:
     """A sentence about what runs on it."""
-    placed, memory = chosen(plan).placement, chosen(plan).memory
+    placed, memory = plan.chosen.placement, plan.chosen.memory
     return (f"{placed.gpus} x {placed.sku.gpu.name}: the weights take {memory.weights / 1024:.1f} GiB in {placed.precision}, all "
             f"together {memory.total / 1024:.1f}; `llama-endpoints plan` shows the arithmetic.")  # fmt: skip
 
@@ -64,7 +64,7 @@ def identity(site: Site) -> dict[str, Any]:
     return {"identity": {"type": "user_assigned", "user_assigned_identities": [{"resource_id": site.identity}]}}
 
 
-def code(plan: Plan, site: Site, endpoint_name: str, folder: str, model: str) -> dict[str, Any]:
+def code(plan: DeployablePlan, site: Site, endpoint_name: str, folder: str, model: str) -> dict[str, Any]:
     """What runs behind which endpoint.
 
     Args:
@@ -79,25 +79,18 @@ def code(plan: Plan, site: Site, endpoint_name: str, folder: str, model: str) ->
         "endpoint_name": endpoint_name,
         "model": model,
         "code_configuration": {"code": site.path("score", folder), "scoring_script": "score.py"},
-        "environment": VLLM if has_vllm(plan) else ONLINE,
+        "environment": ONLINE[plan.chosen.placement.runner],
     }
 
 
-def serving(plan: Plan, front: Front) -> dict[str, Any]:
-    """Queue, threads, times and probes."""
-    places, patience = admitted(plan, front), _patience_s(plan)
-    start_s = patience + _PROBE["period"] * _PROBE["failure_threshold"]
+def serving(plan: DeployablePlan, front: Front) -> dict[str, Any]:
+    """Queue, threads, times and probes of a scoring script behind azmlinfsrv."""
+    places = admitted(plan, front)
+    start_s = _start_s(plan)
     return {
-        "request_settings": {
-            "request_timeout_ms": front.request_s * 1000,
-            "max_concurrent_requests_per_instance": math.ceil(places / front.passes),
-        },
+        "request_settings": _requests(plan, front),
         "environment_variables": {
-            **engine_of(plan),
-            "LLAMA_MAX_NUM_SEQS": str(running(plan)),
-            "LLAMA_QUEUE": str(places - running(plan)),
-            "LLAMA_DEADLINE_S": str(front.deadline_s),
-            "LLAMA_LOG_PROMPTS": "false",
+            **_variables(plan, front),
             "WORKER_COUNT": "1",
             "WORKER_PRELOAD": "false",
             "WORKER_TIMEOUT": str(start_s),
@@ -105,16 +98,52 @@ def serving(plan: Plan, front: Front) -> dict[str, Any]:
             "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
         },
         "app_insights_enabled": False,
-        "liveness_probe": {**_PROBE, "initial_delay": patience},
-        "readiness_probe": {
-            **_PROBE,
-            "initial_delay": _EARLY_S,
-            "failure_threshold": (start_s - _EARLY_S) // _PROBE["period"],
-        },
+        "liveness_probe": {**_PROBE, "initial_delay": _patience_s(plan)},
+        "readiness_probe": _readiness(start_s),
     }
 
 
-def notes(plan: Plan, front: Front) -> Notes:
+def serving_ourselves(plan: DeployablePlan, front: Front) -> dict[str, Any]:
+    """The same of our own server, which answers probes from the first second on and needs no thread for each request."""
+    return {
+        "request_settings": _requests(plan, front),
+        "environment_variables": _variables(plan, front),
+        "app_insights_enabled": False,
+        "liveness_probe": _PROBE,
+        "readiness_probe": _readiness(_start_s(plan)),
+    }
+
+
+def _requests(plan: DeployablePlan, front: Front) -> dict[str, Any]:
+    return {
+        "request_timeout_ms": front.request_s * 1000,
+        "max_concurrent_requests_per_instance": math.ceil(admitted(plan, front) / front.passes),
+    }
+
+
+def _variables(plan: DeployablePlan, front: Front) -> dict[str, str]:
+    return {
+        **engine_of(plan),
+        **({"LLAMA_VLLM_START_S": str(_start_s(plan))} if has_vllm(plan) else {}),
+        "LLAMA_MAX_NUM_SEQS": str(running(plan)),
+        "LLAMA_QUEUE": str(admitted(plan, front) - running(plan)),
+        "LLAMA_DEADLINE_S": str(front.deadline_s),
+        "LLAMA_LOG_PROMPTS": "false",
+    }
+
+
+def _start_s(plan: DeployablePlan) -> int:
+    """Until the last probe gives up."""
+    return _patience_s(plan) + _PROBE["period"] * _PROBE["failure_threshold"]
+
+
+def _readiness(start_s: int) -> dict[str, int]:
+    """Asks from early on, and for as long as a start may take."""
+    tries = (start_s - _EARLY_S) // _PROBE["period"]
+    return {**_PROBE, "initial_delay": _EARLY_S, "failure_threshold": tries}
+
+
+def notes(plan: DeployablePlan, front: Front) -> Notes:
     """Sentences to that."""
     variables = ("environment_variables",)
     return {
@@ -132,7 +161,7 @@ def notes(plan: Plan, front: Front) -> Notes:
     }  # fmt: skip
 
 
-def _of_pipeline(plan: Plan, front: Front) -> Notes:
+def _of_pipeline(plan: DeployablePlan, front: Front) -> Notes:
     variables = ("environment_variables",)
     return {
         (*variables, "LLAMA_MAX_NUM_SEQS"): f"One request at a time on the GPU; {_waiting(plan, front)}.",
@@ -141,21 +170,57 @@ def _of_pipeline(plan: Plan, front: Front) -> Notes:
     }
 
 
-def _of_vllm(plan: Plan, front: Front) -> Notes:
-    variables, context = ("environment_variables",), plan.wanted.workload.context
+def _of_vllm(plan: DeployablePlan, front: Front) -> Notes:
+    variables = ("environment_variables",)
     return {
-        ("environment",): "It starts vLLM beside the scoring script, and needs a driver from 580 on.",
-        (*variables, "LLAMA_UPSTREAM_GPUS"): "They share each layer (tensor parallel), so that all work at once.",
-        (*variables, "LLAMA_MAX_NUM_SEQS"): f"As many as have room for {context:,} tokens each beside the weights, {MOST_AT_A_TIME} at "
-        f"most; {_waiting(plan, front)}.",
-        (*variables, "WORKER_COUNT"): "There is one server to ask: a second worker would have a queue of its own.",
+        **_vllm_notes(plan, front),
+        (*variables, "WORKER_COUNT"): "Every worker would start a vLLM of its own.",
         (*variables, "WORKER_PRELOAD"): "A forked process has not the thread that asks vLLM.",
+    }
+
+
+def _vllm_notes(plan: DeployablePlan, front: Front) -> Notes:
+    variables, placed = ("environment_variables",), plan.chosen.placement
+    shared = (
+        "They share each layer, so that all work at once." if placed.gpus > 1 else "GPUs that share each layer."
+    )
+    return {
+        ("environment",): "Its vLLM needs a driver from 580 on.",
+        (*variables, "LLAMA_VLLM_TENSOR_PARALLEL"): shared,
+        (*variables, "LLAMA_VLLM_GPU_SHARE"): "Of each GPU's memory; the plan has reckoned with it.",
+        (*variables, "LLAMA_VLLM_START_S"): "As long as the probes wait.",
+        (*variables, "LLAMA_MAX_NUM_SEQS"): f"{sequences_note(plan)} {_waiting(plan, front).capitalize()}.",
+    }
+
+
+def sequences_note(plan: DeployablePlan) -> str:
+    """How the number of sequences was counted."""
+    work = plan.wanted.workload
+    longest = full_length(plan.chosen, plan.wanted.variant.shape, work)
+    if work.length == work.context:
+        return f"As many as have room for {work.context:,} tokens each beside the weights, {MOST_AT_A_TIME} at most."
+    return (
+        f"As many as have room for {work.length:,} tokens each beside the weights, {MOST_AT_A_TIME} at most. {longest} have room "
+        f"for all {work.context:,}; where more grow so long, vLLM computes the youngest again."
+    )
+
+
+def server_notes(plan: DeployablePlan, front: Front) -> Notes:
+    """Sentences to a deployment behind our own server."""
+    variables = ("environment_variables",)
+    return {
+        **_vllm_notes(plan, front),
+        ("model",): "No code_configuration: the container runs the code that the packaged model carries.",
+        (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before the front gives up, so that the answer is ours.",
+        ("app_insights_enabled",): "It would keep what callers send. data_collector is off where it is not given.",
+        ("liveness_probe",): "/health/live answers from the first second on.",
+        ("readiness_probe",): f"/health/ready answers once {_read(plan)}. (The copy to that disk comes before the container starts.)",
     }  # fmt: skip
 
 
-def _read(plan: Plan) -> str:
+def _read(plan: DeployablePlan) -> str:
     """What the probes have to sit out."""
-    placed = chosen(plan).placement
+    placed = plan.chosen.placement
     to = "the GPU" if placed.gpus == 1 else f"{placed.gpus} GPUs"
     read = f"{plan.copy_bytes / 1e9:.1f} GB from the node's disk to {to}, {reading_s(plan)} s at {DISK_BYTES_S / 1e6:.0f} MB/s"
     if not has_vllm(plan):
@@ -163,15 +228,15 @@ def _read(plan: Plan) -> str:
     return f"vLLM is healthy and init() has returned: {read}, and about {VLLM_START_S} s in which vLLM compiles and captures"
 
 
-def _patience_s(plan: Plan) -> int:
+def _patience_s(plan: DeployablePlan) -> int:
     """Until a probe may give up: a tenth more than loading takes, in whole minutes."""
     return 60 * math.ceil(1.1 * loading_s(plan) / 60)
 
 
-def _waiting(plan: Plan, front: Front) -> str:
+def _waiting(plan: DeployablePlan, front: Front) -> str:
     number = admitted(plan, front) - running(plan)
     if number == 0:
         return f"none that waits for one of {ANSWER_TOKENS} tokens would end in time"
-    if number < MOST_WAITING[chosen(plan).placement.runner]:
+    if number < MOST_WAITING[plan.chosen.placement.runner]:
         return f"of answers of {ANSWER_TOKENS} tokens, more than {number} that wait would not end in time"
     return f"{number} that wait for answers of {ANSWER_TOKENS} tokens end in time"

@@ -31,8 +31,10 @@ if ! az ml model show --name "$NAME" --version 1 > /dev/null 2>&1; then
   "$LLAMA" package --checkpoint "${CHECKPOINT:?the folder with the checkpoint}" --variant "$MODEL" --output "build/$NAME" --overwrite
   az ml model create --file "$DEPLOY/yaml/models/$NAME.yml"
 fi
-az ml environment show --name llama-batch --version 1 > /dev/null 2>&1 \
-  || az ml environment create --file "$DEPLOY/environments/batch/environment.yml"
+# The image: llama-gpu-batch with vLLM, or llama-batch with `--engine pipeline`.
+IMAGE=$(sed -n 's/^environment: azureml:\(.*\):1$/\1/p' "$DEPLOY/yaml/batch/$NAME.yml")
+az ml environment show --name "$IMAGE" --version 1 > /dev/null 2>&1 \
+  || az ml environment create --file "$DEPLOY/environments/${IMAGE#llama-}/environment.yml"
 
 CLUSTER=$(sed -n 's/^compute: azureml://p' "$DEPLOY/yaml/batch/$NAME.yml")
 az ml compute show --name "$CLUSTER" > /dev/null 2>&1 || az ml compute create --file "$DEPLOY/yaml/batch/compute/$CLUSTER.yml"

@@ -32,7 +32,7 @@ if ! az ml model show --name "$NAME" --version 1 > /dev/null 2>&1; then
   "$LLAMA" package --checkpoint "${CHECKPOINT:?the folder with the checkpoint}" --variant "$MODEL" --output "build/$NAME" --overwrite
   az ml model create --file "$DEPLOY/yaml/models/$NAME.yml"
 fi
-# The image: llama-online, or llama-vllm for a model that takes several GPUs.
+# The image: llama-gpu with vLLM, llama-gpu-server with `--front server`, or llama-online with `--engine pipeline`.
 IMAGE=$(sed -n 's/^environment: azureml:\(.*\):1$/\1/p' "$DEPLOY/yaml/online/$NAME.yml")
 az ml environment show --name "$IMAGE" --version 1 > /dev/null 2>&1 \
   || az ml environment create --file "$DEPLOY/environments/${IMAGE#llama-}/environment.yml"

@@ -2,6 +2,7 @@
 
     python -m environments.resolve            check all images
     python -m environments.resolve online     check one
+    python -m environments.resolve gpu/vllm   check one environment of an image that has several
     python -m environments.resolve --update   write the pins anew: those the tests run with where they fit, else the newest
 
 A `requirements.txt` has what an image is asked for above the line that begins with `# What those bring`, and below it
@@ -60,9 +61,9 @@ class Requirements:
     names: Mapping[str, str]
 
     @classmethod
-    def read(cls, folder: Path) -> "Requirements":
-        """The one of an image."""
-        text = (folder / "requirements.txt").read_text("utf-8")
+    def read(cls, file: Path) -> "Requirements":
+        """Those of a file; the Dockerfile stands beside it."""
+        text, folder = file.read_text("utf-8"), file.parent
         above, line, below = text.partition(BROUGHT)
         rest, _, pins = below.partition("\n")
         cuda = "--index-url" not in (folder / "Dockerfile").read_text("utf-8")
@@ -178,9 +179,15 @@ def public(version: str) -> str:
     return version.partition("+")[0]
 
 
-def images() -> list[str]:
-    """The names of all of them."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/requirements.txt"))
+def files() -> dict[str, Path]:
+    """All of them: `gpu` is gpu/requirements.txt, and `gpu/vllm` is gpu/vllm-requirements.txt."""
+    found = {_name(path): path for path in FOLDER.glob("*/*requirements.txt")}
+    return dict(sorted(found.items()))
+
+
+def _name(path: Path) -> str:
+    part = path.name.removesuffix("requirements.txt").removesuffix("-")
+    return f"{path.parent.name}/{part}" if part else path.parent.name
 
 
 @click.command()
@@ -188,25 +195,25 @@ def images() -> list[str]:
 @click.option("--update", is_flag=True, help="Write the pins anew.")
 def main(*, chosen: Sequence[str], update: bool) -> None:
     """Check that the requirements of the images resolve, and that all they bring is pinned."""
-    unknown = set(chosen) - set(images())
+    known = files()
+    unknown = set(chosen) - set(known)
     if unknown:
-        raise click.UsageError(f"There is no image {min(unknown)}. There are {', '.join(images())}.")
+        raise click.UsageError(f"There is no image {min(unknown)}. There are {', '.join(known)}.")
     wrong = False
-    for image in chosen or images():
-        faults = _faults(FOLDER / image, update=update)
+    for image in chosen or known:
+        faults = _faults(known[image], update=update)
         wrong = wrong or bool(faults)
         for line in faults or ["all is pinned"]:
             click.echo(f"{image}: {line}")
     sys.exit(wrong)
 
 
-def _faults(folder: Path, *, update: bool) -> list[str]:
-    """Of one image, after an update if that is wanted."""
+def _faults(file: Path, *, update: bool) -> list[str]:
+    """Of one file, after an update if that is wanted."""
     try:
         if update:
-            text = Requirements.read(folder).updated(TESTED.read_text("utf-8"))
-            (folder / "requirements.txt").write_text(text, "utf-8")
-        return Requirements.read(folder).faults()
+            file.write_text(Requirements.read(file).updated(TESTED.read_text("utf-8")), "utf-8")
+        return Requirements.read(file).faults()
     except Unresolvable as error:
         return [str(error)]
 

@@ -70,7 +70,9 @@ class Files:
         return folder if folder.exists() else None
 
     def code(self) -> str:
-        """A digest of the code that would be uploaded."""
+        """A digest of the code that would be uploaded; empty where the model's own code runs."""
+        if self.deployment.at("code_configuration") is None:
+            return ""
         folder = self.deployment.path.parent / self.deployment.text("code_configuration", "code")
         digest = hashlib.sha256()
         for path in sorted(

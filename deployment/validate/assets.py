@@ -7,11 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from deployment.specs import WEIGHTS
 from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.image import Image, dockerfile, tagged
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.ranges import shown
+from deployment.validate.serving import QUANTIZED
 from deployment.validate.tree import Spec, Tree
 
 MADE: Final = "build"
@@ -106,6 +108,12 @@ def _dockerfile(spec: Spec, image: Image, path: Path, *prefix: str) -> Iterator[
 
 
 def _model(spec: Spec, *prefix: str) -> Iterator[Finding]:
+    weights = spec.at(*prefix, "properties", WEIGHTS)
+    if weights is not None and weights not in QUANTIZED:
+        yield spec.find(
+            Rule.CHOICE, (*prefix, "properties", WEIGHTS),
+            f"must be one of {', '.join(QUANTIZED)}, not {shown(weights)}; leave it out where the weights have 16 bits.",
+        )  # fmt: skip
     place = (*prefix, "path")
     value = spec.at(*place)
     if not isinstance(value, str):

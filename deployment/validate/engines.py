@@ -1,21 +1,37 @@
-"""The engine and the image: who computes, whether it is in there, and over which GPUs."""
+"""The engine and the image: who computes, whether it is in there, over which GPUs, and which settings are its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Final
 
 from deployment.sizing import Runner, spreads
 from deployment.validate.findings import Finding, Rule
-from deployment.validate.kinds import DEPLOYMENTS
+from deployment.validate.kinds import DEPLOYMENTS, Kind
+from deployment.validate.lines import Place
 from deployment.validate.machines import machine_of
 from deployment.validate.ranges import shown
-from deployment.validate.serving import ENGINE, OURS, UPSTREAM, UPSTREAM_GPUS, UPSTREAM_URL, Serving
+from deployment.validate.serving import ENGINE, OURS, TENSOR_PARALLEL, VLLM, Serving
 from deployment.validate.tree import Spec, Tree
-from deployment.validate.variables import SUPERVISOR
 from llama_serving.settings import Settings
 
-_NOT_IN_THE_IMAGE: Final = (UPSTREAM_URL, "LLAMA_UPSTREAM_KEY")
-_OF_WHO_COMPUTES: Final = ("kv_memory", "threads", "backend", "quantization")
-_FOR_VLLM: Final = "azureml:llama-vllm:1 (environments/vllm)"
+_OF_UPSTREAM: Final = ("upstream_url", "upstream_key")
+_OF_VLLM: Final = tuple(field.name for field in fields(Settings) if field.name.startswith("vllm_"))
+_NOT_OF: Final[Mapping[str, Mapping[str, str]]] = {
+    "pipeline": {
+        "kv_memory": "has no cache of its own",
+        "backend": "has none to choose from",
+        "quantization": "serves the weights as they are",
+    },
+    "upstream": dict.fromkeys(("kv_memory", "threads", "backend", "quantization"), "computes nothing itself"),
+    "vllm": {
+        "backend": "has its own kernels",
+        "quantization": "reads quantized checkpoints and quantizes none itself",
+    },
+}
+"""Of each engine, the settings that stop its start, and why."""
+_WITH_VLLM: Final = {True: "azureml:llama-gpu-batch:1", False: "azureml:llama-gpu:1"}
+_WITH_TORCH: Final = {True: "azureml:llama-batch:1", False: "azureml:llama-online:1"}
+"""By whether it is for batch."""
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -23,72 +39,90 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     serving = Serving.of(spec, tree) if spec.kind in DEPLOYMENTS else None
     if serving is None or not serving.ours:
         return
-    if serving.starts_vllm:
-        yield from _with_vllm(spec, serving)
-        yield from _gpus(spec, serving, tree)
-    elif serving.image_known:
-        yield from _without_vllm(spec, serving)
-    if serving.settings.engine == UPSTREAM:
-        yield from _computes_nothing(spec, serving)
-
-
-def _given(serving: Serving, names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if serving.variables.get(name, "").strip()]
-
-
-def _computes_nothing(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    unset = Settings()
-    for name in _OF_WHO_COMPUTES:
-        if getattr(serving.settings, name) != getattr(unset, name):
-            yield spec.find(
-                Rule.ENGINE, (*serving.place, f"{OURS}{name.upper()}"),
-                f"stops the start: the engine {UPSTREAM} computes nothing itself. Leave it out.",
-            )  # fmt: skip
-
-
-def _with_vllm(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    engine = serving.variables[ENGINE].strip()
-    if engine not in {"", UPSTREAM}:
-        yield spec.find(
-            Rule.ENGINE, (*serving.place, ENGINE),
-            f"is {shown(engine)}, and the image starts vLLM, whose start refuses any other engine than {UPSTREAM}. Leave it out, or "
-            "name an environment without vLLM.",
-        )  # fmt: skip
-    for name in _given(serving, _NOT_IN_THE_IMAGE):
-        yield spec.find(
-            Rule.ENGINE, (*serving.place, name),
-            "stops the start: the image starts the server itself, and says where it is. Leave it out.",
-        )  # fmt: skip
-    if not _given(serving, (UPSTREAM_GPUS,)):
-        yield spec.find(
-            Rule.ENGINE, (*serving.place, UPSTREAM_GPUS),
-            "is missing, and the image's start needs it. Set how many GPUs share the model.",
-        )  # fmt: skip
-
-
-def _without_vllm(spec: Spec, serving: Serving) -> Iterator[Finding]:
+    if serving.image_known:
+        yield from _image(spec, serving)
+    yield from _settings(spec, serving)
+    yield from _quantized(spec, serving)
     if serving.has_vllm:
+        yield from _gpus(spec, serving, tree)
+
+
+def _set(serving: Serving, names: tuple[str, ...]) -> list[str]:
+    """Those that differ from what they are by default."""
+    unset = Settings()
+    return [name for name in names if getattr(serving.settings, name) != getattr(unset, name)]
+
+
+def _at(serving: Serving, name: str) -> Place:
+    return (*serving.place, name)
+
+
+def _image(spec: Spec, serving: Serving) -> Iterator[Finding]:
+    """Whether the engine is in there."""
+    batch = spec.kind is Kind.BATCH_DEPLOYMENT
+    if serving.has_vllm and not serving.settings.vllm:
         yield spec.find(
-            Rule.ENGINE, (*serving.place, ENGINE),
-            f"is {UPSTREAM}, and there is nobody to ask: the image starts no vLLM. Name {_FOR_VLLM} as the environment, or another "
-            f"engine; {UPSTREAM_URL} names a server elsewhere.",
+            Rule.ENGINE, _at(serving, ENGINE),
+            f"is vllm, and the image has no vLLM (it sets no {VLLM}). Name {_WITH_VLLM[batch]} as the environment, or another engine.",
         )  # fmt: skip
-    for name in _given(serving, tuple(SUPERVISOR)):
+    only_vllm = serving.images.get(ENGINE) == "vllm"
+    if only_vllm and serving.engine in {"pipeline", "batching"}:
         yield spec.find(
-            Rule.ENGINE, (*serving.place, name),
-            f"is for an image that starts vLLM, and this one does not. Leave it out, or name {_FOR_VLLM} as the environment.",
+            Rule.ENGINE, _at(serving, ENGINE),
+            f"is {shown(serving.engine)}, and the image has torch for vLLM alone. Leave it out, or name {_WITH_TORCH[batch]} as the "
+            "environment.",
+        )  # fmt: skip
+
+
+def _settings(spec: Spec, serving: Serving) -> Iterator[Finding]:
+    """What stops the start, since the engine does not look at it, or misses it."""
+    engine = serving.engine
+    if engine == "upstream" and serving.settings.upstream_url is None:
+        yield spec.find(
+            Rule.ENGINE, _at(serving, ENGINE),
+            "is upstream, and LLAMA_UPSTREAM_URL does not say which server is asked. Set it, or name another engine; vllm starts one.",
+        )  # fmt: skip
+    for name in _set(serving, _OF_UPSTREAM) if engine != "upstream" else ():
+        yield spec.find(
+            Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
+            f"stops the start: the engine is {engine}, and asks no other server. Leave it out, or set {ENGINE} to upstream.",
+        )  # fmt: skip
+    for name in _set(serving, _OF_VLLM) if engine != "vllm" else ():
+        yield spec.find(
+            Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
+            f"stops the start: the engine is {engine}. Leave it out, or set {ENGINE} to vllm.",
+        )  # fmt: skip
+    not_of = _NOT_OF.get(engine, {})
+    for name in _set(serving, tuple(not_of)):
+        yield spec.find(
+            Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
+            f"stops the start: the engine {engine} {not_of[name]}. Leave it out.",
+        )  # fmt: skip
+
+
+def _quantized(spec: Spec, serving: Serving) -> Iterator[Finding]:
+    if serving.precision is not None and not serving.has_vllm and not serving.is_elsewhere:
+        yield spec.find(
+            Rule.ENGINE, _at(serving, ENGINE),
+            f"is {serving.engine}, and the model's weights are in {serving.precision}, which vllm alone reads. Set {ENGINE} to vllm, or "
+            "name a model in 16 bits.",
         )  # fmt: skip
 
 
 def _gpus(spec: Spec, serving: Serving, tree: Tree) -> Iterator[Finding]:
     """As many as there are, and as cut each layer without a rest."""
-    sku, given, variant = machine_of(spec, tree), serving.gpus, serving.variant
-    if sku is None or given is None or variant is None:
+    sku, settings = machine_of(spec, tree), serving.settings
+    if sku is None or serving.variant is None:
         return
-    allowed = spreads(variant.shape, sku.gpus, Runner.VLLM)
-    if given not in allowed:
+    batch = spec.kind is Kind.BATCH_DEPLOYMENT and settings.batch_gpus is not None
+    there = min(sku.gpus, settings.batch_gpus or sku.gpus) if batch else sku.gpus
+    groups = settings.vllm_pipeline_parallel
+    allowed = [gpus // groups for gpus in spreads(serving.variant.shape, there, Runner.VLLM, groups)]
+    if settings.vllm_tensor_parallel not in allowed:
+        of_groups = f" in {groups} groups (LLAMA_VLLM_PIPELINE_PARALLEL)" if groups > 1 else ""
+        can = f"Set {' or '.join(map(str, allowed))}." if allowed else "Lower one of the two."
         yield spec.find(
-            Rule.GPUS, (*serving.place, UPSTREAM_GPUS),
-            f"is {given}. {sku.name} has {sku.gpus} for it, and each layer of {variant.name} is cut without a rest by "
-            f"{', '.join(map(str, allowed))}. Set one of these.",
+            Rule.GPUS, _at(serving, TENSOR_PARALLEL),
+            f"is {settings.vllm_tensor_parallel}{of_groups}. {sku.name} has {there} GPUs for it, and a layer of {serving.variant.name} "
+            f"must be cut without a rest. {can}",
         )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Final
 
 from deployment import sizing, skus
 from deployment.limits import NODE_SIZE
+from deployment.planner import USUAL_TOKENS
 from deployment.sizing import Fit, Precision, Runner, Workload
 from deployment.skus import Cloud, Offer, Sku
 from deployment.validate.findings import Finding, Rule
@@ -154,7 +155,7 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
     if sku is None or serving.variant is None or serving.is_elsewhere:
         return
-    if serving.gpus:
+    if serving.has_vllm:
         sku = replace(sku, gpus=min(sku.gpus, serving.gpus))
     reasons = _reasons(spec, sku, serving)
     if reasons:
@@ -175,22 +176,39 @@ def _concurrency(serving: Serving) -> int:
     return 1 if _runner(serving) is Runner.PIPELINE else serving.settings.max_num_seqs
 
 
-_RUNNERS: Final = {"auto": Runner.PIPELINE, "pipeline": Runner.PIPELINE, "upstream": Runner.VLLM}
-"""`auto` is the pipeline on a GPU."""
+_RUNNERS: Final = {"pipeline": Runner.PIPELINE, "vllm": Runner.VLLM}
 
 
 def _runner(serving: Serving) -> Runner | None:
-    return _RUNNERS.get(serving.settings.engine)
+    return _RUNNERS.get(serving.engine)
 
 
 def fit_of(spec: Spec, sku: Sku, serving: Serving) -> Fit | None:
     """A deployment's model on a machine; None where it is not known, or not there. What has 32 bits is taken for 16."""
     if serving.variant is None or serving.is_elsewhere:
         return None
-    workload = Workload(_context(serving), _concurrency(serving))
+    usual = USUAL_TOKENS if serving.has_vllm else None
+    workload = Workload(_context(serving), _concurrency(serving), usual)
     own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
-    precision = _PRECISION.get(_dtype(serving), Precision.FP16)
-    return sizing.fit(serving.variant, workload, precision, sku, _runner(serving), own_disk=own_disk)
+    precision = serving.precision or _PRECISION.get(_dtype(serving), Precision.FP16)
+    options = serving.options if serving.has_vllm else sizing.USUAL_OPTIONS
+    return sizing.fit(
+        serving.variant,
+        workload,
+        precision,
+        _shared(sku, serving),
+        _runner(serving),
+        options=options,
+        own_disk=own_disk,
+    )
+
+
+def _shared(sku: Sku, serving: Serving) -> Sku:
+    """The machine with as much of its memory as vLLM is given, where that is not what is planned with."""
+    share = serving.settings.vllm_gpu_share
+    if not serving.has_vllm or share == sizing.USABLE:
+        return sku
+    return replace(sku, gpu=replace(sku.gpu, memory_mib=round(sku.gpu.memory_mib * share / sizing.USABLE)))
 
 
 def _dtype(serving: Serving) -> str:

@@ -38,7 +38,8 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     if serving.ours:
         yield from _deadline(spec, serving)
         yield from _places(spec, serving)
-        yield from _process(spec, serving)
+        if not serving.has_server:
+            yield from _process(spec, serving)
         yield from _late(spec, serving, machine_of(spec, tree))
     yield from _patience(spec, serving)
     yield from _kept(spec, serving)
@@ -137,12 +138,10 @@ def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
     needed = serving.loading_s
     if not serving.variant:
         return
-    started = f", with the {VLLM_START_S} s that vLLM takes beside" if serving.has_vllm else ""
-    about = (
-        f"{serving.variant.name} has {serving.variant.shape.weight_bytes():,} bytes, {needed} s from a disk of "
-        f"{DISK_BYTES_S / 1e6:.0f} MB/s{started}"
-    )
+    about = _loading(serving, needed)
     for probe in PROBES:
+        if serving.has_server and probe == "liveness_probe":
+            continue  # (it is answered from the first second on)
         delay, period = (
             spec.number(probe, "initial_delay", default=10),
             spec.number(probe, "period", default=10),
@@ -155,18 +154,36 @@ def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
                 f"container would be restarted for ever. Raise initial_delay or failure_threshold to {needed} "
                 "s or more in all.",
             )  # fmt: skip
+    yield from _start(spec, serving, needed, about)
+
+
+def _loading(serving: Serving, needed: int) -> str:
+    assert serving.variant is not None  # noqa: S101
+    started = f", with the {VLLM_START_S} s that vLLM takes beside" if serving.has_vllm else ""
+    return (
+        f"{serving.variant.name} has {serving.weight_bytes:,} bytes, {needed} s from a disk of "
+        f"{DISK_BYTES_S / 1e6:.0f} MB/s{started}"
+    )
+
+
+def _start(spec: Spec, serving: Serving, needed: int, about: str) -> Iterator[Finding]:
+    """What else may end a start too early: gunicorn, and the engine itself."""
     worker = serving.variables.get("WORKER_TIMEOUT", str(_WORKER_S)).strip()
-    loads_s = 0 if serving.has_vllm else needed  # (vLLM is up before gunicorn is)
-    if not worker.isdecimal() or int(worker) < loads_s:
+    if not serving.has_server and (not worker.isdecimal() or int(worker) < needed):
         yield spec.find(
             Rule.PATIENCE, _at(serving, "WORKER_TIMEOUT"),
             f"is {worker} s, after which gunicorn kills a worker that loads; {about}. Set {needed} or more.",
+        )  # fmt: skip
+    if serving.has_vllm and serving.settings.vllm_start_s < needed:
+        yield spec.find(
+            Rule.PATIENCE, _at(serving, "LLAMA_VLLM_START_S"),
+            f"is {serving.settings.vllm_start_s} s, after which the start of vLLM has failed; {about}. Set {needed} or more.",
         )  # fmt: skip
 
 
 def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
     logged = serving.variables.get("APP_INSIGHTS_LOG_RESPONSE_ENABLED", "").strip().lower()
-    if logged != "false":
+    if logged != "false" and not serving.has_server:
         yield spec.find(
             Rule.KEPT_PROMPTS, _at(serving, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"),
             f'is {shown(logged) if logged else "not set"}, and completions go to the log: it is on by '

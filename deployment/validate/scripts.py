@@ -7,18 +7,22 @@ from typing import Final
 
 from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
-from deployment.validate.kinds import DEPLOYMENTS, ONLINE_DEPLOYMENTS
+from deployment.validate.kinds import DEPLOYMENTS, ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.ranges import shown
+from deployment.validate.references import asset
 from deployment.validate.tree import Spec, Tree
 
 _CODE: Final[Place] = ("code_configuration", "code")
 _SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
+_LIVE: Final[Place] = ("inference_config", "liveness_route", "path")
+LIVE: Final = "/health/live"
+"""The route of our own server's liveness; azmlinfsrv has none of that name."""
 _ONLINE: Final = "llama_serving.online"
 _BATCH: Final = "llama_serving.batch.driver"
 
 
-def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
+def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments: what Azure finds out when the container starts."""
     if spec.kind not in DEPLOYMENTS:
         return
@@ -27,15 +31,40 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             Rule.ENVIRONMENT_MISSING, ("environment",),
             "is missing: the code runs in an image. Write azureml:NAME:VERSION.",
         )  # fmt: skip
+    environment = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
+    if environment is not None and asks_our_server(environment) and spec.kind in ONLINE_DEPLOYMENTS:
+        yield from _server(spec, environment)
+        return
     code, script = spec.at(*_CODE), spec.at(*_SCRIPT)
     if not isinstance(code, str) or not isinstance(script, str):
         yield spec.find(
             Rule.CODE, ("code_configuration",),
             "must have code, a folder, and scoring_script, a file in it. Azure's no-code deployment does not "
-            "know our requests.",
+            "know our requests; azureml:llama-gpu-server:1 as the environment needs none.",
         )  # fmt: skip
     elif "://" not in code and not code.startswith("azureml:"):
         yield from _files(spec, spec.path.parent / code, script)
+
+
+def _server(spec: Spec, environment: Spec) -> Iterator[Finding]:
+    """Of deployments whose probes ask our own server: it runs where there is no scoring script, from the model's code."""
+    if spec.at("code_configuration") is not None:
+        yield spec.find(
+            Rule.CODE, ("code_configuration",),
+            f"stands beside {environment.name}, whose probes ask {LIVE} of our own server; with a scoring script azmlinfsrv runs, which "
+            "has no such route. Leave it out, or name azureml:llama-gpu:1.",
+        )  # fmt: skip
+    if spec.at("model") is None:
+        yield spec.find(
+            Rule.MODEL_MISSING, ("model",),
+            "is missing, and our own server runs from the code in it. Write azureml:NAME:VERSION, such as "
+            "azureml:codellama-7b-hf:1.",
+        )  # fmt: skip
+
+
+def asks_our_server(environment: Spec) -> bool:
+    """Whether an environment's probes go to our own server."""
+    return environment.text(*_LIVE) == LIVE
 
 
 def is_ours(spec: Spec) -> bool:

@@ -8,11 +8,13 @@ from itertools import pairwise
 from typing import Any, Final
 
 from deployment.limits import DISK_BYTES_S, VLLM_START_S
+from deployment.sizing import SIXTEEN_BITS, KvDtype, Precision, VllmOptions, weight_bytes
+from deployment.specs import WEIGHTS
 from deployment.validate.image import Image
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
 from deployment.validate.references import asset
-from deployment.validate.scripts import is_ours
+from deployment.validate.scripts import asks_our_server, is_ours
 from deployment.validate.tree import Spec, Tree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError
@@ -21,9 +23,9 @@ from llama_serving.settings import Settings
 OURS: Final = "LLAMA_"
 KEYS_FILE: Final = "LLAMA_API_KEYS_FILE"
 ENGINE: Final = "LLAMA_ENGINE"
-UPSTREAM: Final = "upstream"
-UPSTREAM_URL: Final = "LLAMA_UPSTREAM_URL"
-UPSTREAM_GPUS: Final = "LLAMA_UPSTREAM_GPUS"
+VLLM: Final = "LLAMA_VLLM"
+TENSOR_PARALLEL: Final = "LLAMA_VLLM_TENSOR_PARALLEL"
+QUANTIZED: Final = tuple(str(one) for one in Precision if one not in SIXTEEN_BITS)
 _SHORT_FLAGS: Final = {"-w": "--workers", "-t": "--timeout"}
 
 
@@ -35,19 +37,23 @@ class Serving:
         place: of its variables in the file.
         variables: the image's, under its own.
         image_known: whether those of the image are among them.
-        starts_vllm: whether it is known that the image starts vLLM beside the scoring script: an upstream engine of its own.
+        images: the variables of the image alone.
         ours: whether it is our code that runs.
+        has_server: whether it is our own server that runs it, and not azmlinfsrv or a job's runner.
         settings: what our code reads out of them; the defaults where they can't be used.
         variant: the model, if it is known.
+        precision: of its weights, as the model's file says; None is what LLAMA_DTYPE says.
     """
 
     place: Place
     variables: Mapping[str, str]
     image_known: bool
-    starts_vllm: bool
+    images: Mapping[str, str]
     ours: bool
+    has_server: bool
     settings: Settings
     variant: ModelVariant | None
+    precision: Precision | None
 
     @classmethod
     def of(cls, spec: Spec, tree: Tree) -> "Serving":
@@ -57,11 +63,18 @@ class Serving:
         image = Image.built_by(environment) if environment else None
         own = {name: value for name, value in spec.mapping(*place).items() if isinstance(value, str)}
         images = image.variables if image else {}
-        starts_vllm = images.get(ENGINE) == UPSTREAM and UPSTREAM_URL not in images
         variables = {**images, **own}
-        ours = is_ours(spec) or any(name.startswith(OURS) for name in own)
-        settings, variant = _settings(variables), variant_of(spec, tree)
-        return cls(place, variables, image is not None, starts_vllm, ours, settings, variant)
+        return cls(
+            place,
+            variables,
+            image is not None,
+            images,
+            is_ours(spec) or any(name.startswith(OURS) for name in own),
+            runs_our_server(spec, environment),
+            _settings(variables),
+            variant_of(spec, tree),
+            precision_of(spec, tree),
+        )
 
     @property
     def inside(self) -> int:
@@ -69,27 +82,51 @@ class Serving:
         return self.settings.max_num_seqs + self.settings.queue
 
     @property
+    def engine(self) -> str:
+        """Which one it is on a GPU; `auto` is vLLM where the image says that it is there, else the pipeline."""
+        if self.settings.engine != "auto":
+            return self.settings.engine
+        return "vllm" if self.settings.vllm else "pipeline"
+
+    @property
     def has_vllm(self) -> bool:
-        """Whether another server of the same machine computes."""
-        return self.settings.engine == UPSTREAM and not self.is_elsewhere
+        """Whether vLLM computes, started by our engine."""
+        return self.engine == "vllm"
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the model is on another machine, whose server is asked."""
-        return self.settings.engine == UPSTREAM and self.settings.upstream_url is not None
+        """Whether another server is asked, on whichever machine."""
+        return self.settings.engine == "upstream"
 
     @property
-    def gpus(self) -> int | None:
-        """Of the machine's, that the model may be spread over; None is all."""
-        given = self.variables.get(UPSTREAM_GPUS, "").strip()
-        return int(given) if self.has_vllm and is_count(given) else None
+    def gpus(self) -> int:
+        """That vLLM spreads the model over."""
+        return self.settings.vllm_tensor_parallel * self.settings.vllm_pipeline_parallel
+
+    @property
+    def options(self) -> VllmOptions:
+        """Of vLLM, as the planner has them."""
+        settings = self.settings
+        return VllmOptions(
+            settings.vllm_pipeline_parallel,
+            KvDtype(settings.vllm_kv_dtype),
+            settings.vllm_prefill_tokens,
+            settings.vllm_speculative_tokens,
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the checkpoint; 0 where it is not known which it is."""
+        if self.variant is None:
+            return 0
+        return round(weight_bytes(self.variant.shape, self.precision or Precision.BF16))
 
     @property
     def loading_s(self) -> int:
         """Seconds until the weights are read from a slow disk, and vLLM is up; 0 where nothing is loaded, or it is not known what."""
         if self.variant is None or self.is_elsewhere:
             return 0
-        reading_s = math.ceil(self.variant.shape.weight_bytes() / DISK_BYTES_S)
+        reading_s = math.ceil(self.weight_bytes / DISK_BYTES_S)
         return reading_s + (VLLM_START_S if self.has_vllm else 0)
 
     def flag(self, name: str, default: int) -> int | None:
@@ -97,11 +134,6 @@ class Serving:
         flags = dict(_flags(self.variables.get("GUNICORN_CMD_ARGS", "")))
         text = flags.get(name, str(default))
         return int(text) if text.isdecimal() else None
-
-
-def is_count(text: str) -> bool:
-    """Whether it is an integer above 0, of no more digits than anything has."""
-    return text.isascii() and text.isdecimal() and len(text) < 9 and int(text) > 0
 
 
 def variables_place(spec: Spec) -> Place:
@@ -118,6 +150,21 @@ def variant_name(model: Mapping[str, Any]) -> str:
             return str(given["variant"])
     words = str(model.get("description") or "").replace(",", " ").split()
     return next((word.rstrip(".;:") for word in words if word.rstrip(".;:") in CATALOG), "")
+
+
+def precision_of(spec: Spec, tree: Tree) -> Precision | None:
+    """What a quantized model's weights are held in, as its file says; None where it says nothing that is known."""
+    inline = spec.at("model")
+    model = None if isinstance(inline, Mapping) else asset(inline, Kind.MODEL, tree)
+    root = inline if isinstance(inline, Mapping) else model.document.root if model else {}
+    properties = root.get("properties")
+    given = properties.get(WEIGHTS) if isinstance(properties, Mapping) else None
+    return Precision(given) if given in QUANTIZED else None
+
+
+def runs_our_server(spec: Spec, environment: Spec | None) -> bool:
+    """Whether a deployment without a scoring script names an environment whose probes ask our own server."""
+    return spec.at("code_configuration") is None and environment is not None and asks_our_server(environment)
 
 
 def variant_of(spec: Spec, tree: Tree) -> ModelVariant | None:

@@ -9,14 +9,12 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.ranges import article, shown
-from deployment.validate.serving import KEYS_FILE, OURS, UPSTREAM_GPUS, is_count, variables_place
+from deployment.validate.serving import KEYS_FILE, OURS, variables_place
 from deployment.validate.tree import Spec, Tree
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
-SUPERVISOR: Final = {UPSTREAM_GPUS: 64, "LLAMA_UPSTREAM_PORT": 65_535, "LLAMA_UPSTREAM_START_S": 86_400}
-"""What the image for vLLM reads before our code does (environments/vllm/start.py), and the most of each."""
-KNOWN: Final = (*(f"{OURS}{field.name.upper()}" for field in fields(Settings)), KEYS_FILE, *SUPERVISOR)
+KNOWN: Final = (*(f"{OURS}{field.name.upper()}" for field in fields(Settings)), KEYS_FILE)
 
 
 def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
@@ -52,12 +50,6 @@ def _variable(spec: Spec, place: Place, name: str, value: Any) -> Iterator[Findi
 
 
 def _ours(spec: Spec, place: Place, name: str, value: str) -> Iterator[Finding]:
-    if name in SUPERVISOR:
-        given, most = value.strip(), SUPERVISOR[name]
-        if not is_count(given) or int(given) > most:
-            said = f"{name} can't be {shown(value)}: it must be an integer from 1 to {most}."
-            yield spec.find(Rule.VARIABLE, place, f"stops the start: {said}")
-        return
     if name not in KNOWN:
         try:
             Settings.from_environment({name: value})

@@ -220,9 +220,20 @@ class TestFile:
     def test_ours(self) -> None:
         found = BatchDeployment.read(BATCH_DEPLOYMENT)
         assert found.script == ROOT / "score" / "batch_driver.py"
-        assert found.environment == {"LLAMA_ENGINE": "pipeline", "LLAMA_DTYPE": "bfloat16"}
+        assert found.environment["LLAMA_ENGINE"] == "vllm"
+        assert found.environment["LLAMA_VLLM_TENSOR_PARALLEL"] == "1"
         assert (found.mini_batch_size, found.processes, found.timeout_s, found.max_retries) == (1, 1, 86400, 2)
         assert (found.output_action, found.output_file_name) == ("append_row", "predictions.jsonl")
+
+    def test_another_engine_takes_none_of_vllms_settings(self, job: Job) -> None:
+        deployment = BatchDeployment.read(BATCH_DEPLOYMENT)
+        asked = {
+            engine: replace(job, deployment=deployment, flags={"LLAMA_ENGINE": engine} if engine else {}).ours
+            for engine in ("", "vllm", "batching")
+        }
+        assert "LLAMA_VLLM_TENSOR_PARALLEL" in asked[""].keys() & asked["vllm"].keys()
+        assert not [name for name in asked["batching"] if name.startswith("LLAMA_VLLM")]
+        assert asked["batching"]["LLAMA_DTYPE"] == "bfloat16"
 
     def test_what_azure_takes_where_nothing_is_said(self, job: Job, tmp_path: Path) -> None:
         found = BatchDeployment.read(written(tmp_path, job.deployment.script, mini_batch_size=10))

@@ -30,7 +30,7 @@ class TestDeploy:
         assert said.exit_code == 0
         assert said.output.splitlines() == [
             "= model codellama-7b-hf:1: is there",
-            "+ environment llama-online:1: make it from environments/online/environment.yml",
+            "+ environment llama-gpu:1: make it from environments/gpu/environment.yml",
             "+ endpoint code-llama: create it",
             "+ deployment code-llama/codellama-7b-hf: create it",
             "? deployment code-llama/codellama-7b-hf: send it a request, to it alone",

@@ -77,11 +77,15 @@ def test_online_from_a_name_to_an_answer(checkout: Path) -> None:
     assert "endpoint_name: my-code" in (checkout / f"build/deploy/yaml/online/{NAME}.yml").read_text()
 
 
-def test_a_model_for_several_gpus_is_put_on_the_image_with_vllm(checkout: Path) -> None:
-    ran, told = run(checkout, "text-generation-online-endpoint.sh", "model", MODEL="meta-llama/Llama-2-70b-hf")
+@pytest.mark.parametrize(
+    ("options", "image"),
+    [("", "gpu"), ("--front server", "gpu-server"), ("--engine pipeline", "online")],
+)
+def test_the_image_that_the_deployment_names_is_built(checkout: Path, options: str, image: str) -> None:
+    ran, told = run(checkout, "text-generation-online-endpoint.sh", "model", RENDER_OPTIONS=options)
     assert ran.returncode == 0, ran.stderr
-    assert ["ml", "environment", "show", "--name", "llama-vllm", "--version", "1"] in told
-    assert "build/deploy/environments/vllm/environment.yml" in files_of(told)
+    assert ["ml", "environment", "show", "--name", f"llama-{image}", "--version", "1"] in told
+    assert f"build/deploy/environments/{image}/environment.yml" in files_of(told)
     assert all((checkout / file).is_file() for file in files_of(told))
 
 

@@ -26,7 +26,7 @@ def checked(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
-@pytest.mark.parametrize("image", resolve.images())
+@pytest.mark.parametrize("image", resolve.files())
 def test_the_pins_of_an_image_hold_together_and_are_complete(image: str) -> None:
     done = checked(image)
     assert (done.stdout, done.returncode) == (f"{image}: all is pinned\n", 0), done.stderr
@@ -35,7 +35,7 @@ def test_the_pins_of_an_image_hold_together_and_are_complete(image: str) -> None
 def test_an_image_that_is_not_there() -> None:
     done = checked("offline")
     assert done.returncode == 2
-    assert "There is no image offline. There are batch, online, package, vllm." in done.stderr
+    assert "There is no image offline. There are batch, gpu, gpu/vllm, online, package." in done.stderr
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def edited(folder: Path, old: str, new: str) -> Requirements:
     text = (folder / "requirements.txt").read_text("utf-8")
     assert old in text
     (folder / "requirements.txt").write_text(text.replace(old, new), "utf-8")
-    return Requirements.read(folder)
+    return Requirements.read(folder / "requirements.txt")
 
 
 def test_what_floats_and_what_nothing_needs_is_found(small: Path) -> None:
-    assert Requirements.read(small).faults() == []
+    assert Requirements.read(small / "requirements.txt").faults() == []
     (floats,) = edited(small, "idna==3.20\n", "").faults()
     assert floats.startswith("idna is not pinned: today it would be ")
     assert edited(small, "certifi", "idna==3.20\nhttpx==0.28.1\ncertifi").faults() == [

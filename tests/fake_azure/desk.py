@@ -22,7 +22,7 @@ ENDPOINT, BLUE, GREEN = "code-llama", "codellama-7b-hf", "green"
 RENDERED = (
     f"yaml/models/{BLUE}.yml", f"yaml/online/{BLUE}.yml", "yaml/online/endpoint.yml", "yaml/online/samples",
     f"yaml/batch/{BLUE}.yml", "yaml/batch/endpoint.yml", "yaml/batch/samples", "yaml/batch/compute",
-    "environments/online", "environments/batch",
+    "environments/gpu", "environments/gpu-batch",
 )  # fmt: skip
 SCRIPT = "def init(): ...\n\n\ndef run(raw): ...\n"
 

@@ -87,46 +87,48 @@ def planned(path: str) -> Plan:
     return usual(Wanted(one, Workload(one.trained_positions.value), offer=offer))
 
 
-@pytest.mark.parametrize("path", ONLINE + KUBERNETES)
-def test_what_takes_several_gpus_is_on_vllm(path: str) -> None:
-    own, named = spec(path)["environment_variables"], spec(path)["environment"]
-    if "70b" not in path:
-        assert (own["LLAMA_ENGINE"], own["LLAMA_MAX_NUM_SEQS"]) == ("pipeline", "1")
-        assert named == "azureml:llama-online:1"
-        assert not [name for name in own if name.startswith("LLAMA_UPSTREAM_")]
-        return
-    assert (own["LLAMA_ENGINE"], named) == ("upstream", "azureml:llama-vllm:1")
-    assert [name for name in own if name.startswith("LLAMA_UPSTREAM_")] == ["LLAMA_UPSTREAM_GPUS"]
-    assert not own.keys() & {"LLAMA_THREADS", "LLAMA_KV_MEMORY"}
-    assert int(own["LLAMA_UPSTREAM_GPUS"]) in spreads(variant(path).shape, 8, Runner.VLLM)
-    assert own["LLAMA_UPSTREAM_GPUS"] == "2"
-    assert own["LLAMA_CONTEXT"] == str(variant(path).trained_positions.value)
+def own_variables(path: str) -> dict[str, str]:
+    """A deployment's environment variables."""
+    deployment = spec(path)
+    variables: dict[str, str] = (deployment.get("settings") or deployment)["environment_variables"]
+    return variables
+
+
+@pytest.mark.parametrize("path", ONLINE + KUBERNETES + BATCH)
+def test_every_deployment_is_on_vllm(path: str) -> None:
+    own, named = own_variables(path), spec(path)["environment"]
+    assert named == ("azureml:llama-gpu-batch:1" if path in BATCH else "azureml:llama-gpu:1")
+    assert own["LLAMA_ENGINE"] == "vllm"
+    assert not [name for name in own if name.startswith("LLAMA_UPSTREAM_")]
+    assert not own.keys() & {"LLAMA_VLLM", "LLAMA_THREADS", "LLAMA_KV_MEMORY"}
+    assert int(own["LLAMA_VLLM_TENSOR_PARALLEL"]) in spreads(variant(path).shape, 8, Runner.VLLM)
+    assert own["LLAMA_VLLM_TENSOR_PARALLEL"] == ("2" if "70b" in path else "1")
+    assert own["LLAMA_VLLM_GPU_SHARE"] == "0.92"
+    assert "LLAMA_CONTEXT" not in own, "the trained positions, which are the engine's default"
     assert own["LLAMA_DTYPE"] == "bfloat16"
+    assert own["LLAMA_MAX_NUM_SEQS"] == str(planned(path).wanted.workload.concurrency)
 
 
 @pytest.mark.parametrize(
     ("path", "sequences"),
     [
-        ("online/codellama-70b-hf", 7),
-        ("online/llama-2-70b-hf", 16),
-        ("kubernetes/codellama-70b-hf", 2),
-        ("kubernetes/llama-2-70b-hf", 12),
+        ("online/codellama-7b-hf", 59),
+        ("online/codellama-70b-hf", 62),
+        ("batch/llama-2-70b-hf", 62),
+        ("kubernetes/codellama-70b-hf", 24),
     ],
 )
 def test_vllm_is_given_as_many_sequences_as_there_is_memory_for(path: str, sequences: int) -> None:
-    """By hand: what 92 % of two GPUs have, less weights, prompts and CUDA, by a sequence's keys and values; 16 at most."""
-    gpu_mib = 95_830 if "online" in path else 81_920  # H100 NVL, A100
-    context = 16_384 if "codellama" in path else 4096
-    rows = max(context, 8192)
-    left_mib = 2 * gpu_mib * 0.92 - 131_563 - rows * 2 * (8 * 8192 + 2 * 28_672) / 2**20 - 1000
-    assert min(16, int(left_mib / (context * 327_680 / 2**20))) == sequences
-    assert spec(f"yaml/{path}.yml")["environment_variables"]["LLAMA_MAX_NUM_SEQS"] == str(sequences)
-
-
-@pytest.mark.parametrize("path", [path for path in BATCH if "70b" in path])
-def test_batch_has_no_vllm_and_says_so(path: str) -> None:
-    assert spec(path)["settings"]["environment_variables"]["LLAMA_ENGINE"] == "pipeline"
-    assert "one of the 2 GPUs at a time: the image for batch has no vLLM" in (ROOT / path).read_text("utf-8")
+    """By hand: what 92 % of the GPUs have, less weights, prompts, graphs and CUDA, by the keys and values of 2,048 tokens."""
+    large, a100 = "70b" in path, "7b-" in path or "kubernetes" in path
+    gpu_mib, rows = (81_920, 2048) if a100 else (95_830, 8192)  # A100, H100 NVL
+    gpus, weights_mib, token = (2, 131_563, 327_680) if large else (1, 12_853, 524_288)
+    hidden, ffn = (8192, 28_672) if large else (4096, 11_008)
+    prompts_mib = rows * 2 * (4 * hidden * gpus + 2 * ffn) / 2**20
+    logits_mib = sequences * 32_016 * 8 / 2**20
+    left_mib = gpus * (gpu_mib * 0.92 - 500 - 1024) - weights_mib - prompts_mib - logits_mib
+    assert int(left_mib / (2048 * token / 2**20)) == sequences
+    assert own_variables(f"yaml/{path}.yml")["LLAMA_MAX_NUM_SEQS"] == str(sequences)
 
 
 @pytest.mark.parametrize("path", ONLINE + KUBERNETES)
@@ -141,7 +143,7 @@ def test_those_that_wait_end_in_time(path: str) -> None:
     running, waiting = int(own["LLAMA_MAX_NUM_SEQS"]), int(own["LLAMA_QUEUE"])
     places, answer_s = running + waiting, 256 / fit.speed.all
     assert waiting == 0 or places * answer_s <= deadline
-    assert waiting == (64 if "70b" in path else 15) or (places + 1) * answer_s > deadline
+    assert waiting == 64 or (places + 1) * answer_s > deadline
     assert deployment["request_settings"]["max_concurrent_requests_per_instance"] == math.ceil(places / front)
     assert f"--threads {places + 4} " in own["GUNICORN_CMD_ARGS"]
 
@@ -150,11 +152,12 @@ def test_those_that_wait_end_in_time(path: str) -> None:
 def test_probes_wait_for_the_disk_and_vllm_and_not_for_the_copy(path: str) -> None:
     """What is copied to the node is there before the container starts, from where the probes count."""
     deployment = spec(path)
-    loading_s = variant(path).shape.weight_bytes() / 100e6 + (300 if "70b" in path else 0)
+    loading_s = variant(path).shape.weight_bytes() / 100e6 + 300
     assert loading_s < deployment["liveness_probe"]["initial_delay"] < 1.1 * loading_s + 60
     for probe in (deployment["liveness_probe"], deployment["readiness_probe"]):
         patience = probe["initial_delay"] + probe["period"] * probe["failure_threshold"]
         assert patience == int(deployment["environment_variables"]["WORKER_TIMEOUT"])
+        assert patience == int(deployment["environment_variables"]["LLAMA_VLLM_START_S"])
 
 
 def test_autoscale_knows_when_each_deployment_is_busy() -> None:

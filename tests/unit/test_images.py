@@ -13,13 +13,16 @@ import pytest
 import yaml
 
 from deployment import servers
+from deployment.validate.image import Image
 from llama_serving.settings import Settings
 
 ENVIRONMENTS = Path(__file__).resolve().parents[2] / "environments"
 SCORE = ENVIRONMENTS.with_name("score")
-IMAGES = ("batch", "online", "package", "vllm")
-SERVING = ("online", "vllm")
+IMAGES = ("batch", "gpu", "online", "package")
+SERVING = ("gpu", "online")
 """Images that start a server of their own."""
+NOT_WITH_VLLM = {"torch", "transformers", "safetensors", "opentelemetry", "azure"}
+"""What the other engines import, and traces where LLAMA_TRACES asks for them."""
 
 
 def test_every_image_is_known() -> None:
@@ -62,12 +65,43 @@ def test_torch_is_the_same_in_dockerfile_and_requirements(image: str, build: str
     assert installed == [requirements(image)["torch"]]
 
 
-def test_torch_of_the_image_for_vllm_is_the_public_indexs() -> None:
+def test_torch_of_the_image_for_gpus_is_the_public_indexs_and_vllm_s_alone() -> None:
     """vLLM's wheels are built for the CUDA of that torch (13), and its packages are pinned."""
-    assert "--index-url" not in dockerfile("vllm")
-    pins = requirements("vllm")
+    assert "--index-url" not in dockerfile("gpu")
+    pins = requirements("gpu", "vllm-")
     assert pins["torch"] == requirements("online")["torch"]
     assert [version(pins[f"nvidia-cuda-{part}"])[0] for part in ("runtime", "nvrtc")] == [13, 13]
+    assert not requirements("gpu").keys() & {"torch", "vllm", "triton", "transformers"}
+
+
+def test_vllm_has_an_environment_of_its_own_that_the_engine_is_told() -> None:
+    text = dockerfile("gpu")
+    assert "RUN /opt/vllm/bin/pip install --requirement /opt/vllm/requirements.txt\n" in text
+    assert "COPY vllm-requirements.txt /opt/vllm/requirements.txt\n" in text
+    variables = Image.of(text).variables
+    settings = Settings.from_environment(
+        {name: value for name, value in variables.items() if name.startswith("LLAMA_")}
+    )
+    assert (settings.engine, settings.vllm) == ("vllm", "/opt/vllm/bin/python")
+
+
+def test_environments_of_one_image() -> None:
+    for name in ("gpu", "gpu-batch", "gpu-server"):
+        found = specification(name)
+        build = (ENVIRONMENTS / name / found["build"]["path"] / found["build"]["dockerfile_path"]).resolve()
+        assert build == ENVIRONMENTS / "gpu/Dockerfile"
+    assert "inference_config" not in specification("gpu-batch")
+
+
+def test_our_server_answers_where_azure_asks_of_it() -> None:
+    routes = specification("gpu-server")["inference_config"]
+    assert {name: route["path"] for name, route in routes.items()} == {
+        "liveness_route": "/health/live",
+        "readiness_route": "/health/ready",
+        "scoring_route": "/score",
+    }
+    assert {route["port"] for route in routes.values()} == {5001}
+    assert "--host 0.0.0.0 --port 5001 --open-to-all" in (ENVIRONMENTS / "gpu/start.sh").read_text("utf-8")
 
 
 @pytest.mark.parametrize("image", SERVING)
@@ -75,7 +109,8 @@ def test_server_answers_where_azure_asks(image: str) -> None:
     routes = specification(image)["inference_config"]
     paths = {name: route["path"] for name, route in routes.items()}
     assert paths == {"liveness_route": "/", "readiness_route": "/", "scoring_route": "/score"}
-    ports = {int(port) for port in re.findall(r"(?:EXPOSE|--port) (\d+)", dockerfile(image))}
+    started = (ENVIRONMENTS / "gpu/start.sh").read_text("utf-8") if image == "gpu" else ""
+    ports = {int(port) for port in re.findall(r"(?:EXPOSE|--port) (\d+)", dockerfile(image) + started)}
     assert {route["port"] for route in routes.values()} == ports == {5001}
 
 
@@ -90,9 +125,9 @@ def test_the_image_serves_all_that_is_taken_in_from_one_process(image: str) -> N
 
 
 @cache
-def requirements(image: str) -> dict[str, str]:
+def requirements(image: str, part: str = "") -> dict[str, str]:
     """Package -> version. A line that pins nothing fails."""
-    text = (ENVIRONMENTS / image / "requirements.txt").read_text("utf-8")
+    text = (ENVIRONMENTS / image / f"{part}requirements.txt").read_text("utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     pins = [re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,-]+\])?==([A-Za-z0-9.!]+)", line) for line in lines]
     assert all(pins), [line for line, pin in zip(lines, pins, strict=True) if not pin]
@@ -110,8 +145,9 @@ def test_requirements_are_pinned(image: str) -> None:
     assert len(requirements(image)) > 50, "what the packages bring is pinned, too"
 
 
-def test_batch_image_fits_azures_job_runtime() -> None:
-    batch = requirements("batch")
+@pytest.mark.parametrize("image", ["batch", "gpu"])
+def test_image_fits_azures_job_runtime(image: str) -> None:
+    batch = requirements(image)
     assert {"azureml-core", "azureml-dataset-runtime"} <= batch.keys()
     assert version(batch["numpy"]) < (2, 3, 3)
     assert version(batch["pyarrow"]) < (24,)
@@ -126,24 +162,25 @@ def test_online_image_has_what_the_tests_run_with() -> None:
     assert {name: pins[name] for name in tested.keys() & pins.keys()}.items() <= tested.items()
 
 
-def test_image_for_vllm_says_where_it_differs_from_online() -> None:
-    online, vllm = requirements("online"), requirements("vllm")
-    differ = {name for name in online.keys() & vllm.keys() if online[name] != vllm[name]}
-    text = (ENVIRONMENTS / "vllm/requirements.txt").read_text("utf-8")
-    (said,) = re.findall(r"differs from the online image.*?:(.*?)\.\n\n", text, re.DOTALL)
-    assert set(re.findall(r"([a-z]+) \(", said)) == differ
-
-
 def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:3])
 
 
 @pytest.mark.parametrize(
-    ("image", "script"), [("online", "score.py"), ("vllm", "score.py"), ("batch", "batch_driver.py")]
+    ("image", "script"),
+    [
+        ("online", "score.py"),
+        ("batch", "batch_driver.py"),
+        ("gpu", "score.py"),
+        ("gpu", "batch_driver.py"),
+        ("gpu", "llama_serving/server/__main__.py"),
+    ],
 )
 def test_image_has_what_the_script_imports(image: str, script: str) -> None:
     modules = imported(SCORE / script)
     assert "torch" in modules, "the walk has not reached the engine"
+    if image == "gpu":
+        modules -= NOT_WITH_VLLM
     providers = packages_distributions()
     packages = {module: {normal(name) for name in providers[module]} for module in modules}
     missing = {module for module, names in packages.items() if not names & requirements(image).keys()}

@@ -1,13 +1,9 @@
 """Azure's names, at their edges; numbers that stand in the serving code as well."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 from deployment import limits
 from deployment.limits import COMPUTES, ENDPOINTS, IDENTITIES, INSTANCE_TYPES, MANAGED, REGISTRIES, Names
-from deployment.validate.variables import SUPERVISOR
 
 IDENTITY = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/llama"
 
@@ -31,12 +27,6 @@ def test_names(names: Names, taken: list[str], refused: list[str]) -> None:
 def test_our_entry_has_the_deadline_of_a_managed_endpoint() -> None:
     online = pytest.importorskip("llama_serving.online")
     assert MANAGED.deadline_s == online.DEFAULT_DEADLINE_S
-
-
-def test_the_image_for_vllm_takes_what_validate_takes() -> None:
-    start = Path(__file__).resolve().parents[2].joinpath("environments/vllm/start.py").read_text("utf-8")
-    taken = re.findall(r'= _integer\(own, "(\w+)", \w+, ([0-9_]+)\)', start)
-    assert {f"LLAMA_UPSTREAM_{name}": int(most) for name, most in taken} == SUPERVISOR
 
 
 def test_what_we_ask_for_is_allowed() -> None:

@@ -24,6 +24,12 @@ OPTIONS = (
     ("--context", "100000"),
     ("--context", "16"),
     ("--dtype", "fp16", "--context", "2048", "--sku", "NV36ads_A10_v5"),
+    ("--precision", "int4", "--context", "2048", "--sku", "NC4as_T4_v3"),
+    ("--dtype", "fp8", "--kv-dtype", "fp8", "--sku", "NC40ads_H100_v5"),
+    ("--engine", "pipeline"),
+    ("--usual-tokens", "16384"),
+    ("--pipeline-parallel", "2", "--prefill-tokens", "1024", "--speculative-tokens", "4"),
+    ("--front", "server"),
     ("--sku", "NC80adis_H100_v5"),
     ("--sku", "NC96ads_A100_v4", "--instances", "50"),
     ("--sku", "NC64as_T4_v3", "--dtype", "fp16"),
@@ -78,12 +84,53 @@ def test_plan_without_options_says_what_is_written(tmp_path: Path, model: str) -
         ran = CliRunner().invoke(main, ["plan", "--model", model, "--for", offer, "--json"])
         planned, written = json.loads(ran.output), read(tmp_path / "yaml" / folder / file)
         own = (written.get("settings") or written)["environment_variables"]
-        engine = {"pipeline": "pipeline", "vllm": "upstream"}[planned["engine"]]
         machine = planned["sku"] if folder == "online" else specs.compute_name(skus.SKUS[planned["sku"]])
         assert written.get("instance_type", written.get("compute")).removeprefix("azureml:") == machine
-        assert own["LLAMA_ENGINE"] == engine
-        assert own.get("LLAMA_MAX_NUM_SEQS", "1") == str(planned["concurrency"])
-        assert own.get("LLAMA_UPSTREAM_GPUS", "1") == (str(planned["gpus"]) if engine == "upstream" else "1")
+        assert own["LLAMA_ENGINE"] == planned["engine"] == "vllm"
+        assert own["LLAMA_MAX_NUM_SEQS"] == str(planned["concurrency"])
+        assert own["LLAMA_VLLM_TENSOR_PARALLEL"] == str(planned["gpus"])
+
+
+def test_what_vllm_is_asked_for_is_written(tmp_path: Path) -> None:
+    options = ("--pipeline-parallel", "2", "--prefill-tokens", "1024", "--speculative-tokens", "4", "--kv-dtype", "fp8",
+               "--sku", "NC80adis_H100_v5", "--precision", "int4")  # fmt: skip
+    assert render("--model", MODEL, "--output", str(tmp_path), *options).exit_code == 0
+    for file in ("online", "kubernetes", "batch"):
+        written = read(tmp_path / "yaml" / file / f"{NAME}.yml")
+        own = (written.get("settings") or written)["environment_variables"]
+        assert {name: value for name, value in own.items() if name.startswith("LLAMA_VLLM_") and "START" not in name} == {
+            "LLAMA_VLLM_TENSOR_PARALLEL": "1",
+            "LLAMA_VLLM_GPU_SHARE": "0.92",
+            "LLAMA_VLLM_PIPELINE_PARALLEL": "2",
+            "LLAMA_VLLM_KV_DTYPE": "fp8",
+            "LLAMA_VLLM_PREFILL_TOKENS": "1024",
+            "LLAMA_VLLM_SPECULATIVE_TOKENS": "4",
+        }  # fmt: skip
+    assert read(tmp_path / f"yaml/models/{NAME}.yml")["properties"]["weights"] == "int4"
+
+
+def test_the_pipeline_stays_possible(tmp_path: Path) -> None:
+    assert render("--model", MODEL, "--output", str(tmp_path), "--engine", "pipeline").exit_code == 0
+    for file, image in (("online", "online"), ("kubernetes", "online"), ("batch", "batch")):
+        written = read(tmp_path / "yaml" / file / f"{NAME}.yml")
+        own = (written.get("settings") or written)["environment_variables"]
+        assert (own["LLAMA_ENGINE"], written["environment"]) == ("pipeline", f"azureml:llama-{image}:1")
+        assert not [name for name in own if name.startswith("LLAMA_VLLM")]
+
+
+def test_our_own_server_is_a_container_without_a_script(tmp_path: Path) -> None:
+    assert render("--model", MODEL, "--output", str(tmp_path), "--front", "server").exit_code == 0
+    made = read(tmp_path / f"yaml/online/{NAME}.yml")
+    assert "code_configuration" not in made
+    assert made["environment"] == "azureml:llama-gpu-server:1"
+    assert not made["environment_variables"].keys() & {"WORKER_COUNT", "GUNICORN_CMD_ARGS", "WORKER_TIMEOUT"}
+    routes = read(tmp_path / "environments/gpu-server/environment.yml")["inference_config"]
+    assert routes["readiness_route"] == {"path": "/health/ready", "port": 5001}
+    probe = made["readiness_probe"]
+    patience = probe["initial_delay"] + probe["period"] * probe["failure_threshold"]
+    assert patience == int(made["environment_variables"]["LLAMA_VLLM_START_S"])
+    others = [read(tmp_path / "yaml" / kind / f"{NAME}.yml") for kind in ("kubernetes", "batch")]
+    assert all("code_configuration" in one for one in others), "only a managed endpoint passes other paths on"
 
 
 def test_on_kubernetes_a_model_is_the_workspaces(tmp_path: Path) -> None:
@@ -133,6 +180,9 @@ def test_without_a_checkout_nothing_is_written(tmp_path: Path, monkeypatch: pyte
     [
         (("--sku", "p3.2xlarge"), "p3.2xlarge is a machine of aws"),
         (("--sku", "NC24s_v3", "--dtype", "fp16"), "Azure retires Standard_NC24s_v3 (since 2025-09-30)"),
+        (("--front", "server", "--engine", "pipeline"), "--front server is the image with vLLM"),
+        (("--engine", "pipeline", "--precision", "int4"), "has no int4 weights"),
+        (("--kv-dtype", "fp8", "--sku", "NC24ads_A100_v4"), "from Ada and Hopper on"),
         (("--sku", "ND96isr_H200_v5"), "Standard_ND96isr_H200_v5 is not offered for managed_online"),
         (("--endpoint", "code--llama"), "--endpoint 'code--llama' can't be one: 3 to 32 letters"),
         (("--batch-endpoint", "a-" * 31 + "b"), "--batch-endpoint"),

@@ -26,16 +26,16 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_what_is_asked_for_and_what_that_brings(image: Path) -> None:
-    read = Requirements.read(image)
+    read = Requirements.read(image / "requirements.txt")
     assert read.asked + "".join(TEXT.splitlines(keepends=True)[-2:]) == TEXT
     assert read.brought == {"backports-tempfile": "1.0", "typing-extensions": "4.16.0"}
     assert read.pinned == {"azureml-dataset-runtime": "1.62.0.post1", "pyyaml": "6.0.3", **read.brought}
 
 
 def test_cuda_packages_are_pinned_where_torch_is_the_public_indexs(image: Path) -> None:
-    assert Requirements.read(image).cuda is False
+    assert Requirements.read(image / "requirements.txt").cuda is False
     (image / "Dockerfile").write_text("RUN pip install torch==2\n", "utf-8")
-    assert Requirements.read(image).cuda is True
+    assert Requirements.read(image / "requirements.txt").cuda is True
 
 
 @pytest.mark.parametrize("name", ["nvidia-cublas", "nvidia-cudnn-cu13", "cuda-toolkit", "triton"])
@@ -66,5 +66,16 @@ def test_names_are_compared_as_indexes_do() -> None:
     assert lines({"A": "1", "b": "2"}) == "A==1\nb==2\n"
 
 
+def test_an_image_with_two_environments_has_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpu").mkdir()
+    for name in ("requirements.txt", "vllm-requirements.txt"):
+        (tmp_path / "gpu" / name).touch()
+    monkeypatch.setattr(resolve, "FOLDER", tmp_path)
+    assert resolve.files() == {
+        "gpu": tmp_path / "gpu/requirements.txt",
+        "gpu/vllm": tmp_path / "gpu/vllm-requirements.txt",
+    }
+
+
 def test_all_images_are_found() -> None:
-    assert resolve.images() == ["batch", "online", "package", "vllm"]
+    assert list(resolve.files()) == ["batch", "gpu", "gpu/vllm", "online", "package"]

@@ -225,7 +225,7 @@ def run(*arguments: object) -> Result:
 
 def test_good_files_end_with_0(tree: Path) -> None:
     done = run(tree / "yaml/online")
-    assert (done.exit_code, done.output) == (0, "5 files: 0 errors, 0 warnings.\n")
+    assert (done.exit_code, done.output) == (0, "6 files: 0 errors, 0 warnings.\n")
 
 
 def test_errors_end_with_1_and_come_file_by_file_and_line_by_line(tree: Path, edited: Any) -> None:

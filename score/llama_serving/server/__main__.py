@@ -1,0 +1,60 @@
+"""`python -m llama_serving.server`: our own server where nothing but a packaged model is there, as in a container.
+
+A packaged model carries this code in its folder `code`, so that a container needs no more than
+`PYTHONPATH=MODEL/code python -m llama_serving.server --host 0.0.0.0 --port 5001 --open-to-all`. On one's own machine
+`llama-endpoints serve` is the same with more options.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from llama_serving.errors import SetupError
+from llama_serving.model_files import ModelFiles
+from llama_serving.server.run import Binding, log_as_json, serve
+from llama_serving.service import Service
+from llama_serving.settings import Settings
+
+UNUSABLE: Final = 2
+"""The exit code of a start that can't succeed."""
+MODEL: Final = "AZUREML_MODEL_DIR"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the model until told to end; the exit code."""
+    options = _parser().parse_args(arguments)
+    log_as_json()
+    try:
+        files, settings = ModelFiles.find(_folder(options.model)), Settings.from_environment()
+        binding = Binding(options.host, options.port, options.open_to_all)
+        return serve(lambda: Service.start(files, settings), settings, binding)
+    except SetupError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        return UNUSABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_serving.server", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("--model", help=f"Folder of a packaged model; {MODEL} by default.")
+    parser.add_argument("--host", default=Binding().host)
+    parser.add_argument("--port", type=int, default=Binding().port)
+    parser.add_argument(
+        "--open-to-all", action="store_true", help="Let an address that others reach be used without a key."
+    )
+    return parser
+
+
+def _folder(given: str | None) -> Path:
+    folder = given or os.environ.get(MODEL)
+    if not folder:
+        raise SetupError(f"{MODEL} is not set. Set it to the folder of the packaged model, or give --model.")
+    return Path(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
