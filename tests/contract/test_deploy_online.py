@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
+from deployment.cli import main
 from llama_serving.errors import ServingError
 from llama_serving.service import Service
 from tests.fake_azure.desk import BLUE, ENDPOINT, GREEN, Desk, a_desk
@@ -225,6 +227,21 @@ class TestFaults:
         assert refused.exit_code == 2
         assert said in refused.output
         assert len(refused.output.splitlines()) == 1
+
+    def test_our_own_server_is_deployed_without_a_script(self, desk: Desk) -> None:
+        made = CliRunner().invoke(
+            main, ["render", "--model", "codellama/CodeLlama-7b-hf", "--front", "server", "--output", "."]
+        )
+        assert made.exit_code == 0, made.output
+        done = desk.deploy(BLUE)
+        assert done.exit_code == 0, done.output
+        there = desk.azure.resources.of("onlineEndpoints", ENDPOINT, BLUE)
+        assert there is not None
+        assert there["properties"].get("codeConfiguration") is None
+        assert "llama-gpu-server" in there["properties"]["environmentId"]
+        again = desk.deploy(BLUE)
+        assert again.exit_code == 0, again.output
+        assert all(line.startswith("= ") for line in again.output.splitlines()[:-1]), again.output
 
 
 class TestUse:
