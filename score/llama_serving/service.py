@@ -85,7 +85,7 @@ class Service:
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
         computes += f" (not the native one: {stats.why_not})" if stats.why_not else ""
-        _log.info("%s, context %d, %s, %s; %s", files.variant.name, context, dtype, computes, settings.shown())
+        _log.info("%s, context %d, %s, %s; %s", files.variant.title, context, dtype, computes, settings.shown())
         if engine.capacity is not None and engine.capacity < context:
             why = (
                 "the model's server has a context of"
