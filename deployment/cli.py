@@ -184,9 +184,8 @@ def package(  # noqa: PLR0913  (one argument an option)
     verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[done.weights]
     if adapter is not None:
         verb = "merged and written"
-    kind = "" if found.variant.quantization is None else f" ({found.variant.quantization})"
     click.echo(
-        f"{output} is {found.variant.name}{kind} as an MLflow model, {found.weight_bytes:,} bytes of weights {verb}."
+        f"{output} is {found.variant.title} as an MLflow model, {found.weight_bytes:,} bytes of weights {verb}."
     )
 
 

@@ -153,6 +153,11 @@ class ModelVariant:
     quantization: Quantization | None = None
 
     @property
+    def title(self) -> str:
+        """The name, and how the weights are quantized where they are."""
+        return self.name if self.quantization is None else f"{self.name} ({self.quantization})"
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a completion or a dialog turn."""
         return frozenset({self.eos_id} | ({self.step_id} if self.step_id is not None else set()))

@@ -88,7 +88,7 @@ class Service:
         computes += f" (not the native one: {stats.why_not})" if stats.why_not else ""
         computes += f" (chosen since {selection.why})" if selection.why else ""
         computes += _INVARIANCE[stats.batch_invariant]
-        _log.info("%s, context %d, %s, %s; %s", files.variant.name, context, dtype, computes, settings.shown())
+        _log.info("%s, context %d, %s, %s; %s", files.variant.title, context, dtype, computes, settings.shown())
         if engine.capacity is not None and engine.capacity < context:
             why = (
                 "the model's server has a context of"

@@ -67,6 +67,7 @@ def vllm_python() -> str:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """For each kind the quantized checkpoint and the plain one."""
+    vllm_python()
     root, made = tmp_path_factory.mktemp("quantized"), {}
     for number, (name, kind) in enumerate(quantized.KINDS.items()):
         plain = root / f"plain-{number}"
