@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import gettempdir
 
 PATIENCE_S = 240
 KEEPER = "/engine/vllm/keeper.py"
@@ -81,10 +80,18 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def folders() -> set[Path]:
-    """Where sockets lie."""
-    return set(Path(gettempdir()).glob("llama-vllm-*"))
+def socket_of(api: int) -> Path | None:
+    """Where a vLLM listens, or will."""
+    words = command(api).split(" ")
+    return Path(words[words.index("--uds") + 1]) if "--uds" in words else None
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+def listens(api: int) -> bool:
+    """Its start is over: its socket has the flag of one that is listened on."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {socket_of(api)}") and line.split()[3] == "00010000" for line in lines)
+
+
+def nothing_left(of: "dict[str, int]", socket: Path) -> None:
+    """Neither processes nor files, soon."""
+    until(lambda: not [pid for pid in of.values() if alive(pid)] and not socket.parent.exists(), 30)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,6 @@ def compared(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> int
     return sum(one != other for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_a_thousand_rows_with_kills(
     rows: Path,
     expected: list[dict[str, Any]],
@@ -98,9 +97,11 @@ def test_a_thousand_rows_with_kills(
     processes.kill(processes.started_by(first.pid)[KEEPER])  # and vLLM with it; the job goes on by itself
     until(lambda: journaled(output) > 450)
     theirs = processes.started_by(first.pid)
+    socket = processes.socket_of(theirs[API])
+    assert socket is not None
     os.killpg(first.pid, signal.SIGKILL)  # and then the job
     ended(first)
-    until(lambda: not [pid for pid in theirs.values() if processes.alive(pid)], 30)
+    processes.nothing_left(theirs, socket)
     assert not output.exists()
     done = journaled(output)
     second = begun(command("nano", rows, output), settings)
@@ -115,18 +116,12 @@ def test_a_thousand_rows_with_kills(
     assert differ <= DIFFER
 
 
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    before = processes.folders()
-    yield
-    until(lambda: processes.folders() <= before, 30)
-
-
 class Killer:
     """Kills vLLM once, as soon as it computes for a job, wherever the job has started it."""
 
     def __init__(self, root: int) -> None:
         self._root, self.killed = root, 0
+        self.sockets: set[Path] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -139,25 +134,14 @@ class Killer:
         busy: Callable[[], bool] | None = None
         while not self._stop.wait(0.02):
             found = processes.started_by(self._root)
-            if WORKER not in found or not self._serves(found):
+            self.sockets |= {processes.socket_of(found[API])} - {None} if API in found else set()
+            if WORKER not in found or not processes.listens(found[API]):
                 continue
             busy = busy or processes.computing(found[WORKER])
             if busy():
                 self.killed = found[API]
                 processes.kill(found[API])
                 return
-
-    def _serves(self, found: Mapping[str, int]) -> bool:
-        """Its socket is there and listened on, which is when its start is over."""
-        sockets = [path / "vllm.sock" for path in processes.folders()]
-        listening = Path("/proc/net/unix").read_text()
-        return any(str(path) in listening and str(path) in processes.command(found[API]) and
-                   _accepts(listening, path) for path in sockets)  # fmt: skip
-
-
-def _accepts(listening: str, path: Path) -> bool:
-    """The flag of a socket that is listened on, in the fourth column."""
-    return any(line.endswith(str(path)) and line.split()[3] == "00010000" for line in listening.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +155,6 @@ def texts(records: list[dict[str, Any]]) -> list[tuple[int, Any, Any]]:
     return sorted((record["line"], record["output"], record["error"]) for record in records)
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_the_batch_driver(
     few: Path, expected: list[dict[str, Any]], settings: Mapping[str, str], nano_model: Path, tmp_path: Path
 ) -> None:
@@ -183,11 +166,12 @@ def test_the_batch_driver(
     killer.close()
     assert code == 0, told
     assert killer.killed
+    assert killer.sockets
+    until(lambda: not any(socket.parent.exists() for socket in killer.sockets), 30)
     found = [json.loads(line) for line in output.read_text().splitlines() if line.strip()]
     assert texts(found) == texts(expected[:FEW])
 
 
-@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.skipif(shutil.which("java") is None and "JAVA_HOME" not in os.environ, reason="Spark needs Java")
 def test_spark(
     few: Path, expected: list[dict[str, Any]], settings: Mapping[str, str], nano_model: Path, tmp_path: Path
@@ -203,6 +187,8 @@ def test_spark(
     killer.close()
     assert code == 0, told[-3000:]
     assert killer.killed
+    assert killer.sockets
+    until(lambda: not any(socket.parent.exists() for socket in killer.sockets), 30)
     found = [
         json.loads(line) for part in sorted(output.glob("part-*")) for line in part.read_text().splitlines()
     ]
