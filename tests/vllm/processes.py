@@ -59,6 +59,13 @@ def started_by(pid: int) -> dict[str, int]:
     return found
 
 
+def each_started_by(pid: int) -> Iterator[dict[str, int]]:
+    """The same, of every vLLM there is: a job may have several processes, each with its own."""
+    for one in list(below(pid)):
+        if KEEPER in command(one):
+            yield {**started_by(one), KEEPER: one}
+
+
 def cpu_s(pid: int) -> float:
     fields = _read(pid, "stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deployment.servers import console_script, environment
-from tests.azure_jobs import BATCH_DEPLOYMENT
+from tests.azure_jobs import written
 from tests.conftest import ROOT
 from tests.vllm import processes
 from tests.vllm.processes import API, KEEPER, WORKER, until
@@ -131,17 +132,19 @@ class Killer:
         self._thread.join()
 
     def _run(self) -> None:
-        busy: Callable[[], bool] | None = None
+        busy: dict[int, Callable[[], bool]] = {}
         while not self._stop.wait(0.02):
-            found = processes.started_by(self._root)
-            self.sockets |= {processes.socket_of(found[API])} - {None} if API in found else set()
-            if WORKER not in found or not processes.listens(found[API]):
-                continue
-            busy = busy or processes.computing(found[WORKER])
-            if busy():
-                self.killed = found[API]
-                processes.kill(found[API])
-                return
+            for found in processes.each_started_by(self._root):
+                if not {API, WORKER} <= found.keys():
+                    continue
+                if (socket := processes.socket_of(found[API])) is not None:
+                    self.sockets.add(socket)
+                if processes.listens(found[API]):
+                    worker = found[WORKER]
+                    if busy.setdefault(worker, processes.computing(worker))():
+                        self.killed = found[API]
+                        processes.kill(self.killed)
+                        return
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,11 @@ def test_the_batch_driver(
 ) -> None:
     """As Azure runs it: processes with init() and run()."""
     output = tmp_path / "out.jsonl"
-    job = begun(command(nano_model, few, output, "--as-azure", str(BATCH_DEPLOYMENT)), settings)
+    deployment = written(tmp_path, ROOT / "score" / "batch_driver.py", retry_settings={"timeout": 300})
+    content = yaml.safe_load(deployment.read_text("utf-8"))
+    content |= {"environment_variables": dict(settings), "resources": {"instance_count": 1}}
+    deployment.write_text(yaml.safe_dump(content))
+    job = begun(command(nano_model, few, output, "--as-azure", str(deployment)), {})
     killer = Killer(job.pid)
     code, told = ended(job)
     killer.close()
