@@ -77,10 +77,10 @@ def memory_mib(pids: "list[int]") -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def computing(pid: int) -> Callable[[], bool]:
-    """Whether a process has computed for a while since now."""
+def computing(pid: int, seconds: float = 0.3) -> Callable[[], bool]:
+    """Whether a process has computed for so long since now."""
     before = cpu_s(pid)
-    return lambda: cpu_s(pid) > before + 0.3
+    return lambda: cpu_s(pid) > before + seconds
 
 
 def kill(pid: int) -> None:

@@ -117,6 +117,10 @@ def test_a_thousand_rows_with_kills(
     assert differ <= DIFFER
 
 
+AT_WORK_S = 1.0
+"""Of vLLM's: more than the engine's own first request takes, which is still part of the start."""
+
+
 class Killer:
     """Kills vLLM once, as soon as it computes for a job, wherever the job has started it."""
 
@@ -141,7 +145,7 @@ class Killer:
                     self.sockets.add(socket)
                 if processes.listens(found[API]):
                     worker = found[WORKER]
-                    if busy.setdefault(worker, processes.computing(worker))():
+                    if busy.setdefault(worker, processes.computing(worker, AT_WORK_S))():
                         self.killed = found[API]
                         processes.kill(self.killed)
                         return
