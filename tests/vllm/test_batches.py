@@ -167,11 +167,9 @@ def test_the_batch_driver(
 ) -> None:
     """As Azure runs it: processes with init() and run()."""
     output = tmp_path / "out.jsonl"
-    deployment = written(
-        tmp_path, ROOT / "score" / "batch_driver.py", mini_batch_size=1, retry_settings={"timeout": 300}
-    )
-    content = yaml.safe_load(deployment.read_text("utf-8"))
-    content |= {"environment_variables": dict(settings), "resources": {"instance_count": 1}}
+    how = {"mini_batch_size": 1, "retry_settings": {"timeout": 300}, "environment_variables": dict(settings)}
+    deployment = written(tmp_path, ROOT / "score" / "batch_driver.py", **how)
+    content = yaml.safe_load(deployment.read_text("utf-8")) | {"resources": {"instance_count": 1}}
     deployment.write_text(yaml.safe_dump(content))
     job = begun(command(nano_model, few, output, "--as-azure", str(deployment)), {})
     killer = Killer(job.pid)
