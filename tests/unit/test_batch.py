@@ -46,12 +46,19 @@ class Echo:
     """A service whose model repeats the prompt; what is called `boom` fails."""
 
     variant = SimpleNamespace(name="echo")
-    settings = SimpleNamespace(max_body=1 << 20, deadline_s=None, max_num_seqs=4)
-    engine = SimpleNamespace(stats=lambda: SimpleNamespace(alive=True))
+    settings = SimpleNamespace(max_body=1 << 20, deadline_s=None, max_num_seqs=4, vllm_start_s=60)
 
     def __init__(self) -> None:
+        self.stats = SimpleNamespace(engine="vllm", alive=True, away=False)
+        self.engine = SimpleNamespace(stats=self._stats)
+        self._dead = False
         self.asked: list[Request] = []
         self.deadlines: list[float | None] = []
+
+    def _stats(self) -> SimpleNamespace:
+        """Dead for whoever looks first, and then there is a new one."""
+        self.stats.alive, self._dead = not self._dead, False
+        return self.stats
 
     async def answer(self, asked: Request, *, deadline: float | None) -> Generations:
         self.asked.append(asked)
@@ -71,6 +78,7 @@ class Echo:
         if text == "bug":
             raise ZeroDivisionError("a prompt could be in here")
         if text == "dead":
+            self._dead = True
             raise Unavailable("The engine has stopped.")
         count = asked.parameters.num_return_sequences or 1
         return (tuple(Generation(text, text, "stop", Usage(len(text), 2)) for _ in range(count)),)
@@ -412,3 +420,61 @@ class TestRunner:
             "b",
         ]
         assert not refusals
+
+    def test_rows_wait_for_a_server_that_comes_back(
+        self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer, looks = echo.answer, list[bool]()
+
+        async def answering(asked: Request, *, deadline: float | None) -> Generations:
+            if not looks:
+                echo.stats.away = True
+            if echo.stats.away:
+                raise Unavailable("The model's server broke off.")
+            return await answer(asked, deadline=deadline)
+
+        def stats() -> SimpleNamespace:
+            looks.append(echo.stats.away)
+            echo.stats.away = len(looks) < 20
+            return echo.stats
+
+        monkeypatch.setattr(runner, "SETTLE_S", 0.001)
+        monkeypatch.setattr(runner, "AGAIN_S", 0.001)
+        monkeypatch.setattr(echo, "answer", answering)
+        monkeypatch.setattr(echo, "engine", SimpleNamespace(stats=stats))
+        records = scored(echo, tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"})
+        assert [record["output"] for record in records] == ["a", "b", "c"]
+        assert len(looks) >= 20
+
+    def test_a_row_that_ends_its_server_again_and_again_ends_the_job(
+        self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tries = list[Request]()
+
+        async def answering(asked: Request, *, deadline: float | None) -> Generations:
+            del deadline
+            tries.append(asked)
+            raise Unavailable("The model's server broke off.")
+
+        monkeypatch.setattr(runner, "SETTLE_S", 0.001)
+        monkeypatch.setattr(echo, "answer", answering)
+        with pytest.raises(Unavailable):
+            scored(echo, tmp_path, {"prompt": "a"})
+        assert len(tries) == runner.TRIES
+
+    @pytest.mark.parametrize(("engine", "seconds"), [("vllm", 0), ("upstream", 0)])
+    def test_a_server_that_stays_away_is_not_waited_for_for_ever(
+        self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch, engine: str, seconds: float
+    ) -> None:
+        async def answering(asked: Request, *, deadline: float | None) -> Generations:
+            del asked, deadline
+            raise Unavailable("The model's server is away.")
+
+        echo.stats = SimpleNamespace(engine=engine, alive=True, away=True)
+        monkeypatch.setattr(
+            echo, "settings", SimpleNamespace(**{**vars(echo.settings), "vllm_start_s": seconds}), raising=False
+        )
+        monkeypatch.setattr(runner, "AWAY_S", seconds)
+        monkeypatch.setattr(echo, "answer", answering)
+        with pytest.raises(Unavailable, match="away"):
+            scored(echo, tmp_path, {"prompt": "a"})

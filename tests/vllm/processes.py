@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import gettempdir
 
 PATIENCE_S = 240
 KEEPER = "/engine/vllm/keeper.py"
@@ -60,6 +59,13 @@ def started_by(pid: int) -> dict[str, int]:
     return found
 
 
+def each_started_by(pid: int) -> Iterator[dict[str, int]]:
+    """The same, of every vLLM there is: a job may have several processes, each with its own."""
+    for one in list(below(pid)):
+        if KEEPER in command(one):
+            yield {**started_by(one), KEEPER: one}
+
+
 def cpu_s(pid: int) -> float:
     fields = _read(pid, "stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -71,20 +77,28 @@ def memory_mib(pids: "list[int]") -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def computing(pid: int) -> Callable[[], bool]:
-    """Whether a process has computed for a while since now."""
+def computing(pid: int, seconds: float = 0.3) -> Callable[[], bool]:
+    """Whether a process has computed for so long since now."""
     before = cpu_s(pid)
-    return lambda: cpu_s(pid) > before + 0.3
+    return lambda: cpu_s(pid) > before + seconds
 
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def folders() -> set[Path]:
-    """Where sockets lie."""
-    return set(Path(gettempdir()).glob("llama-vllm-*"))
+def socket_of(api: int) -> Path | None:
+    """Where a vLLM listens, or will."""
+    words = command(api).split(" ")
+    return Path(words[words.index("--uds") + 1]) if "--uds" in words else None
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+def listens(api: int) -> bool:
+    """Its start is over: its socket has the flag of one that is listened on."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {socket_of(api)}") and line.split()[3] == "00010000" for line in lines)
+
+
+def nothing_left(of: "dict[str, int]", socket: Path) -> None:
+    """Neither processes nor files, soon."""
+    until(lambda: not [pid for pid in of.values() if alive(pid)] and not socket.parent.exists(), 30)

@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deployment.servers import console_script, environment
-from tests.azure_jobs import BATCH_DEPLOYMENT
+from tests.azure_jobs import written
 from tests.conftest import ROOT
 from tests.vllm import processes
 from tests.vllm.processes import API, KEEPER, WORKER, until
@@ -84,7 +85,6 @@ def compared(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> int
     return sum(one != other for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_a_thousand_rows_with_kills(
     rows: Path,
     expected: list[dict[str, Any]],
@@ -98,9 +98,11 @@ def test_a_thousand_rows_with_kills(
     processes.kill(processes.started_by(first.pid)[KEEPER])  # and vLLM with it; the job goes on by itself
     until(lambda: journaled(output) > 450)
     theirs = processes.started_by(first.pid)
+    socket = processes.socket_of(theirs[API])
+    assert socket is not None
     os.killpg(first.pid, signal.SIGKILL)  # and then the job
     ended(first)
-    until(lambda: not [pid for pid in theirs.values() if processes.alive(pid)], 30)
+    processes.nothing_left(theirs, socket)
     assert not output.exists()
     done = journaled(output)
     second = begun(command("nano", rows, output), settings)
@@ -115,11 +117,8 @@ def test_a_thousand_rows_with_kills(
     assert differ <= DIFFER
 
 
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    before = processes.folders()
-    yield
-    until(lambda: processes.folders() <= before, 30)
+AT_WORK_S = 1.0
+"""Of vLLM's: more than the engine's own first request takes, which is still part of the start."""
 
 
 class Killer:
@@ -127,6 +126,7 @@ class Killer:
 
     def __init__(self, root: int) -> None:
         self._root, self.killed = root, 0
+        self.sockets: set[Path] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -136,28 +136,19 @@ class Killer:
         self._thread.join()
 
     def _run(self) -> None:
-        busy: Callable[[], bool] | None = None
+        busy: dict[int, Callable[[], bool]] = {}
         while not self._stop.wait(0.02):
-            found = processes.started_by(self._root)
-            if WORKER not in found or not self._serves(found):
-                continue
-            busy = busy or processes.computing(found[WORKER])
-            if busy():
-                self.killed = found[API]
-                processes.kill(found[API])
-                return
-
-    def _serves(self, found: Mapping[str, int]) -> bool:
-        """Its socket is there and listened on, which is when its start is over."""
-        sockets = [path / "vllm.sock" for path in processes.folders()]
-        listening = Path("/proc/net/unix").read_text()
-        return any(str(path) in listening and str(path) in processes.command(found[API]) and
-                   _accepts(listening, path) for path in sockets)  # fmt: skip
-
-
-def _accepts(listening: str, path: Path) -> bool:
-    """The flag of a socket that is listened on, in the fourth column."""
-    return any(line.endswith(str(path)) and line.split()[3] == "00010000" for line in listening.splitlines())
+            for found in processes.each_started_by(self._root):
+                if not {API, WORKER} <= found.keys():
+                    continue
+                if (socket := processes.socket_of(found[API])) is not None:
+                    self.sockets.add(socket)
+                if processes.listens(found[API]):
+                    worker = found[WORKER]
+                    if busy.setdefault(worker, processes.computing(worker, AT_WORK_S))():
+                        self.killed = found[API]
+                        processes.kill(self.killed)
+                        return
 
 
 @pytest.fixture(scope="module")
@@ -171,23 +162,28 @@ def texts(records: list[dict[str, Any]]) -> list[tuple[int, Any, Any]]:
     return sorted((record["line"], record["output"], record["error"]) for record in records)
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_the_batch_driver(
     few: Path, expected: list[dict[str, Any]], settings: Mapping[str, str], nano_model: Path, tmp_path: Path
 ) -> None:
     """As Azure runs it: processes with init() and run()."""
     output = tmp_path / "out.jsonl"
-    job = begun(command(nano_model, few, output, "--as-azure", str(BATCH_DEPLOYMENT)), settings)
+    how = {"mini_batch_size": 1, "retry_settings": {"timeout": 300}, "environment_variables": dict(settings)}
+    deployment = written(tmp_path, ROOT / "score" / "batch_driver.py", **how)
+    content = yaml.safe_load(deployment.read_text("utf-8")) | {"resources": {"instance_count": 1}}
+    deployment.write_text(yaml.safe_dump(content))
+    job = begun(command(nano_model, few, output, "--as-azure", str(deployment)), {})
     killer = Killer(job.pid)
     code, told = ended(job)
     killer.close()
     assert code == 0, told
     assert killer.killed
-    found = [json.loads(line) for line in output.read_text().splitlines() if line.strip()]
+    assert killer.sockets
+    until(lambda: not any(socket.parent.exists() for socket in killer.sockets), 30)
+    (written_by_azure,) = (path for path in (output / "score").iterdir() if path.is_file())
+    found = [json.loads(line) for line in written_by_azure.read_text().splitlines() if line.strip()]
     assert texts(found) == texts(expected[:FEW])
 
 
-@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.skipif(shutil.which("java") is None and "JAVA_HOME" not in os.environ, reason="Spark needs Java")
 def test_spark(
     few: Path, expected: list[dict[str, Any]], settings: Mapping[str, str], nano_model: Path, tmp_path: Path
@@ -203,6 +199,8 @@ def test_spark(
     killer.close()
     assert code == 0, told[-3000:]
     assert killer.killed
+    assert killer.sockets
+    until(lambda: not any(socket.parent.exists() for socket in killer.sockets), 30)
     found = [
         json.loads(line) for part in sorted(output.glob("part-*")) for line in part.read_text().splitlines()
     ]

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -90,18 +90,13 @@ def killed_ourselves(server: Server) -> None:
     """SIGKILL to all of our own processes: of vLLM nothing is left."""
     theirs = processes.started_by(server.pid)
     assert set(theirs) == {API, CORE, WORKER, KEEPER}
+    socket = processes.socket_of(theirs[API])
+    assert socket is not None
+    assert socket.exists()
     os.killpg(server.pid, signal.SIGKILL)
-    until(lambda: not [pid for pid in theirs.values() if processes.alive(pid)], 30)
+    processes.nothing_left(theirs, socket)
 
 
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    before = processes.folders(), processes.shared_memory()
-    yield
-    until(lambda: processes.folders() <= before[0], 30)
-
-
-@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("name", SERVERS)
 def test_killed_and_killed_with_us(nano_model: Path, settings: Mapping[str, str], name: str) -> None:
     start, ask, victim = SERVERS[name]
@@ -173,6 +168,8 @@ def test_our_own_server(
 def drained(server: Server) -> None:
     """SIGTERM: who is inside gets the whole answer, and then vLLM has gone as well."""
     theirs = processes.started_by(server.pid)
+    socket = processes.socket_of(theirs[API])
+    assert socket is not None
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(score, server, LONG)
         until(processes.computing(theirs[WORKER]))
@@ -180,4 +177,4 @@ def drained(server: Server) -> None:
         answer = waiting.result(processes.PATIENCE_S)
     assert answer.status == 200, answer.text
     assert server.process.wait(60) == 0
-    assert not [pid for pid in theirs.values() if processes.alive(pid)]
+    processes.nothing_left(theirs, socket)

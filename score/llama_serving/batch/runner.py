@@ -106,13 +106,13 @@ async def _is_back(service: Service) -> bool:
 
     Nothing of the row has been taken, so it may be asked for again.
     """
-    engine = service.engine
-    patience_s = service.settings.vllm_start_s if engine.stats().engine == "vllm" else AWAY_S
+    stats = service.engine.stats()
+    patience_s = service.settings.vllm_start_s if stats.engine == "vllm" else AWAY_S
     deadline = time.monotonic() + patience_s
     pause_s = SETTLE_S
-    while engine.stats().alive and time.monotonic() < deadline:
+    while stats.alive and time.monotonic() < deadline:
         await asyncio.sleep(pause_s)
-        stats = engine.stats()
+        stats = service.engine.stats()
         if stats.alive and not stats.away:
             return True
         pause_s = AGAIN_S
