@@ -77,10 +77,10 @@ def memory_mib(pids: "list[int]") -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def computing(pid: int, seconds: float = 0.3) -> Callable[[], bool]:
-    """Whether a process has computed for so long since now."""
+def computing(pid: int) -> Callable[[], bool]:
+    """Whether a process has computed for a while since now."""
     before = cpu_s(pid)
-    return lambda: cpu_s(pid) > before + seconds
+    return lambda: cpu_s(pid) > before + 0.3
 
 
 def kill(pid: int) -> None:
@@ -93,10 +93,10 @@ def socket_of(api: int) -> Path | None:
     return Path(words[words.index("--uds") + 1]) if "--uds" in words else None
 
 
-def listens(api: int) -> bool:
-    """Its start is over: its socket has the flag of one that is listened on."""
+def connections(api: int) -> int:
+    """Requests that are inside: connected sockets of that path."""
     lines = Path("/proc/net/unix").read_text().splitlines()
-    return any(line.endswith(f" {socket_of(api)}") and line.split()[3] == "00010000" for line in lines)
+    return sum(line.endswith(f" {socket_of(api)}") and line.split()[5] == "03" for line in lines)
 
 
 def nothing_left(of: "dict[str, int]", socket: Path) -> None:

@@ -18,7 +18,7 @@ from deployment.servers import console_script, environment
 from tests.azure_jobs import written
 from tests.conftest import ROOT
 from tests.vllm import processes
-from tests.vllm.processes import API, KEEPER, WORKER, until
+from tests.vllm.processes import API, KEEPER, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -117,8 +117,8 @@ def test_a_thousand_rows_with_kills(
     assert differ <= DIFFER
 
 
-AT_WORK_S = 1.0
-"""Of vLLM's: more than the engine's own first request takes, which is still part of the start."""
+AT_WORK = 8
+"""Requests at a time: more than the engine's own, of which the first is still part of the start."""
 
 
 class Killer:
@@ -136,19 +136,15 @@ class Killer:
         self._thread.join()
 
     def _run(self) -> None:
-        busy: dict[int, Callable[[], bool]] = {}
         while not self._stop.wait(0.02):
             for found in processes.each_started_by(self._root):
-                if not {API, WORKER} <= found.keys():
+                if API not in found or (socket := processes.socket_of(found[API])) is None:
                     continue
-                if (socket := processes.socket_of(found[API])) is not None:
-                    self.sockets.add(socket)
-                if processes.listens(found[API]):
-                    worker = found[WORKER]
-                    if busy.setdefault(worker, processes.computing(worker, AT_WORK_S))():
-                        self.killed = found[API]
-                        processes.kill(self.killed)
-                        return
+                self.sockets.add(socket)
+                if processes.connections(found[API]) >= AT_WORK:
+                    self.killed = found[API]
+                    processes.kill(self.killed)
+                    return
 
 
 @pytest.fixture(scope="module")
