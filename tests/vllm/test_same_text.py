@@ -205,9 +205,16 @@ def test_several_sequences_differ_and_repeat(pair: Pair) -> None:
 
 @pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
 def test_what_leaves_one_token_is_greedy(pair: Pair, how: dict[str, Any]) -> None:
-    theirs, _ = pair.services(NANO)
-    sampled = one(theirs, CODE, {"temperature": 1.5, "seed": 3, "max_new_tokens": 32, "top_p": 1.0, **how})
-    assert sampled.text == one(theirs, CODE, {**GREEDY, "max_new_tokens": 32}).text
+    """Where the two best are as good as equal, either may be the one: vLLM computes what it has met before in another shape."""
+    prompt = (1, *Tokenizer.from_folder(NANO_FOLDER).encode(CODE))
+    greedy = ids(pair.vllm, prompt, SamplingParams(max_new_tokens=32, logprobs=2))
+    sampled = ids(pair.vllm, prompt, SamplingParams(max_new_tokens=32, temperature=1.5, seed=3, **how))
+    parted = next(
+        (n for n, two in enumerate(zip(sampled, greedy, strict=False)) if two[0].id != two[1].id), None
+    )
+    if parted is not None:
+        (_, best), (_, second) = greedy[parted].top
+        assert best - second <= LOGPROB, parted
 
 
 def test_text_stops_where_a_stop_string_begins(pair: Pair) -> None:

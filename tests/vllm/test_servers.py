@@ -26,7 +26,7 @@ LOAD_S = float(os.environ.get("VLLM_LOAD_S", "120"))
 """Of mixed load; 1200 was run by hand."""
 GROWTH_MIB = 24
 """Memory at the end over that after the first quarter, at most, of us and of vLLM's servers."""
-WORKER_GROWTH_MIB = 256
+WORKER_GROWTH_MIB = 512
 """The same of the process that computes: torch's allocator meets new shapes for minutes (seen: 742 MiB after 20 s, 995
 after 2 minutes, 1,047 after 5, 1,088 after 13)."""
 LONG = {"max_new_tokens": 1800, "do_sample": False, "ignore_eos": True}
