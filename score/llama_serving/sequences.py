@@ -1,9 +1,10 @@
 """Sequences on their way through an engine: tokens in, text out."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import starmap
 from typing import Final
 
-from llama_serving.contract.request import Delta, Generation, Request, TokenLogprob, Usage
+from llama_serving.contract.request import Alternative, Delta, Generation, Request, TokenLogprob, Usage
 from llama_serving.engine.base import Handle, Token
 from llama_serving.errors import Unavailable
 from llama_serving.prompts.builder import Prompt
@@ -131,12 +132,17 @@ class RunningSequence:
                 self._tokenizer.piece(token.id) and start < len(self._text)
             )
             if shown and token.logprob is not None:
-                top = tuple((*self._shown(i), logprob) for i, logprob in token.top)
-                yield TokenLogprob(*self._shown(token.id), token.logprob, top)
+                drawn = self._alternative(token.id, token.logprob)
+                top = tuple(starmap(self._alternative, token.top))
+                yield TokenLogprob(drawn, top, self._offset(start))
 
-    def _shown(self, token_id: int) -> tuple[str, bytes]:
-        raw = self._tokenizer.piece(token_id)
-        return f"token_id:{token_id}" if self._request.tokens_as_ids else raw.decode("utf-8", "replace"), raw
+    def _alternative(self, token_id: int, logprob: float) -> Alternative:
+        return Alternative(token_id, self._tokenizer.piece(token_id), logprob)
+
+    def _offset(self, start: int) -> int:
+        """Where the text that begins at `start` stands in what is shown: behind the prompt, before a stop string."""
+        within = min(start, len(self._text)) if self._stops.found else start
+        return within + (len(self._prompt.before) if self._full else 0)
 
 
 class StopAt:

@@ -380,10 +380,10 @@ def test_a_door_that_can_not_stream_says_so(service: Service, reply: Reply, para
 def test_logprobs_cover_the_text(service: Service) -> None:
     whole = only(service, greedy(logprobs=2, ignore_eos=True, max_new_tokens=24))
     assert whole.logprobs is not None
-    assert b"".join(token.raw for token in whole.logprobs).decode() == whole.text
+    assert b"".join(token.drawn.raw for token in whole.logprobs).decode() == whole.text
     assert all(len(token.top) == 2 for token in whole.logprobs)
     # Greedy: each token is the best of its alternatives.
-    assert all(token.top[0] == (token.text, token.raw, token.logprob) for token in whole.logprobs)
+    assert all(token.top[0] == token.drawn for token in whole.logprobs)
 
 
 def test_logprobs_end_where_a_stop_string_cuts_the_text(service: Service) -> None:
@@ -391,7 +391,7 @@ def test_logprobs_end_where_a_stop_string_cuts_the_text(service: Service) -> Non
     sampled = {"temperature": 1.0, "seed": 5, "max_new_tokens": 24, "logprobs": 0, "ignore_eos": True}
     whole = only(service, request(**sampled))
     assert whole.logprobs is not None
-    borders = [sum(len(token.text) for token in whole.logprobs[:n]) for n in range(25)]
+    borders = [sum(len(token.drawn.text) for token in whole.logprobs[:n]) for n in range(25)]
     cuts = set()
     for length in range(1, 20, 2):
         stop = whole.text[length : length + 3]
@@ -636,7 +636,7 @@ def test_logprobs_are_of_the_answers_tokens_where_bytes_make_no_character(nano_t
     answer = only(scripted(NANO, nano_tokenizer, Scripted(*ids)), greedy(stop=("c",), logprobs=0))
     assert answer.text == "\ufffdab"
     assert answer.logprobs is not None
-    assert "".join(token.text for token in answer.logprobs) == "\ufffdab"
+    assert "".join(token.drawn.text for token in answer.logprobs) == "\ufffdab"
 
 
 def test_a_special_id_is_no_text_whatever_the_tokenizers_file_says() -> None:
