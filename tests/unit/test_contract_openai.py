@@ -26,6 +26,7 @@ from llama_serving.errors import BadRequest
 from llama_serving.service import Service
 from tests.bad_bodies import (
     EDGES,
+    NO_EFFECT,
     OPENAI_REFUSED_BY_THE_MODEL,
     SECRET,
     UNSUPPORTED,
@@ -120,9 +121,11 @@ def test_every_field_is_read_or_refused(name: str) -> None:
         "model",
         "stream_options",
         "top_logprobs",
+        "add_generation_prompt",
         *IDS,
         *EDGES,
         *UNSUPPORTED,
+        *NO_EFFECT,
     }
     assert schema(name)["properties"].keys() <= free | known
     assert schema(name)["properties"].keys() >= free | set(UNSUPPORTED)
@@ -229,7 +232,8 @@ def test_a_chat_s_choice() -> None:
         {
             "index": 0,
             "message": {"role": "assistant", "content": "x"},
-            "finish_reason": "deadline",
+            "finish_reason": "length",
+            "stop_reason": "deadline",
             "logprobs": None,
         }
     ]

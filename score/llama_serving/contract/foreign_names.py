@@ -110,7 +110,8 @@ _SAME: Final[Mapping[str, str]] = {
     **dict.fromkeys(("returnprompt", "includeprompt", "returnoriginal"), "return_full_text"),
     **dict.fromkeys(("returndetails", "detail"), "details"),
     **dict.fromkeys(("streaming", "streamresponse"), "stream"),
-    # where the prompt stands
+    # where parameters and prompts stand
+    **{"parameters": "params", "params": "parameters"},
     **dict.fromkeys(
         ("inputstrings", "text", "texts", "prompts", "query", "question", "inputtext", "instruction"),
         "input_string",
