@@ -28,6 +28,8 @@ GOOD = {
     "/invocations": {"inputs": [SECRET], "params": {"max_new_tokens": 2}},
     "/v1/completions": {"prompt": SECRET, "max_tokens": 2},
     "/v1/chat/completions": {"messages": [user()], "max_tokens": 2},
+    "/completions": {"prompt": SECRET, "max_tokens": 2},
+    "/chat/completions": {"messages": [user()], "max_tokens": 2},
 }
 BAD = tuple(bad for bad in (*NOT_JSON, *REFUSED, *REFUSED_BY_THE_MODEL) if bad.code != "streaming_unsupported")
 """What any server refuses; a stream is no fault here."""

@@ -29,9 +29,9 @@ OTHER: Final[dict[str, Any]] = {
     "top_p": 0.01,
     "top_k": 1,
     "min_p": 1,
-    "repetition_penalty": 10,
-    "presence_penalty": 2,
-    "frequency_penalty": 2,
+    "repetition_penalty": 0.1,
+    "presence_penalty": -2,
+    "frequency_penalty": -2,
     "num_return_sequences": 2,
     "n": 2,
     "stop": ...,
@@ -53,6 +53,7 @@ OTHER: Final[dict[str, Any]] = {
 }
 """A value that changes an answer made with `COMMON` and a seed; `...` is worked out from that answer."""
 
+PENALTIES: Final = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 WITHOUT_EFFECT: Final = frozenset(("user", "metadata", "store", "model"))
 """Of OpenAI's fields those that have none on the text anywhere, as documented."""
 
@@ -81,13 +82,19 @@ def bases(service: Service) -> dict[bool, tuple[int, str, list[int]]]:
 
 
 def _ending(service: Service, *, chat: bool) -> tuple[int, str, list[int]]:
-    for seed in range(400):
-        body = {"messages": CHAT} if chat else {"prompt": PROMPT}
-        request = openai.parse({**body, **COMMON, "seed": seed})
-        ((one,),) = service.generate(request)
-        if one.finish_reason == "stop" and len(one.text) > 8 and one.usage.completion_tokens < MOST:
+    """Such a text, in which penalties show as well: it has tokens that come again."""
+    body = {"messages": CHAT} if chat else {"prompt": PROMPT}
+    for seed in range(2000):
+        base = {**body, **COMMON, "seed": seed}
+        ((one,),) = service.generate(openai.parse(base))
+        if one.finish_reason != "stop" or len(one.text) <= 8 or one.usage.completion_tokens >= MOST:
+            continue
+        penalized = [
+            service.generate(openai.parse({**base, name: OTHER[name]}))[0][0].text for name in PENALTIES
+        ]
+        if one.text not in penalized:
             return seed, one.text, list(one.token_ids)
-    raise AssertionError("no seed ends the text")
+    raise AssertionError("no seed ends the text and shows penalties")
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
