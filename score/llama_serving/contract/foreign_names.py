@@ -111,7 +111,8 @@ _SAME: Final[Mapping[str, str]] = {
     **dict.fromkeys(("returndetails", "detail"), "details"),
     **dict.fromkeys(("streaming", "streamresponse"), "stream"),
     # where parameters and prompts stand
-    **{"parameters": "params", "params": "parameters"},
+    "parameters": "params",
+    "params": "parameters",
     **dict.fromkeys(
         ("inputstrings", "text", "texts", "prompts", "query", "question", "inputtext", "instruction"),
         "input_string",

@@ -94,6 +94,9 @@ def request(row: Row, defaults: Parameters) -> Request:
     Raises:
         BadRequest: it can't be answered.
     """
+    if defaults.continue_final_message:
+        raise BadRequest("`continue_final_message` belongs to a dialog. Put it into that row, not into the parameters of all.",
+                         code="invalid_value", param="parameters.continue_final_message")  # fmt: skip
     parsed = _parse(row)
     if len(parsed.inputs) != 1:
         raise BadRequest(f"The row has {len(parsed.inputs)} prompts. Send one prompt a row.",
