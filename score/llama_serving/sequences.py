@@ -82,13 +82,19 @@ class RunningSequence:
         return self._prompt.before if self._full else ""
 
     def _push(self, token: Token) -> str:
-        self._tokens.append((token, self._decoded))
+        before = self._decoded
         text = self._decoder.push(token.id)
         self._decoded += len(text)
+        self._tokens.append((token, max(before, self._decoded - self._own(token)) if text else before))
         piece = self._kept(self._stops.push(text))
         if self._stops.found:
             self.handle.cancel()
         return piece
+
+    def _own(self, token: Token) -> int:
+        """Characters of the text that came that are the token's own: those before end what other tokens began."""
+        raw = self._tokenizer.piece(token.id)
+        return len(raw) if raw.isascii() else len(TextDecoder(self._tokenizer).push(token.id))
 
     def _finish(self) -> str:
         rest = (

@@ -143,7 +143,7 @@ class Request:
     def path(self, name: str) -> str:
         """Where the parameter `name` stands in the body."""
         called = self.called(name)
-        return f"{self.parameters_path}.{called}" if self.parameters_path else called
+        return f"{self.parameters_path}.{called}" if self.parameters_path and not self.openai else called
 
     @property
     def chat(self) -> bool:
