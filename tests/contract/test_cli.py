@@ -168,7 +168,11 @@ class TestScore:
             ({"input_data": []}, "empty_prompt", "input_data"),
             ({"input_data": ["a", ""]}, "empty_prompt", "input_data[1]"),
             ({"input_data": ["a"], "params": {"top_q": 1}}, "unknown_field", "params.top_q"),
-            ({"input_data": ["a"], "params": {"seed": 1}, "parameters": {"seed": 1}}, "competing_fields", "params"),
+            (
+                {"input_data": ["a"], "params": {"seed": 1}, "parameters": {"seed": 1}},
+                "competing_fields",
+                "params",
+            ),
             ({"messages": [{"role": "robot", "content": "a"}]}, "invalid_value", "messages[0].role"),
         ],
     )
