@@ -436,7 +436,7 @@ def _openai_bodies() -> Iterator[Bad]:
             stock = Stock.OWN if name == "details" else Stock.OURS  # a name of its own ParamSchema
             yield Bad(f"{kind} with {name}", {**body, name: {}}, "unknown_field", name, says="Accepted here: ",
                       stock=stock)  # fmt: skip
-        for name, value in (("temperature", 3), ("max_tokens", 0), ("n", 17), ("stop", 5), ("seed", -1),
+        for name, value in (("temperature", 3), ("max_tokens", 0), ("n", 17), ("seed", -1),
                             ("model", 5), ("stream_options", [])):  # fmt: skip
             yield Bad(f"{kind} with {name} {value!r}", {**body, name: value}, "invalid_value", name)
         yield Bad(f"{kind} with two limits", {**body, "max_tokens": 1, "max_completion_tokens": 1},

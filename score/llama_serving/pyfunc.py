@@ -256,7 +256,7 @@ def _request(model_input: Any, params: Mapping[str, Any] | None) -> Request:
     elif given:
         data = {**data, "params": given}
     check_value(data)
-    return protocol.parse(data)
+    return protocol.parse(data) if "input_data" in data or openai.speaks(data) else protocol_mlflow.parse(data)
 
 
 def _body(model_input: Any) -> dict[str, Any]:
@@ -266,9 +266,9 @@ def _body(model_input: Any) -> dict[str, Any]:
     data = _plain(model_input)
     if not isinstance(data, dict):
         return {"inputs": data}
+    whole = bool({"input_data", "messages", "prompt", *protocol_mlflow.KEYS} & data.keys())
     data = dict(present(data))
-    whole = {"input_data", "messages", "prompt", *protocol_mlflow.KEYS}
-    if whole & data.keys():
+    if whole:
         return data
     if set(data) == {"prefix", "suffix"} and isinstance(data["prefix"], list):
         rows = zip(data["prefix"], data["suffix"], strict=True)  # MLflow turns `instances` into columns
