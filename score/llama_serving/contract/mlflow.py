@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from llama_serving.contract import azure, inputs
-from llama_serving.contract.body import present
+from llama_serving.contract import azure
 from llama_serving.contract.request import Body, Reply, Request
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
@@ -18,8 +17,7 @@ def parse(body: Body) -> Request:
     Raises:
         BadRequest: not exactly one of `KEYS`, or what stands there is no body of `/score`.
     """
-    body = present(body)
-    given = [key for key in KEYS if key in body]
+    given = [key for key in KEYS if body.get(key) is not None]
     if len(given) != 1:
         what = "none of them" if not given else " and ".join(given)
         code = "competing_fields" if given else "missing_field"
@@ -35,17 +33,10 @@ def parse(body: Body) -> Request:
     return replace(azure.request_of(prompts, places, key), reply=Reply.ROWS)
 
 
-def speaks(body: Body) -> bool:
-    """Whether a body is MLflow's."""
-    return any(body.get(key) is not None for key in KEYS)
-
-
 def wrap(answer: Any) -> dict[str, Any]:
     """The answer as MLflow's server sends it."""
     return {"predictions": answer}
 
 
 def _is_records(key: str, data: Any) -> bool:
-    if key == "instances":
-        return all(isinstance(item, dict) for item in data) and not inputs.is_dialog(data)
-    return key == "dataframe_records"
+    return key == "dataframe_records" or (key == "instances" and all(isinstance(item, dict) for item in data))

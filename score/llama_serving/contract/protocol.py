@@ -12,9 +12,9 @@ def parse(body: Body) -> Request:
     Raises:
         BadRequest: as the protocol's own `parse`.
     """
-    if mlflow.speaks(body):
+    if any(key in body for key in mlflow.KEYS):
         return mlflow.parse(body)
-    if openai.speaks(body):
+    if "messages" in body or "prompt" in body:
         return openai.parse(body)
     return azure.parse(body)
 
