@@ -50,9 +50,11 @@ class PipelineEngine:
         self._model: Any = None
 
         def load() -> None:
-            _refuse_quantized(checkpoint)
             try:
+                _refuse_quantized(checkpoint)
                 self._model = _load(checkpoint, dtype, threads)
+            except SetupError:
+                raise
             except Exception as error:
                 raise SetupError(f"{checkpoint} can't be loaded as a {dtype} model: {error}") from error
 
