@@ -1,7 +1,6 @@
 """The engine and the image: who computes, whether it is in there, over which GPUs, and which settings are its own."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator
 from typing import Final
 
 from deployment.sizing import Runner, spreads
@@ -12,23 +11,9 @@ from deployment.validate.machines import machine_of
 from deployment.validate.ranges import shown
 from deployment.validate.serving import ENGINE, OURS, TENSOR_PARALLEL, VLLM, Serving
 from deployment.validate.tree import Spec, Tree
+from llama_serving.engine_factory import UNUSED, UPSTREAM_ONLY, VLLM_ONLY
 from llama_serving.settings import Settings
 
-_OF_UPSTREAM: Final = ("upstream_url", "upstream_key")
-_OF_VLLM: Final = tuple(field.name for field in fields(Settings) if field.name.startswith("vllm_"))
-_NOT_OF: Final[Mapping[str, Mapping[str, str]]] = {
-    "pipeline": {
-        "kv_memory": "has no cache of its own",
-        "backend": "has none to choose from",
-        "quantization": "serves the weights as they are",
-    },
-    "upstream": dict.fromkeys(("kv_memory", "threads", "backend", "quantization"), "computes nothing itself"),
-    "vllm": {
-        "backend": "has its own kernels",
-        "quantization": "reads quantized checkpoints and quantizes none itself",
-    },
-}
-"""Of each engine, the settings that stop its start, and why."""
 _WITH_VLLM: Final = {True: "azureml:llama-gpu-batch:1", False: "azureml:llama-gpu:1"}
 _WITH_TORCH: Final = {True: "azureml:llama-batch:1", False: "azureml:llama-online:1"}
 """By whether it is for batch."""
@@ -82,17 +67,17 @@ def _settings(spec: Spec, serving: Serving) -> Iterator[Finding]:
             Rule.ENGINE, _at(serving, ENGINE),
             "is upstream, and LLAMA_UPSTREAM_URL does not say which server is asked. Set it, or name another engine; vllm starts one.",
         )  # fmt: skip
-    for name in _set(serving, _OF_UPSTREAM) if engine != "upstream" else ():
+    for name in _set(serving, UPSTREAM_ONLY) if engine != "upstream" else ():
         yield spec.find(
             Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
             f"stops the start: the engine is {engine}, and asks no other server. Leave it out, or set {ENGINE} to upstream.",
         )  # fmt: skip
-    for name in _set(serving, _OF_VLLM) if engine != "vllm" else ():
+    for name in _set(serving, VLLM_ONLY) if engine != "vllm" else ():
         yield spec.find(
             Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
             f"stops the start: the engine is {engine}. Leave it out, or set {ENGINE} to vllm.",
         )  # fmt: skip
-    not_of = _NOT_OF.get(engine, {})
+    not_of = UNUSED.get(engine, {})
     for name in _set(serving, tuple(not_of)):
         yield spec.find(
             Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),

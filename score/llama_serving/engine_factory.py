@@ -13,7 +13,7 @@ from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
+UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
     "pipeline": {
         "kv_memory": "has no cache of its own",
         "backend": "has none to choose from",
@@ -26,8 +26,8 @@ _UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 """Of each engine, the settings that it does not look at, and why."""
-_UPSTREAM_ONLY: Final = ("upstream_url", "upstream_key")
-_VLLM_ONLY: Final = tuple(field.name for field in fields(Settings) if field.name.startswith("vllm_"))
+UPSTREAM_ONLY: Final = ("upstream_url", "upstream_key")
+VLLM_ONLY: Final = tuple(field.name for field in fields(Settings) if field.name.startswith("vllm_"))
 """(`LLAMA_VLLM` itself is not among them: an image says with it where vLLM is, whichever engine is used.)"""
 
 
@@ -96,17 +96,17 @@ def _check(settings: Settings, selection: Selection) -> None:
     """
     name = selection.name
     if name != "upstream":
-        for setting in _set(settings, _UPSTREAM_ONLY):
+        for setting in _set(settings, UPSTREAM_ONLY):
             raise SetupError(
                 f"{setting} is set, but the engine is not `upstream`. Set LLAMA_ENGINE=upstream, or unset it."
             )
-    for setting in _set(settings, _VLLM_ONLY) if name != "vllm" else ():
+    for setting in _set(settings, VLLM_ONLY) if name != "vllm" else ():
         if settings.engine != "auto":
             raise SetupError(
                 f"{setting} is set, but the engine is not `vllm`. Set LLAMA_ENGINE=vllm, or unset it."
             )
         _log.warning("%s has no effect: the engine is %s, since %s", setting, name, selection.why)
-    for field, why in _UNUSED.get(name, {}).items():
+    for field, why in UNUSED.get(name, {}).items():
         for setting in _set(settings, (field,)):
             raise SetupError(f"{setting} is set, but the {name} engine {why}. Unset it.")
 
