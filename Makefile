@@ -9,7 +9,7 @@ VLLM_READY := $(VLLM)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test vllm test-vllm check lint fmt typecheck yaml-check package resolve load batch-torture bench peers clean
+.PHONY: help run serve test vllm test-vllm check lint fmt typecheck yaml-check package resolve load batch-torture bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -64,6 +64,9 @@ batch-torture: $(READY)  ## Score 100,000 rows, once in peace and once with 20 k
 
 bench: $(READY)  ## Measure our engines and servers beside the peers that `make peers` installed (ARGS="--help")
 	$(BIN)/python -m load_tests.bench $(ARGS)
+
+bench-gpu: $(READY)  ## Measure vLLM on this machine's GPU, bare and behind us, on a random 7B (ARGS="--help")
+	$(BIN)/python -m load_tests.bench.gpu $(ARGS)
 
 peers:  ## Install the peers of `make bench` into build/peers, apart from the project
 	$(PYTHON) -m venv build/peers

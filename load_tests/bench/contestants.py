@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from deployment.servers import Server
 ROOT: Final = Path(__file__).resolve().parents[2]
 PEERS: Final = ROOT / "build" / "peers"
-VLLM: Final = Path(os.environ.get("LLAMA_VLLM") or ROOT / ".venv-vllm" / "bin" / "python")
-VLLM_SEQUENCES: Final = 16
-VLLM_CONTEXT: Final = 2048
 ENGINE: Final = "our engine"
-START_S: Final = 300
+START_S: Final = 420
+"""Seconds until a server is ready: vLLM compiles for minutes on a GPU."""
 ANSWER_S: Final = 600
 
 
@@ -58,8 +56,8 @@ def our_engine(checkpoint: Path) -> Contestant:
 def our_carriers(model: Path) -> list[Contestant]:
     """Our own server, and Azure's and MLflow's stock servers with our model in them."""
     return [
-        Contestant("our server", ours=True, serve=lambda: _own(model, stream=False)),
-        Contestant("our server, streaming", ours=True, serve=lambda: _own(model, stream=True)),
+        Contestant("our server", ours=True, serve=lambda: own(model, stream=False)),
+        Contestant("our server, streaming", ours=True, serve=lambda: own(model, stream=True)),
         Contestant("azmlinfsrv, ours", ours=True, serve=lambda: _score(model)),
         Contestant("mlflow models serve, ours", ours=True, serve=lambda: _invocations(model)),
     ]
@@ -75,59 +73,12 @@ def peers(checkpoint: Path) -> list[Contestant]:
     ]
 
 
-def vllm(checkpoint: Path, model: Path) -> list[Contestant]:
-    """vLLM, bare and behind our own server, each whole and streamed; what `make vllm` installs."""
-    return [
-        Contestant("vLLM", ours=False, serve=lambda: _vllm(checkpoint, _completions)),
-        Contestant("vLLM, streaming", ours=False, serve=lambda: _vllm(checkpoint, _streamed)),
-        Contestant(
-            "our server in front of vLLM", ours=True, serve=lambda: _own(model, stream=False, env=behind_us())
-        ),
-        Contestant(
-            "our server in front of vLLM, streaming",
-            ours=True,
-            serve=lambda: _own(model, stream=True, env=behind_us()),
-        ),
-    ]
-
-
-def behind_us() -> dict[str, str]:
-    """The settings with which our carriers start the same vLLM."""
-    return {
-        "LLAMA_ENGINE": "vllm",
-        "LLAMA_VLLM": str(VLLM),
-        "LLAMA_VLLM_EAGER": "true",
-        "LLAMA_MAX_NUM_SEQS": str(VLLM_SEQUENCES),
-        "LLAMA_CONTEXT": str(VLLM_CONTEXT),
-        "LLAMA_KV_MEMORY": "1GiB",
-    }
-
-
-def vllm_options(checkpoint: Path) -> list[str]:
-    """VLLM's own, as ours are: nothing is compiled (that takes minutes at each start), everything else as it comes."""
-    return ["--model", str(checkpoint), "--served-model-name", "any", "--dtype", "bfloat16", "--enforce-eager",
-            "--max-model-len", str(VLLM_CONTEXT), "--max-num-seqs", str(VLLM_SEQUENCES),
-            "--generation-config", "vllm", "--load-format", "safetensors"]  # fmt: skip
-
-
-def vllm_environment() -> dict[str, str]:
-    """Of a bare vLLM: it reports nothing, and uses all cores, of which it would leave one by itself."""
-    cores = str(len(os.sched_getaffinity(0)))
-    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": cores}  # fmt: skip
-
-
-def missing_vllm() -> str | None:
-    """Why vLLM can't be started; None where it can."""
-    return None if VLLM.exists() else "not installed (make vllm, or LLAMA_VLLM)"
-
-
 def at(name: str, url: str) -> Contestant:
     """An OpenAI-compatible server that somebody else keeps up, such as llama.cpp's."""
 
     @contextmanager
     def serve() -> Iterator[Callable[[str, int], int]]:
-        yield _completions(url)
+        yield completions(url)
 
     return Contestant(name, ours=False, serve=serve)
 
@@ -153,9 +104,10 @@ def _engine(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
 
 
 @contextmanager
-def _own(model: Path, *, stream: bool, env: Mapping[str, str] = NO_ENV) -> Iterator[Callable[[str, int], int]]:
-    with own_server(model, env=env) as server:
-        yield _streamed(f"{server.url}/v1") if stream else _completions(f"{server.url}/v1")
+def own(model: Path, *, stream: bool, env: Mapping[str, str] = NO_ENV) -> Iterator[Callable[[str, int], int]]:
+    """Our own server, asked for completions."""
+    with own_server(model, env=env, start_s=START_S) as server:
+        yield streamed(f"{server.url}/v1") if stream else completions(f"{server.url}/v1")
 
 
 @contextmanager
@@ -206,10 +158,12 @@ def _transformers_serve(checkpoint: Path) -> Iterator[Callable[[str, int], int]]
     command = ["transformers", "serve", str(checkpoint), "--continuous-batching", "--device", "cpu",
                "--dtype", "bfloat16", "--host", LOOPBACK, "--port", str(port)]  # fmt: skip
     with _peer(command, f"http://{LOOPBACK}:{port}/health"):
-        yield _completions(f"http://{LOOPBACK}:{port}/v1", model=str(checkpoint))
+        yield completions(f"http://{LOOPBACK}:{port}/v1", model=str(checkpoint))
 
 
-def _completions(url: str, model: str = "any") -> Callable[[str, int], int]:
+def completions(url: str, model: str = "any") -> Callable[[str, int], int]:
+    """A function that asks for whole completions."""
+
     def ask(prompt: str, new_tokens: int) -> int:
         body = {
             "model": model,
@@ -246,7 +200,9 @@ def _exchange(url: str, path: str, body: Any) -> bytes:
     return bytes(received)
 
 
-def _streamed(url: str) -> Callable[[str, int], int]:
+def streamed(url: str) -> Callable[[str, int], int]:
+    """A function that asks for streamed completions."""
+
     def ask(prompt: str, new_tokens: int) -> int:
         body = {"model": "any", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True,
                 "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
@@ -259,28 +215,16 @@ def _streamed(url: str) -> Callable[[str, int], int]:
 
 
 @contextmanager
-def _vllm(
-    checkpoint: Path, asking: Callable[[str], Callable[[str, int], int]]
-) -> Iterator[Callable[[str, int], int]]:
-    port = free_port(LOOPBACK)
-    command = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--host", LOOPBACK, "--port", str(port),
-               *vllm_options(checkpoint)]  # fmt: skip
-    log = checkpoint.parent / f"vllm-{port}.log"
-    with _process(command, f"http://{LOOPBACK}:{port}/health", log=log, env=vllm_environment()):
-        yield asking(f"http://{LOOPBACK}:{port}/v1")
-
-
-@contextmanager
 def _peer(command: list[str], probe: str) -> Iterator[None]:
     environment = {"PATH": f"{PEERS / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1",
                    "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
     log = PEERS / f"{command[0]}-{command[1]}.log"
-    with _process([str(PEERS / "bin" / command[0]), *command[1:]], probe, log=log, env=environment):
+    with process([str(PEERS / "bin" / command[0]), *command[1:]], probe, log=log, env=environment):
         yield
 
 
 @contextmanager
-def _process(command: list[str], probe: str, *, log: Path, env: Mapping[str, str]) -> Iterator[None]:
+def process(command: list[str], probe: str, *, log: Path, env: Mapping[str, str]) -> Iterator[None]:
     """Somebody's server, from its start to its end; what it says goes to a log."""
     with log.open("wb") as output, subprocess.Popen(  # noqa: S603
         command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env}, cwd=log.parent,
