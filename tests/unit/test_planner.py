@@ -276,6 +276,11 @@ def test_over_how_many_gpus_a_model_is_spread() -> None:
     assert spreads(replace(LLAMA_13B.shape, kv_heads=10), 8, Runner.VLLM) == [1, 2]
     assert spreads(replace(LLAMA_13B.shape, heads=4), 8, Runner.VLLM) == [1, 2, 4]
     assert spreads(replace(NANO.shape, heads=15, kv_heads=15, ffn=15, vocab=60), 8, Runner.VLLM) == [1]  # 64
+    assert spreads(CODE_7B.shape, 8, Runner.VLLM, 1, Precision.INT4) == [
+        1,
+        2,
+    ]  # 11,008 columns are 86 groups of 128
+    assert spreads(CODE_7B.shape, 8, Runner.VLLM, 1, Precision.INT8) == [1, 2, 4, 8]
     assert spreads(LLAMA_13B.shape, 8, Runner.PIPELINE) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
