@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.engine.batching.memory import free_bytes
+from llama_serving.engine.cpus import within_quota
 from llama_serving.engine.vllm.command import kv_bytes
 from llama_serving.engine.vllm.engine import VllmEngine
 from llama_serving.engine.vllm.installation import find
@@ -50,6 +52,7 @@ def start(
         installation.python,
         "the CPU" if installation.cpu else "the GPU",
     )
+    options = replace(options, threads=options.threads or within_quota())
     return VllmEngine(installation, model, options, kv_memory=kv_memory, environment=os.environ)
 
 
