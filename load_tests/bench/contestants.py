@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from deployment.servers import LOOPBACK, NO_ENV, azmlinfsrv, free_port, mlflow_serve, own_server
+from deployment.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve, own_server
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching.start import start
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -56,8 +56,8 @@ def our_engine(checkpoint: Path) -> Contestant:
 def our_carriers(model: Path) -> list[Contestant]:
     """Our own server, and Azure's and MLflow's stock servers with our model in them."""
     return [
-        Contestant("our server", ours=True, serve=lambda: own(model, stream=False)),
-        Contestant("our server, streaming", ours=True, serve=lambda: own(model, stream=True)),
+        Contestant("our server", ours=True, serve=lambda: _own(model, stream=False)),
+        Contestant("our server, streaming", ours=True, serve=lambda: _own(model, stream=True)),
         Contestant("azmlinfsrv, ours", ours=True, serve=lambda: _score(model)),
         Contestant("mlflow models serve, ours", ours=True, serve=lambda: _invocations(model)),
     ]
@@ -104,9 +104,8 @@ def _engine(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
 
 
 @contextmanager
-def own(model: Path, *, stream: bool, env: Mapping[str, str] = NO_ENV) -> Iterator[Callable[[str, int], int]]:
-    """Our own server, asked for completions."""
-    with own_server(model, env=env, start_s=START_S) as server:
+def _own(model: Path, *, stream: bool) -> Iterator[Callable[[str, int], int]]:
+    with own_server(model) as server:
         yield streamed(f"{server.url}/v1") if stream else completions(f"{server.url}/v1")
 
 

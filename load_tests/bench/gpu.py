@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
@@ -19,18 +20,17 @@ from llama_serving.catalog import CATALOG
 from llama_serving.engine.vllm.installation import gpu_here
 from load_tests.bench import vllm_peer
 from load_tests.bench.measure import Sample, ratio, throughput
+from load_tests.bench.vllm_peer import BARE, BEHIND, WAYS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from load_tests.bench.contestants import Contestant
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CONTEXT: Final = 2048
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--model", type=click.Choice(sorted(CATALOG)), default="CodeLlama-7b-Python-hf", metavar="NAME",
+@click.option("--model", type=click.Choice(sorted(CATALOG)), default="codellama/CodeLlama-7b-Python-hf", metavar="NAME",
               help="The model whose shape is measured; `llama-endpoints models` lists them.")  # fmt: skip
 @click.option("--clients", default="1,64,256", help="Numbers of clients, with commas; one sequence each.")
 @click.option("--new-tokens", default=256, help="Tokens of each answer.")
@@ -50,27 +50,25 @@ def main(  # noqa: PLR0913  (the options of a command)
     if not (cpu or gpu_here()):
         raise click.UsageError("There is no GPU here. --cpu tries the script without one.")
     counts = [int(count) for count in clients.split(",")]
-    folder = output.absolute() / model
+    folder = output.absolute() / model.rpartition("/")[2]
     checkpoint, packaged = folder / "model", folder / "packaged"
     _prepare(checkpoint, packaged, model)
     peer = vllm_peer.VllmPeer(sequences=max(counts), context=CONTEXT, gpu=not cpu)
+    servers = {BARE: partial(peer.bare, checkpoint), BEHIND: partial(peer.behind, packaged)}
     samples: list[Sample] = []
-    for contestant in tqdm(peer.contestants(checkpoint, packaged), file=sys.stderr, unit=" contestants"):
-        samples += _measured(contestant, counts, rounds, new_tokens)
+    for name, serve in tqdm(servers.items(), file=sys.stderr, unit=" servers"):
+        with serve() as url:  # (one at a time: each takes its share of the GPU's memory)
+            samples += _measured(name, url, counts, rounds, new_tokens)
     click.echo(table(samples, counts))
 
 
 def table(samples: Sequence[Sample], counts: Sequence[int]) -> str:
     """Tokens a second as a Markdown table, with our server's share of the bare vLLM's."""
-    pairs = (
-        ("vLLM", "our server in front of vLLM"),
-        ("vLLM, streaming", "our server in front of vLLM, streaming"),
-    )
     lines = ["| clients | vLLM | behind us | share | vLLM, streaming | behind us | share |",
              "|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for count in counts:
         cells = [f"{count:,}"]
-        for bare, ours in pairs:
+        for bare, ours in ((f"{BARE}{how}", f"{BEHIND}{how}") for how in WAYS):
             cells += [f"{_rate(samples, name, count):,.0f}" for name in (bare, ours)]
             cells.append(f"{ratio(samples, ours, bare, count) or 0:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -90,17 +88,17 @@ def _prepare(checkpoint: Path, packaged: Path, model: str) -> None:
     subprocess.run(package, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
 
 
-def _measured(contestant: Contestant, counts: Sequence[int], rounds: int, new_tokens: int) -> list[Sample]:
-    """All rounds of one contestant. Only one is up at a time: each takes its share of the GPU's memory."""
+def _measured(name: str, url: str, counts: Sequence[int], rounds: int, new_tokens: int) -> list[Sample]:
+    """All rounds of one server, whole and streamed in turn."""
+    asks = {f"{name}{how}": asking(url) for how, asking in WAYS.items()}
     samples, number = [], 0
-    with contestant.serve() as ask:
-        throughput(contestant.name, ask, clients=2, requests=1, new_tokens=8, first=9_000_000)
-        for _ in range(rounds):
-            for count in counts:
+    for one, ask in asks.items():
+        throughput(one, ask, clients=2, requests=1, new_tokens=8, first=9_000_000)
+    for _ in range(rounds):
+        for count in counts:
+            for one, ask in asks.items():
                 samples.append(
-                    throughput(
-                        contestant.name, ask, clients=count, requests=1, new_tokens=new_tokens, first=number
-                    )
+                    throughput(one, ask, clients=count, requests=1, new_tokens=new_tokens, first=number)
                 )
                 number += count
     return samples

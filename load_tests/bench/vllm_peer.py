@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deployment.servers import LOOPBACK, free_port
-from load_tests.bench.contestants import ROOT, Contestant, completions, own, process, streamed
+from deployment.servers import LOOPBACK, free_port, own_server
+from load_tests.bench.contestants import ROOT, START_S, Contestant, completions, process, streamed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    Ask = Callable[[str, int], int]
 
 PYTHON: Final = Path(os.environ.get("LLAMA_VLLM") or ROOT / ".venv-vllm" / "bin" / "python")
 CPU_KV_GIB: Final = 1
+BARE, BEHIND = "vLLM", "our server in front of vLLM"
+WAYS: Final[Mapping[str, Callable[[str], Ask]]] = {"": completions, ", streaming": streamed}
+"""How it is asked, by what the name in the table ends with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +65,35 @@ class VllmPeer:
             **of_cpu,
         }
 
-    def contestants(self, checkpoint: Path, model: Path) -> list[Contestant]:
-        """Bare and behind us, each whole and streamed."""
-        env = self.behind_us()
-        ours = "our server in front of vLLM"
-        return [
-            Contestant("vLLM", ours=False, serve=lambda: self._bare(checkpoint, completions)),
-            Contestant("vLLM, streaming", ours=False, serve=lambda: self._bare(checkpoint, streamed)),
-            Contestant(ours, ours=True, serve=lambda: own(model, stream=False, env=env)),
-            Contestant(f"{ours}, streaming", ours=True, serve=lambda: own(model, stream=True, env=env)),
-        ]
-
     @contextmanager
-    def _bare(
-        self, checkpoint: Path, asking: Callable[[str], Callable[[str, int], int]]
-    ) -> Iterator[Callable[[str, int], int]]:
+    def bare(self, checkpoint: Path) -> Iterator[str]:
+        """A bare vLLM; its URL, with the version."""
         port = free_port(LOOPBACK)
         command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--host", LOOPBACK, "--port", str(port),
                    *self.options(checkpoint)]  # fmt: skip
         log = checkpoint.parent / f"vllm-{port}.log"
         with process(command, f"http://{LOOPBACK}:{port}/health", log=log, env=self.environment()):
-            yield asking(f"http://{LOOPBACK}:{port}/v1")
+            yield f"http://{LOOPBACK}:{port}/v1"
+
+    @contextmanager
+    def behind(self, model: Path) -> Iterator[str]:
+        """Our server with the same vLLM behind it; its URL, with the version."""
+        with own_server(model, env=self.behind_us(), start_s=START_S) as server:
+            yield f"{server.url}/v1"
+
+    def contestants(self, checkpoint: Path, model: Path) -> list[Contestant]:
+        """Bare and behind us, each whole and streamed."""
+        return [
+            Contestant(f"{name}{how}", ours=name == BEHIND, serve=partial(_asked, serve, asking))
+            for name, serve in ((BARE, partial(self.bare, checkpoint)), (BEHIND, partial(self.behind, model)))
+            for how, asking in WAYS.items()
+        ]
+
+
+@contextmanager
+def _asked(serve: Callable[[], AbstractContextManager[str]], asking: Callable[[str], Ask]) -> Iterator[Ask]:
+    with serve() as url:
+        yield asking(url)
 
 
 def missing() -> str | None:
