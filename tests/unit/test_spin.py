@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from deployment.nano import FOLDER as NANO
 from llama_serving.engine import spin
 from llama_serving.engine.spin import SpinControl
 
@@ -143,3 +144,41 @@ def spun(mode: str) -> float:
 def test_libgomp_spins_less_while_a_team_sleeps() -> None:
     short, ended = spun("short"), spun("short, then ended")
     assert short < ended / 2
+
+
+ENGINES = """
+import sys
+from pathlib import Path
+from llama_serving.contract.request import SamplingParams
+from deployment.nano import FOLDER as NANO
+from llama_serving.engine import spin
+
+waits = [True]
+so_far = [0, 0]
+
+def times():
+    so_far[waits[0]] += 10**9
+    return tuple(so_far)
+
+spin.thread_times, spin.INTERVAL_S = times, 0.0
+if sys.argv[1] == "batching":
+    from llama_serving.engine.batching.start import start
+    engine = start(Path(sys.argv[2]), dtype="float32", context=64)
+else:
+    from llama_serving.engine.pipeline import PipelineEngine
+    engine = PipelineEngine(Path(sys.argv[2]), dtype="float32")
+for waits[0] in (True, False, True):
+    list(engine.submit([1, 300], SamplingParams(max_new_tokens=4)))
+    print(engine._thread.spin.short)
+engine.close()
+print(engine._thread.spin.short)
+"""
+
+
+@pytest.mark.parametrize("engine", ["batching", "pipeline"])
+def test_an_engine_adjusts_it_while_it_computes(engine: str) -> None:
+    env = {name: text for name, text in os.environ.items() if name not in spin.CHOSEN_BY_OPERATOR}
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINES, engine, str(NANO)], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "False", "True", "False"]
