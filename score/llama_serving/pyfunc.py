@@ -187,7 +187,9 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
 def _service(files: ModelFiles, settings: Settings) -> Service:
     """The service of a model; one that is there already and alive, if it was made of the same."""
     key = (fingerprint.of(files)["digest"], settings)
-    if key not in _services or not _services[key].engine.stats().alive:
+    if key in _services and not _services[key].engine.stats().alive:
+        _services.pop(key).close()  # (what is left of it may hold a GPU)
+    if key not in _services:
         _services[key] = Service.start(files, settings)
     return _services[key]
 

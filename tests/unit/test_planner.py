@@ -342,6 +342,14 @@ def test_34b_in_int4_fits_one_a100_of_40_gb() -> None:
     assert (found.fits, found.placement.gpus) == (True, 1)
 
 
+def test_a_step_of_vllm_has_a_token_of_each_sequence() -> None:
+    few = VllmOptions(prefill_tokens=64)
+    found = usual(Wanted(CODE_7B, Workload(4096, usual=256), sku=H100, options=few))
+    assert found.wanted.workload.concurrency == 64
+    with pytest.raises(SetupError, match="65 sequences need a prefill budget of as many tokens, not 64"):
+        plan(Wanted(CODE_7B, Workload(4096, 65), sku=H100, options=few))
+
+
 def test_a_cache_in_fp8_needs_a_gpu_that_has_it_and_holds_twice_as_many() -> None:
     fp8 = VllmOptions(kv_dtype=KvDtype.FP8)
     (lack,) = fit(CODE_7B, Workload(2048), Precision.BF16, A100, options=fp8).lacks

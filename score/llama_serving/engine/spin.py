@@ -150,4 +150,4 @@ def thread_times() -> tuple[int, int] | None:
         ran, waited, _ = SCHEDSTAT.read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return None
-    return int(ran), int(waited)
+    return (int(ran), int(waited)) if int(ran) else None  # (a kernel that keeps none says zero)

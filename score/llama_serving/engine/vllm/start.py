@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.engine.batching.memory import free_bytes
@@ -17,6 +18,7 @@ from llama_serving.errors import SetupError
 
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4}
+QUANTIZED: Final = "quantization_config"
 
 
 def start(
@@ -34,6 +36,11 @@ def start(
     Raises:
         SetupError: there is no vLLM, it can't serve the model, or it is not healthy in time.
     """
+    if options.prefill_tokens is not None and options.prefill_tokens < options.max_num_seqs:
+        raise SetupError(
+            f"LLAMA_VLLM_PREFILL_TOKENS={options.prefill_tokens} is below LLAMA_MAX_NUM_SEQS={options.max_num_seqs}, and vLLM "
+            "computes at least a token of each sequence in a step. Raise the one, or lower the other."
+        )
     installation = find(options.python)
     width = _BYTES.get(dtype, 2)
     model = ServedModel(
@@ -43,7 +50,7 @@ def start(
         context=context,
         positions=_positions(checkpoint),
         kv_bytes=variant.shape.kv_bytes_per_token(width),
-        weight_bytes=variant.shape.weight_bytes(width),
+        weight_bytes=_weight_bytes(checkpoint, variant, width),
     )
     kv_memory = kv_bytes(installation, model, options, free_bytes=free_bytes())
     _log.info(
@@ -56,11 +63,28 @@ def start(
     return VllmEngine(installation, model, options, kv_memory=kv_memory, environment=os.environ)
 
 
+def _weight_bytes(checkpoint: Path, variant: ModelVariant, width: int) -> int:
+    """Bytes of the weights in memory: quantized ones stay as they are in their files, others may be widened."""
+    files = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    return (
+        min(files, variant.shape.weight_bytes(width))
+        if _config(checkpoint).get(QUANTIZED)
+        else variant.shape.weight_bytes(width)
+    )
+
+
 def _positions(checkpoint: Path) -> int | None:
     """`max_position_embeddings` of the checkpoint's config."""
+    said = _config(checkpoint).get("max_position_embeddings")
+    return said if type(said) is int else None
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "config.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError) as error:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SetupError(f"{path} can't be read: {error}. Download the checkpoint again.") from error
-    return said if type(said) is int else None
+    if not isinstance(said, dict):
+        raise SetupError(f"{path} can't be read: it is no JSON object. Download the checkpoint again.")
+    return said
