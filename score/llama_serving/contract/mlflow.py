@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from llama_serving.contract import azure
+from llama_serving.contract import azure, inputs
+from llama_serving.contract.body import present
 from llama_serving.contract.request import Body, Reply, Request
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
@@ -17,7 +18,8 @@ def parse(body: Body) -> Request:
     Raises:
         BadRequest: not exactly one of `KEYS`, or what stands there is no body of `/score`.
     """
-    given = [key for key in KEYS if body.get(key) is not None]
+    body = present(body)
+    given = [key for key in KEYS if key in body]
     if len(given) != 1:
         what = "none of them" if not given else " and ".join(given)
         code = "competing_fields" if given else "missing_field"
@@ -33,10 +35,17 @@ def parse(body: Body) -> Request:
     return replace(azure.request_of(prompts, places, key), reply=Reply.ROWS)
 
 
+def speaks(body: Body) -> bool:
+    """Whether a body is MLflow's."""
+    return any(body.get(key) is not None for key in KEYS)
+
+
 def wrap(answer: Any) -> dict[str, Any]:
     """The answer as MLflow's server sends it."""
     return {"predictions": answer}
 
 
 def _is_records(key: str, data: Any) -> bool:
-    return key == "dataframe_records" or (key == "instances" and all(isinstance(item, dict) for item in data))
+    if key == "instances":
+        return all(isinstance(item, dict) for item in data) and not inputs.is_dialog(data)
+    return key == "dataframe_records"

@@ -78,6 +78,8 @@ _SCORING: Final = {
     "/invocations": _MLFLOW,
     "/v1/completions": _COMPLETION,
     "/v1/chat/completions": _CHAT,
+    "/completions": _COMPLETION,
+    "/chat/completions": _CHAT,
 }
 _SERVER_SCHEMAS: Final = ("mlflow", "openai-completions", "openai-chat", "openai-answers", *SCHEMAS)
 
@@ -141,6 +143,14 @@ def _asking() -> dict[str, Any]:
     number, document = _get("Its version", text), _get("This document", _json({"type": "object"}))
     models = _get("Its one model", _json(_any(("openai-answers/$defs/models",))), "503")
     model = _get("Its model", _json(_any(("openai-answers/$defs/model",))), "404", "503")
+    numbers = _get("Prometheus' text format", text)
+    names = ("model_name", "model_type", "model_provider_name")
+    about = {
+        "type": "object",
+        "required": list(names),
+        "properties": {key: {"type": "string"} for key in names},
+    }
+    info = _get("What the model is, for Azure's inference clients", _json(about), "503")
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     return {
         "/health": {"get": ready, "head": ready},
@@ -148,10 +158,11 @@ def _asking() -> dict[str, Any]:
         "/health/ready": {"get": ready, "head": ready},
         "/ping": {"get": ping, "head": ping},
         "/version": {"get": number, "head": number},
-        "/metrics": {"get": _get("Prometheus' text format", text)},
+        "/metrics": {"get": numbers, "head": numbers},
         "/openapi.json": {"get": document, "head": document},
-        "/v1/models": {"get": models},
-        "/v1/models/{name}": {"parameters": [name], "get": model},
+        "/v1/models": {"get": models, "head": models},
+        "/v1/models/{name}": {"parameters": [name], "get": model, "head": model},
+        "/info": {"get": info, "head": info},
     }
 
 
