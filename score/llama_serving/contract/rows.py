@@ -88,6 +88,17 @@ def split(row: Mapping[str, Any]) -> Row:
     return _take(given, RowKind.NOTHING, set())
 
 
+def defaults(given: Mapping[str, Any], at: str = "parameters") -> Parameters:
+    """Parameters for all rows, which stand at the path `at`.
+
+    Raises:
+        BadRequest: they are none.
+    """
+    given = json_body.present(given)
+    validate(given, "parameters")
+    return parameters.parse(given, at)
+
+
 def request(row: Row, defaults: Parameters) -> Request:
     """What the row asks for; `defaults` fill what it leaves open.
 
