@@ -10,7 +10,7 @@ from tests.clients.conftest import HERE, KEY, Ask, Expected, Run
 def test_openai(ask: Ask, keyed: Server, expected: Expected) -> None:
     told = ask("use_openai", keyed)
     errors = told.pop("errors")
-    assert told.pop("models") == ["nano"]
+    assert told.pop("models") == [["nano"], ["nano"]]
     assert told == {name: expected.chat if "chat" in name else expected.completion for name in told}
     assert errors == {
         "no key": {"type": "AuthenticationError", "code": "invalid_api_key", "param": None},

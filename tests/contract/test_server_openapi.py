@@ -107,7 +107,7 @@ def refuses_in_our_words(ctx: Any, response: Any, case: Any) -> None:
     assert said["error"]["request_id"] == request_id
     if case.path != "/invocations":  # whose refusals are in the words of the body's protocol
         assert ("type" in said["error"]) == case.path.startswith(
-            ("/v1/", "/models/", "/completions", "/chat/", "/info")
+            ("/v1/", "/models", "/completions", "/chat/", "/info")
         )
     assert response.status_code != 404 or case.path == "/v1/models/{name}"
 

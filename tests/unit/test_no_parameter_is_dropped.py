@@ -56,7 +56,9 @@ OTHER: Final[dict[str, Any]] = {
 KNOWN_SEEDS: Final = (14, 519)
 """Tried first: the search for such a seed takes a minute."""
 PENALTIES: Final = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-WITHOUT_EFFECT: Final = frozenset(("user", "metadata", "store", "model"))
+WITHOUT_EFFECT: Final = frozenset(
+    ("user", "metadata", "store", "model", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+)
 """Of OpenAI's fields those that have none on the text anywhere, as documented."""
 
 

@@ -338,6 +338,14 @@ def test_inputs_is_input_data_to_score(service: Service, place: str) -> None:
     assert (both.code, both.param) == ("competing_fields", "inputs")
 
 
+def test_fields_without_effect_pass_and_are_carried_along() -> None:
+    free = {"user": "u", "metadata": {"a": 1}, "store": True, "safety_identifier": "s", "prompt_cache_key": "k",
+            "prompt_cache_retention": "24h"}  # fmt: skip
+    for body in ({"prompt": "x"}, {"messages": [user("x")]}):
+        assert protocol.parse({**body, **free}) == protocol.parse(body)
+        assert rows.split({**body, **free}).extra == free
+
+
 def test_letters_alone_mean_nothing() -> None:
     assert foreign_names.meant("top_z", ("top_p", "top_k", "stop")) == ""
     assert foreign_names.meant("sequences", ("num_return_sequences", "stop_sequences")) == ""

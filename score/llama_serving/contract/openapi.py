@@ -160,6 +160,7 @@ def _asking() -> dict[str, Any]:
         "/metrics": {"get": numbers, "head": numbers},
         "/openapi.json": {"get": document, "head": document},
         "/v1/models": {"get": models, "head": models},
+        "/models": {"get": models, "head": models},
         "/v1/models/{name}": {"parameters": [name], "get": model, "head": model},
         **{f"{prefix}/info": {"get": info, "head": info} for prefix in PREFIXES},
     }

@@ -26,7 +26,10 @@ _PROMPTS: Final = (*_SHORT, *_WHOLE)
 _PARAMETERS: Final = frozenset((*parameters.NAMES, *parameters.ALIASES, "params"))
 _TAKEN: Final = frozenset((*_PROMPTS, *_PARAMETERS, "parameters", "body", "custom_id", "method", "url"))
 """What a row may be made of; of these a null is as if it were not there, all others are carried along as they are."""
-_FREE: Final = frozenset(("user", "metadata", "store"))
+_FREE: Final = frozenset(
+    ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+)
+"""Of OpenAI's fields those that have no effect on the text."""
 
 
 class RowKind(StrEnum):

@@ -162,7 +162,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 def spoken_at(path: str) -> Adapter | None:
     """The protocol in whose words a path refuses."""
-    openais = path.startswith(("/v1/", "/models/")) or path in INFO
+    openais = path.startswith(("/v1/", "/models")) or path in INFO
     return PROTOCOLS["/v1/completions"] if openais else PROTOCOLS.get(path)
 
 
@@ -254,7 +254,8 @@ def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
             return _json({"model_name": service.variant.name, "model_type": kind,
                           "model_provider_name": "llama-endpoints"})  # fmt: skip
 
-    app.add_api_route("/v1/models", models, methods=["GET", "HEAD"])
+    for path in ("/v1/models", "/models"):
+        app.add_api_route(path, models, methods=["GET", "HEAD"])
     app.add_api_route("/v1/models/{name:path}", model, methods=["GET", "HEAD"])
     for path in INFO:
         app.add_api_route(path, info, methods=["GET", "HEAD"])

@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping"))
 """Whoever watches the server has no key."""
-NAMED: Final = frozenset((*PROTOCOLS, *PROBES, *INFO, "/v1/models", "/version", "/metrics", "/openapi.json"))
+NAMED: Final = frozenset(
+    (*PROTOCOLS, *PROBES, *INFO, "/v1/models", "/models", "/version", "/metrics", "/openapi.json")
+)
 """The routes that metrics tell apart: others would be as many as somebody can think of."""
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

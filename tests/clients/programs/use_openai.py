@@ -55,7 +55,7 @@ with openai.OpenAI(**OPTIONS) as client, openai.OpenAI(**{**OPTIONS, "base_url":
             "completion at the root": at_the_root.completions.create(**COMPLETION).choices[0].text,
             **helpers(client),
             **asyncio.run(asynchronous()),
-            "models": [model.id for model in client.models.list()],
+            "models": [[model.id for model in one.models.list()] for one in (client, at_the_root)],
             "errors": {
                 "no key": error_of(client.with_options(api_key="wrong")),
                 "too long": error_of(client, messages=[{"role": "user", "content": "x " * 3000}]),
