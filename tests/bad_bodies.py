@@ -184,23 +184,29 @@ _NEW_TOKENS: Final = Edges((1, 8.0, None), (0, -1, *_NO_INTEGER))
 _PENALTY: Final = Edges((-2, -2.0, 0, 2, 0.5, None), (-2.01, 2.01, *_NO_NUMBER))
 _SEQUENCES: Final = Edges((1, 16, 2.0, None), (0, 17, *_NO_INTEGER))
 
+_STOP: Final = Edges(("a", ["a"], ["a"] * 16, None), (5, True, {}, ["a"] * 17))
+_MIN_TOKENS: Final = Edges((0, 1, 2.0, None), (-1, *_NO_INTEGER))
+
 EDGES: Final[Mapping[str, Edges]] = {
     "max_new_tokens": _NEW_TOKENS,
     "max_tokens": _NEW_TOKENS,
     "max_completion_tokens": _NEW_TOKENS,
     "num_predict": _NEW_TOKENS,
-    "min_new_tokens": Edges((0, 1, 2.0, None), (-1, *_NO_INTEGER)),
+    "max_gen_len": _NEW_TOKENS,
+    "min_new_tokens": _MIN_TOKENS,
+    "min_tokens": _MIN_TOKENS,
     "do_sample": _BOOLEAN,
     "temperature": Edges((0, -0.0, 2, 0.5, 5e-324, None), (-0.01, 2.01, *_NO_NUMBER)),
     "top_p": Edges((1, 1.0, 5e-324, None), (0, -0.0, 1.01, *_NO_NUMBER)),
-    "top_k": Edges((0, 2**31 - 1, 5.0, None), (-1, 2**31, *_NO_INTEGER)),
+    "top_k": Edges((0, 2**31 - 1, 5.0, None), (-2, 2**31, *_NO_INTEGER)),
     "min_p": Edges((0, 1, 0.5, None), (-0.01, 1.01, *_NO_NUMBER)),
     "repetition_penalty": Edges((10, 5e-324, 1, None), (0, 10.01, *_NO_NUMBER)),
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,
     "num_return_sequences": _SEQUENCES,
     "n": _SEQUENCES,
-    "stop": Edges(("a", ["a"], ["a"] * 16, None), ("", 5, True, {}, ["a"] * 17)),
+    "stop": _STOP,
+    "stop_sequences": _STOP,
     "seed": Edges((0, 2**63 - 1, 5.0, None), (-1, 2**63, float(2**63), *_NO_INTEGER)),
     "return_full_text": _BOOLEAN,
     "echo": _BOOLEAN,
@@ -208,6 +214,7 @@ EDGES: Final[Mapping[str, Edges]] = {
     "logprobs": Edges((0, 5, 2.0, None), (-1, 6, *_NO_INTEGER)),
     "details": _BOOLEAN,
     "stream": _BOOLEAN,
+    "continue_final_message": _BOOLEAN,
 }
 
 
@@ -243,20 +250,19 @@ def _table(**changes: Any) -> dict[str, Any]:
 
 WRONG_SHAPE: Final = (
     Bad("no input", {}, "missing_field", "input_data", stock=Stock.OWN),
-    Bad("MLflow's body", {"inputs": [SECRET], "params": _ONE}, "missing_field", "input_data", stock=Stock.LOST),
     Bad("OpenAI's body", {"prompt": SECRET, "max_tokens": 1}, "missing_field", "input_data",
         stock=Stock.LOST),
     Bad("an unknown key beside it", {"input_data": [SECRET], "params": _ONE, "input_dat": 1}, "unknown_field",
         "input_dat",
         says="Did you mean `input_data`?", stock=Stock.LOST),
-    Bad("two inputs", {"input_data": [SECRET], "params": _ONE, "inputs": [SECRET]}, "unknown_field", "inputs",
+    Bad("two inputs", {"input_data": [SECRET], "params": _ONE, "inputs": [SECRET]}, "competing_fields", "inputs",
         stock=Stock.LOST),
     Bad("two inputs inside", score([SECRET]) | {"input_data": {**_TABLE, "input_string": [SECRET]}},
         "unknown_field", "input_data.input_string"),
     *(Bad(f"input_data is {name}", {"input_data": value}, "invalid_value", "input_data")
-      for name, value in (("a number", 5), ("null", None), ("a boolean", True))),
-    Bad("input_data is a string", {"input_data": SECRET, "params": _ONE}, "invalid_value", "input_data",
-        ),
+      for name, value in (("a number", 5), ("a boolean", True))),
+    Bad("input_data is null", {"input_data": None}, "missing_field", "input_data"),
+    Bad("input_data is an empty string", {"input_data": "", "params": _ONE}, "empty_prompt", "input_data"),
     Bad("an empty object", {"input_data": {}}, "missing_field", "input_data.input_string"),
     Bad("a misspelled key inside", {"input_data": {"input_string": [SECRET], "parameter": {}}},
         "unknown_field", "input_data.parameter", says="Did you mean `parameters`?"),
@@ -272,7 +278,7 @@ WRONG_PROMPT: Final = (
     Bad("an empty prompt in a table", _table(data=[[SECRET], [""]]), "empty_prompt", "input_data.data[1][0]",
         1),
     Bad("a number as the prompt", score(5), "invalid_value", _AT),
-    Bad("null as the prompt", score(None), "invalid_value", _AT),
+    Bad("null as the prompt", score(None), "missing_field", _AT),
     Bad("a null item", score([SECRET, None]), "invalid_value", _ITEM, 1, says="not null"),
     Bad("a number item", score([SECRET, 3], **_ONE), "invalid_value", _ITEM, 1, says="not 3",
         stock=Stock.LOST),
@@ -282,7 +288,8 @@ WRONG_PROMPT: Final = (
         stock=Stock.OWN),
     Bad("nested items only", score([[SECRET]]), "invalid_value", f"{_AT}[0]", 0),
     Bad("a message behind a string", score([SECRET, user()]), "missing_field", f"{_ITEM}.prefix", 1),
-    Bad("a message in a plain list", {"input_data": [user()]}, "missing_field", "input_data[0].prefix", 0),
+    Bad("a message behind a string in a plain list", {"input_data": [SECRET, user()]}, "missing_field",
+        "input_data[1].prefix", 1, says="nothing but messages"),
     Bad("no suffix", score({"prefix": SECRET}), "missing_field", f"{_AT}.suffix"),
     Bad("no prefix", score([_INFILL, {"suffix": SECRET}]), "missing_field", f"{_ITEM}.prefix", 1),
     Bad("a prefix that is a number", score({**_INFILL, "prefix": 5}), "invalid_value", f"{_AT}.prefix"),
@@ -320,23 +327,27 @@ WRONG_TABLE: Final = (
 
 WRONG_DIALOG: Final = (
     Bad("the assistant first", score([assistant(), user()]), "invalid_dialog", f"{_AT}[0]"),
-    Bad("two users in turn", score([user(), user()]), "invalid_dialog", _ITEM),
-    Bad("two assistants in turn", score([user(), assistant(), assistant(), user()]), "invalid_dialog",
-        f"{_AT}[2]"),
-    Bad("the assistant last", score([user(), assistant()]), "invalid_dialog", _ITEM),
+    Bad("the assistant behind the system", score([{"role": "system", "content": SECRET}, assistant(), user()]),
+        "invalid_dialog", _ITEM),
+    Bad("the assistant last", score([user(), assistant()]), "invalid_dialog", _ITEM, says="continue_final_message"),
+    Bad("the user to be continued", score([user()], continue_final_message=True), "invalid_dialog", f"{_AT}[0]",
+        says="continue_final_message"),
+    Bad("nothing to be continued", score([user(), assistant("")], continue_final_message=True), "invalid_dialog",
+        _ITEM, says="is empty"),
     Bad("a system message alone", score([{"role": "system", "content": SECRET}]), "invalid_dialog",
         f"{_AT}[0]"),
     Bad("a system message later", score([user(), {"role": "system", "content": SECRET}]), "invalid_dialog",
         _ITEM),
     Bad("an empty user message", score([user("")]), "invalid_dialog", f"{_AT}[0]", says="is empty"),
     *(Bad(f"the role {role!r}", score([user(), assistant(), {"role": role, "content": SECRET}]),
-          "invalid_value", f"{_AT}[2].role") for role in ("tool", "developer", "User", "", 5, None)),
+          "invalid_value", f"{_AT}[2].role") for role in ("tool", "User", "", 5)),
+    Bad("no role, as a null", score([user(), {"role": None, "content": SECRET}]), "missing_field", f"{_ITEM}.role"),
     Bad("no role", score([{"content": SECRET}]), "missing_field", f"{_AT}[0].role"),
     Bad("no content", score([{"role": "user"}]), "missing_field", f"{_AT}[0].content"),
-    Bad("null content", score([user(None)]), "invalid_value", f"{_AT}[0].content"),
-    Bad("an image", score([user([{"type": "image_url", "image_url": {"url": SECRET}}])]), "invalid_value",
-        f"{_AT}[0].content", says="no images"),
-    Bad("more in a message", score([{**user(), "name": SECRET}]), "unknown_field", f"{_AT}[0].name"),
+    Bad("null content", score([user(None)]), "missing_field", f"{_AT}[0].content"),
+    Bad("an image", score([user([{"type": "image_url", "image_url": {"url": SECRET}}])]), "missing_field",
+        f"{_AT}[0].content[0].text", says="no images"),
+    Bad("more in a message", score([{**user(), "title": SECRET}]), "unknown_field", f"{_AT}[0].title"),
     Bad("a string behind a message", score([user(), SECRET]), "invalid_value", _ITEM, says="can't be mixed"),
 )  # fmt: skip
 
@@ -346,19 +357,17 @@ WRONG_PARAMETERS: Final = (
           "invalid_value", _P)
       for name, value in (("a list", []), ("a string", SECRET), ("a number", 5), ("false", False))),
     Bad("a misspelled name", score(SECRET, max_new_token=5), "unknown_field", f"{_P}.max_new_token",
-        says="Did you mean `max_new_tokens`? Accepted here: details, do_sample, echo,"),
+        says="Did you mean `max_new_tokens`? Accepted here: continue_final_message, details, do_sample, echo,"),
     Bad("a name like no other", score(SECRET, zzz=5), "unknown_field", f"{_P}.zzz", says="Accepted here: "),
     Bad("a text in the place of a name", score("x", **{SECRET: 5}), "unknown_field", f"{_P}.…"),
     Bad("an empty stop string in a list", score(SECRET, stop=["a", ""]), "invalid_value", f"{_P}.stop[1]"),
     Bad("a stop string that is a number", score(SECRET, stop=[5]), "invalid_value", f"{_P}.stop[0]"),
-    Bad("one thing under two names", score(SECRET, max_new_tokens=5, max_tokens=5), "competing_fields",
+    Bad("one thing under two names", score(SECRET, max_new_tokens=5, max_tokens=6), "competing_fields",
         f"{_P}.max_tokens", says="the same parameter"),
-    Bad("n under two names", score(SECRET, n=1, num_return_sequences=1), "competing_fields",
+    Bad("n under two names", score(SECRET, n=1, num_return_sequences=2), "competing_fields",
         f"{_P}.num_return_sequences"),
     *(Bad(f"parameters inside and as {name}", score(SECRET, **_ONE) | {name: {"seed": 1}}, "competing_fields",
           name, stock=stock) for name, stock in (("parameters", Stock.LOST), ("params", Stock.OURS))),
-    Bad("empty parameters in two places", {"input_data": [SECRET], "parameters": {}, "params": _ONE},
-        "competing_fields", "params", stock=Stock.LOST),
     Bad("an unknown name beside the input", {"input_data": [SECRET], "params": {**_ONE, "top-p": 1}},
         "unknown_field", "params.top-p", says="Did you mean `top_p`?", stock=Stock.LOST),
 )  # fmt: skip
@@ -372,9 +381,9 @@ def _long_prompts() -> Iterator[Bad]:
     yield Bad("more characters than the context can hold", score("x" * 40_000), "context_exceeded", _AT,
               says="at least")  # fmt: skip
     yield Bad("more tokens than the context", score([SECRET, "é" * 2000]), "context_exceeded", _ITEM, 1,
-              says=f"exceeds the context of {CONTEXT}")  # fmt: skip
+              says=f"maximum context length is {CONTEXT} tokens")  # fmt: skip
     yield Bad("more new tokens than are left", score([SECRET, words], max_new_tokens=1000), "context_exceeded",
-              _ITEM, 1, says=f"has 1502 tokens; with 1000 new tokens that exceeds the context of {CONTEXT}")  # fmt: skip
+              _ITEM, 1, says="has 1502 tokens, and 1000 new tokens may follow")  # fmt: skip
     yield Bad("more new tokens than the context", score(SECRET, max_new_tokens=10**12), "context_exceeded",
               _AT)  # fmt: skip
 
@@ -385,17 +394,16 @@ REFUSED_BY_THE_MODEL: Final = (
     Bad("4096 prompts", {"input_data": [SECRET] * 4096}, "too_many_prompts"),
     *(Bad(f"{mark} in a message", score([user(f"{SECRET} {mark}")]), "invalid_dialog", _AT, says=mark)
       for mark in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<step>", "</step>")),
-    Bad("a mark in what the assistant said", score([user(), assistant("[/INST]"), user()]), "invalid_dialog",
-        _AT),
     Bad("a mark in a dialog of a table", _table(data=[[SECRET], [[user("[INST]")]]]), "invalid_dialog",
         "input_data.data[1]", 1, stock=Stock.OWN),
     Bad("a stream", score(SECRET, stream=True), "streaming_unsupported", f"{_P}.stream",
         says="predict_stream"),
     Bad("a stream of two prompts", score([SECRET] * 2, stream=True), "streaming_unsupported", f"{_P}.stream"),
-    Bad("two greedy sequences", score(SECRET, do_sample=False, n=2), "invalid_value",
+    Bad("two greedy sequences", score(SECRET, do_sample=False, n=2), "invalid_value", f"{_P}.n"),
+    Bad("two sequences at temperature 0", score(SECRET, temperature=0, num_return_sequences=2), "invalid_value",
         f"{_P}.num_return_sequences"),
-    Bad("two sequences at temperature 0", score(SECRET, temperature=0, n=2), "invalid_value",
-        f"{_P}.num_return_sequences"),
+    Bad("a text to be continued", score(SECRET, continue_final_message=True), "invalid_value",
+        f"{_P}.continue_final_message", says="no message to continue"),
     Bad("more tokens at least than at most", score(SECRET, max_new_tokens=3, min_new_tokens=4),
         "invalid_value", f"{_P}.min_new_tokens", says="it is 4 and max_new_tokens is 3"),
     Bad("more tokens at least than the default", score(SECRET, min_new_tokens=257), "invalid_value",
@@ -421,21 +429,21 @@ def _openai_bodies() -> Iterator[Bad]:
         kind = next(iter(body))
         for name in UNSUPPORTED:
             yield Bad(
-                f"{kind} with {name}", {**body, name: {}}, "unsupported_field", name, says="not supported"
+                f"{kind} with {name}", {**body, name: {"a": 1}}, "unsupported_field", name, says="not supported"
             )
         for name in ("details", "num_predict", "input_data", "params", "keep_alive"):
             stock = Stock.OWN if name == "details" else Stock.OURS  # a name of its own ParamSchema
             yield Bad(f"{kind} with {name}", {**body, name: {}}, "unknown_field", name, says="Accepted here: ",
                       stock=stock)  # fmt: skip
-        for name, value in (("temperature", 3), ("max_tokens", 0), ("n", 17), ("stop", ""), ("seed", -1),
+        for name, value in (("temperature", 3), ("max_tokens", 0), ("n", 17), ("seed", -1),
                             ("model", 5), ("stream_options", [])):  # fmt: skip
             yield Bad(f"{kind} with {name} {value!r}", {**body, name: value}, "invalid_value", name)
-        yield Bad(f"{kind} with two limits", {**body, "max_tokens": 1, "max_completion_tokens": 1},
+        yield Bad(f"{kind} with two limits", {**body, "max_tokens": 1, "max_completion_tokens": 2},
                   "competing_fields", "max_completion_tokens")  # fmt: skip
-        yield Bad(f"{kind} with stream_options alone", {**body, "stream_options": {}}, "invalid_value",
+        yield Bad(f"{kind} with stream_options alone", {**body, "stream_options": {"include_usage": True}}, "invalid_value",
                   "stream_options", says="needs `stream: true`")  # fmt: skip
         yield Bad(f"{kind} with another stream option",
-                  {**body, "stream": True, "stream_options": {"include_obfuscation": True}}, "unknown_field",
+                  {**body, "stream": True, "stream_options": {"include_obfuscation": True}}, "unsupported_field",
                   "stream_options.include_obfuscation")  # fmt: skip
 
 
@@ -446,7 +454,7 @@ WRONG_OPENAI: Final = (
     Bad("an empty prompt with an empty suffix", {"prompt": "", "suffix": ""}, "empty_prompt", "prompt"),
     Bad("no prompts", {"prompt": []}, "empty_prompt", "prompt"),
     Bad("an empty prompt in a list", {"prompt": [SECRET, ""]}, "empty_prompt", "prompt[1]", 1),
-    Bad("a null prompt", {"prompt": None}, "invalid_value", "prompt"),
+    Bad("a null prompt", {"prompt": None}, "missing_field", "prompt"),
     Bad("an object as the prompt", {"prompt": {}}, "invalid_value", "prompt"),
     Bad("no token ids", {"prompt": [[1], []]}, "empty_prompt", "prompt[1]", 1),
     Bad("a negative token id", {"prompt": [1, -1]}, "invalid_value", "prompt[1]"),
@@ -474,7 +482,10 @@ WRONG_OPENAI: Final = (
     Bad("a string as a message", {"messages": [user(), SECRET]}, "invalid_value", "messages[1]"),
     Bad("another role", {"messages": [{"role": "tool", "content": SECRET}]}, "invalid_value",
         "messages[0].role"),
-    Bad("two users in turn", {"messages": [user(), user()]}, "invalid_dialog", "messages[1]"),
+    Bad("the assistant last", {"messages": [user(), assistant()]}, "invalid_dialog", "messages[1]",
+        says="continue_final_message"),
+    Bad("beginning and continuing", {"messages": [user(), assistant()], "continue_final_message": True,
+        "add_generation_prompt": True}, "invalid_value", "add_generation_prompt"),
     Bad("an empty message", {"messages": [user("")]}, "invalid_dialog", "messages[0]"),
     Bad("empty parts", {"messages": [user([{"type": "text", "text": ""}])]}, "invalid_dialog", "messages[0]"),
     Bad("no parts", {"messages": [user([])]}, "empty_prompt", "messages[0].content"),
@@ -482,7 +493,7 @@ WRONG_OPENAI: Final = (
         "missing_field", "messages[0].content[0].text", says="no images"),
     Bad("an image with a text", {"messages": [user([{"type": "image", "text": SECRET}])]}, "invalid_value",
         "messages[0].content[0].type", says="no images"),
-    Bad("tool calls", {"messages": [{**user(), "tool_calls": []}]}, "unsupported_field",
+    Bad("tool calls", {"messages": [{**user(), "tool_calls": [{}]}]}, "unsupported_field",
         "messages[0].tool_calls"),
 )  # fmt: skip
 """What the parser of OpenAI's two routes refuses."""
@@ -494,8 +505,17 @@ OPENAI_REFUSED_BY_THE_MODEL: Final = (
     Bad("a mark in a message", {"messages": [user(f"{SECRET} [INST]")]}, "invalid_dialog", "messages"),
     Bad("a mark in a message that is nearly a whole prompt", {"messages": [user("[INST] a [/INST] b")]},
         "invalid_dialog", "messages"),
-    Bad("a prompt longer than the context", {"prompt": "x" * 40_000, "max_tokens": 1}, "context_exceeded",
-        "prompt"),
-    Bad("two greedy choices", {**_COMPLETION, "n": 2, "temperature": 0}, "invalid_value",
-        "num_return_sequences"),
+    Bad("a prompt longer than the context", {"prompt": "x" * 40_000, "max_tokens": 1}, "context_length_exceeded",
+        "prompt", says="lower `max_tokens`"),
+    Bad("two greedy choices", {**_COMPLETION, "n": 2, "temperature": 0}, "invalid_value", "n"),
 )  # fmt: skip
+
+
+# --- what asks for nothing ------------------------------------------------------------------------
+
+NO_EFFECT: Final[Mapping[str, tuple[Any, ...]]] = {
+    name: tuple(value for value in rule["enum"] if value is not None)
+    for name, rule in schema("parameters")["properties"].items()
+    if "enum" in rule
+}
+"""Names of transformers', TGI's and vLLM's that pass at the one value that changes nothing."""

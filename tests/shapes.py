@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llama_serving.contract.request import FinishReason, Generation, TokenLogprob, Usage
+from llama_serving.contract.request import Alternative, FinishReason, Generation, TokenLogprob, Usage
 
 
 def shape(value: Any) -> Any:
@@ -29,7 +29,7 @@ def generation(
 
 
 LOGPROBS = (
-    TokenLogprob("a", b"a", -0.5, (("a", b"a", -0.5), ("b", b"b", -1.5))),
-    TokenLogprob("é", "é".encode(), -0.25, (("é", "é".encode(), -0.25),)),
+    TokenLogprob(Alternative(5, b"a", -0.5), (Alternative(5, b"a", -0.5), Alternative(6, b"b", -1.5)), 0),
+    TokenLogprob(Alternative(7, "é".encode(), -0.25), (Alternative(7, "é".encode(), -0.25),), 1),
 )
 """Of the text `aé`."""

@@ -19,7 +19,14 @@ A message says what was wrong, what is allowed and what to do. It never holds a 
 
 import traceback
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+OPENAI_CODES: Final = {
+    "context_exceeded": "context_length_exceeded",
+    "queue_full": "rate_limit_exceeded",
+    "unauthorized": "invalid_api_key",
+}
+"""Where OpenAI has a code of its own, its clients look for that (`model_not_found` is the same)."""
 
 
 class ServingError(Exception):
@@ -64,10 +71,10 @@ class ServingError(Exception):
         )
 
     def body(self, request_id: str | None = None, *, openai: bool = False) -> dict[str, Any]:
-        """The JSON body of CONTRACT section 3; `openai` adds the field that OpenAI's clients read."""
+        """The JSON body of every refusal; `openai` says it with OpenAI's code, and adds the field that its clients read."""
         fields = {
             "type": self.openai_type if openai else None,
-            "code": self.code,
+            "code": OPENAI_CODES.get(self.code, self.code) if openai else self.code,
             "message": self.message,
             "param": self.param,
             "index": self.index,

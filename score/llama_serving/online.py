@@ -67,6 +67,8 @@ def init() -> None:
 @rawhttp  # type: ignore[untyped-decorator]
 def run(request: flask.Request) -> AMLResponse:
     """Answers one HTTP request; never raises."""
+    if request.method == "OPTIONS":  # a browser's question; azmlinfsrv puts AML_CORS_ORIGINS into the answer
+        return AMLResponse("", 200)
     request_id = str(getattr(flask.g, "request_id", "")) or None
     try:
         return AMLResponse(_answer(request), 200, json_str=True)

@@ -29,12 +29,11 @@ from mlflow.types.schema import ParamSchema, ParamSpec
 
 from llama_serving import thread_pool
 from llama_serving.batch import fingerprint, table
+from llama_serving.contract import azure, openai, protocol, rows
 from llama_serving.contract import mlflow as protocol_mlflow
-from llama_serving.contract import openai, parameters, protocol
-from llama_serving.contract.body import check_value, too_deep
+from llama_serving.contract.body import check_value, present, too_deep
 from llama_serving.contract.request import Parameters, Request
 from llama_serving.contract.rows import Place
-from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.model_files import ARTIFACT, ModelFiles
 from llama_serving.service import Service, as_serving_error, log_to_stderr
@@ -51,6 +50,9 @@ EXAMPLE: Final = {
     "parameters": {"return_full_text": False, "do_sample": True},
 }
 """The model card's sample, as MLflow's `inputs`."""
+
+_BODIES: Final = frozenset(("input_data", "messages", "prompt", *protocol_mlflow.KEYS))
+"""Keys that make an object a whole body, and not what stands in `inputs`."""
 
 SERVER: Final = "mlflow.pyfunc.scoring_server.app"
 """MLflow's server loads the model while it imports this."""
@@ -76,6 +78,7 @@ PARAMS: Final[Mapping[str, str]] = {
     "logprobs": "long",
     "details": "boolean",
     "stream": "boolean",
+    "continue_final_message": "boolean",
 }
 """What may stand in top-level `params`; MLflow drops every other name before the model sees it."""
 
@@ -160,7 +163,8 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
         """The answer to a body with one prompt, piece by piece.
 
         Yields:
-            For OpenAI bodies OpenAI's chunk objects, for all others `{"<sequence>": "piece"}`.
+            For OpenAI bodies OpenAI's chunk objects, for all others `{"<sequence>": "piece"}`, and `{"details": [...]}` at
+            the end where details are asked for.
 
         Raises:
             ServingException: as `predict`; also for several prompts.
@@ -174,7 +178,10 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
                 if request.openai:
                     yield from openai.chunks(request, deltas, service.variant.name)
                 else:
-                    yield from ({str(delta.index): delta.text} for delta in deltas if delta.text)
+                    made = azure.Events(request)
+                    for delta in deltas:
+                        yield from made.of(delta)
+                    yield from made.last()
         except Exception as error:
             raise _exception(error, openai=_is_openai(model_input)) from None
 
@@ -248,12 +255,12 @@ def _request(model_input: Any, params: Mapping[str, Any] | None) -> Request:
         data = _body(model_input)
     except RecursionError:
         raise too_deep() from None
-    if "messages" in data or "prompt" in data:
+    if openai.speaks(data) and not protocol_mlflow.speaks(data):
         data = {**data, **given}
     elif given:
         data = {**data, "params": given}
     check_value(data)
-    return protocol.parse(data)
+    return protocol.parse(data) if "input_data" in data or openai.speaks(data) else protocol_mlflow.parse(data)
 
 
 def _body(model_input: Any) -> dict[str, Any]:
@@ -263,8 +270,8 @@ def _body(model_input: Any) -> dict[str, Any]:
     data = _plain(model_input)
     if not isinstance(data, dict):
         return {"inputs": data}
-    whole = {"input_data", "messages", "prompt", *protocol_mlflow.KEYS}
-    if whole & data.keys():
+    named, data = data, dict(present(data))
+    if _BODIES & (data or named).keys():  # (of a body of nulls, the nulls say whose it is)
         return data
     if set(data) == {"prefix", "suffix"} and isinstance(data["prefix"], list):
         rows = zip(data["prefix"], data["suffix"], strict=True)  # MLflow turns `instances` into columns
@@ -319,8 +326,7 @@ def _bytes(row: Any) -> bytes:
 
 def _defaults(params: Mapping[str, Any] | None) -> Parameters:
     given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
-    validate(given, "parameters")
-    return parameters.parse(given, "params")
+    return rows.defaults(given, "params")
 
 
 def _is_missing(cell: Any) -> bool:
@@ -339,7 +345,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_openai(model_input: Any) -> bool:
-    return isinstance(model_input, dict) and bool({"messages", "prompt"} & model_input.keys())
+    return isinstance(model_input, dict) and openai.speaks(model_input)
 
 
 def _exception(error: Exception, *, openai: bool) -> ServingException:

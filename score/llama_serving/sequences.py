@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from itertools import starmap
 from typing import Final
 
-from llama_serving.contract.request import Delta, Generation, Request, TokenLogprob, Usage
+from llama_serving.contract.request import Alternative, Delta, Generation, Request, TokenLogprob, Usage
 from llama_serving.engine.base import Handle, Token
 from llama_serving.errors import Unavailable
 from llama_serving.prompts.builder import Prompt
@@ -92,13 +93,19 @@ class RunningSequence:
         return "".join(pieces)
 
     def _push(self, token: Token) -> str:
-        self._tokens.append((token, self._decoded))
+        before = self._decoded
         text = self._decoder.push(token.id)
         self._decoded += len(text)
+        self._tokens.append((token, max(before, self._decoded - self._own(token)) if text else before))
         piece = self._kept(self._stops.push(text))
         if self._stops.found:
             self.handle.cancel()
         return piece
+
+    def _own(self, token: Token) -> int:
+        """Characters of the text that came that are the token's own: those before end what other tokens began."""
+        raw = self._tokenizer.piece(token.id)
+        return len(raw) if raw.isascii() else len(TextDecoder(self._tokenizer).push(token.id))
 
     def _finish(self) -> str:
         rest = (
@@ -142,12 +149,17 @@ class RunningSequence:
                 self._tokenizer.piece(token.id) and start < len(self._text)
             )
             if shown and token.logprob is not None:
-                top = tuple((*self._shown(i), logprob) for i, logprob in token.top)
-                yield TokenLogprob(*self._shown(token.id), token.logprob, top)
+                drawn = self._alternative(token.id, token.logprob)
+                top = tuple(starmap(self._alternative, token.top))
+                yield TokenLogprob(drawn, top, self._offset(start))
 
-    def _shown(self, token_id: int) -> tuple[str, bytes]:
-        raw = self._tokenizer.piece(token_id)
-        return f"token_id:{token_id}" if self._request.tokens_as_ids else raw.decode("utf-8", "replace"), raw
+    def _alternative(self, token_id: int, logprob: float) -> Alternative:
+        return Alternative(token_id, self._tokenizer.piece(token_id), logprob)
+
+    def _offset(self, start: int) -> int:
+        """Where the text that begins at `start` stands in what is shown: behind the prompt, before a stop string."""
+        within = min(start, len(self._text)) if self._stops.found else start
+        return within + (len(self._prompt.before) if self._full else 0)
 
 
 class StopAt:

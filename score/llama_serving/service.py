@@ -133,9 +133,9 @@ class Service:
         """
         if request.parameters.stream:
             raise BadRequest(
-                "This door can't stream. Leave `stream` out, or call the MLflow model's predict_stream.",
+                "This endpoint cannot stream. Leave `stream` out, or call the MLflow model's predict_stream.",
                 code="streaming_unsupported",
-                param="stream" if request.openai else f"{request.parameters_path}.stream",
+                param=request.path("stream"),
             )
         works = self.prepare(request)
         with self._running(works, request, deadline) as running:

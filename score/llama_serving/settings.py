@@ -18,6 +18,7 @@ QUANTIZATIONS: Final = ("none", "int8")
 KV_DTYPES: Final = ("auto", "fp8")
 TRACES: Final = ("off", "azure", "otlp")
 _PREFIX: Final = "LLAMA_"
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Settings:
         max_body: bytes of a request's body.
         max_prompts: prompts in one request.
         api_keys: keys of our own server (other carriers leave keys to their front).
+        cors_origins: origins whose pages may ask our own server from a browser; `*` is every one.
         log_prompts: prompts may be written to the log.
         batch_output: what Azure's batch endpoint does with what the driver returns, its `output_action`.
         batch_gpus: GPUs that a process of Azure's batch endpoint takes for itself; None is all of the machine.
@@ -83,6 +85,7 @@ class Settings:
     max_body: int = 4 * 1024 * 1024
     max_prompts: int = 64
     api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
     traces: str = "off"
     batch_output: str = "append_row"
@@ -224,6 +227,17 @@ def _keys(name: str, text: str) -> tuple[str, ...]:
     return keys
 
 
+def _origins(name: str, text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    if not origins or not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+        raise _unusable(
+            name,
+            text,
+            "* or origins with commas between them, such as https://example.org,http://localhost:3000",
+        )
+    return origins
+
+
 def _unusable(name: str, text: str, allowed: str) -> SetupError:
     return SetupError(f"{_PREFIX}{name.upper()}={text} can't be used: it must be {allowed}.")
 
@@ -254,6 +268,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "max_body": _integer(1024, 1 << 30),
     "max_prompts": _integer(1, 4096),
     "api_keys": _keys,
+    "cors_origins": _origins,
     "log_prompts": _boolean,
     "traces": _choice(*TRACES),
     "batch_output": _choice("append_row", "summary_only"),

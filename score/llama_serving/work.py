@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
-from llama_serving.contract.request import Request, SamplingParams
+from llama_serving.contract.request import Dialog, Request, SamplingParams
 from llama_serving.engine.randomness import fresh_seed
 from llama_serving.errors import BadRequest
 from llama_serving.prompts.builder import Prompt, PromptBuilder, located
@@ -47,6 +47,11 @@ class Preparer:
         if len(request.inputs) > limit:
             raise BadRequest(f"The request has {len(request.inputs)} prompts; at most {limit} are taken. "
                              "Send several requests.", code="too_many_prompts")  # fmt: skip
+        if request.parameters.continue_final_message and not all(
+            isinstance(one, Dialog) for one in request.inputs
+        ):
+            raise self._bad(request, "continue_final_message", "there is no message to continue. Leave it out, or send a "
+                            "dialog that ends with the assistant's message")  # fmt: skip
         return tuple(self._prepare_one(request, index) for index in range(len(request.inputs)))
 
     def _prepare_one(self, request: Request, index: int) -> Work:
@@ -90,19 +95,19 @@ class Preparer:
         if asked is None:
             return min(DEFAULT_MAX_NEW_TOKENS, room)
         if asked > room and not request.ceiling:
-            raise self.builder.too_long(len(prompt.token_ids), asked)
+            raise self.builder.too_long(len(prompt.token_ids), asked, request.called("max_new_tokens"))
         return min(asked, room)
 
     def _min_new_tokens(self, request: Request, max_new: int) -> int:
         asked = request.parameters.min_new_tokens or 0
         limit = max_new if not request.ceiling else (request.parameters.max_new_tokens or max_new)
         if asked > limit:
-            raise self._bad(request, "min_new_tokens", f"it is {asked} and max_new_tokens is {limit}: "
+            raise self._bad(request, "min_new_tokens", f"it is {asked} and {request.called('max_new_tokens')} is {limit}: "
                             "raise the one or lower the other")  # fmt: skip
         return min(asked, max_new)
 
     def _bad(self, request: Request, name: str, why: str) -> BadRequest:
-        path = f"{request.parameters_path}.{name}" if request.parameters_path else name
+        path = request.path(name)
         return BadRequest(f"`{path}` can't be met: {why}.", code="invalid_value", param=path)
 
 

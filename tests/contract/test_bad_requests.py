@@ -87,7 +87,7 @@ def test_azure_refuses(url: str, bad: Bad) -> None:
     assert answer.headers["Content-Type"] == "application/json"
 
 
-@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET"])  # OPTIONS is a browser's question, and answered
 def test_azure_takes_posts_only(url: str, method: str) -> None:
     answer = send(url, method, {})
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
@@ -184,7 +184,14 @@ def test_mlflow_refuses_in_our_words(mlflow_server: Server, invocations: str, ba
 
 
 @pytest.mark.parametrize(
-    "bad", of(Stock.OURS, (*WRONG_OPENAI, *OPENAI_REFUSED_BY_THE_MODEL)), ids=lambda bad: bad.name
+    "bad",
+    # Where the prompt is null, nothing says that the body would be OpenAI's.
+    [
+        bad
+        for bad in of(Stock.OURS, (*WRONG_OPENAI, *OPENAI_REFUSED_BY_THE_MODEL))
+        if bad.body != {"prompt": None}
+    ],
+    ids=lambda bad: bad.name,
 )
 def test_mlflow_refuses_openai_bodies_in_our_words(invocations: str, bad: Bad) -> None:
     answer = post(invocations, bad.raw)

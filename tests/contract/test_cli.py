@@ -157,7 +157,7 @@ class TestScore:
             done = CliRunner().invoke(main, [*arguments, *flags], input=body)
             error = json.loads(done.stderr)["error"]
             assert (done.exit_code, done.stdout, error["code"]) == (1, "", "context_exceeded")
-            assert "the context of 32" in error["message"]
+            assert "maximum context length is 32 " in error["message"]
 
     @pytest.mark.parametrize(
         ("body", "code", "param"),
@@ -168,7 +168,11 @@ class TestScore:
             ({"input_data": []}, "empty_prompt", "input_data"),
             ({"input_data": ["a", ""]}, "empty_prompt", "input_data[1]"),
             ({"input_data": ["a"], "params": {"top_q": 1}}, "unknown_field", "params.top_q"),
-            ({"input_data": ["a"], "params": {}, "parameters": {}}, "competing_fields", "params"),
+            (
+                {"input_data": ["a"], "params": {"seed": 1}, "parameters": {"seed": 1}},
+                "competing_fields",
+                "params",
+            ),
             ({"messages": [{"role": "robot", "content": "a"}]}, "invalid_value", "messages[0].role"),
         ],
     )
@@ -298,7 +302,7 @@ class TestPrompt:
         assert warning == ("Warning: max_position_embeddings is 16 in config.json, 2048 in the catalog: the "
                            "checkpoint's own value is used.")  # fmt: skip
         assert json.loads(refusal)["error"]["code"] == "context_exceeded"
-        assert "context of 16" in json.loads(refusal)["error"]["message"]
+        assert "maximum context length is 16 " in json.loads(refusal)["error"]["message"]
         assert done.returncode == 1
 
     def test_outside_the_catalog_the_options_are_those_of_package(self, bare: Path, tmp_path: Path) -> None:

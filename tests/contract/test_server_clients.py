@@ -163,7 +163,7 @@ def test_several_choices_and_log_probabilities(own: Server) -> None:
     with clients(own)[0] as client:
         two = client.completions.create(model="x", prompt="def f(", n=2, seed=1, max_tokens=4, logprobs=2)
         assert [choice.index for choice in two.choices] == [0, 1]
-        assert all(len(c.logprobs.top_logprobs[0]) == 2 for c in two.choices if c.logprobs)
+        assert all(2 <= len(c.logprobs.top_logprobs[0]) <= 3 for c in two.choices if c.logprobs)
         chat = client.chat.completions.create(
             model="x", messages=[{"role": "user", "content": "a"}], logprobs=True, top_logprobs=3, max_tokens=2
         )

@@ -103,7 +103,7 @@ def test_keys() -> None:
         ):
             answer = post(url, body, **headers)
             assert answer.status == 401
-            assert Bad("", None, "unauthorized", says="Authorization: Bearer").fault(answer.json) is None
+            assert Bad("", None, "invalid_api_key", says="Authorization: Bearer").fault(answer.json) is None
         for headers in (
             {"Authorization": "Bearer second"},
             {"Authorization": "bearer first"},
@@ -270,7 +270,7 @@ def test_a_crowd_is_served_or_sent_away() -> None:
             if answer.status == 429:
                 assert answer.headers["Retry-After"] == str(answer.json["error"]["retry_after"])
         choices = [choice for answer in asked if answer.status == 200 for choice in answer.json["choices"]]
-        assert "deadline" in {choice["finish_reason"] for choice in choices}
+        assert "deadline" in {choice.get("stop_reason") for choice in choices}
         assert post(url, {"prompt": "a", "max_tokens": 1}).status == 200
 
 

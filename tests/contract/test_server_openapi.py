@@ -50,7 +50,13 @@ CONFIG: Final = {
             "include-path": "/invocations",
             "generation": {"max-examples": 150},
             "phases": {"coverage": {"enabled": False}},
-        }
+        },
+        # The same functions as below /v1.
+        {
+            "include-path-regex": "^/(models/)?(chat/)?completions$",
+            "generation": {"max-examples": 5},
+            "phases": {"coverage": {"enabled": False}},
+        },
     ],
 }
 
@@ -78,12 +84,13 @@ ERROR: Final = Draft202012Validator(schema("error"))
 BEYOND_JSON_SCHEMA: Final = {
     "competing_fields": "",
     "context_exceeded": "",
+    "context_length_exceeded": "",
     "invalid_dialog": "",
     "streaming_unsupported": "",
     "too_many_prompts": "",
     "empty_prompt": "neither a prefix nor a suffix",
     "invalid_json": "An integer has ",
-    "invalid_value": "outside the vocabulary|can't be met|beside it|goes with one|entries for|<FILL_ME>",
+    "invalid_value": "outside the vocabulary|can't be met|can't be the same|beside it|goes with one|entries for|<FILL_ME>",
     "unsupported_field": "can't be combined",
 }
 """Codes of errors in bodies that the schemas take; and what the message has, where a code has other meanings too."""
@@ -98,7 +105,10 @@ def refuses_in_our_words(ctx: Any, response: Any, case: Any) -> None:
     said = response.json()
     ERROR.validate(said)
     assert said["error"]["request_id"] == request_id
-    assert ("type" in said["error"]) == case.path.startswith(("/v1/", "/invocations"))
+    if case.path != "/invocations":  # whose refusals are in the words of the body's protocol
+        assert ("type" in said["error"]) == case.path.startswith(
+            ("/v1/", "/models", "/completions", "/chat/", "/info")
+        )
     assert response.status_code != 404 or case.path == "/v1/models/{name}"
 
 
@@ -150,7 +160,15 @@ CHECKS: Final = [
 
 # --- what is asked -----------------------------------------------------------------------------------
 
-LENGTHS: Final = {"min_new_tokens", "max_new_tokens", "max_tokens", "max_completion_tokens", "num_predict"}
+LENGTHS: Final = {
+    "min_new_tokens",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+    "num_predict",
+    "max_gen_len",
+    "min_tokens",
+}
 
 
 def mended(node: Any) -> Any:

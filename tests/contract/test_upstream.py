@@ -177,7 +177,7 @@ def test_what_the_server_behind_refuses_is_refused(fake: FakeUpstream, before_fa
     assert (answer.status, answer.headers["Retry-After"], answer.json["error"]["code"]) == (
         429,
         "9",
-        "queue_full",
+        "rate_limit_exceeded",
     )
 
 

@@ -37,7 +37,7 @@ def test_the_markers_are_the_contracts() -> None:
 
 
 @pytest.mark.parametrize("variant", [INST, SOURCE], ids=lambda row: row.name)
-@pytest.mark.parametrize("position", [0, 1, 2, 3])
+@pytest.mark.parametrize("position", [0, 1, 3])
 @pytest.mark.parametrize("marker", MARKERS)
 def test_markers_inside_a_message_are_refused(marker: str, position: int, variant: ModelVariant) -> None:
     turns = [["system", "s"], ["user", "a secret"], ["assistant", "b"], ["user", "c"]]
@@ -48,6 +48,21 @@ def test_markers_inside_a_message_are_refused(marker: str, position: int, varian
     assert marker in refused.value.message
     assert f"Message {position}" in refused.value.message
     assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_a_marker_in_what_the_assistant_said_is_text(marker: str) -> None:
+    said = chat.segments(dialog(("user", "a"), ("assistant", f"b {marker}"), ("user", "c")), INST)
+    assert f"[INST] a [/INST] b {marker} " in texts(said)
+
+
+def test_the_assistants_last_message_is_continued() -> None:
+    turns = [("system", "s"), ("user", " a "), ("assistant", " def f(\n  ")]
+    inst = chat.segments(Dialog(tuple(Message(*one) for one in turns), continued=True), INST)
+    assert texts(inst) == ["[INST] <<SYS>>\ns\n<</SYS>>\n\n a [/INST] def f(\n  "]
+    source = chat.segments(Dialog(tuple(Message(*one) for one in turns), continued=True), SOURCE)
+    assert texts(source)[-1] == "Source: assistant\nDestination: user\n\n def f(\n  "
+    assert texts(source)[:-1] == ["Source: system\n\n s", "Source: user\n\n a"]
 
 
 @pytest.mark.parametrize("text", ["[inst]", "[INST", "INST]", "<SYS>", "< step>", "</s>", "<s>", "[ INST ]"])

@@ -19,7 +19,7 @@ from llama_serving.contract.request import (
 )
 from llama_serving.errors import BadRequest
 from llama_serving.service import Service
-from tests.bad_bodies import REFUSED, SECRET, Bad, Stock, score, user
+from tests.bad_bodies import REFUSED, SECRET, Bad, Stock, assistant, score, user
 from tests.shapes import generation, shape
 
 SMALL: Final = {"max_new_tokens": 4, "seed": 7}
@@ -95,8 +95,8 @@ RECORD: Final = {"input_string": SECRET}
         Bad("nulls", {"inputs": None, "instances": None}, "missing_field", says="none of them"),
         Bad("two inputs", {"inputs": [SECRET], "instances": [SECRET]}, "competing_fields",
             says="inputs and instances"),
-        Bad("an unknown key", {"inputs": [SECRET], "parameters": {}}, "unknown_field", "parameters",
-            says="Did you mean `params`?"),
+        Bad("an unknown key", {"inputs": [SECRET], "parameter": {}}, "unknown_field", "parameter",
+            says="Did you mean `parameters`?"),
         Bad("no records", {"dataframe_records": []}, "empty_prompt", "dataframe_records"),
         Bad("no instances", {"instances": []}, "empty_prompt", "instances"),
         Bad("records that are an object", {"dataframe_records": {}}, "invalid_value", "dataframe_records"),
@@ -104,7 +104,7 @@ RECORD: Final = {"input_string": SECRET}
         Bad("a string as a record", {"dataframe_records": [RECORD, SECRET]}, "invalid_value",
             "dataframe_records[1]", 1),
         Bad("another column", {"dataframe_records": [RECORD, {"text": SECRET}]}, "missing_field",
-            "dataframe_records[1].prefix", 1),
+            "dataframe_records[1].input_string", 1),
         Bad("one column more", {"dataframe_records": [RECORD | {"text": SECRET}]}, "unknown_field",
             "dataframe_records[0].text", 0),
         Bad("an empty cell", {"dataframe_records": [RECORD, {"input_string": ""}]}, "empty_prompt",
@@ -116,9 +116,9 @@ RECORD: Final = {"input_string": SECRET}
         Bad("a record among prompts", {"instances": [SECRET, RECORD]}, "missing_field",
             "instances[1].prefix", 1),
         Bad("a prompt among records", {"instances": [RECORD, SECRET]}, "invalid_value", "instances[1]", 1),
-        Bad("a bad dialog in a record", {"dataframe_records": [RECORD, {"input_string": [user(), user()]}]},
+        Bad("a bad dialog in a record", {"dataframe_records": [RECORD, {"input_string": [user(), assistant()]}]},
             "invalid_dialog", "dataframe_records[1][1]", 1),
-        Bad("parameters twice", {"inputs": {"input_string": SECRET, "parameters": {}}, "params": {}},
+        Bad("parameters twice", {"inputs": {"input_string": SECRET, "parameters": {"seed": 1}}, "params": {"seed": 1}},
             "competing_fields", "params"),
         Bad("an unknown parameter", {"inputs": [SECRET], "params": {"x": 1}}, "unknown_field", "params.x"),
     ],

@@ -26,6 +26,7 @@ from llama_serving.errors import BadRequest
 from llama_serving.service import Service
 from tests.bad_bodies import (
     EDGES,
+    NO_EFFECT,
     OPENAI_REFUSED_BY_THE_MODEL,
     SECRET,
     UNSUPPORTED,
@@ -112,7 +113,7 @@ def test_what_the_parser_refuses(bad: Bad) -> None:
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_every_field_is_read_or_refused(name: str) -> None:
-    free = {"user", "metadata", "store"}
+    free = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
     known = {
         "prompt",
         "suffix",
@@ -120,9 +121,11 @@ def test_every_field_is_read_or_refused(name: str) -> None:
         "model",
         "stream_options",
         "top_logprobs",
+        "add_generation_prompt",
         *IDS,
         *EDGES,
         *UNSUPPORTED,
+        *NO_EFFECT,
     }
     assert schema(name)["properties"].keys() <= free | known
     assert schema(name)["properties"].keys() >= free | set(UNSUPPORTED)
@@ -139,6 +142,7 @@ def test_every_field_is_read_or_refused(name: str) -> None:
         for name in EDGES
         if name != "logprobs" and name in schema(route)["properties"]
         for value in EDGES[name].accepted
+        if (name, value) != ("continue_final_message", True)
     ],
 )
 def test_parameters_are_read_under_openai_s_names(route: str, name: str, value: Any) -> None:
@@ -229,7 +233,8 @@ def test_a_chat_s_choice() -> None:
         {
             "index": 0,
             "message": {"role": "assistant", "content": "x"},
-            "finish_reason": "deadline",
+            "finish_reason": "length",
+            "stop_reason": "deadline",
             "logprobs": None,
         }
     ]

@@ -123,7 +123,7 @@ def test_a_line_is_read_as_strictly_as_a_body(bad: Bad) -> None:
         Bad("a prefix alone", {"prefix": SECRET}, "missing_field", "suffix", says="both a prefix and a suffix"),
         Bad("empty ends", {"prefix": "", "suffix": ""}, "empty_prompt", "prefix"),
         Bad("an empty prompt", {"input_string": ""}, "empty_prompt", "input_string"),
-        Bad("a null prompt", {"prompt": None}, "invalid_value", "prompt"),
+        Bad("a null prompt", {"prompt": None}, "missing_field", says="no prompt"),
         Bad("a list of prompts", {"input_string": [SECRET]}, "invalid_value", "input_string[0]", 0),
         Bad("token ids with parameters", {"prompt": [1], "parameters": {}}, "invalid_value", "prompt"),
         Bad("a dialog that ends with the assistant", {"messages": [user(), assistant()]}, "invalid_dialog",
@@ -141,7 +141,7 @@ def test_a_line_is_read_as_strictly_as_a_body(bad: Bad) -> None:
         Bad("a body of the other route", batch_line({"prompt": SECRET}, url="/v1/chat/completions"),
             "missing_field", "body.messages"),
         Bad("a body that is no object", batch_line([], url="/v1/completions"), "missing_field", "body.prompt"),
-        Bad("an unsupported field", batch_line({"prompt": SECRET, "tools": []}), "unsupported_field", "tools"),
+        Bad("an unsupported field", batch_line({"prompt": SECRET, "tools": [{}]}), "unsupported_field", "tools"),
     ],
     ids=lambda bad: bad.name,
 )  # fmt: skip

@@ -191,7 +191,7 @@ def test_more_than_fits_is_refused_on_score_with_the_three_numbers(nano_tokenize
     small = of(NANO, nano_tokenizer, context=64)
     prompt = TokenIds((5,) * 10)
     assert params_of(small, request(prompt, max_new_tokens=54))[0].max_new_tokens == 54
-    with pytest.raises(BadRequest, match=r"has 10 tokens; with 55 new tokens .* context of 64") as refused:
+    with pytest.raises(BadRequest, match=r"has 10 tokens, and 55 new tokens may follow") as refused:
         small.prepare(request(prompt, max_new_tokens=55))
     assert (refused.value.code, refused.value.index) == ("context_exceeded", 0)
 
@@ -199,9 +199,7 @@ def test_more_than_fits_is_refused_on_score_with_the_three_numbers(nano_tokenize
 def test_a_prompt_that_fills_the_context_is_refused_with_what_was_asked_for(nano_tokenizer: Tokenizer) -> None:
     service = of(NANO, nano_tokenizer, context=16)
     for text in ("x\n" * 16, "x\n" * 4096):  # the second is refused by its length alone
-        with pytest.raises(
-            BadRequest, match=r"has .*\d+ tokens; with 777 new tokens that exceeds the context of 16\."
-        ):
+        with pytest.raises(BadRequest, match=r"has .*\d+ tokens, and 777 new tokens may follow"):
             service.prepare(request(Completion(text), max_new_tokens=777))
 
 
@@ -380,10 +378,10 @@ def test_a_door_that_can_not_stream_says_so(service: Service, reply: Reply, para
 def test_logprobs_cover_the_text(service: Service) -> None:
     whole = only(service, greedy(logprobs=2, ignore_eos=True, max_new_tokens=24))
     assert whole.logprobs is not None
-    assert b"".join(token.raw for token in whole.logprobs).decode() == whole.text
+    assert b"".join(token.drawn.raw for token in whole.logprobs).decode() == whole.text
     assert all(len(token.top) == 2 for token in whole.logprobs)
     # Greedy: each token is the best of its alternatives.
-    assert all(token.top[0] == (token.text, token.raw, token.logprob) for token in whole.logprobs)
+    assert all(token.top[0] == token.drawn for token in whole.logprobs)
 
 
 def test_logprobs_end_where_a_stop_string_cuts_the_text(service: Service) -> None:
@@ -391,7 +389,7 @@ def test_logprobs_end_where_a_stop_string_cuts_the_text(service: Service) -> Non
     sampled = {"temperature": 1.0, "seed": 5, "max_new_tokens": 24, "logprobs": 0, "ignore_eos": True}
     whole = only(service, request(**sampled))
     assert whole.logprobs is not None
-    borders = [sum(len(token.text) for token in whole.logprobs[:n]) for n in range(25)]
+    borders = [sum(len(token.drawn.text) for token in whole.logprobs[:n]) for n in range(25)]
     cuts = set()
     for length in range(1, 20, 2):
         stop = whole.text[length : length + 3]
@@ -636,7 +634,7 @@ def test_logprobs_are_of_the_answers_tokens_where_bytes_make_no_character(nano_t
     answer = only(scripted(NANO, nano_tokenizer, Scripted(*ids)), greedy(stop=("c",), logprobs=0))
     assert answer.text == "\ufffdab"
     assert answer.logprobs is not None
-    assert "".join(token.text for token in answer.logprobs) == "\ufffdab"
+    assert "".join(token.drawn.text for token in answer.logprobs) == "\ufffdab"
 
 
 def test_a_special_id_is_no_text_whatever_the_tokenizers_file_says() -> None:

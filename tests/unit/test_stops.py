@@ -98,7 +98,7 @@ def tokens(service: Service) -> list[str]:
     """What the model writes, token by token."""
     ((plain,),) = service.generate(request())
     assert plain.logprobs is not None
-    found = [token.text for token in plain.logprobs]
+    found = [token.drawn.text for token in plain.logprobs]
     assert "".join(found) == plain.text
     assert len(found) > 12, "special tokens have no text"
     return found

@@ -22,6 +22,7 @@ from llama_serving.batch.journal import Counts, Entry, InUse, JournalError
 from llama_serving.batch.order import windows
 from llama_serving.batch.outputs import Outputs
 from llama_serving.batch.sources import Source
+from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.request import Parameters
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
@@ -185,7 +186,7 @@ def _into_file(loaded: Loaded, source: Source) -> str:
         "ok": counts.ok,
         "errors": counts.errors,
     }
-    return json.dumps(told, ensure_ascii=False)
+    return json_line(told)
 
 
 def _job(loaded: Loaded, given: Sequence[Source], output: Callable[[str], Path]) -> jobs.Job:

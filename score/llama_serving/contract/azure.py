@@ -1,13 +1,17 @@
 """Azure's `/score`: bodies 1 to 6 of CONTRACT section 1, and their answers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
+from llama_serving.contract.body import present
 from llama_serving.contract.details import details
-from llama_serving.contract.request import Body, Generation, Generations, Input, Reply, Request
+from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, Reply, Request
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
+
+KEYS: Final = ("input_data", "inputs")
+"""Where the prompts stand; `inputs` is what LangChain's formatter for GPT-2 sends to an endpoint of Azure's."""
 
 
 def parse(body: Body) -> Request:
@@ -16,40 +20,69 @@ def parse(body: Body) -> Request:
     Raises:
         BadRequest: it is none of bodies 1 to 6.
     """
+    body = present(body)
+    given = [key for key in KEYS if key in body]
+    if len(given) > 1:
+        raise BadRequest(
+            f"`{given[0]}` and `{given[1]}` are the same. Send one of them.",
+            code="competing_fields",
+            param=given[1],
+        )
     validate(body, "azure")
-    data = body["input_data"]
+    (key,) = given
+    return request_of(body[key], places(body, key), key)
+
+
+def places(body: Body, key: str) -> dict[str, Any]:
+    """Where the parameters of a body may stand, and what stands there; its prompts stand at `key`."""
+    data = body[key]
     inner = data.get("parameters") if isinstance(data, dict) else None
-    places = {
-        "input_data.parameters": inner,
-        "parameters": body.get("parameters"),
-        "params": body.get("params"),
-    }
-    return request_of(data, places, "input_data")
+    return {f"{key}.parameters": inner, "parameters": body.get("parameters"), "params": body.get("params")}
 
 
 def request_of(data: Any, places: Mapping[str, Any], at: str) -> Request:
     """The request in an `input_data` value that stands at the path `at` (MLflow calls it `inputs`)."""
     path, given = parameters.only_one(places)
-    prompts, paths, reply = _prompts(data, at)
+    asked = parameters.parse(given, path)
+    prompts, paths, reply = _prompts(data, at, continued=bool(asked.continue_final_message))
     return Request(
         inputs=prompts,
-        parameters=parameters.parse(given, path),
+        parameters=asked,
         reply=reply,
         paths=paths,
         parameters_path=path,
+        spelling=parameters.spelling(given),
     )
 
 
 def answer(request: Request, generations: Generations) -> Any:
     """The body of the answer, in the shape that the request's body asks for."""
-    with_details = request.parameters.details
+    with_details = request.parameters.with_details
     if request.reply is Reply.OUTPUT:
         sequences = generations[0]
         output = sequences[0].full_text if len(sequences) == 1 else [s.full_text for s in sequences]
         return {"output": output, **({"details": details(sequences)} if with_details else {})}
     if request.reply is Reply.TEXTS and not with_details:
         return [_texts(sequences) for sequences in generations]
-    return [_row(sequences, with_details=bool(with_details)) for sequences in generations]
+    return [_row(sequences, with_details=with_details) for sequences in generations]
+
+
+class Events:
+    """A stream of `/score`: `{"<sequence>": "piece"}` for each piece, and details of all sequences where they are asked for."""
+
+    def __init__(self, request: Request) -> None:
+        self._with_details = request.parameters.with_details
+        self._ended: list[Generation] = []
+
+    def of(self, delta: Delta) -> list[dict[str, Any]]:
+        """What one piece is worth: an event, or nothing."""
+        if delta.generation is not None:
+            self._ended.append(delta.generation)
+        return [{str(delta.index): delta.text}] if delta.text else []
+
+    def last(self) -> list[dict[str, Any]]:
+        """What comes when all sequences have ended."""
+        return [{"details": details(self._ended)}] if self._with_details else []
 
 
 def _texts(sequences: tuple[Generation, ...]) -> Any:
@@ -64,19 +97,19 @@ def _row(sequences: tuple[Generation, ...], *, with_details: bool) -> dict[str, 
     return row
 
 
-def _prompts(data: Any, at: str) -> tuple[tuple[Input, ...], tuple[str, ...], Reply]:
-    if isinstance(data, list):
-        return *_items(data, at), Reply.TEXTS
-    if "columns" in data:
+def _prompts(data: Any, at: str, *, continued: bool) -> tuple[tuple[Input, ...], tuple[str, ...], Reply]:
+    if isinstance(data, dict) and "columns" in data:
         _check_index(data, at)
         rows = (row[0] if len(row) == 1 else {"prefix": row[0], "suffix": row[1]} for row in data["data"])
-        return *_items(list(rows), f"{at}.data"), Reply.ROWS
-    value, path = data["input_string"], f"{at}.input_string"
-    if isinstance(value, list) and isinstance(value[0], dict) and "role" in value[0]:
-        return (inputs.dialog(value, path),), (path,), Reply.OUTPUT
-    if isinstance(value, list):
-        return *_items(value, path), Reply.ROWS
-    return (inputs.item(value, path),), (path,), Reply.ROWS
+        return *_items(list(rows), f"{at}.data", continued=continued), Reply.ROWS
+    reply = Reply.TEXTS
+    if isinstance(data, dict):
+        data, at, reply = data["input_string"], f"{at}.input_string", Reply.ROWS
+    if inputs.is_dialog(data):
+        return (inputs.dialog(data, at, continued=continued),), (at,), Reply.OUTPUT
+    if isinstance(data, list):
+        return *_items(data, at, continued=continued), reply
+    return (inputs.item(data, at),), (at,), reply
 
 
 def _check_index(table: Mapping[str, Any], at: str) -> None:
@@ -89,6 +122,7 @@ def _check_index(table: Mapping[str, Any], at: str) -> None:
         )
 
 
-def _items(values: list[Any], at: str) -> tuple[tuple[Input, ...], tuple[str, ...]]:
+def _items(values: list[Any], at: str, *, continued: bool) -> tuple[tuple[Input, ...], tuple[str, ...]]:
     paths = tuple(f"{at}[{index}]" for index in range(len(values)))
-    return tuple(inputs.item(value, paths[i], i) for i, value in enumerate(values)), paths
+    items = (inputs.item(value, paths[i], i, continued=continued) for i, value in enumerate(values))
+    return tuple(items), paths

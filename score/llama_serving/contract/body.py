@@ -74,6 +74,18 @@ def check_value(value: Any) -> None:
         level = below
 
 
+def present(value: Any) -> Any:
+    """The value without those keys of its objects, at any depth, whose value is null: null is absent.
+
+    Items of lists stay: a null among prompts is a fault, and no gap.
+    """
+    if isinstance(value, dict):
+        return {key: present(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return [present(item) for item in value]
+    return value
+
+
 def kind_of(value: Any) -> str:
     """What a JSON value is, in JSON's words; never the value itself, which may be a prompt."""
     if value is None:

@@ -1,49 +1,86 @@
 """How finish reasons, usage and log-probabilities are written. OpenAI's names throughout."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_serving.contract.request import Generation, TokenLogprob
+from llama_serving.contract.request import Alternative, Generation, TokenLogprob
 
 
-def details(sequences: Sequence[Generation]) -> list[dict[str, Any]]:
-    """`details: true` of `/score`: one entry a returned sequence."""
+def details(
+    sequences: Sequence[Generation], *, with_ids: bool = False, as_ids: bool = False
+) -> list[dict[str, Any]]:
+    """`details: true` of `/score`: one entry a returned sequence.
+
+    Args:
+        sequences: of one prompt.
+        with_ids: with what vLLM's `return_token_ids` asks for.
+        as_ids: log-probabilities name their tokens `token_id:7`.
+    """
     return [
         {
             "finish_reason": sequence.finish_reason,
             "usage": sequence.usage.to_dict(),
-            "logprobs": None if sequence.logprobs is None else completion_logprobs(sequence.logprobs),
+            "logprobs": None
+            if sequence.logprobs is None
+            else completion_logprobs(sequence.logprobs, as_ids=as_ids),
+            **(token_ids(sequence) if with_ids else {}),
         }
         for sequence in sequences
     ]
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
-    """The `logprobs` object of OpenAI's text completions; `offset` is where the first token's text stands."""
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
+def token_ids(generation: Generation) -> dict[str, Any]:
+    """What `return_token_ids` of vLLM's protocol asks for."""
+    return {"prompt_token_ids": list(generation.prompt_token_ids), "token_ids": list(generation.token_ids)}
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob], *, as_ids: bool = False) -> dict[str, Any]:
+    """The `logprobs` object of OpenAI's text completions; `as_ids` names the tokens `token_id:7`."""
+    named = [_names(token, as_ids=as_ids) for token in tokens]
     return {
-        "tokens": [token.text for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{text: logprob for text, _, logprob in token.top} for token in tokens],
-        "text_offset": offsets,
+        "tokens": [names[token.drawn.id] for names, token in zip(named, tokens, strict=True)],
+        "token_logprobs": [token.drawn.logprob for token in tokens],
+        "top_logprobs": [
+            {names[one.id]: one.logprob for one in _alternatives(token)}
+            for names, token in zip(named, tokens, strict=True)
+        ],
+        "text_offset": [token.offset for token in tokens],
     }
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """The `logprobs` object of OpenAI's chat completions."""
 
-    def entry(text: str, raw: bytes, logprob: float) -> dict[str, Any]:
-        return {"token": text, "bytes": list(raw), "logprob": logprob}
+    def entry(one: Alternative) -> dict[str, Any]:
+        return {"token": one.text, "bytes": list(one.raw), "logprob": one.logprob}
 
     return {
         "content": [
-            {
-                **entry(token.text, token.raw, token.logprob),
-                "top_logprobs": [entry(*alternative) for alternative in token.top],
-            }
-            for token in tokens
+            {**entry(token.drawn), "top_logprobs": [entry(one) for one in token.top]} for token in tokens
         ]
     }
+
+
+def _alternatives(token: TokenLogprob) -> list[Alternative]:
+    """The best ones, best first, and the drawn one where it is none of them, with its own value."""
+    others = [one for one in token.top if one.id != token.drawn.id]
+    return [*token.top] if len(others) < len(token.top) else [*others, token.drawn]
+
+
+def _names(token: TokenLogprob, *, as_ids: bool) -> Mapping[int, str]:
+    """A name for each id, no name twice: the drawn token has the first choice, then the most likely one."""
+    taken: dict[str, int] = {}
+    for one in (token.drawn, *token.top):
+        by_id = f"token_id:{one.id}"
+        name = by_id if as_ids else _name(one) or by_id
+        if taken.setdefault(name, one.id) != one.id:
+            taken[by_id] = one.id
+    return {number: name for name, number in taken.items()}
+
+
+def _name(one: Alternative) -> str:
+    r"""Its text; `bytes:\\xNN` where that is half a character, as OpenAI has it; empty for a special token."""
+    try:
+        return one.raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.raw)

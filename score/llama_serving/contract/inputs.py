@@ -1,7 +1,8 @@
 """Prompts as they stand in a body -> `Input` values. Shared by all protocols."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final
 
 from llama_serving.contract.request import FILL_MARKER, Completion, Dialog, Infill, Input, Message
 from llama_serving.errors import BadRequest
@@ -44,39 +45,98 @@ def infill(prefix: str, suffix: str, path: str, index: int | None = None) -> Inf
     return Infill(prefix, suffix)
 
 
-def item(value: Any, path: str, index: int | None = None) -> Input:
+def item(value: Any, path: str, index: int | None = None, *, continued: bool = False) -> Input:
     """A string, an infilling object, or a list of messages, as the schema let it through."""
     if isinstance(value, str):
         return text(value, path, index)
     if isinstance(value, dict):
         return infill(value["prefix"], value["suffix"], path, index)
-    return dialog(value, path, index)
+    return dialog(value, path, index, continued=continued)
 
 
-def dialog(messages: Sequence[Any], path: str, index: int | None = None, *, unfold: bool = False) -> Dialog:
+def is_dialog(value: Any) -> bool:
+    """Whether a list holds messages; the schema has seen that it then holds nothing else."""
+    return isinstance(value, list) and isinstance(value[0], dict) and "role" in value[0]
+
+
+def dialog(
+    messages: Sequence[Any],
+    path: str,
+    index: int | None = None,
+    *,
+    unfold: bool = False,
+    continued: bool = False,
+) -> Dialog:
     """A list of `{"role", "content"}`: system first if at all, then user and assistant in turn, user last.
 
-    Raises:
-        BadRequest: another order, or a user message without a character.
-    """
-    turns = tuple(Message(str(m["role"]), str(m["content"])) for m in messages)
+    Messages of one role that follow each other are one, joined by a blank line; `developer` is system.
 
-    def refuse(position: int, why: str) -> BadRequest:
-        return BadRequest(
-            f"`{path}[{position}]` {why}. A dialog is an optional system message, then user and "
-            "assistant in turn, and it ends with the user.",
+    Args:
+        messages: as the schema let them through; a content may be a list of text parts.
+        path: where they stand in the body.
+        index: which prompt of the request they are, where there are several.
+        unfold: see `Dialog`.
+        continued: the last message must be the assistant's.
+
+    Raises:
+        BadRequest: another order, or a message without a character where one is needed.
+    """
+    said = tuple(Message(_ROLES.get(m["role"], m["role"]), content(m["content"])) for m in messages)
+    fault = _fault(said, continued=continued)
+    if fault is not None:
+        position, why = fault
+        raise BadRequest(
+            f"`{path}[{position}]` {why}",
             code="invalid_dialog",
             param=f"{path}[{position}]",
             index=index,
         )
+    return Dialog(_joined(said), unfold, continued)
 
-    first = 1 if turns[0].role == "system" else 0
-    for position, turn in enumerate(turns[first:], first):
-        expected = "user" if (position - first) % 2 == 0 else "assistant"
-        if turn.role != expected:
-            raise refuse(position, f"has the role {turn.role} where {expected} is expected")
-        if expected == "user" and not turn.content:
-            raise refuse(position, "is empty")
-    if turns[-1].role != "user":
-        raise refuse(len(turns) - 1, f"has the role {turns[-1].role} and is the last")
-    return Dialog(turns, unfold)
+
+_ROLES: Final = {"developer": "system"}
+_ORDER: Final = (
+    "A dialog is optional system messages, then user and assistant in turn, and it ends with the user."
+)
+
+
+def content(value: str | Sequence[Mapping[str, str]]) -> str:
+    """The text of a message: a string, or text parts one after the other."""
+    return value if isinstance(value, str) else "".join(part["text"] for part in value)
+
+
+def _fault(said: Sequence[Message], *, continued: bool) -> tuple[int, str] | None:
+    """The first message that is out of order, and why."""
+    before = "system"
+    for position, message in enumerate(said):
+        if message.role == "system" and before != "system":
+            return position, f"has the role system behind the role {before}. {_ORDER}"
+        if message.role == "assistant" and before == "system":
+            return position, f"has the role assistant where user is expected. {_ORDER}"
+        if message.role == "user" and not message.content:
+            return position, f"is empty. {_ORDER}"
+        before = message.role
+    return _bad_end(said, continued=continued)
+
+
+def _bad_end(said: Sequence[Message], *, continued: bool) -> tuple[int, str] | None:
+    end, last = len(said) - 1, said[-1]
+    if last.role == "assistant" and not continued:
+        return end, (
+            "has the role assistant and is the last. To have its text continued, send "
+            f"`continue_final_message: true`; else end with the user. {_ORDER}"
+        )
+    if last.role == "system":
+        return end, f"has the role system and is the last. {_ORDER}"
+    if continued and (last.role != "assistant" or not last.content):
+        why = "is empty" if last.role == "assistant" else f"has the role {last.role}"
+        return (
+            end,
+            f"{why}; with `continue_final_message: true` the last message is the assistant's text to continue.",
+        )
+    return None
+
+
+def _joined(said: Sequence[Message]) -> tuple[Message, ...]:
+    groups = groupby(said, key=lambda message: message.role)
+    return tuple(Message(role, "\n\n".join(one.content for one in group)) for role, group in groups)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from llama_serving.contract import azure
+from llama_serving.contract import azure, inputs
+from llama_serving.contract.body import present
 from llama_serving.contract.request import Body, Reply, Request
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
@@ -17,20 +18,24 @@ def parse(body: Body) -> Request:
     Raises:
         BadRequest: not exactly one of `KEYS`, or what stands there is no body of `/score`.
     """
-    given = [key for key in KEYS if body.get(key) is not None]
+    body = present(body)
+    given = [key for key in KEYS if key in body]
     if len(given) != 1:
         what = "none of them" if not given else " and ".join(given)
         code = "competing_fields" if given else "missing_field"
         raise BadRequest(f"Send exactly one of {', '.join(KEYS)}; the body has {what}.", code=code)
     key = given[0]
     validate({name: value for name, value in body.items() if name == key or name not in KEYS}, "mlflow")
-    data = body[key]
-    inner = data.get("parameters") if isinstance(data, dict) else None
-    places = {f"{key}.parameters": inner, "params": body.get("params")}
+    data, places = body[key], azure.places(body, key)
     if not _is_records(key, data):
         return azure.request_of(data, places, key)
     prompts = [record.get("input_string", record) for record in data]
     return replace(azure.request_of(prompts, places, key), reply=Reply.ROWS)
+
+
+def speaks(body: Body) -> bool:
+    """Whether a body is MLflow's."""
+    return any(body.get(key) is not None for key in KEYS)
 
 
 def wrap(answer: Any) -> dict[str, Any]:
@@ -39,4 +44,6 @@ def wrap(answer: Any) -> dict[str, Any]:
 
 
 def _is_records(key: str, data: Any) -> bool:
-    return key == "dataframe_records" or (key == "instances" and all(isinstance(item, dict) for item in data))
+    if key == "instances":
+        return all(isinstance(item, dict) for item in data) and not inputs.is_dialog(data)
+    return key == "dataframe_records"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
-from llama_serving.contract.details import chat_logprobs, completion_logprobs
+from llama_serving.contract.body import present
+from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
     Body,
@@ -15,16 +16,23 @@ from llama_serving.contract.request import (
     Generation,
     Generations,
     Input,
-    Parameters,
     Reply,
     Request,
     TokenIds,
+    TokenLogprob,
     Usage,
 )
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
 
-_PARAMETERS: Final = frozenset((*NAMES, *ALIASES)) - {"details", "logprobs"}
+PREFIXES: Final = ("/v1", "", "/models")
+"""Below what both APIs lie: OpenAI's clients ask at the first, Azure's inference clients at all three."""
+_PARAMETERS: Final = frozenset((*NAMES, *ALIASES)) - {"details"}
+
+
+def speaks(body: Body) -> bool:
+    """Whether a body is one of OpenAI's."""
+    return body.get("messages") is not None or body.get("prompt") is not None
 
 
 def parse(body: Body) -> Request:
@@ -33,7 +41,7 @@ def parse(body: Body) -> Request:
     Raises:
         BadRequest: it is neither, or holds what this server does not support.
     """
-    if "messages" in body:
+    if body.get("messages") is not None:
         return parse_chat(body)
     return parse_completion(body)
 
@@ -42,11 +50,9 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
     """OpenAI's object; `model` is the name of the model that answered."""
     chat = request.reply is Reply.CHAT
     sequences = [sequence for per_prompt in generations for sequence in per_prompt]
-    choice = _chat_choice if chat else _completion_choice
-    with_ids = _ids if request.return_token_ids else _nothing
     return {
         **_head("chat.completion" if chat else "text_completion", model),
-        "choices": [{**choice(index, one), **with_ids(one)} for index, one in enumerate(sequences)],
+        "choices": [_choice(request, index, one) for index, one in enumerate(sequences)],
         "usage": _usage(generations),
     }
 
@@ -59,7 +65,7 @@ class Chunks:
     """
 
     def __init__(self, request: Request, model: str) -> None:
-        self._ids = request.return_token_ids
+        self._request = request
         self._chat = request.reply is Reply.CHAT
         self._head = _head("chat.completion.chunk" if self._chat else "text_completion", model)
         self._with_usage = request.include_usage
@@ -71,11 +77,11 @@ class Chunks:
         role = {"role": "assistant"} if self._chat and delta.index not in self._started else {}
         self._started.add(delta.index)
         text = {"delta": {**role, "content": delta.text}} if self._chat else {"text": delta.text}
-        end = _end(delta.generation, chat=self._chat)
+        end = _end(self._request, delta.generation)
         if delta.generation is not None:
             self._ended.append(delta.generation)
-        if self._ids:
-            end = {**end, **_piece(delta)}
+        if self._request.return_token_ids:
+            end = {**end, **_piece(self._request, delta)}
         return {**self._head, "choices": [{"index": delta.index, **text, **end}]}
 
     def last(self) -> list[dict[str, Any]]:
@@ -93,11 +99,12 @@ def chunks(request: Request, deltas: Iterable[Delta], model: str) -> Iterator[di
 
 
 def parse_completion(body: Body) -> Request:
+    body = present(body)
     validate(body, "openai-completions")
     _check_stream_options(body)
     prompts, paths = _prompts(body)
-    given = {name: value for name, value in body.items() if name in _PARAMETERS or name == "logprobs"}
-    asked = parameters.parse(given)
+    made = _request(body, prompts, body, Reply.COMPLETION, paths)
+    asked = made.parameters
     if asked.return_full_text and asked.logprobs is not None:
         raise BadRequest("`echo` and `logprobs` can't be combined: no log-probabilities of the prompt are kept. "
                          "Leave one of them out.", code="unsupported_field", param="logprobs")  # fmt: skip
@@ -105,7 +112,7 @@ def parse_completion(body: Body) -> Request:
         raise BadRequest("`echo` and `return_token_ids` can't be combined: the prompt's ids come in a field of their "
                          "own. Leave one of them out.", code="unsupported_field", param="return_token_ids")  # fmt: skip
     return replace(
-        _request(body, prompts, asked, Reply.COMPLETION, paths),
+        made,
         stop_token_ids=frozenset(int(i) for i in body.get("stop_token_ids") or ()),
         return_token_ids=bool(body.get("return_token_ids")),
         tokens_as_ids=bool(body.get("return_tokens_as_token_ids")),
@@ -134,34 +141,44 @@ def _prompt(value: Any, path: str, index: int) -> Input:
 
 
 def parse_chat(body: Body) -> Request:
+    body = present(body)
     validate(body, "openai-chat")
     _check_stream_options(body)
-    messages = [{"role": m["role"], "content": _content(m["content"])} for m in body["messages"]]
-    dialog = inputs.dialog(messages, "messages", unfold=len(messages) == 1)
-    given = {name: value for name, value in body.items() if name in _PARAMETERS}
+    messages, continued = body["messages"], bool(body.get("continue_final_message"))
+    if body.get("add_generation_prompt") is continued:
+        raise BadRequest("`add_generation_prompt` and `continue_final_message` can't be the same: the model either begins "
+                         "a message or continues one. Leave `add_generation_prompt` out.", code="invalid_value",
+                         param="add_generation_prompt")  # fmt: skip
+    dialog = inputs.dialog(messages, "messages", unfold=len(messages) == 1, continued=continued)
     wanted, top = body.get("logprobs"), body.get("top_logprobs")
-    if top is not None and not wanted:
+    if top and not wanted:
         raise BadRequest("`top_logprobs` needs `logprobs: true` beside it.", code="invalid_value",
                          param="top_logprobs")  # fmt: skip
-    asked = parameters.parse({**given, "logprobs": (top or 0) if wanted else None})
-    return _request(body, (dialog,), asked, Reply.CHAT, ("messages",))
-
-
-def _content(content: str | list[Mapping[str, str]]) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    given = {**body, "logprobs": (top or 0) if wanted else None}
+    return _request(body, (dialog,), given, Reply.CHAT, ("messages",))
 
 
 def _check_stream_options(body: Body) -> None:
-    if body.get("stream_options") is not None and not body.get("stream"):
+    if (body.get("stream_options") or {}).get("include_usage") and not body.get("stream"):
         raise BadRequest("`stream_options` needs `stream: true` beside it.", code="invalid_value",
                          param="stream_options")  # fmt: skip
 
 
 def _request(
-    body: Body, prompts: tuple[Input, ...], asked: Parameters, reply: Reply, paths: tuple[str, ...]
+    body: Body, prompts: tuple[Input, ...], given: Mapping[str, Any], reply: Reply, paths: tuple[str, ...]
 ) -> Request:
-    usage = bool((body.get("stream_options") or {}).get("include_usage"))
-    return Request(prompts, asked, reply, paths, "", ceiling=True, model=body.get("model"), include_usage=usage)
+    asked = {name: value for name, value in given.items() if name in _PARAMETERS}
+    return Request(
+        prompts,
+        parameters.parse(asked),
+        reply,
+        paths,
+        "",
+        ceiling=True,
+        model=body.get("model"),
+        include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        spelling=parameters.spelling(asked),
+    )
 
 
 def _head(kind: str, model: str) -> dict[str, Any]:
@@ -176,40 +193,38 @@ def _usage(generations: Sequence[tuple[Generation, ...]]) -> dict[str, int]:
     return Usage(read, written).to_dict()
 
 
-def _end(generation: Generation | None, *, chat: bool) -> dict[str, Any]:
+def _end(request: Request, generation: Generation | None) -> dict[str, Any]:
+    """How a sequence ended, in OpenAI's words; where it has none, ours stands beside."""
     if generation is None:
         return {"finish_reason": None, "logprobs": None}
-    return {"finish_reason": generation.finish_reason, "logprobs": _logprobs(generation, chat=chat)}
+    reason = generation.finish_reason
+    return {
+        "finish_reason": "stop" if reason == "stop" else "length",
+        **({"stop_reason": reason} if reason not in ("stop", "length") else {}),
+        "logprobs": _logprobs(request, generation.logprobs),
+    }
 
 
-def _logprobs(generation: Generation, *, chat: bool) -> dict[str, Any] | None:
-    if generation.logprobs is None:
+def _logprobs(request: Request, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if tokens is None:
         return None
-    return chat_logprobs(generation.logprobs) if chat else completion_logprobs(generation.logprobs)
+    if request.reply is Reply.CHAT:
+        return chat_logprobs(tokens)
+    return completion_logprobs(tokens, as_ids=request.tokens_as_ids)
 
 
-def _ids(generation: Generation) -> dict[str, Any]:
-    return {"prompt_token_ids": list(generation.prompt_token_ids), "token_ids": list(generation.token_ids)}
-
-
-def _nothing(generation: Generation) -> dict[str, Any]:
-    del generation
-    return {}
-
-
-def _piece(delta: Delta) -> dict[str, Any]:
+def _piece(request: Request, delta: Delta) -> dict[str, Any]:
     """What a piece has beside its text where token ids were asked for, as vLLM streams it."""
     return {
         "prompt_token_ids": None if delta.prompt_token_ids is None else list(delta.prompt_token_ids),
         "token_ids": list(delta.token_ids),
-        "logprobs": None if delta.logprobs is None else completion_logprobs(delta.logprobs),
+        "logprobs": _logprobs(request, delta.logprobs),
     }
 
 
-def _completion_choice(index: int, sequence: Generation) -> dict[str, Any]:
-    return {"index": index, "text": sequence.full_text, **_end(sequence, chat=False)}
-
-
-def _chat_choice(index: int, sequence: Generation) -> dict[str, Any]:
-    message = {"role": "assistant", "content": sequence.text}
-    return {"index": index, "message": message, **_end(sequence, chat=True)}
+def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any]:
+    text: dict[str, Any] = {"text": sequence.full_text}
+    if request.reply is Reply.CHAT:
+        text = {"message": {"role": "assistant", "content": sequence.full_text}}
+    ids = token_ids(sequence) if request.return_token_ids else {}
+    return {"index": index, **text, **_end(request, sequence), **ids}

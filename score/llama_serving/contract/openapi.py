@@ -6,6 +6,7 @@ azmlinfsrv serves the files that lie beside the scoring script; `python -m deplo
 from dataclasses import dataclass
 from typing import Any, Final
 
+from llama_serving.contract.openai import PREFIXES
 from llama_serving.contract.validation import schema
 
 SCHEMAS: Final = ("azure", "prompts", "parameters", "error", "answers")
@@ -76,8 +77,8 @@ _MLFLOW: Final = _Route(
 _SCORING: Final = {
     "/score": _AZURE,
     "/invocations": _MLFLOW,
-    "/v1/completions": _COMPLETION,
-    "/v1/chat/completions": _CHAT,
+    **{f"{prefix}/completions": _COMPLETION for prefix in PREFIXES},
+    **{f"{prefix}/chat/completions": _CHAT for prefix in PREFIXES},
 }
 _SERVER_SCHEMAS: Final = ("mlflow", "openai-completions", "openai-chat", "openai-answers", *SCHEMAS)
 
@@ -141,6 +142,14 @@ def _asking() -> dict[str, Any]:
     number, document = _get("Its version", text), _get("This document", _json({"type": "object"}))
     models = _get("Its one model", _json(_any(("openai-answers/$defs/models",))), "503")
     model = _get("Its model", _json(_any(("openai-answers/$defs/model",))), "404", "503")
+    numbers = _get("Prometheus' text format", text)
+    names = ("model_name", "model_type", "model_provider_name")
+    about = {
+        "type": "object",
+        "required": list(names),
+        "properties": {key: {"type": "string"} for key in names},
+    }
+    info = _get("What the model is, for Azure's inference clients", _json(about), "503")
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     return {
         "/health": {"get": ready, "head": ready},
@@ -148,10 +157,12 @@ def _asking() -> dict[str, Any]:
         "/health/ready": {"get": ready, "head": ready},
         "/ping": {"get": ping, "head": ping},
         "/version": {"get": number, "head": number},
-        "/metrics": {"get": _get("Prometheus' text format", text)},
+        "/metrics": {"get": numbers, "head": numbers},
         "/openapi.json": {"get": document, "head": document},
-        "/v1/models": {"get": models},
-        "/v1/models/{name}": {"parameters": [name], "get": model},
+        "/v1/models": {"get": models, "head": models},
+        "/models": {"get": models, "head": models},
+        "/v1/models/{name}": {"parameters": [name], "get": model, "head": model},
+        **{f"{prefix}/info": {"get": info, "head": info} for prefix in PREFIXES},
     }
 
 

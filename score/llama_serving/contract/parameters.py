@@ -1,6 +1,6 @@
 """The parameters' object -> `Parameters`: aliases, nulls, and the one place where they may stand."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
@@ -12,6 +12,9 @@ ALIASES: Final[Mapping[str, str]] = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "num_predict": "max_new_tokens",
+    "max_gen_len": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "stop_sequences": "stop",
     "n": "num_return_sequences",
     "echo": "return_full_text",
 }
@@ -24,35 +27,50 @@ _INTEGERS: Final = frozenset(
 
 
 def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
-    """`given`, which the schema has passed, under one name each and without nulls.
+    """`given`, which the schema has passed, under one name each and without what asks for nothing.
+
+    One value under two names is one parameter: clients of several servers send each server's name.
 
     Raises:
-        BadRequest: one thing is given under two names.
+        BadRequest: one parameter has two values under two names.
     """
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}
-    for name, value in given.items():
-        if value is None:
-            continue
-        target = ALIASES.get(name, name)
-        if target in spelled:
+    for name, target, value in _asked(given):
+        if target in spelled and value != values[target]:
             raise BadRequest(
-                f"`{spelled[target]}` and `{name}` are the same parameter. Send one of them.",
+                f"`{spelled[target]}` and `{name}` are the same parameter, with two values. Send one of them.",
                 code="competing_fields",
                 param=path_of(*([at] if at else []), name),
             )
-        spelled[target] = name
-        values[target] = _plain(target, value)
+        spelled.setdefault(target, name)
+        values[target] = value
     return Parameters(**values)
 
 
+def spelling(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What the client calls each parameter that it gave: pairs of our name and its own."""
+    return tuple((target, name) for name, target, _ in _asked(given))
+
+
+def _asked(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """What asks for something: the client's name, ours, and the plain value.
+
+    The schema lets other servers' names pass at the one value that changes nothing (`num_beams: 1`).
+    """
+    for name, value in given.items():
+        target = ALIASES.get(name, name)
+        if target in NAMES and value is not None and (plain := _plain(target, value)) is not None:
+            yield name, target, plain
+
+
 def only_one(places: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The place where parameters stand, and what stands there; none at all is an empty object.
+    """The place where parameters stand, and what stands there; none at all, and empty ones, are an empty object.
 
     Raises:
         BadRequest: they stand in two places.
     """
-    found = [(path, value) for path, value in places.items() if value is not None]
+    found = [(path, value) for path, value in places.items() if value]
     if len(found) > 1:
         names = " and ".join(f"`{path}`" for path, _ in found)
         raise BadRequest(
@@ -64,8 +82,13 @@ def only_one(places: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def _plain(name: str, value: Any) -> Any:
+    """The value in its one form; None where it asks for nothing."""
+    if name == "logprobs" and value is False:
+        return None
+    if name == "top_k":
+        return max(int(value), 0)  # -1 is off in vLLM
     if name in _INTEGERS:
         return int(value)
     if name == "stop":
-        return (value,) if isinstance(value, str) else tuple(value)
+        return ((value,) if isinstance(value, str) else tuple(value)) if value else None
     return value if isinstance(value, bool) else float(value)

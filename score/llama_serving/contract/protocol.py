@@ -12,9 +12,9 @@ def parse(body: Body) -> Request:
     Raises:
         BadRequest: as the protocol's own `parse`.
     """
-    if any(key in body for key in mlflow.KEYS):
+    if mlflow.speaks(body):
         return mlflow.parse(body)
-    if "messages" in body or "prompt" in body:
+    if openai.speaks(body):
         return openai.parse(body)
     return azure.parse(body)
 

@@ -7,6 +7,14 @@ from typing import Any, Final, Literal
 
 FILL_MARKER: Final = "<FILL_ME>"
 
+OPENAI_NAMES: Final[Mapping[str, str]] = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "num_return_sequences": "n",
+    "return_full_text": "echo",
+}
+"""What OpenAI's protocol (and vLLM's) calls a parameter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -40,15 +48,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Dialog:
-    """Messages that end with the user's.
+    """Messages that end with the user's, or with the assistant's that is to be continued.
 
     Attributes:
+        continued: the last message is the assistant's, and its text goes on.
         unfold: a single user message that is itself a whole prompt in the family's format may be taken
             apart and rendered anew (OpenAI routes only, CONTRACT section 1).
     """
 
     messages: tuple[Message, ...]
     unfold: bool = False
+    continued: bool = False
 
 
 Input = Completion | TokenIds | Infill | Dialog
@@ -76,6 +86,12 @@ class Parameters:
     logprobs: int | None = None
     details: bool | None = None
     stream: bool | None = None
+    continue_final_message: bool | None = None
+
+    @property
+    def with_details(self) -> bool:
+        """The answer has details: asking for log-probabilities is asking for them."""
+        return bool(self.details) or self.logprobs is not None
 
 
 class Reply(StrEnum):
@@ -104,6 +120,7 @@ class Request:
         stop_token_ids: ids that end a sequence beside the model's own.
         return_token_ids: the answer has the ids of prompt and completion, and log-probabilities of every one of them.
         tokens_as_ids: log-probabilities name their tokens `token_id:7`.
+        spelling: what the client calls the parameters that it gave; see `called`.
     """
 
     inputs: tuple[Input, ...]
@@ -117,6 +134,16 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     return_token_ids: bool = False
     tokens_as_ids: bool = False
+    spelling: tuple[tuple[str, str], ...] = ()
+
+    def called(self, name: str) -> str:
+        """The parameter `name` in the client's words: as it spelled it, else as its protocol does."""
+        return dict(self.spelling).get(name) or (OPENAI_NAMES.get(name, name) if self.openai else name)
+
+    def path(self, name: str) -> str:
+        """Where the parameter `name` stands in the body."""
+        called = self.called(name)
+        return f"{self.parameters_path}.{called}" if self.parameters_path and not self.openai else called
 
     @property
     def chat(self) -> bool:
@@ -182,13 +209,30 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A drawn token with its log-probability (natural logarithm) and the best alternatives, best first."""
+class Alternative:
+    """A token that could be drawn, and the natural logarithm of its probability; `raw` is what it adds to the text."""
 
-    text: str
+    id: int
     raw: bytes
     logprob: float
-    top: tuple[tuple[str, bytes, float], ...]
+
+    @property
+    def text(self) -> str:
+        """What it adds to the text; U+FFFD for half a character."""
+        return self.raw.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token with its log-probability and the best alternatives, best first.
+
+    Attributes:
+        offset: where in the text that is shown the token's own text begins, in characters.
+    """
+
+    drawn: Alternative
+    top: tuple[Alternative, ...]
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)

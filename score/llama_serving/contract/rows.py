@@ -1,6 +1,5 @@
 """Rows of a batch: CONTRACT section 4. A line of a file -> a request; what became of it -> a record."""
 
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -10,6 +9,7 @@ from typing import Any, Final
 from llama_serving.contract import body as json_body
 from llama_serving.contract import inputs, openai, parameters, protocol
 from llama_serving.contract.details import details
+from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.mlflow import KEYS as MLFLOW_KEYS
 from llama_serving.contract.request import Generation, Generations, Parameters, Reply, Request
 from llama_serving.contract.validation import schema, validate
@@ -24,7 +24,12 @@ _WHOLE: Final = ("input_data", *MLFLOW_KEYS)
 _PROMPTS: Final = (*_SHORT, *_WHOLE)
 """Never carried along: a second prompt in a row is refused, not forgotten."""
 _PARAMETERS: Final = frozenset((*parameters.NAMES, *parameters.ALIASES, "params"))
-_FREE: Final = frozenset(("user", "metadata", "store"))
+_TAKEN: Final = frozenset((*_PROMPTS, *_PARAMETERS, "parameters", "body", "custom_id", "method", "url"))
+"""What a row may be made of; of these a null is as if it were not there, all others are carried along as they are."""
+_FREE: Final = frozenset(
+    ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+)
+"""Of OpenAI's fields those that have no effect on the text."""
 
 
 class RowKind(StrEnum):
@@ -72,17 +77,29 @@ def read(raw: bytes) -> Row:
 
 
 def split(row: Mapping[str, Any]) -> Row:
-    """A parsed row."""
-    if "body" in row and ("custom_id" in row or "url" in row) and row.keys().isdisjoint(_PROMPTS):
-        return Row(RowKind.OPENAI_BATCH, row, row.get("custom_id"), {})
-    if any(key in row for key in _WHOLE):
-        return _take(row, RowKind.BODY, {*_PROMPTS, "parameters", "params"})
-    prompts = [key for key in _ONE_PROMPT if key in row]
-    if "parameters" not in row and prompts in (["prompt"], ["messages"]):
-        return _take(row, RowKind.BODY, {*_PROMPTS, *_openai_keys(row)})
-    if any(key in row for key in _SHORT):
-        return _take(row, RowKind.SHORT, {*_SHORT, "parameters"})
-    return _take(row, RowKind.NOTHING, set())
+    """A parsed row. A null is absent: exports write all columns, whatever a row has."""
+    given = {key: value for key, value in row.items() if value is not None or key not in _TAKEN}
+    if "body" in given and ("custom_id" in given or "url" in given) and given.keys().isdisjoint(_PROMPTS):
+        return Row(RowKind.OPENAI_BATCH, given, given.get("custom_id"), {})
+    if any(key in given for key in _WHOLE):
+        return _take(given, RowKind.BODY, {*_PROMPTS, "parameters", "params"})
+    prompts = [key for key in _ONE_PROMPT if key in given]
+    if "parameters" not in given and prompts in (["prompt"], ["messages"]):
+        return _take(given, RowKind.BODY, {*_PROMPTS, *_openai_keys(given)})
+    if any(key in given for key in _SHORT):
+        return _take(given, RowKind.SHORT, {*_SHORT, "parameters"})
+    return _take(given, RowKind.NOTHING, set())
+
+
+def defaults(given: Mapping[str, Any], at: str = "parameters") -> Parameters:
+    """Parameters for all rows, which stand at the path `at`.
+
+    Raises:
+        BadRequest: they are none.
+    """
+    given = json_body.present(given)
+    validate(given, "parameters")
+    return parameters.parse(given, at)
 
 
 def request(row: Row, defaults: Parameters) -> Request:
@@ -91,6 +108,9 @@ def request(row: Row, defaults: Parameters) -> Request:
     Raises:
         BadRequest: it can't be answered.
     """
+    if defaults.continue_final_message:
+        raise BadRequest("`continue_final_message` belongs to a dialog. Put it into that row, not into the parameters of all.",
+                         code="invalid_value", param="parameters.continue_final_message")  # fmt: skip
     parsed = _parse(row)
     if len(parsed.inputs) != 1:
         raise BadRequest(f"The row has {len(parsed.inputs)} prompts. Send one prompt a row.",
@@ -114,8 +134,14 @@ def record(place: Place, row: Row, asked: Request, generations: Generations, mod
         "usage": _usage(sequences),
         "error": None,
         "extra": dict(row.extra),
-        **({"details": details(sequences)} if asked.parameters.details else {}),
+        **_asked_details(asked, sequences),
     }
+
+
+def _asked_details(asked: Request, sequences: tuple[Generation, ...]) -> dict[str, Any]:
+    if not asked.parameters.with_details and not asked.return_token_ids:
+        return {}
+    return {"details": details(sequences, with_ids=asked.return_token_ids, as_ids=asked.tokens_as_ids)}
 
 
 def error_record(place: Place, row: Row | None, error: ServingError) -> dict[str, Any]:
@@ -134,7 +160,7 @@ def error_record(place: Place, row: Row | None, error: ServingError) -> dict[str
 
 def dumps(record: Mapping[str, Any]) -> str:
     """One line of JSON."""
-    return json.dumps(record, ensure_ascii=False)
+    return json_line(record)
 
 
 def _openai_keys(row: Mapping[str, Any]) -> set[str]:
@@ -179,7 +205,7 @@ def _parse(row: Row) -> Request:
 
 
 def _parse_batch_line(line: Mapping[str, Any]) -> Request:
-    url, body = line.get("url"), line["body"]
+    url, body = line.get("url"), json_body.present(line["body"])
     key = URLS.get(url) if isinstance(url, str) else None
     if key is None:
         raise BadRequest(f"`url` must be one of {', '.join(URLS)}.", code="invalid_value", param="url")
@@ -191,14 +217,17 @@ def _parse_batch_line(line: Mapping[str, Any]) -> Request:
 
 
 def _parse_short(content: Mapping[str, Any]) -> Request:
+    content = json_body.present(content)
     validate(content, "row")
     keys = [key for key in _ONE_PROMPT if key in content]
     if len(keys) != 1:
         raise BadRequest(f"The row has {' and '.join(keys)}. Send one prompt a row.", code="competing_fields")
     key = keys[0]
     value = {"prefix": content["prefix"], "suffix": content["suffix"]} if key == "prefix" else content[key]
-    asked = parameters.parse(content.get("parameters") or {}, "parameters")
-    return Request((inputs.item(value, key),), asked, Reply.ROWS, (key,), "parameters")
+    given = content.get("parameters") or {}
+    asked = parameters.parse(given, "parameters")
+    prompt = inputs.item(value, key, continued=bool(asked.continue_final_message))
+    return Request((prompt,), asked, Reply.ROWS, (key,), "parameters", spelling=parameters.spelling(given))
 
 
 def _with_defaults(asked: Request, defaults: Parameters) -> Request:

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -18,6 +17,7 @@ from typing import Any, Final, cast
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
+from llama_serving.contract import foreign_names
 from llama_serving.contract.body import kind_of
 from llama_serving.errors import BadRequest
 
@@ -181,8 +181,8 @@ def _unknown_field(found: _Verdict) -> BadRequest:
     if not _NAME.fullmatch(unknown):
         unknown = "…"  # no name, but perhaps a prompt in the wrong place
     accepted = sorted(name for name, rule in properties.items() if _is_offered(rule))
-    close = get_close_matches(unknown, accepted, n=1, cutoff=0.5)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
+    meant = foreign_names.meant(unknown, accepted)
+    hint = f" {meant}" if meant else ""
     param = path_of(*found.steps, unknown)
     message = f"`{param}` is not known.{hint} Accepted here: {', '.join(accepted)}."
     return BadRequest(message, code="unknown_field", param=param, index=found.index)

@@ -47,12 +47,18 @@ class PromptBuilder:
             BadRequest: as `build`, with the input's path and index.
         """
         try:
-            return self.build(request.inputs[index], request.parameters.max_new_tokens or 1)
+            asked = request.parameters.max_new_tokens or 1
+            return self.build(request.inputs[index], asked, request.called("max_new_tokens"))
         except BadRequest as error:
             raise located(error, request, index) from None
 
-    def build(self, prompt: Input, new_tokens: int = 1) -> Prompt:
-        """The ids of one input; `new_tokens` is what was asked for, for the refusal to name.
+    def build(self, prompt: Input, new_tokens: int = 1, called: str = "max_new_tokens") -> Prompt:
+        """The ids of one input.
+
+        Args:
+            prompt: what the client sent.
+            new_tokens: what was asked for, for the refusal to name.
+            called: the client's name of that parameter.
 
         Raises:
             BadRequest: the model has no such format, or the prompt leaves no room in the context.
@@ -60,21 +66,24 @@ class PromptBuilder:
         parts = self._segments(prompt)
         at_least = self.tokenizer.fewest_tokens(segments.characters(parts))
         if at_least >= self.context:
-            raise self.too_long(at_least, new_tokens, at_least=True)
+            raise self.too_long(at_least, new_tokens, called, at_least=True)
         ids = segments.encode(parts, self.tokenizer)
         if len(ids) >= self.context:
-            raise self.too_long(len(ids), new_tokens)
+            raise self.too_long(len(ids), new_tokens, called)
         text = self._decoded(prompt.ids) if isinstance(prompt, TokenIds) else segments.shown(parts)
         if isinstance(prompt, Infill):
             return Prompt(text, ids, self._stop_ids(prompt), prompt.prefix, prompt.suffix)
         return Prompt(text, ids, self._stop_ids(prompt), before=text)
 
-    def too_long(self, tokens: int, new_tokens: int, *, at_least: bool = False) -> BadRequest:
-        """The refusal of a prompt that does not fit with the tokens asked for."""
+    def too_long(self, tokens: int, new_tokens: int, called: str, *, at_least: bool = False) -> BadRequest:
+        """The refusal of a prompt that does not fit with the tokens asked for.
+
+        Clients tell a full context by "maximum context length is", which is OpenAI's wording.
+        """
         return BadRequest(
-            f"The prompt has {'at least ' if at_least else ''}{tokens} tokens; with {new_tokens} new "
-            f"token{'' if new_tokens == 1 else 's'} that exceeds the context of {self.context}. Shorten the "
-            "prompt or lower max_new_tokens.",
+            f"This model's maximum context length is {self.context} tokens, and this request exceeds it: the prompt has "
+            f"{'at least ' if at_least else ''}{tokens} tokens, and {new_tokens} new "
+            f"token{'' if new_tokens == 1 else 's'} may follow. Shorten the prompt or lower `{called}`.",
             code="context_exceeded",
         )
 

@@ -30,7 +30,7 @@ def segments(dialog: Dialog, variant: ModelVariant) -> Segments:
     _refuse_markers(messages)
     if variant.dialog is DialogFormat.INST:
         return _inst(messages, variant)
-    return _source(messages, variant)
+    return _source(messages, variant, continued=dialog.continued)
 
 
 def unfolded(dialog: Dialog) -> Sequence[Message]:
@@ -60,6 +60,8 @@ def _only_message(dialog: Dialog, variant: ModelVariant) -> Completion:
 
 def _refuse_markers(messages: Sequence[Message]) -> None:
     for position, message in enumerate(messages):
+        if message.role == "assistant":
+            continue  # what the model said before is no attempt to speak for somebody else
         marker = next((m for m in MARKERS if m in message.content), None)
         if marker:
             raise BadRequest(
@@ -76,7 +78,9 @@ def _inst(messages: Sequence[Message], variant: ModelVariant) -> Segments:
     parts: list[Special | Text] = []
     for user, assistant in past:
         parts += [bos, Text(f"[INST] {user.strip()} [/INST] {assistant.strip()} "), eos]
-    return (*parts, bos, Text(f"[INST] {last[0].strip()} [/INST]"))
+    # A last message of the assistant is continued: its end stays as it is.
+    begun = f" {last[1].lstrip()}" if len(last) > 1 else ""
+    return (*parts, bos, Text(f"[INST] {last[0].strip()} [/INST]{begun}"))
 
 
 def _folded(messages: Sequence[Message]) -> Sequence[Message]:
@@ -92,15 +96,16 @@ def _pairs(messages: Sequence[Message]) -> list[tuple[str, ...]]:
     return [tuple(m.content for m in messages[at : at + 2]) for at in range(0, len(messages), 2)]
 
 
-def _source(messages: Sequence[Message], variant: ModelVariant) -> Segments:
+def _source(messages: Sequence[Message], variant: ModelVariant, *, continued: bool) -> Segments:
     # <s>Source: {role}\n\n {content}<step>…Source: assistant\nDestination: user\n\n␣
     if variant.step_id is None:
         raise ValueError(f"{variant.name} has the SOURCE dialog format and no step_id")
     step = Special("STEP", variant.step_id)
     if messages[0].role != "system":
         messages = (Message("system", ""), *messages)
+    messages, begun = (messages[:-1], messages[-1].content.lstrip()) if continued else (messages, "")
     parts: list[Special | Text] = []
     for message in messages:
         parts += [Text(f"Source: {message.role}\n\n {message.content.strip()}"), step]
-    end = Text("Source: assistant\nDestination: user\n\n ")
+    end = Text(f"Source: assistant\nDestination: user\n\n {begun}")
     return (Special("BOS", variant.bos_id), *parts, end)

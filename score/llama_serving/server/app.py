@@ -31,10 +31,12 @@ from llama_serving.settings import Settings
 PROTOCOLS: Final[dict[str, Adapter]] = {
     "/score": Azure(),
     "/invocations": MLflow(),
-    "/v1/completions": OpenAI(openai.parse_completion),
-    "/v1/chat/completions": OpenAI(openai.parse_chat),
+    **{f"{prefix}/completions": OpenAI(openai.parse_completion) for prefix in openai.PREFIXES},
+    **{f"{prefix}/chat/completions": OpenAI(openai.parse_chat) for prefix in openai.PREFIXES},
 }
 """Every route that scores, and what it speaks."""
+INFO: Final = tuple(f"{prefix}/info" for prefix in openai.PREFIXES)
+"""Where Azure's inference clients ask what the model is."""
 
 GONE: Final = 499
 """nginx's status for a client that went before its answer."""
@@ -95,7 +97,8 @@ class _Scoring:
             except ClientDisconnect:
                 return Response(status_code=GONE)  # nobody sees it but the log
             except Exception as error:
-                return refusal(as_serving_error(error), request.state.request_id, adapter)
+                spoken = getattr(request.state, "adapter", adapter)
+                return refusal(as_serving_error(error), request.state.request_id, spoken)
 
         return score
 
@@ -110,8 +113,11 @@ class _Scoring:
             service = held.enter_context(self._lifecycle.serving())
             held.enter_context(service.admitted())
             # On a thread: the loop has other requests, and a body may be long.
-            given, parsed = await asyncio.to_thread(_parse, adapter, raw)
+            given = await asyncio.to_thread(body.decode, raw)
             del raw
+            adapter = request.state.adapter = adapter.of(given)
+            parsed = await asyncio.to_thread(adapter.parse, given)
+            del given
             self._check_model(service, parsed.model)
             model = service.variant.name
             if parsed.parameters.stream:
@@ -124,7 +130,7 @@ class _Scoring:
                 begun.hold(held.pop_all(), until=asyncio.get_running_loop().time() + seconds + READ_S)
                 return begun
             generations = await _unless_gone(request, service.answer(parsed, deadline=deadline))
-            return await asyncio.to_thread(lambda: _json(adapter.answer(given, parsed, generations, model)))
+            return await asyncio.to_thread(lambda: _json(adapter.answer(parsed, generations, model)))
 
     def _check_model(self, service: Service, name: str | None) -> None:
         if self._options.strict_model and name not in (None, service.variant.name):
@@ -133,11 +139,6 @@ class _Scoring:
                 code="model_not_found",
                 param="model",
             )
-
-
-def _parse(adapter: Adapter, raw: bytes) -> tuple[Any, Any]:
-    given = body.decode(raw)
-    return given, adapter.parse(given)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -161,7 +162,8 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 def spoken_at(path: str) -> Adapter | None:
     """The protocol in whose words a path refuses."""
-    return PROTOCOLS["/v1/completions"] if path.startswith("/v1/") else PROTOCOLS.get(path)
+    openais = path.startswith(("/v1/", "/models")) or path in INFO
+    return PROTOCOLS["/v1/completions"] if openais else PROTOCOLS.get(path)
 
 
 def refusal(error: ServingError, request_id: str, adapter: Adapter | None = None) -> Response:
@@ -215,7 +217,7 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
         "/version": lambda: PlainTextResponse(app.version),
     }.items():
         app.add_api_route(path, _on_loop(function), methods=["GET", "HEAD"])
-    app.add_api_route("/metrics", answer_metrics, methods=["GET"])
+    app.add_api_route("/metrics", answer_metrics, methods=["GET", "HEAD"])
 
 
 def _on_loop(function: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:
@@ -245,8 +247,18 @@ def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
                 raise NotFound(f"This server has {service.variant.name} alone.", code="model_not_found")
             return _json(described(service))
 
-    app.add_api_route("/v1/models", models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", model, methods=["GET"])
+    async def info() -> Response:
+        """What Azure's inference clients ask of an endpoint."""
+        with lifecycle.serving() as service:
+            kind = "completion" if service.variant.dialog is None else "chat-completion"
+            return _json({"model_name": service.variant.name, "model_type": kind,
+                          "model_provider_name": "llama-endpoints"})  # fmt: skip
+
+    for path in ("/v1/models", "/models"):
+        app.add_api_route(path, models, methods=["GET", "HEAD"])
+    app.add_api_route("/v1/models/{name:path}", model, methods=["GET", "HEAD"])
+    for path in INFO:
+        app.add_api_route(path, info, methods=["GET", "HEAD"])
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

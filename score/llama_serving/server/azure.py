@@ -5,21 +5,26 @@ from contextlib import aclosing
 from typing import Any
 
 from llama_serving.contract import azure
-from llama_serving.contract.details import details
-from llama_serving.contract.request import Body, Delta, Generation, Generations, Request
+from llama_serving.contract.request import Body, Delta, Generations, Request
 from llama_serving.errors import ServingError
+from llama_serving.server.protocols import Adapter
 
 
 class Azure:
     """See `Adapter`."""
 
+    def of(self, body: Body) -> Adapter:
+        """See `Adapter.of`."""
+        del body
+        return self
+
     def parse(self, body: Body) -> Request:
         """See `Adapter.parse`."""
         return azure.parse(body)
 
-    def answer(self, body: Body, request: Request, generations: Generations, model: str) -> Any:
+    def answer(self, request: Request, generations: Generations, model: str) -> Any:
         """See `Adapter.answer`."""
-        del body, model
+        del model
         return azure.answer(request, generations)
 
     async def events(
@@ -27,15 +32,13 @@ class Azure:
     ) -> AsyncGenerator[Any, None]:
         """See `Adapter.events`; with `details` they come last, for all sequences."""
         del model
-        ended: list[Generation] = []
+        made = azure.Events(request)
         async with aclosing(deltas):
             async for delta in deltas:
-                if delta.text:
-                    yield {str(delta.index): delta.text}
-                if delta.generation is not None:
-                    ended.append(delta.generation)
-        if request.parameters.details:
-            yield {"details": details(ended)}
+                for event in made.of(delta):
+                    yield event
+        for event in made.last():
+            yield event
 
     def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
         """See `Adapter.error`."""

@@ -1,34 +1,24 @@
 """MLflow's `/invocations`: `inputs`, `dataframe_*`, `instances`; and, as MLflow's own server takes them, OpenAI's bodies."""
 
-from collections.abc import AsyncGenerator
-from typing import Any
-
-from llama_serving.contract import mlflow, openai, protocol
-from llama_serving.contract.request import Body, Delta, Generations, Request
-from llama_serving.errors import ServingError
+from llama_serving.contract import azure, mlflow, openai
+from llama_serving.contract.request import Body, Generations, Request
 from llama_serving.server.azure import Azure
 from llama_serving.server.openai import OpenAI
+from llama_serving.server.protocols import Adapter
 
 
-class MLflow:
-    """See `Adapter`."""
+class MLflow(Azure):
+    """See `Adapter`; streams and refusals are those of `/score`."""
+
+    def of(self, body: Body) -> Adapter:
+        """See `Adapter.of`."""
+        return OpenAI() if openai.speaks(body) and not mlflow.speaks(body) else self
 
     def parse(self, body: Body) -> Request:
         """See `Adapter.parse`."""
-        return openai.parse(body) if {"messages", "prompt"} & body.keys() else mlflow.parse(body)
+        return mlflow.parse(body)
 
-    def answer(self, body: Body, request: Request, generations: Generations, model: str) -> Any:
+    def answer(self, request: Request, generations: Generations, model: str) -> object:
         """See `Adapter.answer`."""
-        answer = protocol.answer(request, generations, model)
-        return mlflow.wrap(answer) if any(key in body for key in mlflow.KEYS) else answer
-
-    def events(
-        self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
-    ) -> AsyncGenerator[Any, None]:
-        """See `Adapter.events`."""
-        adapter = OpenAI() if request.openai else Azure()
-        return adapter.events(request, deltas, model)
-
-    def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
-        """See `Adapter.error`."""
-        return error.body(request_id, openai=True)
+        del model
+        return mlflow.wrap(azure.answer(request, generations))

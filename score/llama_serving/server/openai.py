@@ -7,6 +7,7 @@ from typing import Any
 from llama_serving.contract import openai
 from llama_serving.contract.request import Body, Delta, Generations, Request
 from llama_serving.errors import ServingError
+from llama_serving.server.protocols import Adapter
 
 
 class OpenAI:
@@ -19,13 +20,17 @@ class OpenAI:
     def __init__(self, parse: Callable[[Body], Request] = openai.parse) -> None:
         self._parse = parse
 
+    def of(self, body: Body) -> Adapter:
+        """See `Adapter.of`."""
+        del body
+        return self
+
     def parse(self, body: Body) -> Request:
         """See `Adapter.parse`."""
         return self._parse(body)
 
-    def answer(self, body: Body, request: Request, generations: Generations, model: str) -> Any:
+    def answer(self, request: Request, generations: Generations, model: str) -> Any:
         """See `Adapter.answer`."""
-        del body
         return openai.answer(request, generations, model)
 
     async def events(

@@ -10,6 +10,10 @@ from llama_serving.errors import ServingError
 class Adapter(Protocol):
     """One protocol. It renames; what is asked and answered is everybody's."""
 
+    def of(self, body: Body) -> "Adapter":
+        """The protocol of this body, where a path takes several: it answers, and refuses, in its own words."""
+        ...
+
     def parse(self, body: Body) -> Request:
         """The request in a body.
 
@@ -18,7 +22,7 @@ class Adapter(Protocol):
         """
         ...
 
-    def answer(self, body: Body, request: Request, generations: Generations, model: str) -> Any:
+    def answer(self, request: Request, generations: Generations, model: str) -> Any:
         """The body of the answer."""
         ...
 

@@ -1,7 +1,6 @@
 """The process: uvicorn around the application, signals, the exit code."""
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -19,14 +18,16 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.request import Request
 from llama_serving.errors import SetupError
 from llama_serving.sequences import RunningSequence
-from llama_serving.server import keys
+from llama_serving.server import cors, keys
 from llama_serving.server.app import Options, routes
 from llama_serving.server.gate import Gate
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
+from llama_serving.server.target import OriginForm
 from llama_serving.service import Service
 from llama_serving.settings import Settings
 
@@ -119,7 +120,7 @@ async def _serve(
     app.router.lifespan_context = _lifespan(lifecycle)
     gate = Gate(app, metrics, settings.api_keys)
     config = uvicorn.Config(
-        gate if traces is None else traces.around(gate),
+        OriginForm(cors.around(gate if traces is None else traces.around(gate), settings.cors_origins)),
         host=binding.host,
         port=binding.port,
         http=_Punctual,
@@ -284,7 +285,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json_line(line)
 
 
 def log_as_json() -> None:

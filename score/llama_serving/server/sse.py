@@ -1,7 +1,6 @@
 """Server-sent events: the first decides the status, the rest are sent as they come, and a client that goes ends it."""
 
 import asyncio
-import json
 import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
 from llama_serving.server.receiving import gone
 from llama_serving.service import as_serving_error
@@ -99,5 +99,4 @@ class EventStream(Response):
 
 
 def _event(value: object) -> dict[str, Any]:
-    text = json.dumps(value, ensure_ascii=False)
-    return {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True}
+    return {"type": "http.response.body", "body": f"data: {json_line(value)}\n\n".encode(), "more_body": True}

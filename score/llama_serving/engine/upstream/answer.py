@@ -69,7 +69,7 @@ class Answer:
         if self._count > self._params.max_new_tokens:
             _malformed("more tokens than were asked for")
         if choice.get("finish_reason") is not None:
-            self.finish_reason = self._reason(choice["finish_reason"])
+            self.finish_reason = self._reason(choice.get("stop_reason"), choice["finish_reason"])
         return tokens
 
     def _check_prompt(self, ids: Any) -> None:
@@ -80,13 +80,13 @@ class Answer:
             _malformed("the ids of another prompt")
         self._prompt_seen = True
 
-    def _reason(self, said: Any) -> FinishReason:
+    def _reason(self, why: Any, said: Any) -> FinishReason:
         if said == "stop" and self._last in self._params.stop_ids:
             return "stop"
+        if "deadline" in (said, why):  # (`finish_reason` of our own server's older versions)
+            return "deadline"
         if said == "length" and self._count == self._params.max_new_tokens:
             return "length"
-        if said == "deadline":
-            return "deadline"
         if said in ("abort", "cancelled"):
             raise refusals.broken("it gave the sequence up")
         raise refusals.malformed("an end that was not asked for")
