@@ -164,6 +164,7 @@ def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
     """Kind -> what loads it, and its schema."""
     from azure.ai import ml
     from azure.ai.ml import _schema as schemas
+    from azure.ai.ml._schema._deployment.batch.batch_deployment import BatchDeploymentSchema
     from azure.ai.ml._schema._deployment.batch.model_batch_deployment import ModelBatchDeploymentSchema
     from azure.ai.ml._schema._deployment.online import online_deployment
     from azure.ai.ml._schema._endpoint.batch.batch_endpoint import BatchEndpointSchema
@@ -180,6 +181,7 @@ def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
             online_deployment.KubernetesOnlineDeploymentSchema,
         ),
         "batchEndpoint": (ml.load_batch_endpoint, BatchEndpointSchema),
+        "batchDeployment": (ml.load_batch_deployment, BatchDeploymentSchema),
         "modelBatchDeployment": (load_model_batch_deployment, ModelBatchDeploymentSchema),
         "environment": (ml.load_environment, schemas.EnvironmentSchema),
         "model": (ml.load_model, schemas.ModelSchema),

@@ -46,7 +46,7 @@ def _environment(spec: Spec, *prefix: str) -> Iterator[Finding]:
         yield spec.find(Rule.IMAGE, (*prefix, "image"), f"has {said}. It must have one of them.")
     if isinstance(image, str) and not tagged(image):
         yield spec.find(
-            Rule.IMAGE, (*prefix, "image"),
+            Rule.UNPINNED, (*prefix, "image"),
             f"is {shown(image)}, which is another image tomorrow. Name a tag other than latest, or a digest.",
         )  # fmt: skip
     conda = spec.at(*prefix, "conda_file")
@@ -84,7 +84,7 @@ def _dockerfile(spec: Spec, image: Image, path: Path, *prefix: str) -> Iterator[
     for base in image.bases:
         if not tagged(base):
             yield spec.find(
-                Rule.IMAGE, place,
+                Rule.UNPINNED, place,
                 f"begins FROM {base} ({path.name}), which is another image tomorrow. Name a tag other than "
                 "latest, or a digest.",
             )  # fmt: skip

@@ -14,9 +14,9 @@ from deployment.skus import Cloud, Offer, Sku
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
+from deployment.validate.ours import is_ours
 from deployment.validate.ranges import shown
 from deployment.validate.references import asset, cluster, elsewhere
-from deployment.validate.scripts import is_ours
 from deployment.validate.serving import Serving, variant_name
 from deployment.validate.tree import Spec, Tree
 
@@ -61,7 +61,7 @@ def _node(made: Spec) -> Sku | None:
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments and clusters."""
     if spec.kind in _OFFER:
-        yield from _size(spec)
+        yield from _size(spec, tree)
     if spec.kind in DEPLOYMENTS:
         yield from _model(spec, tree)
         yield from _memory(spec, tree)
@@ -72,13 +72,13 @@ def _place(spec: Spec) -> Place:
     return (places.get(spec.kind, "instance_type"),)
 
 
-def _size(spec: Spec) -> Iterator[Finding]:
+def _size(spec: Spec, tree: Tree) -> Iterator[Finding]:
     place = _place(spec)
     name = spec.text(*place)
     sku = skus.azure_size(name)
     if sku is None:
         if name:  # (that it is missing is Azure's to say)
-            yield from _unknown(spec, place, name)
+            yield from _unknown(spec, tree, place, name)
         return
     if sku.retired is not None:
         yield spec.find(
@@ -105,8 +105,8 @@ def _offered(offer: Offer) -> list[str]:
     return [sku.name for sku in sizes().values() if sku.is_offered(offer) and sku.retired is None]
 
 
-def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
-    if _GENERAL.fullmatch(name) and not is_ours(spec):
+def _unknown(spec: Spec, tree: Tree, place: Place, name: str) -> Iterator[Finding]:
+    if _GENERAL.fullmatch(name) and not is_ours(spec, tree):
         return  # a job may run on such a cluster, or another's code; ours is asked for a GPU
     alive = [sku.name for sku in sizes().values() if sku.retired is None]
     close = get_close_matches(name, alive, n=3, cutoff=0.6)

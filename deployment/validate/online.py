@@ -19,7 +19,7 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import fit_of, machine_of
-from deployment.validate.ranges import PROBES, shown
+from deployment.validate.ranges import PROBES
 from deployment.validate.serving import Serving
 from deployment.validate.tree import Spec, Tree
 
@@ -41,8 +41,8 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         if not serving.has_server:
             yield from _process(spec, serving)
         yield from _late(spec, serving, machine_of(spec, tree))
+        yield from _kept(spec, serving)
     yield from _patience(spec, serving)
-    yield from _kept(spec, serving)
     yield from _scale(spec)
 
 
@@ -123,13 +123,14 @@ def _process(spec: Spec, serving: Serving) -> Iterator[Finding]:
     workers = serving.variables.get("WORKER_COUNT", "1").strip()
     if workers != "1" or serving.flag("--workers", 1) != 1:
         name = "WORKER_COUNT" if workers != "1" else "GUNICORN_CMD_ARGS"
+        rule = Rule.ENGINE if serving.has_vllm else Rule.WORKERS  # (a second vLLM finds no memory)
         yield spec.find(
-            Rule.WORKERS, _at(serving, name),
+            rule, _at(serving, name),
             'must be one worker ("1"): each would load the weights again, and have a queue of its own.',
         )  # fmt: skip
     if serving.variables.get("WORKER_PRELOAD", "false").strip().lower() != "false":
         yield spec.find(
-            Rule.WORKERS, _at(serving, "WORKER_PRELOAD"),
+            Rule.PRELOAD, _at(serving, "WORKER_PRELOAD"),
             'must be "false": a forked process can\'t use the CUDA context of its parent.',
         )  # fmt: skip
 
@@ -182,13 +183,7 @@ def _start(spec: Spec, serving: Serving, needed: int, about: str) -> Iterator[Fi
 
 
 def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    logged = serving.variables.get("APP_INSIGHTS_LOG_RESPONSE_ENABLED", "").strip().lower()
-    if logged != "false" and not serving.has_server:
-        yield spec.find(
-            Rule.KEPT_PROMPTS, _at(serving, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"),
-            f'is {shown(logged) if logged else "not set"}, and completions go to the log: it is on by '
-            'default. Set "false".',
-        )  # fmt: skip
+    """What would keep texts of callers."""
     if serving.settings.log_prompts:
         yield spec.find(
             Rule.KEPT_PROMPTS, _at(serving, "LLAMA_LOG_PROMPTS"),
@@ -197,8 +192,7 @@ def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
     if spec.at("app_insights_enabled") is True:
         yield spec.find(
             Rule.KEPT_PROMPTS, ("app_insights_enabled",),
-            "keeps what the container writes, in Application Insights. Set false where texts must not be "
-            "kept.",
+            f"keeps what the container writes{_completions(serving)}, in Application Insights. Set false where texts must not be kept.",
         )  # fmt: skip
     for name, collection in spec.mapping("data_collector", "collections").items():
         if isinstance(collection, dict) and str(collection.get("enabled")).lower() == "true":
@@ -206,6 +200,16 @@ def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
                 Rule.KEPT_PROMPTS, ("data_collector", "collections", name),
                 'keeps what callers send. Leave data_collector out, or set enabled: "false".',
             )  # fmt: skip
+
+
+def _completions(serving: Serving) -> str:
+    """Azure's server sends them to Application Insights where that is on, unless it is told not to."""
+    logged = serving.variables.get("APP_INSIGHTS_LOG_RESPONSE_ENABLED", "true").strip().lower()
+    return (
+        ""
+        if serving.has_server or logged == "false"
+        else ', and each completion (APP_INSIGHTS_LOG_RESPONSE_ENABLED is not "false")'
+    )
 
 
 def _scale(spec: Spec) -> Iterator[Finding]:

@@ -12,10 +12,14 @@ from deployment.validate.ranges import shown
 from deployment.validate.tree import Spec, Tree
 
 _SHORT: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*):([A-Za-z0-9][A-Za-z0-9._-]*)")
+_LABEL: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?")
 _ARM: Final = re.compile(
-    r"(?:azureml:)?/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/\S+"
+    r"(?:azureml:)?/?subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/\S+",
+    re.IGNORECASE,
 )
+"""The names in a resource's id are read in any case."""
 _REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)/versions/([^/]+)")
+_REGISTRY_LABEL: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)(?:/labels/[^/]+)?")
 _COMPUTE: Final = re.compile(r"(?:azureml:)?([A-Za-z][A-Za-z0-9-]*)")
 _PLURAL: Final = {Kind.MODEL: "models", Kind.ENVIRONMENT: "environments"}
 _ENDPOINT_OF: Final[Mapping[Kind, Kind]] = {
@@ -61,6 +65,13 @@ def elsewhere(value: str, kind: Kind) -> bool:
     return bool(_ARM.fullmatch(value) or _registered(value, kind))
 
 
+def _unpinned(value: str, kind: Kind) -> bool:
+    """Whether it names an asset without a version: Azure takes the one that a label has, or the newest."""
+    match = _REGISTRY_LABEL.fullmatch(value)
+    in_registry = match is not None and match[1] == _PLURAL[kind]
+    return in_registry or value.endswith(":latest") or _LABEL.fullmatch(value) is not None
+
+
 def cluster(spec: Spec, tree: Tree) -> Spec | None:
     """The file of the compute that a deployment or a job names, if it is there."""
     match = _COMPUTE.fullmatch(spec.text("compute"))
@@ -86,14 +97,14 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
     value = spec.at(*place)
     if not isinstance(value, str):
         return
-    if value.endswith(("@latest", ":latest")) or "/labels/" in value:
+    if elsewhere(value, kind):
+        return
+    if _unpinned(value, kind):
         yield spec.find(
-            Rule.REFERENCE, place,
+            Rule.UNPINNED, place,
             f"names no version ({shown(value)}), so that the same file deploys something else tomorrow. Write "
             "azureml:NAME:VERSION.",
         )  # fmt: skip
-        return
-    if elsewhere(value, kind):
         return
     if Reference.of(value) is None:
         yield spec.find(

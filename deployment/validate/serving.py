@@ -13,15 +13,13 @@ from deployment.specs import WEIGHTS
 from deployment.validate.image import Image
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
+from deployment.validate.ours import KEYS_FILE, OURS, is_ours, runs_our_server, variables_place
 from deployment.validate.references import asset
-from deployment.validate.scripts import asks_our_server, is_ours
 from deployment.validate.tree import Spec, Tree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
-OURS: Final = "LLAMA_"
-KEYS_FILE: Final = "LLAMA_API_KEYS_FILE"
 ENGINE: Final = "LLAMA_ENGINE"
 VLLM: Final = "LLAMA_VLLM"
 TENSOR_PARALLEL: Final = "LLAMA_VLLM_TENSOR_PARALLEL"
@@ -61,7 +59,9 @@ class Serving:
         place = variables_place(spec)
         environment = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
         image = Image.built_by(environment) if environment else None
-        own = {name: value for name, value in spec.mapping(*place).items() if isinstance(value, str)}
+        own = {
+            name: read for name, value in spec.mapping(*place).items() if (read := _as_text(value)) is not None
+        }
         images = image.variables if image else {}
         variables = {**images, **own}
         return cls(
@@ -69,8 +69,8 @@ class Serving:
             variables,
             image is not None,
             images,
-            is_ours(spec) or any(name.startswith(OURS) for name in own),
-            runs_our_server(spec, environment),
+            is_ours(spec, tree),
+            runs_our_server(spec, tree),
             _settings(variables),
             variant_of(spec, tree),
             precision_of(spec, tree),
@@ -136,10 +136,11 @@ class Serving:
         return int(text) if text.isdecimal() else None
 
 
-def variables_place(spec: Spec) -> Place:
-    """Where a deployment's variables belong."""
-    batch = spec.kind is Kind.BATCH_DEPLOYMENT
-    return ("settings", "environment_variables") if batch else ("environment_variables",)
+def _as_text(value: Any) -> str | None:
+    """A variable as the container sees it; Azure's client makes a text of a number. None for what is no variable."""
+    if isinstance(value, bool | int | float):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 def variant_name(model: Mapping[str, Any]) -> str:
@@ -160,11 +161,6 @@ def precision_of(spec: Spec, tree: Tree) -> Precision | None:
     properties = root.get("properties")
     given = properties.get(WEIGHTS) if isinstance(properties, Mapping) else None
     return Precision(given) if given in QUANTIZED else None
-
-
-def runs_our_server(spec: Spec, environment: Spec | None) -> bool:
-    """Whether a deployment without a scoring script names an environment whose probes ask our own server."""
-    return spec.at("code_configuration") is None and environment is not None and asks_our_server(environment)
 
 
 def variant_of(spec: Spec, tree: Tree) -> ModelVariant | None:
