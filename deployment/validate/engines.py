@@ -8,8 +8,9 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import machine_of
+from deployment.validate.ours import OURS
 from deployment.validate.ranges import shown
-from deployment.validate.serving import ENGINE, OURS, TENSOR_PARALLEL, VLLM, Serving
+from deployment.validate.serving import ENGINE, TENSOR_PARALLEL, VLLM, Serving
 from deployment.validate.tree import Spec, Tree
 from llama_serving.engine_factory import UNUSED, UPSTREAM_ONLY, VLLM_ONLY
 from llama_serving.settings import Settings
