@@ -22,7 +22,7 @@ from requests.structures import CaseInsensitiveDict
 from deployment.nano import FOLDER as NANO
 from deployment.servers import Server, ServerStartError, console_script, environment, free_port, own_server
 from llama_serving.engine.batching.backends.choice import Wanted, choose
-from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.engine.batching.checkpoint import read_config
 from load_tests.bench.crowd import once
 from tests.bad_bodies import Bad
 from tests.conftest import Answer, post
@@ -78,7 +78,7 @@ def test_another_backend_than_the_fastest_is_told_with_its_reason(own: Server) -
 
 def test_the_fastest_backend_that_this_machine_can_have_answers() -> None:
     """With AMX and a compiler the native one; elsewhere the portable one, which says what is missing."""
-    why_not = choose(LlamaConfig.read(NANO), Wanted("bfloat16")).why_not
+    why_not = choose(read_config(NANO), Wanted("bfloat16")).why_not
     backend = "portable" if why_not else "native"
     with own_server("nano", env={"LLAMA_DTYPE": "bfloat16"}) as server:
         assert post(f"{server.url}/v1/completions", {"prompt": "def f(x):", "max_tokens": 8}).status == 200

@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[2]
 SERVING = ROOT / "score" / "llama_serving"
 ENTRIES = ("score.py", "batch_driver.py", "mlflow_model.py")
 
-FOUNDATION = {"catalog", "errors"}
+FOUNDATION = {"catalog", "errors", "llama_config"}
 CORE = {"engine", "prompts", "contract", *FOUNDATION}
 DOOR = {"service", "model_files", "settings", "work", *CORE}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "catalog": {"errors"},
+    "llama_config": {"errors"},
     "settings": FOUNDATION,
     "model_files": FOUNDATION,
     "contract": FOUNDATION,

@@ -1,6 +1,5 @@
 """From a checkpoint and settings to a running vLLM engine."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from llama_serving.engine.vllm.command import kv_bytes
 from llama_serving.engine.vllm.engine import VllmEngine
 from llama_serving.engine.vllm.installation import find
 from llama_serving.engine.vllm.options import ServedModel, VllmOptions
-from llama_serving.errors import SetupError
+from llama_serving.llama_config import load, positions_of
 
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4}
@@ -39,7 +38,7 @@ def start(
         name=variant.name,
         dtype=dtype,
         context=context,
-        positions=_positions(checkpoint),
+        positions=positions_of(load(checkpoint), checkpoint),
         kv_bytes=variant.shape.kv_bytes_per_token(width),
         weight_bytes=variant.shape.weight_bytes(width),
     )
@@ -51,13 +50,3 @@ def start(
         "the CPU" if installation.cpu else "the GPU",
     )
     return VllmEngine(installation, model, options, kv_memory=kv_memory, environment=os.environ)
-
-
-def _positions(checkpoint: Path) -> int | None:
-    """`max_position_embeddings` of the checkpoint's config."""
-    path = checkpoint / "config.json"
-    try:
-        said = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError) as error:
-        raise SetupError(f"{path} can't be read: {error}. Download the checkpoint again.") from error
-    return said if type(said) is int else None
