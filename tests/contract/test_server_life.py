@@ -54,7 +54,7 @@ def metric(server: Server, name: str) -> float:
 
 
 def inside_of(server: Server) -> float:
-    """Sequences that run and wait, of one scrape."""
+    """Requests that run and wait, of one scrape."""
     lines = get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("llama_num_requests_"))
 
@@ -368,7 +368,8 @@ def test_a_signal_drains_and_everybody_inside_is_answered() -> None:
 def test_a_second_signal_refuses_who_is_inside() -> None:
     with own_server("nano") as server, ThreadPoolExecutor(1) as pool:
         cut = pool.submit(post, f"{server.url}/v1/completions", {**LONG, "n": 16, "temperature": 1})
-        until(lambda: metric(server, "llama_num_requests_running") > 0)
+        until(lambda: metric(server, "llama_num_sequences_running") == 16)
+        assert metric(server, "llama_num_requests_running") == 1
         server.process.send_signal(signal.SIGINT)
         until(lambda: get(f"{server.url}/health/ready").status == 503)
         server.process.send_signal(signal.SIGINT)

@@ -82,23 +82,22 @@ class PipelineEngine:
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
         if self._thread.forked:
-            return self._stats(running=0, waiting=0, alive=False)
+            return self._stats(frozenset(), waiting=0, alive=False)
         with self._thread.lock:
-            running = 0 if self._running is None else 1
-            return self._stats(
-                running=running, waiting=len(self._thread.open) - running, alive=self._thread.alive
-            )
+            running = frozenset(() if self._running is None else (self._running.handle,))
+            return self._stats(running, waiting=len(self._thread.open) - len(running), alive=self._thread.alive)
 
-    def _stats(self, *, running: int, waiting: int, alive: bool) -> EngineStats:
+    def _stats(self, running: frozenset[Handle], *, waiting: int, alive: bool) -> EngineStats:
         return EngineStats(
             engine="pipeline",
             batch_invariant=True,
-            running=running,
+            running=len(running),
             waiting=waiting,
             sequences=self._thread.sequences,
             tokens_in=self._thread.tokens_in,
             tokens_out=self._tokens_out,
             alive=alive,
+            running_handles=running,
         )
 
     def drain(self) -> None:
