@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -39,7 +39,7 @@ class BatchDeployment:
 
     name: str
     script: Path
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)  # (a key may be among them)
     mini_batch_size: int
     processes: int
     instances: int
@@ -49,6 +49,11 @@ class BatchDeployment:
     max_retries: int
     error_threshold: int
     logging_level: str
+
+    @property
+    def runs_our_driver(self) -> bool:
+        """Whether the scoring script is ours, which needs a model that we packaged; others know their own models."""
+        return (self.script.parent / "llama_serving" / "batch" / "driver.py").is_file()
 
     @classmethod
     def read(cls, path: Path) -> "BatchDeployment":

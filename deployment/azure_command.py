@@ -2,7 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,43 +13,66 @@ from tqdm import tqdm
 from deployment import azure_job, from_azure
 from deployment.azure import BatchDeployment
 from deployment.azure_job import Job, Tally
+from llama_serving.catalog import NANO
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
 
 FAILED = 1
 
 
-def job_of(
+def as_azure(
     deployment: Path, *, model: str, inputs: Sequence[str], output: Path, flags: Mapping[str, str | None]
-) -> Job:
-    """What the command was given.
+) -> int:
+    """Run a job, show how it goes and what it leaves; the exit code.
 
     Args:
         deployment: its file.
-        model: folder of a packaged model, or one of Azure's names of it.
+        model: file or folder of a model, one of Azure's names of it, or nano.
         inputs: one file or folder.
         output: a new folder.
         flags: settings by their names without `LLAMA_`; they win over the deployment's.
 
     Raises:
-        SetupError: the deployment or the model can't be used, or there are several inputs.
+        SetupError: the deployment or the model can't be used, there are several inputs, or the job can't begin.
     """
     if len(inputs) != 1:
         raise SetupError(
             "A job of Azure's has one input, a file or a folder. Give --input once with --as-azure."
         )
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
-    folder = from_azure.here(model)
-    ModelFiles.find(folder)
-    return Job(BatchDeployment.read(deployment), folder, Path(inputs[0]), output, given)
+    there, read = from_azure.here(model), BatchDeployment.read(deployment)
+    with _model(model, there, read) as path:
+        return _run(Job(read, path, Path(inputs[0]), output, given))
 
 
-def as_azure(job: Job) -> int:
-    """Run a job, show how it goes and what it leaves; the exit code.
+@contextmanager
+def _model(name: str, path: Path, deployment: BatchDeployment) -> Iterator[Path]:
+    """Where the model `name` lies, if it is not at `path`: nano is packaged for the time of the job.
 
     Raises:
-        SetupError: it can't begin.
+        SetupError: there is none, or our driver can't use it.
     """
+    if name == NANO.name and not (path.is_file() or any(path.rglob("MLmodel"))):
+        with tempfile.TemporaryDirectory(prefix="llama-nano-") as folder:
+            yield _nano_in(Path(folder))
+        return
+    if deployment.runs_our_driver:
+        ModelFiles.find(path)
+    elif not path.exists():
+        raise SetupError(f"{path} is not there. Name a model's file or folder, or nano.")
+    yield path
+
+
+def _nano_in(folder: Path) -> Path:
+    from deployment.checkpoint import inspect
+    from deployment.nano import FOLDER
+    from deployment.package import package
+
+    package(inspect(FOLDER, NANO), folder / NANO.name)
+    return folder / NANO.name
+
+
+def _run(job: Job) -> int:
     _announce(job)
     with tqdm(total=len(job.files()), desc="files", unit=" files", file=sys.stderr, disable=None) as bar:
 

@@ -37,7 +37,7 @@ class Job:
 
     Attributes:
         deployment: how.
-        model: a packaged model.
+        model: a file or a folder, as it would be registered.
         given: the input, a file or a folder.
         output: a folder that is empty or not there.
         flags: variables that win over the deployment's.
@@ -47,7 +47,7 @@ class Job:
     model: Path
     given: Path
     output: Path
-    flags: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def ours(self) -> dict[str, str]:
@@ -94,7 +94,7 @@ class Job:
             SetupError: driver and deployment don't agree on who writes the records, or the output is in use.
         """
         action, driver = self.deployment.output_action, self.ours.get("LLAMA_BATCH_OUTPUT", "append_row")
-        if driver != action:
+        if self.deployment.runs_our_driver and driver != action:
             raise SetupError(
                 f"output_action is {action}, and LLAMA_BATCH_OUTPUT is {driver}: no records would be written. Set "
                 "both to the same, the second one in the deployment's settings.environment_variables."
@@ -205,7 +205,14 @@ class _Running:
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
+        self._look_for_output()
         return self._tally
+
+    def _look_for_output(self) -> None:
+        """A job that is to append rows is complete only when there is a file of them, whatever failures are ignored."""
+        ended = self._tally.aborted is not None or self._tally.stopped is not None
+        if not ended and self._deployment.output_action == "append_row" and not self._tally.items:
+            self._tally.aborted = "run() has returned no item at all, so there is no output"
 
     async def _process(self, number: int) -> None:
         """One of the places for a process: whatever becomes of it, there is a next one, until one can't begin."""
@@ -230,12 +237,13 @@ class _Running:
                 await process.end()
 
     def _models(self) -> Path:
-        """Azure names the folder that the model's is in."""
+        """Azure names the folder that the model's file or folder is in, by the name that it was registered with."""
         models = self._scratch / "models"
         models.mkdir(exist_ok=True)
-        link, model = models / "model", self._job.model.resolve()
+        model = Path(os.path.abspath(self._job.model))  # noqa: PTH100  (a link keeps its own name)
+        link = models / (model.name or "model")
         if not link.is_symlink():
-            link.symlink_to(model, target_is_directory=True)
+            link.symlink_to(model, target_is_directory=model.is_dir())
         return models
 
     async def _try(self, process: Process, batch: MiniBatch) -> bool:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from deployment import azure_worker
+
 
 class Failed(Exception):
     """What was asked was not done; the words say why.
@@ -42,8 +44,8 @@ class Process:
         Raises:
             Failed: `init` did. The process has ended.
         """
-        # (-P: a folder `deployment` in the working directory must not be taken for ours)
-        command = (sys.executable, "-P", "-m", "deployment.azure_worker", str(script), level)
+        # (By its path: a script may bring a package that is called as one of ours. -P: our folder is none of its own.)
+        command = (sys.executable, "-P", azure_worker.__file__, str(script), level)
         with log.open("ab") as file:
             pipe = asyncio.subprocess.PIPE
             started = await asyncio.create_subprocess_exec(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from deployment.setting_options import setting_options
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command()
-@click.option("--model", required=True, help="Folder of a packaged model, azureml:...; or nano.")
+@click.option(
+    "--model",
+    required=True,
+    help="Folder of a packaged model, azureml:...; or nano. With --as-azure any model's file or folder that the script can load.",
+)
 @click.option(
     "--input",
     "inputs",
@@ -70,10 +75,7 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
     metavar="DEPLOYMENT.yml",
     help="Run this batch deployment as Azure ML would: its script, processes, mini-batches, retries, timeouts.",
 )
-@click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
-@click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
-@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline, upstream, vllm.")
-@click.option("--threads", help="LLAMA_THREADS: threads of torch.")
+@setting_options
 @click.option("--concurrency", "max_num_seqs", help=f"LLAMA_MAX_NUM_SEQS: sequences at a time; {CONCURRENCY} by default.")  # fmt: skip
 def batch(  # noqa: PLR0913  (the options of a command)
     *, model: str, inputs: "Sequence[str]", output: Path, parameters: str, max_errors: str | None, overwrite: bool,
@@ -92,12 +94,12 @@ def batch(  # noqa: PLR0913  (the options of a command)
     128 + signal where one ended it.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     if deployment is not None:
-        from deployment.azure_command import as_azure, job_of
+        from deployment.azure_command import as_azure
 
         _refuse_for_azure(
             parameters=parameters != "{}", max_errors=max_errors, overwrite=overwrite, dry_run=dry_run
         )
-        raise SystemExit(as_azure(job_of(deployment, model=model, inputs=inputs, output=output, flags=flags)))
+        raise SystemExit(as_azure(deployment, model=model, inputs=inputs, output=output, flags=flags))
     if output.is_dir():
         raise SetupError(f"{output} is a folder. Give the name of a file.")
     from deployment.cli import model_files, settings_of

@@ -3,7 +3,6 @@
 Reads config, tokenizer and the headers of the weights; never the weights themselves.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ from deployment.quantization import FLOATS, OLD_FILES, Expected, Layout, check_f
 from deployment.tensor_file import TensorFile
 from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import FILE, LlamaConfig, json_object, load, positions_of, unused_theta
 from llama_serving.prompts.tokenizer import Tokenizer
 
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-SMALL_FILES: Final = ("config.json", "tokenizer.json")
+SMALL_FILES: Final = (FILE, "tokenizer.json")
 OPTIONAL_FILES: Final = (
     "generation_config.json",
     "tokenizer_config.json",
@@ -144,7 +144,7 @@ def _quantized(folder: Path, config: dict[str, Any]) -> tuple[Layout | None, dic
         }
     for name, method in OLD_FILES.items():
         if (folder / name).is_file():
-            said = {"quant_method": method, **_json_object(folder / name)}
+            said = {"quant_method": method, **json_object(folder / name)}
             return layout_of(said, f"{folder}/{name}"), {**config, "quantization_config": said}
     return None, None
 
@@ -155,12 +155,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         SetupError: it is missing, damaged, or another architecture's.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise SetupError(
-            f"{folder} has no config.json, so it is no checkpoint. Name the folder that holds one."
-        )
-    config = _json_object(path)
+    path, config = folder / FILE, load(folder)
     if config.get("model_type") != "llama":
         raise SetupError(
             f"{path} says model_type {config.get('model_type')}; only llama checkpoints are served."
@@ -170,55 +165,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def shape_of(config: Mapping[str, Any], path: Path) -> Shape:
-    """The shape in a checkpoint's config.
-
-    Raises:
-        SetupError: a size is missing or impossible.
-    """
-    heads = _size(config, "num_attention_heads", path)
-    shape = Shape(
-        layers=_size(config, "num_hidden_layers", path),
-        hidden=_size(config, "hidden_size", path),
-        ffn=_size(config, "intermediate_size", path),
-        heads=heads,
-        kv_heads=heads
-        if config.get("num_key_value_heads") is None
-        else _size(config, "num_key_value_heads", path),
-        vocab=_size(config, "vocab_size", path),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+def shape_of(config: LlamaConfig) -> Shape:
+    """The shape that a checkpoint's config says."""
+    return Shape(
+        layers=config.layers,
+        hidden=config.hidden,
+        ffn=config.ffn,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        vocab=config.vocab,
+        tied_embeddings=config.tied,
+        own_head_dim=None if config.head_dim == config.hidden // config.heads else config.head_dim,
     )
-    if shape.hidden % heads or heads % shape.kv_heads:
-        raise SetupError(
-            f"{path}/config.json has hidden_size {shape.hidden}, num_attention_heads {heads} and "
-            f"num_key_value_heads {shape.kv_heads}: each must be a multiple of the next."
-        )
-    return shape
-
-
-def rope_theta_of(config: Mapping[str, Any], path: Path) -> float:
-    """RoPE's base, as old and new configs write it; 1e4 is what a config means that has none.
-
-    Raises:
-        SetupError: it is no number.
-    """
-    parameters = config.get("rope_parameters")
-    inner = parameters.get("rope_theta") if isinstance(parameters, dict) else None
-    theta = config.get("rope_theta") or inner or 1e4
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not theta > 0:
-        raise SetupError(f"{path}/config.json has rope_theta {theta!r}; a positive number is needed.")
-    return float(theta)
-
-
-def positions_of(config: Mapping[str, Any], path: Path) -> int | None:
-    """The positions that the checkpoint says it was trained on, if it says so.
-
-    Raises:
-        SetupError: it is no positive integer.
-    """
-    if config.get("max_position_embeddings") is None:
-        return None
-    return _size(config, "max_position_embeddings", path)
 
 
 def adapt(
@@ -229,16 +187,23 @@ def adapt(
     Raises:
         SetupError: the shape is another one.
     """
-    shape = shape_of(config, folder)
+    said = LlamaConfig.of(config, folder)
+    shape = shape_of(said)
     if shape != variant.shape:
-        names = [name for name in Shape.__slots__ if getattr(shape, name) != getattr(variant.shape, name)]
+        fields = [name for name in Shape.__slots__ if getattr(shape, name) != getattr(variant.shape, name)]
+        names = [name.removeprefix("own_") for name in fields]  # (of a head there is always a width)
         found = ", ".join(f"{n} {getattr(shape, n)} instead of {getattr(variant.shape, n)}" for n in names)
         raise SetupError(f"{folder} is not {variant.name}: its config has {found}. Name the right --variant.")
     warnings = []
-    theta = rope_theta_of(config, folder)
-    if theta != variant.rope_theta:
-        warnings.append(f"rope_theta is {theta:g} in config.json, {variant.rope_theta:g} in the catalog")
-        variant = replace(variant, rope_theta=theta)
+    if (unused := unused_theta(config, folder)) is not None:
+        warnings.append(
+            f"config.json has rope_theta twice: {said.rope_theta:g} in rope_parameters, {unused:g} beside it"
+        )
+    if said.rope_theta != variant.rope_theta:
+        warnings.append(
+            f"rope_theta is {said.rope_theta:g} in config.json, {variant.rope_theta:g} in the catalog"
+        )
+        variant = replace(variant, rope_theta=said.rope_theta)
     positions = positions_of(config, folder)
     if positions is not None and positions != variant.trained_positions.value:
         warnings.append(
@@ -249,24 +214,6 @@ def adapt(
         reach = variant.max_context if variant.max_context.value >= positions else trained
         variant = replace(variant, trained_positions=trained, max_context=reach)
     return variant, tuple(f"{text}: the checkpoint's own value is used" for text in warnings)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SetupError(f"{path} can't be read: {error}. Download it again.") from error
-    if not isinstance(value, dict):
-        raise SetupError(f"{path} is not a JSON object. Download it again.")
-    return value
-
-
-def _size(config: Mapping[str, Any], name: str, path: Path) -> int:
-    value = config.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        has = f"has {name} {value!r}" if name in config else f"lacks {name}"
-        raise SetupError(f"{path}/config.json {has}; a positive integer is needed.")
-    return value
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:
@@ -295,7 +242,7 @@ def shards_of(index: Path) -> list[str]:
     Raises:
         SetupError: it can't be read, or names anything else.
     """
-    weight_map = _json_object(index).get("weight_map")
+    weight_map = json_object(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
         raise SetupError(f"{index} must map tensors to safetensors files beside it. Download it again.")
@@ -390,7 +337,7 @@ def expected_tensors(shape: Shape, layout: Layout | None = None) -> dict[str, Ex
 
 
 def _plain_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
-    hidden, kv = shape.hidden, shape.kv_heads * shape.head_dim
+    hidden, width, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     expected: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (shape.vocab, hidden),
         "model.norm.weight": (hidden,),
@@ -400,10 +347,10 @@ def _plain_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     for layer in range(shape.layers):
         at = f"model.layers.{layer}"
         expected |= {
-            f"{at}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{at}.self_attn.q_proj.weight": (width, hidden),
             f"{at}.self_attn.k_proj.weight": (kv, hidden),
             f"{at}.self_attn.v_proj.weight": (kv, hidden),
-            f"{at}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{at}.self_attn.o_proj.weight": (hidden, width),
             f"{at}.mlp.gate_proj.weight": (shape.ffn, hidden),
             f"{at}.mlp.up_proj.weight": (shape.ffn, hidden),
             f"{at}.mlp.down_proj.weight": (hidden, shape.ffn),

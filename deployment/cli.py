@@ -19,6 +19,7 @@ from deployment.models_command import models
 from deployment.plan_command import plan
 from deployment.render_command import render
 from deployment.rollout_command import rollout
+from deployment.setting_options import setting_options
 from deployment.validate_command import validate
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError, SetupError
@@ -275,10 +276,7 @@ def _row(checkpoint: str, folder: Path, variant: str | None, described: dict[str
 )
 @click.option("--open-to-all", is_flag=True, help="Let an address that others reach be used without a key.")
 @click.option("--strict-model", is_flag=True, help="Answer 404 to the name of another model.")
-@click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
-@click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
-@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline, upstream, vllm.")
-@click.option("--threads", help="LLAMA_THREADS: threads of torch.")
+@setting_options
 @click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that a request may take.")
 def serve(
     *, model: str, host: str, port: int, open_to_all: bool, strict_model: bool, **flags: str | None
@@ -309,10 +307,7 @@ def serve(
 @click.option(
     "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
 )
-@click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion.")
-@click.option("--dtype", help="LLAMA_DTYPE: auto, float32, bfloat16, float16.")
-@click.option("--engine", help="LLAMA_ENGINE: auto, batching, pipeline, upstream, vllm.")
-@click.option("--threads", help="LLAMA_THREADS: threads of torch.")
+@setting_options
 @click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that the request may take.")
 def score(*, model: str, request: Any, **flags: str | None) -> None:
     """Answer one request in this process.

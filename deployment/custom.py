@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from deployment.checkpoint import positions_of, read_config, rope_theta_of, shape_of
+from deployment.checkpoint import read_config, shape_of
 from llama_serving.catalog import DialogFormat, Fact, InfillTokens, ModelVariant
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import LlamaConfig, positions_of
 
 
 def custom_variant(  # noqa: PLR0913  (one argument an option)
@@ -32,7 +33,8 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
         SetupError: the options contradict each other or the config.
     """
     config = read_config(folder)
-    shape = shape_of(config, folder)
+    said = LlamaConfig.of(config, folder)
+    shape = shape_of(said)
     if (dialog == "source") != (step_id is not None):
         raise SetupError("--dialog source needs --step-id, and nothing else does.")
     if step_id is not None and not 0 <= step_id < shape.vocab:
@@ -47,7 +49,7 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
         name=folder.resolve().name,
         shape=shape,
         source="options of `llama-endpoints package`",
-        rope_theta=rope_theta_of(config, folder),
+        rope_theta=said.rope_theta,
         trained_positions=Fact(positions, "config.json"),
         max_context=Fact(max_context or positions, "--max-context" if max_context else "config.json"),
         dialog=None if dialog == "none" else DialogFormat(dialog),

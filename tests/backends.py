@@ -13,9 +13,10 @@ import pytest
 from llama_serving.engine.batching.backends.base import Backend
 from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.portable import Portable
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.engine.batching.native.library import Kernels
+from llama_serving.llama_config import LlamaConfig
 
 
 def make(kind: str, folder: Path, blocks: int) -> Backend:
@@ -28,7 +29,7 @@ def make(kind: str, folder: Path, blocks: int) -> Backend:
         dtype = "bfloat16" if kind.endswith("bf16") else "float32"
         return Portable.of(folder, dtype=dtype, num_blocks=num_blocks)
     int8 = kind == "native int8"
-    return Native(LlamaConfig.read(folder), Weights(folder), kernels(), int8=int8, num_blocks=num_blocks)
+    return Native(read_config(folder), Weights(folder), kernels(), int8=int8, num_blocks=num_blocks)
 
 
 SKIPPED: Final = "the native backend is not tested here: "

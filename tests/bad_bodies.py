@@ -1,4 +1,4 @@
-"""Bodies that must be refused, and what the refusal must say: CONTRACT sections 1 to 3 as tables.
+"""Bodies that must be refused, and what the refusal must say, as tables.
 
 Unit tests hand them to the parsers, contract tests to the real servers. Every prompt in them is `SECRET`,
 which no error message and no log may hold.
@@ -170,7 +170,7 @@ NOT_JSON: Final = (
 
 @dataclass(frozen=True)
 class Edges:
-    """The values on both sides of what CONTRACT section 2 accepts."""
+    """The values on both sides of what a parameter accepts."""
 
     accepted: tuple[Any, ...]
     refused: tuple[Any, ...]

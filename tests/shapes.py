@@ -1,4 +1,4 @@
-"""Answers with their words and numbers taken out, to compare what is left with CONTRACT section 1."""
+"""Answers with their words and numbers taken out, to compare what is left with the shape that a protocol has."""
 
 from typing import Any
 

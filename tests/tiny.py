@@ -23,12 +23,12 @@ TINY: Final = replace(
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """The tensors of a Llama with tied embeddings, under the hub's names."""
-    kv_width = shape.kv_heads * shape.head_dim
+    width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = {
-        "self_attn.q_proj": (shape.hidden, shape.hidden),
+        "self_attn.q_proj": (width, shape.hidden),
         "self_attn.k_proj": (kv_width, shape.hidden),
         "self_attn.v_proj": (kv_width, shape.hidden),
-        "self_attn.o_proj": (shape.hidden, shape.hidden),
+        "self_attn.o_proj": (shape.hidden, width),
         "mlp.gate_proj": (shape.ffn, shape.hidden),
         "mlp.up_proj": (shape.ffn, shape.hidden),
         "mlp.down_proj": (shape.hidden, shape.ffn),

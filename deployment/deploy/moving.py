@@ -71,7 +71,11 @@ class Moving:
                 )
             entity = self.client.existing(self.endpoint)
         mirror = getattr(entity, "mirror_traffic", None) or {}
-        return State(_some(entity.traffic), _some(mirror), dict(entity.tags or {}))
+        return State(
+            _some(entity.traffic),
+            _some(mirror),
+            {name: str(value or "") for name, value in (entity.tags or {}).items()},
+        )
 
     def begin(self, to: str, steps: tuple[int, ...], mirrored: int) -> Rollout:
         """The roll-out that is under way, or a new one that is not yet.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from deployment.deploy.plan import FULL, split
+from deployment.deploy.tag_words import LONGEST, gathered, spread, without
 from llama_serving.errors import SetupError
 
 STEPS: Final = (10, 50, FULL)
@@ -26,8 +27,6 @@ _WAS: Final = "rollout-was"
 _STEPS: Final = "rollout-steps"
 _ENDED: Final = "rollout-ended"
 TAGS: Final = (_TO, _WAS, _STEPS, _ENDED)
-_LONGEST: Final = 250
-"""Characters of a tag's value; Azure takes 256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def begin(state: State, to: str, steps: tuple[int, ...], mirrored: int) -> Rollo
     """The one under way, else a new one.
 
     Raises:
-        SetupError: another one is under way, the traffic is there already, or the steps can't be gone.
+        SetupError: another one is under way, the traffic is there already, the steps can't be gone, or the tags are damaged.
     """
     under_way = of_tags(state.tags)
     if under_way is not None:
@@ -91,7 +90,7 @@ def begin(state: State, to: str, steps: tuple[int, ...], mirrored: int) -> Rollo
                 f"A roll-out to {under_way.to} is under way. Go on with --to {under_way.to}, or take it back with --back first."
             )
         return under_way
-    if tuple(sorted(set(steps))) != steps or not steps or steps[-1] != FULL or steps[0] < 1:
+    if not _rise(steps):
         raise SetupError(
             f"The steps {', '.join(map(str, steps))} can't be gone. They rise from 1 or more and end with 100, such as 10,50,100."
         )
@@ -108,7 +107,7 @@ def position(rollout: Rollout, state: State) -> int:
     """Which stage the traffic is at: an index, -1 before the first.
 
     Raises:
-        SetupError: it is at none, since somebody has moved it by hand.
+        SetupError: it is at none, since somebody has moved it by hand, or the tags are damaged.
     """
     if of_tags(state.tags) is None:
         return -1
@@ -121,7 +120,7 @@ def position(rollout: Rollout, state: State) -> int:
 
 def forward(rollout: Rollout, at: int, state: State) -> State:
     """One step on; behind the last one the tags say that it is done."""
-    tags = _without(state.tags)
+    tags = without(state.tags, TAGS)
     if at + 1 == len(rollout.stages):
         return State(rollout.stages[at].traffic, {}, {**tags, **_ended(rollout, "done")})
     stage = rollout.stages[at + 1]
@@ -130,7 +129,7 @@ def forward(rollout: Rollout, at: int, state: State) -> State:
 
 def back(rollout: Rollout, state: State, why: str) -> State:
     """What was, in one change."""
-    return State(rollout.was, {}, {**_without(state.tags), **_ended(rollout, f"taken back: {why}")})
+    return State(rollout.was, {}, {**without(state.tags, TAGS), **_ended(rollout, f"taken back: {why}")})
 
 
 def is_done(state: State) -> bool:
@@ -139,16 +138,23 @@ def is_done(state: State) -> bool:
 
 
 def of_tags(tags: Mapping[str, str], *, ended: bool = False) -> Rollout | None:
-    """The one that is under way (or has `ended`), None where there is none."""
+    """The one that is under way (or has `ended`), None where there is none.
+
+    Raises:
+        SetupError: somebody has edited the tags, so that they say nothing.
+    """
     if _TO not in tags or (_ENDED in tags) is not ended:
         return None
-    mirrored, *steps = (int(word) for word in tags[_STEPS].split())
-    return Rollout(tags[_TO], _read(tags[_WAS]), tuple(steps), mirrored)
+    mirrored, *steps = _steps_in(tags)
+    return Rollout(_to_in(tags), _was_in(tags), tuple(steps), mirrored)
 
 
 def told(tags: Mapping[str, str]) -> str:
     """In words; empty where there is none."""
-    now, before = of_tags(tags), of_tags(tags, ended=True)
+    try:
+        now, before = of_tags(tags), of_tags(tags, ended=True)
+    except SetupError as error:
+        return str(error)
     if now is not None:
         return f"A roll-out to {now.to} is under way, from {split(now.was)}."
     return (
@@ -166,21 +172,62 @@ def shared(weights: Traffic, total: int) -> Traffic:
 
 
 def _written(rollout: Rollout) -> Mapping[str, str]:
-    was = " ".join(f"{name}={share}" for name, share in rollout.was.items())
-    return {_TO: rollout.to, _WAS: was, _STEPS: " ".join(map(str, (rollout.mirrored, *rollout.steps)))}
+    was = (f"{name}={share}" for name, share in rollout.was.items())
+    return {
+        _TO: rollout.to,
+        **spread(_WAS, was),
+        **spread(_STEPS, map(str, (rollout.mirrored, *rollout.steps))),
+    }
 
 
 def _ended(rollout: Rollout, how: str) -> Mapping[str, str]:
-    return {**_written(rollout), _ENDED: how[:_LONGEST]}
+    return {**_written(rollout), _ENDED: how[:LONGEST]}
 
 
-def _read(was: str) -> Traffic:
-    return {name: int(share) for name, _, share in (word.partition("=") for word in was.split())}
+def _to_in(tags: Mapping[str, str]) -> str:
+    words = gathered(tags, _TO)
+    if words is None or len(words) != 1:
+        raise _damaged(tags, _TO, "a deployment's name")
+    return words[0]
+
+
+def _was_in(tags: Mapping[str, str]) -> Traffic:
+    pairs = [word.partition("=") for word in gathered(tags, _WAS) or ()]
+    whole = all(name and _is_share(share) for name, _, share in pairs)
+    was = {name: int(share) for name, _, share in pairs} if whole else {}
+    if _WAS not in tags or len(was) != len(pairs) or sum(was.values()) not in {0, FULL}:
+        raise _damaged(tags, _WAS, "the traffic before it, such as blue=90 red=10")
+    return was
+
+
+def _steps_in(tags: Mapping[str, str]) -> tuple[int, ...]:
+    words = gathered(tags, _STEPS) or ()
+    numbers = tuple(map(int, words)) if all(map(_is_number, words)) else ()
+    if not numbers or numbers[0] > MOST_MIRRORED or not _rise(numbers[1:]):
+        raise _damaged(tags, _STEPS, "the percentage mirrored and those of the steps, such as 10 10 50 100")
+    return numbers
+
+
+def _rise(steps: tuple[int, ...]) -> bool:
+    return bool(steps) and tuple(sorted(set(steps))) == steps and steps[0] >= 1 and steps[-1] == FULL
+
+
+def _is_share(text: str) -> bool:
+    return _is_number(text) and 1 <= int(text) <= FULL
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(FULL))
+
+
+def _damaged(tags: Mapping[str, str], name: str, what: str) -> SetupError:
+    words = gathered(tags, name)
+    has = "lacks the tag" if words is None else f"has '{' '.join(words)[:LONGEST]}' in the tag"
+    return SetupError(
+        f"The endpoint {has} {name}, where its roll-out keeps {what}: somebody has edited it. Write it as it was, or "
+        f"remove the tags {', '.join(TAGS)} and set the traffic by hand."
+    )
 
 
 def _some(traffic: Traffic) -> Traffic:
     return {name: share for name, share in traffic.items() if share}
-
-
-def _without(tags: Mapping[str, str]) -> Mapping[str, str]:
-    return {name: value for name, value in tags.items() if name not in TAGS}

@@ -17,7 +17,7 @@ from deployment.nano.corpus import File
 from llama_serving.catalog import NANO
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.choice import Wanted, choose
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def loaded(quantization: str) -> Backend:
     Raises:
         SetupError: that can't be used here.
     """
-    config = LlamaConfig.read(FOLDER)
+    config = read_config(FOLDER)
     choice = choose(config, Wanted("bfloat16", "native", quantization))
     tokens = NANO.trained_positions.value
     return choice.make(config, Weights(FOLDER), lambda _: -(-tokens // choice.block_tokens))

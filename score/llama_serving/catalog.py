@@ -41,7 +41,11 @@ class Fact(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a Llama; everything that can be derived from them is."""
+    """The sizes of a Llama; everything that can be derived from them is.
+
+    Attributes:
+        own_head_dim: width of a head, where it is not `hidden` by `heads`.
+    """
 
     layers: int
     hidden: int
@@ -50,17 +54,17 @@ class Shape:
     kv_heads: int
     vocab: int
     tied_embeddings: bool = False
+    own_head_dim: int | None = None
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden // self.heads
+        return self.own_head_dim or self.hidden // self.heads
 
     @property
     def linear_parameters(self) -> int:
         """Number of weights in the products of all layers: what is quantized, where anything is."""
-        kv_width = self.kv_heads * self.head_dim
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv_width
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.ffn)
 
     @property

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -86,6 +87,8 @@ PARAMS: Final[Mapping[str, str]] = {
 _services: dict[tuple[str, Settings], Service] = {}
 """What this process has loaded. Spark asks for the model anew in each task where it did not send it to the executors itself
 (MLflow's own cache is of those alone), a notebook whenever its cell runs: weights and engine would be there as many times."""
+_loading: Final = threading.Lock()
+"""Held by whoever looks for a service there: who comes meanwhile waits, and finds it."""
 
 
 class ServingException(MlflowException):  # type: ignore[misc]  # mlflow is untyped
@@ -102,7 +105,7 @@ class ServingException(MlflowException):  # type: ignore[misc]  # mlflow is unty
         return json.dumps(self.error.body(self.request_id, openai=self.openai))
 
     def get_http_status_code(self) -> int:
-        """The status of CONTRACT section 3."""
+        """The status that our own error has."""
         return self.error.status
 
 
@@ -143,7 +146,7 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
             params: the top-level `params`, filtered by the model's schema.
 
         Raises:
-            ServingException: with the status and body of CONTRACT section 3.
+            ServingException: with the status and body that every endpoint gives the error.
         """
         del context
         service = self._loaded()
@@ -194,11 +197,12 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
 def _service(files: ModelFiles, settings: Settings) -> Service:
     """The service of a model; one that is there already and alive, if it was made of the same."""
     key = (fingerprint.of(files)["digest"], settings)
-    if key in _services and not _services[key].engine.stats().alive:
-        _services.pop(key).close()  # (what is left of it may hold a GPU)
-    if key not in _services:
-        _services[key] = Service.start(files, settings)
-    return _services[key]
+    with _loading:
+        if key in _services and not _services[key].engine.stats().alive:
+            _services.pop(key).close()  # (what is left of it may hold a GPU)
+        if key not in _services:
+            _services[key] = Service.start(files, settings)
+        return _services[key]
 
 
 def set_model() -> None:

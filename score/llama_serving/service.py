@@ -15,6 +15,7 @@ from llama_serving.contract.request import (
     Generation,
     Generations,
     Request,
+    SamplingParams,
 )
 from llama_serving.engine.base import Engine
 from llama_serving.engine_factory import dtype_of, start_engine
@@ -27,6 +28,7 @@ from llama_serving.errors import (
     SetupError,
     frames,
 )
+from llama_serving.in_flight import InFlight
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -71,6 +73,7 @@ class Service:
         """Told of every sequence that is over, in the context of whoever asked for it."""
         self._preparer = Preparer(variant, self.builder, settings)
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
+        self._in_flight = InFlight()
 
     @classmethod
     def start(cls, files: ModelFiles, settings: Settings) -> "Service":
@@ -114,6 +117,10 @@ class Service:
             yield
         finally:
             self._gate.release()
+
+    def requests(self) -> tuple[int, int]:
+        """How many requests have a sequence that the engine runs, and of how many every unfinished one waits."""
+        return self._in_flight.counts(self.engine.stats().running_handles)
 
     def prepare(self, request: Request) -> tuple[Work, ...]:
         """See `Preparer.prepare`."""
@@ -202,19 +209,27 @@ class Service:
     ) -> Iterator[list[list[RunningSequence]]]:
         """All sequences of a request, submitted; whatever happens, none of them outlives the block."""
         running: list[list[RunningSequence]] = []
-        try:
-            for work in works:
-                running.append([])
-                for params in work.params:
-                    stop = StopAt(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
-                    handle = self.engine.submit(work.prompt.token_ids, params, deadline=deadline, stop=stop)
-                    running[-1].append(RunningSequence(handle, work.prompt, request, self.tokenizer))
-            yield running
-        finally:
-            for sequence in chain.from_iterable(running):
-                sequence.handle.cancel()
-            for sequence in chain.from_iterable(running):
-                self.on_end(request, sequence)
+        with self._in_flight.request() as handles:
+            try:
+                for work in works:
+                    running.append([])
+                    for params in work.params:
+                        sequence = self._begin(work, params, request, deadline)
+                        handles.append(sequence.handle)
+                        running[-1].append(sequence)
+                yield running
+            finally:
+                for sequence in chain.from_iterable(running):
+                    sequence.handle.cancel()
+                for sequence in chain.from_iterable(running):
+                    self.on_end(request, sequence)
+
+    def _begin(
+        self, work: Work, params: SamplingParams, request: Request, deadline: float | None
+    ) -> RunningSequence:
+        stop = StopAt(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
+        handle = self.engine.submit(work.prompt.token_ids, params, deadline=deadline, stop=stop)
+        return RunningSequence(handle, work.prompt, request, self.tokenizer)
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting; the environment's name is `LLAMA_` and the field's in capitals.
+    """Every setting; the environment's name is `LLAMA_` and the field's in capitals. Neither `shown` nor `repr` show a key.
 
     Attributes:
         engine: which engine generates; `auto` is batching on a CPU, on a GPU vllm where vLLM can be found and else
@@ -62,7 +62,7 @@ class Settings:
 
     engine: str = "auto"
     upstream_url: str | None = None
-    upstream_key: str | None = None
+    upstream_key: str | None = field(default=None, repr=False)
     dtype: str = "auto"
     backend: str = "auto"
     quantization: str = "none"
@@ -84,7 +84,7 @@ class Settings:
     deadline_s: float | None = None
     max_body: int = 4 * 1024 * 1024
     max_prompts: int = 64
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
     traces: str = "off"
@@ -160,7 +160,8 @@ def _address(name: str, text: str) -> str:
     if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", address) or address.endswith(
         "/v1"
     ):
-        raise _unusable(name, text, "an address without /v1 at its end, such as http://127.0.0.1:8000")
+        told = "..." if "@" in text else text  # (before an @ may stand a password)
+        raise _unusable(name, told, "an address without /v1 at its end, such as http://127.0.0.1:8000")
     return address
 
 

@@ -1,4 +1,4 @@
-"""CONTRACT section 3 at the real servers: what is refused, in which words, and that the server lives on.
+"""Errors of the real servers: what is refused, in which words, and that the server lives on.
 
 Stock `mlflow models serve` parses JSON itself, before the model. What follows from it, and can't be mended from
 inside a model: its own refusals have its own shape and repeat the prompt; of two equal keys the last one counts;

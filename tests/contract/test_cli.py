@@ -42,7 +42,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "8 completions": {"model": "any", "prompt": PROMPT, **OPENAI},
     "8 chat": {"model": "any", "messages": DIALOG, **OPENAI},
 }
-"""CONTRACT section 1."""
+"""A body of each protocol, numbered as the README's table of requests has them."""
 
 
 GIVE_A_NAME = (

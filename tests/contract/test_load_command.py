@@ -136,17 +136,20 @@ def test_no_server_is_no_answer(tmp_path: Path) -> None:
     ("arguments", "workload", "says"),
     [
         ((), EVERYTHING, "Give --model"),
-        (("--url", "http://x", "--model", "."), EVERYTHING, "Give --model"),
+        (("--url", "http://x", "--model", "EMPTY"), EVERYTHING, "Give --model"),
         (("--url", "http://x", "--server", "tgi"), EVERYTHING, "'tgi' is not one of"),
         (("--url", "http://x"), "{streams: 1}", "'streams' was unexpected"),
         (("--model", "nowhere"), EVERYTHING, "does not exist"),
-        (("--model", "."), EVERYTHING, "ended with exit status 2 before it was ready"),
+        (("--model", "EMPTY"), EVERYTHING, "ended with exit status 2 before it was ready"),
     ],
 )
 def test_what_cant_begin_is_a_sentence(
     tmp_path: Path, arguments: tuple[str, ...], workload: str, says: str
 ) -> None:
-    done = load(tmp_path, *arguments, workload=workload)
+    empty = tmp_path / "empty"  # (a checkout in which something was made holds a model)
+    empty.mkdir()
+    given = [str(empty) if argument == "EMPTY" else argument for argument in arguments]
+    done = load(tmp_path, *given, workload=workload)
     assert (done.returncode, says in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 

@@ -1,11 +1,10 @@
-"""The programs of the models' cards, on the ports that they name: LangChain's import paths are today's, the rest is theirs.
+"""The programs of the models' cards, but for their ports: LangChain's import paths are today's, the rest is theirs.
 
 (One call is today's as well: `chat(messages)` is `chat.invoke(messages)` since langchain-core 1.0.)
 """
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.servers import LOOPBACK, Server, console_script, environment, own_server
+from deployment.servers import Server, console_script, environment, own_server
 from llama_serving.catalog import NANO
 from llama_serving.contract import azure
 from llama_serving.prompts.builder import PromptBuilder
@@ -24,13 +23,13 @@ from tests.tiny import write_tiny
 CONTEXT = 4096
 SYSTEM = "You help with programs.\n\nIf you don't know an answer, say so."
 CARDS = {
-    8453: (
+    "Code Llama": (
         1024,
         "You are an AI assistant that writes programs.\nAnswer what User asks.\n====\n\nUser: {user_message}\nAssistant:",
     ),
-    8229: (4096, f"<s>[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{{user_message}} [/INST]"),
+    "Llama 2": (4096, f"<s>[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{{user_message}} [/INST]"),
 }
-"""Port, `max_tokens` and template of Code Llama's card, and of Llama 2's."""
+"""`max_tokens` and template of each card. (Their ports, 8453 and 8229, may be anybody's on the machine that tests.)"""
 ASKED = "Why do I need to run machine learning models on-premise?"
 
 PROGRAM = """
@@ -76,23 +75,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packaged
 
 
-def taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return True
-        return False
-
-
-@pytest.fixture(params=CARDS)
-def card(wide: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, Server]]:
-    if taken(request.param):
-        pytest.skip(f"port {request.param}, which the card names, is somebody else's on this machine")
+@pytest.fixture(scope="module")
+def server(wide: Path) -> Iterator[Server]:
     # (A random model never ends by itself.)
-    with own_server(wide, port=request.param, env={"LLAMA_DEADLINE_S": "5"}) as server:
-        yield request.param, server
+    with own_server(wide, env={"LLAMA_DEADLINE_S": "5"}) as server:
+        yield server
 
 
 def ids_of(*messages: tuple[str, str]) -> int:
@@ -106,11 +93,10 @@ def ids_of(*messages: tuple[str, str]) -> int:
     )
 
 
-def test_the_cards_program(card: tuple[int, Server]) -> None:
-    port, server = card
-    max_tokens, template = CARDS[port]
+@pytest.mark.parametrize(("max_tokens", "template"), CARDS.values(), ids=CARDS)
+def test_the_cards_program(server: Server, max_tokens: int, template: str) -> None:
     before = dict(samples(server))
-    given = [str(port), str(max_tokens), template, ASKED]
+    given = [server.url.rpartition(":")[2], str(max_tokens), template, ASKED]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, *given],
         capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "LANGSMITH_TRACING": "false"},

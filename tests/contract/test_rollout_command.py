@@ -109,6 +109,22 @@ def test_where_it_fails_the_traffic_goes_back(desk: Desk, steps_done: int) -> No
         assert "green gets no traffic" in failed.output
 
 
+@pytest.mark.parametrize("edited", [{"rollout-steps": "ten"}, {"rollout-was": f"{BLUE}=ninety"}])
+def test_tags_that_somebody_edited_are_a_sentence(desk: Desk, edited: dict[str, str]) -> None:
+    state = forward(Rollout(GREEN, {BLUE: 100}), -1, State({BLUE: 100}))
+    endpoint = desk.azure.resources.of("onlineEndpoints", ENDPOINT)
+    assert endpoint is not None
+    endpoint["tags"] = {**state.tags, **edited}
+    said = f"{next(iter(edited))}, where its roll-out keeps"
+    shown = desk.run("status", "--endpoint", ENDPOINT)
+    assert (shown.exit_code, said in shown.output) == (0, True), shown.output
+    for asked in (TO_GREEN, (*TO_GREEN, "--dry-run"), ("rollout", "--endpoint", ENDPOINT, "--back")):
+        refused = desk.run(*asked)
+        assert (refused.exit_code, said in refused.output) == (2, True), refused.output
+        assert isinstance(refused.exception, SystemExit), "a sentence, and no traceback"
+    assert desk.azure.resources.changes == []
+
+
 def test_too_slow_is_no_better(desk: Desk) -> None:
     failed = desk.run(*TO_GREEN, "--max-p95", "0")
     assert failed.exit_code == 1

@@ -268,6 +268,7 @@ def test_metrics_count_what_was_asked(own: Server) -> None:
     assert grown("llama_time_per_output_token_seconds_count") == 1
     assert after["llama_ready"] == 1
     assert after["llama_num_requests_running"] == after["llama_num_requests_waiting"] == 0
+    assert after["llama_num_sequences_running"] == after["llama_num_sequences_waiting"] == 0
 
 
 def test_a_requests_own_id_comes_back_and_a_strange_one_does_not(own: Server) -> None:

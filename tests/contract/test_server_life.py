@@ -22,7 +22,7 @@ from requests.structures import CaseInsensitiveDict
 from deployment.nano import FOLDER as NANO
 from deployment.servers import Server, ServerStartError, console_script, environment, free_port, own_server
 from llama_serving.engine.batching.backends.choice import Wanted, choose
-from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.engine.batching.checkpoint import read_config
 from load_tests.bench.crowd import once
 from tests.bad_bodies import Bad
 from tests.conftest import Answer, post
@@ -54,7 +54,7 @@ def metric(server: Server, name: str) -> float:
 
 
 def inside_of(server: Server) -> float:
-    """Sequences that run and wait, of one scrape."""
+    """Requests that run and wait, of one scrape."""
     lines = get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("llama_num_requests_"))
 
@@ -78,7 +78,7 @@ def test_another_backend_than_the_fastest_is_told_with_its_reason(own: Server) -
 
 def test_the_fastest_backend_that_this_machine_can_have_answers() -> None:
     """With AMX and a compiler the native one; elsewhere the portable one, which says what is missing."""
-    why_not = choose(LlamaConfig.read(NANO), Wanted("bfloat16")).why_not
+    why_not = choose(read_config(NANO), Wanted("bfloat16")).why_not
     backend = "portable" if why_not else "native"
     with own_server("nano", env={"LLAMA_DTYPE": "bfloat16"}) as server:
         assert post(f"{server.url}/v1/completions", {"prompt": "def f(x):", "max_tokens": 8}).status == 200
@@ -368,7 +368,8 @@ def test_a_signal_drains_and_everybody_inside_is_answered() -> None:
 def test_a_second_signal_refuses_who_is_inside() -> None:
     with own_server("nano") as server, ThreadPoolExecutor(1) as pool:
         cut = pool.submit(post, f"{server.url}/v1/completions", {**LONG, "n": 16, "temperature": 1})
-        until(lambda: metric(server, "llama_num_requests_running") > 0)
+        until(lambda: metric(server, "llama_num_sequences_running") == 16)
+        assert metric(server, "llama_num_requests_running") == 1
         server.process.send_signal(signal.SIGINT)
         until(lambda: get(f"{server.url}/health/ready").status == 503)
         server.process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""CONTRACT section 3 at our own server, on every route: what is refused, in which words, and that it lives on."""
+"""Errors of our own server, on every route: what is refused, in which words, and that it lives on."""
 
 import json
 import socket

@@ -93,6 +93,14 @@ class TestContent:
         assert {"llama_serving/py.typed", "deployment/py.typed"} <= names
         assert {f"deployment/nano/{name}" for name in NANO} <= names
 
+    def test_the_licence_is_in_it_and_named(self, wheel: Path, names: set[str]) -> None:
+        info = "llama_endpoints-0.1.0.dist-info"
+        assert f"{info}/licenses/LICENSE" in names
+        with zipfile.ZipFile(wheel) as archive:
+            told = archive.read(f"{info}/METADATA").decode()
+            assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+        assert "\nLicense-Expression: Apache-2.0\n" in told
+
     def test_nothing_left_over_is_in_it(self, names: set[str]) -> None:
         parts = {part for name in names for part in name.split("/")}
         assert not [part for part in parts if part in ("__pycache__", "tests", "build") or part.startswith(".")]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,22 +14,24 @@ ROOT = Path(__file__).parents[2]
 SERVING = ROOT / "score" / "llama_serving"
 ENTRIES = ("score.py", "batch_driver.py", "mlflow_model.py")
 
-FOUNDATION = {"catalog", "errors"}
+FOUNDATION = {"catalog", "errors", "llama_config"}
 CORE = {"engine", "prompts", "contract", *FOUNDATION}
 DOOR = {"service", "model_files", "settings", "work", *CORE}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "catalog": {"errors"},
+    "llama_config": {"errors"},
     "settings": FOUNDATION,
     "model_files": FOUNDATION,
     "contract": FOUNDATION,
     "prompts": {"contract", *FOUNDATION},
     "engine": {"contract", *FOUNDATION},
+    "in_flight": CORE,
     "sequences": CORE,
     "work": {"settings", *CORE},
     "engine_factory": {"engine", "model_files", "settings", *FOUNDATION},
-    "service": {"engine_factory", "model_files", "sequences", "settings", "work", *CORE},
+    "service": {"engine_factory", "in_flight", "model_files", "sequences", "settings", "work", *CORE},
     "batch": DOOR,
     "online": DOOR,
     "thread_pool": set(),
@@ -205,6 +208,32 @@ def test_entries_hold_no_logic(name: str) -> None:
 
 def test_there_are_no_other_entries() -> None:
     assert {path.name for path in (ROOT / "score").glob("*.py")} == set(ENTRIES)
+
+
+SECRET = re.compile(r"(.*_)?(token|(key|secret|password|credential)s?)")
+
+
+def secret_fields(source: str) -> Iterator[tuple[str, bool]]:
+    """Fields of a text's dataclasses that may hold what nobody is to read, and whether `repr` leaves them out."""
+    for made in ast.walk(ast.parse(source)):
+        if not isinstance(made, ast.ClassDef) or "dataclass" not in "".join(
+            map(ast.unparse, made.decorator_list)
+        ):
+            continue
+        for line in (line for line in made.body if isinstance(line, ast.AnnAssign)):
+            name, kind = ast.unparse(line.target), ast.unparse(line.annotation)
+            if SECRET.fullmatch(name) and re.search(r"\b(str|bytes|Any)\b", kind):
+                yield f"{made.name}.{name}", line.value is not None and "repr=False" in ast.unparse(line.value)
+
+
+@pytest.mark.parametrize("path", sources("score", "deployment", "load_tests"), ids=shown)
+def test_no_repr_shows_a_secret(path: Path) -> None:
+    assert [name for name, hidden in secret_fields(path.read_text(encoding="utf-8")) if not hidden] == []
+
+
+def test_a_secret_field_is_found() -> None:
+    source = "@dataclass\nclass A:\n    token: str\n    api_keys: tuple[str, ...] = field(repr=False)\n    tokens: int\n"
+    assert dict(secret_fields(source)) == {"A.token": False, "A.api_keys": True}
 
 
 def modules() -> Iterator[str]:

@@ -9,10 +9,11 @@ import pytest
 from llama_serving.engine.batching.backends.choice import Wanted, choose
 from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.portable import Portable
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.engine.batching.start import start
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import LlamaConfig
 from tests import backends, llamas
 from tests.llamas import SHAPES
 
@@ -173,7 +174,7 @@ def test_where_it_can_it_is_the_native_one(
     monkeypatch.setattr(cpu, "missing", lambda: ())
     monkeypatch.setattr(build, "found_or_made", lambda: library)
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
-    config = LlamaConfig.read(folder)
+    config = read_config(folder)
     chosen = choose(config, wanted)
     backend = chosen.make(config, Weights(folder), lambda _: 4)
     assert isinstance(backend, Native)
@@ -183,7 +184,7 @@ def test_where_it_can_it_is_the_native_one(
 
 def test_the_portable_one_says_why_it_serves(tmp_path: Path) -> None:
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
-    config = LlamaConfig.read(folder)
+    config = read_config(folder)
     backend = choose(config, Wanted("float32")).make(config, Weights(folder), lambda _: 4)
     assert isinstance(backend, Portable)
     assert (backend.name, backend.why_not) == ("portable", "it computes in bfloat16, not float32 (LLAMA_DTYPE)")

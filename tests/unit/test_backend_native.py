@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llama_serving.engine.batching.backends import native
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.native import Native, refusal
-from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.llama_config import LlamaConfig
 from tests import backends, llamas
 from tests.llamas import Llama
 from tests.rows import Cache, company, ids

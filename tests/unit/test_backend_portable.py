@@ -13,7 +13,7 @@ import torch
 from deployment.nano import FOLDER as NANO
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.portable import Portable
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.errors import SetupError
 from tests import llamas
 from tests.llamas import SHAPES, Llama
@@ -119,7 +119,7 @@ class TestTheCheckpoint:
             ({"attention_bias": True}, "attention_bias False, not True"),
             ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type default, not linear"),
             ({"quantization_config": {"quant_method": "fp8"}}, "Set LLAMA_ENGINE=vllm"),
-            ({"hidden_size": None}, "can't be used"),
+            ({"hidden_size": None}, "lacks hidden_size"),
         ],
     )
     def test_what_is_not_computed_is_refused(self, change: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -127,15 +127,15 @@ class TestTheCheckpoint:
         config = transformers_config(tmp_path) | change
         write_config(tmp_path, {k: v for k, v in config.items() if v is not None})
         with pytest.raises(SetupError, match=says.replace(".", r"\.")):
-            LlamaConfig.read(tmp_path)
+            read_config(tmp_path)
 
     def test_both_places_of_rope_theta_are_read(self, tmp_path: Path) -> None:
         llamas.write(Llama(theta=5e5), tmp_path)
-        assert LlamaConfig.read(tmp_path).rope_theta == 5e5
+        assert read_config(tmp_path).rope_theta == 5e5
         config = transformers_config(tmp_path)
         del config["rope_parameters"]
         write_config(tmp_path, config | {"rope_theta": 7e5})
-        assert LlamaConfig.read(tmp_path).rope_theta == 7e5
+        assert read_config(tmp_path).rope_theta == 7e5
 
     def test_a_missing_tensor_and_missing_weights_are_named(self, tmp_path: Path) -> None:
         llamas.write(Llama(), tmp_path)
@@ -170,7 +170,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 def test_a_step_takes_no_new_memory_for_what_it_gathers() -> None:
     """64 sequences: 32 MiB of keys and as many of values in each layer, which would be 16,384 pages a layer and step."""
-    config = replace(LlamaConfig.read(NANO), layers=2, heads=16, kv_heads=16, head_dim=64)
+    config = replace(read_config(NANO), layers=2, heads=16, kv_heads=16, head_dim=64)
     weights = SimpleNamespace(tensor=lambda _, shape: torch.full(shape, 0.01))
     backend = Portable(config, weights, dtype="bfloat16", num_blocks=lambda _: 64 * 16 + 1)
     step = [

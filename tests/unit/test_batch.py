@@ -1,4 +1,4 @@
-"""Files of rows, CONTRACT section 4: one record for each line that is not blank, in order, whatever it holds."""
+"""Files of rows: one record for each line that is not blank, in order, whatever it holds."""
 
 import asyncio
 import csv

@@ -1,4 +1,4 @@
-"""Lines of files, CONTRACT section 4: JSONL and CSV, packed or not, whole or damaged, and their numbers."""
+"""Lines of files: JSONL and CSV, packed or not, whole or damaged, and their numbers."""
 
 import gzip
 import json

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -180,6 +181,27 @@ class TestLoadedOnce:
             monkeypatch.setenv("LLAMA_CONTEXT", "100")
             with closing(self.loaded(nano_model)) as other:
                 assert other is not first
+
+    def test_threads_that_ask_together_get_one(self, nano_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[Service] = []
+        together = threading.Barrier(4)
+        start = Service.start
+
+        def counted(*given: Any) -> Service:
+            started.append(start(*given))
+            return started[-1]
+
+        def load(_: int) -> Service:
+            together.wait(60)
+            return self.loaded(nano_model)
+
+        monkeypatch.setattr(Service, "start", counted)
+        with ThreadPoolExecutor(4) as threads:
+            found = set(threads.map(load, range(4)))
+        for one in started:
+            one.close()
+        assert found == set(started)
+        assert len(started) == 1
 
     def test_one_whose_engine_has_ended_is_loaded_again(self, nano_model: Path) -> None:
         with closing(self.loaded(nano_model)) as first:

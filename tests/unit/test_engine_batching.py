@@ -174,7 +174,7 @@ class TestTheTokensAreTheReferences:
 
     @pytest.mark.parametrize("backend", ["portable bf16", "native"])
     def test_in_bf16_a_first_difference_is_a_near_tie(self, backend: str, tmp_path: Path) -> None:
-        """CONTRACT section 1: only where the two best logits of the reference lie closer than ε."""
+        """Only where the two best logits of the reference lie closer than ε."""
         epsilon = 0.15
         llamas.write(SHAPES["heads of 64"], tmp_path, dtype=torch.bfloat16)
         model = llamas.reference(tmp_path, torch.bfloat16)

@@ -5,7 +5,9 @@ Nothing here measures time. Where an order matters, a hook on the engine's threa
 
 import asyncio
 import json
+import os
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -518,9 +520,31 @@ def test_a_checkpoint_that_can_not_be_loaded_is_a_setup_error(
     shutil.copytree(NANO_FOLDER, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     damage(folder)
     before = threading.active_count()
-    with pytest.raises(SetupError, match="can't be loaded as a float32 model"):
+    says = "has no config.json" if damage is _nothing else "can't be loaded as a float32 model"
+    with pytest.raises(SetupError, match=says):
         PipelineEngine(folder, dtype="float32")
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_it_reaches_for_no_hub_and_leaves_the_process_as_it_was(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: reached.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *name, **_: reached.append(name) or [])
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DEACTIVATE_ASYNC_LOAD"):
+        monkeypatch.delenv(name, raising=False)
+        if before is not None:
+            monkeypatch.setenv(name, before)
+    environment = dict(os.environ)
+    with ThreadPoolExecutor(2) as threads:
+        engines = list(threads.map(lambda _: PipelineEngine(NANO_FOLDER, dtype="float32"), range(2)))
+    assert dict(os.environ) == environment
+    assert [len(run(engine, PROMPT, GREEDY)[0]) for engine in engines] == [24, 24]
+    for engine in engines:
+        engine.close()
+    assert reached == []
 
 
 # --- handles ---------------------------------------------------------------------------------------

@@ -154,6 +154,76 @@ def test_traffic_that_somebody_moved_is_not_moved_on() -> None:
         position(going, State({"blue": 70, "green": 30}, {}, state.tags))
 
 
+def test_twenty_deployments_and_a_hundred_steps_fit_into_tags() -> None:
+    """Azure takes 256 characters a value, names of 32 and 20 deployments."""
+    was = {f"{number:02}-{'n' * 29}": 5 for number in range(20)}
+    azure = State(was, {}, BLUE.tags)
+    going = begin(azure, "green", tuple(range(1, 101)), 10)
+    for at in range(-1, 3):
+        azure = forward(going, at, azure)
+        whole(azure)
+        assert of_tags(azure.tags) == going, "another machine knows all of it"
+    taken = back(going, azure, "slow")
+    whole(taken)
+    assert (taken.traffic, of_tags(taken.tags, ended=True)) == (was, going)
+    again = forward(begin(taken, "green", (100,), 10), -1, taken)
+    assert again.tags["rollout-steps"] == "10 100"
+    assert "rollout-steps-2" not in again.tags, "nothing is left of the steps before"
+
+
+TAGS = forward(begin(BLUE, "green", (10, 50, 100), 10), -1, BLUE).tags
+EDITED: dict[str, dict[str, str | None]] = {
+    "no steps": {"rollout-steps": None},
+    "empty steps": {"rollout-steps": ""},
+    "steps in words": {"rollout-steps": "10 ten 100"},
+    "steps with a comma": {"rollout-steps": "10,50,100"},
+    "steps that fall": {"rollout-steps": "10 50 10 100"},
+    "steps without an end": {"rollout-steps": "10 10 50"},
+    "only a mirror": {"rollout-steps": "10"},
+    "a mirror of 60": {"rollout-steps": "60 10 100"},
+    "other digits": {"rollout-steps": "10 ٥٠ 100"},
+    "a huge number": {"rollout-steps": f"10 {'9' * 200} 100"},
+    "no split": {"rollout-was": None},
+    "a split in words": {"rollout-was": "blue=all"},
+    "a split without shares": {"rollout-was": "blue"},
+    "a split without a name": {"rollout-was": "=100"},
+    "a split of 90": {"rollout-was": "blue=90"},
+    "a split of 110": {"rollout-was": "blue=90 red=20"},
+    "the same twice": {"rollout-was": "blue=50 blue=50"},
+    "a share of nothing": {"rollout-was": "blue=100 red=0"},
+    "a negative share": {"rollout-was": "blue=110 red=-10"},
+    "no name": {"rollout-to": ""},
+    "two names": {"rollout-to": "green red"},
+}
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("edited", EDITED.values(), ids=EDITED)
+def test_tags_that_somebody_edited_are_told(edited: dict[str, str | None], *, ended: bool) -> None:
+    tags = {name: value for name, value in {**TAGS, **edited}.items() if value is not None}
+    if ended:
+        tags["rollout-ended"] = "done"
+    (name,) = edited
+    said = f"{name}, where its roll-out keeps"
+    assert said in told(tags)
+    assert "remove the tags rollout-to, rollout-was, rollout-steps, rollout-ended" in told(tags)
+    with pytest.raises(SetupError, match=said):
+        of_tags(tags, ended=ended)
+    if not ended:
+        with pytest.raises(SetupError, match=said):
+            begin(State({"blue": 100}, {}, tags), "green", (100,), 0)
+        with pytest.raises(SetupError, match=said):
+            position(begin(BLUE, "green", (100,), 0), State({"blue": 100}, {}, tags))
+
+
+@given(
+    st.dictionaries(st.sampled_from([*TAGS, "rollout-ended", "rollout-was-2", "rollout-steps-2"]), st.text())
+)
+def test_no_tags_bring_it_down(edited: dict[str, str]) -> None:
+    assert isinstance(told({**TAGS, **edited}), str)
+    assert isinstance(told(edited), str)
+
+
 GOOD = Measured(20, 0, 0.5, 1.0)
 
 

@@ -357,6 +357,27 @@ def test_a_stream_that_is_given_up_frees_the_engine(service: Service, before_dra
     assert service.engine.stats().waiting == 0
 
 
+def test_requests_are_counted_apart_from_their_sequences(in_turn: Service, before_draw: BeforeDraw) -> None:
+    """One runs at a time: of four sequences of a request and two of another one runs and five wait."""
+    gate = Gate(seed=1, position=1)
+    before_draw(gate)
+    first, second = (
+        request(do_sample=True, max_new_tokens=12, seed=seed, num_return_sequences=n)
+        for seed, n in ((1, 4), (50, 2))
+    )
+    assert in_turn.requests() == (0, 0)
+    with in_turn._running(in_turn.prepare(first), first, None):
+        assert gate.reached.wait(PATIENCE_S)
+        with in_turn._running(in_turn.prepare(second), second, None):
+            stats = in_turn.engine.stats()
+            assert (stats.running, stats.waiting) == (1, 5)
+            assert in_turn.requests() == (1, 1)
+        assert in_turn.requests() == (1, 1), "the engine has them still, at most until its next step"
+        gate.open()
+    assert len(in_turn.generate(first)[0]) == 4, "they were before these"
+    assert in_turn.requests() == (0, 0)
+
+
 def test_a_stream_of_several_prompts_is_refused(service: Service) -> None:
     with pytest.raises(BadRequest, match="one by one") as refused:
         list(service.stream(greedy(Completion("a"), Completion("b"))))

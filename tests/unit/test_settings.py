@@ -1,5 +1,6 @@
 """Settings: read from the environment once; what can't be used stops the start with one sentence."""
 
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,25 @@ def test_all_settings_are_shown_and_keys_are_masked() -> None:
     assert "LLAMA_QUEUE=3" in shown
     assert "hidden" not in shown
     assert "\n" not in shown
+
+
+@pytest.mark.parametrize("told", [repr, str, Settings.shown, lambda settings: f"{[settings]}"])
+def test_no_way_to_print_them_shows_a_key(told: Callable[[Settings], str]) -> None:
+    said = told(Settings(api_keys=("hidden-1", "hidden-2"), upstream_key="hidden-3", queue=3))
+    assert "hidden" not in said
+    assert "3" in said
+
+
+def test_keys_make_settings_differ() -> None:
+    assert Settings(upstream_key="a") != Settings(upstream_key="b")
+    assert Settings(api_keys=("a",)) != Settings()
+
+
+@pytest.mark.parametrize("address", ["http://user:hidden@host", "https://hidden@host/v1", "hidden@host"])
+def test_an_address_with_a_password_is_refused_without_it(address: str) -> None:
+    with pytest.raises(SetupError, match=r"LLAMA_UPSTREAM_URL=\.\.\. can't be used") as refused:
+        Settings.from_environment({"LLAMA_UPSTREAM_URL": address})
+    assert "hidden" not in str(refused.value)
 
 
 KEY = "key-of-nobody"

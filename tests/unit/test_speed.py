@@ -10,8 +10,9 @@ from deployment.nano import FOLDER as NANO
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching import speed
 from llama_serving.engine.batching.backends.choice import Choice, Wanted
-from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.engine.batching.checkpoint import read_config
 from llama_serving.engine.batching.speed import Amount, Length
+from llama_serving.llama_config import LlamaConfig
 
 CONFIG = LlamaConfig(
     vocab=100,
@@ -103,7 +104,7 @@ def test_a_prompt_that_several_share_is_counted_once() -> None:
 @pytest.mark.parametrize("prompt", [1, 20, 700])
 def test_the_engines_own_steps_are_measured(dtype: str, prompt: int) -> None:
     """On a model of nano's shape, of which no weight is read."""
-    config = replace(LlamaConfig.read(NANO), layers=2)
+    config = replace(read_config(NANO), layers=2)
     work = amount(*(length(prompt + n, 5 + n) for n in range(8)))
     assert 0 < speed.seconds(config, Wanted(dtype), work, slots=4) < 60
 

@@ -35,13 +35,6 @@ def test_weights_take_what_they_are_held_in(checkpoint: Path, config: dict[str, 
     assert start._weight_bytes(checkpoint, NANO, 4) == expected
 
 
-@pytest.mark.parametrize("text", ["", "[]", "5", "[1]"])
-def test_a_config_that_is_none_is_told(checkpoint: Path, text: str) -> None:
-    (checkpoint / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(SetupError, match="can't be read"):
-        start._config(checkpoint)
-
-
 def test_a_budget_below_the_sequences_is_refused_before_anything_is_started(checkpoint: Path) -> None:
     options = VllmOptions(python="/nowhere", max_num_seqs=128, prefill_tokens=64)
     with pytest.raises(SetupError, match="LLAMA_VLLM_PREFILL_TOKENS=64 is below LLAMA_MAX_NUM_SEQS=128"):

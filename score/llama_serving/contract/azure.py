@@ -1,4 +1,4 @@
-"""Azure's `/score`: bodies 1 to 6 of CONTRACT section 1, and their answers."""
+"""Azure's `/score`: its six kinds of bodies, and their answers."""
 
 from collections.abc import Mapping
 from typing import Any, Final

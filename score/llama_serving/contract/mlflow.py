@@ -1,4 +1,4 @@
-"""MLflow's `/invocations`: body 7 of CONTRACT section 1. The server wraps the answer in `predictions`."""
+"""MLflow's `/invocations`, its bodies and answers. The server wraps the answer in `predictions`."""
 
 from dataclasses import replace
 from typing import Any

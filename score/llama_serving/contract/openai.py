@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/completions` and `/v1/chat/completions`: body 8 of CONTRACT section 1."""
+"""OpenAI's `/v1/completions` and `/v1/chat/completions`: their bodies and answers."""
 
 import time
 import uuid

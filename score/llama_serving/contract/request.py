@@ -53,7 +53,7 @@ class Dialog:
     Attributes:
         continued: the last message is the assistant's, and its text goes on.
         unfold: a single user message that is itself a whole prompt in the family's format may be taken
-            apart and rendered anew (OpenAI routes only, CONTRACT section 1).
+            apart and rendered anew (OpenAI routes only).
     """
 
     messages: tuple[Message, ...]
@@ -66,7 +66,7 @@ Input = Completion | TokenIds | Infill | Dialog
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What the client asked for, under Azure's names; None is "not given". CONTRACT section 2."""
+    """What the client asked for, under Azure's names; None is "not given"."""
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None

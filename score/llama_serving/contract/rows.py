@@ -1,4 +1,4 @@
-"""Rows of a batch: CONTRACT section 4. A line of a file -> a request; what became of it -> a record."""
+"""Rows of a batch. A line of a file -> a request; what became of it -> a record."""
 
 import uuid
 from collections.abc import Mapping

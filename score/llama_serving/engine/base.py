@@ -42,6 +42,7 @@ class EngineStats:
         why_not: why that is not the fastest there is.
         batch_invariant: a sequence's tokens do not depend on what else is computed, so that seeds and greedy texts repeat; None
             where the engine does not know.
+        running_handles: of the sequences that are `running`.
         sequences: submitted so far; `tokens_in` and `tokens_out` are theirs.
         alive: it takes requests.
         away: what it needs to generate is not there, and may come back; until then it refuses what it is given.
@@ -70,6 +71,7 @@ class EngineStats:
     times_set_aside: int = 0
     kv_blocks: int = 0
     kv_blocks_free: int = 0
+    running_handles: "frozenset[Handle]" = frozenset()
 
 
 class Handle:
@@ -101,6 +103,11 @@ class Handle:
     def finish_reason(self) -> FinishReason | None:
         """Why it ended; None while it runs."""
         return self._reason
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._ended
 
     @property
     def error(self) -> ServingError | None:

@@ -5,14 +5,15 @@ each sequence runs alone, so that nobody's company changes its last bits, and ou
 token (as a logits processor that leaves one choice), so that no library setting takes part.
 """
 
-import json
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from llama_serving.contract.request import FinishReason, SamplingParams
 from llama_serving.engine import compute_threads
@@ -20,8 +21,12 @@ from llama_serving.engine.base import EngineStats, Handle
 from llama_serving.engine.sampling import Sampler
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import InternalError, SetupError
+from llama_serving.llama_config import load as load_config
 
 _log = logging.getLogger(__name__)
+
+_NO_POOL: Final = "HF_DEACTIVATE_ASYNC_LOAD"
+_LOADING: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +88,22 @@ class PipelineEngine:
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
         if self._thread.forked:
-            return self._stats(running=0, waiting=0, alive=False)
+            return self._stats(frozenset(), waiting=0, alive=False)
         with self._thread.lock:
-            running = 0 if self._running is None else 1
-            return self._stats(
-                running=running, waiting=len(self._thread.open) - running, alive=self._thread.alive
-            )
+            running = frozenset(() if self._running is None else (self._running.handle,))
+            return self._stats(running, waiting=len(self._thread.open) - len(running), alive=self._thread.alive)
 
-    def _stats(self, *, running: int, waiting: int, alive: bool) -> EngineStats:
+    def _stats(self, running: frozenset[Handle], *, waiting: int, alive: bool) -> EngineStats:
         return EngineStats(
             engine="pipeline",
             batch_invariant=True,
-            running=running,
+            running=len(running),
             waiting=waiting,
             sequences=self._thread.sequences,
             tokens_in=self._thread.tokens_in,
             tokens_out=self._tokens_out,
             alive=alive,
+            running_handles=running,
         )
 
     def drain(self) -> None:
@@ -190,8 +194,7 @@ class PipelineEngine:
 
 def _refuse_quantized(checkpoint: Path) -> None:
     """transformers reads some of them, each with a library of its own: one way to serve them is enough."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config") is not None:
+    if load_config(checkpoint).get("quantization_config") is not None:
         raise SetupError(
             "The pipeline engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
             "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
@@ -199,9 +202,7 @@ def _refuse_quantized(checkpoint: Path) -> None:
 
 
 def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
-    """The model behind a text-generation pipeline; nothing is fetched, nothing is unpickled."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # or the weights are loaded by a pool of other threads
+    """The model behind a text-generation pipeline; nothing is fetched (everything is a local file), nothing is unpickled."""
     import torch
     import transformers
 
@@ -209,21 +210,41 @@ def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
     compute_threads.use(threads)
-    pipeline = library.pipeline(
-        "text-generation",
-        model=str(checkpoint),
-        # The pipeline insists on a tokenizer; ids come and go here, so it is never called.
-        tokenizer=library.PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json")),
-        dtype=getattr(torch, dtype),
-        device_map="auto" if torch.cuda.is_available() else "cpu",
-        trust_remote_code=False,
-        local_files_only=True,
-        model_kwargs={"use_safetensors": True},
-    )
+    with _weights_on_this_thread():
+        pipeline = library.pipeline(
+            "text-generation",
+            model=str(checkpoint),
+            # The pipeline insists on a tokenizer; ids come and go here, so it is never called.
+            tokenizer=library.PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json")),
+            dtype=getattr(torch, dtype),
+            device_map="auto" if torch.cuda.is_available() else "cpu",
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        )
     model = pipeline.model.eval()
     # What the checkpoint's authors sample with must not fill in what we leave out.
     model.generation_config = library.GenerationConfig()
     return model
+
+
+@contextmanager
+def _weights_on_this_thread() -> Iterator[None]:
+    """Keeps transformers from loading weights with a pool of threads.
+
+    It reads an environment variable alone. The process's other models and its children are to find it as it was, so one
+    model is loaded at a time.
+    """
+    with _LOADING:
+        before = os.environ.get(_NO_POOL)
+        os.environ[_NO_POOL] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_NO_POOL]
+            else:
+                os.environ[_NO_POOL] = before
 
 
 def _ended(job: _Job) -> FinishReason | None:

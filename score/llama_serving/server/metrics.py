@@ -81,8 +81,15 @@ class _Engine(Collector):
                 "1 where a sequence's tokens do not depend on what else is computed, so that seeds repeat.",
                 float(stats.batch_invariant),
             )
-        yield GaugeMetricFamily("llama_num_requests_running", "Sequences in the batch.", stats.running)
-        yield GaugeMetricFamily("llama_num_requests_waiting", "Sequences that wait.", stats.waiting)
+        running, waiting = service.requests()
+        yield GaugeMetricFamily(
+            "llama_num_requests_running", "Requests with a sequence that is running.", running
+        )
+        yield GaugeMetricFamily(
+            "llama_num_requests_waiting", "Requests of which every unfinished sequence waits.", waiting
+        )
+        yield GaugeMetricFamily("llama_num_sequences_running", "Sequences in the batch.", stats.running)
+        yield GaugeMetricFamily("llama_num_sequences_waiting", "Sequences that wait.", stats.waiting)
         yield GaugeMetricFamily("llama_kv_cache_usage_ratio", "Share of the cache's blocks in use.", used)
         yield CounterMetricFamily("llama_prompt_tokens", "Tokens of prompts.", stats.tokens_in)
         yield CounterMetricFamily("llama_generation_tokens", "Tokens generated.", stats.tokens_out)

@@ -1,77 +1,33 @@
-"""A checkpoint on disk: `config.json` and safetensors, read directly. transformers is not needed."""
+"""A checkpoint on disk: its config, if this engine computes it, and its tensors. transformers is not needed."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import LlamaConfig, load, rope_of
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaConfig:
-    """The sizes and constants of a Llama, as its `config.json` has them."""
+def read_config(folder: Path) -> LlamaConfig:
+    """The config of a checkpoint that this engine computes.
 
-    vocab: int
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
-    epsilon: float
-    tied: bool
-
-    @classmethod
-    def read(cls, folder: Path) -> "LlamaConfig":
-        """The config of a checkpoint.
-
-        Raises:
-            SetupError: it can't be read, or it is of a model that this engine does not compute.
-        """
-        path = folder / "config.json"
-        try:
-            raw: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            _refuse_other_models(raw)
-            rope = raw.get("rope_parameters") or {}
-            heads = raw["num_attention_heads"]
-            return cls(
-                vocab=raw["vocab_size"],
-                hidden=raw["hidden_size"],
-                ffn=raw["intermediate_size"],
-                layers=raw["num_hidden_layers"],
-                heads=heads,
-                kv_heads=raw.get("num_key_value_heads") or heads,
-                head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-                rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
-                epsilon=float(raw.get("rms_norm_eps", 1e-6)),
-                tied=bool(raw.get("tie_word_embeddings", False)),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SetupError(f"{path} can't be used: {error!r}.") from error
-
-    @property
-    def weights_per_token(self) -> int:
-        """Weights that every token is multiplied with: all but the embedding."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.ffn) + self.hidden * self.vocab
-
-    @property
-    def kv_values_per_token(self) -> int:
-        """Keys and values of one token, over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+    Raises:
+        SetupError: it can't be read, or it is of another model.
+    """
+    config = load(folder)
+    _refuse_other_models(config, folder)
+    return LlamaConfig.of(config, folder)
 
 
-def _refuse_other_models(raw: Mapping[str, Any]) -> None:
+def _refuse_other_models(raw: Mapping[str, Any], folder: Path) -> None:
     if raw.get("quantization_config") is not None:
         raise SetupError(
             "The batching engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
             "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
         )
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    rope = rope_of(raw, folder)
     kind = rope.get("rope_type", rope.get("type", "default"))
     for name, found, computed in (
         ("model_type", raw.get("model_type"), "llama"),

@@ -118,6 +118,7 @@ class BatchingEngine:
                 times_set_aside=self._scheduler.times_set_aside,
                 kv_blocks=self._pool.num_blocks,
                 kv_blocks_free=self._pool.free,
+                running_handles=frozenset(sequence.handle for sequence in self._scheduler.running),
             )
 
     def drain(self) -> None:

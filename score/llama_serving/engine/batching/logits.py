@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from llama_serving.engine.batching.checkpoint import LlamaConfig
 from llama_serving.engine.batching.memory import free_bytes
+from llama_serving.llama_config import LlamaConfig
 
 SPARE: Final = 1.3
 """Memory that loading takes, in terms of the weights."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.choice import Choice, Wanted, choose
-from llama_serving.engine.batching.checkpoint import LlamaConfig
+from llama_serving.llama_config import LlamaConfig
 
 SAMPLE: Final = 512
 """Sequences that stand for all."""

@@ -6,10 +6,11 @@ from typing import Final
 from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.base import Backend
 from llama_serving.engine.batching.backends.choice import Wanted, choose
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Weights
+from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.engine.batching.memory import num_blocks
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import LlamaConfig
 
 DTYPES: Final = ("float32", "bfloat16")
 FEWEST: Final = 256
@@ -58,7 +59,7 @@ def start(  # noqa: PLR0913  (one call site, all named)
         import torch
 
         compute_threads.use(threads)
-        read = LlamaConfig.read(checkpoint)
+        read = read_config(checkpoint)
         choice = choose(read, Wanted(dtype, backend, quantization))
         block_tokens = choice.block_tokens
 

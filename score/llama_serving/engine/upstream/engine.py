@@ -98,7 +98,8 @@ class UpstreamEngine:
         self._make_client, self._behind, self._model = client, behind, model
         self._start_s = start_s
         self._max_num_seqs = max_num_seqs
-        self._running = self._tokens_out = 0
+        self._tokens_out = 0
+        self._running: set[Handle] = set()
         self._away, self._said = False, ""
         self._tasks: dict[Handle, asyncio.Task[None]] = {}
         self._fresh: list[tuple[Handle, Token]] = []
@@ -135,12 +136,13 @@ class UpstreamEngine:
         """See `Engine.stats`."""
         thread = self._thread
         forked = thread.forked
-        running = 0 if forked else self._running
+        running = frozenset(() if forked else self._running)
         return EngineStats(
             engine="upstream",
             backend=f"{self._server.name}{self._behind.place}",
-            running=running,
-            waiting=0 if forked else max(0, len(thread.open) - running),
+            running=len(running),
+            waiting=0 if forked else max(0, len(thread.open) - len(running)),
+            running_handles=running,
             sequences=thread.sequences,
             tokens_in=thread.tokens_in,
             tokens_out=self._tokens_out,
@@ -265,11 +267,11 @@ class UpstreamEngine:
         """One sequence, from its turn to its end."""
         try:
             async with asyncio.timeout_at(job.deadline), places:
-                self._running += 1
+                self._running.add(job.handle)
                 try:
                     reason = await self._generate(job)
                 finally:
-                    self._running -= 1
+                    self._running.discard(job.handle)
                     self._publish()  # its tokens, before its end
         except TimeoutError:
             self._thread.finish(job.handle, "deadline")

@@ -1,11 +1,10 @@
 """From a checkpoint and settings to a running vLLM engine."""
 
-import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.engine.batching.memory import free_bytes
@@ -15,6 +14,7 @@ from llama_serving.engine.vllm.engine import VllmEngine
 from llama_serving.engine.vllm.installation import find
 from llama_serving.engine.vllm.options import ServedModel, VllmOptions
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import load, positions_of
 
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4}
@@ -48,7 +48,7 @@ def start(
         name=variant.name,
         dtype=dtype,
         context=context,
-        positions=_positions(checkpoint),
+        positions=positions_of(load(checkpoint), checkpoint),
         kv_bytes=variant.shape.kv_bytes_per_token(width),
         weight_bytes=_weight_bytes(checkpoint, variant, width),
     )
@@ -68,23 +68,6 @@ def _weight_bytes(checkpoint: Path, variant: ModelVariant, width: int) -> int:
     files = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     return (
         min(files, variant.shape.weight_bytes(width))
-        if _config(checkpoint).get(QUANTIZED)
+        if load(checkpoint).get(QUANTIZED)
         else variant.shape.weight_bytes(width)
     )
-
-
-def _positions(checkpoint: Path) -> int | None:
-    """`max_position_embeddings` of the checkpoint's config."""
-    said = _config(checkpoint).get("max_position_embeddings")
-    return said if type(said) is int else None
-
-
-def _config(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "config.json"
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{path} can't be read: {error}. Download the checkpoint again.") from error
-    if not isinstance(said, dict):
-        raise SetupError(f"{path} can't be read: it is no JSON object. Download the checkpoint again.")
-    return said

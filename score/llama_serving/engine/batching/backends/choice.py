@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors
+from llama_serving.engine.batching.checkpoint import Tensors
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import LlamaConfig
 
 if TYPE_CHECKING:
     from llama_serving.engine.batching.backends.base import Backend

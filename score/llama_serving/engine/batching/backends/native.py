@@ -17,9 +17,10 @@ from torch.nn import functional as F  # noqa: N812  (the field's own name)
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.blocks import zeros
 from llama_serving.engine.batching.backends.rotary import RotaryTable
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors
+from llama_serving.engine.batching.checkpoint import Tensors
 from llama_serving.engine.batching.native import library as c
 from llama_serving.engine.batching.native.library import Kernels
+from llama_serving.llama_config import LlamaConfig
 
 BLOCK_TOKENS: Final = 32
 HEAD_SIZES: Final = (64, 128)

@@ -24,7 +24,8 @@ from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.blocks import Blocks
 from llama_serving.engine.batching.backends.linear import Linear
 from llama_serving.engine.batching.backends.rotary import RotaryTable
-from llama_serving.engine.batching.checkpoint import LlamaConfig, Tensors, Weights
+from llama_serving.engine.batching.checkpoint import Tensors, Weights, read_config
+from llama_serving.llama_config import LlamaConfig
 
 BLOCK_TOKENS: Final = 16
 EXACT: Final = 512
@@ -85,7 +86,7 @@ class Portable:
         Raises:
             SetupError: it can't be used.
         """
-        return cls(LlamaConfig.read(folder), Weights(folder), dtype=dtype, num_blocks=num_blocks)
+        return cls(read_config(folder), Weights(folder), dtype=dtype, num_blocks=num_blocks)
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Rows]) -> Tensor:

@@ -1,0 +1,24 @@
+"""Options of the commands that load a model: each is a setting, under its variable's name, and names every value it takes."""
+
+from collections.abc import Callable
+from typing import Final
+
+import click
+
+from llama_serving.settings import DTYPES, ENGINES
+
+_Command = Callable[..., None]
+
+_OPTIONS: Final = (
+    click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion."),
+    click.option("--dtype", help=f"LLAMA_DTYPE: {', '.join(DTYPES)}."),
+    click.option("--engine", help=f"LLAMA_ENGINE: {', '.join(ENGINES)}."),
+    click.option("--threads", help="LLAMA_THREADS: threads of torch."),
+)
+
+
+def setting_options(command: _Command) -> _Command:
+    """Give a command these options; it gets them as `context`, `dtype`, `engine` and `threads`, None where not given."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
