@@ -70,6 +70,7 @@ class Rule(StrEnum):
     OFFER = "offer"
     OFFER_UNKNOWN = "offer-unknown"
     MEMORY = "memory"
+    CROWDED = "crowded"
     # batch
     PLACE = "place"
     OUTPUT = "output"
@@ -124,7 +125,7 @@ class Level(StrEnum):
 WARNINGS: Final = frozenset({
     Rule.NOT_FOUND, Rule.MODEL_UNKNOWN, Rule.KEPT_PROMPTS, Rule.IGNORED_FAILURES, Rule.SHORT_TIMEOUT,
     Rule.OFFER_UNKNOWN, Rule.ROOT_USER, Rule.IDLE, Rule.PREEMPTION, Rule.ONE_WAY, Rule.IMPATIENCE, Rule.FLAPPING,
-    Rule.LATE, Rule.DUPLICATE_KEY, Rule.SCHEMA, Rule.PASSWORD, Rule.GIVEN_LATER, Rule.UNPINNED, Rule.NUMBER_TYPE,
+    Rule.LATE, Rule.CROWDED, Rule.DUPLICATE_KEY, Rule.SCHEMA, Rule.PASSWORD, Rule.GIVEN_LATER, Rule.UNPINNED, Rule.NUMBER_TYPE,
     Rule.VARIABLE_TYPE, Rule.ID_CASE, Rule.IMPORT, Rule.PROBE, Rule.UNIT, Rule.ROUTE_PORT, Rule.DEADLINE, Rule.QUEUE, Rule.DRAIN, Rule.WORKERS, Rule.PLACE, Rule.CREATION,
 })  # fmt: skip
 """Rules whose findings Azure takes, and which work."""

@@ -17,7 +17,7 @@ from deployment.validate.lines import Place
 from deployment.validate.ours import is_ours
 from deployment.validate.ranges import shown
 from deployment.validate.references import asset, cluster, elsewhere
-from deployment.validate.serving import Serving, variant_name
+from deployment.validate.serving import SEQUENCES, Serving, variant_name
 from deployment.validate.tree import Spec, Tree
 
 _OFFER: Final = {
@@ -178,6 +178,19 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
             f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
         )  # fmt: skip
+    elif serving.has_vllm:
+        yield from _crowded(spec, sku, serving)
+
+
+def _crowded(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
+    """VLLM serves with any cache that holds one sequence; what has no room in it waits, or is computed again."""
+    fit = fit_of(spec, sku, serving, USUAL_TOKENS)
+    if fit is not None and fit.reasons:
+        yield spec.find(
+            Rule.CROWDED, (*serving.place, SEQUENCES),
+            f"is {_concurrency(serving)}, and memory has not room for as many of the usual {USUAL_TOKENS:,} tokens: "
+            f"{'; '.join(fit.reasons)}. Those beyond it wait, or are computed again. Lower it where yours are not shorter.",
+        )  # fmt: skip
 
 
 def _weights(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
@@ -207,12 +220,18 @@ def _runner(serving: Serving) -> Runner | None:
     return _RUNNERS.get(serving.engine)
 
 
-def fit_of(spec: Spec, sku: Sku, serving: Serving) -> Fit | None:
-    """A deployment's model on a machine; None where it is not known, or not there. What has 32 bits is taken for 16."""
+def fit_of(spec: Spec, sku: Sku, serving: Serving, usual: int = 1) -> Fit | None:
+    """A deployment's model on a machine; None where it is not known, or not there. What has 32 bits is taken for 16.
+
+    Args:
+        spec: the deployment.
+        sku: the machine.
+        serving: what it serves with.
+        usual: tokens that each of vLLM's sequences shall have room for, beside one at its longest.
+    """
     if serving.variant is None or serving.is_elsewhere:
         return None
-    usual = USUAL_TOKENS if serving.has_vllm else None
-    workload = Workload(_context(serving), _concurrency(serving), usual)
+    workload = Workload(_context(serving), _concurrency(serving), usual if serving.has_vllm else None)
     own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
     precision = serving.precision or _PRECISION.get(_dtype(serving), Precision.FP16)
     options = serving.options if serving.has_vllm else sizing.USUAL_OPTIONS

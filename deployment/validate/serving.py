@@ -24,6 +24,7 @@ from llama_serving.settings import Settings
 ENGINE: Final = "LLAMA_ENGINE"
 VLLM: Final = "LLAMA_VLLM"
 TENSOR_PARALLEL: Final = "LLAMA_VLLM_TENSOR_PARALLEL"
+SEQUENCES: Final = "LLAMA_MAX_NUM_SEQS"
 QUANTIZED: Final = tuple(str(one) for one in Precision if one not in SIXTEEN_BITS)
 _SHORT_FLAGS: Final = {"-w": "--workers", "-t": "--timeout"}
 
