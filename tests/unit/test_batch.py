@@ -463,23 +463,26 @@ class TestRunner:
         assert len(tries) == runner.TRIES
 
     @pytest.mark.parametrize(
-        ("engine", "seconds", "failed_starts"),
-        [("vllm", 0, 0), ("upstream", 0, 0), ("vllm", 7200, runner.MOST_FAILED_STARTS)],
+        ("seconds", "stats"),
+        [
+            (0, {"engine": "vllm", "failed_starts": 0}),
+            (0, {"engine": "upstream", "failed_starts": 0}),
+            (7200, {"engine": "vllm", "failed_starts": runner.MOST_FAILED_STARTS}),
+        ],
     )
     def test_a_server_that_stays_away_is_not_waited_for_for_ever(
         self,
         tmp_path: Path,
         echo: Echo,
         monkeypatch: pytest.MonkeyPatch,
-        engine: str,
         seconds: float,
-        failed_starts: int,
+        stats: dict[str, Any],
     ) -> None:
         async def answering(asked: Request, *, deadline: float | None) -> Generations:
             del asked, deadline
             raise Unavailable("The model's server is away.")
 
-        echo.stats = SimpleNamespace(engine=engine, alive=True, away=True, failed_starts=failed_starts)
+        echo.stats = SimpleNamespace(alive=True, away=True, **stats)
         monkeypatch.setattr(
             echo, "settings", SimpleNamespace(**{**vars(echo.settings), "vllm_start_s": seconds}), raising=False
         )
