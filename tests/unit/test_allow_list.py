@@ -73,7 +73,7 @@ DOORS: Final[dict[str, Door]] = {
     "score, inside": Door(azure.parse, lambda name, value: score("a", **{name: value})),
     "score, as parameters": Door(azure.parse, lambda name, value: {"input_data": ["a"], "parameters": {name: value}}),
     "score, as params": Door(azure.parse, lambda name, value: {"input_data": ["a"], "params": {name: value}}),
-    "score, on top": Door(azure.parse, lambda name, value: {"input_data": ["a"], name: value}),
+    "score, on top": Door(azure.parse, lambda name, value: {"input_data": ["a"], name: value}, frozenset(("inputs",))),
     "inputs": Door(mlflow.parse, lambda name, value: {"inputs": score("a", **{name: value})["input_data"]}),
     "instances": Door(mlflow.parse, lambda name, value: {"instances": ["a"], "params": {name: value}}),
     "invocations, on top": Door(mlflow.parse, lambda name, value: {"instances": ["a"], name: value},
