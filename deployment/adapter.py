@@ -244,11 +244,18 @@ def _rank_and_alpha(config: Mapping[str, Any], module: str) -> tuple[int, float]
         raise SetupError(
             f"{CONFIG} gives {module} r {rank!r}; a positive integer is needed. Save the adapter again."
         )
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not _is_finite(alpha):
         raise SetupError(
             f"{CONFIG} gives {module} lora_alpha {alpha!r}; a number is needed. Save the adapter again."
         )
     return rank, float(alpha)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _pattern_value(config: Mapping[str, Any], name: str, module: str, otherwise: Any) -> Any:

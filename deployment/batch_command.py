@@ -162,12 +162,11 @@ def defaults_of(text: str) -> "tuple[Parameters, dict[str, Any]]":
     Raises:
         SetupError: it is no JSON object, or no parameters.
     """
-    from llama_serving.contract import body, parameters, validation
+    from llama_serving.contract import body, rows
 
     try:
-        given = body.decode(text.encode())
-        validation.validate(given, "parameters")
-        return parameters.parse(given, "parameters"), given
+        given = body.present(body.decode(text.encode()))
+        return rows.defaults(given), given
     except ServingError as error:
         raise SetupError(f"--parameters: {error.message}") from None
 

@@ -300,7 +300,7 @@ def _check_small_tensors(
             raise SetupError(
                 f"{name} is not zero, and no Llama has biases: vLLM would drop it. Download it again."
             )
-        if part == "weight_shape" and f"{module}.weight_scale" in found:
+        if part == "weight_shape" and f"{module}.weight_packed" in found:
             packed = found[f"{module}.weight_packed"][0]
             rows, columns = files[path].integers(name).tolist()
             if (rows, columns) != (packed[0], packed[1] * (32 // layout.quantization.bits)):

@@ -20,6 +20,7 @@ from deployment.nano import FOLDER
 from deployment.package import package
 from deployment.servers import azmlinfsrv, mlflow_serve, own_server
 from llama_serving.catalog import NANO
+from llama_serving.contract.json_lines import json_line
 
 ROOT: Final = Path(__file__).parents[1]
 MODEL: Final = ROOT / "build" / "nano"
@@ -39,8 +40,7 @@ class Shown:
     answer: Any
 
     def __str__(self) -> str:
-        fields = {"door": self.door, "request": self.request, "answer": self.answer}
-        return json.dumps(fields, ensure_ascii=False)
+        return json_line({"door": self.door, "request": self.request, "answer": self.answer})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -133,7 +133,7 @@ def through_batch_driver(rows: Path) -> Iterator[Shown]:
     os.environ["AZUREML_MODEL_DIR"] = str(MODEL)
     driver = _load(ROOT / "score" / "batch_driver.py")
     driver.init()
-    requests_ = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines() if line.strip()]
+    requests_ = [json.loads(line) for line in rows.read_text(encoding="utf-8").split("\n") if line.strip()]
     for request, record in zip(requests_, driver.run([str(rows)]), strict=True):
         yield Shown("batch driver", request, json.loads(record))
 

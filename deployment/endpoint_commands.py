@@ -31,10 +31,11 @@ def status(*, endpoint: str, batch: bool, as_json: bool, **where: Any) -> None:
     Like: az ml online-endpoint show --name NAME; az ml online-deployment list --endpoint-name NAME
     """  # noqa: D301
     from deployment.deploy.overview import overview
+    from llama_serving.contract.json_lines import json_line
 
     found = overview(client_of(**where, batch=batch), endpoint)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+        click.echo(json_line(found.to_dict()))
         return
     for line in found.lines():
         click.echo(line)

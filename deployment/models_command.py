@@ -1,6 +1,5 @@
 """`llama-endpoints models`: the catalog."""
 
-import json
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -17,10 +16,11 @@ def models(*, as_json: bool) -> None:
     """List the models of the catalog."""
     from deployment.tables import table
     from llama_serving.catalog import CATALOG
+    from llama_serving.contract.json_lines import json_line
 
     if as_json:
         for row in CATALOG.values():
-            click.echo(json.dumps(row.to_dict(), ensure_ascii=False))
+            click.echo(json_line(row.to_dict()))
         return
     header = ("NAME", "BF16 GiB", "CONTEXT", "UP TO", "DIALOG", "INFILL")
     click.echo(

@@ -1,7 +1,6 @@
 """A checkpoint -> an MLflow model: hard links for the weights, all or nothing."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Final
 
 import llama_serving
 from deployment.checkpoint import Checkpoint
+from llama_serving.contract.json_lines import json_document
 from llama_serving.engine.batching.native import build
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ARTIFACT, CHECKPOINT, RECORD, ModelFiles
@@ -183,12 +183,12 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
         for file in checkpoint.small:
             shutil.copyfile(file, artifact / CHECKPOINT / file.name)
         if checkpoint.config is not None:
-            text = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
+            text = json_document(checkpoint.config, indent=2)
             (artifact / CHECKPOINT / "config.json").write_text(text, encoding="utf-8")
     record = ModelFiles(checkpoint.folder, checkpoint.variant).record(path)
     if checkpoint.merged is not None:
         record["merged"] = dict(checkpoint.merged)
-    (artifact / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (artifact / RECORD).write_text(json_document(record, indent=1), encoding="utf-8")
     metadata = {"variant": checkpoint.variant.name, "dtype": checkpoint.variant.dtype}
     if checkpoint.variant.quantization is not None:
         metadata["quantization"] = str(checkpoint.variant.quantization)

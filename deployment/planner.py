@@ -219,7 +219,8 @@ def usual(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices 
         return more.fits and more.spread == found.spread and more.answers_in_time
 
     # What holds so many holds fewer as well, and is as fast for each.
-    number = bisect_left(range(2, MOST_AT_A_TIME + 1), x=True, key=lambda number: not will_do(number)) + 1
+    most = min(MOST_AT_A_TIME, wanted.options.prefill_tokens or MOST_AT_A_TIME)
+    number = bisect_left(range(2, most + 1), x=True, key=lambda number: not will_do(number)) + 1
     workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
     return plan(replace(asked, workload=workload), skus, prices)
 
@@ -294,6 +295,12 @@ def _check(wanted: Wanted) -> None:
     if wanted.sku and wanted.sku.cloud is not wanted.cloud:
         raise SetupError(
             f"{wanted.sku.name} is a machine of {wanted.sku.cloud}, not of {wanted.cloud}. Name one of the two."
+        )
+    prefill = wanted.options.prefill_tokens
+    if prefill is not None and prefill < wanted.workload.concurrency:
+        raise SetupError(
+            f"vLLM computes at least a token of each sequence in a step: {wanted.workload.concurrency:,} sequences need a prefill "
+            f"budget of as many tokens, not {prefill:,}."
         )
     if wanted.runner is Runner.PIPELINE:
         _check_pipeline(wanted)

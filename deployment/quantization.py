@@ -18,6 +18,8 @@ METHODS: Final = ("awq", "gptq", "compressed-tensors")
 OLD_FILES: Final[Mapping[str, str]] = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Where checkpoints said how they are quantized before `quantization_config` was in config.json, and their method."""
 GROUP_SIZES: Final = (32, 64, 128)
+MOST_REPETITIONS: Final = 4
+"""In a pattern of `ignore`. Each further `.*` makes a match some six times as long."""
 FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 INT32: Final = frozenset({"I32"})
 INT8: Final = frozenset({"I8"})
@@ -412,8 +414,12 @@ def _pattern(name: str, where: str) -> re.Pattern[str]:
     if not name.startswith("re:"):
         return re.compile(re.escape(name) + r"\Z")
     text = name.removeprefix("re:")
-    # A repeated group could keep the matching busy for ever, and no checkpoint needs one to name modules.
-    if len(text) <= 200 and not re.search(r"\)[*+?{]", text):
+    # A repeated group, or many repetitions, could keep the matching busy for ever, and no checkpoint needs them to name modules.
+    if (
+        len(text) <= 200
+        and not re.search(r"\)[*+?{]", text)
+        and len(re.findall(r"[*+{]", text)) <= MOST_REPETITIONS
+    ):
         try:
             return re.compile(text)
         except re.error:

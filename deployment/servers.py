@@ -138,13 +138,14 @@ def own_server(
     env: Mapping[str, str] = NO_ENV,
     port: int | None = None,
     ready: str = "/health/ready",
+    start_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
-    """Our own server, `llama-endpoints serve`, once `ready` answers 200."""
+    """Our own server, `llama-endpoints serve`, once `ready` answers 200; it has `start_s` seconds until then."""
     port = port or free_port(LOOPBACK)
     name = str(model.resolve()) if isinstance(model, Path) else model
     command = [console_script("llama-endpoints"), "serve", "--model", name, "--port", str(port), *options]
     with _workplace() as (empty, log), _running(command, empty, env, log, port) as server:
-        _wait_until_ready(server, ready)
+        _wait_until_ready(server, ready, start_s)
         yield server
 
 
@@ -245,13 +246,13 @@ def _signal_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
 
 
-def _wait_until_ready(server: Server, path: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _wait_until_ready(server: Server, path: str, start_s: float = START_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + start_s
     while not _answers(server.url, path):
         if (status := server.process.poll()) is not None:
             raise _start_error(server, f"ended with exit status {status} before it was ready")
         if time.monotonic() > deadline:
-            raise _start_error(server, f"did not answer {path} within {START_TIMEOUT_S:g} s")
+            raise _start_error(server, f"did not answer {path} within {start_s:g} s")
         time.sleep(PROBE_INTERVAL_S)
 
 

@@ -70,6 +70,8 @@ class KvDtype(StrEnum):
     FP8 = "fp8"
 
 
+SCALE_GROUP: Final = 128
+"""Weights of four bits that share a 16-bit scale, in the checkpoints that people publish."""
 _LINEAR_BITS: Final = {
     Precision.BF16: 16.0,
     Precision.FP16: 16.0,
@@ -77,7 +79,7 @@ _LINEAR_BITS: Final = {
     Precision.INT8: 8.0,
     Precision.INT4: 4.125,
 }
-"""Of a weight of the layers; embeddings, norms and head stay in 16. Four bits share a 16-bit scale among 128 weights."""
+"""Of a weight of the layers; embeddings, norms and head stay in 16. Four bits share a 16-bit scale in each group."""
 SIXTEEN_BITS: Final = (Precision.BF16, Precision.FP16)
 BANDWIDTH: Final = 0.69
 """Share of the memory's bandwidth that is reached. PyTorch's gpt-fast, 7B in bf16 on an A100-80, one sequence, compiled:
@@ -347,7 +349,7 @@ def fit(  # noqa: PLR0913  (each says something else)
         own_disk: whether weights and image lie on the disk that comes with the machine.
     """
     runner = runner or usual_runner(sku.gpu, workload, precision)
-    spread = spreads(variant.shape, sku.gpus, runner, options.pipeline_parallel)
+    spread = spreads(variant.shape, sku.gpus, runner, options.pipeline_parallel, precision)
     tried = None
     for gpus in spread or [options.pipeline_parallel]:
         placement = Placement(sku, gpus, precision, runner, options)
@@ -380,17 +382,21 @@ def usual_runner(gpu: Gpu, workload: Workload, precision: Precision) -> Runner:
     return Runner.PIPELINE if too_old and is_for_pipeline(workload, precision) else Runner.VLLM
 
 
-def spreads(shape: Shape, most: int, runner: Runner, groups: int = 1) -> list[int]:
+def spreads(
+    shape: Shape, most: int, runner: Runner, groups: int = 1, precision: Precision = Precision.BF16
+) -> list[int]:
     """Over how many GPUs a model can be spread.
 
     The pipeline gives each whole layers. vLLM cuts each layer, and refuses a cut that leaves a rest: of heads, of keys' and
-    values' heads, of the columns between, of the vocabulary (filled up to a multiple of 64). With groups (pipeline parallel) each
+    values' heads, of the columns between (in four bits: of the groups of them that share a scale), of the vocabulary (filled up to a
+    multiple of 64). With groups (pipeline parallel) each
     has whole layers, and each of its GPUs a part of them.
     """
     numbers = range(1, most + 1)
     if runner is Runner.PIPELINE:
         return list(numbers)
-    cut = (shape.heads, shape.kv_heads, shape.ffn, 64 * math.ceil(shape.vocab / 64))
+    between = shape.ffn // SCALE_GROUP if precision is Precision.INT4 else shape.ffn
+    cut = (shape.heads, shape.kv_heads, between, 64 * math.ceil(shape.vocab / 64))
     parts = [gpus for gpus in numbers if all(part % gpus == 0 for part in cut)]
     return [gpus * groups for gpus in parts if gpus * groups <= most] if groups <= shape.layers else []
 

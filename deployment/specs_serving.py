@@ -152,7 +152,7 @@ def notes(plan: DeployablePlan, front: Front) -> Notes:
         (*variables, "WORKER_TIMEOUT"): "gunicorn kills a worker whose init() takes longer. The same time as the liveness probe allows.",
         (*variables, "GUNICORN_CMD_ARGS"): f"Threads: LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE + {SPARE_THREADS}, so that a probe "
         "always finds a free one. A drain lasts as long as a request may.",
-        (*variables, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"): "It is on by default, and then completions go to the log.",
+        (*variables, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"): "Completions stay out of Application Insights even where somebody turns that on.",
         ("app_insights_enabled",): "Both would keep what callers send. data_collector is off where it is not given.",
         ("liveness_probe",): f"`/` answers once {_read(plan)}. (The copy to that disk comes before the container starts.) A probe that "
         "gives up sooner restarts the container for ever.",

@@ -1,10 +1,10 @@
 """Writes the descriptions of `/score` that azmlinfsrv serves: `python -m deployment.swagger`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_serving.contract.json_lines import json_document
 from llama_serving.contract.openapi import openapi, swagger
 
 SCORE = Path(__file__).parents[1] / "score"
@@ -17,7 +17,7 @@ def documents() -> Mapping[str, dict[str, Any]]:
 
 def dumps(document: Mapping[str, Any]) -> str:
     """As committed."""
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return json_document(document, indent=1)
 
 
 def main() -> None:

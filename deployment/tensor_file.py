@@ -71,7 +71,15 @@ class TensorFile:
         """
         try:
             return cls._read(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise SetupError(f"{path} is damaged or cut short: {error}. Download it again.") from error
 
     @classmethod
@@ -142,7 +150,9 @@ def from_float32(values: Floats, dtype: str) -> bytes:
 
 def _tensor(name: str, entry: Mapping[str, Any], base: int) -> Tensor:
     start, stop = entry["data_offsets"]
-    shape, dtype = tuple(int(size) for size in entry["shape"]), str(entry["dtype"])
+    shape, dtype = tuple(entry["shape"]), str(entry["dtype"])
+    if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
+        raise ValueError(f"{name} has a size or place that is no number of things")
     if dtype in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[dtype] != stop - start:
         raise ValueError(f"{name} has not the bytes of its shape")
     return Tensor(name, dtype, shape, base + start, base + stop)

@@ -1,9 +1,14 @@
 """`llama-endpoints validate`: Azure's files, before Azure sees them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import click
+
+_ENDS_OF_LINES: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""What JSON may hold as it is, and what many programs that read by lines take for the end of one."""
 
 
 @click.command()
@@ -11,7 +16,9 @@ import click
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a finding; the summary goes to standard error."
 )
-@click.option("--strict", is_flag=True, help="Warnings end with exit code 1, too.")
+@click.option(
+    "--strict", is_flag=True, help="Warnings end with exit code 1, too; what is not checked never does."
+)
 def validate(*, paths: tuple[Path, ...], as_json: bool, strict: bool) -> None:
     """Check files for Azure ML, offline: with Azure's own client, and for what it lets through.
 
@@ -21,6 +28,8 @@ def validate(*, paths: tuple[Path, ...], as_json: bool, strict: bool) -> None:
 
     \b
     Each finding is FILE:LINE: field: what is wrong, what is allowed, what to do.
+    An error is what Azure refuses or what can't work, a warning what is legal and costs something or surprises.
+    "not checked" is what is not ours to know, such as other kinds of files and other people's containers.
     Exit code 1 with errors, 0 without, 2 where nothing could be checked.
 
     \b
@@ -33,7 +42,12 @@ def validate(*, paths: tuple[Path, ...], as_json: bool, strict: bool) -> None:
 
     report = check(paths)
     for finding in report.findings:
-        click.echo(json.dumps(finding.to_dict(), ensure_ascii=False) if as_json else finding.shown())
+        click.echo(_line(finding.to_dict()) if as_json else finding.shown())
     click.echo(report.summary(), err=as_json)
-    bad = report.findings if strict else [one for one in report.findings if one.level is Level.ERROR]
-    raise SystemExit(1 if bad else 0)
+    bad = {Level.ERROR, Level.WARNING} if strict else {Level.ERROR}
+    raise SystemExit(1 if any(one.level in bad for one in report.findings) else 0)
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    """JSON that is one line to everybody."""
+    return json.dumps(value, ensure_ascii=False).translate(_ENDS_OF_LINES)

@@ -250,13 +250,12 @@ def _table(**changes: Any) -> dict[str, Any]:
 
 WRONG_SHAPE: Final = (
     Bad("no input", {}, "missing_field", "input_data", stock=Stock.OWN),
-    Bad("MLflow's body", {"inputs": [SECRET], "params": _ONE}, "missing_field", "input_data", stock=Stock.LOST),
     Bad("OpenAI's body", {"prompt": SECRET, "max_tokens": 1}, "missing_field", "input_data",
         stock=Stock.LOST),
     Bad("an unknown key beside it", {"input_data": [SECRET], "params": _ONE, "input_dat": 1}, "unknown_field",
         "input_dat",
         says="Did you mean `input_data`?", stock=Stock.LOST),
-    Bad("two inputs", {"input_data": [SECRET], "params": _ONE, "inputs": [SECRET]}, "unknown_field", "inputs",
+    Bad("two inputs", {"input_data": [SECRET], "params": _ONE, "inputs": [SECRET]}, "competing_fields", "inputs",
         stock=Stock.LOST),
     Bad("two inputs inside", score([SECRET]) | {"input_data": {**_TABLE, "input_string": [SECRET]}},
         "unknown_field", "input_data.input_string"),
@@ -363,9 +362,9 @@ WRONG_PARAMETERS: Final = (
     Bad("a text in the place of a name", score("x", **{SECRET: 5}), "unknown_field", f"{_P}.…"),
     Bad("an empty stop string in a list", score(SECRET, stop=["a", ""]), "invalid_value", f"{_P}.stop[1]"),
     Bad("a stop string that is a number", score(SECRET, stop=[5]), "invalid_value", f"{_P}.stop[0]"),
-    Bad("one thing under two names", score(SECRET, max_new_tokens=5, max_tokens=5), "competing_fields",
+    Bad("one thing under two names", score(SECRET, max_new_tokens=5, max_tokens=6), "competing_fields",
         f"{_P}.max_tokens", says="the same parameter"),
-    Bad("n under two names", score(SECRET, n=1, num_return_sequences=1), "competing_fields",
+    Bad("n under two names", score(SECRET, n=1, num_return_sequences=2), "competing_fields",
         f"{_P}.num_return_sequences"),
     *(Bad(f"parameters inside and as {name}", score(SECRET, **_ONE) | {name: {"seed": 1}}, "competing_fields",
           name, stock=stock) for name, stock in (("parameters", Stock.LOST), ("params", Stock.OURS))),
@@ -439,7 +438,7 @@ def _openai_bodies() -> Iterator[Bad]:
         for name, value in (("temperature", 3), ("max_tokens", 0), ("n", 17), ("seed", -1),
                             ("model", 5), ("stream_options", [])):  # fmt: skip
             yield Bad(f"{kind} with {name} {value!r}", {**body, name: value}, "invalid_value", name)
-        yield Bad(f"{kind} with two limits", {**body, "max_tokens": 1, "max_completion_tokens": 1},
+        yield Bad(f"{kind} with two limits", {**body, "max_tokens": 1, "max_completion_tokens": 2},
                   "competing_fields", "max_completion_tokens")  # fmt: skip
         yield Bad(f"{kind} with stream_options alone", {**body, "stream_options": {"include_usage": True}}, "invalid_value",
                   "stream_options", says="needs `stream: true`")  # fmt: skip

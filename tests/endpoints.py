@@ -10,10 +10,8 @@ from click.testing import CliRunner
 
 from deployment import cli
 from llama_serving import pyfunc
-from llama_serving.contract import parameters as contract_parameters
 from llama_serving.contract import rows
 from llama_serving.contract.rows import Place
-from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.server.app import PROTOCOLS
 from llama_serving.service import Service
@@ -74,10 +72,8 @@ def record(service: Service, row: Mapping[str, Any], defaults: Mapping[str, Any]
     Raises:
         ServingError: it refuses the row, or the parameters of all rows.
     """
-    given = dict(defaults or {})
-    validate(given, "parameters")
     split = rows.split(row)
-    request = rows.request(split, contract_parameters.parse(given))
+    request = rows.request(split, rows.defaults(defaults or {}))
     made = rows.record(Place("f", 1), split, request, service.generate(request), service.variant.name)
     return json.loads(rows.dumps(made))
 
@@ -108,49 +104,103 @@ def scored(service: Service, body: Mapping[str, Any], monkeypatch: Any) -> Any:
     return json.loads(done.stdout)
 
 
-Answerer = Callable[[Service, Any, Mapping[str, Any], Any], Any]
+Sender = Callable[[Service, Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One place where a request comes in: a prompt and parameters in, what the client sees out."""
+    """One place where a request comes in.
+
+    Attributes:
+        body: what its client sends for a prompt and parameters; a pair where two things are given apart.
+        send: hands the body in; what the client sees comes out.
+    """
 
     name: str
-    ask: Answerer
+    body: Callable[[Any, Mapping[str, Any]], Any]
+    send: Sender
     chat: bool = False
+
+    def ask(self, service: Service, prompt: Any, given: Mapping[str, Any], monkeypatch: Any) -> Any:
+        """What its client sees.
+
+        Raises:
+            ServingError: it refuses.
+        """
+        return self.send(service, self.body(prompt, given), monkeypatch)
 
 
 def _azure(prompt: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"input_data": {"input_string": prompt, "parameters": dict(given)}}
 
 
-def _line(url: str, key: str, prompt: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {"custom_id": "c", "method": "POST", "url": url, "body": {key: prompt, **given}}
+def _inner(prompt: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"input_string": prompt, "parameters": dict(given)}
 
 
+def _completion(prompt: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt": prompt, **given}
+
+
+def _chat(messages: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"messages": messages, **given}
+
+
+def _line(url: str, key: str) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
+    return lambda prompt, given: {
+        "custom_id": "c",
+        "method": "POST",
+        "url": url,
+        "body": {key: prompt, **given},
+    }
+
+
+def path(name: str) -> Sender:
+    """To a path of our own server."""
+    return lambda service, body, _: asked(service, name, body)
+
+
+def _row(service: Service, body: Any, _: Any) -> Any:
+    return record(service, body)
+
+
+def _row_and_defaults(service: Service, body: Any, _: Any) -> Any:
+    return record(service, *body)
+
+
+def _predict(service: Service, body: Any, _: Any) -> Any:
+    return predicted(service, body)
+
+
+def _predict_stream(service: Service, body: Any, _: Any) -> Any:
+    return predicted(service, body, stream=True)
+
+
+_COMPLETIONS: Final = _line("/v1/completions", "prompt")
+_CHATS: Final = _line("/v1/chat/completions", "messages")
 ENDPOINTS: Final = (
-    Endpoint("/score", lambda s, p, g, m: asked(s, "/score", _azure(p, g))),
-    Endpoint("/invocations", lambda s, p, g, m: asked(s, "/invocations", {"inputs": _azure(p, g)["input_data"]})),
-    Endpoint("/invocations params", lambda s, p, g, m: asked(s, "/invocations", {"inputs": [p], "params": dict(g)})),
-    Endpoint("/invocations OpenAI", lambda s, p, g, m: asked(s, "/invocations", {"prompt": p, **g})),
-    Endpoint("/v1/completions", lambda s, p, g, m: asked(s, "/v1/completions", {"prompt": p, **g})),
-    Endpoint("/v1/chat/completions", lambda s, p, g, m: asked(s, "/v1/chat/completions", {"messages": p, **g}), chat=True),
-    Endpoint("/score dialog", lambda s, p, g, m: asked(s, "/score", _azure(p, g)), chat=True),
-    Endpoint("predict", lambda s, p, g, m: predicted(s, _azure(p, g)["input_data"])),
-    Endpoint("predict OpenAI", lambda s, p, g, m: predicted(s, {"prompt": p, **g})),
-    Endpoint("predict_stream", lambda s, p, g, m: predicted(s, _azure(p, g)["input_data"], stream=True)),
-    Endpoint("predict_stream OpenAI", lambda s, p, g, m: predicted(s, {"prompt": p, **g}, stream=True)),
-    Endpoint("row", lambda s, p, g, m: record(s, {"input_string": p, "parameters": dict(g)})),
-    Endpoint("row, --parameters", lambda s, p, g, m: record(s, {"input_string": p}, g)),
-    Endpoint("row of OpenAI", lambda s, p, g, m: record(s, {"prompt": p, **g})),
-    Endpoint("row of OpenAI, chat", lambda s, p, g, m: record(s, {"messages": p, **g}), chat=True),
-    Endpoint("row of OpenAI, --parameters", lambda s, p, g, m: record(s, {"messages": p}, g), chat=True),
-    Endpoint("batch line", lambda s, p, g, m: record(s, _line("/v1/completions", "prompt", p, g))),
-    Endpoint("batch line, chat", lambda s, p, g, m: record(s, _line("/v1/chat/completions", "messages", p, g)), chat=True),
-    Endpoint("batch line, --parameters", lambda s, p, g, m: record(s, _line("/v1/chat/completions", "messages", p, {}), g),
-             chat=True),
-    Endpoint("command score", lambda s, p, g, m: scored(s, _azure(p, g), m)),
-    Endpoint("command score OpenAI", lambda s, p, g, m: scored(s, {"prompt": p, **g}, m)),
+    Endpoint("/score", _azure, path("/score")),
+    Endpoint("/score inputs", lambda p, g: {"inputs": _inner(p, g)}, path("/score")),
+    Endpoint("/invocations", lambda p, g: {"inputs": _inner(p, g)}, path("/invocations")),
+    Endpoint("/invocations params", lambda p, g: {"inputs": [p], "params": dict(g)}, path("/invocations")),
+    Endpoint("/invocations OpenAI", _completion, path("/invocations")),
+    Endpoint("/v1/completions", _completion, path("/v1/completions")),
+    Endpoint("/v1/chat/completions", _chat, path("/v1/chat/completions"), chat=True),
+    Endpoint("/score dialog", _azure, path("/score"), chat=True),
+    Endpoint("predict", _inner, _predict),
+    Endpoint("predict OpenAI", _completion, _predict),
+    Endpoint("predict_stream", _inner, _predict_stream),
+    Endpoint("predict_stream OpenAI", _completion, _predict_stream),
+    Endpoint("row", _inner, _row),
+    Endpoint("row, --parameters", lambda p, g: ({"input_string": p}, dict(g)), _row_and_defaults),
+    Endpoint("row of OpenAI", _completion, _row),
+    Endpoint("row of OpenAI, chat", _chat, _row, chat=True),
+    Endpoint("row of OpenAI, --parameters", lambda p, g: ({"messages": p}, dict(g)), _row_and_defaults, chat=True),
+    Endpoint("batch line", _COMPLETIONS, _row),
+    Endpoint("batch line, chat", _CHATS, _row, chat=True),
+    Endpoint("batch line, --parameters", lambda p, g: (_CHATS(p, {}), dict(g)), _row_and_defaults, chat=True),
+    Endpoint("command score", _azure, scored),
+    Endpoint("command score OpenAI", _completion, scored),
 )  # fmt: skip
 """All of them; azmlinfsrv's run() calls what `/score` calls."""
 

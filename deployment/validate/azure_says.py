@@ -9,7 +9,7 @@ from deployment import azure
 from deployment.azure import Complaint
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import WITHOUT_LOADER
-from deployment.validate.ranges import shown
+from deployment.validate.ranges import is_flat, shown
 from deployment.validate.tree import Spec
 
 _SET: Final = re.compile(r"passed is not in set \[(.*?)\]")
@@ -26,7 +26,8 @@ def findings(spec: Spec) -> Iterator[Finding]:
     """Of a file whose kind has a loader."""
     if spec.kind in WITHOUT_LOADER:
         return
-    for complaint in azure.complaints(spec.kind, spec.path):
+    kind = "batchDeployment" if is_flat(spec) else spec.kind
+    for complaint in azure.complaints(kind, spec.path):
         if complaint.unknown:
             yield spec.find(Rule.UNKNOWN_FIELD, complaint.place, _unknown(complaint))
         else:

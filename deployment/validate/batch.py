@@ -7,7 +7,7 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import machine_of
-from deployment.validate.ranges import shown
+from deployment.validate.ranges import placed, read_by_azure, shown
 from deployment.validate.references import cluster
 from deployment.validate.serving import Serving
 from deployment.validate.tree import Spec, Tree
@@ -31,18 +31,25 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     if serving.ours:
         yield from _gpus(spec, serving, tree)
     yield from _instances(spec, tree)
+    if spec.at("resources", "instance_type") is not None:
+        yield spec.find(
+            Rule.PLACE, ("resources", "instance_type"),
+            "is not looked at: the machines are those of the compute. Leave it out, and name a cluster of that size.",
+        )  # fmt: skip
 
 
 def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    action, name = spec.text(*_ACTION).lower() or "append_row", spec.at(*_FILE)
+    action, name = spec.text(*placed(spec, _ACTION)).lower() or "append_row", spec.at(*placed(spec, _FILE))
     if action == "summary_only" and name is not None:
         yield spec.find(
             Rule.OUTPUT,
-            _FILE,
+            placed(spec, _FILE),
             "stands beside output_action: summary_only, which writes no such file. Leave it out.",
         )
     elif isinstance(name, str) and ("/" in name or "\\" in name or name in {"", ".", ".."}):
-        yield spec.find(Rule.OUTPUT, _FILE, f"must be a file's name without a folder, not {shown(name)}.")
+        yield spec.find(
+            Rule.OUTPUT, placed(spec, _FILE), f"must be a file's name without a folder, not {shown(name)}."
+        )
     ours = serving.settings.batch_output
     if serving.ours and ours != action and action in {"append_row", "summary_only"}:
         place = (*serving.place, "LLAMA_BATCH_OUTPUT")
@@ -54,28 +61,29 @@ def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
 
 
 def _failures(spec: Spec) -> Iterator[Finding]:
-    threshold, timeout = spec.at(*_THRESHOLD), spec.at(*_TIMEOUT)
+    threshold, timeout = spec.at(*placed(spec, _THRESHOLD)), spec.at(*placed(spec, _TIMEOUT))
     if threshold is None or threshold == -1:
         said = "is -1" if threshold == -1 else "is not set, and -1 by default"
         yield spec.find(
-            Rule.IGNORED_FAILURES, _THRESHOLD,
+            Rule.IGNORED_FAILURES, placed(spec, _THRESHOLD),
             f"{said}: a job whose files all fail has succeeded. Set 0, or how many files may fail.",
         )  # fmt: skip
-    if timeout is None or timeout == DEFAULT_TIMEOUT_S:
-        said = "is" if timeout else "is not set, and by default"
+    seconds = DEFAULT_TIMEOUT_S if timeout is None else read_by_azure(timeout)
+    if seconds is not None and 0 < seconds <= DEFAULT_TIMEOUT_S:
+        said = "is not set, and by default" if timeout is None else "is"
         yield spec.find(
-            Rule.SHORT_TIMEOUT, _TIMEOUT,
-            f"{said} {DEFAULT_TIMEOUT_S} s for a whole mini-batch of files. Set what the largest takes, such "
+            Rule.SHORT_TIMEOUT, placed(spec, _TIMEOUT),
+            f"{said} {seconds} s for a whole mini-batch of files. Set what the largest takes, such "
             "as 86400.",
         )  # fmt: skip
 
 
 def _gpus(spec: Spec, serving: Serving, tree: Tree) -> Iterator[Finding]:
-    processes, each = spec.number(*_PROCESSES, default=1), serving.settings.batch_gpus
+    processes, each = spec.number(*placed(spec, _PROCESSES), default=1), serving.settings.batch_gpus
     sku = machine_of(spec, tree)
     if processes > 1 and each is None:
         yield spec.find(
-            Rule.GPUS, _PROCESSES,
+            Rule.GPUS, placed(spec, _PROCESSES),
             f"starts {processes} processes on a machine, and each would load the weights on the same GPU. Set "
             "1, or LLAMA_BATCH_GPUS to how many GPUs each takes.",
         )  # fmt: skip

@@ -12,9 +12,11 @@ from deployment.validate import (
     azure_says,
     batch,
     clusters,
+    conda,
     disk,
     endpoints,
     engines,
+    foreign,
     jobs,
     kubernetes,
     machines,
@@ -24,23 +26,20 @@ from deployment.validate import (
     references,
     scripts,
     shapes,
+    strangers,
     variables,
 )
 from deployment.validate.findings import Finding, Level, Rule
-from deployment.validate.kinds import ALLOWED
 from deployment.validate.leaks import leaks, masked
-from deployment.validate.lines import Document, read
-from deployment.validate.ranges import shown
+from deployment.validate.lines import MOST_BYTES, read
 from deployment.validate.tree import SUFFIXES, Spec, Tree, around, beside, specs_of
 from llama_serving.errors import SetupError
 
 RULES: Final[tuple[Callable[[Spec, Tree], Iterator[Finding]], ...]] = (
     shapes.rules, ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, engines.rules, machines.rules,
     online.rules, batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, kubernetes.rules,
-    autoscale.rules,
+    autoscale.rules, strangers.rules, conda.rules,
 )  # fmt: skip
-_NOT_AZURES: Final = ("conda", "docker-compose", "compose")
-"""YAML that lies beside Azure's and has no $schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,8 @@ class Report:
             (self.count(Level.WARNING), "warning"),
         ]
         files, errors, warnings = (f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)
-        return f"{files}: {errors}, {warnings}."
+        unknown = self.count(Level.INFORMATION)
+        return f"{files}: {errors}, {warnings}{f', {unknown} not checked' if unknown else ''}."
 
 
 @dataclass(slots=True)
@@ -86,22 +86,23 @@ def check(paths: Sequence[Path]) -> Report:
     Raises:
         SetupError: a folder holds no such file, or Azure's client is not installed.
     """
+    named = {path for path in paths if not disk.is_dir(path)}
     files = list(dict.fromkeys(_files(paths)))
     given = tuple(specs_of(file for file in files if disk.is_file(file)))
     trees = _Trees(given)
-    found = tuple(finding for file in files for finding in check_file(file, trees.of))
+    found = tuple(finding for file in files for finding in check_file(file, trees.of, is_named=file in named))
     return Report(len(files), found)
 
 
-def check_file(path: Path, tree_of: Callable[[Path], Tree]) -> list[Finding]:
-    """The findings of one file, by their lines."""
+def check_file(path: Path, tree_of: Callable[[Path], Tree], *, is_named: bool = True) -> list[Finding]:
+    """The findings of one file, by their lines; a file that nobody named, but that lies in a folder, may be anybody's."""
     document, found = read(path)
     if document is None:
-        return found
+        return found if is_named or _names_azure(path) else [foreign.unreadable(one) for one in found]
     secrets = list(leaks(document))
     spec = Spec.of(document)
     if spec is None:
-        found.append(_unknown(document))
+        found = [foreign.finding(document)]  # (its keys may be numbers, and its tags somebody's own)
     else:
         found += _of_spec(spec, tree_of(path), loads=all(one.rule is Rule.DUPLICATE_KEY for one in found))
     hidden = {secret.line for secret in secrets}  # (no other message may show what stands there)
@@ -109,20 +110,44 @@ def check_file(path: Path, tree_of: Callable[[Path], Tree]) -> list[Finding]:
     return sorted({*secrets, *open_to_all}, key=lambda one: (one.line, one.field, one.rule, one.message))
 
 
-def _unknown(document: Document) -> Finding:
-    given = document.root.get("$schema")
-    said = f"is {shown(given)}, which is no file of Azure's that is known here"
-    message = f"{said if given else 'is missing: it says what the file is'}. Allowed: {ALLOWED}."
-    return Finding(document.path, document.line(("$schema",)), "$schema", Rule.SCHEMA, message)
+def _names_azure(path: Path) -> bool:
+    """Of a file that can't be read as YAML."""
+    try:
+        with path.open("rb") as file:
+            return foreign.names_azure(file.read(MOST_BYTES).decode("utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return False
 
 
 def _of_spec(spec: Spec, tree: Tree, *, loads: bool) -> Iterable[Finding]:
     """Ours say more than Azure's do where both say something of a field."""
     ours = [finding for rule in RULES for finding in rule(spec, tree)]
-    said = {finding.field for finding in ours}
     shaped = all(finding.rule is not Rule.SHAPE for finding in ours)
     azures = azure_says.findings(spec) if loads and shaped else ()
-    return [*ours, *(finding for finding in azures if not any(_within(field, finding.field) for field in said))]
+    return [*ours, *(finding for finding in azures if not _is_said(finding, ours))]
+
+
+def _is_said(azures: Finding, ours: Sequence[Finding]) -> bool:
+    """Whether one of ours says the same, better.
+
+    Where a field may be one of several things Azure's client says what the wrong one of them lacks, and of a file that is not there
+    it does not say where it is named.
+    """
+    said = [one for one in ours if one.level is not Level.INFORMATION]
+    if any(_within(one.field, azures.field) for one in said):
+        return True
+    errors = [one.field for one in said if one.level is Level.ERROR]
+    if azures.rule is Rule.UNKNOWN_FIELD:
+        return False
+    return bool(errors) and (
+        not azures.field or any(_alternative(azures.field) == _alternative(one) != "" for one in errors)
+    )
+
+
+def _alternative(field: str) -> str:
+    """The field that a place is in, where that may be one of several things; empty for others."""
+    first = field.partition(".")[0]
+    return first if first in {"environment", "model"} else ""
 
 
 def _within(field: str, other: str) -> bool:
@@ -144,7 +169,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """Files of Azure's and of its monitor's, but those in hidden folders."""
+    """YAML, and JSON of Azure's monitor, but what is in hidden folders."""
     for here, folders, inside in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = (Path(here, name) for name in sorted(inside) if not name.startswith("."))
@@ -152,5 +177,4 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _is_azures(file: Path) -> bool:
-    azures = file.suffix in SUFFIXES and not file.stem.startswith(_NOT_AZURES)
-    return azures or (file.suffix == ".json" and file.stem.startswith("autoscale"))
+    return file.suffix.lower() in SUFFIXES or (file.suffix == ".json" and file.stem.startswith("autoscale"))

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from typing import Final
 
-from deployment.sizing import Runner, spreads
+from deployment.sizing import Precision, Runner, spreads
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import machine_of
+from deployment.validate.ours import OURS
 from deployment.validate.ranges import shown
-from deployment.validate.serving import ENGINE, OURS, TENSOR_PARALLEL, VLLM, Serving
+from deployment.validate.serving import ENGINE, TENSOR_PARALLEL, VLLM, Serving
 from deployment.validate.tree import Spec, Tree
 from llama_serving.engine_factory import UNUSED, UPSTREAM_ONLY, VLLM_ONLY
 from llama_serving.settings import Settings
@@ -102,7 +103,9 @@ def _gpus(spec: Spec, serving: Serving, tree: Tree) -> Iterator[Finding]:
     batch = spec.kind is Kind.BATCH_DEPLOYMENT and settings.batch_gpus is not None
     there = min(sku.gpus, settings.batch_gpus or sku.gpus) if batch else sku.gpus
     groups = settings.vllm_pipeline_parallel
-    allowed = [gpus // groups for gpus in spreads(serving.variant.shape, there, Runner.VLLM, groups)]
+    precision = serving.precision or Precision.BF16
+    spread = spreads(serving.variant.shape, there, Runner.VLLM, groups, precision)
+    allowed = [gpus // groups for gpus in spread]
     if settings.vllm_tensor_parallel not in allowed:
         of_groups = f" in {groups} groups (LLAMA_VLLM_PIPELINE_PARALLEL)" if groups > 1 else ""
         can = f"Set {' or '.join(map(str, allowed))}." if allowed else "Lower one of the two."

@@ -21,15 +21,21 @@ class Rule(StrEnum):
     KIND = "kind"
     SHAPE = "shape"
     SECRET = "secret"  # noqa: S105  (the name of a rule)
+    PASSWORD = "password"  # noqa: S105  (the name of a rule)
+    NOT_CHECKED = "not-checked"
     # names and references
     NAME = "name"
+    GIVEN_LATER = "given-later"
     VERSION = "version"
+    UNPINNED = "unpinned"
     REFERENCE = "reference"
     REFERENCE_KIND = "reference-kind"
+    ID_CASE = "id-case"
     NOT_FOUND = "not-found"
     MODEL_UNKNOWN = "model-unknown"
     # numbers
     RANGE = "range"
+    NUMBER_TYPE = "number-type"
     CHOICE = "choice"
     # what a deployment runs
     CODE = "code"
@@ -37,6 +43,8 @@ class Rule(StrEnum):
     SCRIPT_KIND = "script-kind"
     MODEL_MISSING = "model-missing"
     ENVIRONMENT_MISSING = "environment-missing"
+    CONDA = "conda"
+    IMPORT = "import"
     VARIABLE = "variable"
     VARIABLE_TYPE = "variable-type"
     VARIABLE_NAME = "variable-name"
@@ -47,8 +55,11 @@ class Rule(StrEnum):
     LATE = "late"
     THREADS = "threads"
     WORKERS = "workers"
+    PRELOAD = "preload"
     DRAIN = "drain"
     PATIENCE = "patience"
+    PROBE = "probe"
+    UNIT = "unit"
     KEPT_PROMPTS = "kept-prompts"
     SCALE = "scale"
     INSTANCE_TYPE = "instance-type"
@@ -59,6 +70,7 @@ class Rule(StrEnum):
     OFFER = "offer"
     OFFER_UNKNOWN = "offer-unknown"
     MEMORY = "memory"
+    CROWDED = "crowded"
     # batch
     PLACE = "place"
     OUTPUT = "output"
@@ -76,6 +88,7 @@ class Rule(StrEnum):
     IMAGE = "image"
     ROOT_USER = "root-user"
     ROUTES = "routes"
+    ROUTE_PORT = "route-port"
     PATH = "path"
     MLMODEL = "mlmodel"
     # clusters
@@ -95,22 +108,35 @@ class Rule(StrEnum):
 
 
 class Level(StrEnum):
-    """An error is refused somewhere, or can't work; a warning is legal and costs something."""
+    """What a finding means: the one place that says what an error is.
+
+    ERROR is what Azure refuses, or what can't work once Azure has taken it. One thing more is an error: a secret whose form
+    leaves no doubt, since what was published can't be taken back.
+    WARNING is legal and works, but costs something or surprises.
+    INFORMATION is not checked, because it is not ours to know: other kinds of Azure's, conda and CI files, containers and MLflow
+    models of other people. It never changes the exit code.
+    """
 
     ERROR = "error"
     WARNING = "warning"
+    INFORMATION = "information"
 
 
 WARNINGS: Final = frozenset({
     Rule.NOT_FOUND, Rule.MODEL_UNKNOWN, Rule.KEPT_PROMPTS, Rule.IGNORED_FAILURES, Rule.SHORT_TIMEOUT,
-    Rule.OFFER_UNKNOWN, Rule.ROOT_USER, Rule.IDLE, Rule.PREEMPTION, Rule.ONE_WAY, Rule.IMPATIENCE,
-    Rule.LATE,
+    Rule.OFFER_UNKNOWN, Rule.ROOT_USER, Rule.IDLE, Rule.PREEMPTION, Rule.ONE_WAY, Rule.IMPATIENCE, Rule.FLAPPING,
+    Rule.LATE, Rule.CROWDED, Rule.DUPLICATE_KEY, Rule.SCHEMA, Rule.PASSWORD, Rule.GIVEN_LATER, Rule.UNPINNED, Rule.NUMBER_TYPE,
+    Rule.VARIABLE_TYPE, Rule.ID_CASE, Rule.IMPORT, Rule.PROBE, Rule.UNIT, Rule.ROUTE_PORT, Rule.DEADLINE, Rule.QUEUE, Rule.DRAIN, Rule.WORKERS, Rule.PLACE, Rule.CREATION,
 })  # fmt: skip
+"""Rules whose findings Azure takes, and which work."""
+INFORMATION: Final = frozenset({Rule.NOT_CHECKED})
+"""Rules whose findings say that nothing was looked at."""
+_MARKS: Final = {Level.ERROR: "", Level.WARNING: "warning: ", Level.INFORMATION: "not checked: "}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """Something wrong in a file.
+    """Something that was found in a file.
 
     Attributes:
         file: as it was given.
@@ -128,13 +154,14 @@ class Finding:
     @property
     def level(self) -> Level:
         """A rule always has the same one."""
+        if self.rule in INFORMATION:
+            return Level.INFORMATION
         return Level.WARNING if self.rule in WARNINGS else Level.ERROR
 
     def shown(self) -> str:
         """One line of text."""
         field = f"{self.field}: " if self.field else ""
-        mark = "warning: " if self.level is Level.WARNING else ""
-        return " ".join(f"{self.file}:{self.line}: {field}{mark}{self.message}".split())
+        return " ".join(f"{self.file}:{self.line}: {field}{_MARKS[self.level]}{self.message}".split())
 
     def to_dict(self) -> Mapping[str, Any]:
         """Plain JSON."""

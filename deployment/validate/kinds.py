@@ -1,5 +1,6 @@
 """The kinds of files that Azure ML and Azure Monitor read, as `$schema` names them."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
@@ -40,10 +41,23 @@ _LOADED: Final = tuple(kind for kind in Kind if kind not in WITHOUT_LOADER)
 
 ALLOWED: Final = f"{limits.schema('X')} with X one of {', '.join(_LOADED)}; or {TEMPLATE} for a template with a {AUTOSCALE_TYPE}"
 
-_BY_SCHEMA: Final[Mapping[str, Kind]] = {
-    **{limits.schema(kind): kind for kind in _LOADED},
-    TEMPLATE: Kind.AUTOSCALE,
+BATCH_SCHEMAS: Final = (str(Kind.BATCH_DEPLOYMENT), "batchDeployment")
+"""Azure's YAML reference names the second for batch deployments of models, its examples the first."""
+_BY_NAME: Final[Mapping[str, Kind]] = {
+    **{str(kind): kind for kind in _LOADED},
+    **dict.fromkeys(BATCH_SCHEMAS, Kind.BATCH_DEPLOYMENT),
 }
+_SCHEMA: Final = re.compile(r"https?://\S+/(\w+)\.schema\.json#?")
+"""Azure has served its schemas from several hosts; the name at the end says what a file is."""
+_TEMPLATES: Final = re.compile(
+    r"https?://schema\.management\.azure\.com/schemas/[\d-]+/\w*deploymentTemplate\.json#?", re.IGNORECASE
+)
+
+
+def schema_name(schema: Any) -> str:
+    """The `X` of a `$schema` that ends in `X.schema.json`; empty for all others."""
+    match = _SCHEMA.fullmatch(schema.strip()) if isinstance(schema, str) else None
+    return match[1] if match else ""
 
 
 def kind_of(root: Mapping[str, Any]) -> Kind | None:
@@ -53,4 +67,18 @@ def kind_of(root: Mapping[str, Any]) -> Kind | None:
         return Kind.INSTANCE_TYPE
     if schema is None and root.get("type") == AUTOSCALE_TYPE:
         return Kind.AUTOSCALE
-    return _BY_SCHEMA.get(schema) if isinstance(schema, str) else None
+    if isinstance(schema, str) and _TEMPLATES.fullmatch(schema):
+        return Kind.AUTOSCALE if _holds_autoscale(root) else None
+    kind = _BY_NAME.get(schema_name(schema))
+    return None if kind is Kind.BATCH_DEPLOYMENT and _runs_pipeline(root) else kind
+
+
+def _runs_pipeline(root: Mapping[str, Any]) -> bool:
+    """Whether a batch deployment is one of a pipeline, which its `type` may say where its schema does not."""
+    return str(root.get("type")).lower() == "pipeline"
+
+
+def _holds_autoscale(root: Mapping[str, Any]) -> bool:
+    resources = root.get("resources")
+    inside = resources if isinstance(resources, list) else []
+    return any(isinstance(one, Mapping) and one.get("type") == AUTOSCALE_TYPE for one in inside)

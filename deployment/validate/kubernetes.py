@@ -10,8 +10,8 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import GPUS, instance_type
+from deployment.validate.ours import is_ours
 from deployment.validate.ranges import shown
-from deployment.validate.scripts import is_ours
 from deployment.validate.tree import Spec, Tree
 
 _AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
@@ -108,7 +108,7 @@ def _of_a_node(spec: Spec) -> Iterator[Finding]:
 
 def _type(spec: Spec, tree: Tree) -> Iterator[Finding]:
     name, made = spec.text("instance_type"), instance_type(spec, tree)
-    if not name and is_ours(spec):
+    if not name and is_ours(spec, tree):
         yield spec.find(
             Rule.INSTANCE_TYPE, ("instance_type",),
             f"is missing, and then it is {DEFAULT_INSTANCE_TYPE}: 2 CPUs, 2 GiB and no GPU. Name one of the cluster's; "
@@ -121,7 +121,7 @@ def _type(spec: Spec, tree: Tree) -> Iterator[Finding]:
         )  # fmt: skip
     if made is None:
         return
-    if is_ours(spec) and not made.at("spec", "resources", "limits", GPUS):
+    if is_ours(spec, tree) and not made.at("spec", "resources", "limits", GPUS):
         yield spec.find(
             Rule.INSTANCE_TYPE, ("instance_type",),
             f"names {name}, which has no GPU. Give it {GPUS} among its limits, or name another.",

@@ -17,27 +17,35 @@ _PATTERNS: Final[Mapping[str, re.Pattern[str]]] = {
     "a key of OpenAI's form": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
     "an access key of AWS": re.compile(r"\bA(?:KI|SI)A[A-Z0-9]{16}\b"),
     "a JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
-    "a password or a key": re.compile(
-        r"""(?ix)^\s*-?\s*["']?\w*(?:password|secret|api_?keys?|access_?key|auth_?token|_token)["']?\s*:\s*
-        (?!["']?\s*(?:$|\#|true\b|false\b|null\b|~|\$\{\{))["']?\S{4,}"""
-    ),
 }
+_NAMED: Final = re.compile(
+    r"""(?ix)^\s*-?\s*["']?\w*(?:password|secret|api_?keys?|access_?key|auth_?token|_token)["']?\s*:\s*
+        (?!["']?\s*(?:$|\#|true\b|false\b|null\b|~|\$\{\{))["']?(?![<*]|\{\{|x+["']?\s*$)\S{4,}"""
+)
+"""A value behind a name that sounds like a secret's; no placeholder."""
+_NAMED_KIND: Final = "a password or a key"
 _ADVICE: Final = "Azure and everybody who reads the file would have it. Take it out, make a new one, and keep that in a key vault."
 
 
 def leaks(document: Document) -> Iterator[Finding]:
-    """A finding for each line that holds a secret."""
+    """A finding for each line that holds a secret; one that only its name gives away is a warning."""
     for number, line in enumerate(document.text.splitlines(), start=1):
         kind = next((kind for kind, pattern in _PATTERNS.items() if pattern.search(line)), None)
-        if kind:
+        named = kind is None and _NAMED.search(line) is not None
+        if kind or named:
+            rule = Rule.PASSWORD if named else Rule.SECRET
             yield Finding(
-                document.path, number, dotted(_place(document, number)), Rule.SECRET, f"holds {kind}. {_ADVICE}"
+                document.path,
+                number,
+                dotted(_place(document, number)),
+                rule,
+                f"holds {kind or _NAMED_KIND}. {_ADVICE}",
             )
 
 
 def masked(text: str) -> str:
     """A message without what looks like a secret: a value may go over several lines."""
-    for pattern in _PATTERNS.values():
+    for pattern in (*_PATTERNS.values(), _NAMED):
         text = pattern.sub("***", text)
     return text
 

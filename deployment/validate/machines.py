@@ -1,6 +1,5 @@
 """Sizes of machines: whether they exist, are for rent, for this use, and hold the model."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from difflib import get_close_matches
@@ -11,13 +10,14 @@ from deployment.limits import NODE_SIZE
 from deployment.planner import USUAL_TOKENS
 from deployment.sizing import Fit, Precision, Runner, Workload
 from deployment.skus import Cloud, Offer, Sku
+from deployment.validate import sizes as names_of_sizes
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
+from deployment.validate.ours import is_ours
 from deployment.validate.ranges import shown
 from deployment.validate.references import asset, cluster, elsewhere
-from deployment.validate.scripts import is_ours
-from deployment.validate.serving import Serving, variant_name
+from deployment.validate.serving import SEQUENCES, Serving, variant_name
 from deployment.validate.tree import Spec, Tree
 
 _OFFER: Final = {
@@ -27,8 +27,8 @@ _OFFER: Final = {
 _PRECISION: Final = {"bfloat16": Precision.BF16, "float16": Precision.FP16}
 GPUS: Final = "nvidia.com/gpu"
 """As a cluster calls them."""
-_GENERAL: Final = re.compile(r"Standard_[DEF]S?\d+[a-z]*(?:_v\d+)?", re.IGNORECASE)
-"""Families without a GPU: good for jobs, and for no model of 7B."""
+_TYPING_ERROR: Final = 0.93
+"""How alike two names are that differ by a letter."""
 
 
 def sizes() -> dict[str, Sku]:
@@ -61,7 +61,7 @@ def _node(made: Spec) -> Sku | None:
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments and clusters."""
     if spec.kind in _OFFER:
-        yield from _size(spec)
+        yield from _size(spec, tree)
     if spec.kind in DEPLOYMENTS:
         yield from _model(spec, tree)
         yield from _memory(spec, tree)
@@ -72,13 +72,13 @@ def _place(spec: Spec) -> Place:
     return (places.get(spec.kind, "instance_type"),)
 
 
-def _size(spec: Spec) -> Iterator[Finding]:
+def _size(spec: Spec, tree: Tree) -> Iterator[Finding]:
     place = _place(spec)
     name = spec.text(*place)
     sku = skus.azure_size(name)
     if sku is None:
         if name:  # (that it is missing is Azure's to say)
-            yield from _unknown(spec, place, name)
+            yield from _unknown(spec, tree, place, name)
         return
     if sku.retired is not None:
         yield spec.find(
@@ -105,16 +105,26 @@ def _offered(offer: Offer) -> list[str]:
     return [sku.name for sku in sizes().values() if sku.is_offered(offer) and sku.retired is None]
 
 
-def _unknown(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
-    if _GENERAL.fullmatch(name) and not is_ours(spec):
-        return  # a job may run on such a cluster, or another's code; ours is asked for a GPU
-    alive = [sku.name for sku in sizes().values() if sku.retired is None]
-    close = get_close_matches(name, alive, n=3, cutoff=0.6)
-    nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."
-    yield spec.find(
-        Rule.SIZE, place,
-        f"must be a size of machine with GPUs that is known here, not {shown(name)}. {nearest}",
-    )  # fmt: skip
+def _unknown(spec: Spec, tree: Tree, place: Place, name: str) -> Iterator[Finding]:
+    """A size that the planner has no row for: ours is asked for a GPU, others may run on anything that Azure has."""
+    if is_ours(spec, tree):
+        alive = [sku.name for sku in sizes().values() if sku.retired is None]
+        close = get_close_matches(name, alive, n=3, cutoff=0.6)
+        nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."
+        yield spec.find(
+            Rule.SIZE, place,
+            f"must be a size of machine with GPUs that is known here, not {shown(name)}. {nearest}",
+        )  # fmt: skip
+        return
+    exists = names_of_sizes.exists(name)
+    near = names_of_sizes.nearest(name, 0.6 if exists is False else _TYPING_ERROR)
+    closest = f" The closest: {', '.join(near)}." if near else ""
+    if exists is False:
+        yield spec.find(Rule.SIZE, place, f"must be a size of Azure's, not {shown(name)}.{closest}")
+    elif exists is None and near:
+        yield spec.find(
+            Rule.OFFER_UNKNOWN, place, f"is {name}, of which nobody here knows whether Azure has it.{closest}"
+        )
 
 
 def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -155,6 +165,9 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
     if sku is None or serving.variant is None or serving.is_elsewhere:
         return
+    if not serving.ours:
+        yield from _weights(spec, sku, serving)
+        return
     if serving.has_vllm:
         sku = replace(sku, gpus=min(sku.gpus, serving.gpus))
     reasons = _reasons(spec, sku, serving)
@@ -164,6 +177,30 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             f"can't run {serving.variant.name} with LLAMA_DTYPE {serving.settings.dtype}, a context of "
             f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
             f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
+        )  # fmt: skip
+    elif serving.has_vllm:
+        yield from _crowded(spec, sku, serving)
+
+
+def _crowded(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
+    """VLLM serves with any cache that holds one sequence; what has no room in it waits, or is computed again."""
+    fit = fit_of(spec, sku, serving, USUAL_TOKENS)
+    if fit is not None and fit.reasons:
+        yield spec.find(
+            Rule.CROWDED, (*serving.place, SEQUENCES),
+            f"is {_concurrency(serving)}, and memory has not room for as many of the usual {USUAL_TOKENS:,} tokens: "
+            f"{'; '.join(fit.reasons)}. Those beyond it wait, or are computed again. Lower it where yours are not shorter.",
+        )  # fmt: skip
+
+
+def _weights(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
+    """Of a server that is not ours it is known that it holds the weights, and no more."""
+    there, weights = sku.gpus * sku.gpu.memory_mib, serving.weight_bytes / 2**20
+    if serving.variant is not None and weights > there:
+        yield spec.find(
+            Rule.MEMORY, _place(spec),
+            f"has {sku.gpus} x {sku.gpu.name} with {there:,} MiB together, and {serving.variant.name} takes {weights:,.0f} MiB in "
+            f"{serving.precision or '16 bits'}. `llama-endpoints plan` names a machine that holds it.",
         )  # fmt: skip
 
 
@@ -183,12 +220,18 @@ def _runner(serving: Serving) -> Runner | None:
     return _RUNNERS.get(serving.engine)
 
 
-def fit_of(spec: Spec, sku: Sku, serving: Serving) -> Fit | None:
-    """A deployment's model on a machine; None where it is not known, or not there. What has 32 bits is taken for 16."""
+def fit_of(spec: Spec, sku: Sku, serving: Serving, usual: int = 1) -> Fit | None:
+    """A deployment's model on a machine; None where it is not known, or not there. What has 32 bits is taken for 16.
+
+    Args:
+        spec: the deployment.
+        sku: the machine.
+        serving: what it serves with.
+        usual: tokens that each of vLLM's sequences shall have room for, beside one at its longest.
+    """
     if serving.variant is None or serving.is_elsewhere:
         return None
-    usual = USUAL_TOKENS if serving.has_vllm else None
-    workload = Workload(_context(serving), _concurrency(serving), usual)
+    workload = Workload(_context(serving), _concurrency(serving), usual if serving.has_vllm else None)
     own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
     precision = serving.precision or _PRECISION.get(_dtype(serving), Precision.FP16)
     options = serving.options if serving.has_vllm else sizing.USUAL_OPTIONS

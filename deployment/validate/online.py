@@ -19,13 +19,17 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import fit_of, machine_of
-from deployment.validate.ranges import PROBES, shown
+from deployment.validate.ranges import PROBES, read_by_azure
 from deployment.validate.serving import Serving
 from deployment.validate.tree import Spec, Tree
 
 _TIMEOUT: Final[Place] = ("request_settings", "request_timeout_ms")
 _CONCURRENT: Final[Place] = ("request_settings", "max_concurrent_requests_per_instance")
 _GRACEFUL_S: Final = 30
+_LEAST_MS: Final = 1000
+"""Ours: nobody means less."""
+_PERIOD_S: Final = 10
+"""From one probe to the next where nothing is said: ML/reference-yaml-deployment-managed-online.md."""
 _WORKER_S: Final = 300
 """What gunicorn and azmlinfsrv take where nothing is said."""
 
@@ -41,9 +45,32 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         if not serving.has_server:
             yield from _process(spec, serving)
         yield from _late(spec, serving, machine_of(spec, tree))
+        yield from _kept(spec, serving)
     yield from _patience(spec, serving)
-    yield from _kept(spec, serving)
+    yield from _unit(spec)
+    yield from _overlap(spec)
     yield from _scale(spec)
+
+
+def _unit(spec: Spec) -> Iterator[Finding]:
+    """Milliseconds are easily taken for seconds."""
+    given = read_by_azure(spec.at(*_TIMEOUT))
+    if given is not None and 0 < given < _LEAST_MS:
+        yield spec.find(
+            Rule.UNIT, _TIMEOUT,
+            f"is {given} ms, and what takes longer is cut off. Set {1000 * given} where {given} s are meant.",
+        )  # fmt: skip
+
+
+def _overlap(spec: Spec) -> Iterator[Finding]:
+    """A probe that is still waited for when the next one is due."""
+    for probe in PROBES:
+        timeout, period = (read_by_azure(spec.at(probe, name)) for name in ("timeout", "period"))
+        if timeout is not None and timeout > (_PERIOD_S if period is None else period):
+            yield spec.find(
+                Rule.PROBE, (probe, "timeout"),
+                f"is {timeout} s, longer than the {_PERIOD_S if period is None else period} s from one probe to the next. Lower it, or raise period.",
+            )  # fmt: skip
 
 
 def _timeout_s(spec: Spec) -> float:
@@ -123,13 +150,14 @@ def _process(spec: Spec, serving: Serving) -> Iterator[Finding]:
     workers = serving.variables.get("WORKER_COUNT", "1").strip()
     if workers != "1" or serving.flag("--workers", 1) != 1:
         name = "WORKER_COUNT" if workers != "1" else "GUNICORN_CMD_ARGS"
+        rule = Rule.ENGINE if serving.has_vllm else Rule.WORKERS  # (a second vLLM finds no memory)
         yield spec.find(
-            Rule.WORKERS, _at(serving, name),
+            rule, _at(serving, name),
             'must be one worker ("1"): each would load the weights again, and have a queue of its own.',
         )  # fmt: skip
     if serving.variables.get("WORKER_PRELOAD", "false").strip().lower() != "false":
         yield spec.find(
-            Rule.WORKERS, _at(serving, "WORKER_PRELOAD"),
+            Rule.PRELOAD, _at(serving, "WORKER_PRELOAD"),
             'must be "false": a forked process can\'t use the CUDA context of its parent.',
         )  # fmt: skip
 
@@ -149,12 +177,17 @@ def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
         patience = delay + period * spec.number(probe, "failure_threshold", default=30)
         if patience < needed:
             yield spec.find(
-                Rule.PATIENCE, (probe,),
-                f"gives up after {patience} s (initial_delay + period x failure_threshold), and {about}: the "
-                f"container would be restarted for ever. Raise initial_delay or failure_threshold to {needed} "
-                "s or more in all.",
+                Rule.PATIENCE if serving.waits else Rule.PROBE, (probe,),
+                f"gives up after {patience} s (initial_delay + period x failure_threshold), and {about}: {_outcome(serving)}. "
+                f"Raise initial_delay or failure_threshold to {needed} s or more in all.",
             )  # fmt: skip
-    yield from _start(spec, serving, needed, about)
+    if serving.waits:
+        yield from _start(spec, serving, needed, about)
+
+
+def _outcome(serving: Serving) -> str:
+    restarted = "the container would be restarted for ever"
+    return restarted if serving.waits else f"{restarted}, unless its server answers before the model is loaded"
 
 
 def _loading(serving: Serving, needed: int) -> str:
@@ -182,13 +215,7 @@ def _start(spec: Spec, serving: Serving, needed: int, about: str) -> Iterator[Fi
 
 
 def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    logged = serving.variables.get("APP_INSIGHTS_LOG_RESPONSE_ENABLED", "").strip().lower()
-    if logged != "false" and not serving.has_server:
-        yield spec.find(
-            Rule.KEPT_PROMPTS, _at(serving, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"),
-            f'is {shown(logged) if logged else "not set"}, and completions go to the log: it is on by '
-            'default. Set "false".',
-        )  # fmt: skip
+    """What would keep texts of callers."""
     if serving.settings.log_prompts:
         yield spec.find(
             Rule.KEPT_PROMPTS, _at(serving, "LLAMA_LOG_PROMPTS"),
@@ -197,8 +224,7 @@ def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
     if spec.at("app_insights_enabled") is True:
         yield spec.find(
             Rule.KEPT_PROMPTS, ("app_insights_enabled",),
-            "keeps what the container writes, in Application Insights. Set false where texts must not be "
-            "kept.",
+            f"keeps what the container writes{_completions(serving)}, in Application Insights. Set false where texts must not be kept.",
         )  # fmt: skip
     for name, collection in spec.mapping("data_collector", "collections").items():
         if isinstance(collection, dict) and str(collection.get("enabled")).lower() == "true":
@@ -206,6 +232,16 @@ def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
                 Rule.KEPT_PROMPTS, ("data_collector", "collections", name),
                 'keeps what callers send. Leave data_collector out, or set enabled: "false".',
             )  # fmt: skip
+
+
+def _completions(serving: Serving) -> str:
+    """Azure's server sends them to Application Insights where that is on, unless it is told not to."""
+    logged = serving.variables.get("APP_INSIGHTS_LOG_RESPONSE_ENABLED", "true").strip().lower()
+    return (
+        ""
+        if serving.has_server or logged == "false"
+        else ', and each completion (APP_INSIGHTS_LOG_RESPONSE_ENABLED is not "false")'
+    )
 
 
 def _scale(spec: Spec) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """Numbers and choices that have their limits in a table. azure-ai-ml takes -5, 999000 and "yes"."""
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,6 +13,7 @@ from deployment.validate.lines import Place
 from deployment.validate.tree import Spec, Tree
 
 MOST: Final = 2**31 - 1
+_DIGITS: Final = re.compile(r"\s*[+-]?\d{1,18}\s*")
 PROBES: Final = ("liveness_probe", "readiness_probe")
 
 
@@ -41,7 +44,7 @@ class Choice:
     allowed: tuple[str, ...]
     rule: Rule = Rule.CHOICE
     advice: str = ""
-    exact: bool = True
+    exact: bool = False
 
     def takes(self, value: Any) -> bool:
         """Whether it is allowed; Azure's client takes some in any case."""
@@ -49,17 +52,16 @@ class Choice:
         return same in self.allowed
 
 
-def _online(longest_ms: int) -> tuple[Range, ...]:
+def _online(longest_ms: int, most_instances: int) -> tuple[Range, ...]:
     return (
         Range(("request_settings", "request_timeout_ms"), 1, longest_ms),
         Range(("request_settings", "max_concurrent_requests_per_instance"), 1),
         Range(("request_settings", "max_queue_wait_ms"), 0, longest_ms),
-        Range(("instance_count",), 1, MOST_INSTANCES),
-        *(
-            Range((probe, name), 1)
-            for probe in PROBES
-            for name in ("initial_delay", "period", "timeout", "success_threshold", "failure_threshold")
-        ),
+        Range(("instance_count",), 1, most_instances),
+        *(Range((probe, name), 1) for probe in PROBES for name in ("period", "timeout", "failure_threshold")),
+        Range(("liveness_probe", "success_threshold"), 1, 1, "Kubernetes allows no other of a liveness probe."),
+        Range(("readiness_probe", "success_threshold"), 1),
+        *(Range((probe, "initial_delay"), 0) for probe in PROBES),
     )
 
 
@@ -67,13 +69,13 @@ _LAST_FAILURE: Final = "0 lets no file fail, -1 ignores every failure."
 _ROUTES: Final = ("liveness_route", "readiness_route", "scoring_route")
 
 RANGES: Final[Mapping[Kind, tuple[Range, ...]]] = {
-    Kind.MANAGED_DEPLOYMENT: _online(1000 * MANAGED.most_s),
+    Kind.MANAGED_DEPLOYMENT: _online(1000 * MANAGED.most_s, MOST_INSTANCES),
     Kind.KUBERNETES_DEPLOYMENT: (
-        *_online(1000 * KUBERNETES.most_s),
+        *_online(1000 * KUBERNETES.most_s, MOST),  # (as many as the cluster holds)
         Range(("scale_settings", "polling_interval"), 1),
         Range(("scale_settings", "target_utilization_percentage"), 1, 100),
-        Range(("scale_settings", "min_instances"), 1, MOST_INSTANCES),
-        Range(("scale_settings", "max_instances"), 1, MOST_INSTANCES),
+        Range(("scale_settings", "min_instances"), 1),
+        Range(("scale_settings", "max_instances"), 1),
     ),
     Kind.BATCH_DEPLOYMENT: (
         Range(("resources", "instance_count"), 1),
@@ -97,7 +99,7 @@ RANGES: Final[Mapping[Kind, tuple[Range, ...]]] = {
     ),
     Kind.ENVIRONMENT: tuple(Range(("inference_config", route, "port"), 1, 65_535) for route in _ROUTES),
     Kind.COMMAND_JOB: (
-        Range(("resources", "instance_count"), 1, MOST_INSTANCES),
+        Range(("resources", "instance_count"), 1),
         Range(("limits", "timeout"), 1, advice="It is in seconds."),
     ),
 }
@@ -109,8 +111,10 @@ _KUBERNETES: Final = Choice(
     ("type",), ("kubernetes",), Rule.KIND, "Without it Azure's client reads the file as a managed deployment."
 )
 _CLUSTER: Final = Choice(("type",), ("amlcompute",), Rule.KIND, "Its $schema says so.")
-_COMMAND: Final = Choice(("type",), ("command",), Rule.KIND, "Its $schema says so.")
-REQUIRED: Final = frozenset({_MODEL_ONLY, _KUBERNETES, _CLUSTER, _COMMAND})
+_COMMAND: Final = Choice(
+    ("type",), ("command",), Rule.KIND, "Its $schema says so; leave it out, or name another $schema."
+)
+REQUIRED: Final = frozenset({_MODEL_ONLY, _KUBERNETES, _CLUSTER})
 """Choices that must be made; without others Azure has a default."""
 
 CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
@@ -120,7 +124,7 @@ CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
             ("scale_settings", "type"), ("default",), Rule.SCALE,
             "A managed deployment has no other: autoscale is an Azure Monitor object of its own.",
         ),
-        Choice(("egress_public_network_access",), ("enabled", "disabled"), exact=False),
+        Choice(("egress_public_network_access",), ("enabled", "disabled")),
     ),
     Kind.KUBERNETES_DEPLOYMENT: (
         _KUBERNETES,
@@ -128,44 +132,78 @@ CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
     ),
     Kind.BATCH_DEPLOYMENT: (
         _MODEL_ONLY,
-        Choice(("settings", "logging_level"), LOGGING_LEVELS),
-        Choice(("settings", "output_action"), OUTPUT_ACTIONS, exact=False),
+        Choice(("settings", "logging_level"), LOGGING_LEVELS, exact=True),
+        Choice(("settings", "output_action"), OUTPUT_ACTIONS),
     ),
     Kind.MANAGED_ENDPOINT: (
-        Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH, exact=False),
-        Choice(("public_network_access",), ("enabled", "disabled"), exact=False),
+        Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),
+        Choice(("public_network_access",), ("enabled", "disabled")),
     ),
-    Kind.KUBERNETES_ENDPOINT: (Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH, exact=False),),
+    Kind.KUBERNETES_ENDPOINT: (Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),),
     Kind.BATCH_ENDPOINT: (
         Choice(("auth_mode",), ("aad_token",), Rule.AUTH, "Batch endpoints know no keys."),
     ),
-    Kind.MODEL: (Choice(("type",), ("custom_model", "mlflow_model", "triton_model"), exact=False),),
-    Kind.DATA: (Choice(("type",), ("uri_file", "uri_folder", "mltable"), exact=False),),
+    Kind.MODEL: (Choice(("type",), ("custom_model", "mlflow_model", "triton_model")),),
+    Kind.DATA: (Choice(("type",), ("uri_file", "uri_folder", "mltable")),),
     Kind.COMMAND_JOB: (_COMMAND,),
-    Kind.COMPUTE: (_CLUSTER, Choice(("tier",), ("dedicated", "low_priority"), exact=False),),
+    Kind.COMPUTE: (_CLUSTER, Choice(("tier",), ("dedicated", "low_priority")),),
 }  # fmt: skip
 
 
 def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
     """Numbers out of their range, and words that are none of those allowed."""
     for limits in RANGES.get(spec.kind, ()):
-        value = spec.at(*limits.place)
-        if value is not None and not within(value, limits.low, limits.high):
-            yield spec.find(
-                Rule.RANGE,
-                limits.place,
-                f"must be {limits.allowed}, not {shown(value)}. {limits.advice}".strip(),
-            )
+        yield from _number(spec, limits, placed(spec, limits.place))
     for choice in CHOICES.get(spec.kind, ()):
-        value = spec.at(*choice.place)
-        if choice.takes(value) or (value is None and choice not in REQUIRED):
+        place = placed(spec, choice.place)
+        value = spec.at(*place)
+        if choice.takes(value) or (value is None and not _must_be_made(spec, choice)):
             continue
         allowed = (
             " or ".join(choice.allowed) if len(choice.allowed) < 3 else f"one of {', '.join(choice.allowed)}"
         )
+        yield spec.find(choice.rule, place, f"must be {allowed}, not {shown(value)}. {choice.advice}".strip())
+
+
+def _number(spec: Spec, limits: Range, place: Place) -> Iterator[Finding]:
+    value = spec.at(*place)
+    number = read_by_azure(value)
+    if value is None:
+        return
+    if number is None or not within(number, limits.low, limits.high):
         yield spec.find(
-            choice.rule, choice.place, f"must be {allowed}, not {shown(value)}. {choice.advice}".strip()
+            Rule.RANGE, place, f"must be {limits.allowed}, not {shown(value)}. {limits.advice}".strip()
         )
+    elif number is not value:
+        yield spec.find(
+            Rule.NUMBER_TYPE, place,
+            f"is {shown(value)}, {article(value)} to YAML; Azure's client reads {number}. Write {number}.",
+        )  # fmt: skip
+
+
+def _must_be_made(spec: Spec, choice: Choice) -> bool:
+    return choice in REQUIRED and not is_flat(spec)
+
+
+def is_flat(spec: Spec) -> bool:
+    """Whether a batch deployment is written in Azure's older form: without `type`, and what is in `settings` beside the rest."""
+    return spec.kind is Kind.BATCH_DEPLOYMENT and spec.at("type") is None and spec.at("settings") is None
+
+
+def placed(spec: Spec, place: Place) -> Place:
+    """Where something of `settings` stands in a file."""
+    return place[1:] if place[0] == "settings" and is_flat(spec) else place
+
+
+def read_by_azure(value: Any) -> int | None:
+    """The integer that Azure's client makes of a value; None for what it refuses."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value)
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
+    return value if isinstance(value, int) else None
 
 
 def within(value: Any, low: int, high: int) -> bool:
@@ -181,5 +219,12 @@ def shown(value: Any) -> str:
 
 def article(value: Any) -> str:
     """What YAML takes a value for, in words."""
-    words = {bool: "a boolean", int: "an integer", float: "a number", list: "a list", dict: "a mapping"}
+    words = {
+        str: "a text",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        list: "a list",
+        dict: "a mapping",
+    }
     return words.get(type(value), "a date")

@@ -12,11 +12,21 @@ from deployment.validate.ranges import shown
 from deployment.validate.tree import Spec, Tree
 
 _SHORT: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*):([A-Za-z0-9][A-Za-z0-9._-]*)")
+_LABEL: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?")
 _ARM: Final = re.compile(
-    r"(?:azureml:)?/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/\S+"
+    r"(?:azureml:)?/?subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/\S+",
+    re.IGNORECASE,
+)
+"""The names in a resource's id are read in any case."""
+_AS_CLIENT: Final = re.compile(
+    r"azureml:/?subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/workspaces/[^/]+"
+    r"/[^/]+/[^/]+/versions/[^/]+"
 )
 _REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)/versions/([^/]+)")
+_REGISTRY_LABEL: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)(?:/labels/[^/]+)?")
 _COMPUTE: Final = re.compile(r"(?:azureml:)?([A-Za-z][A-Za-z0-9-]*)")
+_LOCAL: Final = "local"
+"""The machine that the client runs on."""
 _PLURAL: Final = {Kind.MODEL: "models", Kind.ENVIRONMENT: "environments"}
 _ENDPOINT_OF: Final[Mapping[Kind, Kind]] = {
     Kind.MANAGED_DEPLOYMENT: Kind.MANAGED_ENDPOINT,
@@ -61,6 +71,13 @@ def elsewhere(value: str, kind: Kind) -> bool:
     return bool(_ARM.fullmatch(value) or _registered(value, kind))
 
 
+def _unpinned(value: str, kind: Kind) -> bool:
+    """Whether it names an asset without a version: Azure takes the one that a label has, or the newest."""
+    match = _REGISTRY_LABEL.fullmatch(value)
+    in_registry = match is not None and match[1] == _PLURAL[kind]
+    return in_registry or value.endswith(":latest") or _LABEL.fullmatch(value) is not None
+
+
 def cluster(spec: Spec, tree: Tree) -> Spec | None:
     """The file of the compute that a deployment or a job names, if it is there."""
     match = _COMPUTE.fullmatch(spec.text("compute"))
@@ -86,14 +103,20 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
     value = spec.at(*place)
     if not isinstance(value, str):
         return
-    if value.endswith(("@latest", ":latest")) or "/labels/" in value:
+    if elsewhere(value, kind):
+        if _ARM.fullmatch(value) and not _AS_CLIENT.fullmatch(value):
+            yield spec.find(
+                Rule.ID_CASE, place,
+                f"is {shown(value)}, an id that Azure reads in any case and azure-ai-ml only as azureml:/subscriptions/S/"
+                f"resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/{_PLURAL[kind]}/NAME/versions/VERSION. Write it so.",
+            )  # fmt: skip
+        return
+    if _unpinned(value, kind):
         yield spec.find(
-            Rule.REFERENCE, place,
+            Rule.UNPINNED, place,
             f"names no version ({shown(value)}), so that the same file deploys something else tomorrow. Write "
             "azureml:NAME:VERSION.",
         )  # fmt: skip
-        return
-    if elsewhere(value, kind):
         return
     if Reference.of(value) is None:
         yield spec.find(
@@ -148,10 +171,11 @@ def _environment_kind(spec: Spec, tree: Tree) -> Iterator[Finding]:
 
 
 def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Azure's client takes a name with and without `azureml:`."""
     value = spec.at("compute")
-    if value is None or (isinstance(value, str) and _ARM.fullmatch(value)):
+    if value is None or value == _LOCAL or (isinstance(value, str) and _ARM.fullmatch(value)):
         return
-    if not isinstance(value, str) or not value.startswith("azureml:") or not _COMPUTE.fullmatch(value):
+    if not isinstance(value, str) or not _COMPUTE.fullmatch(value):
         yield spec.find(Rule.REFERENCE, ("compute",), f"must be azureml:NAME, not {shown(value)}.")
     elif cluster(spec, tree) is None:
         there = [f"azureml:{one.name}" for one in tree.of_kind(Kind.COMPUTE)]

@@ -1,54 +1,69 @@
-"""The code that a deployment names: there, with init() and run(), and of the right kind."""
+"""The code that a deployment names: there, with init() and run() that Azure can call, and of the right kind."""
 
-import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from deployment.validate import disk
+from deployment.validate import disk, signatures
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
+from deployment.validate.ours import BATCH, LIVE, ONLINE, is_for_our_server, is_ours
 from deployment.validate.ranges import shown
 from deployment.validate.references import asset
+from deployment.validate.script import Script, is_remote
 from deployment.validate.tree import Spec, Tree
 
 _CODE: Final[Place] = ("code_configuration", "code")
 _SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
-_LIVE: Final[Place] = ("inference_config", "liveness_route", "path")
-LIVE: Final = "/health/live"
-"""The route of our own server's liveness; azmlinfsrv has none of that name."""
-_ONLINE: Final = "llama_serving.online"
-_BATCH: Final = "llama_serving.batch.driver"
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments: what Azure finds out when the container starts."""
     if spec.kind not in DEPLOYMENTS:
         return
-    if spec.at("environment") is None:
-        yield spec.find(
-            Rule.ENVIRONMENT_MISSING, ("environment",),
-            "is missing: the code runs in an image. Write azureml:NAME:VERSION.",
-        )  # fmt: skip
-    environment = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
-    if environment is not None and asks_our_server(environment) and spec.kind in ONLINE_DEPLOYMENTS:
-        yield from _server(spec, environment)
+    if is_for_our_server(spec, tree):
+        yield from _server(spec, tree)
         return
     code, script = spec.at(*_CODE), spec.at(*_SCRIPT)
-    if not isinstance(code, str) or not isinstance(script, str):
+    if isinstance(code, str) and not isinstance(script, str):
+        yield spec.find(
+            Rule.CODE, ("code_configuration",), "has code and no scoring_script. Name a file in that folder."
+        )
+    elif is_ours(spec, tree) and not (isinstance(code, str) and isinstance(script, str)):
         yield spec.find(
             Rule.CODE, ("code_configuration",),
             "must have code, a folder, and scoring_script, a file in it. Azure's no-code deployment does not "
             "know our requests; azureml:llama-gpu-server:1 as the environment needs none.",
         )  # fmt: skip
-    elif "://" not in code and not code.startswith("azureml:"):
+    elif isinstance(code, str) and isinstance(script, str) and not is_remote(code):
         yield from _files(spec, spec.path.parent / code, script)
+    yield from _environment(spec, tree)
 
 
-def _server(spec: Spec, environment: Spec) -> Iterator[Finding]:
+def _environment(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Azure makes one itself for MLflow's and Triton's models alone."""
+    if spec.at("environment") is not None:
+        return
+    if spec.at("model") is None or is_ours(spec, tree) or model_type(spec, tree) == "custom_model":
+        yield spec.find(
+            Rule.ENVIRONMENT_MISSING, ("environment",),
+            "is missing: the code runs in an image. Write azureml:NAME:VERSION.",
+        )  # fmt: skip
+
+
+def model_type(spec: Spec, tree: Tree) -> str:
+    """Of a deployment's model; empty where no file says it."""
+    if isinstance(spec.at("model"), dict):
+        return spec.text("model", "type").lower() or "custom_model"
+    model = asset(spec.at("model"), Kind.MODEL, tree)
+    return (model.text("type").lower() or "custom_model") if model else ""
+
+
+def _server(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments whose probes ask our own server: it runs where there is no scoring script, from the model's code."""
-    if spec.at("code_configuration") is not None:
+    environment = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
+    if spec.at("code_configuration") is not None and environment is not None:
         yield spec.find(
             Rule.CODE, ("code_configuration",),
             f"stands beside {environment.name}, whose probes ask {LIVE} of our own server; with a scoring script azmlinfsrv runs, which "
@@ -62,25 +77,6 @@ def _server(spec: Spec, environment: Spec) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def asks_our_server(environment: Spec) -> bool:
-    """Whether an environment's probes go to our own server."""
-    return environment.text(*_LIVE) == LIVE
-
-
-def is_ours(spec: Spec) -> bool:
-    """Whether a deployment runs our code; one whose script can't be read is taken for ours."""
-    code, script = spec.text(*_CODE), spec.text(*_SCRIPT)
-    if not code or not script:
-        return False
-    path = spec.path.parent / code / script
-    if not disk.is_file(path):
-        return True
-    try:
-        return bool({_ONLINE, _BATCH} & set(_imported(ast.parse(path.read_bytes()))))
-    except (SyntaxError, ValueError):
-        return True
-
-
 def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
     if not disk.is_dir(folder):
         yield spec.find(Rule.CODE, _CODE, f"must be a folder; {folder} is none. The path begins at this file.")
@@ -91,52 +87,33 @@ def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
         yield spec.find(Rule.CODE, _SCRIPT, f"must be a file in {folder}, not {shown(script)}. There: {there}.")
         return
     try:
-        module = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:
+        read = Script.read(path)
+    except (SyntaxError, ValueError, OSError) as error:
         yield spec.find(Rule.SCRIPT, _SCRIPT, f"names {script}, which is no Python: {error}.")
         return
-    yield from _module(spec, script, module)
+    yield from _script(spec, script, read)
 
 
-def _module(spec: Spec, script: str, module: ast.Module) -> Iterator[Finding]:
-    missing = [f"{name}()" for name in ("init", "run") if name not in set(_defined(module))]
+def _script(spec: Spec, name: str, script: Script) -> Iterator[Finding]:
+    missing = [f"{function}()" for function in ("init", "run") if script.lacks(function)]
     if missing:
         yield spec.find(
             Rule.SCRIPT, _SCRIPT,
-            f"names {script}, which has no {' and no '.join(missing)}. Azure calls init() once and run() for "
+            f"names {name}, which has no {' and no '.join(missing)}. Azure calls init() once and run() for "
             "each request or mini-batch.",
         )  # fmt: skip
-    imported = set(_imported(module))
+    yield from signatures.findings(spec, script)
     online = spec.kind in ONLINE_DEPLOYMENTS
-    if (_BATCH if online else _ONLINE) in imported:
+    if (BATCH if online else ONLINE) in script.imported:
         right = "score.py" if online else "batch_driver.py"
         yield spec.find(
             Rule.SCRIPT_KIND, _SCRIPT,
-            f"names {script}, whose run() is for {'batch' if online else 'online'} deployments; this is a "
+            f"names {name}, whose run() is for {'batch' if online else 'online'} deployments; this is a "
             f"{spec.kind}. Name {right}.",
         )  # fmt: skip
-    if imported & {_ONLINE, _BATCH} and spec.at("model") is None:
+    if script.imported & {ONLINE, BATCH} and spec.at("model") is None:
         yield spec.find(
             Rule.MODEL_MISSING, ("model",),
-            f"is missing, and {script} loads one. Write azureml:NAME:VERSION, such as "
+            f"is missing, and {name} loads one. Write azureml:NAME:VERSION, such as "
             "azureml:codellama-7b-hf:1.",
         )  # fmt: skip
-
-
-def _defined(module: ast.Module) -> Iterator[str]:
-    for node in module.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name
-        elif isinstance(node, ast.ImportFrom | ast.Import):
-            yield from (alias.asname or alias.name for alias in node.names)
-        elif isinstance(node, ast.Assign):
-            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
-
-
-def _imported(module: ast.Module) -> Iterator[str]:
-    for node in ast.walk(module):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)

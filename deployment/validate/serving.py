@@ -13,18 +13,18 @@ from deployment.specs import WEIGHTS
 from deployment.validate.image import Image
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
+from deployment.validate.ours import KEYS_FILE, OURS, is_ours, runs_our_server, variables_place
 from deployment.validate.references import asset
-from deployment.validate.scripts import asks_our_server, is_ours
+from deployment.validate.registry import variant_in_registry
 from deployment.validate.tree import Spec, Tree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
-OURS: Final = "LLAMA_"
-KEYS_FILE: Final = "LLAMA_API_KEYS_FILE"
 ENGINE: Final = "LLAMA_ENGINE"
 VLLM: Final = "LLAMA_VLLM"
 TENSOR_PARALLEL: Final = "LLAMA_VLLM_TENSOR_PARALLEL"
+SEQUENCES: Final = "LLAMA_MAX_NUM_SEQS"
 QUANTIZED: Final = tuple(str(one) for one in Precision if one not in SIXTEEN_BITS)
 _SHORT_FLAGS: Final = {"-w": "--workers", "-t": "--timeout"}
 
@@ -40,6 +40,7 @@ class Serving:
         images: the variables of the image alone.
         ours: whether it is our code that runs.
         has_server: whether it is our own server that runs it, and not azmlinfsrv or a job's runner.
+        waits: whether the first probe is answered once the model is loaded, as by azmlinfsrv; of other servers nobody knows.
         settings: what our code reads out of them; the defaults where they can't be used.
         variant: the model, if it is known.
         precision: of its weights, as the model's file says; None is what LLAMA_DTYPE says.
@@ -51,6 +52,7 @@ class Serving:
     images: Mapping[str, str]
     ours: bool
     has_server: bool
+    waits: bool
     settings: Settings
     variant: ModelVariant | None
     precision: Precision | None
@@ -61,7 +63,9 @@ class Serving:
         place = variables_place(spec)
         environment = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
         image = Image.built_by(environment) if environment else None
-        own = {name: value for name, value in spec.mapping(*place).items() if isinstance(value, str)}
+        own = {
+            name: read for name, value in spec.mapping(*place).items() if (read := _as_text(value)) is not None
+        }
         images = image.variables if image else {}
         variables = {**images, **own}
         return cls(
@@ -69,8 +73,9 @@ class Serving:
             variables,
             image is not None,
             images,
-            is_ours(spec) or any(name.startswith(OURS) for name in own),
-            runs_our_server(spec, environment),
+            is_ours(spec, tree),
+            runs_our_server(spec, tree),
+            is_ours(spec, tree) or spec.at("code_configuration") is not None,
             _settings(variables),
             variant_of(spec, tree),
             precision_of(spec, tree),
@@ -136,10 +141,11 @@ class Serving:
         return int(text) if text.isdecimal() else None
 
 
-def variables_place(spec: Spec) -> Place:
-    """Where a deployment's variables belong."""
-    batch = spec.kind is Kind.BATCH_DEPLOYMENT
-    return ("settings", "environment_variables") if batch else ("environment_variables",)
+def _as_text(value: Any) -> str | None:
+    """A variable as the container sees it; Azure's client makes a text of a number. None for what is no variable."""
+    if isinstance(value, bool | int | float):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 def variant_name(model: Mapping[str, Any]) -> str:
@@ -162,18 +168,13 @@ def precision_of(spec: Spec, tree: Tree) -> Precision | None:
     return Precision(given) if given in QUANTIZED else None
 
 
-def runs_our_server(spec: Spec, environment: Spec | None) -> bool:
-    """Whether a deployment without a scoring script names an environment whose probes ask our own server."""
-    return spec.at("code_configuration") is None and environment is not None and asks_our_server(environment)
-
-
 def variant_of(spec: Spec, tree: Tree) -> ModelVariant | None:
     """The model of a deployment, if the files around say which it is."""
     inline = spec.at("model")
     if isinstance(inline, Mapping):
         return CATALOG.get(variant_name(inline))
     model = asset(inline, Kind.MODEL, tree)
-    return CATALOG.get(variant_name(model.document.root)) if model else None
+    return CATALOG.get(variant_name(model.document.root)) if model else variant_in_registry(inline)
 
 
 def _settings(variables: Mapping[str, str]) -> Settings:

@@ -87,9 +87,9 @@ def around(path: Path) -> Path:
 def beside(root: Path) -> Iterator[Path]:
     """The files that others may name: all below `yaml/` and `environments/`, or those of the folder itself."""
     folders = [root / name for name in FOLDERS if (root / name).is_dir()]
-    found = (file for folder in folders for file in sorted(folder.rglob("*.y*ml")))
-    files = found if folders else iter(sorted(root.glob("*.y*ml")))
-    return islice((file for file in files if file.suffix in SUFFIXES and file.is_file()), MOST_FILES)
+    found = (file for folder in folders for file in sorted(folder.rglob("*.[yY]*[mM][lL]")))
+    files = found if folders else iter(sorted(root.glob("*.[yY]*[mM][lL]")))
+    return islice((file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()), MOST_FILES)
 
 
 def specs_of(paths: Iterable[Path]) -> Iterator[Spec]:

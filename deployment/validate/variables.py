@@ -1,27 +1,24 @@
 """Environment variables of deployments: strings, and ours with names and values that our code reads."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any
 
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
-from deployment.validate.ranges import article, shown
-from deployment.validate.serving import KEYS_FILE, OURS, variables_place
+from deployment.validate.ours import KEYS_FILE, KNOWN, OURS, is_ours, variables_place
+from deployment.validate.ranges import article, is_flat, shown
 from deployment.validate.tree import Spec, Tree
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
-KNOWN: Final = (*(f"{OURS}{field.name.upper()}" for field in fields(Settings)), KEYS_FILE)
 
-
-def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
+def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments."""
     if spec.kind not in DEPLOYMENTS:
         return
-    if spec.kind is Kind.BATCH_DEPLOYMENT:
+    if spec.kind is Kind.BATCH_DEPLOYMENT and not is_flat(spec):
         for name in ("environment_variables", "error_threshold"):
             if spec.at(name) is not None:
                 yield spec.find(
@@ -29,24 +26,28 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
                     "stands beside settings, from where Azure's client does not send it. Move it into "
                     "settings.",
                 )  # fmt: skip
-    place = variables_place(spec)
+    place, ours = variables_place(spec), is_ours(spec, tree)
     for name, value in spec.mapping(*place).items():
-        yield from _variable(spec, (*place, name), name, value)
+        yield from _variable(spec, (*place, name), value)
+        if ours and name.startswith(OURS) and isinstance(value, str):
+            yield from _ours(spec, (*place, name), name, value)
 
 
-def _variable(spec: Spec, place: Place, name: str, value: Any) -> Iterator[Finding]:
+def _variable(spec: Spec, place: Place, value: Any) -> Iterator[Finding]:
     if value is None:
         yield spec.find(
             Rule.VARIABLE_TYPE, place, 'has no value. Write one, "" for an empty one, or leave it out.'
         )
+    elif isinstance(value, dict | list):
+        yield spec.find(
+            Rule.SHAPE, place, f"must be a string, not {shown(value)}: a container has no other variables."
+        )
     elif not isinstance(value, str):
         yield spec.find(
             Rule.VARIABLE_TYPE, place,
-            f"must be a string; to YAML it is {shown(value)}, {article(value)}. Put it into quotes, as it is "
+            f"should be a string; to YAML it is {shown(value)}, {article(value)}. Put it into quotes, as it is "
             "to be read.",
         )  # fmt: skip
-    elif name.startswith(OURS):
-        yield from _ours(spec, place, name, value)
 
 
 def _ours(spec: Spec, place: Place, name: str, value: str) -> Iterator[Finding]:

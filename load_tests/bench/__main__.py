@@ -14,13 +14,14 @@ import click
 from tqdm import tqdm
 
 from deployment.servers import console_script, own_server
-from load_tests.bench import contestants, crowd, front, jobs, limit, report, scenarios
+from load_tests.bench import busy, contestants, crowd, front, jobs, limit, report, scenarios, vllm_peer
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+VLLM: Final = vllm_peer.VllmPeer()
 WEIGHT_BYTES: Final = 2 * (134_105_856 - 32000 * 768)
 """Of a step: all but the embedding, of which it reads a row a token."""
 KV_BYTES_PER_TOKEN: Final = 2 * 12 * 768 * 2
@@ -45,7 +46,7 @@ CONTEXT: Final = 60
     "--scenarios/--no-scenarios",
     "also",
     default=True,
-    help="Reuse, stall, memory, a batch job, a crowd and the front's ceiling as well.",
+    help="Reuse, stall, memory, busy neighbours, a batch job, a crowd and the front's ceiling as well.",
 )
 @click.option(
     "--backends", default="native,native int8,portable", show_default=True, help="Backends to measure alone."
@@ -98,10 +99,10 @@ def _all(checkpoint: Path, output: Path, urls: Sequence[str]) -> list[contestant
             click.echo(f"skipped: {peer.name}, {reason}", err=True)
         else:
             everybody.append(peer)
-    if reason := contestants.missing_vllm():
+    if reason := vllm_peer.missing():
         click.echo(f"skipped: vLLM, bare and behind us, {reason}", err=True)
     else:
-        everybody += contestants.vllm(checkpoint, packaged)
+        everybody += VLLM.contestants(checkpoint, packaged)
     for given in urls:
         name, _, url = given.partition("=")
         if not url:
@@ -147,11 +148,14 @@ def _measure(
 
 def _scenarios(checkpoint: Path, rounds: int, backends: Sequence[str]) -> dict[str, Any]:
     results = {name: _backend(checkpoint, rounds, name) for name in backends}
+    beside = busy.measure(checkpoint, rounds)
+    for line in busy.told(beside):
+        click.echo(line)
     memory = scenarios.memory(checkpoint)
     click.echo(
         f"memory: {memory.serving >> 20} MiB serving, {memory.imported >> 20} MiB with the libraries alone"
     )
-    return {"backends": results, "memory": asdict(memory)}
+    return {"backends": results, "memory": asdict(memory), "busy": [asdict(one) for one in beside]}
 
 
 def _backend(checkpoint: Path, rounds: int, name: str) -> dict[str, Any]:
@@ -192,17 +196,15 @@ def _crowds(model: Path, rounds: int) -> dict[str, Any]:
 
 def _vllm_jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:
     """A batch job by vLLM's `run-batch`, and by our command with the same vLLM behind it, in turn."""
-    if reason := contestants.missing_vllm():
+    if reason := vllm_peer.missing():
         click.echo(f"skipped: a batch job against vLLM's run-batch, {reason}", err=True)
         return {}
     work = jobs.write(output / "rows.jsonl", number)
-    options, env = contestants.vllm_options(checkpoint), contestants.vllm_environment()
+    options, env = VLLM.options(checkpoint), VLLM.environment()
     pairs = []
     for _ in tqdm(range(rounds), desc="batch job, vLLM", file=sys.stderr):
-        ours = jobs.by_the_command(
-            output / "packaged", work, output / "records.jsonl", env=contestants.behind_us()
-        )
-        pairs.append({"ours": ours, "run_batch": jobs.by_run_batch(contestants.VLLM, options, work, env=env)})
+        ours = jobs.by_the_command(output / "packaged", work, output / "records.jsonl", env=VLLM.behind_us())
+        pairs.append({"ours": ours, "run_batch": jobs.by_run_batch(vllm_peer.PYTHON, options, work, env=env)})
     ratios = [pair["run_batch"] / pair["ours"] for pair in pairs]
     click.echo(f"a batch job of {number:,} rows in front of vLLM: {median(ratios):.2f} times its run-batch")
     return {"vllm_job": {"rows": number, "seconds": pairs}}

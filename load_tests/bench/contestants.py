@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from deployment.servers import LOOPBACK, NO_ENV, azmlinfsrv, free_port, mlflow_serve, own_server
+from deployment.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve, own_server
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching.start import start
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from deployment.servers import Server
 ROOT: Final = Path(__file__).resolve().parents[2]
 PEERS: Final = ROOT / "build" / "peers"
-VLLM: Final = Path(os.environ.get("LLAMA_VLLM") or ROOT / ".venv-vllm" / "bin" / "python")
-VLLM_SEQUENCES: Final = 16
-VLLM_CONTEXT: Final = 2048
 ENGINE: Final = "our engine"
-START_S: Final = 300
+START_S: Final = 420
+"""Seconds until a server is ready: vLLM compiles for minutes on a GPU."""
 ANSWER_S: Final = 600
 
 
@@ -75,59 +73,12 @@ def peers(checkpoint: Path) -> list[Contestant]:
     ]
 
 
-def vllm(checkpoint: Path, model: Path) -> list[Contestant]:
-    """vLLM, bare and behind our own server, each whole and streamed; what `make vllm` installs."""
-    return [
-        Contestant("vLLM", ours=False, serve=lambda: _vllm(checkpoint, _completions)),
-        Contestant("vLLM, streaming", ours=False, serve=lambda: _vllm(checkpoint, _streamed)),
-        Contestant(
-            "our server in front of vLLM", ours=True, serve=lambda: _own(model, stream=False, env=behind_us())
-        ),
-        Contestant(
-            "our server in front of vLLM, streaming",
-            ours=True,
-            serve=lambda: _own(model, stream=True, env=behind_us()),
-        ),
-    ]
-
-
-def behind_us() -> dict[str, str]:
-    """The settings with which our carriers start the same vLLM."""
-    return {
-        "LLAMA_ENGINE": "vllm",
-        "LLAMA_VLLM": str(VLLM),
-        "LLAMA_VLLM_EAGER": "true",
-        "LLAMA_MAX_NUM_SEQS": str(VLLM_SEQUENCES),
-        "LLAMA_CONTEXT": str(VLLM_CONTEXT),
-        "LLAMA_KV_MEMORY": "1GiB",
-    }
-
-
-def vllm_options(checkpoint: Path) -> list[str]:
-    """VLLM's own, as ours are: nothing is compiled (that takes minutes at each start), everything else as it comes."""
-    return ["--model", str(checkpoint), "--served-model-name", "any", "--dtype", "bfloat16", "--enforce-eager",
-            "--max-model-len", str(VLLM_CONTEXT), "--max-num-seqs", str(VLLM_SEQUENCES),
-            "--generation-config", "vllm", "--load-format", "safetensors"]  # fmt: skip
-
-
-def vllm_environment() -> dict[str, str]:
-    """Of a bare vLLM: it reports nothing, and uses all cores, of which it would leave one by itself."""
-    cores = str(len(os.sched_getaffinity(0)))
-    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": cores}  # fmt: skip
-
-
-def missing_vllm() -> str | None:
-    """Why vLLM can't be started; None where it can."""
-    return None if VLLM.exists() else "not installed (make vllm, or LLAMA_VLLM)"
-
-
 def at(name: str, url: str) -> Contestant:
     """An OpenAI-compatible server that somebody else keeps up, such as llama.cpp's."""
 
     @contextmanager
     def serve() -> Iterator[Callable[[str, int], int]]:
-        yield _completions(url)
+        yield completions(url)
 
     return Contestant(name, ours=False, serve=serve)
 
@@ -153,9 +104,9 @@ def _engine(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
 
 
 @contextmanager
-def _own(model: Path, *, stream: bool, env: Mapping[str, str] = NO_ENV) -> Iterator[Callable[[str, int], int]]:
-    with own_server(model, env=env) as server:
-        yield _streamed(f"{server.url}/v1") if stream else _completions(f"{server.url}/v1")
+def _own(model: Path, *, stream: bool) -> Iterator[Callable[[str, int], int]]:
+    with own_server(model) as server:
+        yield streamed(f"{server.url}/v1") if stream else completions(f"{server.url}/v1")
 
 
 @contextmanager
@@ -206,10 +157,12 @@ def _transformers_serve(checkpoint: Path) -> Iterator[Callable[[str, int], int]]
     command = ["transformers", "serve", str(checkpoint), "--continuous-batching", "--device", "cpu",
                "--dtype", "bfloat16", "--host", LOOPBACK, "--port", str(port)]  # fmt: skip
     with _peer(command, f"http://{LOOPBACK}:{port}/health"):
-        yield _completions(f"http://{LOOPBACK}:{port}/v1", model=str(checkpoint))
+        yield completions(f"http://{LOOPBACK}:{port}/v1", model=str(checkpoint))
 
 
-def _completions(url: str, model: str = "any") -> Callable[[str, int], int]:
+def completions(url: str, model: str = "any") -> Callable[[str, int], int]:
+    """A function that asks for whole completions."""
+
     def ask(prompt: str, new_tokens: int) -> int:
         body = {
             "model": model,
@@ -246,7 +199,9 @@ def _exchange(url: str, path: str, body: Any) -> bytes:
     return bytes(received)
 
 
-def _streamed(url: str) -> Callable[[str, int], int]:
+def streamed(url: str) -> Callable[[str, int], int]:
+    """A function that asks for streamed completions."""
+
     def ask(prompt: str, new_tokens: int) -> int:
         body = {"model": "any", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True,
                 "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
@@ -259,28 +214,16 @@ def _streamed(url: str) -> Callable[[str, int], int]:
 
 
 @contextmanager
-def _vllm(
-    checkpoint: Path, asking: Callable[[str], Callable[[str, int], int]]
-) -> Iterator[Callable[[str, int], int]]:
-    port = free_port(LOOPBACK)
-    command = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--host", LOOPBACK, "--port", str(port),
-               *vllm_options(checkpoint)]  # fmt: skip
-    log = checkpoint.parent / f"vllm-{port}.log"
-    with _process(command, f"http://{LOOPBACK}:{port}/health", log=log, env=vllm_environment()):
-        yield asking(f"http://{LOOPBACK}:{port}/v1")
-
-
-@contextmanager
 def _peer(command: list[str], probe: str) -> Iterator[None]:
     environment = {"PATH": f"{PEERS / 'bin'}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1",
                    "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
     log = PEERS / f"{command[0]}-{command[1]}.log"
-    with _process([str(PEERS / "bin" / command[0]), *command[1:]], probe, log=log, env=environment):
+    with process([str(PEERS / "bin" / command[0]), *command[1:]], probe, log=log, env=environment):
         yield
 
 
 @contextmanager
-def _process(command: list[str], probe: str, *, log: Path, env: Mapping[str, str]) -> Iterator[None]:
+def process(command: list[str], probe: str, *, log: Path, env: Mapping[str, str]) -> Iterator[None]:
     """Somebody's server, from its start to its end; what it says goes to a log."""
     with log.open("wb") as output, subprocess.Popen(  # noqa: S603
         command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env}, cwd=log.parent,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deployment.servers import NO_ENV, console_script
 from llama_serving.batch.outputs import Outputs
+from load_tests.bench.measure import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 SEED: Final = 5
 PROMPT: Final = (10, 300)
 ANSWER: Final = (8, 128)
-"""Tokens, drawn evenly on a logarithmic scale: many short ones, some long ones, as in real files."""
+"""Words and tokens, drawn evenly on a logarithmic scale: many short ones, some long ones, as in real files."""
+TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A dialog of one message as that message's text."""
 
 
 def rows(number: int) -> Iterator[dict[str, Any]]:
@@ -35,8 +38,8 @@ def rows(number: int) -> Iterator[dict[str, Any]]:
         return int(low * (high / low) ** rng.random())
 
     for _ in range(number):
-        ids = [rng.randrange(300, 4000) for _ in range(between(PROMPT))]
-        yield {"prompt": ids, "max_tokens": between(ANSWER), "ignore_eos": True, "temperature": 0}
+        text = " ".join(rng.choice(WORDS) for _ in range(between(PROMPT)))
+        yield {"prompt": text, "max_tokens": between(ANSWER), "ignore_eos": True, "temperature": 0}
 
 
 def write(path: Path, number: int) -> Path:
@@ -77,6 +80,8 @@ def by_a_loop(python: Path, checkpoint: Path, work: Path) -> float:
 def by_run_batch(python: Path, options: Sequence[str], work: Path, *, env: Mapping[str, str]) -> float:
     """Seconds that vLLM's own `run-batch` takes for the same rows, in OpenAI's Batch format.
 
+    It takes dialogs alone: each prompt is one message, and a template makes it the prompt again.
+
     Args:
         python: has vLLM.
         options: of vLLM, with the model.
@@ -88,7 +93,7 @@ def by_run_batch(python: Path, options: Sequence[str], work: Path, *, env: Mappi
     """
     asked = [json.loads(line) for line in work.read_text(encoding="utf-8").splitlines()]
     lines = [
-        {"custom_id": str(n), "method": "POST", "url": "/v1/completions", "body": {"model": "any", **row}}
+        {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": _dialog(row)}
         for n, row in enumerate(asked)
     ]
     given, output = work.with_suffix(".openai.jsonl"), work.with_suffix(".answers.jsonl")
@@ -101,6 +106,8 @@ def by_run_batch(python: Path, options: Sequence[str], work: Path, *, env: Mappi
         str(given),
         "-o",
         str(output),
+        "--chat-template",
+        TEMPLATE,
         *options,
     ]
     seconds = _timed(command, env)
@@ -111,6 +118,11 @@ def by_run_batch(python: Path, options: Sequence[str], work: Path, *, env: Mappi
     if found != [row["max_tokens"] for row in asked]:
         raise RuntimeError("an answer of run-batch has another length than was asked for")
     return seconds
+
+
+def _dialog(row: dict[str, Any]) -> dict[str, Any]:
+    others = {name: value for name, value in row.items() if name != "prompt"}
+    return {"model": "any", "messages": [{"role": "user", "content": row["prompt"]}], **others}
 
 
 def _timed(command: Sequence[str], env: Mapping[str, str] = NO_ENV) -> float:

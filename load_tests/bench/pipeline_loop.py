@@ -23,8 +23,7 @@ for first in range(0, len(rows), BATCH):
     batch = rows[first : first + BATCH]
     longest = max(row["max_tokens"] for row in batch)
     pipeline(
-        # Decoded and encoded again, a prompt may differ by a token or two: its length is what matters here.
-        [pipeline.tokenizer.decode(row["prompt"]) for row in batch],
+        [row["prompt"] for row in batch],
         batch_size=BATCH,
         do_sample=False,
         max_new_tokens=longest,

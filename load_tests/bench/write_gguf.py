@@ -79,7 +79,8 @@ writer.add_token_scores([-float(number) for number in range(len(pieces))])
 writer.add_token_types(kinds)
 writer.add_bos_token_id(1)
 writer.add_eos_token_id(2)
-for name, weight in load_file(checkpoint / "model.safetensors").items():
+tensors = (pair for file in sorted(checkpoint.glob("*.safetensors")) for pair in load_file(file).items())
+for name, weight in tensors:
     if weight.dim() == 1:
         writer.add_tensor(name_of(name), weight.float().numpy())
     else:

@@ -4,6 +4,7 @@ Where a value may stand in two places, or be left out, it is read as transformer
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def _even(head_dim: int, folder: Path) -> int:
 
 
 def _positive(value: Any, name: str, folder: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
         raise SetupError(f"{folder}/{FILE} has {name} {value!r}; a positive number is needed.")
     return float(value)
 

@@ -30,12 +30,11 @@ from mlflow.types.schema import ParamSchema, ParamSpec
 
 from llama_serving import thread_pool
 from llama_serving.batch import fingerprint, table
-from llama_serving.contract import azure, openai, parameters, protocol
+from llama_serving.contract import azure, openai, protocol, rows
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract.body import check_value, present, too_deep
 from llama_serving.contract.request import Parameters, Request
 from llama_serving.contract.rows import Place
-from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.model_files import ARTIFACT, ModelFiles
 from llama_serving.service import Service, as_serving_error, log_to_stderr
@@ -52,6 +51,9 @@ EXAMPLE: Final = {
     "parameters": {"return_full_text": False, "do_sample": True},
 }
 """The model card's sample, as MLflow's `inputs`."""
+
+_BODIES: Final = frozenset(("input_data", "messages", "prompt", *protocol_mlflow.KEYS))
+"""Keys that make an object a whole body, and not what stands in `inputs`."""
 
 SERVER: Final = "mlflow.pyfunc.scoring_server.app"
 """MLflow's server loads the model while it imports this."""
@@ -196,7 +198,9 @@ def _service(files: ModelFiles, settings: Settings) -> Service:
     """The service of a model; one that is there already and alive, if it was made of the same."""
     key = (fingerprint.of(files)["digest"], settings)
     with _loading:
-        if key not in _services or not _services[key].engine.stats().alive:
+        if key in _services and not _services[key].engine.stats().alive:
+            _services.pop(key).close()  # (what is left of it may hold a GPU)
+        if key not in _services:
             _services[key] = Service.start(files, settings)
         return _services[key]
 
@@ -270,9 +274,8 @@ def _body(model_input: Any) -> dict[str, Any]:
     data = _plain(model_input)
     if not isinstance(data, dict):
         return {"inputs": data}
-    whole = bool({"input_data", "messages", "prompt", *protocol_mlflow.KEYS} & data.keys())
-    data = dict(present(data))
-    if whole:
+    named, data = data, dict(present(data))
+    if _BODIES & (data or named).keys():  # (of a body of nulls, the nulls say whose it is)
         return data
     if set(data) == {"prefix", "suffix"} and isinstance(data["prefix"], list):
         rows = zip(data["prefix"], data["suffix"], strict=True)  # MLflow turns `instances` into columns
@@ -327,8 +330,7 @@ def _bytes(row: Any) -> bytes:
 
 def _defaults(params: Mapping[str, Any] | None) -> Parameters:
     given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
-    validate(given, "parameters")
-    return parameters.parse(given, "params")
+    return rows.defaults(given, "params")
 
 
 def _is_missing(cell: Any) -> bool:

@@ -34,7 +34,7 @@ class Settings:
         backend: of the batching engine; `auto` is native where this machine can (a CPU with AMX, bfloat16), else portable.
         quantization: of the weights, while they are loaded: `int8` is half the bytes of bfloat16 (native backend only).
         context: tokens of prompt and completion; None is the model's trained positions.
-        threads: of torch, or of vLLM on a CPU; None is their own choice.
+        threads: of torch, or of vLLM on a CPU; None is their own choice, within a container's CPU quota.
         max_num_seqs: sequences that run at a time (the pipeline engine runs one).
         kv_memory: bytes for keys and values; None is half of what is free, and no more than can be used (vLLM on a GPU:
             its share).

@@ -50,7 +50,13 @@ CONFIG: Final = {
             "include-path": "/invocations",
             "generation": {"max-examples": 150},
             "phases": {"coverage": {"enabled": False}},
-        }
+        },
+        # The same functions as below /v1.
+        {
+            "include-path-regex": "^/(models/)?(chat/)?completions$",
+            "generation": {"max-examples": 5},
+            "phases": {"coverage": {"enabled": False}},
+        },
     ],
 }
 
@@ -100,7 +106,9 @@ def refuses_in_our_words(ctx: Any, response: Any, case: Any) -> None:
     ERROR.validate(said)
     assert said["error"]["request_id"] == request_id
     if case.path != "/invocations":  # whose refusals are in the words of the body's protocol
-        assert ("type" in said["error"]) == case.path.startswith(("/v1/", "/completions", "/chat/", "/info"))
+        assert ("type" in said["error"]) == case.path.startswith(
+            ("/v1/", "/models", "/completions", "/chat/", "/info")
+        )
     assert response.status_code != 404 or case.path == "/v1/models/{name}"
 
 

@@ -271,6 +271,7 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a rank in words": ({"r": "4"}, "r '4'; a positive integer is needed"),
     "no alpha": ({"lora_alpha": None}, "lora_alpha None; a number is needed"),
     "alpha without end": ({"lora_alpha": float("inf")}, "lora_alpha inf; a number is needed"),
+    "alpha beyond every float": ({"lora_alpha": 10**400}, "a number is needed"),
     "modules that aren't there": ({"target_modules": ["q_proj", "v_proj"]},
                                   "names model.layers.0.self_attn.v_proj among target_modules"),
     "modules_to_save is text": ({"modules_to_save": "lm_head"}, "modules_to_save that is no list of names"),

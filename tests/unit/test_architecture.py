@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "torch": (
         "score/llama_serving/engine/pipeline.py",
+        "score/llama_serving/engine/compute_threads.py",
         "score/llama_serving/engine/batching/",
         "deployment/nano/",
     ),

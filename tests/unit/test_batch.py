@@ -227,7 +227,7 @@ class TestRecords:
             ({"input_string": "a", "parameters": {"seed": "1"}}, "invalid_value", "parameters.seed"),
             ({"input_data": ["a", "b"]}, "too_many_prompts", None),
             ({"input_data": []}, "empty_prompt", "input_data"),
-            ({"prompt": "a", "tools": []}, "unsupported_field", "tools"),
+            ({"prompt": "a", "tools": [{}]}, "unsupported_field", "tools"),
         ],
     )
     def test_a_bad_row_is_a_record_and_the_rest_goes_on(

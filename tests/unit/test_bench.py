@@ -1,6 +1,7 @@
 """The benchmark's own arithmetic: what it counts, which ratios it prints, what it keeps."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,9 +13,11 @@ import pytest
 
 from deployment.nano import FOLDER as NANO
 from deployment.servers import Server
-from load_tests.bench import front, jobs, limit, report
+from load_tests.bench import busy, front, gpu, jobs, limit, report
 from load_tests.bench.contestants import ENGINE
 from load_tests.bench.measure import Sample, prompt, ratio, throughput
+
+ROOT: Final = Path(__file__).parents[2]
 
 
 def test_every_client_sends_all_of_its_requests_and_all_of_them_differ() -> None:
@@ -77,13 +80,45 @@ def test_the_table_and_the_file_have_everybody_and_every_sample(tmp_path: Path) 
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_table_of_a_gpu_has_our_servers_share_of_the_bare_vllm() -> None:
+    rates = {"vLLM": 200, "our server in front of vLLM": 198}
+    samples = [
+        Sample(f"{name}{how}", clients, rate * clients, 1.0)
+        for name, rate in rates.items()
+        for how in ("", ", streaming")
+        for clients in (1, 64)
+    ]
+    assert gpu.table(samples, [1, 64]).splitlines()[2:] == [
+        "| 1 | 200 | 198 | 0.99 | 200 | 198 | 0.99 |",
+        "| 64 | 12,800 | 12,672 | 0.99 | 12,800 | 12,672 | 0.99 |",
+    ]
+
+
+def test_without_a_gpu_that_measurement_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "load_tests.bench.gpu", "--output", str(tmp_path / "out")],
+        env={**os.environ, "LLAMA_VLLM": sys.executable, "CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, "--cpu" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fair_share_is_that_of_all_threads() -> None:
+    assert [busy.fair_slowdown(*case) for case in ((2, 1), (2, 2), (8, 4))] == [1.5, 2.0, 1.5]
+    told = busy.told([busy.Busy(clients, quiet=100, spinning=50, beside=25) for clients in busy.CLIENTS])
+    fair = 4 / busy.fair_slowdown(len(os.sched_getaffinity(0)))
+    assert told[0].startswith(f"beside 2 busy processes, 1 clients: {fair:.2f} times")
+    assert told[0].endswith("alone 2.00 of threads that always spin")
+
+
 def test_the_rows_of_a_job_are_mixed_and_the_same_for_all(tmp_path: Path) -> None:
     rows = list(jobs.rows(400))
     assert rows == [
         json.loads(line) for line in jobs.write(tmp_path / "rows.jsonl", 400).read_text().splitlines()
     ]
     for lengths, (low, high) in (
-        ([len(row["prompt"]) for row in rows], jobs.PROMPT),
+        ([len(row["prompt"].split()) for row in rows], jobs.PROMPT),
         ([row["max_tokens"] for row in rows], jobs.ANSWER),
     ):
         assert low <= min(lengths) < 2 * low
@@ -100,7 +135,7 @@ def test_a_job_is_measured_by_both(nano_model: Path, tmp_path: Path) -> None:
 
 def test_a_job_that_did_not_do_its_work_is_not_measured(nano_model: Path, tmp_path: Path) -> None:
     work = tmp_path / "rows.jsonl"
-    work.write_text('{"prompt": [1, 300], "max_tokens": 3, "temperature": 0, "stop": " "}\n')
+    work.write_text('{"prompt": "def f(x):", "max_tokens": 3, "temperature": 0, "stop": " "}\n')
     with pytest.raises(RuntimeError, match="another length"):
         jobs.by_the_command(nano_model, work, tmp_path / "records.jsonl")
     with pytest.raises(RuntimeError, match="ended with 1"):

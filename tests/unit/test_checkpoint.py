@@ -85,6 +85,16 @@ def tensors(change: Callable[[dict[str, np.ndarray[Any, Any]]], object]) -> Dama
     return damage
 
 
+def header(shape: str, place: str) -> Damage:
+    """Weights of one tensor, and a header that says this of it."""
+
+    def damage(folder: Path) -> None:
+        said = f'{{"{LAST}": {{"dtype": "F32", "shape": {shape}, "data_offsets": {place}}}}}'.encode()
+        (folder / WEIGHTS).write_bytes(len(said).to_bytes(8, "little") + said + bytes(4))
+
+    return damage
+
+
 def pickled(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
 
@@ -196,6 +206,10 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "weights end in the header": (cut(lambda size: 200), "model.safetensors is damaged or cut short"),
     "weights end in a tensor": (cut(lambda size: size // 2), "model.safetensors is damaged or cut short"),
     "weights lack a byte": (cut(lambda size: size - 1), "model.safetensors is damaged or cut short"),
+    "a size beyond every number": (header("[1e999]", "[0, 4]"), "model.safetensors is damaged or cut short"),
+    "a size that is no integer": (header("[1.0]", "[0, 4]"), "model.safetensors is damaged or cut short"),
+    "a place that is no integer": (header("[1]", "[0.0, 4.0]"), "model.safetensors is damaged or cut short"),
+    "a size below nothing": (header("[-1, -1]", "[0, 4]"), "model.safetensors is damaged or cut short"),
     "weights are a pickle": (written(WEIGHTS, b"\x80\x04N." * 99), "model.safetensors is damaged or cut short"),
     "a tensor is missing": (
         tensors(lambda t: t.pop(LAST)),

@@ -113,7 +113,7 @@ def test_what_the_parser_refuses(bad: Bad) -> None:
 
 @pytest.mark.parametrize("name", ROUTES)
 def test_every_field_is_read_or_refused(name: str) -> None:
-    free = {"user", "metadata", "store"}
+    free = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
     known = {
         "prompt",
         "suffix",

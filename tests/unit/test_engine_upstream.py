@@ -1,5 +1,6 @@
 """The engine that asks another server: what it sends, what it takes for an answer, and every fault of the way."""
 
+import asyncio
 import json
 import threading
 import time
@@ -644,6 +645,22 @@ def test_cancel_closes_the_connection(fake: FakeUpstream, own: UpstreamEngine) -
     until(lambda: fake.gone == 1)
     assert own.stats().running == 0
     handle.cancel()
+
+
+def test_one_that_is_cancelled_before_its_first_step_ends_too(
+    own: UpstreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = asyncio.create_task
+
+    def created(coroutine: Any) -> Any:
+        task = create(coroutine)
+        task.cancel()
+        return task
+
+    monkeypatch.setattr("llama_serving.engine.upstream.engine.asyncio.create_task", created)
+    assert run(own) == ([], "cancelled", None)
+    monkeypatch.undo()
+    own.drain()
 
 
 def test_a_stop_ends_the_sequence_there(fake: FakeUpstream, own: UpstreamEngine) -> None:

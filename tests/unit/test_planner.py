@@ -276,6 +276,11 @@ def test_over_how_many_gpus_a_model_is_spread() -> None:
     assert spreads(replace(LLAMA_13B.shape, kv_heads=10), 8, Runner.VLLM) == [1, 2]
     assert spreads(replace(LLAMA_13B.shape, heads=4), 8, Runner.VLLM) == [1, 2, 4]
     assert spreads(replace(NANO.shape, heads=15, kv_heads=15, ffn=15, vocab=60), 8, Runner.VLLM) == [1]  # 64
+    assert spreads(CODE_7B.shape, 8, Runner.VLLM, 1, Precision.INT4) == [
+        1,
+        2,
+    ]  # 11,008 columns are 86 groups of 128
+    assert spreads(CODE_7B.shape, 8, Runner.VLLM, 1, Precision.INT8) == [1, 2, 4, 8]
     assert spreads(LLAMA_13B.shape, 8, Runner.PIPELINE) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -335,6 +340,14 @@ def test_a_precision_that_saves_machines(name: str, precision: Precision, size: 
 def test_34b_in_int4_fits_one_a100_of_40_gb() -> None:
     found = fit(CODE_34B, Workload(16_384), Precision.INT4, SKUS["Standard_ND96asr_v4"])
     assert (found.fits, found.placement.gpus) == (True, 1)
+
+
+def test_a_step_of_vllm_has_a_token_of_each_sequence() -> None:
+    few = VllmOptions(prefill_tokens=64)
+    found = usual(Wanted(CODE_7B, Workload(4096, usual=256), sku=H100, options=few))
+    assert found.wanted.workload.concurrency == 64
+    with pytest.raises(SetupError, match="65 sequences need a prefill budget of as many tokens, not 64"):
+        plan(Wanted(CODE_7B, Workload(4096, 65), sku=H100, options=few))
 
 
 def test_a_cache_in_fp8_needs_a_gpu_that_has_it_and_holds_twice_as_many() -> None:

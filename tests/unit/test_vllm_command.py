@@ -56,6 +56,11 @@ def test_the_command_of_a_plain_model() -> None:
         ({"kv_dtype": "fp8"}, "--kv-cache-dtype", "fp8"),
         ({"prefill_tokens": 8192}, "--max-num-batched-tokens", "8192"),
         ({"kv_memory": 1 << 30}, "--kv-cache-memory-bytes", "1073741824"),
+        (
+            {"kv_memory": 1 << 30, "tensor_parallel": 2, "pipeline_parallel": 2},
+            "--kv-cache-memory-bytes",
+            "268435456",
+        ),
     ],
 )
 def test_an_option_is_passed_on(option: dict[str, Any], name: str, said: str) -> None:

@@ -67,10 +67,25 @@ def test_a_program_that_is_no_python_is_told(tmp_path: Path) -> None:
         find(str(program(tmp_path / "python")), {})
 
 
-def test_what_a_gpu_is_told_by(tmp_path: Path) -> None:
-    there, absent = program(tmp_path / "nvidiactl"), tmp_path / "none"
-    assert gpu_here({}, (absent, there))
-    assert gpu_here({"CUDA_VISIBLE_DEVICES": "1"}, (there,))
-    assert not gpu_here({}, (absent,))
-    assert not gpu_here({"CUDA_VISIBLE_DEVICES": ""}, (there,))
-    assert not gpu_here({"CUDA_VISIBLE_DEVICES": "-1"}, (there,))
+@pytest.mark.parametrize(
+    ("files", "environment", "expected"),
+    [
+        ((), {}, False),
+        (("dev/nvidiactl",), {}, True),
+        (("dev/nvidiactl",), {"CUDA_VISIBLE_DEVICES": "1"}, True),
+        (("dev/nvidiactl",), {"CUDA_VISIBLE_DEVICES": ""}, False),
+        (("dev/nvidiactl",), {"CUDA_VISIBLE_DEVICES": "-1"}, False),
+        (("usr/lib/wsl/lib/libcuda.so.1",), {}, True),
+        (("proc/driver/nvidia/gpus",), {}, True),
+        (("proc/driver/nvidia/gpus", ".dockerenv"), {}, False),  # the host's
+        (("proc/driver/nvidia/gpus", "var/run/secrets/kubernetes.io"), {}, False),
+        (("proc/driver/nvidia/gpus", ".dockerenv", "dev/nvidiactl"), {}, True),
+    ],
+)
+def test_a_gpu_is_one_that_this_process_may_use(
+    files: tuple[str, ...], environment: dict[str, str], expected: bool, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert gpu_here(environment, tmp_path) is expected

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 import pytest
 
 from llama_serving.engine.vllm import supervisor
-from llama_serving.engine.vllm.supervisor import MOST_FAILURES, Supervisor, pause_s
+from llama_serving.engine.vllm.supervisor import Supervisor, pause_s
 from llama_serving.errors import SetupError
 from tests.unit.conftest import PATIENCE_S
+
+SEVERAL = 12
 
 
 class Run:
@@ -95,14 +97,14 @@ def test_pauses_grow_and_end_growing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_healthy_one_that_dies_is_started_again() -> None:
     runs, deaths = Runs(), list[int]()
     with supervised(runs, on_death=lambda: deaths.append(1)) as made:
-        for _ in range(MOST_FAILURES + 2):
+        for _ in range(SEVERAL):
             run = runs.next()
             made.healthy()
             assert run.told == ["asked"]
             run.over.set()
         runs.next()
         assert made.lost is None
-    assert len(deaths) == MOST_FAILURES + 2
+    assert len(deaths) == SEVERAL
     assert runs.all[-1].told == ["end"]
 
 
@@ -115,16 +117,22 @@ def test_one_that_was_never_healthy_is_not_started_again() -> None:
     assert len(runs.all) == 1
 
 
-def test_too_many_failed_starts_are_the_end() -> None:
+def test_failed_starts_are_counted_and_never_the_end() -> None:
     runs = Runs()
     with supervised(runs) as made:
         runs.next()
         made.healthy()
         runs.all[-1].over.set()
-        for _ in range(MOST_FAILURES):
-            runs.next().over.set()
-        until(lambda: made.lost)
-    assert len(runs.all) == 1 + MOST_FAILURES
+        for number in range(SEVERAL):
+            run = runs.next()
+            assert made.failures == number
+            run.over.set()
+        runs.next()
+        assert (made.failures, made.lost) == (SEVERAL, None)
+        made.healthy()
+        runs.all[-1].over.set()
+        runs.next()
+        assert made.failures == 0
 
 
 def test_one_that_does_not_become_healthy_in_time_is_killed() -> None:
@@ -135,15 +143,18 @@ def test_one_that_does_not_become_healthy_in_time_is_killed() -> None:
         assert run.told == ["kill"]
 
 
-def test_one_that_can_not_be_started_again_is_lost() -> None:
+@pytest.mark.parametrize("refused", [OSError(12, "no memory"), RuntimeError("can't start new thread")])
+def test_one_that_can_not_be_started_is_tried_again(refused: Exception) -> None:
     runs = Runs()
     with supervised(runs) as made:
         run = runs.next()
         made.healthy()
-        runs.refused = OSError(12, "no memory")
+        runs.refused = refused
         run.over.set()
-        until(lambda: made.lost)
-        assert "can't be started again" in str(made.lost)
+        until(lambda: made.failures > 2)
+        runs.refused = None
+        runs.next()
+        assert made.lost is None
 
 
 def test_a_first_start_that_fails_is_raised() -> None:

@@ -13,7 +13,7 @@ from llama_serving.contract.request import Alternative, Dialog, Parameters, Toke
 from llama_serving.errors import BadRequest
 from llama_serving.service import Service
 from tests.bad_bodies import assistant, user
-from tests.endpoints import asked, model, predicted, record, refused, settled
+from tests.endpoints import ENDPOINTS, Endpoint, asked, model, path, predicted, record, refused, settled
 from tests.shapes import generation
 
 SHORT: Final = {"max_tokens": 3, "temperature": 0}
@@ -133,35 +133,52 @@ def test_nulls_of_a_row_are_absent(row: dict[str, Any]) -> None:
 NULLS: Final = st.dictionaries(
     st.sampled_from(
         ("input_data", "inputs", "instances", "dataframe_split", "dataframe_records", "params", "parameters", "prompt",
-         "messages", "suffix", "prefix", "input_string", "max_tokens", "temperature", "stop", "logprobs", "tools",
-         "response_format", "best_of", "stream", "stream_options", "n", "user", "top_logprobs", "logit_bias", "x-y")
+         "messages", "suffix", "prefix", "input_string", "columns", "index", "data", "role", "content", "name", "type",
+         "max_tokens", "max_new_tokens", "temperature", "stop", "logprobs", "top_logprobs", "n", "seed", "details", "tools",
+         "tool_calls", "tool_call_id", "response_format", "best_of", "num_beams", "stream", "stream_options", "logit_bias",
+         "user", "metadata", "model", "id", "custom_id", "method", "url", "body", "x-y")
     ),
     st.none(),
 )  # fmt: skip
-BODIES: Final[tuple[dict[str, Any], ...]] = (
-    {"input_data": {"input_string": ["x"], "parameters": {"seed": 1}}},
-    {"input_data": ["x"], "params": {"seed": 1}},
-    {"inputs": {"input_string": "x"}},
-    {"dataframe_records": [{"input_string": "x"}]},
-    {"prompt": "x", "seed": 1},
-    {"messages": [{"role": "user", "content": "x"}]},
-)
+MORE_SHAPES: Final = (
+    Endpoint("/score list", lambda p, g: {"input_data": [p], "params": g}, path("/score")),
+    Endpoint("/score table", lambda p, g: {"input_data": {"columns": ["input_string"], "data": [[p]]}, "params": g},
+             path("/score")),
+    Endpoint("/score infill", lambda p, g: {"input_data": [{"prefix": p, "suffix": "x"}], "params": g}, path("/score")),
+    Endpoint("/invocations split", lambda p, g: {"dataframe_split": {"columns": ["input_string"], "data": [[p]]}, "params": g},
+             path("/invocations")),
+    Endpoint("/invocations records", lambda p, g: {"dataframe_records": [{"input_string": p}], "params": g},
+             path("/invocations")),
+    Endpoint("/invocations instances", lambda p, g: {"instances": [{"prefix": p, "suffix": ""}], "parameters": g},
+             path("/invocations")),
+    Endpoint("/completions", lambda p, g: {"prompt": [p], **g}, path("/completions")),
+)  # fmt: skip
 
 
 def with_nulls(value: Any, nulls: dict[str, None]) -> Any:
     """The value with keys that are null in every object of it."""
     if isinstance(value, dict):
         return {**nulls, **{key: with_nulls(item, nulls) for key, item in value.items()}}
+    if isinstance(value, tuple):
+        return tuple(with_nulls(item, nulls) for item in value)
     return [with_nulls(item, nulls) for item in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=40)
+def seen(endpoint: Endpoint, service: Service, body: Any) -> Any:
+    """What the client sees, without what differs each time, and without the keys that a record carries along."""
+    with pytest.MonkeyPatch.context() as patched:
+        answer = settled(endpoint.send(service, body, patched))
+    return {**answer, "extra": None} if isinstance(answer, dict) and "extra" in answer else answer
+
+
+@settings(max_examples=25, deadline=None)
 @given(nulls=NULLS)
-@pytest.mark.parametrize("body", BODIES, ids="-".join)
-def test_nulls_are_absent_at_every_depth(body: dict[str, Any], nulls: dict[str, None]) -> None:
-    assert protocol.parse(with_nulls(body, nulls)) == protocol.parse(body)
-    row = rows.split(with_nulls(body, nulls))
-    assert rows.request(row, Parameters()) == rows.request(rows.split(body), Parameters())
+@pytest.mark.parametrize("endpoint", [*ENDPOINTS, *MORE_SHAPES], ids=lambda one: one.name)
+def test_nulls_are_absent_at_every_endpoint_and_depth(
+    service: Service, endpoint: Endpoint, nulls: dict[str, None]
+) -> None:
+    body = endpoint.body([user("a")] if endpoint.chat else "def f(", {"max_tokens": 1, "temperature": 0})
+    assert seen(endpoint, service, with_nulls(body, nulls)) == seen(endpoint, service, body)
 
 
 # --- prompts and dialogs ------------------------------------------------------------------------------
@@ -285,6 +302,50 @@ def test_on_openais_routes_foreign_names_are_told_openais() -> None:
         protocol.parse({"prompt": "x", "maxOutputTokens": 1})
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"stop": ["</s>"], "stop_sequences": "</s>"},
+        {"max_new_tokens": 5, "max_tokens": 5.0, "num_predict": 5},
+        {"n": 1, "num_return_sequences": 1},
+    ],
+)
+def test_one_value_under_two_names_is_one_parameter(given: dict[str, Any]) -> None:
+    """PyRIT and prompt flow send the names of several servers."""
+    first = dict([next(iter(given.items()))])
+    for body in ({"input_data": ["x"], "params": given}, {"inputs": ["x"], "parameters": given}):
+        asked_once = protocol.parse({**body, next(name for name in body if name[0] == "p"): first})
+        assert protocol.parse(body).parameters == asked_once.parameters
+
+
+@pytest.mark.parametrize(
+    "given", [{"stop": "a", "stop_sequences": "b"}, {"max_new_tokens": 5, "max_tokens": 6}]
+)
+def test_two_values_of_one_parameter_compete(given: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        protocol.parse({"input_data": ["x"], "params": given})
+    assert (refusal.value.code, refusal.value.param) == ("competing_fields", f"params.{[*given][1]}")
+
+
+@pytest.mark.parametrize("place", ["parameters", "params"])
+def test_inputs_is_input_data_to_score(service: Service, place: str) -> None:
+    """LangChain's formatter for GPT-2 sends that to an endpoint of Azure's."""
+    body = {"inputs": {"input_string": ["def f(x):"]}, place: SHORT}
+    ((plain,),) = [asked(service, "/score", {"input_data": ["def f(x):"], place: SHORT})]
+    assert asked(service, "/score", body) == [{"0": plain}]
+    both = refused(lambda: asked(service, "/score", {**body, "input_data": ["x"]}))
+    assert both is not None
+    assert (both.code, both.param) == ("competing_fields", "inputs")
+
+
+def test_fields_without_effect_pass_and_are_carried_along() -> None:
+    free = {"user": "u", "metadata": {"a": 1}, "store": True, "safety_identifier": "s", "prompt_cache_key": "k",
+            "prompt_cache_retention": "24h"}  # fmt: skip
+    for body in ({"prompt": "x"}, {"messages": [user("x")]}):
+        assert protocol.parse({**body, **free}) == protocol.parse(body)
+        assert rows.split({**body, **free}).extra == free
+
+
 def test_letters_alone_mean_nothing() -> None:
     assert foreign_names.meant("top_z", ("top_p", "top_k", "stop")) == ""
     assert foreign_names.meant("sequences", ("num_return_sequences", "stop_sequences")) == ""
@@ -336,13 +397,6 @@ def test_finish_reasons_are_openais(body: Any) -> None:
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
     (choice,) = openai.answer(request, ((generation(),),), "m")["choices"]
     assert "stop_reason" not in choice
-
-
-@given(text=st.text() | st.sampled_from(("a\x85b", "\u2028", "x\u2029", "\r\n\x0b\x1c")))
-def test_a_line_is_one_line_for_every_reader(text: str) -> None:
-    line = json_lines.json_line({text: [text]})
-    assert len(line.splitlines()) == 1
-    assert json.loads(line) == {text: [text]}
 
 
 def test_an_echoed_separator_is_escaped_in_events_and_records(service: Service) -> None:

@@ -23,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
 
 _log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Journal:
 
     def _recover(self, job: dict[str, Any]) -> int:
         """Take in what is whole, cut off what is not; where the file ends then."""
-        found, header = _job_in(self._fd), _line(json.dumps({"job": job}, ensure_ascii=False))
+        found, header = _job_in(self._fd), _line(json_line({"job": job}))
         if found is None:
             if os.fstat(self._fd).st_size > len(header):  # (a header that was not written whole is not longer)
                 raise SetupError(f"{self.path} is no journal, or damaged. Remove it, or give another --output.")
@@ -376,7 +377,7 @@ def _difference(name: str, was: Any, now: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_line(value)
     return text if len(text) <= _SHORT else text[:_SHORT] + "…"
 
 

@@ -6,7 +6,6 @@ OUT.manifest.json   what the records were made of, and how many there are
 OUT.journal         while the job is not done
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llama_serving.batch.journal import Entry, Journal, State, sync_folder
+from llama_serving.contract.json_lines import json_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def place(outputs: Outputs, job: dict[str, Any], journal: Journal) -> None:
                 "rows": journal.counts.rows,
                 "version": version("llama-endpoints"),
             }
-            manifest.write(json.dumps(about, ensure_ascii=False, indent=2) + "\n")
+            manifest.write(json_document(about, indent=2))
         for path, part in parts.items():  # the records last: where they are, everything is
             if apart or path != outputs.errors:
                 part.replace(path)

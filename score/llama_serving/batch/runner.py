@@ -19,6 +19,8 @@ FULL_S: Final = 0.05
 """Rows of many sequences may fill the engine's own queue: then they wait so long."""
 TRIES: Final = 5
 """How often a row is given to an engine whose server ends in the middle of it; it may be the row that ends it."""
+MOST_FAILED_STARTS: Final = 10
+"""In a row, of a vLLM of ours, some six minutes: Azure then tries the mini-batch elsewhere."""
 SETTLE_S: Final = 2.0
 """Longer than an engine takes to see that its server has gone."""
 AGAIN_S: Final = 0.5
@@ -110,7 +112,7 @@ async def _is_back(service: Service) -> bool:
     patience_s = service.settings.vllm_start_s if stats.engine == "vllm" else AWAY_S
     deadline = time.monotonic() + patience_s
     pause_s = SETTLE_S
-    while stats.alive and time.monotonic() < deadline:
+    while stats.alive and stats.failed_starts < MOST_FAILED_STARTS and time.monotonic() < deadline:
         await asyncio.sleep(pause_s)
         stats = service.engine.stats()
         if stats.alive and not stats.away:

@@ -1,7 +1,7 @@
 """Azure's `/score`: its six kinds of bodies, and their answers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
 from llama_serving.contract.body import present
@@ -9,6 +9,9 @@ from llama_serving.contract.details import details
 from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, Reply, Request
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
+
+KEYS: Final = ("input_data", "inputs")
+"""Where the prompts stand; `inputs` is what LangChain's formatter for GPT-2 sends to an endpoint of Azure's."""
 
 
 def parse(body: Body) -> Request:
@@ -18,15 +21,23 @@ def parse(body: Body) -> Request:
         BadRequest: it is none of bodies 1 to 6.
     """
     body = present(body)
+    given = [key for key in KEYS if key in body]
+    if len(given) > 1:
+        raise BadRequest(
+            f"`{given[0]}` and `{given[1]}` are the same. Send one of them.",
+            code="competing_fields",
+            param=given[1],
+        )
     validate(body, "azure")
-    data = body["input_data"]
+    (key,) = given
+    return request_of(body[key], places(body, key), key)
+
+
+def places(body: Body, key: str) -> dict[str, Any]:
+    """Where the parameters of a body may stand, and what stands there; its prompts stand at `key`."""
+    data = body[key]
     inner = data.get("parameters") if isinstance(data, dict) else None
-    places = {
-        "input_data.parameters": inner,
-        "parameters": body.get("parameters"),
-        "params": body.get("params"),
-    }
-    return request_of(data, places, "input_data")
+    return {f"{key}.parameters": inner, "parameters": body.get("parameters"), "params": body.get("params")}
 
 
 def request_of(data: Any, places: Mapping[str, Any], at: str) -> Request:

@@ -26,9 +26,7 @@ def parse(body: Body) -> Request:
         raise BadRequest(f"Send exactly one of {', '.join(KEYS)}; the body has {what}.", code=code)
     key = given[0]
     validate({name: value for name, value in body.items() if name == key or name not in KEYS}, "mlflow")
-    data = body[key]
-    inner = data.get("parameters") if isinstance(data, dict) else None
-    places = {f"{key}.parameters": inner, "params": body.get("params")}
+    data, places = body[key], azure.places(body, key)
     if not _is_records(key, data):
         return azure.request_of(data, places, key)
     prompts = [record.get("input_string", record) for record in data]

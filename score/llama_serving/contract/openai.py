@@ -25,6 +25,8 @@ from llama_serving.contract.request import (
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
 
+PREFIXES: Final = ("/v1", "", "/models")
+"""Below what both APIs lie: OpenAI's clients ask at the first, Azure's inference clients at all three."""
 _PARAMETERS: Final = frozenset((*NAMES, *ALIASES)) - {"details"}
 
 

@@ -6,6 +6,7 @@ azmlinfsrv serves the files that lie beside the scoring script; `python -m deplo
 from dataclasses import dataclass
 from typing import Any, Final
 
+from llama_serving.contract.openai import PREFIXES
 from llama_serving.contract.validation import schema
 
 SCHEMAS: Final = ("azure", "prompts", "parameters", "error", "answers")
@@ -76,10 +77,8 @@ _MLFLOW: Final = _Route(
 _SCORING: Final = {
     "/score": _AZURE,
     "/invocations": _MLFLOW,
-    "/v1/completions": _COMPLETION,
-    "/v1/chat/completions": _CHAT,
-    "/completions": _COMPLETION,
-    "/chat/completions": _CHAT,
+    **{f"{prefix}/completions": _COMPLETION for prefix in PREFIXES},
+    **{f"{prefix}/chat/completions": _CHAT for prefix in PREFIXES},
 }
 _SERVER_SCHEMAS: Final = ("mlflow", "openai-completions", "openai-chat", "openai-answers", *SCHEMAS)
 
@@ -161,8 +160,9 @@ def _asking() -> dict[str, Any]:
         "/metrics": {"get": numbers, "head": numbers},
         "/openapi.json": {"get": document, "head": document},
         "/v1/models": {"get": models, "head": models},
+        "/models": {"get": models, "head": models},
         "/v1/models/{name}": {"parameters": [name], "get": model, "head": model},
-        "/info": {"get": info, "head": info},
+        **{f"{prefix}/info": {"get": info, "head": info} for prefix in PREFIXES},
     }
 
 

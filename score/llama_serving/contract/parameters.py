@@ -29,19 +29,21 @@ _INTEGERS: Final = frozenset(
 def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
     """`given`, which the schema has passed, under one name each and without what asks for nothing.
 
+    One value under two names is one parameter: clients of several servers send each server's name.
+
     Raises:
-        BadRequest: one thing is given under two names.
+        BadRequest: one parameter has two values under two names.
     """
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}
     for name, target, value in _asked(given):
-        if target in spelled:
+        if target in spelled and value != values[target]:
             raise BadRequest(
-                f"`{spelled[target]}` and `{name}` are the same parameter. Send one of them.",
+                f"`{spelled[target]}` and `{name}` are the same parameter, with two values. Send one of them.",
                 code="competing_fields",
                 param=path_of(*([at] if at else []), name),
             )
-        spelled[target] = name
+        spelled.setdefault(target, name)
         values[target] = value
     return Parameters(**values)
 

@@ -26,7 +26,10 @@ _PROMPTS: Final = (*_SHORT, *_WHOLE)
 _PARAMETERS: Final = frozenset((*parameters.NAMES, *parameters.ALIASES, "params"))
 _TAKEN: Final = frozenset((*_PROMPTS, *_PARAMETERS, "parameters", "body", "custom_id", "method", "url"))
 """What a row may be made of; of these a null is as if it were not there, all others are carried along as they are."""
-_FREE: Final = frozenset(("user", "metadata", "store"))
+_FREE: Final = frozenset(
+    ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+)
+"""Of OpenAI's fields those that have no effect on the text."""
 
 
 class RowKind(StrEnum):
@@ -86,6 +89,17 @@ def split(row: Mapping[str, Any]) -> Row:
     if any(key in given for key in _SHORT):
         return _take(given, RowKind.SHORT, {*_SHORT, "parameters"})
     return _take(given, RowKind.NOTHING, set())
+
+
+def defaults(given: Mapping[str, Any], at: str = "parameters") -> Parameters:
+    """Parameters for all rows, which stand at the path `at`.
+
+    Raises:
+        BadRequest: they are none.
+    """
+    given = json_body.present(given)
+    validate(given, "parameters")
+    return parameters.parse(given, at)
 
 
 def request(row: Row, defaults: Parameters) -> Request:

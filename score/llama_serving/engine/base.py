@@ -46,6 +46,7 @@ class EngineStats:
         sequences: submitted so far; `tokens_in` and `tokens_out` are theirs.
         alive: it takes requests.
         away: what it needs to generate is not there, and may come back; until then it refuses what it is given.
+        failed_starts: how often in a row what it needs could not be started again.
         steps: forward passes; `rows` went through them.
         reused_tokens: tokens of prompts that did not have to be computed, since an earlier prompt had them.
         times_set_aside: how often a sequence had to make room for older ones.
@@ -63,6 +64,7 @@ class EngineStats:
     why_not: str = ""
     batch_invariant: bool | None = None
     away: bool = False
+    failed_starts: int = 0
     steps: int = 0
     rows: int = 0
     reused_tokens: int = 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from llama_serving.contract.request import FinishReason, SamplingParams
+from llama_serving.engine import compute_threads
 from llama_serving.engine.base import EngineStats, Handle
 from llama_serving.engine.sampling import Sampler
 from llama_serving.engine.thread import EngineThread
@@ -162,6 +163,7 @@ class PipelineEngine:
             return choice
 
         def stopped(ids: torch.Tensor, _: torch.Tensor, **__: object) -> torch.Tensor:
+            self._thread.spin.adjust()
             self._end_waiting()
             whole = ids.shape[1] - len(job.prompt_ids) >= job.params.max_new_tokens
             if not ended and not whole and (reason := _ended(job)) is not None:
@@ -207,8 +209,7 @@ def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
     library: Any = transformers  # its annotations are too partial for strict typing
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    compute_threads.use(threads)
     with _weights_on_this_thread():
         pipeline = library.pipeline(
             "text-generation",

@@ -9,6 +9,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from llama_serving.contract.request import FinishReason
 from llama_serving.engine.base import Handle
+from llama_serving.engine.spin import SpinControl
 from llama_serving.errors import QueueFull, ServingError, Unavailable
 
 RETRY_AFTER_S: Final = 5
@@ -42,6 +43,7 @@ class EngineThread(Generic[W]):
         lock: guards `open` and the counts.
         open: those that have no end yet.
         sequences: taken in so far; `tokens_in` are those of their prompts.
+        spin: of the OpenMP threads, for the engine to adjust between its steps.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class EngineThread(Generic[W]):
         self._fewer = threading.Condition(self.lock)
         self.open: dict[Handle, W] = {}
         self.sequences = self.tokens_in = 0
+        self.spin = SpinControl()
         self._closed = False
         self._pid = os.getpid()
         self._loaded: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -145,6 +148,12 @@ class EngineThread(Generic[W]):
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._live()
+        finally:
+            self.spin.end()
+
+    def _live(self) -> None:
         try:
             self._load()
         except BaseException as error:  # (crosses to `start`, which raises it)

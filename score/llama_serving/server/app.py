@@ -31,12 +31,12 @@ from llama_serving.settings import Settings
 PROTOCOLS: Final[dict[str, Adapter]] = {
     "/score": Azure(),
     "/invocations": MLflow(),
-    "/v1/completions": OpenAI(openai.parse_completion),
-    "/v1/chat/completions": OpenAI(openai.parse_chat),
-    "/completions": OpenAI(openai.parse_completion),
-    "/chat/completions": OpenAI(openai.parse_chat),
+    **{f"{prefix}/completions": OpenAI(openai.parse_completion) for prefix in openai.PREFIXES},
+    **{f"{prefix}/chat/completions": OpenAI(openai.parse_chat) for prefix in openai.PREFIXES},
 }
-"""Every route that scores, and what it speaks. Azure's inference clients ask at the root."""
+"""Every route that scores, and what it speaks."""
+INFO: Final = tuple(f"{prefix}/info" for prefix in openai.PREFIXES)
+"""Where Azure's inference clients ask what the model is."""
 
 GONE: Final = 499
 """nginx's status for a client that went before its answer."""
@@ -162,7 +162,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 def spoken_at(path: str) -> Adapter | None:
     """The protocol in whose words a path refuses."""
-    openais = path.startswith("/v1/") or path == "/info"
+    openais = path.startswith(("/v1/", "/models")) or path in INFO
     return PROTOCOLS["/v1/completions"] if openais else PROTOCOLS.get(path)
 
 
@@ -254,9 +254,11 @@ def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
             return _json({"model_name": service.variant.name, "model_type": kind,
                           "model_provider_name": "llama-endpoints"})  # fmt: skip
 
-    app.add_api_route("/v1/models", models, methods=["GET", "HEAD"])
+    for path in ("/v1/models", "/models"):
+        app.add_api_route(path, models, methods=["GET", "HEAD"])
     app.add_api_route("/v1/models/{name:path}", model, methods=["GET", "HEAD"])
-    app.add_api_route("/info", info, methods=["GET", "HEAD"])
+    for path in INFO:
+        app.add_api_route(path, info, methods=["GET", "HEAD"])
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

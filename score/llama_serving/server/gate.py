@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_serving.server import keys
-from llama_serving.server.app import GONE, PROTOCOLS, refusal, spoken_at
+from llama_serving.server.app import GONE, INFO, PROTOCOLS, refusal, spoken_at
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.turns import Turns
 from llama_serving.service import as_serving_error
@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping"))
 """Whoever watches the server has no key."""
-NAMED: Final = frozenset((*PROTOCOLS, *PROBES, "/v1/models", "/info", "/version", "/metrics", "/openapi.json"))
+NAMED: Final = frozenset(
+    (*PROTOCOLS, *PROBES, *INFO, "/v1/models", "/models", "/version", "/metrics", "/openapi.json")
+)
 """The routes that metrics tell apart: others would be as many as somebody can think of."""
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

@@ -148,6 +148,7 @@ class BatchingEngine:
     # --- all below runs on the engine's thread --------------------------------------------------------
 
     def _start(self) -> None:
+        self._thread.spin.adjust()
         self._backend = self._load()
         self._pool = BlockPool(self._backend.num_blocks - 1, self._backend.block_tokens, share=self._share)
         self._cost = CostModel(
@@ -182,6 +183,7 @@ class BatchingEngine:
         return False
 
     def _step(self) -> None:
+        self._thread.spin.adjust()
         for sequence, reason in self._scheduler.ended(time.monotonic()):
             self._thread.finish(sequence.handle, reason)
         step = self._scheduler.schedule()

@@ -6,11 +6,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from llama_serving.engine.cgroups import groups
 from llama_serving.errors import SetupError
 
 SHARE: Final = 0.5
 """Of the memory that is free once the weights are loaded; the rest is for activations, requests and the system."""
-_CGROUPS: Final = Path("/sys/fs/cgroup")
+_FILES: Final = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
+"""Of a control group, by the interface's version: its limit, and what is used of it."""
 
 
 def num_blocks(*, block_bytes: int, block_tokens: int, wanted_tokens: int, limit: int | None) -> int:
@@ -45,38 +50,18 @@ def free_bytes() -> int:
 
 def _free() -> Iterator[int]:
     yield _machine()
-    for folder, limit, used in _groups():
+    for group in groups("memory"):
+        limit, used = _FILES[group.version]
         with suppress(OSError, ValueError, KeyError):  # no such limit, or "max"
             # Pages of files (the weights, once read) count as used, but give way.
-            stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+            stat = dict(line.split() for line in group.read("memory.stat").splitlines())
             cached = sum(int(stat.get(name, 0)) for name in ("inactive_file", "active_file"))
-            yield max(0, int(_read(folder / limit)) - int(_read(folder / used)) + cached)
-
-
-def _groups() -> Iterator[tuple[Path, str, str]]:
-    """The control groups of this process, from its own up to the root: (folder, its limit, its use)."""
-    with suppress(OSError):
-        for line in _read(Path("/proc/self/cgroup")).splitlines():
-            _, kinds, path = line.split(":", 2)
-            names = ("memory.max", "memory.current")
-            root = _CGROUPS
-            if kinds:  # version 1: one tree for each kind
-                if "memory" not in kinds.split(","):
-                    continue
-                root, names = _CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            own = root / path.lstrip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(root):
-                    yield folder, *names
+            yield max(0, int(group.read(limit)) - int(group.read(used)) + cached)
 
 
 def _machine() -> int:
     with suppress(OSError):
-        for line in _read(Path("/proc/meminfo")).splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="ascii").strip()

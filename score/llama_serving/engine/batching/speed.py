@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from llama_serving.contract.request import SamplingParams
+from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.choice import Choice, Wanted, choose
 from llama_serving.llama_config import LlamaConfig
 
@@ -79,17 +80,14 @@ def seconds(
         wanted: of the backend.
         amount: what is to be done.
         slots: sequences that are generated at a time.
-        threads: of torch; None is torch's own choice.
+        threads: of torch; None is its own choice, within a container's quota.
 
     Raises:
         SetupError: what is wanted can't be had here.
     """
-    import torch
-
     if not amount.sequences:
         return 0.0
-    if threads is not None:
-        torch.set_num_threads(threads)
+    compute_threads.use(threads)
     together = _together(amount.sample, min(slots, amount.sequences))
     mean = amount.prompt_tokens // amount.sequences
     some = _layers(config)

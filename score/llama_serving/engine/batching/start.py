@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.base import Backend
 from llama_serving.engine.batching.backends.choice import Wanted, choose
 from llama_serving.engine.batching.checkpoint import Weights, read_config
@@ -40,7 +41,7 @@ def start(  # noqa: PLR0913  (one call site, all named)
         checkpoint: a folder with `config.json` and safetensors.
         dtype: `float32` or `bfloat16`.
         context: tokens that one sequence may come to.
-        threads: of torch; None is torch's own choice.
+        threads: of torch; None is its own choice, within a container's quota.
         max_num_seqs: sequences that run at a time.
         kv_memory: bytes for keys and values; None is half of what is free.
         backend: see `Wanted`.
@@ -57,8 +58,7 @@ def start(  # noqa: PLR0913  (one call site, all named)
     def load() -> Backend:
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        compute_threads.use(threads)
         read = read_config(checkpoint)
         choice = choose(read, Wanted(dtype, backend, quantization))
         block_tokens = choice.block_tokens

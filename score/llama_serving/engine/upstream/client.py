@@ -41,11 +41,11 @@ class Client:
         url: where it is, without `/v1`.
         key: sent as a bearer token.
         socket: the Unix socket that it listens on; None is the address of `url`.
-        stall_s: seconds without a byte after which an answer is given up.
+        stall_s: seconds without a byte after which an answer is given up; None waits for as long as there is a connection.
     """
 
     def __init__(
-        self, url: str, *, key: str | None = None, socket: Path | None = None, stall_s: float = STALL_S
+        self, url: str, *, key: str | None = None, socket: Path | None = None, stall_s: float | None = STALL_S
     ) -> None:
         self._http = httpx2.AsyncClient(
             base_url=url,

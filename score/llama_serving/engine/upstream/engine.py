@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from llama_serving.contract.request import FinishReason, SamplingParams
@@ -228,10 +229,11 @@ class UpstreamEngine:
         places = asyncio.Semaphore(self._max_num_seqs)
         try:
             async for job in self._received():
-                if job.handle.cancelled:  # (a task that is cancelled before its first step knows of nothing)
+                if job.handle.cancelled:
                     self._thread.finish(job.handle, "cancelled")
                 else:
-                    self._tasks[job.handle] = asyncio.create_task(self._run(job, places))
+                    self._tasks[job.handle] = task = asyncio.create_task(self._run(job, places))
+                    task.add_done_callback(partial(self._ended, job.handle))
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         finally:
             watching.cancel()
@@ -253,6 +255,13 @@ class UpstreamEngine:
         task = self._tasks.get(handle)
         if task is not None:
             task.cancel()
+
+    def _ended(self, handle: Handle, _: asyncio.Task[None]) -> None:
+        del self._tasks[handle]
+        if (
+            handle in self._thread.open
+        ):  # a task that was cancelled before its first step, and so did not say it itself
+            self._thread.finish(handle, "cancelled")
 
     async def _run(self, job: _Job, places: asyncio.Semaphore) -> None:
         """One sequence, from its turn to its end."""
@@ -278,8 +287,6 @@ class UpstreamEngine:
             )
         else:
             self._thread.finish(job.handle, reason)
-        finally:
-            del self._tasks[job.handle]
 
     async def _seen_again(self, error: ServingError) -> ServingError:
         """What a client is told of an error: one of a server that is ending (its workers first) is that it is away."""

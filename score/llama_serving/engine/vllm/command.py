@@ -81,7 +81,8 @@ def arguments(
 def _optional(model: ServedModel, options: VllmOptions, kv_memory: int | None) -> dict[str, object]:
     found: dict[str, object] = {}
     if kv_memory is not None:
-        found["kv-cache-memory-bytes"] = kv_memory
+        # vLLM means each of its workers: each has its part of every token's keys and values.
+        found["kv-cache-memory-bytes"] = kv_memory // (options.tensor_parallel * options.pipeline_parallel)
     if options.prefill_tokens is not None:
         found["max-num-batched-tokens"] = options.prefill_tokens
     if options.speculative_tokens:

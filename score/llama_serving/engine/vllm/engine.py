@@ -26,7 +26,13 @@ from llama_serving.errors import SetupError
 _log = logging.getLogger(__name__)
 
 SOCKET: Final = "vllm.sock"
+LONGEST_SOCKET: Final = 107
+"""Bytes of a Unix socket's path (unix(7))."""
+ROOM_FOR_NAMES: Final = 64
+"""Bytes: of the folder's name, and of the longest name in it, a UUID."""
 SAY_EVERY_S: Final = 15.0
+RPC_FOLDER: Final = "VLLM_RPC_BASE_PATH"
+"""Where vLLM puts the sockets between its own processes: they go with the folder, however vLLM ends."""
 URL: Final = "http://vllm"
 """The host of requests on the socket: a name that no resolver is asked for."""
 
@@ -55,8 +61,7 @@ class VllmEngine:
         environment: Mapping[str, str],
     ) -> None:
         self._pid = os.getpid()
-        # Nobody else may enter it; a socket's path may have 107 bytes.
-        self._folder = Path(tempfile.mkdtemp(prefix="llama-vllm-"))
+        self._folder = _folder()
         key = secrets.token_urlsafe(32)
         socket = self._folder / SOCKET
         words = command.arguments(installation, model, options, socket=socket, kv_memory=kv_memory)
@@ -65,7 +70,7 @@ class VllmEngine:
 
         def launch() -> Run:
             socket.unlink(missing_ok=True)
-            return Process(words, variables, folder=self._folder, echo=echo)
+            return Process(words, variables | {RPC_FOLDER: str(self._folder)}, folder=self._folder, echo=echo)
 
         self._upstream: UpstreamEngine | None = None
         try:
@@ -77,7 +82,9 @@ class VllmEngine:
         atexit.register(self.close)
         try:
             self._upstream = UpstreamEngine(
-                lambda: Client(URL, key=key, socket=socket),
+                # A sequence that waits in vLLM, or has made room for others, hears nothing for as long as that takes. Whether vLLM is
+                # there its process says, and its end closes the socket.
+                lambda: Client(URL, key=key, socket=socket, stall_s=None),
                 behind=Behind(
                     name="vLLM",
                     setting=f"vLLM {installation.version}",
@@ -121,7 +128,10 @@ class VllmEngine:
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
         stats = self._asked.stats()
-        return replace(stats, engine="vllm", alive=stats.alive and self._supervisor.lost is None)
+        lost = self._supervisor.lost is not None
+        return replace(
+            stats, engine="vllm", alive=stats.alive and not lost, failed_starts=self._supervisor.failures
+        )
 
     def drain(self) -> None:
         """See `Engine.drain`."""
@@ -140,6 +150,14 @@ class VllmEngine:
     def _died(self) -> None:
         if self._upstream is not None:
             self._upstream.lose()
+
+
+def _folder() -> Path:
+    """A folder that nobody else may enter, for sockets: ours, and those between vLLM's processes."""
+    usual = tempfile.gettempdir()
+    # A job runner's folder for temporary files may be too long for a socket's path.
+    long = len(os.fsencode(usual)) + ROOM_FOR_NAMES > LONGEST_SOCKET
+    return Path(tempfile.mkdtemp(prefix="llama-vllm-", dir="/tmp" if long else usual))  # noqa: S108
 
 
 def _echo(line: str) -> None:

@@ -14,8 +14,12 @@ from typing import Final
 from llama_serving.errors import SetupError
 
 PROBE_S: Final = 60.0
-NVIDIA: Final = (Path("/proc/driver/nvidia/gpus"), Path("/dev/nvidiactl"))
-"""What NVIDIA's driver shows where there is a GPU."""
+NVIDIA: Final = ("dev/nvidiactl", "usr/lib/wsl/lib/libcuda.so.1")
+"""What NVIDIA's driver shows where there is a GPU, on Linux and in Windows' own."""
+NVIDIA_OF_HOST: Final = "proc/driver/nvidia/gpus"
+"""Likewise, before anybody has used the GPU. A container sees its host's, whether or not it was given a GPU."""
+IN_CONTAINER: Final = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
+"""What Docker, Podman and Kubernetes put into a container."""
 
 _PROBE: Final = """
 import importlib.metadata as m, importlib.util as u, json
@@ -125,8 +129,12 @@ def _probe(python: Path, named: str | None) -> Mapping[str, object]:
     return said
 
 
-def gpu_here(environment: Mapping[str, str] = os.environ, shown_by: tuple[Path, ...] = NVIDIA) -> bool:
+def gpu_here(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> bool:
     """Whether this process may use an NVIDIA GPU, found out without loading CUDA."""
     if environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
         return False
-    return any(path.exists() for path in shown_by)
+
+    def there(names: tuple[str, ...]) -> bool:
+        return any((root / name).exists() for name in names)
+
+    return there(NVIDIA) or (there((NVIDIA_OF_HOST,)) and not there(IN_CONTAINER))

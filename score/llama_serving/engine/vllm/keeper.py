@@ -25,6 +25,8 @@ LAST_S: Final = 10.0
 TRACKER_S: Final = 3.0
 TRACKER: Final = b"resource_tracker"
 """Python's own helper, which removes the shared memory that the killed ones have left, and then ends."""
+ORDERLY: Final = b"e"
+"""What asks for an orderly end. Anything else, and the end of the pipe, is one at once."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -71,7 +73,7 @@ def _wait(child: subprocess.Popen[bytes], parent: int) -> bool:
             if ended in ready:
                 return True
             if 0 in ready:
-                return os.read(0, 1) != b""
+                return os.read(0, 1) == ORDERLY
         return False
     finally:
         os.close(ended)

@@ -86,13 +86,17 @@ class Process:
 
     def end(self) -> None:
         """Ask it to end; the keeper kills it after a while. Returns at once."""
-        with suppress(OSError, ValueError):  # it has ended, or is ending
-            os.write(self._stdin.fileno(), b"e")
+        self._tell(b"e")
 
     def kill(self) -> None:
         """End it at once."""
-        with suppress(OSError, ValueError):
-            self._stdin.close()
+        # (To close the pipe would not do: a process that was forked from us meanwhile may hold its other copy.)
+        self._tell(b"k")
+
+    def _tell(self, word: bytes) -> None:
+        with self._lock, suppress(OSError, ValueError):  # it has ended, or is ending
+            if self.code is None:
+                os.write(self._stdin.fileno(), word)
 
     def cause(self) -> str:
         """Why it has ended, as far as that may be shown."""

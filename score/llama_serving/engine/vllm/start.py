@@ -2,18 +2,23 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.engine.batching.memory import free_bytes
+from llama_serving.engine.cpus import within_quota
 from llama_serving.engine.vllm.command import kv_bytes
 from llama_serving.engine.vllm.engine import VllmEngine
 from llama_serving.engine.vllm.installation import find
 from llama_serving.engine.vllm.options import ServedModel, VllmOptions
+from llama_serving.errors import SetupError
 from llama_serving.llama_config import load, positions_of
 
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4}
+QUANTIZED: Final = "quantization_config"
 
 
 def start(
@@ -31,6 +36,11 @@ def start(
     Raises:
         SetupError: there is no vLLM, it can't serve the model, or it is not healthy in time.
     """
+    if options.prefill_tokens is not None and options.prefill_tokens < options.max_num_seqs:
+        raise SetupError(
+            f"LLAMA_VLLM_PREFILL_TOKENS={options.prefill_tokens} is below LLAMA_MAX_NUM_SEQS={options.max_num_seqs}, and vLLM "
+            "computes at least a token of each sequence in a step. Raise the one, or lower the other."
+        )
     installation = find(options.python)
     width = _BYTES.get(dtype, 2)
     model = ServedModel(
@@ -40,7 +50,7 @@ def start(
         context=context,
         positions=positions_of(load(checkpoint), checkpoint),
         kv_bytes=variant.shape.kv_bytes_per_token(width),
-        weight_bytes=variant.shape.weight_bytes(width),
+        weight_bytes=_weight_bytes(checkpoint, variant, width),
     )
     kv_memory = kv_bytes(installation, model, options, free_bytes=free_bytes())
     _log.info(
@@ -49,4 +59,15 @@ def start(
         installation.python,
         "the CPU" if installation.cpu else "the GPU",
     )
+    options = replace(options, threads=options.threads or within_quota())
     return VllmEngine(installation, model, options, kv_memory=kv_memory, environment=os.environ)
+
+
+def _weight_bytes(checkpoint: Path, variant: ModelVariant, width: int) -> int:
+    """Bytes of the weights in memory: quantized ones stay as they are in their files, others may be widened."""
+    files = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    return (
+        min(files, variant.shape.weight_bytes(width))
+        if load(checkpoint).get(QUANTIZED)
+        else variant.shape.weight_bytes(width)
+    )

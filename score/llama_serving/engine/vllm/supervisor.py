@@ -1,4 +1,4 @@
-"""Keeps vLLM running: starts it again after its death, later each time, and gives up after too many failed starts."""
+"""Keeps vLLM running: starts it again after its death, later each time. One that was never healthy is given up."""
 
 import logging
 import threading
@@ -6,14 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from llama_serving.errors import SetupError
-
 _log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
-MOST_FAILURES: Final = 5
-"""Starts in a row that did not come to a healthy vLLM."""
 END_S: Final = 30.0
 
 
@@ -66,6 +62,7 @@ class Supervisor:
         self._healthy, self._closing = threading.Event(), threading.Event()
         self._was_healthy = False
         self._lost: str | None = None
+        self._failures = 0
         self._run = launch()
         self._thread = threading.Thread(target=self._supervise, name="vllm", daemon=True)
         self._thread.start()
@@ -74,6 +71,11 @@ class Supervisor:
     def lost(self) -> str | None:
         """Why vLLM will not come (back) any more; None while it may."""
         return self._lost
+
+    @property
+    def failures(self) -> int:
+        """Starts in a row that did not come to a healthy vLLM."""
+        return self._failures
 
     def progress(self) -> str:
         """What vLLM is doing."""
@@ -96,35 +98,38 @@ class Supervisor:
             self._thread.join(END_S)
 
     def _supervise(self) -> None:
-        failures = 0
         while True:
             self._until_ended()
             if self._closing.is_set():
                 return
             came = self._healthy.is_set()
-            failures = 0 if came else failures + 1
+            self._failures = 0 if came else self._failures + 1
             self._healthy.clear()
             why = self._why(came=came)
-            if not self._was_healthy or failures >= MOST_FAILURES:
+            if not self._was_healthy:  # (its model, its settings or its machine are not for it)
                 self._lost = why
                 _log.error("%s", why)
                 return
-            seconds = pause_s(failures)
-            _log.error("%s; it is started again in %.0f s", why, seconds)
             self._on_death()
-            if self._closing.wait(seconds) or not self._start():
+            if not self._start_again(why):
                 return
 
-    def _start(self) -> bool:
-        try:
-            self._run = self._launch()
-        except (OSError, SetupError) as error:
-            self._lost = f"vLLM can't be started again: {error}"
-            _log.error("%s", self._lost)
-            return False
-        if self._closing.is_set():  # `close` may have asked the run before
-            self._run.end()
-        return True
+    def _start_again(self, why: str) -> bool:
+        """For as long as it takes: a GPU or a disk that is away may come back. False when it is to end."""
+        while True:
+            seconds = pause_s(self._failures)
+            _log.error("%s; it is started again in %.0f s", why, seconds)
+            if self._closing.wait(seconds):
+                return False
+            try:
+                self._run = self._launch()
+            except Exception as error:  # no memory, no thread, no file: none of it may end this thread
+                self._failures += 1
+                why = f"vLLM can't be started: {error}"
+            else:
+                if self._closing.is_set():  # `close` may have asked the run before
+                    self._run.end()
+                return True
 
     def _until_ended(self) -> None:
         """Waits for the end of the run, and brings it about where it does not become healthy."""

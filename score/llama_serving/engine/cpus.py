@@ -1,0 +1,56 @@
+"""How many CPUs this process may use: of its affinity, and of its container's quota."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from llama_serving.engine.cgroups import UNIFIED, Group, groups
+
+
+def available(root: Path = Path("/")) -> int:
+    """CPUs that threads of this process can keep busy, at least 1.
+
+    A quota's fraction counts as one more: two threads get all of 1.5 CPUs, one thread would leave a third of them.
+
+    Args:
+        root: of the file system.
+    """
+    return max(1, min([affinity(), *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def within_quota() -> int | None:
+    """CPUs, where a quota allows fewer than the affinity; else None."""
+    found = available()
+    return found if found < affinity() else None
+
+
+def affinity() -> int:
+    """CPUs that the system lets this process run on, whatever its quota."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has none
+        return os.cpu_count() or 1
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    for group in groups("cpu", root):
+        with suppress(OSError, ValueError):  # the group has no limit: no file, or "max" in it
+            yield _quota(group)
+
+
+def _quota(group: Group) -> float:
+    """CPUs, as time that may be used in a period by the period.
+
+    Raises:
+        OSError: the group has no such file.
+        ValueError: it has no limit.
+    """
+    if group.version == UNIFIED:
+        quota, period = group.read("cpu.max").split()
+    else:
+        quota, period = group.read("cpu.cfs_quota_us"), group.read("cpu.cfs_period_us")
+    if int(quota) <= 0 or int(period) <= 0:
+        raise ValueError(f"no quota: {quota} of {period}")
+    return int(quota) / int(period)

@@ -1,0 +1,127 @@
+"""Clients that people use, unchanged, against the real servers: each must show the very text of a plain request."""
+
+import re
+from pathlib import Path
+
+from deployment.servers import Server
+from tests.clients.conftest import HERE, KEY, Ask, Expected, Run
+
+
+def test_openai(ask: Ask, keyed: Server, expected: Expected) -> None:
+    told = ask("use_openai", keyed)
+    errors = told.pop("errors")
+    assert told.pop("models") == [["nano"], ["nano"]]
+    assert told == {name: expected.chat if "chat" in name else expected.completion for name in told}
+    assert errors == {
+        "no key": {"type": "AuthenticationError", "code": "invalid_api_key", "param": None},
+        "too long": {"type": "BadRequestError", "code": "context_length_exceeded", "param": "messages"},
+        "wrong value": {"type": "BadRequestError", "code": "invalid_value", "param": "n"},
+        "no such parameter": {"type": "BadRequestError", "code": "unknown_field", "param": "no_such"},
+    }
+
+
+def test_azure_ai_inference(ask: Ask, keyed: Server, expected: Expected) -> None:
+    told = ask("use_azure_inference", keyed)
+    info = {"model_name": "nano", "model_type": "chat-completion", "model_provider_name": "llama-endpoints"}
+    assert told.pop("info") == [info, info, info]
+    assert told.pop("refused") == 400
+    assert told == dict.fromkeys(told, expected.chat)
+
+
+def test_langchain_for_azureml(ask: Ask, keyed: Server, expected: Expected) -> None:
+    check_azureml(ask("use_langchain_azureml", keyed), expected)
+
+
+def test_langchain_for_azureml_behind_azures_server(ask: Ask, azure: Server, expected: Expected) -> None:
+    check_azureml(ask("use_langchain_azureml", azure, serverless=False), expected)
+
+
+def check_azureml(told: dict[str, object], expected: Expected) -> None:
+    """LangChain escapes the prompt and puts it in quotes, if the endpoint is no serverless one, and strips answers."""
+    escaped = expected.question.prompt.replace("\n", "\\n")
+    quoted = expected.completion_of(f'"{escaped}"')
+    chat = expected.chat.strip()
+    serverless = {
+        "serverless chat": chat,
+        "serverless chat in pieces": expected.chat,
+        "serverless completion": expected.completion_of(escaped).strip(),
+    }
+    assert told == {
+        "completion": quoted,
+        "completions": [quoted, quoted],
+        "completion, stopped": quoted,
+        "completion, GPT-2": quoted,
+        "chat": chat,
+        "chat, stopped": chat,
+        **(serverless if "serverless chat" in told else {}),
+    }
+
+
+def test_langchains_own_suite(run: Run, keyed: Server) -> None:
+    """All of its tests but those of tools and schemas: those it skips by the properties that the class states."""
+    suite = HERE / "programs" / "standard_suite.py"
+    loop = [
+        word for kind in ("fixture", "test") for word in ("-o", f"asyncio_default_{kind}_loop_scope=session")
+    ]
+    printed = run(
+        "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=auto", *loop, "-c", "/dev/null",
+        "--confcutdir", str(suite.parent), str(suite), SERVER_URL=f"{keyed.url}/v1", SERVER_KEY=KEY,
+    )  # fmt: skip
+    found = re.search(r"^(\d+) passed, (\d+) skipped", printed, re.MULTILINE)
+    assert found, printed
+    assert int(found[1]) >= 20
+
+
+def test_litellm(ask: Ask, keyed: Server, expected: Expected) -> None:
+    told = ask("use_litellm", keyed)
+    assert told.pop("completion") == expected.completion
+    texts = dict.fromkeys(("chat", "chat in pieces", "async chat"), expected.chat)
+    errors = {
+        "no key": "AuthenticationError",
+        "too long": "ContextWindowExceededError",
+        "wrong value": "BadRequestError",
+    }
+    assert told == {provider: {**texts, "errors": errors} for provider in ("openai", "hosted_vllm", "azure_ai")}
+
+
+def test_autogen(ask: Ask, keyed: Server, expected: Expected) -> None:
+    assert ask("use_autogen", keyed) == {
+        "chat": expected.first,
+        "second": expected.second,
+        "chat in pieces": expected.first,
+        "team": ["user", "one", "two"],
+    }
+
+
+def test_semantic_kernel(ask: Ask, keyed: Server, expected: Expected) -> None:
+    told = ask("use_semantic_kernel", keyed)
+    assert told.pop("completion") == expected.completion
+    assert told.pop("first") == expected.first
+    assert told == dict.fromkeys(told, expected.chat)
+
+
+def test_openai_agents(ask: Ask, keyed: Server, expected: Expected) -> None:
+    assert ask("use_openai_agents", keyed) == {
+        "first": expected.first,
+        "second": expected.second,
+        "first in pieces": expected.first,
+    }
+
+
+def test_the_llm_command(run: Run, keyed: Server, expected: Expected, tmp_path: Path) -> None:
+    tmp_path.joinpath("extra-openai-models.yaml").write_text(
+        f"- {{model_id: chat, model_name: nano, api_base: '{keyed.url}/v1', api_key_name: ours}}\n"
+        f"- {{model_id: text, model_name: nano, api_base: '{keyed.url}/v1', api_key_name: ours, completion: true}}\n"
+    )
+    where = {"LLM_USER_PATH": str(tmp_path)}
+    question = expected.question
+    options = ("--key", KEY, "-o", "temperature", "0", "-o", "max_tokens", str(question.max_tokens))
+    system, user = (message["content"] for message in question.messages[:2])
+    first = run("llm", "-m", "chat", "-s", system, user, *options, **where)
+    whole = run("llm", "-m", "chat", "-s", system, user, "--no-stream", *options, **where)
+    second = run("llm", "-c", question.messages[-1]["content"], *options, **where)
+    text = run("llm", "-m", "text", question.prompt, *options, **where)
+    assert (first, whole, second) == tuple(
+        f"{one}\n" for one in (expected.first, expected.first, expected.second)
+    )
+    assert text == f"{expected.completion}\n"
