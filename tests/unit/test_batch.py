@@ -49,7 +49,7 @@ class Echo:
     settings = SimpleNamespace(max_body=1 << 20, deadline_s=None, max_num_seqs=4, vllm_start_s=60)
 
     def __init__(self) -> None:
-        self.stats = SimpleNamespace(engine="vllm", alive=True, away=False)
+        self.stats = SimpleNamespace(engine="vllm", alive=True, away=False, failed_starts=0)
         self.engine = SimpleNamespace(stats=self._stats)
         self._dead = False
         self.asked: list[Request] = []
@@ -462,15 +462,27 @@ class TestRunner:
             scored(echo, tmp_path, {"prompt": "a"})
         assert len(tries) == runner.TRIES
 
-    @pytest.mark.parametrize(("engine", "seconds"), [("vllm", 0), ("upstream", 0)])
+    @pytest.mark.parametrize(
+        ("seconds", "stats"),
+        [
+            (0, {"engine": "vllm", "failed_starts": 0}),
+            (0, {"engine": "upstream", "failed_starts": 0}),
+            (7200, {"engine": "vllm", "failed_starts": runner.MOST_FAILED_STARTS}),
+        ],
+    )
     def test_a_server_that_stays_away_is_not_waited_for_for_ever(
-        self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch, engine: str, seconds: float
+        self,
+        tmp_path: Path,
+        echo: Echo,
+        monkeypatch: pytest.MonkeyPatch,
+        seconds: float,
+        stats: dict[str, Any],
     ) -> None:
         async def answering(asked: Request, *, deadline: float | None) -> Generations:
             del asked, deadline
             raise Unavailable("The model's server is away.")
 
-        echo.stats = SimpleNamespace(engine=engine, alive=True, away=True)
+        echo.stats = SimpleNamespace(alive=True, away=True, **stats)
         monkeypatch.setattr(
             echo, "settings", SimpleNamespace(**{**vars(echo.settings), "vllm_start_s": seconds}), raising=False
         )
