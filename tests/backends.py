@@ -17,6 +17,7 @@ from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.engine.batching.native.library import Kernels
 from llama_serving.llama_config import LlamaConfig
+from tests.conftest import NOT_NATIVE
 
 
 def make(kind: str, folder: Path, blocks: int) -> Backend:
@@ -32,8 +33,6 @@ def make(kind: str, folder: Path, blocks: int) -> Backend:
     return Native(read_config(folder), Weights(folder), kernels(), int8=int8, num_blocks=num_blocks)
 
 
-SKIPPED: Final = "the native backend is not tested here: "
-"""What the reason of each skipped test begins with; `conftest.py` says it once for all of them."""
 TILES: Final = ("amx_tile", "amx_bf16")
 IN_SOFTWARE: Final = "-DLLAMA_TILES_IN_SOFTWARE"
 
@@ -41,9 +40,9 @@ IN_SOFTWARE: Final = "-DLLAMA_TILES_IN_SOFTWARE"
 def needs(*flags: str) -> None:
     """Skips, saying why, where the CPU has not all of these flags, or where there is no C++ compiler."""
     if without := [flag for flag in flags if flag in cpu.missing()]:
-        pytest.skip(f"{SKIPPED}this CPU has no {', '.join(without)}")
+        pytest.skip(f"{NOT_NATIVE}this CPU has no {', '.join(without)}")
     if not os.environ.get("CXX") and not any(map(shutil.which, build.COMPILERS)):
-        pytest.skip(f"{SKIPPED}no C++ compiler ({', '.join(build.COMPILERS)})")
+        pytest.skip(f"{NOT_NATIVE}no C++ compiler ({', '.join(build.COMPILERS)})")
 
 
 @functools.cache

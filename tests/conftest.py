@@ -23,9 +23,11 @@ from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service import Service
 from llama_serving.settings import Settings
-from tests import backends
+from tests import torchless
 
 ROOT = Path(__file__).parents[1]
+NOT_NATIVE = "the native backend is not tested here: "
+"""What the reason of each test begins with that needs a CPU or a compiler which is not here."""
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -51,12 +53,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"{twice[0]} is the id of several tests")
 
 
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Where torch is missing, a file that imports it is skipped."""
+    return torchless.Module.from_parent(parent, path=module_path) if torchless.MISSING else None
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a CPU lacks is said in one line of the summary, which has one for each place that skips."""
-    report = yield
-    if report.skipped and isinstance(report.longrepr, tuple) and backends.SKIPPED in report.longrepr[2]:
-        report.longrepr = (str(Path(backends.__file__)), 0, report.longrepr[2])
+    report = torchless.skipped((yield), call)
+    if report.skipped and isinstance(report.longrepr, tuple) and NOT_NATIVE in report.longrepr[2]:
+        report.longrepr = (str(ROOT / "tests" / "backends.py"), 0, report.longrepr[2])
     return report
 
 

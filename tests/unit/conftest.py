@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, settings
 
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Token
-from llama_serving.engine.batching import sampler
 from llama_serving.engine.sampling import Row, Sampler
 
 # No test measures time, so a busy machine must not fail one.
@@ -29,6 +28,8 @@ def before_draw(monkeypatch: pytest.MonkeyPatch) -> BeforeDraw:
 
     The batching engine draws for all at once; after a fault it draws again, for each by itself.
     """
+    from llama_serving.engine.batching import sampler  # (torch, which few tests need)
+
     original, together = Sampler.draw, sampler.draw
 
     def install(hook: Hook) -> None:

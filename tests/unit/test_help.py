@@ -1,12 +1,16 @@
-"""Help texts: what an option sets is named, with every value that it takes."""
+"""Options that are settings: their help names every value, and what they set is set nowhere else."""
 
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from deployment.cli import main
+from llama_serving.batch import job
 from llama_serving.errors import SetupError
 from llama_serving.settings import DTYPES, ENGINES, Settings
 
@@ -63,3 +67,36 @@ def test_help_shows_every_choice(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_says_what_it_does(name: str) -> None:
     assert (OPTIONS[name].help or "").strip().endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("variable", "flags", "expected"),
+    [
+        (None, (), 64),
+        (" ", (), 64),
+        ("3", (), 3),
+        (None, ("--concurrency", "5"), 5),
+        ("3", ("--concurrency", "5"), 5),
+    ],
+)
+def test_batch_has_a_default_of_its_own_and_leaves_the_environment_alone(
+    variable: str | None, flags: tuple[str, ...], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Settings] = []
+    monkeypatch.delenv("LLAMA_MAX_NUM_SEQS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("LLAMA_MAX_NUM_SEQS", variable)
+    monkeypatch.setattr(job, "about", lambda _, settings: seen.append(settings) or {})
+    before = dict(os.environ)
+    asked = (
+        "batch",
+        "--model",
+        "nano",
+        "--input",
+        str(tmp_path / "nothing"),
+        "--output",
+        str(tmp_path / "out"),
+    )
+    assert CliRunner().invoke(main, [*asked, *flags]).exit_code == 2, "there is no input"
+    assert [settings.max_num_seqs for settings in seen] == [expected]
+    assert dict(os.environ) == before
