@@ -138,11 +138,13 @@ def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
     from marshmallow import ValidationError
 
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    later = {name: _LATER for name in _OPTIONS if name in schema.fields and name not in given}
+    given = {**given, **later}
     own = given.get("type", _DEFAULT_TYPE)
     if _TYPES.get(kind, own) != own:  # the loader would read it as another kind
         return _validated(schema, {**given, "type": _TYPES[kind]})
     try:
-        load(source=path)
+        load(source=path, params_override=[{name: value} for name, value in later.items()])
     except ValidationError as error:
         said = getattr(error.__cause__, "messages", None)
         # Of a job its loader keeps a text alone, so its schema is asked again.
@@ -150,6 +152,9 @@ def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
     return {}
 
 
+_OPTIONS: Final = ("name", "endpoint_name")
+"""What `az ml` takes as options of its commands, too: a file may leave it out."""
+_LATER: Final = "given-later"
 _DEFAULT_TYPE: Final = "managed"
 _TYPES: Final = {
     "managedOnlineDeployment": "managed",

@@ -14,7 +14,6 @@ from deployment.validate.tree import Spec
 
 _SET: Final = re.compile(r"passed is not in set \[(.*?)\]")
 _TYPE: Final = re.compile(r"Not a valid (\w+)\.")
-_GIVEN_LATER: Final = (("name",), ("endpoint_name",))
 _WORDS: Final = {
     "integer": "an integer",
     "boolean": "true or false",
@@ -29,8 +28,6 @@ def findings(spec: Spec) -> Iterator[Finding]:
         return
     kind = "batchDeployment" if is_flat(spec) else spec.kind
     for complaint in azure.complaints(kind, spec.path):
-        if complaint.place in _GIVEN_LATER and "Missing data" in complaint.message:
-            continue  # (said as a warning: the command line gives it, too)
         if complaint.unknown:
             yield spec.find(Rule.UNKNOWN_FIELD, complaint.place, _unknown(complaint))
         else:

@@ -12,6 +12,7 @@ from deployment.validate import (
     azure_says,
     batch,
     clusters,
+    conda,
     disk,
     endpoints,
     engines,
@@ -37,7 +38,7 @@ from llama_serving.errors import SetupError
 RULES: Final[tuple[Callable[[Spec, Tree], Iterator[Finding]], ...]] = (
     shapes.rules, ranges.rules, names.rules, references.rules, scripts.rules, variables.rules, engines.rules, machines.rules,
     online.rules, batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, kubernetes.rules,
-    autoscale.rules, strangers.rules,
+    autoscale.rules, strangers.rules, conda.rules,
 )  # fmt: skip
 
 

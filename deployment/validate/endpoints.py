@@ -6,7 +6,8 @@ from typing import Final
 from deployment.limits import IDENTITIES
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import ENDPOINTS, ONLINE_ENDPOINTS, Kind
-from deployment.validate.ranges import shown, within
+from deployment.validate.lines import Place
+from deployment.validate.ranges import read_by_azure, shown, within
 from deployment.validate.tree import Spec, Tree
 
 MOST_MIRRORED: Final = 50
@@ -34,13 +35,10 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
 
 
 def _traffic(spec: Spec) -> Iterator[Finding]:
-    shares = spec.mapping("traffic")
-    for name, share in shares.items():
-        if not within(share, 0, 100):
-            yield spec.find(
-                Rule.TRAFFIC, ("traffic", name), f"must be an integer from 0 to 100, not {shown(share)}."
-            )
-    total = sum(share for share in shares.values() if within(share, 0, 100))
+    for name in spec.mapping("traffic"):
+        yield from _share(spec, ("traffic", name), 100, Rule.TRAFFIC, "")
+    shares = map(read_by_azure, spec.mapping("traffic").values())
+    total = sum(share for share in shares if share is not None and within(share, 0, 100))
     if total not in (0, 100):
         yield spec.find(Rule.TRAFFIC, ("traffic",), f"sums to {total}. It must be 0 or 100.")
     if total:
@@ -56,19 +54,26 @@ def _mirror(spec: Spec) -> Iterator[Finding]:
     shares = spec.mapping("mirror_traffic")
     if len(shares) > 1:
         yield spec.find(Rule.MIRROR, ("mirror_traffic",), f"names {len(shares)} deployments. It must name one.")
-    for name, share in shares.items():
-        if not within(share, 0, MOST_MIRRORED):
-            yield spec.find(
-                Rule.MIRROR, ("mirror_traffic", name),
-                f"must be an integer from 0 to {MOST_MIRRORED} (per cent of the traffic that are sent there "
-                f"as well), not {shown(share)}.",
-            )  # fmt: skip
+    for name in shares:
+        meaning = " (per cent of the traffic that are sent there as well)"
+        yield from _share(spec, ("mirror_traffic", name), MOST_MIRRORED, Rule.MIRROR, meaning)
         if spec.mapping("traffic").get(name):
             yield spec.find(
                 Rule.MIRROR,
                 ("mirror_traffic", name),
                 "has live traffic as well. Mirror to a deployment with none.",
             )
+
+
+def _share(spec: Spec, place: Place, most: int, rule: Rule, meaning: str) -> Iterator[Finding]:
+    value = spec.at(*place)
+    share = read_by_azure(value)
+    if share is None or not within(share, 0, most):
+        yield spec.find(rule, place, f"must be an integer from 0 to {most}{meaning}, not {shown(value)}.")
+    elif share is not value:
+        yield spec.find(
+            Rule.NUMBER_TYPE, place, f"is {shown(value)} to YAML; Azure's client reads {share}. Write {share}."
+        )
 
 
 def _identity(spec: Spec) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ class Rule(StrEnum):
     UNPINNED = "unpinned"
     REFERENCE = "reference"
     REFERENCE_KIND = "reference-kind"
+    ID_CASE = "id-case"
     NOT_FOUND = "not-found"
     MODEL_UNKNOWN = "model-unknown"
     # numbers
@@ -42,6 +43,8 @@ class Rule(StrEnum):
     SCRIPT_KIND = "script-kind"
     MODEL_MISSING = "model-missing"
     ENVIRONMENT_MISSING = "environment-missing"
+    CONDA = "conda"
+    IMPORT = "import"
     VARIABLE = "variable"
     VARIABLE_TYPE = "variable-type"
     VARIABLE_NAME = "variable-name"
@@ -119,7 +122,7 @@ WARNINGS: Final = frozenset({
     Rule.NOT_FOUND, Rule.MODEL_UNKNOWN, Rule.KEPT_PROMPTS, Rule.IGNORED_FAILURES, Rule.SHORT_TIMEOUT,
     Rule.OFFER_UNKNOWN, Rule.ROOT_USER, Rule.IDLE, Rule.PREEMPTION, Rule.ONE_WAY, Rule.IMPATIENCE, Rule.FLAPPING,
     Rule.LATE, Rule.DUPLICATE_KEY, Rule.SCHEMA, Rule.PASSWORD, Rule.GIVEN_LATER, Rule.UNPINNED, Rule.NUMBER_TYPE,
-    Rule.VARIABLE_TYPE, Rule.DEADLINE, Rule.QUEUE, Rule.DRAIN, Rule.WORKERS, Rule.PLACE, Rule.CREATION,
+    Rule.VARIABLE_TYPE, Rule.ID_CASE, Rule.IMPORT, Rule.DEADLINE, Rule.QUEUE, Rule.DRAIN, Rule.WORKERS, Rule.PLACE, Rule.CREATION,
 })  # fmt: skip
 """Rules whose findings Azure takes, and which work."""
 INFORMATION: Final = frozenset({Rule.NOT_CHECKED})

@@ -18,9 +18,15 @@ _ARM: Final = re.compile(
     re.IGNORECASE,
 )
 """The names in a resource's id are read in any case."""
+_AS_CLIENT: Final = re.compile(
+    r"azureml:/?subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/workspaces/[^/]+"
+    r"/[^/]+/[^/]+/versions/[^/]+"
+)
 _REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)/versions/([^/]+)")
 _REGISTRY_LABEL: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)(?:/labels/[^/]+)?")
 _COMPUTE: Final = re.compile(r"(?:azureml:)?([A-Za-z][A-Za-z0-9-]*)")
+_LOCAL: Final = "local"
+"""The machine that the client runs on."""
 _PLURAL: Final = {Kind.MODEL: "models", Kind.ENVIRONMENT: "environments"}
 _ENDPOINT_OF: Final[Mapping[Kind, Kind]] = {
     Kind.MANAGED_DEPLOYMENT: Kind.MANAGED_ENDPOINT,
@@ -98,6 +104,12 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
     if not isinstance(value, str):
         return
     if elsewhere(value, kind):
+        if _ARM.fullmatch(value) and not _AS_CLIENT.fullmatch(value):
+            yield spec.find(
+                Rule.ID_CASE, place,
+                f"is {shown(value)}, an id that Azure reads in any case and azure-ai-ml only as azureml:/subscriptions/S/"
+                f"resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/{_PLURAL[kind]}/NAME/versions/VERSION. Write it so.",
+            )  # fmt: skip
         return
     if _unpinned(value, kind):
         yield spec.find(
@@ -159,10 +171,11 @@ def _environment_kind(spec: Spec, tree: Tree) -> Iterator[Finding]:
 
 
 def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Azure's client takes a name with and without `azureml:`."""
     value = spec.at("compute")
-    if value is None or (isinstance(value, str) and _ARM.fullmatch(value)):
+    if value is None or value == _LOCAL or (isinstance(value, str) and _ARM.fullmatch(value)):
         return
-    if not isinstance(value, str) or not value.startswith("azureml:") or not _COMPUTE.fullmatch(value):
+    if not isinstance(value, str) or not _COMPUTE.fullmatch(value):
         yield spec.find(Rule.REFERENCE, ("compute",), f"must be azureml:NAME, not {shown(value)}.")
     elif cluster(spec, tree) is None:
         there = [f"azureml:{one.name}" for one in tree.of_kind(Kind.COMPUTE)]

@@ -134,3 +134,152 @@ def test_json_says_what_is_not_checked(tmp_path: Path) -> None:
 def test_a_schema_is_known_by_its_name_at_each_of_azures_hosts(host: str, tmp_path: Path) -> None:
     path = write(tmp_path, f"$schema: https://{host}/batchEndpoint.schema.json\nname: a_b\n")
     assert found(path) == [(Rule.NAME, "name")]
+
+
+# --- what a scoring script needs --------------------------------------------------------------------
+
+KIND: Final = {"online": "managedOnlineDeployment", "batch": "modelBatchDeployment"}
+SCRIPTS: Final = {
+    "online": "def init():\n    pass\n\ndef run(data):\n    return data\n",
+    "batch": "def init():\n    pass\n\ndef run(mini_batch):\n    return mini_batch\n",
+}
+RUNTIME: Final = {"online": "azureml-inference-server-http==1.5.1", "batch": "azureml-core"}
+
+
+def deployment(folder: Path, way: str, script: str | None = None, conda: str | None = None) -> Path:
+    """A deployment of somebody else's, in which nothing is wrong but what the script or the conda file brings."""
+    write(folder, SCRIPTS[way] if script is None else script, "code/score.py")
+    if conda != "":
+        write(
+            folder, conda or f"dependencies:\n  - python=3.12\n  - pip:\n      - {RUNTIME[way]}\n", "conda.yml"
+        )
+    of_way = {
+        "online": "instance_type: Standard_DS3_v2\n",
+        "batch": "type: model\ncompute: azureml:cpus\nsettings: {mini_batch_size: 1, error_threshold: 0, retry_settings: {timeout: 600}}\n",
+    }
+    return write(
+        folder,
+        f"$schema: https://azuremlschemas.azureedge.net/latest/{KIND[way]}.schema.json\nname: blue\nendpoint_name: churn\nmodel: azureml:churn:1\n"
+        f"environment: {{image: 'ubuntu:24.04', conda_file: conda.yml}}\ncode_configuration: {{code: code, scoring_script: score.py}}\n{of_way[way]}",
+        "deployment.yml",
+    )  # fmt: skip
+
+
+def wrong(path: Path) -> list[tuple[Rule, str, str]]:
+    return [
+        (one.rule, one.field, one.message) for one in check([path]).findings if one.rule is not Rule.NOT_FOUND
+    ]
+
+
+@pytest.mark.parametrize("way", KIND)
+def test_a_script_with_its_runtime_is_fine(way: str, tmp_path: Path) -> None:
+    assert wrong(deployment(tmp_path, way)) == []
+
+
+@pytest.mark.parametrize(
+    ("way", "conda", "says"),
+    [
+        ("online", "dependencies: [python=3.12, {pip: [numpy]}]\n", "brings no azureml-inference-server-http"),
+        ("batch", "dependencies: [python=3.12, {pip: [azureml-inference-server-http]}]\n", "brings no azureml-core"),
+        ("online", "dependancies: [python=3.12]\n", "it has dependancies: is it that?"),
+        ("online", "dependencies: python=3.12\n", "no list of dependencies"),
+        ("online", "dependencies: [python\n", "not YAML in its line 2"),
+        ("batch", "- python\n", "a mapping with dependencies"),
+        ("online", "", "must be a file"),
+    ],
+)  # fmt: skip
+def test_a_conda_file_that_brings_no_runtime_is_the_one_finding(
+    way: str, conda: str, says: str, tmp_path: Path
+) -> None:
+    ((rule, field, message),) = wrong(deployment(tmp_path, way, conda=conda))
+    assert field == "environment.conda_file"
+    assert rule is (Rule.PATH if conda == "" else Rule.CONDA)
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "azureml-defaults",
+        "'azureml_inference_server_http>=1.4'",
+        "conda-forge::azureml-defaults=1.60",
+        "-r requirements.txt",
+    ],
+)
+def test_a_runtime_may_come_in_other_ways(line: str, tmp_path: Path) -> None:
+    assert wrong(deployment(tmp_path, "online", conda=f"dependencies:\n  - pip:\n      - {line}\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("imports", "packages", "missing"),
+    [
+        ("import torch", "numpy", "torch"), ("from sklearn.svm import SVC", "numpy", "sklearn"),
+        ("import torch", "torchvision", ""), ("from sklearn import svm", "scikit-learn==1.5", ""), ("import numpy, json, os", "pandas", ""),
+        ("import pandas", "mlflow", ""),
+        ("import pandas", "", "pandas"),
+        ("import helper", "pandas", ""), ("import cv2", "opencv-python-headless", ""),
+    ],
+)  # fmt: skip
+def test_an_import_that_no_package_looks_like(
+    imports: str, packages: str, missing: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "", "code/helper.py")
+    conda = f"dependencies: [pip, {{pip: [azureml-defaults{packages and ', '}{packages}]}}]\n"
+    found = wrong(deployment(tmp_path, "online", script=f"{imports}\n{SCRIPTS['online']}", conda=conda))
+    assert [(rule, f"looks like {missing}," in message) for rule, _, message in found] == (
+        [(Rule.IMPORT, True)] if missing else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("way", "script", "says"),
+    [
+        ("online", "def init(): pass\ndef run(data, context): return data\n", "needs context beside data"),
+        ("online", "def init(model_dir): pass\ndef run(data): return data\n", "needs model_dir"),
+        ("online", "def init(): pass\ndef run(): return 1\n", "takes nothing"),
+        ("online", "def init(): pass\ndef run(*data): return 1\n", "*args or **kwargs"),
+        ("online", "def init(): pass\nasync def run(data): return data\n", "is async"),
+        ("online", "def init(): pass\n@rawhttp\ndef run(request, more): return 1\n", "needs more beside request"),
+        ("online", "def run(data): return data\n", "has no init()"),
+        ("batch", "def init(): pass\ndef run(files): print(files)\n", "returns nothing"),
+        ("batch", "def init(): pass\ndef run(files):\n    def inner(): return files\n    return None\n", "returns nothing"),
+        ("batch", "def init(): pass\ndef run(files, model): return files\n", "needs model as well"),
+        ("batch", "async def init(): pass\ndef run(files): return files\n", "is async"),
+    ],
+)  # fmt: skip
+def test_a_script_that_azure_can_t_call(way: str, script: str, says: str, tmp_path: Path) -> None:
+    ((rule, field, message),) = wrong(deployment(tmp_path, way, script=script))
+    assert (rule, field) == (Rule.SCRIPT, "code_configuration.scoring_script")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("way", "script"),
+    [
+        ("online", "def init(): pass\ndef run(data, request_headers): return data\n"),
+        ("online", "def init(folder='x'): pass\ndef run(data, more=1): return data\n"),
+        ("online", "def init(): pass\n@input_schema('a', x)\n@input_schema('b', x)\ndef run(a, b): return a\n"),
+        ("online", "from entry import *\n"),
+        ("online", "try:\n    from fast import init, run\nexcept ImportError:\n    def init(): pass\n    def run(data): return data\n"),
+        ("online", "init, run = print, print\n"),
+        ("online", "init: object = print\nrun: object = print\n"),
+        ("batch", "def init(): pass\ndef run(files, context): return files\n"),
+        ("batch", "def init(): pass\ndef run(files):\n    if files:\n        return files\n"),
+    ],
+)  # fmt: skip
+def test_a_script_that_azure_can_call(way: str, script: str, tmp_path: Path) -> None:
+    conda = "dependencies: [{pip: [azureml-defaults, entry, fast]}]\n"
+    assert wrong(deployment(tmp_path, way, script=script, conda=conda)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("code: code", "code: cod", "code_configuration.code"),
+        ("score.py", "scores.py", "code_configuration.scoring_script"),
+    ],
+)
+def test_a_wrong_path_gives_one_finding(old: str, new: str, field: str, tmp_path: Path) -> None:
+    path = deployment(tmp_path, "online")
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    assert [(rule, one) for rule, one, _ in wrong(path)] == [(Rule.CODE, field)]
