@@ -155,6 +155,9 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             sku = replace(sku, gpus=min(sku.gpus, serving.settings.batch_gpus))
     if sku is None or serving.variant is None or serving.is_elsewhere:
         return
+    if not serving.ours:
+        yield from _weights(spec, sku, serving)
+        return
     if serving.has_vllm:
         sku = replace(sku, gpus=min(sku.gpus, serving.gpus))
     reasons = _reasons(spec, sku, serving)
@@ -164,6 +167,17 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
             f"can't run {serving.variant.name} with LLAMA_DTYPE {serving.settings.dtype}, a context of "
             f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
             f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
+        )  # fmt: skip
+
+
+def _weights(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
+    """Of a server that is not ours it is known that it holds the weights, and no more."""
+    there, weights = sku.gpus * sku.gpu.memory_mib, serving.weight_bytes / 2**20
+    if serving.variant is not None and weights > there:
+        yield spec.find(
+            Rule.MEMORY, _place(spec),
+            f"has {sku.gpus} x {sku.gpu.name} with {there:,} MiB together, and {serving.variant.name} takes {weights:,.0f} MiB in "
+            f"{serving.precision or '16 bits'}. `llama-endpoints plan` names a machine that holds it.",
         )  # fmt: skip
 
 

@@ -150,12 +150,17 @@ def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
         patience = delay + period * spec.number(probe, "failure_threshold", default=30)
         if patience < needed:
             yield spec.find(
-                Rule.PATIENCE, (probe,),
-                f"gives up after {patience} s (initial_delay + period x failure_threshold), and {about}: the "
-                f"container would be restarted for ever. Raise initial_delay or failure_threshold to {needed} "
-                "s or more in all.",
+                Rule.PATIENCE if serving.waits else Rule.PROBE, (probe,),
+                f"gives up after {patience} s (initial_delay + period x failure_threshold), and {about}: {_outcome(serving)}. "
+                f"Raise initial_delay or failure_threshold to {needed} s or more in all.",
             )  # fmt: skip
-    yield from _start(spec, serving, needed, about)
+    if serving.waits:
+        yield from _start(spec, serving, needed, about)
+
+
+def _outcome(serving: Serving) -> str:
+    restarted = "the container would be restarted for ever"
+    return restarted if serving.waits else f"{restarted}, unless its server answers before the model is loaded"
 
 
 def _loading(serving: Serving, needed: int) -> str:

@@ -15,6 +15,7 @@ from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
 from deployment.validate.ours import KEYS_FILE, OURS, is_ours, runs_our_server, variables_place
 from deployment.validate.references import asset
+from deployment.validate.registry import variant_in_registry
 from deployment.validate.tree import Spec, Tree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError
@@ -38,6 +39,7 @@ class Serving:
         images: the variables of the image alone.
         ours: whether it is our code that runs.
         has_server: whether it is our own server that runs it, and not azmlinfsrv or a job's runner.
+        waits: whether the first probe is answered once the model is loaded, as by azmlinfsrv; of other servers nobody knows.
         settings: what our code reads out of them; the defaults where they can't be used.
         variant: the model, if it is known.
         precision: of its weights, as the model's file says; None is what LLAMA_DTYPE says.
@@ -49,6 +51,7 @@ class Serving:
     images: Mapping[str, str]
     ours: bool
     has_server: bool
+    waits: bool
     settings: Settings
     variant: ModelVariant | None
     precision: Precision | None
@@ -71,6 +74,7 @@ class Serving:
             images,
             is_ours(spec, tree),
             runs_our_server(spec, tree),
+            is_ours(spec, tree) or spec.at("code_configuration") is not None,
             _settings(variables),
             variant_of(spec, tree),
             precision_of(spec, tree),
@@ -169,7 +173,7 @@ def variant_of(spec: Spec, tree: Tree) -> ModelVariant | None:
     if isinstance(inline, Mapping):
         return CATALOG.get(variant_name(inline))
     model = asset(inline, Kind.MODEL, tree)
-    return CATALOG.get(variant_name(model.document.root)) if model else None
+    return CATALOG.get(variant_name(model.document.root)) if model else variant_in_registry(inline)
 
 
 def _settings(variables: Mapping[str, str]) -> Settings:
