@@ -56,6 +56,9 @@ def _environment(spec: Spec, *prefix: str) -> Iterator[Finding]:
         )
     if build is not None:
         yield from _build(spec, *prefix)
+    yield from _routes(spec, *prefix)
+    if Image.built_by(spec, *prefix) is None:  # (else its ports are known)
+        yield from _ports(spec, *prefix)
 
 
 def _build(spec: Spec, *prefix: str) -> Iterator[Finding]:
@@ -98,13 +101,30 @@ def _dockerfile(spec: Spec, image: Image, path: Path, *prefix: str) -> Iterator[
                 Rule.ROUTES, (*prefix, "inference_config", route, "port"),
                 f"is {port}, and the image's server listens on {ports} ({path.name}). Set that.",
             )  # fmt: skip
-        to = spec.at(*prefix, "inference_config", route, "path")
+
+
+def _routes(spec: Spec, *prefix: str) -> Iterator[Finding]:
+    """Where Azure asks a container."""
+    place = (*prefix, "inference_config")
+    routes = spec.mapping(*place)
+    for route in routes:
+        to = spec.at(*place, route, "path")
         if isinstance(to, str) and not to.startswith("/"):
+            yield spec.find(Rule.ROUTES, (*place, route, "path"), f"must begin with /, not be {shown(to)}.")
+
+
+def _ports(spec: Spec, *prefix: str) -> Iterator[Finding]:
+    """One that no other route has is a slip as a rule."""
+    place = (*prefix, "inference_config")
+    ports = {route: spec.at(*place, route, "port") for route in spec.mapping(*place)}
+    numbers = list(ports.values())
+    for route, port in ports.items():
+        if len(numbers) > 2 and numbers.count(port) == 1 and len(set(map(str, numbers))) == 2:
+            others = next(one for one in numbers if one != port)
             yield spec.find(
-                Rule.ROUTES,
-                (*prefix, "inference_config", route, "path"),
-                f"must begin with /, not be {shown(to)}.",
-            )
+                Rule.ROUTE_PORT, (*place, route, "port"),
+                f"is {port}, and the other routes go to {others}. Set that, unless the container listens on both.",
+            )  # fmt: skip
 
 
 def _model(spec: Spec, *prefix: str) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import machine_of
-from deployment.validate.ranges import placed, shown
+from deployment.validate.ranges import placed, read_by_azure, shown
 from deployment.validate.references import cluster
 from deployment.validate.serving import Serving
 from deployment.validate.tree import Spec, Tree
@@ -31,6 +31,11 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     if serving.ours:
         yield from _gpus(spec, serving, tree)
     yield from _instances(spec, tree)
+    if spec.at("resources", "instance_type") is not None:
+        yield spec.find(
+            Rule.PLACE, ("resources", "instance_type"),
+            "is not looked at: the machines are those of the compute. Leave it out, and name a cluster of that size.",
+        )  # fmt: skip
 
 
 def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
@@ -63,11 +68,12 @@ def _failures(spec: Spec) -> Iterator[Finding]:
             Rule.IGNORED_FAILURES, placed(spec, _THRESHOLD),
             f"{said}: a job whose files all fail has succeeded. Set 0, or how many files may fail.",
         )  # fmt: skip
-    if timeout is None or timeout == DEFAULT_TIMEOUT_S:
-        said = "is" if timeout else "is not set, and by default"
+    seconds = DEFAULT_TIMEOUT_S if timeout is None else read_by_azure(timeout)
+    if seconds is not None and 0 < seconds <= DEFAULT_TIMEOUT_S:
+        said = "is not set, and by default" if timeout is None else "is"
         yield spec.find(
             Rule.SHORT_TIMEOUT, placed(spec, _TIMEOUT),
-            f"{said} {DEFAULT_TIMEOUT_S} s for a whole mini-batch of files. Set what the largest takes, such "
+            f"{said} {seconds} s for a whole mini-batch of files. Set what the largest takes, such "
             "as 86400.",
         )  # fmt: skip
 

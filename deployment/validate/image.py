@@ -44,9 +44,9 @@ class Image:
         )
 
     @classmethod
-    def built_by(cls, environment: Spec) -> "Image | None":
-        """Of an environment's file; None where it builds none, or its Dockerfile is not there."""
-        path = dockerfile(environment)
+    def built_by(cls, environment: Spec, *prefix: str) -> "Image | None":
+        """Of an environment's file, or of one inside of another; None where it builds none, or its Dockerfile is not there."""
+        path = dockerfile(environment, *prefix)
         try:
             return cls.of(path.read_text(encoding="utf-8")) if path else None
         except (OSError, ValueError):

@@ -1,6 +1,5 @@
 """Sizes of machines: whether they exist, are for rent, for this use, and hold the model."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ from deployment.limits import NODE_SIZE
 from deployment.planner import USUAL_TOKENS
 from deployment.sizing import Fit, Precision, Runner, Workload
 from deployment.skus import Cloud, Offer, Sku
+from deployment.validate import sizes as names_of_sizes
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
@@ -27,8 +27,8 @@ _OFFER: Final = {
 _PRECISION: Final = {"bfloat16": Precision.BF16, "float16": Precision.FP16}
 GPUS: Final = "nvidia.com/gpu"
 """As a cluster calls them."""
-_GENERAL: Final = re.compile(r"Standard_[DEF]S?\d+[a-z]*(?:_v\d+)?", re.IGNORECASE)
-"""Families without a GPU: good for jobs, and for no model of 7B."""
+_TYPING_ERROR: Final = 0.93
+"""How alike two names are that differ by a letter."""
 
 
 def sizes() -> dict[str, Sku]:
@@ -106,15 +106,25 @@ def _offered(offer: Offer) -> list[str]:
 
 
 def _unknown(spec: Spec, tree: Tree, place: Place, name: str) -> Iterator[Finding]:
-    if _GENERAL.fullmatch(name) and not is_ours(spec, tree):
-        return  # a job may run on such a cluster, or another's code; ours is asked for a GPU
-    alive = [sku.name for sku in sizes().values() if sku.retired is None]
-    close = get_close_matches(name, alive, n=3, cutoff=0.6)
-    nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."
-    yield spec.find(
-        Rule.SIZE, place,
-        f"must be a size of machine with GPUs that is known here, not {shown(name)}. {nearest}",
-    )  # fmt: skip
+    """A size that the planner has no row for: ours is asked for a GPU, others may run on anything that Azure has."""
+    if is_ours(spec, tree):
+        alive = [sku.name for sku in sizes().values() if sku.retired is None]
+        close = get_close_matches(name, alive, n=3, cutoff=0.6)
+        nearest = f"The closest: {', '.join(close)}." if close else f"Known: {', '.join(alive)}."
+        yield spec.find(
+            Rule.SIZE, place,
+            f"must be a size of machine with GPUs that is known here, not {shown(name)}. {nearest}",
+        )  # fmt: skip
+        return
+    exists = names_of_sizes.exists(name)
+    near = names_of_sizes.nearest(name, 0.6 if exists is False else _TYPING_ERROR)
+    closest = f" The closest: {', '.join(near)}." if near else ""
+    if exists is False:
+        yield spec.find(Rule.SIZE, place, f"must be a size of Azure's, not {shown(name)}.{closest}")
+    elif exists is None and near:
+        yield spec.find(
+            Rule.OFFER_UNKNOWN, place, f"is {name}, of which nobody here knows whether Azure has it.{closest}"
+        )
 
 
 def _model(spec: Spec, tree: Tree) -> Iterator[Finding]:

@@ -19,13 +19,17 @@ from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.lines import Place
 from deployment.validate.machines import fit_of, machine_of
-from deployment.validate.ranges import PROBES
+from deployment.validate.ranges import PROBES, read_by_azure
 from deployment.validate.serving import Serving
 from deployment.validate.tree import Spec, Tree
 
 _TIMEOUT: Final[Place] = ("request_settings", "request_timeout_ms")
 _CONCURRENT: Final[Place] = ("request_settings", "max_concurrent_requests_per_instance")
 _GRACEFUL_S: Final = 30
+_LEAST_MS: Final = 1000
+"""Ours: nobody means less."""
+_PERIOD_S: Final = 10
+"""From one probe to the next where nothing is said: ML/reference-yaml-deployment-managed-online.md."""
 _WORKER_S: Final = 300
 """What gunicorn and azmlinfsrv take where nothing is said."""
 
@@ -43,7 +47,30 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         yield from _late(spec, serving, machine_of(spec, tree))
         yield from _kept(spec, serving)
     yield from _patience(spec, serving)
+    yield from _unit(spec)
+    yield from _overlap(spec)
     yield from _scale(spec)
+
+
+def _unit(spec: Spec) -> Iterator[Finding]:
+    """Milliseconds are easily taken for seconds."""
+    given = read_by_azure(spec.at(*_TIMEOUT))
+    if given is not None and 0 < given < _LEAST_MS:
+        yield spec.find(
+            Rule.UNIT, _TIMEOUT,
+            f"is {given} ms, and what takes longer is cut off. Set {1000 * given} where {given} s are meant.",
+        )  # fmt: skip
+
+
+def _overlap(spec: Spec) -> Iterator[Finding]:
+    """A probe that is still waited for when the next one is due."""
+    for probe in PROBES:
+        timeout, period = (read_by_azure(spec.at(probe, name)) for name in ("timeout", "period"))
+        if timeout is not None and timeout > (_PERIOD_S if period is None else period):
+            yield spec.find(
+                Rule.PROBE, (probe, "timeout"),
+                f"is {timeout} s, longer than the {_PERIOD_S if period is None else period} s from one probe to the next. Lower it, or raise period.",
+            )  # fmt: skip
 
 
 def _timeout_s(spec: Spec) -> float:

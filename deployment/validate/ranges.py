@@ -58,11 +58,9 @@ def _online(longest_ms: int, most_instances: int) -> tuple[Range, ...]:
         Range(("request_settings", "max_concurrent_requests_per_instance"), 1),
         Range(("request_settings", "max_queue_wait_ms"), 0, longest_ms),
         Range(("instance_count",), 1, most_instances),
-        *(
-            Range((probe, name), 1)
-            for probe in PROBES
-            for name in ("period", "timeout", "success_threshold", "failure_threshold")
-        ),
+        *(Range((probe, name), 1) for probe in PROBES for name in ("period", "timeout", "failure_threshold")),
+        Range(("liveness_probe", "success_threshold"), 1, 1, "Kubernetes allows no other of a liveness probe."),
+        Range(("readiness_probe", "success_threshold"), 1),
         *(Range((probe, "initial_delay"), 0) for probe in PROBES),
     )
 

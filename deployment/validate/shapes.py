@@ -29,6 +29,8 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
     """Of all kinds that azure-ai-ml reads."""
     if spec.kind in WITHOUT_LOADER:
         return
+    for name in ("tags", "properties"):
+        yield from _texts(spec, name)
     for place in (*MAPPINGS, *MAPPING_OR_TEXT):
         if place not in spec.document.lines or isinstance(spec.at(*place), dict):
             continue
@@ -43,3 +45,14 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
                 Rule.SHAPE, place,
                 f"must be {allowed}, not {shown(spec.at(*place))}. Leave it out where there is nothing to say.",
             )  # fmt: skip
+
+
+def _texts(spec: Spec, name: str) -> Iterator[Finding]:
+    """Azure keeps texts alone, and its client lets others through."""
+    for key, value in spec.mapping(name).items():
+        if isinstance(value, dict | list):
+            yield spec.find(
+                Rule.SHAPE,
+                (name, key),
+                f"must be a text, not {shown(value)}: {name} hold no others. Write it flat.",
+            )
