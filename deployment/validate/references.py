@@ -173,6 +173,11 @@ def _environment_kind(spec: Spec, tree: Tree) -> Iterator[Finding]:
 def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Azure's client takes a name with and without `azureml:`."""
     value = spec.at("compute")
+    if spec.kind is Kind.BATCH_DEPLOYMENT and ("compute",) not in spec.document.lines:
+        yield spec.find(
+            Rule.GIVEN_LATER, ("compute",),
+            "is missing, and must be given with each command (--set compute=...). Write azureml:NAME, and it is looked at.",
+        )  # fmt: skip
     if value is None or value == _LOCAL or (isinstance(value, str) and _ARM.fullmatch(value)):
         return
     if not isinstance(value, str) or not _COMPUTE.fullmatch(value):

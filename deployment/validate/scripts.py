@@ -45,10 +45,20 @@ def _environment(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Azure makes one itself for MLflow's and Triton's models alone."""
     if spec.at("environment") is not None:
         return
-    if spec.at("model") is None or is_ours(spec, tree) or model_type(spec, tree) == "custom_model":
+    ours, model = is_ours(spec, tree), spec.at("model")
+    if (
+        ours
+        or model_type(spec, tree) == "custom_model"
+        or (model is None and spec.at("code_configuration") is not None)
+    ):
         yield spec.find(
             Rule.ENVIRONMENT_MISSING, ("environment",),
             "is missing: the code runs in an image. Write azureml:NAME:VERSION.",
+        )  # fmt: skip
+    elif model is None:
+        yield spec.find(
+            Rule.GIVEN_LATER, ("model",),
+            "is missing, as environment and code are, and must be given with each command (--set model=...). Write it, and it is looked at.",
         )  # fmt: skip
 
 
