@@ -335,3 +335,41 @@ LEGAL: Final[Mapping[str, Strategy]] = {
     **_ASSETS_OF_AZURE,
 }
 """By the name under which Azure's client is asked (`deployment.azure.complaints`)."""
+
+# --- what Azure ML's client does not read -----------------------------------------------------------
+
+_DEPLOYED: Final = "/subscriptions/s/resourcegroups/g/providers/Microsoft.MachineLearningServices/workspaces/w/onlineEndpoints/e/deployments/d"
+_RULE: Final = st.fixed_dictionaries({
+    "metricTrigger": st.fixed_dictionaries({
+        "metricName": _one("CpuUtilizationPercentage"), "metricResourceUri": _one(_DEPLOYED, "[parameters('d')]"), "timeGrain": _one("PT1M"),
+        "statistic": _one("Average", "Max"), "timeWindow": _one("PT5M", "PT1H"), "timeAggregation": _one("Average", "Last"), "operator": _one("GreaterThan", "LessThan"), "threshold": _one(70, 30.5),
+    }),
+    "scaleAction": st.fixed_dictionaries({"direction": _one("Increase", "Decrease"), "type": _one("ChangeCount"), "value": _one("1", 2), "cooldown": _one("PT1M", "PT1H")}),
+})  # fmt: skip
+_AUTOSCALE: Final = st.fixed_dictionaries({
+    "type": _one("Microsoft.Insights/autoscaleSettings"), "name": _ASSETS, "location": _one("westeurope"),
+    "properties": st.fixed_dictionaries({
+        "enabled": st.booleans(), "targetResourceUri": _one(_DEPLOYED),
+        "profiles": st.lists(st.fixed_dictionaries({"name": _ASSETS, "capacity": _one({"minimum": "2", "maximum": "5", "default": "2"}, {"minimum": 1, "maximum": 50, "default": 3}), "rules": st.lists(_RULE, max_size=2)}), min_size=1, max_size=2),
+    }),
+})  # fmt: skip
+_INSTANCE_TYPE: Final = st.fixed_dictionaries({
+    "apiVersion": _one("amlarc.azureml.com/v1alpha1"), "kind": _one("InstanceType"), "metadata": _one({"name": "cpu-small"}),
+    "spec": _one({"resources": {"requests": {"cpu": "700m", "memory": "1500Mi"}, "limits": {"cpu": "1", "memory": "2Gi", "nvidia.com/gpu": 1}}}),
+})  # fmt: skip
+_OTHER: Final = st.fixed_dictionaries(
+    {"$schema": _one(*(f"{_HOSTS[0]}/{kind}.schema.json" for kind in ("pipelineJob", "sweepJob", "commandComponent", "pipelineComponentBatchDeployment", "workspace", "schedule")), "http://json-schema.org/draft-07/schema#")},
+    optional={"type": _one("pipeline", "sweep"), "jobs": _one({}), "name": _ASSETS},
+)  # fmt: skip
+_NOBODYS: Final = st.dictionaries(
+    st.one_of(_ASSETS, st.booleans(), st.integers(0, 9)),
+    st.one_of(_TEXT, st.integers(), st.lists(_TEXT, max_size=2)),
+    min_size=1,
+    max_size=4,
+)
+LEGAL_ELSEWHERE: Final[Mapping[str, Strategy]] = {
+    "autoscale": _AUTOSCALE,
+    "instance type": _INSTANCE_TYPE,
+    "another kind": _OTHER,
+    "nobody's": _NOBODYS,
+}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
+from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, ENDPOINTS, ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.ranges import shown
@@ -25,6 +26,8 @@ _AS_CLIENT: Final = re.compile(
 _REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)/versions/([^/]+)")
 _REGISTRY_LABEL: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)(?:/labels/[^/]+)?")
 _COMPUTE: Final = re.compile(r"(?:azureml:)?([A-Za-z][A-Za-z0-9-]*)")
+_FILE: Final = "file:"
+"""Before the path of an environment's file; azure-ai-ml takes no other kind so."""
 _LOCAL: Final = "local"
 """The machine that the client runs on."""
 _PLURAL: Final = {Kind.MODEL: "models", Kind.ENVIRONMENT: "environments"}
@@ -102,6 +105,15 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
     place = (kind.value,)
     value = spec.at(*place)
     if not isinstance(value, str):
+        return
+    if kind is Kind.ENVIRONMENT and value.startswith(_FILE):
+        path = spec.path.parent / value.removeprefix(_FILE)
+        if not disk.is_file(path):
+            yield spec.find(
+                Rule.PATH,
+                place,
+                f"must lead to an environment's file; {path} is none. The path begins at this file.",
+            )
         return
     if elsewhere(value, kind):
         if _ARM.fullmatch(value) and not _AS_CLIENT.fullmatch(value):
