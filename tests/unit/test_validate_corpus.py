@@ -12,7 +12,8 @@ from deployment import azure
 from deployment.validate.check import check
 from deployment.validate.findings import Level
 from deployment.validate.kinds import WITHOUT_LOADER, Kind
-from tests.legal_specs import FILES, LEGAL, LEGAL_ELSEWHERE
+from tests.legal_elsewhere import LEGAL_ELSEWHERE
+from tests.legal_specs import FILES, LEGAL
 
 
 @pytest.fixture(scope="module")
