@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
+from deployment.limits import ENDPOINTS as ENDPOINT_NAMES
 from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, ENDPOINTS, ONLINE_DEPLOYMENTS, Kind
@@ -146,8 +147,8 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
 
 def _endpoint(spec: Spec, tree: Tree) -> Iterator[Finding]:
     name, wanted = spec.text("endpoint_name"), _ENDPOINT_OF[spec.kind]
-    if not name or tree.named(name, wanted):
-        return
+    if not ENDPOINT_NAMES.take(name) or tree.named(name, wanted):
+        return  # (what is no name is said where names are)
     other = tree.named(name, *ENDPOINTS)
     if other:
         yield spec.find(

@@ -45,6 +45,7 @@ def run(*arguments: object) -> Result:
 @pytest.mark.parametrize("name", WANTED)
 def test_a_file_that_azure_takes_has_no_error(name: str) -> None:
     assert found(TAKEN / name) == sorted(WANTED[name])
+    assert check([TAKEN / name]).count(Level.ERROR) == 0
 
 
 def test_every_such_file_is_tested() -> None:
@@ -114,11 +115,14 @@ def test_a_secret_in_somebody_else_s_file_is_found(tmp_path: Path) -> None:
 
 def test_json_is_one_line_to_everybody(tmp_path: Path) -> None:
     schema = "$schema: https://azuremlschemas.azureedge.net/latest/model.schema.json"
-    path = write(tmp_path, f'{schema}\nname: "a\\u2028b\\u2029c\\x85d"\nversion: "1"\npath: https://x/y\n')
+    path = write(
+        tmp_path, f'{schema}\nname: a\nversion: "1"\npath: https://x/y\n"a\\u2028b\\u2029c\\x85d": 1\n'
+    )
     done = run("--json", path)
     line = done.stdout.removesuffix("\n")
     assert line.splitlines() == [line]
-    assert json.loads(line)["rule"] == "name"
+    found = json.loads(line)
+    assert (found["rule"], found["field"]) == ("unknown-field", "a\u2028b\u2029c\x85d")
 
 
 def test_json_says_what_is_not_checked(tmp_path: Path) -> None:
