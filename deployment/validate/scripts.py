@@ -13,6 +13,7 @@ from deployment.validate.ranges import shown
 from deployment.validate.references import asset
 from deployment.validate.script import Script, is_remote
 from deployment.validate.tree import Spec, Tree
+from llama_serving.catalog import CATALOG
 
 _CODE: Final[Place] = ("code_configuration", "code")
 _SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
@@ -30,7 +31,7 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         yield spec.find(
             Rule.CODE, ("code_configuration",), "has code and no scoring_script. Name a file in that folder."
         )
-    elif is_ours(spec, tree) and not (isinstance(code, str) and isinstance(script, str)):
+    elif needs_code(spec, tree) and not (isinstance(code, str) and isinstance(script, str)):
         yield spec.find(
             Rule.CODE, ("code_configuration",),
             "must have code, a folder, and scoring_script, a file in it. Azure's no-code deployment does not "
@@ -39,6 +40,17 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     elif isinstance(code, str) and isinstance(script, str) and not is_remote(code):
         yield from _files(spec, spec.path.parent / code, script)
     yield from _environment(spec, tree)
+
+
+def needs_code(spec: Spec, tree: Tree) -> bool:
+    """Whether it is ours, or leaves to Azure a model that `package` has made, for which Azure's own script does not work."""
+    if is_ours(spec, tree):
+        return True
+    model = asset(spec.at("model"), Kind.MODEL, tree)
+    packaged = spec.text("model", "properties", "variant") or (
+        model.text("properties", "variant") if model else ""
+    )
+    return packaged in CATALOG and spec.at("environment") is None and spec.at("code_configuration") is None
 
 
 def _environment(spec: Spec, tree: Tree) -> Iterator[Finding]:
