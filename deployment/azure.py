@@ -143,7 +143,7 @@ def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
     from marshmallow import ValidationError
 
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    later = {name: _LATER for name in _OPTIONS if name in schema.fields and name not in given}
+    later = {name: _LATER for name in LATER[kind] if name not in given}
     given = {**given, **later}
     own = given.get("type", _DEFAULT_TYPE)
     if _TYPES.get(kind, own) != own:  # the loader would read it as another kind
@@ -157,8 +157,25 @@ def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
     return {}
 
 
-_OPTIONS: Final = ("name", "endpoint_name")
-"""What `az ml` takes as options of its commands, too: a file may leave it out."""
+_DEPLOYMENT: Final = ("name", "endpoint_name")
+LATER: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("managedOnlineDeployment", "kubernetesOnlineDeployment"), _DEPLOYMENT),
+    **dict.fromkeys(("modelBatchDeployment", "batchDeployment"), (*_DEPLOYMENT, "compute")),
+    **dict.fromkeys(
+        (
+            "managedOnlineEndpoint",
+            "kubernetesOnlineEndpoint",
+            "batchEndpoint",
+            "environment",
+            "model",
+            "data",
+            "amlCompute",
+        ),
+        ("name",),
+    ),
+    "commandJob": (),
+}
+"""Fields that a file may leave to the command line of `az ml`."""
 _LATER: Final = "given-later"
 _DEFAULT_TYPE: Final = "managed"
 _TYPES: Final = {

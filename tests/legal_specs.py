@@ -20,20 +20,20 @@ FILES: Final[Mapping[str, str]] = {
     "table/MLTable": "paths: []\n",
 }
 _ARM: Final = "/subscriptions/s/{}/g/providers/Microsoft.MachineLearningServices/workspaces/w"
-_HOSTS: Final = (
+HOSTS: Final = (
     "https://azuremlschemas.azureedge.net/latest",
     "https://azuremlschemas.azureedge.net/development",
     "https://azuremlsdk2.blob.core.windows.net/latest",
 )
 
 
-def _one(*values: Any) -> Strategy:
+def one_of(*values: Any) -> Strategy:
     return st.sampled_from(values)
 
 
 def _number(low: int, high: int) -> Strategy:
     """As YAML has it, or in quotes."""
-    return st.integers(low, high).flatmap(lambda number: _one(number, str(number)))
+    return st.integers(low, high).flatmap(lambda number: one_of(number, str(number)))
 
 
 def _some(**optional: Strategy) -> Strategy:
@@ -41,23 +41,23 @@ def _some(**optional: Strategy) -> Strategy:
 
 
 def _file(kind: str, required: Mapping[str, Strategy], optional: Mapping[str, Strategy]) -> Strategy:
-    schema = _one(*(f"{host}/{kind}.schema.json" for host in _HOSTS))
+    schema = one_of(*(f"{host}/{kind}.schema.json" for host in HOSTS))
     return st.fixed_dictionaries({"$schema": schema, **required}, optional=dict(optional))
 
 
 NAMES: Final = st.from_regex(r"[A-Za-z](?:-?[A-Za-z0-9]){2,15}", fullmatch=True)
-_ASSETS: Final = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True)
-_VERSIONS: Final = st.one_of(st.integers(0, 99), _one("1", "2024.1-rc_1", "1.0.0"))
-_TAGS: Final = st.dictionaries(_ASSETS, _one("a", "", "yes", 1, True), max_size=2)
-_TEXT: Final = _one("", "What it is.", "Größe\nin lines")
-_STRINGS: Final = st.dictionaries(_ASSETS, _one("a", "", "yes"), max_size=2)
-_COMMON: Final = {"description": _TEXT, "tags": _TAGS, "properties": _TAGS}
+ASSET_NAMES: Final = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True)
+_VERSIONS: Final = st.one_of(st.integers(0, 99), one_of("1", "2024.1-rc_1", "1.0.0"))
+_TAGS: Final = st.dictionaries(ASSET_NAMES, one_of("a", "", "yes", 1, True), max_size=2)
+TEXTS: Final = one_of("", "What it is.", "Größe\nin lines")
+_STRINGS: Final = st.dictionaries(ASSET_NAMES, one_of("a", "", "yes"), max_size=2)
+_COMMON: Final = {"description": TEXTS, "tags": _TAGS, "properties": _TAGS}
 
-_ROUTE: Final = {"port": _one(8000), "path": _one("/", "/health", "/v1/models/x:predict", "/invocations")}
+_ROUTE: Final = {"port": one_of(8000), "path": one_of("/", "/health", "/v1/models/x:predict", "/invocations")}
 _ROUTES: Final = st.fixed_dictionaries(
     {name: st.fixed_dictionaries(_ROUTE) for name in ("liveness_route", "readiness_route", "scoring_route")}
 )
-_IMAGES: Final = _one(
+_IMAGES: Final = one_of(
     "vllm/vllm-openai:v0.10.1",
     "mcr.microsoft.com/azureml/minimal-py312-inference:latest",
     "ubuntu",
@@ -65,37 +65,37 @@ _IMAGES: Final = _one(
 )
 _INLINE: Final = st.one_of(
     st.fixed_dictionaries({"image": _IMAGES, "inference_config": _ROUTES}),
-    st.fixed_dictionaries({"image": _IMAGES, "conda_file": _one("conda.yml", "./conda.yml")}),
+    st.fixed_dictionaries({"image": _IMAGES, "conda_file": one_of("conda.yml", "./conda.yml")}),
     st.fixed_dictionaries(
-        {"name": _ASSETS, "image": _IMAGES}, optional={"version": _VERSIONS, "os_type": _one("linux")}
+        {"name": ASSET_NAMES, "image": _IMAGES}, optional={"version": _VERSIONS, "os_type": one_of("linux")}
     ),
     st.fixed_dictionaries(
         {
             "build": st.fixed_dictionaries(
-                {"path": _one("image", "./image")}, optional={"dockerfile_path": _one("Dockerfile")}
+                {"path": one_of("image", "./image")}, optional={"dockerfile_path": one_of("Dockerfile")}
             ),
             "inference_config": _ROUTES,
         }
     ),
 )
-_ENVIRONMENTS: Final = _one(
+_ENVIRONMENTS: Final = one_of(
     "azureml:env:1", "azureml:env@latest", "azureml:env", "azureml://registries/azureml/environments/sklearn-1.5/labels/latest",
     "azureml://registries/azureml/environments/sklearn-1.5/versions/3", f"azureml:{_ARM.format('resourceGroups')}/environments/e/versions/1",
 )  # fmt: skip
 _MLFLOW: Final = st.one_of(
-    st.fixed_dictionaries({"type": _one("mlflow_model"), "path": _one("model", "./model")}),
+    st.fixed_dictionaries({"type": one_of("mlflow_model"), "path": one_of("model", "./model")}),
     st.fixed_dictionaries(
-        {"type": _one("mlflow_model"), "path": _one("model"), "name": _ASSETS, "version": _VERSIONS}
+        {"type": one_of("mlflow_model"), "path": one_of("model"), "name": ASSET_NAMES, "version": _VERSIONS}
     ),
 )
 _MODELS: Final = st.one_of(
-    _one(
+    one_of(
         "azureml:churn:2", "azureml:churn@latest", "azureml:churn", "azureml://registries/azureml/models/bert/versions/3",
         "azureml://registries/azureml/models/bert/labels/latest", f"azureml:{_ARM.format('resourceGroups')}/models/m/versions/1",
     ),
     _MLFLOW,
 )  # fmt: skip
-_CUSTOM: Final = st.one_of(_MODELS, st.fixed_dictionaries({"path": _one("model.pkl", "code")}))
+_CUSTOM: Final = st.one_of(_MODELS, st.fixed_dictionaries({"path": one_of("model.pkl", "code")}))
 
 # --- deployments ----------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ _PROBE: Final = _some(
     initial_delay=_number(0, 9000),
     period=_number(10, 60),
     timeout=_number(1, 10),
-    success_threshold=_one(1),
+    success_threshold=one_of(1),
     failure_threshold=_number(1, 90),
 )
 _READY: Final = _some(
@@ -114,8 +114,8 @@ _READY: Final = _some(
     failure_threshold=_number(1, 90),
 )
 _VARIABLES: Final = st.dictionaries(
-    _one("OMP_NUM_THREADS", "MODEL_BASE_PATH", "AZUREML_MODEL_PATH", "LLAMA_ARG_HOST", "WORKER_COUNT"),
-    _one(
+    one_of("OMP_NUM_THREADS", "MODEL_BASE_PATH", "AZUREML_MODEL_PATH", "LLAMA_ARG_HOST", "WORKER_COUNT"),
+    one_of(
         "4",
         "/var/azureml-app/azureml-models/x/1",
         1,
@@ -124,13 +124,13 @@ _VARIABLES: Final = st.dictionaries(
     ),
 )
 _COLLECTION: Final = st.fixed_dictionaries(
-    {"enabled": _one("true", "false", "True")},
+    {"enabled": one_of("true", "false", "True")},
     optional={
         "data": st.fixed_dictionaries(
             {
-                "name": _ASSETS,
-                "path": _one("azureml://datastores/workspaceblobstore/paths/c"),
-                "version": _one("1"),
+                "name": ASSET_NAMES,
+                "path": one_of("azureml://datastores/workspaceblobstore/paths/c"),
+                "version": one_of("1"),
             }
         )
     },
@@ -140,16 +140,20 @@ _ONLINE: Final = {
     "endpoint_name": NAMES,
     "instance_count": _number(1, 20),
     "app_insights_enabled": st.booleans(),
-    "model_mount_path": _one("/var/model"),
+    "model_mount_path": one_of("/var/model"),
     "environment_variables": _VARIABLES,
     "liveness_probe": _PROBE,
     "readiness_probe": _READY,
     "data_collector": st.fixed_dictionaries(
-        {"collections": st.dictionaries(_one("model_inputs", "request", "response"), _COLLECTION, min_size=1)},
-        optional={"sampling_rate": _one(0.5, 1.0), "rolling_rate": _one("hour", "day")},
+        {
+            "collections": st.dictionaries(
+                one_of("model_inputs", "request", "response"), _COLLECTION, min_size=1
+            )
+        },
+        optional={"sampling_rate": one_of(0.5, 1.0), "rolling_rate": one_of("hour", "day")},
     ),
 }
-_SIZES: Final = _one(
+_SIZES: Final = one_of(
     "Standard_DS3_v2",
     "Standard_F4s_v2",
     "Standard_E8s_v3",
@@ -158,17 +162,17 @@ _SIZES: Final = _one(
     "Standard_NC24ads_A100_v4",
     "Standard_NC4as_T4_v3",
 )
-_CODE: Final = _one(
+_CODE: Final = one_of(
     {"code": "code", "scoring_script": "score.py"},
     {"code": "./code/", "scoring_script": "raw.py"},
     {"code": "azureml:code:1", "scoring_script": "x.py"},
 )
 _LOCAL_RUNS: Final = st.one_of(
-    st.fixed_dictionaries({"model": _one("azureml:churn:2", "azureml:churn@latest")}),
+    st.fixed_dictionaries({"model": one_of("azureml:churn:2", "azureml:churn@latest")}),
     st.fixed_dictionaries(
         {
-            "model": _one("azureml:churn:2", {"path": "model.pkl"}),
-            "environment": st.one_of(_one("azureml:env:1", "azureml:env@latest"), _INLINE),
+            "model": one_of("azureml:churn:2", {"path": "model.pkl"}),
+            "environment": st.one_of(one_of("azureml:env:1", "azureml:env@latest"), _INLINE),
         },
         optional={"code_configuration": _CODE},
     ),
@@ -190,27 +194,27 @@ def _merged(*parts: Strategy) -> Strategy:
 
 _MANAGED: Final = _merged(
     _file("managedOnlineDeployment", {"name": NAMES, "instance_type": _SIZES}, {
-        **_ONLINE, "type": _one("managed", "Managed"), "egress_public_network_access": _one("enabled", "disabled", "Disabled"),
-        "scale_settings": _one({"type": "default"}),
+        **_ONLINE, "type": one_of("managed", "Managed"), "egress_public_network_access": one_of("enabled", "disabled", "Disabled"),
+        "scale_settings": one_of({"type": "default"}),
         "request_settings": _some(request_timeout_ms=_number(1000, 180_000), max_concurrent_requests_per_instance=_number(1, 500), max_queue_wait_ms=_number(0, 60_000)),
     }),
     _RUNS,
 )  # fmt: skip
-_SIDE: Final = _one({"cpu": "0.1", "memory": "0.2Gi"}, {"cpu": "500m", "memory": "512Mi"})
+_SIDE: Final = one_of({"cpu": "0.1", "memory": "0.2Gi"}, {"cpu": "500m", "memory": "512Mi"})
 _KUBERNETES: Final = _merged(
-    _file("kubernetesOnlineDeployment", {"name": NAMES, "type": _one("kubernetes")}, {
-        **_ONLINE, "instance_type": _one("defaultinstancetype", "gpu.large", "cpu-small"),
-        "resources": st.fixed_dictionaries({"requests": _SIDE}, optional={"limits": _one({"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "1"}, {"cpu": "1", "memory": "1Gi"})}),
-        "scale_settings": st.one_of(_one({"type": "default"}), st.fixed_dictionaries({"type": _one("target_utilization"), "min_instances": _number(1, 3), "max_instances": _number(3, 90)}, optional={"polling_interval": _number(1, 60), "target_utilization_percentage": _number(1, 100)})),
+    _file("kubernetesOnlineDeployment", {"name": NAMES, "type": one_of("kubernetes")}, {
+        **_ONLINE, "instance_type": one_of("defaultinstancetype", "gpu.large", "cpu-small"),
+        "resources": st.fixed_dictionaries({"requests": _SIDE}, optional={"limits": one_of({"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "1"}, {"cpu": "1", "memory": "1Gi"})}),
+        "scale_settings": st.one_of(one_of({"type": "default"}), st.fixed_dictionaries({"type": one_of("target_utilization"), "min_instances": _number(1, 3), "max_instances": _number(3, 90)}, optional={"polling_interval": _number(1, 60), "target_utilization_percentage": _number(1, 100)})),
         "request_settings": _some(request_timeout_ms=_number(1000, 300_000), max_concurrent_requests_per_instance=_number(1, 500)),
     }),
     _LOCAL_RUNS,
 )  # fmt: skip
-_BATCH_CODE: Final = _one(
+_BATCH_CODE: Final = one_of(
     {"code": "code", "scoring_script": "driver.py"}, {"code": "code/", "scoring_script": "./driver.py"}
 )
 _BATCH_INLINE: Final = st.fixed_dictionaries(
-    {"image": _IMAGES, "conda_file": _one("job-conda.yml")}, optional={"name": _ASSETS}
+    {"image": _IMAGES, "conda_file": one_of("job-conda.yml")}, optional={"name": ASSET_NAMES}
 )
 _BATCH_RUNS: Final = st.one_of(
     st.fixed_dictionaries({"model": _MODELS}),
@@ -222,16 +226,16 @@ _BATCH_RUNS: Final = st.one_of(
         }
     ),
 )
-_COMPUTES: Final = _one(
+_COMPUTES: Final = one_of(
     "azureml:cpus",
     "cpus",
     f"azureml:{_ARM.format('resourceGroups')}/computes/c",
     f"{_ARM.format('resourcegroups')}/computes/c",
 )
 _SETTINGS: Final = {
-    "mini_batch_size": _number(1, 100), "max_concurrency_per_instance": _number(1, 8), "output_action": _one("append_row", "Append_Row"),
-    "output_file_name": _one("predictions.csv"), "retry_settings": _some(max_retries=_number(0, 3), timeout=_number(60, 3000)),
-    "error_threshold": _one(-1, 0, 5), "logging_level": _one("info", "warning", "debug"),
+    "mini_batch_size": _number(1, 100), "max_concurrency_per_instance": _number(1, 8), "output_action": one_of("append_row", "Append_Row"),
+    "output_file_name": one_of("predictions.csv"), "retry_settings": _some(max_retries=_number(0, 3), timeout=_number(60, 3000)),
+    "error_threshold": one_of(-1, 0, 5), "logging_level": one_of("info", "warning", "debug"),
 }  # fmt: skip
 _BATCH: Final = {
     **_COMMON,
@@ -250,7 +254,7 @@ _BATCH_MODEL: Final = _merged(
         *(
             _file(
                 kind,
-                {"name": NAMES, "type": _one("model"), "compute": _COMPUTES},
+                {"name": NAMES, "type": one_of("model"), "compute": _COMPUTES},
                 {**_BATCH, "settings": _IN_SETTINGS},
             )
             for kind in ("modelBatchDeployment", "batchDeployment")
@@ -274,56 +278,56 @@ _USER: Final = [
         "resource_id": "/subscriptions/s/resourcegroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/i"
     }
 ]
-_IDENTITY: Final = _one(
+_IDENTITY: Final = one_of(
     {"type": "system_assigned"}, {"type": "user_assigned", "user_assigned_identities": _USER}
 )
-_TRAFFIC: Final = _one({"blue": 100}, {"blue": 90, "green": 10}, {"blue": "100"}, {"blue": 0}, {})
-_KEYS: Final = _one("key", "aml_token", "aad_token", "Key")
+_TRAFFIC: Final = one_of({"blue": 100}, {"blue": 90, "green": 10}, {"blue": "100"}, {"blue": 0}, {})
+_KEYS: Final = one_of("key", "aml_token", "aad_token", "Key")
 _ENDPOINTS: Final = {
-    "managedOnlineEndpoint": _file("managedOnlineEndpoint", {"name": NAMES}, {**_COMMON, "auth_mode": _KEYS, "identity": _IDENTITY, "traffic": _TRAFFIC, "mirror_traffic": _one({"violet": 10}, {"violet": "50"}), "public_network_access": _one("enabled", "disabled")}),
-    "kubernetesOnlineEndpoint": _file("kubernetesOnlineEndpoint", {"name": NAMES, "compute": _one("azureml:cluster")}, {**_COMMON, "auth_mode": _one("key", "aml_token"), "identity": _IDENTITY, "traffic": _TRAFFIC}),
-    "batchEndpoint": _file("batchEndpoint", {"name": NAMES}, {**_COMMON, "auth_mode": _one("aad_token"), "defaults": _one({"deployment_name": "blue"})}),
+    "managedOnlineEndpoint": _file("managedOnlineEndpoint", {"name": NAMES}, {**_COMMON, "auth_mode": _KEYS, "identity": _IDENTITY, "traffic": _TRAFFIC, "mirror_traffic": one_of({"violet": 10}, {"violet": "50"}), "public_network_access": one_of("enabled", "disabled")}),
+    "kubernetesOnlineEndpoint": _file("kubernetesOnlineEndpoint", {"name": NAMES, "compute": one_of("azureml:cluster")}, {**_COMMON, "auth_mode": one_of("key", "aml_token"), "identity": _IDENTITY, "traffic": _TRAFFIC}),
+    "batchEndpoint": _file("batchEndpoint", {"name": NAMES}, {**_COMMON, "auth_mode": one_of("aad_token"), "defaults": one_of({"deployment_name": "blue"})}),
 }  # fmt: skip
 
 # --- assets, compute, jobs --------------------------------------------------------------------------
 
-_STORES: Final = _one(
+_STORES: Final = one_of(
     "azureml://datastores/models/paths/sorting",
     "https://a.blob.core.windows.net/c/x.csv",
     "wasbs://c@a.blob.core.windows.net/x",
     "abfss://f@a.dfs.core.windows.net/x",
 )
-_OF_RUNS: Final = _one(
+_OF_RUNS: Final = one_of(
     "azureml://jobs/j/outputs/artifacts/paths/model/",
     "runs:/0123/model",
     "azureml://subscriptions/s/resourcegroups/g/workspaces/w/datastores/d/paths/p",
 )
 _ASSET: Final = {**_COMMON, "version": _VERSIONS}
 _ASSETS_OF_AZURE: Final = {
-    "environment": _merged(_file("environment", {"name": _ASSETS}, {"description": _TEXT, "tags": _TAGS, "version": _VERSIONS}), st.one_of(
-        st.fixed_dictionaries({"image": _IMAGES}, optional={"conda_file": _one("conda.yml", "job-conda.yml"), "inference_config": _ROUTES}),
-        st.fixed_dictionaries({"build": st.fixed_dictionaries({"path": _one("image", "https://github.com/a/b.git")})}),
+    "environment": _merged(_file("environment", {"name": ASSET_NAMES}, {"description": TEXTS, "tags": _TAGS, "version": _VERSIONS}), st.one_of(
+        st.fixed_dictionaries({"image": _IMAGES}, optional={"conda_file": one_of("conda.yml", "job-conda.yml"), "inference_config": _ROUTES}),
+        st.fixed_dictionaries({"build": st.fixed_dictionaries({"path": one_of("image", "https://github.com/a/b.git")})}),
     )),
     "model": st.one_of(
-        _file("model", {"name": _ASSETS, "path": st.one_of(_STORES, _OF_RUNS, _one("model.pkl", "model"))}, {**_ASSET, "type": _one("custom_model"), "flavors": _one({"python_function": {"loader_module": "x"}})}),
-        _file("model", {"name": _ASSETS, "path": st.one_of(_OF_RUNS, _one("model")), "type": _one("mlflow_model", "MLflow_Model")}, _ASSET),
-        _file("model", {"name": _ASSETS, "path": _one("code"), "type": _one("triton_model")}, _ASSET),
+        _file("model", {"name": ASSET_NAMES, "path": st.one_of(_STORES, _OF_RUNS, one_of("model.pkl", "model"))}, {**_ASSET, "type": one_of("custom_model"), "flavors": one_of({"python_function": {"loader_module": "x"}})}),
+        _file("model", {"name": ASSET_NAMES, "path": st.one_of(_OF_RUNS, one_of("model")), "type": one_of("mlflow_model", "MLflow_Model")}, _ASSET),
+        _file("model", {"name": ASSET_NAMES, "path": one_of("code"), "type": one_of("triton_model")}, _ASSET),
     ),
     "data": st.one_of(
-        _file("data", {"name": _ASSETS, "path": st.one_of(_STORES, _one("data"))}, {**_ASSET, "type": _one("uri_folder")}),
-        _file("data", {"name": _ASSETS, "path": st.one_of(_STORES, _one("data/rows.csv")), "type": _one("uri_file")}, _ASSET),
-        _file("data", {"name": _ASSETS, "path": _one("table"), "type": _one("mltable")}, _ASSET),
+        _file("data", {"name": ASSET_NAMES, "path": st.one_of(_STORES, one_of("data"))}, {**_ASSET, "type": one_of("uri_folder")}),
+        _file("data", {"name": ASSET_NAMES, "path": st.one_of(_STORES, one_of("data/rows.csv")), "type": one_of("uri_file")}, _ASSET),
+        _file("data", {"name": ASSET_NAMES, "path": one_of("table"), "type": one_of("mltable")}, _ASSET),
     ),
-    "amlCompute": _file("amlCompute", {"name": st.from_regex(r"[A-Za-z](?:-?[A-Za-z]){2,10}", fullmatch=True), "type": _one("amlcompute", "AmlCompute")}, {
-        "description": _TEXT, "tags": _STRINGS, "size": _SIZES, "tier": _one("dedicated", "low_priority"), "min_instances": _number(0, 1), "max_instances": _number(1, 9),
-        "idle_time_before_scale_down": _number(60, 900), "location": _one("westeurope"), "identity": _IDENTITY, "ssh_public_access_enabled": st.booleans(),
-        "ssh_settings": _one({"admin_username": "me", "admin_password": "correct-horse"}), "network_settings": _one({"vnet_name": "v", "subnet": "s"}),
+    "amlCompute": _file("amlCompute", {"name": st.from_regex(r"[A-Za-z](?:-?[A-Za-z]){2,10}", fullmatch=True), "type": one_of("amlcompute", "AmlCompute")}, {
+        "description": TEXTS, "tags": _STRINGS, "size": _SIZES, "tier": one_of("dedicated", "low_priority"), "min_instances": _number(0, 1), "max_instances": _number(1, 9),
+        "idle_time_before_scale_down": _number(60, 900), "location": one_of("westeurope"), "identity": _IDENTITY, "ssh_public_access_enabled": st.booleans(),
+        "ssh_settings": one_of({"admin_username": "me", "admin_password": "correct-horse"}), "network_settings": one_of({"vnet_name": "v", "subnet": "s"}),
     }),
-    "commandJob": _file("commandJob", {"command": _one("python train.py", "python x.py --a ${{inputs.a}} --out ${{outputs.out}}").map(str)}, {}).flatmap(lambda job: _merged(st.just(job), _JOB)),
+    "commandJob": _file("commandJob", {"command": one_of("python train.py", "python x.py --a ${{inputs.a}} --out ${{outputs.out}}").map(str)}, {}).flatmap(lambda job: _merged(st.just(job), _JOB)),
 }  # fmt: skip
 _JOB: Final = st.fixed_dictionaries(
-    {"environment": st.one_of(_ENVIRONMENTS, _one({"image": "python:latest"})), "inputs": _one({"a": 1}, {"a": {"type": "uri_file", "path": "https://a.b/c.csv"}}, {"a": {"path": "data"}}), "outputs": _one({"out": {"type": "uri_folder"}}, {"out": {}})},
-    optional={"type": _one("command"), "compute": _COMPUTES, "code": _one("code", "./code"), "display_name": _TEXT, "experiment_name": _ASSETS, "tags": _STRINGS, "resources": _one({"instance_count": 2}, {"instance_count": 100, "shm_size": "2g"}), "limits": _one({"timeout": 600}), "environment_variables": _VARIABLES, "distribution": _one({"type": "pytorch", "process_count_per_instance": 2}), "identity": _one({"type": "user_identity"})},
+    {"environment": st.one_of(_ENVIRONMENTS, one_of({"image": "python:latest"})), "inputs": one_of({"a": 1}, {"a": {"type": "uri_file", "path": "https://a.b/c.csv"}}, {"a": {"path": "data"}}), "outputs": one_of({"out": {"type": "uri_folder"}}, {"out": {}})},
+    optional={"type": one_of("command"), "compute": _COMPUTES, "code": one_of("code", "./code"), "display_name": TEXTS, "experiment_name": ASSET_NAMES, "tags": _STRINGS, "resources": one_of({"instance_count": 2}, {"instance_count": 100, "shm_size": "2g"}), "limits": one_of({"timeout": 600}), "environment_variables": _VARIABLES, "distribution": one_of({"type": "pytorch", "process_count_per_instance": 2}), "identity": one_of({"type": "user_identity"})},
 )  # fmt: skip
 
 LEGAL: Final[Mapping[str, Strategy]] = {

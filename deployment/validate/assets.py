@@ -19,8 +19,9 @@ from deployment.validate.tree import Spec, Tree
 MADE: Final = "build"
 """The folder of what `package` makes: a model there may not be made yet."""
 _URI: Final = re.compile(
-    r"azureml://(?:datastores/[^/]+/paths|jobs/[^/]+/outputs|subscriptions/[^/]+|registries/[^/]+)/\S+"
-    r"|azureml:[^:/\s]+:[^:/\s]+|(?:https|abfss|wasbs|adl)://\S+|runs:/\S+"
+    r"azureml://(?:datastores/[^/]+/paths|jobs/[^/]+/outputs|subscriptions/[^/]+|locations/[^/]+|registries/[^/]+)/\S+"
+    r"|azureml:[^:/\s]+[:@][^:/\s]+|(?:https?|abfss?|wasbs?|adl)://\S+|runs:/\S+",
+    re.IGNORECASE,
 )
 _FORMS: Final = "a path from this file, azureml://datastores/NAME/paths/..., or a https, abfss or wasbs URL"
 

@@ -68,6 +68,10 @@ _ENDPOINT: Final = (
 )
 _TARGET: Final = re.compile(rf"{_ENDPOINT}/deployments/([^/]+)", re.IGNORECASE)
 _MEASURED: Final = re.compile(rf"{_ENDPOINT}(/deployments/[^/]+)?", re.IGNORECASE)
+_OTHER_TARGET: Final = re.compile(
+    r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/(?!Microsoft\.MachineLearningServices/)[^/]+/",
+    re.IGNORECASE,
+)
 _FORM: Final = (
     "/subscriptions/S/resourceGroups/G/providers/Microsoft.MachineLearningServices"
     "/workspaces/W/onlineEndpoints/E/deployments/D"
@@ -117,6 +121,13 @@ def _location(spec: Spec, place: Place) -> Iterator[Finding]:
 
 def _setting(spec: Spec, tree: Tree, place: Place) -> Iterator[Finding]:
     target = spec.at(*place, "targetResourceUri")
+    if isinstance(target, str) and _OTHER_TARGET.match(target):
+        yield spec.find(
+            Rule.NOT_CHECKED,
+            (*place, "targetResourceUri"),
+            "it is no deployment of Azure ML's, and what scales it is not known here.",
+        )
+        return
     if not _computed(target) and not (isinstance(target, str) and _TARGET.fullmatch(target)):
         yield spec.find(
             Rule.TARGET, (*place, "targetResourceUri"),

@@ -98,7 +98,8 @@ def check_file(path: Path, tree_of: Callable[[Path], Tree], *, is_named: bool = 
     """The findings of one file, by their lines; a file that nobody named, but that lies in a folder, may be anybody's."""
     document, found = read(path)
     if document is None:
-        return found if is_named or _names_azure(path) else [foreign.unreadable(one) for one in found]
+        broken = is_named and any(one.rule is not Rule.SHAPE for one in found)  # (a list is somebody's, too)
+        return found if broken or _names_azure(path) else [foreign.unreadable(one) for one in found]
     secrets = list(leaks(document))
     spec = Spec.of(document)
     if spec is None:

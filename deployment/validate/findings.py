@@ -67,6 +67,7 @@ class Rule(StrEnum):
     # machines
     SIZE = "size"
     RETIRED = "retired"
+    RETIRING = "retiring"
     OFFER = "offer"
     OFFER_UNKNOWN = "offer-unknown"
     MEMORY = "memory"
@@ -126,7 +127,7 @@ WARNINGS: Final = frozenset({
     Rule.NOT_FOUND, Rule.MODEL_UNKNOWN, Rule.KEPT_PROMPTS, Rule.IGNORED_FAILURES, Rule.SHORT_TIMEOUT,
     Rule.OFFER_UNKNOWN, Rule.ROOT_USER, Rule.IDLE, Rule.PREEMPTION, Rule.ONE_WAY, Rule.IMPATIENCE, Rule.FLAPPING,
     Rule.LATE, Rule.CROWDED, Rule.DUPLICATE_KEY, Rule.SCHEMA, Rule.PASSWORD, Rule.GIVEN_LATER, Rule.UNPINNED, Rule.NUMBER_TYPE,
-    Rule.VARIABLE_TYPE, Rule.ID_CASE, Rule.IMPORT, Rule.PROBE, Rule.UNIT, Rule.ROUTE_PORT, Rule.DEADLINE, Rule.QUEUE, Rule.DRAIN, Rule.WORKERS, Rule.PLACE, Rule.CREATION,
+    Rule.VARIABLE_TYPE, Rule.ID_CASE, Rule.IMPORT, Rule.PROBE, Rule.RETIRING, Rule.UNIT, Rule.ROUTE_PORT, Rule.DEADLINE, Rule.QUEUE, Rule.DRAIN, Rule.WORKERS, Rule.PLACE, Rule.CREATION,
 })  # fmt: skip
 """Rules whose findings Azure takes, and which work."""
 INFORMATION: Final = frozenset({Rule.NOT_CHECKED})

@@ -11,6 +11,8 @@ from deployment.validate.ranges import shown
 from deployment.validate.tree import Spec, Tree
 
 _USED: Final = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z_]\w*)")
+_IMPLICIT: Final = ("outputs", "default")
+"""Which every job has."""
 
 
 def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
@@ -32,7 +34,7 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             f"must be a folder; {spec.path.parent / code} is none. The path begins at this file.",
         )
     for side, name in dict.fromkeys(_USED.findall(spec.text("command"))):
-        if name not in spec.mapping(side):
+        if name not in spec.mapping(side) and (side, name) != _IMPLICIT:
             there = ", ".join(spec.mapping(side)) or "none"
             yield spec.find(
                 Rule.COMMAND, ("command",), f"uses {side}.{name}, which is not there. Its {side}: {there}."

@@ -121,7 +121,7 @@ def _node(path: Path, text: str) -> yaml.MappingNode:
         _refuse(
             path,
             line,
-            Rule.YAML,
+            Rule.SHAPE,
             "holds several documents. Azure reads one: put the others into files of their own.",
         )
     if expanded > MOST_NODES:
@@ -135,7 +135,7 @@ def _node(path: Path, text: str) -> yaml.MappingNode:
         _refuse(path, 1, Rule.YAML, "is empty. It must be a mapping that begins with $schema.")
     if not isinstance(nodes[0], yaml.MappingNode):
         line = nodes[0].start_mark.line + 1
-        _refuse(path, line, Rule.YAML, "is no mapping. It must be `key: value` lines that begin with $schema.")
+        _refuse(path, line, Rule.SHAPE, "is no mapping. It must be `key: value` lines that begin with $schema.")
     return nodes[0]
 
 

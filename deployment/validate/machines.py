@@ -81,8 +81,9 @@ def _size(spec: Spec, tree: Tree) -> Iterator[Finding]:
             yield from _unknown(spec, tree, place, name)
         return
     if sku.retired is not None:
+        gone = sku.retired.value.startswith("since")
         yield spec.find(
-            Rule.RETIRED, place,
+            Rule.RETIRED if gone else Rule.RETIRING, place,
             f"is {name}, which Azure retires ({sku.retired.value}; {sku.retired.source}). Take another: "
             "`llama-endpoints plan` names one that holds the model.",
         )  # fmt: skip

@@ -29,6 +29,8 @@ class Range:
     @property
     def allowed(self) -> str:
         """In words."""
+        if self.low == self.high:
+            return str(self.low)
         return (
             f"an integer from {self.low} to {self.high}"
             if self.high < MOST

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
+from deployment.limits import ENDPOINTS as ENDPOINT_NAMES
+from deployment.validate import disk
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, ENDPOINTS, ONLINE_DEPLOYMENTS, Kind
 from deployment.validate.ranges import shown
@@ -25,6 +27,8 @@ _AS_CLIENT: Final = re.compile(
 _REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)/versions/([^/]+)")
 _REGISTRY_LABEL: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)(?:/labels/[^/]+)?")
 _COMPUTE: Final = re.compile(r"(?:azureml:)?([A-Za-z][A-Za-z0-9-]*)")
+_FILE: Final = "file:"
+"""Before the path of an environment's file; azure-ai-ml takes no other kind so."""
 _LOCAL: Final = "local"
 """The machine that the client runs on."""
 _PLURAL: Final = {Kind.MODEL: "models", Kind.ENVIRONMENT: "environments"}
@@ -103,6 +107,15 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
     value = spec.at(*place)
     if not isinstance(value, str):
         return
+    if kind is Kind.ENVIRONMENT and value.startswith(_FILE):
+        path = spec.path.parent / value.removeprefix(_FILE)
+        if not disk.is_file(path):
+            yield spec.find(
+                Rule.PATH,
+                place,
+                f"must lead to an environment's file; {path} is none. The path begins at this file.",
+            )
+        return
     if elsewhere(value, kind):
         if _ARM.fullmatch(value) and not _AS_CLIENT.fullmatch(value):
             yield spec.find(
@@ -134,8 +147,8 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
 
 def _endpoint(spec: Spec, tree: Tree) -> Iterator[Finding]:
     name, wanted = spec.text("endpoint_name"), _ENDPOINT_OF[spec.kind]
-    if not name or tree.named(name, wanted):
-        return
+    if not ENDPOINT_NAMES.take(name) or tree.named(name, wanted):
+        return  # (what is no name is said where names are)
     other = tree.named(name, *ENDPOINTS)
     if other:
         yield spec.find(
@@ -173,6 +186,11 @@ def _environment_kind(spec: Spec, tree: Tree) -> Iterator[Finding]:
 def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Azure's client takes a name with and without `azureml:`."""
     value = spec.at("compute")
+    if spec.kind is Kind.BATCH_DEPLOYMENT and ("compute",) not in spec.document.lines:
+        yield spec.find(
+            Rule.GIVEN_LATER, ("compute",),
+            "is missing, and must be given with each command (--set compute=...). Write azureml:NAME, and it is looked at.",
+        )  # fmt: skip
     if value is None or value == _LOCAL or (isinstance(value, str) and _ARM.fullmatch(value)):
         return
     if not isinstance(value, str) or not _COMPUTE.fullmatch(value):

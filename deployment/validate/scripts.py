@@ -13,6 +13,7 @@ from deployment.validate.ranges import shown
 from deployment.validate.references import asset
 from deployment.validate.script import Script, is_remote
 from deployment.validate.tree import Spec, Tree
+from llama_serving.catalog import CATALOG
 
 _CODE: Final[Place] = ("code_configuration", "code")
 _SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
@@ -30,7 +31,7 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         yield spec.find(
             Rule.CODE, ("code_configuration",), "has code and no scoring_script. Name a file in that folder."
         )
-    elif is_ours(spec, tree) and not (isinstance(code, str) and isinstance(script, str)):
+    elif needs_code(spec, tree) and not (isinstance(code, str) and isinstance(script, str)):
         yield spec.find(
             Rule.CODE, ("code_configuration",),
             "must have code, a folder, and scoring_script, a file in it. Azure's no-code deployment does not "
@@ -41,14 +42,35 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     yield from _environment(spec, tree)
 
 
+def needs_code(spec: Spec, tree: Tree) -> bool:
+    """Whether it is ours, or leaves to Azure a model that `package` has made, for which Azure's own script does not work."""
+    if is_ours(spec, tree):
+        return True
+    model = asset(spec.at("model"), Kind.MODEL, tree)
+    packaged = spec.text("model", "properties", "variant") or (
+        model.text("properties", "variant") if model else ""
+    )
+    return packaged in CATALOG and spec.at("environment") is None and spec.at("code_configuration") is None
+
+
 def _environment(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Azure makes one itself for MLflow's and Triton's models alone."""
     if spec.at("environment") is not None:
         return
-    if spec.at("model") is None or is_ours(spec, tree) or model_type(spec, tree) == "custom_model":
+    ours, model = is_ours(spec, tree), spec.at("model")
+    if (
+        ours
+        or model_type(spec, tree) == "custom_model"
+        or (model is None and spec.at("code_configuration") is not None)
+    ):
         yield spec.find(
             Rule.ENVIRONMENT_MISSING, ("environment",),
             "is missing: the code runs in an image. Write azureml:NAME:VERSION.",
+        )  # fmt: skip
+    elif model is None:
+        yield spec.find(
+            Rule.GIVEN_LATER, ("model",),
+            "is missing, as environment and code are, and must be given with each command (--set model=...). Write it, and it is looked at.",
         )  # fmt: skip
 
 

@@ -4,16 +4,15 @@ from collections.abc import Iterator
 
 from deployment.validate.findings import Finding, Rule
 from deployment.validate.kinds import DEPLOYMENTS, Kind
-from deployment.validate.ours import is_ours
 from deployment.validate.references import asset
 from deployment.validate.script import is_remote
-from deployment.validate.scripts import model_type
+from deployment.validate.scripts import model_type, needs_code
 from deployment.validate.tree import Spec, Tree
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Of deployments that do not run our code, as far as can be seen from here."""
-    if spec.kind not in DEPLOYMENTS or is_ours(spec, tree):
+    if spec.kind not in DEPLOYMENTS or needs_code(spec, tree):
         return
     code = spec.text("code_configuration", "code")
     if is_remote(code):

@@ -45,6 +45,7 @@ def run(*arguments: object) -> Result:
 @pytest.mark.parametrize("name", WANTED)
 def test_a_file_that_azure_takes_has_no_error(name: str) -> None:
     assert found(TAKEN / name) == sorted(WANTED[name])
+    assert check([TAKEN / name]).count(Level.ERROR) == 0
 
 
 def test_every_such_file_is_tested() -> None:
@@ -97,8 +98,13 @@ def test_what_can_t_be_read_and_names_azure_is_an_error(tmp_path: Path) -> None:
     assert [one.rule for one in check([tmp_path]).findings] == [Rule.YAML]
 
 
-@pytest.mark.parametrize("name", ["empty.yml", "playbook.yml", "manifests.yaml", "chart.yaml"])
-def test_a_named_file_that_azure_can_t_read_is_an_error(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(set(ELSES) - {"empty.yml", "chart.yaml"}))
+def test_a_file_of_somebody_else_s_that_is_named_is_not_checked_either(name: str, tmp_path: Path) -> None:
+    assert [one.rule for one in check([write(tmp_path, ELSES[name], name)]).findings] == [Rule.NOT_CHECKED]
+
+
+@pytest.mark.parametrize("name", ["empty.yml", "chart.yaml"])
+def test_a_named_file_that_is_nothing_is_an_error(name: str, tmp_path: Path) -> None:
     assert [one.rule for one in check([write(tmp_path, ELSES[name], name)]).findings] == [Rule.YAML]
 
 
@@ -109,11 +115,14 @@ def test_a_secret_in_somebody_else_s_file_is_found(tmp_path: Path) -> None:
 
 def test_json_is_one_line_to_everybody(tmp_path: Path) -> None:
     schema = "$schema: https://azuremlschemas.azureedge.net/latest/model.schema.json"
-    path = write(tmp_path, f'{schema}\nname: "a\\u2028b\\u2029c\\x85d"\nversion: "1"\npath: https://x/y\n')
+    path = write(
+        tmp_path, f'{schema}\nname: a\nversion: "1"\npath: https://x/y\n"a\\u2028b\\u2029c\\x85d": 1\n'
+    )
     done = run("--json", path)
     line = done.stdout.removesuffix("\n")
     assert line.splitlines() == [line]
-    assert json.loads(line)["rule"] == "name"
+    found = json.loads(line)
+    assert (found["rule"], found["field"]) == ("unknown-field", "a\u2028b\u2029c\x85d")
 
 
 def test_json_says_what_is_not_checked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from deployment import azure
 from deployment.validate.check import check
 from deployment.validate.findings import Level
 from deployment.validate.kinds import WITHOUT_LOADER, Kind
+from tests.legal_elsewhere import LEGAL_ELSEWHERE
 from tests.legal_specs import FILES, LEGAL
 
 
@@ -29,18 +30,32 @@ def test_there_is_a_legal_file_of_every_kind_that_azure_loads() -> None:
     assert set(LEGAL) == {*(str(kind) for kind in Kind if kind not in WITHOUT_LOADER), "batchDeployment"}
 
 
-@pytest.mark.parametrize("kind", LEGAL)
-@settings(
+FEW = settings(
     max_examples=20,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # (smaller examples of these files say no more, and take minutes)
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+def errors(path: Path, root: dict[str, Any]) -> list[str]:
+    path.write_text(yaml.safe_dump(root, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return [one.shown() for one in check([path]).findings if one.level is Level.ERROR]
+
+
+@pytest.mark.parametrize("kind", LEGAL)
+@FEW
 @given(data=st.data())
 def test_a_legal_file_has_no_error(kind: str, folder: Path, data: st.DataObject) -> None:
-    root: dict[str, Any] = data.draw(LEGAL[kind])
     path = folder / f"{kind}.yml"
-    path.write_text(yaml.safe_dump(root, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    found = errors(path, data.draw(LEGAL[kind]))
     assert azure.complaints(kind, path) == [], "Azure's client does not load it"
-    assert [one.shown() for one in check([path]).findings if one.level is Level.ERROR] == []
+    assert found == []
+
+
+@pytest.mark.parametrize("kind", LEGAL_ELSEWHERE)
+@FEW
+@given(data=st.data())
+def test_a_file_that_others_read_has_no_error(kind: str, folder: Path, data: st.DataObject) -> None:
+    assert errors(folder / "other.yml", data.draw(LEGAL_ELSEWHERE[kind])) == []
