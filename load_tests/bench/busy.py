@@ -58,8 +58,11 @@ def measure(checkpoint: Path, rounds: int) -> list[Busy]:
     """Some rounds with each number of clients; engines and conditions in turn."""
     found = []
     with _engine(checkpoint, {}) as ours, _engine(checkpoint, SPINNING) as spins:
-        for clients in CLIENTS * rounds:
-            quiet, spinning = _ask(ours, clients), _ask(spins, clients)
+        for number, clients in enumerate(CLIENTS * rounds):
+            if number // len(CLIENTS) % 2:  # (each is the first one in half of the rounds)
+                spinning, quiet = _ask(spins, clients), _ask(ours, clients)
+            else:
+                quiet, spinning = _ask(ours, clients), _ask(spins, clients)
             with _others():
                 beside = _ask(ours, clients)
             found.append(Busy(clients, quiet, spinning, beside))

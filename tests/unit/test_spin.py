@@ -45,7 +45,7 @@ def test_it_begins_short_and_follows_what_others_take(control: SpinControl, cloc
     control.adjust()
     assert control.short
     said = []
-    for waited in (0.0, 0.005, 0.1, 0.05, 0.0):
+    for waited in (0.0, 0.02, 0.1, 0.05, 0.0):
         clock.passes(ran=0.2, waited=waited)
         control.adjust()
         said.append(control.short)

@@ -26,8 +26,8 @@ CHOSEN_BY_OPERATOR: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 INTERVAL_S: Final = 0.1
 LEAST_NS: Final = 20_000_000
 """Of running and waiting, or there is nothing to judge by."""
-CONTENDED: Final = 0.1
-"""Share of a thread's time without a CPU. Measured: 0.00 to 0.03 on two free CPUs, 0.23 to 0.50 beside one or two processes."""
+CONTENDED: Final = 0.15
+"""Share of a thread's time without a CPU. Measured: 0.00 to 0.10 on two free CPUs, 0.23 to 0.50 beside one or two processes."""
 
 
 class SleepingTeam:
