@@ -1,7 +1,8 @@
 """Which names of Azure's machines exist, as far as a series is known whole; of all others nobody here knows.
 
-The numbers of each series are written by hand after Azure's pages of them; what Azure adds to a series has to be added here. A series that does
-not stand here is not known, and nothing is said of its sizes.
+The series DSv2, Dsv3, Dsv5, Dasv5, Esv3, Fs and Fsv2 were compared with the sizes that .NET Aspire lists for AKS (aspire.dev,
+Aspire.Hosting.Azure.Kubernetes, generated from Azure's own list); the others are written as Azure's pages of them have them. What Azure adds to a
+series has to be added here. A series that does not stand here is not known, and nothing is said of its sizes.
 """
 
 import re
