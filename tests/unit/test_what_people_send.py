@@ -286,8 +286,9 @@ def test_letters_alone_mean_nothing() -> None:
     [
         ({"messages": [user("a")], "response_format": {"type": "text"}, "logit_bias": {}, "tools": [],
           "tool_choice": "none", "parallel_tool_calls": False, "service_tier": "auto", "modalities": ["text"],
-          "functions": [], "top_logprobs": 0}, {"messages": [user("a")]}),
-        ({"prompt": "a", "best_of": 1, "logprobs": False, "stop": "", "stream_options": {}, "suffix": None},
+          "functions": [], "top_logprobs": 0, "add_special_tokens": False}, {"messages": [user("a")]}),
+        ({"prompt": "a", "best_of": 1, "logprobs": False, "stop": "", "stream_options": {}, "suffix": None,
+          "add_special_tokens": True},
          {"prompt": "a"}),
         ({"input_data": {"input_string": ["x"], "parameters": {"seed": 3}}, "params": {}},
          {"input_data": {"input_string": ["x"], "parameters": {"seed": 3}}}),
