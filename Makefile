@@ -45,7 +45,7 @@ test-clients: $(READY)  ## Test that clients that others wrote work unchanged
 	@$(MAKE) --no-print-directory clients || ! $(BIN)/pip index versions pip >/dev/null 2>&1
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/clients
 
-check: lint typecheck yaml-check test  ## What CI runs
+check: lint typecheck yaml-check test  ## Lint, types, YAML and all tests: what CI runs first
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .
