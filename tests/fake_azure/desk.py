@@ -24,7 +24,7 @@ RENDERED = (
     f"yaml/batch/{BLUE}.yml", "yaml/batch/endpoint.yml", "yaml/batch/samples", "yaml/batch/compute",
     "environments/gpu", "environments/gpu-batch",
 )  # fmt: skip
-SCRIPT = "def init(): ...\n\n\ndef run(raw): ...\n"
+SCRIPT = "def init(): ...\n\n\ndef run(raw): return []\n"
 
 
 _UP: dict[tuple[str, ...], Any] = {}
