@@ -417,7 +417,7 @@ REFUSED_BY_THE_MODEL: Final = (
 UNSUPPORTED: Final = (
     "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
     "logit_bias", "modalities", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options",
-    "service_tier", "best_of",
+    "service_tier", "best_of", "add_special_tokens",
 )  # fmt: skip
 
 _COMPLETION: Final = {"prompt": SECRET}

@@ -122,7 +122,6 @@ def test_every_field_is_read_or_refused(name: str) -> None:
         "stream_options",
         "top_logprobs",
         "add_generation_prompt",
-        "add_special_tokens",
         *IDS,
         *EDGES,
         *UNSUPPORTED,
