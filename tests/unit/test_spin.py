@@ -9,7 +9,7 @@ import pytest
 
 from deployment.nano import FOLDER as NANO
 from llama_serving.engine import spin
-from llama_serving.engine.spin import SpinControl
+from llama_serving.engine.spin import FREE_LOOKS, SpinControl
 
 
 class Clock:
@@ -45,11 +45,13 @@ def test_it_begins_short_and_follows_what_others_take(control: SpinControl, cloc
     control.adjust()
     assert control.short
     said = []
-    for waited in (0.0, 0.02, 0.1, 0.05, 0.0):
+    free = (0.0, 0.005, 0.0, 0.0, 0.0)
+    for waited in (*free, 0.02, 0.1, 0.02, *free[1:], 0.01, *free):
         clock.passes(ran=0.2, waited=waited)
         control.adjust()
         said.append(control.short)
-    assert said == [False, False, True, True, False]
+    # Spinning after five free looks, short from the contended one, and again until five in a row are free.
+    assert said == [*[True] * 4, False, False, *[True] * 6, *[True] * 5, False]
 
 
 def test_it_looks_now_and_then(control: SpinControl, clock: Clock) -> None:
@@ -59,7 +61,9 @@ def test_it_looks_now_and_then(control: SpinControl, clock: Clock) -> None:
     assert control.short  # (too early to look)
     clock.now += 60  # an idle engine has neither run nor waited
     clock.times = (55_000_000, 0)
-    control.adjust()
+    for _ in range(FREE_LOOKS):
+        clock.passes(ran=0.2, waited=0.0)
+        control.adjust()
     assert not control.short
 
 
@@ -168,7 +172,7 @@ else:
     from llama_serving.engine.pipeline import PipelineEngine
     engine = PipelineEngine(Path(sys.argv[2]), dtype="float32")
 for waits[0] in (True, False, True):
-    list(engine.submit([1, 300], SamplingParams(max_new_tokens=4)))
+    list(engine.submit([1, 300], SamplingParams(max_new_tokens=12)))
     print(engine._thread.spin.short)
 engine.close()
 print(engine._thread.spin.short)

@@ -28,6 +28,10 @@ LEAST_NS: Final = 20_000_000
 """Of running and waiting, or there is nothing to judge by."""
 CONTENDED: Final = 0.15
 """Share of a thread's time without a CPU. Measured: 0.00 to 0.10 on two free CPUs, 0.23 to 0.50 beside one or two processes."""
+FREE: Final = 0.03
+"""The same while waits are short, where a thread that often sleeps is soon let in again: 0.00 to 0.01 on two free CPUs."""
+FREE_LOOKS: Final = 5
+"""In a row, until threads spin again: beside others a single look may find the CPUs free."""
 
 
 class SleepingTeam:
@@ -86,6 +90,7 @@ class SpinControl:
         self._team: SleepingTeam | None = None
         self._last: tuple[int, int] | None = None
         self._next = -math.inf
+        self._free_looks = 0
 
     @property
     def short(self) -> bool:
@@ -116,9 +121,11 @@ class SpinControl:
         if ran + waited < LEAST_NS:
             return
         self._last = now
-        if waited > CONTENDED * (ran + waited):
+        share = waited / (ran + waited)
+        self._free_looks = self._free_looks + 1 if share < FREE else 0
+        if share > CONTENDED:
             self._shorten()
-        else:
+        elif self._free_looks >= FREE_LOOKS:
             self.end()
 
     def end(self) -> None:
