@@ -5,7 +5,6 @@ alpha / sqrt(r) with `use_rslora` (arXiv 2106.09685 section 4.1, arXiv 2312.0373
 The files and their keys are those of the library `peft` 0.21, which the tests hold this against.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from deployment.checkpoint import expected_tensors
 from deployment.tensor_file import FLOATING, TensorFile
 from llama_serving.catalog import Shape
 from llama_serving.errors import SetupError
+from llama_serving.llama_config import json_object
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -132,13 +132,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise SetupError(
             f"{folder} has no {CONFIG}, so it is no PEFT adapter. Name the folder that save_pretrained wrote."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SetupError(f"{path} can't be read: {error}. Save the adapter again.") from error
-    if not isinstance(config, dict):
-        raise SetupError(f"{path} is not a JSON object. Save the adapter again.")
-    return config
+    return json_object(path, "Save the adapter again.")
 
 
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:

@@ -87,8 +87,8 @@ def load(folder: Path) -> dict[str, Any]:
     return json_object(path)
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """The object in a file of a checkpoint.
+def json_object(path: Path, remedy: str = "Download it again.") -> dict[str, Any]:
+    """The object in a file of a checkpoint; `remedy` says how to get another one.
 
     Raises:
         SetupError: it can't be read, or it holds something else.
@@ -96,9 +96,9 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SetupError(f"{path} can't be read: {error}. Download it again.") from error
+        raise SetupError(f"{path} can't be read: {error}. {remedy}") from error
     if not isinstance(value, dict):
-        raise SetupError(f"{path} is not a JSON object. Download it again.")
+        raise SetupError(f"{path} is not a JSON object. {remedy}")
     return value
 
 
