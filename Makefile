@@ -20,10 +20,10 @@ help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(READY)  ## Show the main job on the embedded model: package, serve behind both servers, score a batch
-	$(BIN)/python -m deployment.demo run
+	$(BIN)/python -m llama_endpoints.devtools.demo run
 
 serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and print the line to call it with
-	$(BIN)/python -m deployment.demo serve --port $(or $(PORT),8453)
+	$(BIN)/python -m llama_endpoints.devtools.demo serve --port $(or $(PORT),8453)
 
 test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm --ignore tests/clients

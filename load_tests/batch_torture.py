@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from tqdm import tqdm
 
-from deployment.servers import console_script, environment
+from llama_endpoints.devtools.servers import console_script, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

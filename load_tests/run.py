@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Final, cast
 import click
 from tqdm import tqdm
 
-from deployment.servers import ServerStartError, azmlinfsrv, console_script, mlflow_serve, own_server
+from llama_endpoints.devtools.servers import (
+    ServerStartError,
+    azmlinfsrv,
+    console_script,
+    mlflow_serve,
+    own_server,
+)
 from load_tests import report
 from load_tests.protocols import ROUTES
 from load_tests.samples import Sample, read
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from deployment.servers import Server
+    from llama_endpoints.devtools.servers import Server
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 USERS: Final = {

@@ -1,4 +1,4 @@
-"""Entry of Azure ML's online endpoint; the work is in `llama_serving.online`."""
+"""Entry of Azure ML's online endpoint; the work is in `llama_serving.hosts.azureml_online`."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,6 @@ from pathlib import Path
 # The server puts this folder last on the path: an installed llama_serving would shadow the uploaded one.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from llama_serving.online import init, run
+from llama_serving.hosts.azureml_online import init, run
 
 __all__ = ["init", "run"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from deployment.servers import console_script, environment
+from llama_endpoints.devtools.servers import console_script, environment
 
 ROOT = Path(__file__).parents[1]
 BATCH_DEPLOYMENT = ROOT / "yaml" / "batch" / "codellama-7b-hf.yml"

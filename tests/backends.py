@@ -15,7 +15,7 @@ from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.portable import Portable
 from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.engine.batching.native import build, cpu
-from llama_serving.engine.batching.native.library import Kernels
+from llama_serving.engine.batching.native.bindings import Kernels
 from llama_serving.llama_config import LlamaConfig
 from tests.conftest import NOT_NATIVE
 

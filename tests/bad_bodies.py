@@ -13,8 +13,8 @@ from typing import Any, Final
 from jsonschema import Draft202012Validator
 
 from llama_serving.catalog import NANO
-from llama_serving.contract.body import MAX_CONTAINERS, MAX_DEPTH
 from llama_serving.contract.parameters import ALIASES
+from llama_serving.contract.strict_json import MAX_CONTAINERS, MAX_DEPTH
 from llama_serving.contract.validation import schema
 
 SECRET: Final = "def unrepeatable_zebra():"

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from requests.structures import CaseInsensitiveDict
 
-from deployment.checkpoint import inspect
-from deployment.nano import FOLDER as NANO_FOLDER
-from deployment.package import package
-from deployment.servers import Server, azmlinfsrv, mlflow_serve, own_server
+from llama_endpoints.checkpoints.inspection import inspect
+from llama_endpoints.checkpoints.package import package
+from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve, own_server
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests import torchless
 

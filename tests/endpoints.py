@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from click.testing import CliRunner
 
-from deployment import cli
-from llama_serving import pyfunc
+from llama_endpoints.cli import main
 from llama_serving.contract import rows
 from llama_serving.contract.rows import Place
 from llama_serving.errors import BadRequest, ServingError
+from llama_serving.hosts import mlflow_pyfunc
 from llama_serving.server.app import PROTOCOLS
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 
 VOLATILE: Final = frozenset(("id", "created", "model", "request_id"))
 """Fields that differ from one answer to the next."""
@@ -45,9 +45,9 @@ async def _events(events: AsyncGenerator[Any, None]) -> list[Any]:
     return [event async for event in events]
 
 
-def model(service: Service) -> pyfunc.LlamaModel:
+def model(service: Service) -> mlflow_pyfunc.LlamaModel:
     """The MLflow model around a service."""
-    made = pyfunc.LlamaModel()
+    made = mlflow_pyfunc.LlamaModel()
     made._service = service
     return made
 
@@ -62,7 +62,7 @@ def predicted(service: Service, body: Any, *, stream: bool = False) -> Any:
         if stream:
             return list(model(service).predict_stream(None, body))
         return model(service).predict(None, body)
-    except pyfunc.ServingException as refusal:
+    except mlflow_pyfunc.ServingException as refusal:
         raise refusal.error from None
 
 
@@ -96,7 +96,10 @@ def scored(service: Service, body: Mapping[str, Any], monkeypatch: Any) -> Any:
     """
     monkeypatch.setattr(Service, "start", lambda files, settings: _Kept(service))
     done = CliRunner().invoke(
-        cli.main, ["score", "--model", "nano", "--request", "-"], input=json.dumps(body), catch_exceptions=False
+        main.main,
+        ["score", "--model", "nano", "--request", "-"],
+        input=json.dumps(body),
+        catch_exceptions=False,
     )
     if done.exit_code:
         told = json.loads(done.stderr)["error"]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from llama_serving.engine.batching.native import library as c
+from llama_serving.engine.batching.native import bindings as c
 
 DEPTH: Final = 32
 PANEL: Final = 64

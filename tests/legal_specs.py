@@ -338,4 +338,4 @@ LEGAL: Final[Mapping[str, Strategy]] = {
     **_ENDPOINTS,
     **_ASSETS_OF_AZURE,
 }
-"""By the name under which Azure's client is asked (`deployment.azure.complaints`)."""
+"""By the name under which Azure's client is asked (`llama_endpoints.azure.schemas.complaints`)."""

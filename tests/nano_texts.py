@@ -6,9 +6,9 @@ from typing import Final
 import torch
 from safetensors.torch import load_file
 
-from deployment.nano import FOLDER
-from deployment.nano.documents import STEP_ID
-from deployment.nano.model import Nano
+from llama_endpoints.nano import FOLDER
+from llama_endpoints.nano.documents import STEP_ID
+from llama_endpoints.nano.model import Nano
 from llama_serving.catalog import NANO
 from llama_serving.prompts.tokenizer import Tokenizer
 

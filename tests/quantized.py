@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from deployment.nano import FOLDER
+from llama_endpoints.nano import FOLDER
 from tests import llamas
 
 Array = NDArray[Any]

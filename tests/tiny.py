@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import save, save_file
 
-from deployment.nano import FOLDER
+from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import NANO, Shape
 
 TINY: Final = replace(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from tqdm import tqdm
 
-from deployment.servers import console_script, own_server
+from llama_endpoints.devtools.servers import console_script, own_server
 from load_tests.bench import busy, contestants, crowd, front, jobs, limit, report, scenarios, vllm_peer
 from load_tests.bench.measure import Sample, throughput
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, TYPE_CHECKING, Final, cast
 
-from llama_serving.engine.batching.start import start
+from llama_serving.engine.batching.factory import start
 from load_tests.bench.scenarios import rate
 
 if TYPE_CHECKING:

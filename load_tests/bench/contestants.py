@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from deployment.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve, own_server
+from llama_endpoints.devtools.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve, own_server
 from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.batching.start import start
+from llama_serving.engine.batching.factory import start
 from llama_serving.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from deployment.servers import Server
+    from llama_endpoints.devtools.servers import Server
 ROOT: Final = Path(__file__).resolve().parents[2]
 PEERS: Final = ROOT / "build" / "peers"
 ENGINE: Final = "our engine"

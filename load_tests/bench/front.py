@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from deployment.servers import LOOPBACK, azmlinfsrv, free_port, own_server
+from llama_endpoints.devtools.servers import LOOPBACK, azmlinfsrv, free_port, own_server
 from load_tests.bench.stub import MODEL
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from tqdm import tqdm
 
-from deployment.servers import console_script
+from llama_endpoints.devtools.servers import console_script
 from llama_serving.catalog import CATALOG
 from llama_serving.engine.vllm.installation import gpu_here
 from load_tests.bench import vllm_peer

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deployment.servers import NO_ENV, console_script
+from llama_endpoints.devtools.servers import NO_ENV, console_script
 from llama_serving.batch.outputs import Outputs
 from load_tests.bench.measure import WORDS
 

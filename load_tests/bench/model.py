@@ -18,7 +18,7 @@ from llama_serving.catalog import CATALOG, Shape
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-NANO: Final = Path(__file__).resolve().parents[2] / "deployment" / "nano"
+NANO: Final = Path(__file__).resolve().parents[2] / "deployment/llama_endpoints/nano"
 SEED: Final = 1
 BENCH: Final = Shape(layers=12, hidden=768, ffn=2048, heads=12, kv_heads=12, vocab=32000)
 """134 million parameters, 268 MB in bf16."""

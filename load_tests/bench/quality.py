@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from deployment.nano import FOLDER, evaluate
-from deployment.nano.corpus import File
+from llama_endpoints.nano import FOLDER, evaluate
+from llama_endpoints.nano.corpus import File
 from llama_serving.catalog import NANO
 from llama_serving.engine.batching.backends.base import Rows
-from llama_serving.engine.batching.backends.choice import Wanted, choose
+from llama_serving.engine.batching.backends.selection import Wanted, choose
 from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.prompts.tokenizer import Tokenizer
 

@@ -20,7 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.batching.start import start
+from llama_serving.engine.batching.factory import start
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deployment.servers import LOOPBACK, free_port, own_server
+from llama_endpoints.devtools.servers import LOOPBACK, free_port, own_server
 from load_tests.bench.contestants import ROOT, START_S, Contestant, completions, process, streamed
 
 if TYPE_CHECKING:

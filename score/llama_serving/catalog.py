@@ -272,13 +272,16 @@ def _llama_2(size: str, tuning: str, shape: Shape) -> ModelVariant:
 NANO: Final = ModelVariant(
     name="nano",
     shape=Shape(layers=5, hidden=384, ffn=1032, heads=6, kv_heads=2, vocab=4096, tied_embeddings=True),
-    source="deployment/nano/config.json",
+    source="deployment/llama_endpoints/nano/config.json",
     rope_theta=1e6,
-    trained_positions=Fact(2048, "deployment/nano/config.json"),
-    max_context=Fact(2048, "deployment/nano/config.json"),
+    trained_positions=Fact(2048, "deployment/llama_endpoints/nano/config.json"),
+    max_context=Fact(2048, "deployment/llama_endpoints/nano/config.json"),
     dialog=DialogFormat.INST,
     # So small a model reads on from a prefix well, and hardly finds it again behind a suffix (its card has the figures).
-    infill=Fact(InfillTokens(4091, 4092, 4093, 4094, order=InfillOrder.SPM), "deployment/nano/tokenizer.json"),
+    infill=Fact(
+        InfillTokens(4091, 4092, 4093, 4094, order=InfillOrder.SPM),
+        "deployment/llama_endpoints/nano/tokenizer.json",
+    ),
     temperature=0.2,
     top_p=0.9,
     dtype="float32",

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from deployment.servers import Server, azmlinfsrv, own_server
+from llama_endpoints.devtools.servers import Server, azmlinfsrv, own_server
 from tests.conftest import ROOT, post
 
 HERE: Final = Path(__file__).parent

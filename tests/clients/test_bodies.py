@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deployment.servers import Server
+from llama_endpoints.devtools.servers import Server
 from tests.clients.conftest import KEY, Expected
 from tests.conftest import post
 

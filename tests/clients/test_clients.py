@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from deployment.servers import Server
+from llama_endpoints.devtools.servers import Server
 from tests.clients.conftest import HERE, KEY, Ask, Expected, Run
 
 

@@ -12,8 +12,8 @@ pytest.importorskip("azure.storage.blob", reason="the extra azure is not install
 
 from azure.core.credentials import AzureSasCredential
 
-from deployment.azure_blobs import Blob, Blobs, Place
-from deployment.download import Download
+from llama_endpoints.download.azure_blobs import Blob, Blobs, Place
+from llama_endpoints.download.transfer import Download
 from llama_serving.errors import SetupError
 from tests.fake_azure.storage import HOST
 from tests.fake_azure.world import ACCOUNT, CONTAINER, FakeAzure, fake_azure

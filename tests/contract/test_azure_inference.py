@@ -8,7 +8,7 @@ from azure.ai.inference.models import AssistantMessage, SystemMessage, UserMessa
 from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import HttpResponseError
 
-from deployment.servers import Server, own_server
+from llama_endpoints.devtools.servers import Server, own_server
 from tests.bad_bodies import user
 from tests.conftest import post
 

@@ -15,8 +15,8 @@ pytest.importorskip("azure.keyvault.secrets", reason="the extra azure is not ins
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 
-from deployment.azure_secret import secret_of
-from deployment.hub import token_of
+from llama_endpoints.azure.key_vault import secret_of
+from llama_endpoints.download.hub import token_of
 from llama_serving.errors import SetupError
 from tests.certificates import certificate as own
 

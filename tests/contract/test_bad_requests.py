@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from requests.structures import CaseInsensitiveDict
 
-from deployment.servers import Server, azmlinfsrv, mlflow_serve
+from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve
 from tests.bad_bodies import (
     NOT_JSON,
     OPENAI_REFUSED_BY_THE_MODEL,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from deployment import azure_job
-from deployment.azure import BatchDeployment
-from deployment.azure_job import Job, Tally
+from llama_endpoints.azure.schemas import BatchDeployment
+from llama_endpoints.batch import azure_emulator
+from llama_endpoints.batch.azure_emulator import Job, Tally
 from llama_serving.errors import SetupError
 from tests.azure_jobs import BATCH_DEPLOYMENT, PATIENCE_S, ROOT, command, done, written
 
@@ -87,7 +87,7 @@ def given(job: Job, *names: str, **changed: Any) -> Job:
 def ran(job: Job) -> tuple[Tally, list[str]]:
     """What became of it, and what it said."""
     said = list[str]()
-    return asyncio.run(azure_job.run(job, lambda _: None, said.append)), said
+    return asyncio.run(azure_emulator.run(job, lambda _: None, said.append)), said
 
 
 def items(job: Job) -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ class TestFailures:
         ],
     )
     def test_records_that_nobody_would_write(self, job: Job, changed: dict[str, Any], says: str) -> None:
-        ours = job.deployment.script.parent / "llama_serving" / "batch" / "driver.py"
+        ours = job.deployment.script.parent / "llama_serving" / "hosts" / "azureml_batch.py"
         ours.parent.mkdir(parents=True)
         ours.touch()
         with pytest.raises(SetupError, match=says):

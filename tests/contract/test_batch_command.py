@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deployment.servers import console_script, environment
+from llama_endpoints.devtools.servers import console_script, environment
 from llama_serving.batch.journal import Journal
 
 PATIENCE_S = 280

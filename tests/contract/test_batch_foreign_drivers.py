@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deployment import azure_job
-from deployment.azure import BatchDeployment
-from deployment.azure_job import Job, Tally
+from llama_endpoints.azure.schemas import BatchDeployment
+from llama_endpoints.batch import azure_emulator
+from llama_endpoints.batch.azure_emulator import Job, Tally
 from tests.azure_jobs import BATCH_DEPLOYMENT, command, done, written
 
 TABLE = """
@@ -51,7 +51,7 @@ def job(folder: Path, script: str, name: str = "driver.py", **changed: Any) -> J
 
 def ran(given: Job) -> tuple[Tally, list[str]]:
     said = list[str]()
-    return asyncio.run(azure_job.run(given, lambda _: None, said.append)), said
+    return asyncio.run(azure_emulator.run(given, lambda _: None, said.append)), said
 
 
 def returning(value: str, imports: str = "") -> str:
@@ -121,18 +121,18 @@ class TestImported:
         assert "driver.py has no function run(mini_batch)" in tally.aborted
 
     @pytest.mark.parametrize(
-        "name", ["json.py", "signal.py", "azure_worker.py", "my-driver.py", "deployment.py"]
+        "name", ["json.py", "signal.py", "azure_emulator_worker.py", "my-driver.py", "llama_endpoints.py"]
     )
     def test_it_may_be_called_as_any_module_is(self, folder: Path, name: str) -> None:
         assert ran(job(folder, returning("[__file__] * len(mini_batch)"), name))[0].aborted is None
         assert (folder / "out/score/out.csv").read_text() == f"{folder / 'code' / name}\n" * 2
 
     def test_it_may_bring_packages_that_are_called_as_ours(self, folder: Path) -> None:
-        for package in ("deployment", "llama_serving"):
+        for package in ("llama_endpoints", "llama_serving"):
             (folder / "code" / package).mkdir()
             (folder / "code" / package / "__init__.py").write_text("mine = 'mine'")
-        script = "import sys, deployment, llama_serving\n" + returning(
-            "[deployment.mine + llama_serving.mine + str(sys.argv)]"
+        script = "import sys, llama_endpoints, llama_serving\n" + returning(
+            "[llama_endpoints.mine + llama_serving.mine + str(sys.argv)]"
         )
         assert ran(job(folder, script))[0].aborted is None
         assert (

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from deployment.cli import main
-from deployment.nano import FOLDER
-from deployment.servers import console_script
+from llama_endpoints.cli.main import main
+from llama_endpoints.devtools.servers import console_script
+from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import CATALOG, NANO
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.conftest import shared_tokenizer
@@ -54,7 +54,7 @@ NOT_LISTED = (
     "--infill instead of --variant."
 )
 ONE_MODEL = "Name a folder with exactly one model that `llama-endpoints package` wrote."
-TOO_FAR = "can't be used: nano reads at most 2048 tokens (deployment/nano/config.json)."
+TOO_FAR = "can't be used: nano reads at most 2048 tokens (deployment/llama_endpoints/nano/config.json)."
 NO_DTYPE = "can't be used: it must be one of auto, float32, bfloat16, float16."
 NO_COUNT = "can't be used: it must be an integer from 1 to 1024."
 
@@ -393,7 +393,7 @@ HEAVY = {"torch", "transformers", "mlflow", "pandas", "azure", "numpy", "tokeniz
 
 HELP_OF = """
 import json, sys
-from deployment.cli import main
+from llama_endpoints.cli.main import main
 try:
     main(json.loads(sys.argv[1]), prog_name="llama-endpoints")
 finally:

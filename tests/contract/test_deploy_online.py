@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from deployment.cli import main
+from llama_endpoints.cli.main import main
 from llama_serving.errors import ServingError
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.fake_azure.desk import BLUE, ENDPOINT, GREEN, Desk, a_desk
 from tests.fake_azure.network import Answer
 from tests.hubs import Status
@@ -117,7 +117,7 @@ class TestDeploy:
     def test_no_workspace_is_said(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         from click.testing import CliRunner
 
-        from deployment.cli import main
+        from llama_endpoints.cli.main import main
 
         monkeypatch.setenv("HOME", str(desk.folder))
         refused = CliRunner().invoke(main, ["status", "--endpoint", ENDPOINT])
@@ -177,10 +177,12 @@ class TestFaults:
     def test_what_is_under_way_is_waited_for(self, desk: Desk) -> None:
         desk.up(BLUE)
         desk.edit(f"yaml/online/{BLUE}.yml", "instance_count: 1", "instance_count: 2")
-        path, body = next(
-            (path, body) for path, body in desk.azure.resources.there.items() if path.endswith(DEPLOYMENT)
+        path, strict_json = next(
+            (path, strict_json)
+            for path, strict_json in desk.azure.resources.there.items()
+            if path.endswith(DEPLOYMENT)
         )
-        body["properties"]["provisioningState"] = "Updating"
+        strict_json["properties"]["provisioningState"] = "Updating"
         desk.azure.resources.begin(path)
         done = desk.deploy(BLUE)
         assert done.exit_code == 0, done.output
@@ -256,11 +258,11 @@ class TestUse:
         assert [row["traffic"] for row in shown["deployments"]] == [100, 0]
 
     def test_the_sample_files_get_the_real_codes_answers(self, desk: Desk, service: Service) -> None:
-        from llama_serving.contract import body, protocol
+        from llama_serving.contract import protocol, strict_json
 
         def container(raw: bytes) -> "tuple[int, object]":
             try:
-                decoded = body.decode(raw)
+                decoded = strict_json.decode(raw)
                 decoded["input_data"]["parameters"].setdefault("max_new_tokens", 4)
                 parsed = protocol.parse(decoded)
                 return 200, protocol.answer(parsed, service.generate(parsed, deadline=None), "nano")

@@ -40,7 +40,9 @@ def ran(desk: Desk, page: str) -> str:
 
 def prepared(desk: Desk, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answer takes 0.25 s by the page's clock."""
-    monkeypatch.setattr("deployment.deploy.scoring.time", SimpleNamespace(monotonic=count(0, 0.25).__next__))
+    monkeypatch.setattr(
+        "llama_endpoints.endpoints.scoring.time", SimpleNamespace(monotonic=count(0, 0.25).__next__)
+    )
     if page == "rollout.md":
         desk.up(BLUE)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.servers import console_script
+from llama_endpoints.devtools.servers import console_script
 
 ROOT = Path(__file__).resolve().parents[2]
 AZ = f"""#!{sys.executable}

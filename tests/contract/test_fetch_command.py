@@ -39,7 +39,7 @@ from dataclasses import replace
 from llama_serving import catalog
 from tests.tiny import TINY
 catalog.CATALOG["{NAME}"] = replace(TINY, name="{NAME}")
-from deployment.cli import main
+from llama_endpoints.cli.main import main
 main(prog_name="llama-endpoints")
 """
 
@@ -75,7 +75,7 @@ def desk(tmp_path: Path) -> Path:
 def environment(hub: FakeHub, desk: Path, **more: str) -> dict[str, str]:
     private = ("HF_", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "HUB_TOKEN_SECRET")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(private)}
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    paths = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "deployment"), os.environ.get("PYTHONPATH"))))
     own = {"PYTHONPATH": paths, "HF_HOME": str(desk.parent / "hf"), "HF_ENDPOINT": hub.url, "NO_PROXY": "*"}
     return {**inherited, **own, **more}
 

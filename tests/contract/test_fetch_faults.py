@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from deployment.download import Download
-from deployment.fetch import Fetched, fetch, look_up
-from deployment.hub import Hub, Repository
-from deployment.snapshot import FETCHED, FETCHING
+from llama_endpoints.download.fetch import Fetched, fetch, look_up
+from llama_endpoints.download.hub import Hub, Repository
+from llama_endpoints.download.hub_snapshot import FETCHED, FETCHING
+from llama_endpoints.download.transfer import Download
 from llama_serving.catalog import ModelVariant
 from llama_serving.errors import SetupError
 from tests.conftest import ROOT

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from deployment.checkpoint import folder_of
-from deployment.download import alone
-from deployment.from_azure import CACHE, here
+from llama_endpoints.checkpoints.inspection import folder_of
+from llama_endpoints.download.azureml_cache import CACHE, here
+from llama_endpoints.download.transfer import alone
 from llama_serving.errors import SetupError
 from tests.fake_azure.management import GROUP, IN_REGISTRY, REGISTRY, SUBSCRIPTION, WORKSPACE
 from tests.fake_azure.world import ACCOUNT, CONTAINER, KEY, SECRET, FakeAzure, fake_azure
@@ -269,7 +269,7 @@ class TestRefusals:
         assert refused(MODEL).startswith("Azure's storage does not know who asks: ")
 
     def test_azure_can_not_be_reached(self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("deployment.azure_models._RETRIES", 0)
+        monkeypatch.setattr("llama_endpoints.download.azureml_assets._RETRIES", 0)
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
         assert refused(MODEL).startswith(f"Azure can't be asked for {MODEL}: ")
         assert refused(MODEL).endswith("Check the network and its proxy (HTTPS_PROXY).")

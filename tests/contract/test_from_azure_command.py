@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from deployment.azure_blobs import RANGE
-from deployment.from_azure import CACHE
+from llama_endpoints.download.azure_blobs import RANGE
+from llama_endpoints.download.azureml_cache import CACHE
 from tests.conftest import ROOT
 from tests.fake_azure.management import IN_REGISTRY
 from tests.fake_azure.world import FakeAzure, fake_azure
@@ -35,9 +35,13 @@ def azure(tmp_path: Path) -> Iterator[FakeAzure]:
 
 
 def start(azure: FakeAzure, desk: Path, *command: str) -> subprocess.Popen[str]:
-    given = {**azure.environment(), CACHE: str(desk / "cache"), "PYTHONPATH": f"{ROOT}:{ROOT / 'score'}"}
+    given = {
+        **azure.environment(),
+        CACHE: str(desk / "cache"),
+        "PYTHONPATH": f"{ROOT / 'deployment'}:{ROOT / 'score'}",
+    }
     return subprocess.Popen(
-        (sys.executable, "-m", "deployment.cli", *command, "--dialog", "inst", "--infill", "none"),
+        (sys.executable, "-m", "llama_endpoints", *command, "--dialog", "inst", "--infill", "none"),
         cwd=desk,
         env=given,
         stdin=subprocess.DEVNULL,

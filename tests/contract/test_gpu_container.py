@@ -14,7 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from deployment.servers import free_port
+from llama_endpoints.devtools.servers import free_port
 from tests.conftest import ROOT
 
 START = ROOT / "environments/gpu/start.sh"

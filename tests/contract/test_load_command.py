@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.servers import LOOPBACK, free_port
+from llama_endpoints.devtools.servers import LOOPBACK, free_port
 from load_tests.samples import Sample, read
 
 PATIENCE_S = 240

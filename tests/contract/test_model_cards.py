@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.servers import Server, console_script, environment, own_server
+from llama_endpoints.devtools.servers import Server, console_script, environment, own_server
 from llama_serving.catalog import NANO
 from llama_serving.contract import azure
 from llama_serving.prompts.builder import PromptBuilder
@@ -85,7 +85,9 @@ def server(wide: Path) -> Iterator[Server]:
 def ids_of(*messages: tuple[str, str]) -> int:
     """The tokens of a dialog, as we render it."""
     dialog = [{"role": role, "content": content} for role, content in messages]
-    tokenizer = Tokenizer.from_folder(Path(__file__).parents[2] / "deployment" / "nano", NANO.special_ids)
+    tokenizer = Tokenizer.from_folder(
+        Path(__file__).parents[2] / "deployment/llama_endpoints/nano", NANO.special_ids
+    )
     return len(
         PromptBuilder(tokenizer, NANO, CONTEXT)
         .build_one(azure.parse({"input_data": {"input_string": dialog}}), 0)

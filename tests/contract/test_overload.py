@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deployment.servers import Server, azmlinfsrv, mlflow_serve
+from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve
 from tests.bad_bodies import SECRET, Bad
 from tests.conftest import ROOT, Answer, post
 from tests.shapes import shape

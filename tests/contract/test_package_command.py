@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deployment.nano import FOLDER
-from deployment.servers import console_script
+from llama_endpoints.devtools.servers import console_script
+from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import NANO
 
 PACKAGE = (console_script("llama-endpoints"), "package", "--checkpoint", "nano")
@@ -43,7 +43,7 @@ for number in (signal.SIGHUP, signal.SIGTERM):  # whatever the caller's shell ha
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 tqdm.tqdm.update = lambda *_: time.sleep(600)
-from deployment.cli import main
+from llama_endpoints.cli.main import main
 main(prog_name="llama-endpoints")
 """
 """The command, which waits once the first file of weights has come in."""

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from deployment.servers import console_script
+from llama_endpoints.devtools.servers import console_script
 
 COMMAND = console_script("llama-endpoints")
 MODEL = "meta-llama/Llama-2-13b-hf"

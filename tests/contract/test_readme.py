@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.servers import free_port
+from llama_endpoints.devtools.servers import free_port
 from tests.conftest import post
 
 SCRIPTS = Path(sys.executable).parent
@@ -64,7 +64,7 @@ def test_make_knows_every_target(root: Path) -> None:
 
 def test_the_demo_shows_each_request_with_its_answer(root: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deployment.demo", "run"],
+        [sys.executable, "-m", "llama_endpoints.devtools.demo", "run"],
         cwd=root, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def test_the_server_stays_up_until_it_is_stopped(
     root: Path, signals: list[signal.Signals], status: int
 ) -> None:
     port = free_port("127.0.0.1")
-    command = [sys.executable, "-m", "deployment.demo", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "llama_endpoints.devtools.demo", "serve", "--port", str(port)]
     with subprocess.Popen(
         command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment.servers import console_script
+from llama_endpoints.devtools.servers import console_script
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = console_script("llama-endpoints")

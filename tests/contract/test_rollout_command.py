@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from deployment.deploy.rollout import Rollout, State, forward
+from llama_endpoints.endpoints.rollout import Rollout, State, forward
 from tests.fake_azure.desk import BLUE, ENDPOINT, GREEN, ROOT, WHERE, Desk, a_desk
 from tests.fake_azure.network import Answer
 
@@ -176,8 +176,8 @@ def with_death(desk: Desk, *, changes: int, number: signal.Signals = signal.SIGK
     """The command in a process of its own, which is killed while the last of so many changes is under way; what it said."""
     desk.azure.resources.changes.clear()
     polls, desk.azure.resources.polls = desk.azure.resources.polls, 2
-    command = (sys.executable, "-m", "deployment.cli", *TO_GREEN, *WHERE)
-    given = {**desk.azure.environment(), "PYTHONPATH": f"{ROOT}:{ROOT / 'score'}"}
+    command = (sys.executable, "-m", "llama_endpoints", *TO_GREEN, *WHERE)
+    given = {**desk.azure.environment(), "PYTHONPATH": f"{ROOT / 'deployment'}:{ROOT / 'score'}"}
     with subprocess.Popen(
         command, env=given, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

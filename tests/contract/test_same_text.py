@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from deployment.servers import Server, console_script
+from llama_endpoints.devtools.servers import Server, console_script
 from llama_serving.contract import azure
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.conftest import ROOT, post
 
 TIMEOUT_S = 180

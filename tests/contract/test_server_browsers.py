@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deployment.servers import Server, azmlinfsrv, own_server
+from llama_endpoints.devtools.servers import Server, azmlinfsrv, own_server
 from tests.bad_bodies import user
 from tests.conftest import ROOT, post
 

@@ -14,9 +14,9 @@ from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as LangChainOpenAI
 from requests.structures import CaseInsensitiveDict
 
-from deployment.servers import Server
+from llama_endpoints.devtools.servers import Server
 from llama_serving.contract import azure
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.conftest import Answer, post
 from tests.contract.test_same_text import ASKED, OPENAI, Texts, input_data, text_of
 

@@ -19,9 +19,16 @@ from urllib.parse import urlsplit
 import pytest
 from requests.structures import CaseInsensitiveDict
 
-from deployment.nano import FOLDER as NANO
-from deployment.servers import Server, ServerStartError, console_script, environment, free_port, own_server
-from llama_serving.engine.batching.backends.choice import Wanted, choose
+from llama_endpoints.devtools.servers import (
+    Server,
+    ServerStartError,
+    console_script,
+    environment,
+    free_port,
+    own_server,
+)
+from llama_endpoints.nano import FOLDER as NANO
+from llama_serving.engine.batching.backends.selection import Wanted, choose
 from llama_serving.engine.batching.checkpoint import read_config
 from load_tests.bench.crowd import once
 from tests.bad_bodies import Bad
@@ -165,8 +172,8 @@ def test_another_models_name_with_and_without_strictness(own: Server) -> None:
 PATCHED = """
 import sys, time
 from pathlib import Path
-from llama_serving.engine.batching.backends.choice import Choice
-from deployment.cli import main
+from llama_serving.engine.batching.backends.selection import Choice
+from llama_endpoints.cli.main import main
 
 folder, port = Path(sys.argv[1]), sys.argv[2]
 make = Choice.make

@@ -14,7 +14,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi import checks
 
-from deployment.servers import Server, own_server
+from llama_endpoints.devtools.servers import Server, own_server
 from llama_serving.contract.openapi import server_document
 from llama_serving.contract.parameters import ALIASES
 from llama_serving.contract.validation import schema

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deployment.servers import Server
+from llama_endpoints.devtools.servers import Server
 from llama_serving.contract import openai
 from llama_serving.server.app import PROTOCOLS
 from tests.bad_bodies import (

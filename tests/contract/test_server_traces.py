@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from deployment.servers import Server, environment, free_port, own_server
+from llama_endpoints.devtools.servers import Server, environment, free_port, own_server
 from tests.collector import attributes, collecting, deaf
 from tests.conftest import Answer, post
 from tests.contract.test_server_life import PATIENCE_S, get, metric, opened, refused, until
@@ -243,8 +243,8 @@ FAILING = f"""
 import sys
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.errors import InternalError
-from llama_serving.service import Service
-from deployment.cli import main
+from llama_serving.service.service import Service
+from llama_endpoints.cli.main import main
 
 submit, prepare = BatchingEngine.submit, Service.prepare
 
@@ -408,7 +408,7 @@ def test_a_destination_that_is_not_said_is_a_sentence() -> None:
 WITHOUT = """
 import sys
 sys.modules[{missing!r}] = None
-from deployment.cli import main
+from llama_endpoints.cli.main import main
 main(["serve", "--model", "nano", "--port", sys.argv[1]])
 """
 

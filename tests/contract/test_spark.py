@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.servers import console_script, environment
+from llama_endpoints.devtools.servers import console_script, environment
 
 pyspark = pytest.importorskip("pyspark", reason="make test installs the extra spark")
 
@@ -64,7 +64,7 @@ def test_the_same_records_as_the_command_in_the_same_order(
     for part in Path(pyspark.__file__).parent.iterdir():  # Spark's workers write beside what is in its home
         (home / part.name).symlink_to(part)
     done = subprocess.run(
-        [sys.executable, "deployment/spark/job.py", "--model", str(nano_model), "--input", str(rows),
+        [sys.executable, "deployment/llama_endpoints/spark/job.py", "--model", str(nano_model), "--input", str(rows),
          "--output", str(output), "--parameters", '{"top_p": 0.5}', "--master", "local-cluster[2,1,1024]"],
         capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=Path(__file__).parents[2],
         env=environment({"LLAMA_MAX_BODY": "4096", "LLAMA_THREADS": "1", "SPARK_HOME": str(home),

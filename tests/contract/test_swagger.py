@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from deployment.servers import Server
-from deployment.swagger import documents, dumps
+from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.swagger import documents, dumps
 from llama_serving.contract.openapi import EXAMPLE
 
 
 @pytest.mark.parametrize("name", documents())
 def test_committed_files_are_current(name: str, root: Path) -> None:
     committed = (root / "score" / name).read_text(encoding="utf-8")
-    assert committed == dumps(documents()[name]), "run: python -m deployment.swagger"
+    assert committed == dumps(documents()[name]), "run: python -m llama_endpoints.devtools.swagger"
 
 
 @pytest.mark.parametrize(

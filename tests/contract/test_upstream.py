@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from deployment.nano import FOLDER as NANO_FOLDER
-from deployment.servers import Server, free_port, own_server
+from llama_endpoints.devtools.servers import Server, free_port, own_server
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.upstream import start
-from llama_serving.engine.upstream.answer import Answer
 from llama_serving.engine.upstream.client import Client
+from llama_serving.engine.upstream.stream_parser import Answer
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
 from tests.conftest import ROOT, post
 from tests.upstreams import END, HEAD, FakeUpstream, Hold, chunk, event, upstream, usage

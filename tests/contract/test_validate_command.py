@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from deployment.servers import console_script
+from llama_endpoints.devtools.servers import console_script
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = console_script("llama-endpoints")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama_serving.contract import azure
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.conftest import ROOT
 
 TIMEOUT_S = 280
@@ -78,20 +78,20 @@ class TestContent:
     def test_every_module_is_in_it_and_nothing_else(self, names: set[str]) -> None:
         expected = {
             path.relative_to(folder).as_posix()
-            for folder, package in ((ROOT / "score", "llama_serving"), (ROOT, "deployment"))
+            for folder, package in ((ROOT / "score", "llama_serving"), (ROOT / "deployment", "llama_endpoints"))
             for path in (folder / package).rglob("*.py")
         } | {f"llama_serving/entries/{name}" for name in ENTRIES}
         assert {name for name in names if name.endswith(".py")} == expected
         assert {name.partition("/")[0] for name in names} == {
-            *("llama_serving", "deployment", "llama_endpoints-0.1.0.dist-info"),
+            *("llama_serving", "llama_endpoints", "llama_endpoints-0.1.0.dist-info"),
         }
 
     def test_what_the_modules_read_is_in_it(self, names: set[str]) -> None:
         schemas = {path.name for path in (ROOT / "score/llama_serving/contract/schema").glob("*.json")}
         assert {f"llama_serving/contract/schema/{name}" for name in schemas} <= names
         assert {"azure.json", "mlflow.json", "row.json"} <= schemas
-        assert {"llama_serving/py.typed", "deployment/py.typed"} <= names
-        assert {f"deployment/nano/{name}" for name in NANO} <= names
+        assert {"llama_serving/py.typed", "llama_endpoints/py.typed"} <= names
+        assert {f"llama_endpoints/nano/{name}" for name in NANO} <= names
 
     def test_the_licence_is_in_it_and_named(self, wheel: Path, names: set[str]) -> None:
         info = "llama_endpoints-0.1.0.dist-info"
@@ -122,7 +122,7 @@ class TestInstalled:
         return folder / "nano"
 
     def test_it_comes_before_the_checkout(self, installed: Path, tmp_path: Path) -> None:
-        code = "import deployment, llama_serving; print(deployment.__file__, llama_serving.__file__)"
+        code = "import llama_endpoints, llama_serving; print(llama_endpoints.__file__, llama_serving.__file__)"
         for module in alone(installed, sys.executable, "-c", code, cwd=tmp_path).split():
             assert Path(module).is_relative_to(installed)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from deployment.cli import main
+from llama_endpoints.cli.main import main
 from tests.fake_azure.management import GROUP, SUBSCRIPTION, WORKSPACE
 from tests.fake_azure.world import ACCOUNT, CONTAINER, FakeAzure, fake_azure
 
@@ -94,7 +94,7 @@ def files(folder: Path) -> None:
 @contextmanager
 def a_desk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk in `folder`, whose process takes the fake for Azure until the block is left. The workspace has the model."""
-    monkeypatch.setattr("deployment.deploy.progress.EVERY_S", 0.01)
+    monkeypatch.setattr("llama_endpoints.endpoints.polling.EVERY_S", 0.01)
     with fake_azure(folder) as azure:
         azure.add_datastore("workspaceblobstore")
         azure.storage.containers[ACCOUNT, CONTAINER] = {}

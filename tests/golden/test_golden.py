@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from deployment.nano import FOLDER as NANO_FOLDER
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import CATALOG, NANO, DialogFormat, Fact, InfillOrder, ModelVariant
 from llama_serving.contract.request import Completion, Dialog, Infill, Input, Message
 from llama_serving.prompts import chat, completion, infill

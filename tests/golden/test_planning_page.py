@@ -1,6 +1,6 @@
-"""docs/planning.md shows what the planner says. After an intended change: `python -m deployment.planning_page`."""
+"""docs/planning.md shows what the planner says. After an intended change: `python -m llama_endpoints.devtools.planning_page`."""
 
-from deployment.planning_page import PAGE, page, tables
+from llama_endpoints.devtools.planning_page import PAGE, page, tables
 
 
 def test_the_page_has_the_planners_tables() -> None:

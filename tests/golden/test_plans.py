@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from deployment.planner import Wanted, plan, usual
-from deployment.sizing import Workload
-from deployment.tables import table
+from llama_endpoints.cli.tables import table
+from llama_endpoints.planning.planner import Wanted, plan, usual
+from llama_endpoints.planning.sizing import Workload
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
 
 FILE: Final = Path(__file__).parent / "plans.table"

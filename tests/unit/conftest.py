@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Token
-from llama_serving.engine.sampling import Row, Sampler
+from llama_serving.engine.reference_sampler import Row, Sampler
 
 # No test measures time, so a busy machine must not fail one.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -18,16 +18,16 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from deployment import logit_shift
-from deployment import merge as merging
-from deployment.adapter import read_adapter
-from deployment.checkpoint import Checkpoint, inspect
-from deployment.cli import main
-from deployment.custom import custom_variant
-from deployment.merge import merge
-from deployment.merge_package import base_differs, open_adapter
-from deployment.nano import FOLDER
-from deployment.tensor_file import as_float32, from_float32
+from llama_endpoints.checkpoints import logit_shift
+from llama_endpoints.checkpoints import merge as merging
+from llama_endpoints.checkpoints.adapter import read_adapter
+from llama_endpoints.checkpoints.inspection import Checkpoint, inspect
+from llama_endpoints.checkpoints.merge import merge
+from llama_endpoints.checkpoints.merge_package import base_differs, open_adapter
+from llama_endpoints.checkpoints.tensor_file import as_float32, from_float32
+from llama_endpoints.checkpoints.variants import custom_variant
+from llama_endpoints.cli.main import main
+from llama_endpoints.nano import FOLDER
 from llama_serving.engine.batching import logits
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles

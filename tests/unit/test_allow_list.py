@@ -10,14 +10,14 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployment.nano import FOLDER
+from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.contract import azure, mlflow, openai, protocol, rows
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import Parameters, Request
 from llama_serving.errors import BadRequest
 from llama_serving.model_files import ModelFiles
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests.bad_bodies import EDGES, NO_EFFECT, score, user
 

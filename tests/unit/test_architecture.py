@@ -16,7 +16,7 @@ ENTRIES = ("score.py", "batch_driver.py", "mlflow_model.py")
 
 FOUNDATION = {"catalog", "errors", "llama_config"}
 CORE = {"engine", "prompts", "contract", *FOUNDATION}
-DOOR = {"service", "model_files", "settings", "work", *CORE}
+SERVICE = {"service", "model_files", "settings", *CORE}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -27,16 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contract": FOUNDATION,
     "prompts": {"contract", *FOUNDATION},
     "engine": {"contract", *FOUNDATION},
-    "in_flight": CORE,
-    "sequences": CORE,
-    "work": {"settings", *CORE},
-    "engine_factory": {"engine", "model_files", "settings", *FOUNDATION},
-    "service": {"engine_factory", "in_flight", "model_files", "sequences", "settings", "work", *CORE},
-    "batch": DOOR,
-    "online": DOOR,
-    "thread_pool": set(),
-    "pyfunc": {"batch", "thread_pool", *DOOR},
-    "server": {"sequences", *DOOR},
+    "service": {"model_files", "settings", *CORE},
+    "batch": SERVICE,
+    "hosts": {"batch", *SERVICE},
+    "server": SERVICE,
 }
 """Parts of `llama_serving`, each with those that it may import beside itself."""
 
@@ -45,23 +39,30 @@ ONLY_IN = {
         "score/llama_serving/engine/pipeline.py",
         "score/llama_serving/engine/compute_threads.py",
         "score/llama_serving/engine/batching/",
-        "deployment/nano/",
+        "deployment/llama_endpoints/nano/",
     ),
     "transformers": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
     "accelerate": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
-    "mlflow": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
-    "pandas": ("score/llama_serving/pyfunc.py", "deployment/spark/job.py"),
-    "pyspark": ("deployment/spark/job.py",),
+    "mlflow": ("score/llama_serving/hosts/mlflow_pyfunc.py", "deployment/llama_endpoints/spark/job.py"),
+    "pandas": ("score/llama_serving/hosts/mlflow_pyfunc.py", "deployment/llama_endpoints/spark/job.py"),
+    "pyspark": ("deployment/llama_endpoints/spark/job.py",),
     "azure": (
-        *(f"deployment/azure{name}.py" for name in ("", "_blobs", "_login", "_models", "_registry", "_secret")),
-        *(f"deployment/deploy/{name}.py" for name in ("batch", "client", "job", "online", "scoring", "target")),
+        *(f"deployment/llama_endpoints/azure/{name}.py" for name in ("credentials", "key_vault", "schemas")),
+        *(
+            f"deployment/llama_endpoints/download/{name}.py"
+            for name in ("azure_blobs", "azureml_assets", "azureml_registry")
+        ),
+        *(
+            f"deployment/llama_endpoints/endpoints/{name}.py"
+            for name in ("batch", "batch_job", "client", "online", "scoring", "target")
+        ),
         "score/llama_serving/server/tracing.py",
     ),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
-    "huggingface_hub": ("deployment/hub.py",),
-    "httpx2": ("deployment/hub.py", "score/llama_serving/engine/upstream/client.py"),
-    "azureml_inference_server_http": ("score/llama_serving/online.py",),
-    "flask": ("score/llama_serving/online.py",),
+    "huggingface_hub": ("deployment/llama_endpoints/download/hub.py",),
+    "httpx2": ("deployment/llama_endpoints/download/hub.py", "score/llama_serving/engine/upstream/client.py"),
+    "azureml_inference_server_http": ("score/llama_serving/hosts/azureml_online.py",),
+    "flask": ("score/llama_serving/hosts/azureml_online.py",),
     **dict.fromkeys(
         ("fastapi", "starlette", "uvicorn", "h11", "prometheus_client"), ("score/llama_serving/server/",)
     ),
@@ -91,18 +92,18 @@ IMPURE = (
     "llama_serving.engine.batching.backends.rotary",
     "llama_serving.engine.batching.engine",
     "llama_serving.engine.batching.sampler",
-    "llama_serving.engine.batching.start",
+    "llama_serving.engine.batching.factory",
     "llama_serving.engine.upstream.client",
     "llama_serving.engine.upstream.engine",
     "llama_serving.engine.upstream.start",
     "llama_serving.engine.vllm.engine",
     "llama_serving.engine.vllm.start",
-    "llama_serving.online",
-    "llama_serving.pyfunc",
-    "deployment.demo",
-    "deployment.nano.model",
-    "deployment.nano.train",
-    "deployment.nano.evaluate",
+    "llama_serving.hosts.azureml_online",
+    "llama_serving.hosts.mlflow_pyfunc",
+    "llama_endpoints.devtools.demo",
+    "llama_endpoints.nano.model",
+    "llama_endpoints.nano.train",
+    "llama_endpoints.nano.evaluate",
 )
 BANNED_NAMES = {"types", "utils", "helpers", "common", "logging"}
 
@@ -128,7 +129,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def part_of(module: str) -> str | None:
-    """`llama_serving.contract.body.decode` -> `contract`."""
+    """`llama_serving.contract.strict_json.decode` -> `contract`."""
     package, _, rest = module.partition(".")
     return rest.partition(".")[0] if package == "llama_serving" else None
 
@@ -174,7 +175,7 @@ def test_the_directions_have_no_cycle() -> None:
 @pytest.mark.parametrize("path", sources("score"), ids=shown)
 def test_what_serves_knows_nothing_of_deployment(path: Path) -> None:
     roots = {module.partition(".")[0] for module in imported(path.read_text(encoding="utf-8"))}
-    assert not roots & {"deployment", "load_tests", "tests"}
+    assert not roots & {"llama_endpoints", "load_tests", "tests"}
 
 
 @pytest.mark.parametrize("path", sources("score", "deployment", "environments"), ids=shown)
@@ -238,7 +239,7 @@ def test_a_secret_field_is_found() -> None:
 
 def modules() -> Iterator[str]:
     """Every module of both packages by its import name."""
-    for folder in (SERVING, ROOT / "deployment"):
+    for folder in (SERVING, ROOT / "deployment/llama_endpoints"):
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder.parent).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -273,10 +274,10 @@ def test_the_pure_parts_load_nothing_heavy() -> None:
         "engine.vllm.log_lines",
         "engine.vllm.supervisor",
         "service",
-        "batch.driver",
+        "hosts.azureml_batch",
     ):
         assert f"llama_serving.{needed}" in pure
-    assert "deployment.cli" in pure
+    assert "llama_endpoints.cli.main" in pure
     arguments = json.dumps([HEAVY, pure])
     command = (sys.executable, "-c", IMPORT_ALL, arguments)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployment.azure_login import said
+from llama_endpoints.azure.credentials import said
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment.planner import Plan, Wanted, usual
-from deployment.render import MODELS
-from deployment.sizing import Runner, Workload, spreads
-from deployment.skus import SKUS, Offer
-from deployment.validate.check import check
-from deployment.validate.kinds import Kind, kind_of
+from llama_endpoints.planning.planner import Plan, Wanted, usual
+from llama_endpoints.planning.sizing import Runner, Workload, spreads
+from llama_endpoints.planning.skus import SKUS, Offer
+from llama_endpoints.render.files import MODELS
+from llama_endpoints.validate.kinds import Kind, kind_of
+from llama_endpoints.validate.report import check
 from llama_serving.catalog import CATALOG, ModelVariant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,10 +196,10 @@ def test_clusters_cost_nothing_at_rest() -> None:
 
 @pytest.mark.parametrize("name", ["completion", "dialog", "infill"])
 def test_sample_request_is_a_body_of_score(name: str) -> None:
-    from llama_serving.contract import azure, body
+    from llama_serving.contract import azure, strict_json
 
     raw = (ROOT / f"yaml/online/samples/{name}.json").read_bytes()
-    assert azure.parse(body.decode(raw)).inputs
+    assert azure.parse(strict_json.decode(raw)).inputs
 
 
 def test_sample_rows_are_all_good() -> None:

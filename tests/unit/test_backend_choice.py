@@ -6,12 +6,12 @@ from typing import Final
 
 import pytest
 
-from llama_serving.engine.batching.backends.choice import Wanted, choose
 from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.portable import Portable
+from llama_serving.engine.batching.backends.selection import Wanted, choose
 from llama_serving.engine.batching.checkpoint import Weights, read_config
+from llama_serving.engine.batching.factory import start
 from llama_serving.engine.batching.native import build, cpu
-from llama_serving.engine.batching.start import start
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig
 from tests import backends, llamas

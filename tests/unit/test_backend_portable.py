@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployment.nano import FOLDER as NANO
+from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.portable import Portable
 from llama_serving.engine.batching.checkpoint import Weights, read_config

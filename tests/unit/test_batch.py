@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_serving.batch import driver, runner
+from llama_serving.batch import runner
+from llama_serving.batch.inputs import Source
 from llama_serving.batch.job import Limit, todos
 from llama_serving.batch.journal import Entry
-from llama_serving.batch.order import Todo, windows
-from llama_serving.batch.sources import Source
+from llama_serving.batch.windows import Todo, windows
 from llama_serving.contract.request import (
     Completion,
     Dialog,
@@ -33,10 +33,11 @@ from llama_serving.contract.request import (
     Usage,
 )
 from llama_serving.errors import InternalError, QueueFull, Unavailable
+from llama_serving.hosts import azureml_batch
 from tests.unit.test_batch_reader import BOM, LIMIT, row
 
 if TYPE_CHECKING:
-    from llama_serving.service import Service
+    from llama_serving.service.service import Service
 
 KEYS = {"file", "line", "id", "output", "finish_reason", "usage", "error", "extra"}
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
@@ -91,7 +92,7 @@ def echo() -> Echo:
 
 def score(echo: Echo, path: Path, **options: Any) -> list[dict[str, Any]]:
     source = Source(path, options.pop("name", path.name))
-    return [json.loads(record) for record in driver.records(cast("Service", echo), [source], **options)]
+    return [json.loads(record) for record in azureml_batch.records(cast("Service", echo), [source], **options)]
 
 
 def scored(echo: Echo, folder: Path, *rows: object, **options: Any) -> list[dict[str, Any]]:

@@ -7,15 +7,15 @@ from typing import Final
 
 import pytest
 
-from llama_serving.batch import driver, gpus
 from llama_serving.errors import SetupError
+from llama_serving.hosts import azureml_batch, gpu_assignment
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "_held", [])
+    monkeypatch.setattr(gpu_assignment, "_held", [])
 
 
 @pytest.fixture
@@ -72,14 +72,14 @@ def test_each_process_has_its_own(machine: Path) -> None:
 
 def test_only_what_the_environment_names(machine: Path, tmp_path: Path) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": "2, MIG-1/0"}
-    assert gpus.claim(2, environment, driver=machine, locks=tmp_path) == ("2", "MIG-1/0")
+    assert gpu_assignment.claim(2, environment, driver=machine, locks=tmp_path) == ("2", "MIG-1/0")
     assert environment == {"CUDA_VISIBLE_DEVICES": "2,MIG-1/0"}
-    assert gpus.claim(2, environment, driver=machine, locks=tmp_path) == ("2", "MIG-1/0"), (
+    assert gpu_assignment.claim(2, environment, driver=machine, locks=tmp_path) == ("2", "MIG-1/0"), (
         "what it has it keeps"
     )
-    gpus._held.clear()
+    gpu_assignment._held.clear()
     with pytest.raises(SetupError, match="other processes have"):
-        gpus.claim(1, {"CUDA_VISIBLE_DEVICES": "2"}, driver=machine, locks=tmp_path, patience_s=0)
+        gpu_assignment.claim(1, {"CUDA_VISIBLE_DEVICES": "2"}, driver=machine, locks=tmp_path, patience_s=0)
 
 
 @pytest.mark.parametrize("visible", ["", "1,2"])
@@ -87,24 +87,24 @@ def test_more_than_there_are(machine: Path, tmp_path: Path, visible: str) -> Non
     with pytest.raises(
         SetupError, match=f"LLAMA_BATCH_GPUS is 3, and there are {len(visible.split(',')) if visible else 0}"
     ):
-        gpus.claim(3, {"CUDA_VISIBLE_DEVICES": visible}, driver=machine, locks=tmp_path)
+        gpu_assignment.claim(3, {"CUDA_VISIBLE_DEVICES": visible}, driver=machine, locks=tmp_path)
     with pytest.raises(SetupError, match="there are 0 GPUs"):
-        gpus.claim(1, {}, driver=machine / "nothing", locks=tmp_path)
+        gpu_assignment.claim(1, {}, driver=machine / "nothing", locks=tmp_path)
 
 
 def test_what_does_not_suffice_is_given_back(machine: Path, tmp_path: Path) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": "0"}
-    gpus.claim(1, environment, driver=machine, locks=tmp_path)
-    gpus._held.clear()
+    gpu_assignment.claim(1, environment, driver=machine, locks=tmp_path)
+    gpu_assignment._held.clear()
     with pytest.raises(SetupError, match="other processes"):
-        gpus.claim(4, {}, driver=machine, locks=tmp_path, patience_s=0)
-    assert gpus.claim(3, {}, driver=machine, locks=tmp_path, patience_s=0) == ("1", "2", "3")
+        gpu_assignment.claim(4, {}, driver=machine, locks=tmp_path, patience_s=0)
+    assert gpu_assignment.claim(3, {}, driver=machine, locks=tmp_path, patience_s=0) == ("1", "2", "3")
 
 
 def test_a_lock_that_cant_be_opened_is_a_sentence(machine: Path, tmp_path: Path) -> None:
     (tmp_path / "llama-gpu-0.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SetupError, match=r"llama-gpu-0\.lock can't be opened"):
-        gpus.claim(1, {"CUDA_VISIBLE_DEVICES": "0"}, driver=machine, locks=tmp_path)
+        gpu_assignment.claim(1, {"CUDA_VISIBLE_DEVICES": "0"}, driver=machine, locks=tmp_path)
 
 
 def test_the_driver_takes_them_before_anything_else(nano_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_the_driver_takes_them_before_anything_else(nano_model: Path, monkeypatc
     monkeypatch.setenv("LLAMA_BATCH_GPUS", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(
-        driver.Service, "start", lambda *_: pytest.fail("the model was loaded on what it has not taken")
+        azureml_batch.Service, "start", lambda *_: pytest.fail("the model was loaded on what it has not taken")
     )
     with pytest.raises(SetupError, match="LLAMA_BATCH_GPUS is 3"):
-        driver.init()
+        azureml_batch.init()

@@ -57,7 +57,7 @@ class TestRandomCases:
         subprocess.run(("cc", "-shared", "-fPIC", "-o", library, tmp_path / "vendor.c"), check=True, timeout=60)
         done = subprocess.run(
             (sys.executable, "-m", "tests.invariance", "--cases", "100", "--seed", "4"),
-            env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": f"{ROOT / 'score'}{os.pathsep}{ROOT}"},
+            env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": f"{ROOT / 'score'}{os.pathsep}{ROOT / 'deployment'}{os.pathsep}{ROOT}"},
             cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.stdout == "100 cases, 0 failed\n"

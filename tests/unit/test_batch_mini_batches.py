@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from llama_serving.batch import driver
 from llama_serving.batch.journal import Journal
 from llama_serving.contract import azure
 from llama_serving.contract.request import Completion, Generation, Usage
 from llama_serving.errors import SetupError, Unavailable
-from llama_serving.service import Service
+from llama_serving.hosts import azureml_batch
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests.unit.test_batch import GREEDY, Echo
 from tests.unit.test_batch_reader import row
@@ -26,16 +26,16 @@ from tests.unit.test_batch_reader import row
 SETTINGS = replace(Settings.from_environment({}), max_num_seqs=4)
 
 
-def loaded_with(service: Any, **about: str) -> driver.Loaded:
+def loaded_with(service: Any, **about: str) -> azureml_batch.Loaded:
     """What `init` would have left, with this service."""
     nothing: Any = None
-    return driver.Loaded(nothing, service, about)
+    return azureml_batch.Loaded(nothing, service, about)
 
 
 def left_behind(given: list[str], output: Path) -> Journal:
     """The journal of a try that was ended in the middle, held as by a process that still runs."""
     with pytest.raises(Unavailable):
-        driver.run(given)
+        azureml_batch.run(given)
     (path,) = output.iterdir()
     return Journal(path, Journal.job_of(path) or {})
 
@@ -52,7 +52,7 @@ class TestDriver:
     @pytest.fixture
     def loaded(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
         """What `init` leaves behind."""
-        monkeypatch.setattr(driver, "_loaded", [loaded_with(service)])
+        monkeypatch.setattr(azureml_batch, "_loaded", [loaded_with(service)])
         return service
 
     def test_several_files_in_one_mini_batch_are_all_scored(self, tmp_path: Path, loaded: Service) -> None:
@@ -61,7 +61,7 @@ class TestDriver:
         (tmp_path / "b.csv").write_bytes(b"id,input_string\n7,\n")
         (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(row("two", parameters=GREEDY)))
         names = ["c.jsonl.gz", "empty.jsonl", "a.jsonl", "b.csv"]
-        answers = driver.run([str(tmp_path / name) for name in names])
+        answers = azureml_batch.run([str(tmp_path / name) for name in names])
         records = [json.loads(answer) for answer in answers]
         assert [(record["file"], record["line"]) for record in records] == [
             ("c.jsonl.gz", 1), ("a.jsonl", 2), ("a.jsonl", 3), ("b.csv", 2),
@@ -83,7 +83,7 @@ class TestDriver:
             {"prompt": "a", "parameters": {**GREEDY, "details": True}},
         ]
         (tmp_path / "rows.jsonl").write_bytes(b"\n".join(json.dumps(row).encode() for row in rows))
-        records = [json.loads(answer) for answer in driver.run([str(tmp_path / "rows.jsonl")])]
+        records = [json.loads(answer) for answer in azureml_batch.run([str(tmp_path / "rows.jsonl")])]
         codes = [record["error"] and record["error"]["code"] for record in records]
         assert codes == [
             "context_exceeded",
@@ -98,7 +98,7 @@ class TestDriver:
         self, tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="summary_only"))
-        monkeypatch.setattr(driver, "_loaded", [loaded_with(service)])
+        monkeypatch.setattr(azureml_batch, "_loaded", [loaded_with(service)])
         inputs, outputs = tmp_path / "in", tmp_path / "out"
         outputs.mkdir()
         for folder, prompt in (("one", "a"), ("two", "b")):
@@ -106,28 +106,30 @@ class TestDriver:
             (inputs / folder / "rows.jsonl").write_bytes(row(prompt, parameters=GREEDY) + b"\n{\n")
         files = [str(inputs / folder / "rows.jsonl") for folder in ("one", "two")]
         with pytest.raises(SetupError, match="AZUREML_BI_OUTPUT_PATH"):
-            driver.run(files)
+            azureml_batch.run(files)
         monkeypatch.setenv("AZUREML_BI_OUTPUT_PATH", str(outputs))
-        told = [json.loads(line) for line in driver.run(files)]
+        told = [json.loads(line) for line in azureml_batch.run(files)]
         assert [(one["file"], one["rows"], one["ok"], one["errors"]) for one in told] == [
             ("rows.jsonl", 2, 1, 1)
         ] * 2
         written = {one["output"]: (outputs / one["output"]).read_text() for one in told}
         assert len(written) == 2
         monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="append_row"))
-        assert [text.splitlines() for text in written.values()] == [driver.run([file]) for file in files]
+        assert [text.splitlines() for text in written.values()] == [azureml_batch.run([file]) for file in files]
         monkeypatch.setattr(service, "settings", replace(service.settings, batch_output="summary_only"))
-        monkeypatch.setattr(driver.runner, "run", None)  # (an attempt that comes again has nothing to do)
-        assert [json.loads(line) for line in driver.run(files)] == told
+        monkeypatch.setattr(
+            azureml_batch.runner, "run", None
+        )  # (an attempt that comes again has nothing to do)
+        assert [json.loads(line) for line in azureml_batch.run(files)] == told
         assert {path.name for path in outputs.glob("*.jsonl")} == written.keys()
 
     def test_an_empty_mini_batch_has_no_records(self, loaded: Service) -> None:
-        assert driver.run([]) == []
+        assert azureml_batch.run([]) == []
 
     def test_run_without_init_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(driver, "_loaded", [])
+        monkeypatch.setattr(azureml_batch, "_loaded", [])
         with pytest.raises(SetupError, match=r"init\(\) has not run"):
-            driver.run([])
+            azureml_batch.run([])
 
     @pytest.mark.parametrize(
         ("root", "sentence"), [(None, "AZUREML_MODEL_DIR is not set"), ("gone", "gone is not")]
@@ -139,7 +141,7 @@ class TestDriver:
         if root is not None:
             monkeypatch.setenv("AZUREML_MODEL_DIR", root)
         with pytest.raises(SetupError, match=sentence):
-            driver.init()
+            azureml_batch.init()
 
 
 class TestNames:
@@ -156,7 +158,7 @@ class TestNames:
     @pytest.fixture(autouse=True)
     def loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Echo, "settings", SETTINGS)
-        monkeypatch.setattr(driver, "_loaded", [loaded_with(Echo())])
+        monkeypatch.setattr(azureml_batch, "_loaded", [loaded_with(Echo())])
 
     @pytest.mark.parametrize(
         ("inputs", "names"),
@@ -178,12 +180,12 @@ class TestNames:
     ) -> None:
         for variable, folder in inputs.items():
             monkeypatch.setenv(variable, str(tmp_path / folder) if folder else "in")
-        assert [json.loads(record)["file"] for record in driver.run(files)] == names
+        assert [json.loads(record)["file"] for record in azureml_batch.run(files)] == names
 
     def test_one_that_is_no_text(self, tmp_path: Path) -> None:
         path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
         Path(path).write_bytes(row("x"))
-        (record,) = driver.run([path])
+        (record,) = azureml_batch.run([path])
         assert json.loads(record)["file"] == "\\udcff.jsonl"
         record.encode()
 
@@ -195,7 +197,7 @@ class TestTriesAgain:
     def echo(self, monkeypatch: pytest.MonkeyPatch) -> Echo:
         echo = Echo()
         monkeypatch.setattr(Echo, "settings", SETTINGS)
-        monkeypatch.setattr(driver, "_loaded", [loaded_with(echo, model="echo")])
+        monkeypatch.setattr(azureml_batch, "_loaded", [loaded_with(echo, model="echo")])
         return echo
 
     @pytest.fixture
@@ -217,11 +219,11 @@ class TestTriesAgain:
         self, echo: Echo, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(Unavailable):
-            driver.run(given)
+            azureml_batch.run(given)
         assert [path.suffix for path in output.iterdir()] == [".journal"]
         echo.asked.clear()
         monkeypatch.setattr(Echo, "answer", revived)
-        records = [json.loads(record) for record in driver.run(given)]
+        records = [json.loads(record) for record in azureml_batch.run(given)]
         assert [request.inputs for request in echo.asked] == [(Completion("dead"),)]
         assert [(record["file"], record["line"]) for record in records] == [
             ("a.jsonl", 1), ("a.jsonl", 2), ("a.jsonl", 3), ("b.jsonl", 1), ("b.jsonl", 2), ("b.jsonl", 3),
@@ -233,21 +235,21 @@ class TestTriesAgain:
         self, echo: Echo, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(Unavailable):
-            driver.run(given)
+            azureml_batch.run(given)
         Path(given[0]).write_bytes(row("changed"))
         monkeypatch.setattr(Echo, "answer", revived)
         echo.asked.clear()
-        assert json.loads(driver.run(given)[0])["output"] == "alive"
+        assert json.loads(azureml_batch.run(given)[0])["output"] == "alive"
         assert len(echo.asked) == 3
 
     def test_without_a_place_for_a_journal_it_is_done_all_the_same(
         self, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(Echo, "answer", revived)
-        expected = driver.run(given)
+        expected = azureml_batch.run(given)
         monkeypatch.setenv("AZUREML_BI_OUTPUT_PATH", str(output / "gone"))
         with caplog.at_level(logging.WARNING):
-            assert driver.run(given) == expected
+            assert azureml_batch.run(given) == expected
         assert "another try of this mini-batch begins anew" in caplog.text
 
     @pytest.mark.usefixtures("output")
@@ -269,7 +271,7 @@ class TestTriesAgain:
             Path, "unlink", refused
         )
         with caplog.at_level(logging.WARNING):
-            records = [json.loads(record) for record in driver.run(given)]
+            records = [json.loads(record) for record in azureml_batch.run(given)]
         assert [record["line"] for record in records] == [1, 2, 3, 1, 2, 3]
         assert len(echo.asked) == 5, "each good row was asked for once"
         assert "No space left on device" in caplog.text
@@ -278,15 +280,17 @@ class TestTriesAgain:
         self, echo: Echo, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(Unavailable):
-            driver.run(given)
+            azureml_batch.run(given)
         closed, other = list[str](), Echo()
         monkeypatch.setattr(
             echo, "engine", SimpleNamespace(stats=lambda: SimpleNamespace(alive=False)), raising=False
         )
         monkeypatch.setattr(echo, "close", lambda: closed.append("closed"), raising=False)
-        monkeypatch.setattr(driver.Loaded, "of", lambda files, settings: loaded_with(other, model="echo"))
+        monkeypatch.setattr(
+            azureml_batch.Loaded, "of", lambda files, settings: loaded_with(other, model="echo")
+        )
         monkeypatch.setattr(Echo, "answer", revived)
-        assert len(driver.run(given)) == 6
+        assert len(azureml_batch.run(given)) == 6
         assert (closed, len(other.asked)) == (["closed"], 1)
 
     def test_who_holds_the_journal_is_waited_for(
@@ -303,7 +307,7 @@ class TestTriesAgain:
                 monkeypatch.setattr(held, "close", lambda: None)
 
             monkeypatch.setattr(time, "sleep", sleep)
-            assert len(driver.run(given)) == 6
+            assert len(azureml_batch.run(given)) == 6
         assert len(slept) == 1
 
     def test_who_never_lets_go_of_it_costs_only_the_journal(
@@ -311,9 +315,9 @@ class TestTriesAgain:
     ) -> None:
         journal = left_behind(given, output)
         monkeypatch.setattr(Echo, "answer", revived)
-        monkeypatch.setattr(driver, "IN_USE_S", 0)
+        monkeypatch.setattr(azureml_batch, "IN_USE_S", 0)
         with closing(journal), caplog.at_level(logging.WARNING):
-            assert len(driver.run(given)) == 6
+            assert len(azureml_batch.run(given)) == 6
         assert "Another process is writing" in caplog.text
 
 
@@ -321,9 +325,9 @@ def test_azure_counts_strings_and_an_empty_file_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Echo, "settings", SETTINGS)
-    monkeypatch.setattr(driver, "_loaded", [loaded_with(Echo())])
+    monkeypatch.setattr(azureml_batch, "_loaded", [loaded_with(Echo())])
     for name, content in (("a", b""), ("b", b"\n\n"), ("c", row("x"))):
         (tmp_path / name).write_bytes(content)
-    told = driver.run([str(tmp_path / name) for name in "abc"])
+    told = azureml_batch.run([str(tmp_path / name) for name in "abc"])
     assert [bool(item) for item in told] == [True, False, False]
-    assert driver.run([str(tmp_path / "a")]) == [""]
+    assert azureml_batch.run([str(tmp_path / "a")]) == [""]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llama_serving.batch.order import Todo, ordered, windows
+from llama_serving.batch.inputs import digest, find
 from llama_serving.batch.reader import Line
-from llama_serving.batch.sources import digest, find
+from llama_serving.batch.windows import Todo, ordered, windows
 from llama_serving.contract.request import (
     Completion,
     Dialog,

@@ -15,12 +15,12 @@ from typing import Any, cast
 import pandas as pd
 import pytest
 
-from llama_serving import pyfunc
 from llama_serving.batch import table
 from llama_serving.contract.request import Generations, Parameters, Request
 from llama_serving.contract.rows import Place
-from llama_serving.pyfunc import LlamaModel, ServingException
-from llama_serving.service import Service
+from llama_serving.hosts import mlflow_pyfunc
+from llama_serving.hosts.mlflow_pyfunc import LlamaModel, ServingException
+from llama_serving.service.service import Service
 from tests.unit.test_batch import GREEDY, KEYS, Echo
 
 NOWHERE = Place(None, None)
@@ -99,7 +99,7 @@ def test_what_is_no_table_of_rows(
 
 
 def test_a_server_has_no_such_tables(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, pyfunc.SERVER, ModuleType("server"))
+    monkeypatch.setitem(sys.modules, mlflow_pyfunc.SERVER, ModuleType("server"))
     with pytest.raises(ServingException):
         predict(model, row=[short("a")])
 
@@ -165,7 +165,7 @@ class TestLoadedOnce:
 
     @pytest.fixture(autouse=True)
     def alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pyfunc, "_services", {})
+        monkeypatch.setattr(mlflow_pyfunc, "_services", {})
 
     @staticmethod
     def loaded(model: Path) -> Service:

@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from deployment.nano import FOLDER as NANO
-from deployment.servers import Server
+from llama_endpoints.devtools.servers import Server
+from llama_endpoints.nano import FOLDER as NANO
 from load_tests.bench import busy, front, gpu, jobs, limit, report
 from load_tests.bench.contestants import ENGINE
 from load_tests.bench.measure import Sample, prompt, ratio, throughput
@@ -166,7 +166,7 @@ sys.meta_path.insert(0, Bare())
 
 from pathlib import Path
 from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.batching.start import start
+from llama_serving.engine.batching.factory import start
 
 engine = start(Path(sys.argv[1]), dtype="float32", context=64, max_num_seqs=2)
 print(sum(1 for _ in engine.submit([1, 300, 301], SamplingParams(max_new_tokens=5))))

@@ -10,7 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llama_serving.contract import protocol
-from llama_serving.contract.body import MAX_CONTAINERS, MAX_DEPTH, check_value, decode, decode_value, kind_of
+from llama_serving.contract.strict_json import (
+    MAX_CONTAINERS,
+    MAX_DEPTH,
+    check_value,
+    decode,
+    decode_value,
+    kind_of,
+)
 from llama_serving.errors import BadRequest
 from llama_serving.settings import Settings
 from tests.bad_bodies import NOT_JSON, SECRET, Bad, nested

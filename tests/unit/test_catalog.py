@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from deployment.nano import FOLDER as NANO_FOLDER
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import CATALOG, NANO, DialogFormat, Fact, InfillOrder, InfillTokens, ModelVariant
 
 LLAMA_2: Final = "meta-llama/Llama-2-{}-hf"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from deployment.checkpoint import folder_of, inspect, read_config, variant_of
-from deployment.custom import custom_variant
-from deployment.nano import FOLDER
+from llama_endpoints.checkpoints.inspection import folder_of, inspect, read_config, variant_of
+from llama_endpoints.checkpoints.variants import custom_variant
+from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import CATALOG, DialogFormat, InfillTokens
 from llama_serving.errors import SetupError
 from tests.tiny import TINY, write_tiny
@@ -330,7 +330,10 @@ def test_the_checkpoints_own_values_win_with_a_warning(
         fact = row.pop(name)
         nano.pop(name)
         assert (fact if isinstance(fact, float) else fact["value"]) == value
-        assert isinstance(fact, float) or fact["source"] in ("config.json", "deployment/nano/config.json")
+        assert isinstance(fact, float) or fact["source"] in (
+            "config.json",
+            "deployment/llama_endpoints/nano/config.json",
+        )
     assert row == nano
 
 

@@ -20,7 +20,7 @@ from llama_serving.contract.request import (
     Request,
 )
 from llama_serving.errors import BadRequest
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.bad_bodies import EDGES, REFUSED, REFUSED_BY_THE_MODEL, SECRET, Bad, assistant, field, score, user
 from tests.shapes import LOGPROBS, generation, shape
 

@@ -18,7 +18,7 @@ from llama_serving.contract.request import (
     Reply,
 )
 from llama_serving.errors import BadRequest
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.bad_bodies import REFUSED, SECRET, Bad, Stock, assistant, score, user
 from tests.shapes import generation, shape
 

@@ -23,7 +23,7 @@ from llama_serving.contract.request import (
 )
 from llama_serving.contract.validation import schema
 from llama_serving.errors import BadRequest
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.bad_bodies import (
     EDGES,
     NO_EFFECT,

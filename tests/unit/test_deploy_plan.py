@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.deploy.fields import Change, changes, flat
-from deployment.deploy.plan import Act, Asset, Noun, Step, There, Thing, Wanted, missing, plan
+from llama_endpoints.endpoints.diff import Change, changes, flat
+from llama_endpoints.endpoints.plan import Act, Asset, Noun, Step, There, Thing, Wanted, missing, plan
 
 MODEL = Asset(Noun.MODEL, "m:1", None, "Package it.")
 IMAGE = Asset(Noun.ENVIRONMENT, "e:1", "environments/e", "")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from deployment.deploy import progress
+from llama_endpoints.endpoints import polling
 
 TIMEOUT_S = 20
 
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, until = Terminal(), time.monotonic() + TIMEOUT_S
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress.shown("deployment ep/blue", "look") as tick:
+    with polling.shown("deployment ep/blue", "look") as tick:
         while "deployment ep/blue: 00:0" not in terminal.getvalue():
             assert time.monotonic() < until
             tick()
@@ -28,14 +28,14 @@ def test_a_terminal_shows_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_who_stops_waiting_is_told_how_to_look_again(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), progress.shown("deployment ep/blue", "llama-endpoints status"):
+    with pytest.raises(KeyboardInterrupt), polling.shown("deployment ep/blue", "llama-endpoints status"):
         raise KeyboardInterrupt
     said = capsys.readouterr().err
     assert said.endswith("Azure goes on with it; look again with: llama-endpoints status\n")
 
 
 def test_dots_of_others_go_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.silent():
+    with polling.silent():
         sys.stdout.write("...")
         sys.stderr.write("\x1b[39m\n")
     assert capsys.readouterr() == ("", "")

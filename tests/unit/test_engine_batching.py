@@ -27,7 +27,7 @@ from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.engine import BatchingEngine
-from llama_serving.engine.batching.start import start
+from llama_serving.engine.batching.factory import start
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
 from tests import backends, llamas
@@ -634,7 +634,7 @@ def _tokenized(folder: Path) -> tuple[Path]:
     """The pipeline engine insists on a tokenizer beside the weights; ids alone go through it."""
     import shutil
 
-    from deployment.nano import FOLDER
+    from llama_endpoints.nano import FOLDER
 
     shutil.copyfile(FOLDER / "tokenizer.json", folder / "tokenizer.json")
     return (folder,)

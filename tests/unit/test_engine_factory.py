@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from llama_serving import engine_factory
 from llama_serving.catalog import NANO
-from llama_serving.engine.batching import start as batching
+from llama_serving.engine.batching import factory as batching
 from llama_serving.engine.vllm import installation
 from llama_serving.engine.vllm.installation import Installation
-from llama_serving.engine_factory import Selection, select_engine, start_engine
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
+from llama_serving.service import engine_factory
+from llama_serving.service.engine_factory import Selection, select_engine, start_engine
 from llama_serving.settings import ENGINES, Settings
 
 FOUND = Installation(Path("/opt/vllm/bin/python"), "0.32.0", cpu=False)

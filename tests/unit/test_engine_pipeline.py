@@ -22,7 +22,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from deployment.nano import FOLDER as NANO_FOLDER
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine import pipeline

@@ -13,7 +13,7 @@ from llama_serving.engine.base import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import QueueFull, Unavailable
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.sequences import RunningSequence
+from llama_serving.service.output import RunningSequence
 from tests.unit.conftest import PATIENCE_S
 
 

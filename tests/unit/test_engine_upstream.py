@@ -11,16 +11,15 @@ from typing import Any, Final
 
 import pytest
 
-from deployment.nano import FOLDER as NANO_FOLDER
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.upstream import client, engine
-from llama_serving.engine.upstream.answer import Answer
 from llama_serving.engine.upstream.client import Client
 from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
-from llama_serving.engine.upstream.server import KINDS, Server
-from llama_serving.engine_factory import start_engine
+from llama_serving.engine.upstream.remote import KINDS, Server
+from llama_serving.engine.upstream.stream_parser import Answer
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -31,7 +30,8 @@ from llama_serving.errors import (
     Unavailable,
 )
 from llama_serving.model_files import ModelFiles
-from llama_serving.service import Service
+from llama_serving.service.engine_factory import start_engine
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests.unit.conftest import PATIENCE_S
 from tests.upstreams import (

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_serving.engine.batching.free_runs import FreeRuns
+from llama_serving.engine.batching.free_extents import FreeRuns
 
 
 def neighbours(numbers: list[int]) -> bool:

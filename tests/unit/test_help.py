@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from deployment.cli import main
+from llama_endpoints.cli.main import main
 from llama_serving.batch import job
 from llama_serving.errors import SetupError
 from llama_serving.settings import DTYPES, ENGINES, Settings

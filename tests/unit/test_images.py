@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment import servers
-from deployment.validate.image import Image
+from llama_endpoints.devtools import servers
+from llama_endpoints.validate.image import Image
 from llama_serving.settings import Settings
 from tests import torchless
 

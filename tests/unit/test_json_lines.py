@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment import cli, endpoint_commands
-from deployment.deploy import overview
+from llama_endpoints.cli import endpoint, main
+from llama_endpoints.endpoints import status
 from llama_serving.batch.journal import Entry, Journal, State
 from llama_serving.batch.outputs import Outputs, place
 from llama_serving.contract.json_lines import json_document, json_line
@@ -19,8 +19,8 @@ from tests.conftest import ROOT
 BREAKS: Final = "a\x85b\u2028c\u2029d"
 ELSEWHERE: Final = {
     "score/llama_serving/server/app.py",  # a whole body, which nobody reads by lines
-    "deployment/validate_command.py",
-    "deployment/nano/tokenizer.py",  # which only its training runs
+    "deployment/llama_endpoints/cli/validate.py",
+    "deployment/llama_endpoints/nano/tokenizer.py",  # which only its training runs
 }
 """Files that write JSON with its characters as they are, beside the one that is for it."""
 
@@ -61,9 +61,9 @@ def test_the_manifest_and_the_journal_of_a_job(tmp_path: Path) -> None:
 
 
 def test_what_status_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = overview.Overview("e", "Succeeded", "https://e", BREAKS, ())
-    monkeypatch.setattr(overview, "overview", lambda client, name: found)
-    monkeypatch.setattr(endpoint_commands, "client_of", lambda **where: None)
-    done = CliRunner().invoke(cli.main, ["status", "--endpoint", "e", "--json"], catch_exceptions=False)
+    found = status.Overview("e", "Succeeded", "https://e", BREAKS, ())
+    monkeypatch.setattr(status, "overview", lambda client, name: found)
+    monkeypatch.setattr(endpoint, "client_of", lambda **where: None)
+    done = CliRunner().invoke(main.main, ["status", "--endpoint", "e", "--json"], catch_exceptions=False)
     assert len(done.stdout.splitlines()) == 1
     assert json.loads(done.stdout)["rollout"] == BREAKS

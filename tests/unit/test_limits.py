@@ -2,8 +2,16 @@
 
 import pytest
 
-from deployment import limits
-from deployment.limits import COMPUTES, ENDPOINTS, IDENTITIES, INSTANCE_TYPES, MANAGED, REGISTRIES, Names
+from llama_endpoints.azure import limits
+from llama_endpoints.azure.limits import (
+    COMPUTES,
+    ENDPOINTS,
+    IDENTITIES,
+    INSTANCE_TYPES,
+    MANAGED,
+    REGISTRIES,
+    Names,
+)
 
 IDENTITY = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/llama"
 
@@ -25,7 +33,7 @@ def test_names(names: Names, taken: list[str], refused: list[str]) -> None:
 
 
 def test_our_entry_has_the_deadline_of_a_managed_endpoint() -> None:
-    online = pytest.importorskip("llama_serving.online")
+    online = pytest.importorskip("llama_serving.hosts.azureml_online")
     assert MANAGED.deadline_s == online.DEFAULT_DEADLINE_S
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transformers
 
-from deployment.checkpoint import adapt, shape_of
+from llama_endpoints.checkpoints.inspection import adapt, shape_of
 from llama_serving.engine.batching.checkpoint import read_config
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig, load

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.cli import main
-from deployment.from_azure import here
-from deployment.model_uri import ModelUri
-from deployment.spark import job
+from llama_endpoints.cli.main import main
+from llama_endpoints.download.azureml_cache import here
+from llama_endpoints.download.azureml_uri import ModelUri
+from llama_endpoints.spark import job
 from llama_serving.errors import SetupError
 
 LONG = "azureml://subscriptions/11-22/resourcegroups/my.group/workspaces/Ws/"
@@ -202,7 +202,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def no(uri: ModelUri) -> NoReturn:
         raise SetupError(f"Azure was asked for {uri}.")
 
-    monkeypatch.setattr("deployment.azure_models.locate", no)
+    monkeypatch.setattr("llama_endpoints.download.azureml_assets.locate", no)
 
 
 @pytest.mark.parametrize(

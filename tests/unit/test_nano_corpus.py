@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
-from deployment.nano import corpus
-from deployment.nano.corpus import File, Source, readable
+from llama_endpoints.nano import corpus
+from llama_endpoints.nano.corpus import File, Source, readable
 
 LINE: Final = b"total = first + second\n"
 PLAIN: Final = LINE * 20

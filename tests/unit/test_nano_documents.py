@@ -8,19 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.nano import FOLDER, documents
-from deployment.nano import tokenizer as learning
-from deployment.nano.corpus import File
-from deployment.nano.documents import (
-    EXCERPT,
-    STEP_ID,
-    Function,
-    Teacher,
-    asked,
-    excerpts,
-    functions,
-    span,
-)
+from llama_endpoints.nano import FOLDER, documents
+from llama_endpoints.nano import tokenizer as learning
+from llama_endpoints.nano.corpus import File
+from llama_endpoints.nano.documents import EXCERPT, STEP_ID, Function, Teacher, asked, excerpts, functions, span
 from llama_serving.catalog import NANO
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.nano_texts import FOUND, MODULE, OTHER, decoded, tokenizer_of_training

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from deployment.nano import FOLDER, evaluate
-from deployment.nano.corpus import File
-from deployment.nano.evaluate import Gap, Header, Reader, Score, cut_at_dedent, gaps, headers, similarity
-from deployment.nano.model import Angles, Nano
-from deployment.nano.trigram import Trigram
+from llama_endpoints.nano import FOLDER, evaluate
+from llama_endpoints.nano.corpus import File
+from llama_endpoints.nano.evaluate import Gap, Header, Reader, Score, cut_at_dedent, gaps, headers, similarity
+from llama_endpoints.nano.model import Angles, Nano
+from llama_endpoints.nano.trigram import Trigram
 from llama_serving.catalog import NANO
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.nano_texts import FOUND, MODULE, OTHER, decoded, tokenizer_of_training, trained

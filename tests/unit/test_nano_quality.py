@@ -1,6 +1,6 @@
 """What the shipped nano must be able to do, measured on packages that it never saw: those held out that lie here.
 
-A small part of `python -m deployment.nano.evaluate`, which measures the same on all of them.
+A small part of `python -m llama_endpoints.nano.evaluate`, which measures the same on all of them.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Final
 
 import pytest
 
-from deployment.nano import FOLDER, corpus, evaluate
-from deployment.nano.corpus import NOT_TAKEN, File
-from deployment.nano.evaluate import Gap, Header, Reader, asked, similarity
+from llama_endpoints.nano import FOLDER, corpus, evaluate
+from llama_endpoints.nano.corpus import NOT_TAKEN, File
+from llama_endpoints.nano.evaluate import Gap, Header, Reader, asked, similarity
 from llama_serving.contract import azure
 from llama_serving.contract.request import Generation
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 
 FILES: Final = 40
 LARGEST: Final = 8_000

@@ -13,8 +13,8 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from deployment.nano import FOLDER, train
-from deployment.nano.model import Angles, Nano, checkpoint, config
+from llama_endpoints.nano import FOLDER, train
+from llama_endpoints.nano.model import Angles, Nano, checkpoint, config
 from llama_serving.catalog import NANO
 from tests.nano_texts import trained
 

@@ -37,7 +37,7 @@ def watched(library: Path, target: Path, *more: str) -> "subprocess.CompletedPro
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "2",
-        "PYTHONPATH": os.pathsep.join((str(ROOT / "score"), str(ROOT))),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "score"), str(ROOT / "deployment"), str(ROOT))),
     }
     command = (sys.executable, "-m", "tests.kernel_steps", str(library), str(target), *more)
     return subprocess.run(

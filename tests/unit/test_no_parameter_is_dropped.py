@@ -9,7 +9,7 @@ from llama_serving.contract import openai
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.validation import schema
 from llama_serving.errors import ServingError
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.bad_bodies import NO_EFFECT, UNSUPPORTED, user
 from tests.endpoints import ENDPOINTS, Endpoint, asked, refused, settled
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llama_serving.contract import rows
 from llama_serving.contract.request import Parameters
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.bad_bodies import user
 from tests.endpoints import ENDPOINTS, Endpoint, path, settled
 

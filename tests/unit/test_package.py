@@ -15,16 +15,16 @@ import torch
 import transformers
 from click.testing import CliRunner, Result
 
-import deployment.package as packaging
-from deployment.checkpoint import Checkpoint, inspect
-from deployment.cli import main
-from deployment.nano import FOLDER
-from deployment.package import Packaged, Weights, package
+import llama_endpoints.checkpoints.package as packaging
+from llama_endpoints.checkpoints.inspection import Checkpoint, inspect
+from llama_endpoints.checkpoints.package import Packaged, Weights, package
+from llama_endpoints.cli.main import main
+from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.contract import azure
 from llama_serving.errors import BadRequest, SetupError
 from llama_serving.model_files import ModelFiles
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 WEIGHTS = "model.safetensors"
@@ -233,7 +233,7 @@ def failing(number: int) -> Callable[..., None]:
 
 
 def row_of(folder: Path) -> Any:
-    from deployment.custom import custom_variant
+    from llama_endpoints.checkpoints.variants import custom_variant
 
     return custom_variant(folder, dialog="none", infill="none")
 
@@ -466,7 +466,7 @@ class TestFaults:
             path.mkdir()
             raise RuntimeError("wrapped") from cause
 
-        monkeypatch.setattr("llama_serving.pyfunc.save_model", save_model)
+        monkeypatch.setattr("llama_serving.hosts.mlflow_pyfunc.save_model", save_model)
         with pytest.raises(SetupError, match=sentence):
             package(inspect(FOLDER, NANO), desk / "model")
         assert tree(desk) == {}

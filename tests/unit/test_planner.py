@@ -7,11 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment import plan_text
-from deployment.advice import advice
-from deployment.planner import MOST_AT_A_TIME, USUAL_TOKENS, Plan, Wanted, deployable, plan, to_dict, usual
-from deployment.published import PUBLISHED, Published
-from deployment.sizing import (
+from llama_endpoints.cli import plan_report
+from llama_endpoints.planning.advice import advice
+from llama_endpoints.planning.planner import (
+    MOST_AT_A_TIME,
+    USUAL_TOKENS,
+    Plan,
+    Wanted,
+    deployable,
+    plan,
+    to_dict,
+    usual,
+)
+from llama_endpoints.planning.published import PUBLISHED, Published
+from llama_endpoints.planning.sizing import (
     BANDWIDTH,
     GRAPHS_MIB,
     IMAGE_GIB,
@@ -30,7 +39,7 @@ from deployment.sizing import (
     spreads,
     weight_bytes,
 )
-from deployment.skus import SKUS, Cloud, Offer, Sku
+from llama_endpoints.planning.skus import SKUS, Cloud, Offer, Sku
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
 from llama_serving.errors import SetupError
 
@@ -363,9 +372,9 @@ def test_a_cache_in_fp8_needs_a_gpu_that_has_it_and_holds_twice_as_many() -> Non
 
 
 def test_weights_in_fp8_are_widened_where_the_gpu_has_none() -> None:
-    told = plan_text.of(plan(Wanted(CODE_7B, Workload(2048), Precision.FP8, sku=A100)))
+    told = plan_report.of(plan(Wanted(CODE_7B, Workload(2048), Precision.FP8, sku=A100)))
     assert "Warning: A100 80 GB PCIe has no fp8; vLLM widens the weights." in told
-    assert "Warning" not in plan_text.of(plan(Wanted(CODE_7B, Workload(2048), Precision.FP8, sku=H100)))
+    assert "Warning" not in plan_report.of(plan(Wanted(CODE_7B, Workload(2048), Precision.FP8, sku=H100)))
 
 
 def test_a_part_of_a_gpu_holds_a_quantized_model() -> None:
@@ -513,8 +522,8 @@ def test_a_request_s_limit_is_that_of_the_offer() -> None:
     assert managed.longest_answer == int((178 - reading_s) * chosen(managed).speed.all / 7) < 16_384
     assert kubernetes.longest_answer == int((148 - reading_s) * chosen(kubernetes).speed.all / 7)
     assert [batch.longest_answer, elsewhere.longest_answer] == [4096, 4096]
-    assert "in the 148 s that a request may take" in plan_text.of(kubernetes)
-    assert "a request may take" not in plan_text.of(batch)
+    assert "in the 148 s that a request may take" in plan_report.of(kubernetes)
+    assert "a request may take" not in plan_report.of(batch)
 
 
 def test_the_cheapest_with_prices() -> None:
@@ -603,7 +612,7 @@ def test_advice_would_do(wanted: Wanted, options: list[str]) -> None:
     for option, sku in found:
         name, value = option.split()
         assert chosen(plan(CHANGES[name](wanted, value))).sku is sku
-    assert all(f"  {option:<16}" in plan_text.of(plan(wanted)) for option in options)
+    assert all(f"  {option:<16}" in plan_report.of(plan(wanted)) for option in options)
 
 
 @given(
@@ -623,6 +632,6 @@ def test_a_plan_as_text_has_80_columns(
     wanted = Wanted(
         variant, Workload(context, number), precision, offer, sku.cloud if sku else cloud, sku, instances=50
     )
-    text = plan_text.of(plan(wanted, prices=dict.fromkeys(SKUS, price) if price else None))
+    text = plan_report.of(plan(wanted, prices=dict.fromkeys(SKUS, price) if price else None))
     assert max(map(len, text.splitlines())) <= 80
     assert ("HOURLY" in text) <= (price is not None)

@@ -11,16 +11,16 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from deployment.checkpoint import Checkpoint, inspect
-from deployment.cli import main
-from deployment.custom import custom_variant
-from deployment.package import Weights, package
-from deployment.quantization import layout_of
+from llama_endpoints.checkpoints.inspection import Checkpoint, inspect
+from llama_endpoints.checkpoints.package import Weights, package
+from llama_endpoints.checkpoints.quantization import layout_of
+from llama_endpoints.checkpoints.variants import custom_variant
+from llama_endpoints.cli.main import main
 from llama_serving.catalog import CATALOG, ModelVariant, Quantization
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests import quantized
 

@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from llama_serving.errors import BodyTooLarge, QueueFull, RequestTimeout
-from llama_serving.server.receiving import Intake
+from llama_serving.server.body_reader import Intake
 
 
 def read(*messages: dict[str, Any], declared: str | None = None, seconds: float = 60) -> bytes:

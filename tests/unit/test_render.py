@@ -9,11 +9,12 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from deployment import render as rendering
-from deployment import skus, specs
-from deployment.cli import main
-from deployment.render_command import render as command
-from deployment.validate.check import check
+from llama_endpoints.cli.main import main
+from llama_endpoints.cli.render import render as command
+from llama_endpoints.planning import skus
+from llama_endpoints.render import files as rendering
+from llama_endpoints.render import spec
+from llama_endpoints.validate.report import check
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "codellama/CodeLlama-7b-hf"
@@ -84,7 +85,7 @@ def test_plan_without_options_says_what_is_written(tmp_path: Path, model: str) -
         ran = CliRunner().invoke(main, ["plan", "--model", model, "--for", offer, "--json"])
         planned, written = json.loads(ran.output), read(tmp_path / "yaml" / folder / file)
         own = (written.get("settings") or written)["environment_variables"]
-        machine = planned["sku"] if folder == "online" else specs.compute_name(skus.SKUS[planned["sku"]])
+        machine = planned["sku"] if folder == "online" else spec.compute_name(skus.SKUS[planned["sku"]])
         assert written.get("instance_type", written.get("compute")).removeprefix("azureml:") == machine
         assert own["LLAMA_ENGINE"] == planned["engine"] == "vllm"
         assert own["LLAMA_MAX_NUM_SEQS"] == str(planned["concurrency"])

@@ -51,7 +51,9 @@ def private_imports(source: str) -> Iterator[str]:
 def private_names() -> set[str]:
     found = {name for path in SOURCES for name in private_imports(path.read_text(encoding="utf-8"))}
     return {
-        name for name in found if name.partition(".")[0] not in {"deployment", "llama_serving", "__future__"}
+        name
+        for name in found
+        if name.partition(".")[0] not in {"llama_endpoints", "llama_serving", "__future__"}
     }
 
 

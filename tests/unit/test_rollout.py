@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.deploy.gates import Limits, Measured, Probe, is_lost, objection, quantile
-from deployment.deploy.rollout import (
+from llama_endpoints.endpoints.rollout import (
     MOST_MIRRORED,
     Rollout,
     Stage,
@@ -22,6 +21,7 @@ from deployment.deploy.rollout import (
     shared,
     told,
 )
+from llama_endpoints.endpoints.rollout_gates import Limits, Measured, Probe, is_lost, objection, quantile
 from llama_serving.errors import SetupError
 
 BLUE = State({"blue": 100}, {}, {"team": "search"})

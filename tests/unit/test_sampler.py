@@ -14,8 +14,8 @@ from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Handle
 from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.sequence import Sequence
-from llama_serving.engine.randomness import uniform
-from llama_serving.engine.sampling import Sampler, probabilities
+from llama_serving.engine.reference_sampler import Sampler, probabilities
+from llama_serving.engine.seeded_random import uniform
 
 GREEDY = SamplingParams(max_new_tokens=100)
 

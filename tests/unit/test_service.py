@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import pytest
 
-from deployment.nano import FOLDER as NANO_FOLDER
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
 from llama_serving.contract.request import (
     Completion,
@@ -41,7 +41,7 @@ from llama_serving.errors import (
 )
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.service import RETRY_AFTER_S, Service, as_serving_error, context_of
+from llama_serving.service.service import RETRY_AFTER_S, Service, as_serving_error, context_of
 from llama_serving.settings import Settings
 from tests.conftest import shared_tokenizer
 from tests.unit.conftest import PATIENCE_S, BeforeDraw, Gate

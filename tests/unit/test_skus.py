@@ -4,7 +4,7 @@ from typing import Final
 
 import pytest
 
-from deployment.skus import SKUS, Cloud, Offer, Sku, azure_size, sku_of
+from llama_endpoints.planning.skus import SKUS, Cloud, Offer, Sku, azure_size, sku_of
 from llama_serving.errors import SetupError
 
 A100: Final = SKUS["Standard_NC24ads_A100_v4"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.snapshot import FETCHED, FETCHING, HubFile, Record, Snapshot
+from llama_endpoints.download.hub_snapshot import FETCHED, FETCHING, HubFile, Record, Snapshot
 from llama_serving.errors import SetupError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

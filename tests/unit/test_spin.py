@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deployment.nano import FOLDER as NANO
+from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine import spin
 from llama_serving.engine.spin import FREE_LOOKS, SpinControl
 
@@ -154,7 +154,7 @@ ENGINES = """
 import sys
 from pathlib import Path
 from llama_serving.contract.request import SamplingParams
-from deployment.nano import FOLDER as NANO
+from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine import spin
 
 waits = [True]
@@ -166,7 +166,7 @@ def times():
 
 spin.thread_times, spin.INTERVAL_S = times, 0.0
 if sys.argv[1] == "batching":
-    from llama_serving.engine.batching.start import start
+    from llama_serving.engine.batching.factory import start
     engine = start(Path(sys.argv[2]), dtype="float32", context=64)
 else:
     from llama_serving.engine.pipeline import PipelineEngine

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llama_serving.contract.request import Completion, Parameters, Reply, Request
 from llama_serving.prompts.stops import StopFinder
 from llama_serving.prompts.tokenizer import TextDecoder
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 
 # Few letters, so that stop strings overlap, nest and nearly match all the time.
 few = st.text("ab", max_size=24) | st.text("abc\n", max_size=24)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.deploy.tag_words import LONGEST, gathered, spread, without
+from llama_endpoints.endpoints.tag_words import LONGEST, gathered, spread, without
 
 WORDS = st.lists(st.text("abcdefgh-=0123456789", min_size=1, max_size=40), max_size=60)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.nano import FOLDER as NANO_FOLDER
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.errors import SetupError
 from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer

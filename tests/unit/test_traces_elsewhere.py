@@ -7,14 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from llama_serving import online, pyfunc
-from llama_serving.batch import driver
-from llama_serving.service import Service
+from llama_serving.hosts import azureml_batch, azureml_online, mlflow_pyfunc
+from llama_serving.service.service import Service
 
 
 def mlflow(model: Path) -> None:
-    artifacts = {pyfunc.ARTIFACT: str(model / "artifacts" / pyfunc.ARTIFACT)}
-    pyfunc.LlamaModel().load_context(SimpleNamespace(artifacts=artifacts))
+    artifacts = {mlflow_pyfunc.ARTIFACT: str(model / "artifacts" / mlflow_pyfunc.ARTIFACT)}
+    mlflow_pyfunc.LlamaModel().load_context(SimpleNamespace(artifacts=artifacts))
 
 
 @pytest.fixture
@@ -24,15 +23,15 @@ def given(request: pytest.FixtureRequest, nano_model: Path, monkeypatch: pytest.
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(nano_model))
     monkeypatch.setenv("LLAMA_TRACES", value)
     monkeypatch.setattr(Service, "start", lambda files, settings: None)
-    monkeypatch.setattr(driver, "_loaded", [])
+    monkeypatch.setattr(azureml_batch, "_loaded", [])
     return value
 
 
 @pytest.mark.parametrize(
     "load",
     [
-        pytest.param(lambda model: online._load(), id="online"),
-        pytest.param(lambda model: driver.init(), id="batch"),
+        pytest.param(lambda model: azureml_online._load(), id="online"),
+        pytest.param(lambda model: azureml_batch.init(), id="batch"),
         pytest.param(mlflow, id="mlflow"),
     ],
 )

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from llama_serving.server.turns import Turns
+from llama_serving.server.start_pacing import Turns
 
 
 async def passes_of(count: int, a_pass: int, cancelled: frozenset[int] = frozenset()) -> list[tuple[int, int]]:

@@ -12,14 +12,15 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from deployment import azure, skus
-from deployment.cli import main
-from deployment.skus import Offer
-from deployment.validate.check import RULES, check
-from deployment.validate.findings import Finding, Level, Rule
-from deployment.validate.kinds import kind_of
-from deployment.validate.lines import Place, read
-from deployment.validate.tree import Spec, Tree, specs_of
+from llama_endpoints.azure import schemas
+from llama_endpoints.cli.main import main
+from llama_endpoints.planning import skus
+from llama_endpoints.planning.skus import Offer
+from llama_endpoints.validate.document import Place, read
+from llama_endpoints.validate.findings import Finding, Level, Rule
+from llama_endpoints.validate.kinds import kind_of
+from llama_endpoints.validate.report import RULES, check
+from llama_endpoints.validate.spec_files import Spec, Tree, specs_of
 from llama_serving.catalog import Fact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,7 +276,7 @@ def test_usage_ends_with_2(arguments: tuple[str, ...], says: str) -> None:
 
 def test_without_azures_client_it_ends_with_2(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "azure.ai", None)
-    azure._loaders.cache_clear()
+    schemas._loaders.cache_clear()
     done = run(tree / BROKEN["files"]["endpoint"])
     assert done.exit_code == 2
     assert "pip install 'llama-endpoints[azure]'" in done.output

@@ -8,9 +8,9 @@ from typing import Final
 import pytest
 from click.testing import CliRunner, Result
 
-from deployment.cli import main
-from deployment.validate.check import check
-from deployment.validate.findings import INFORMATION, WARNINGS, Level, Rule
+from llama_endpoints.cli.main import main
+from llama_endpoints.validate.findings import INFORMATION, WARNINGS, Level, Rule
+from llama_endpoints.validate.report import check
 
 TAKEN: Final = Path(__file__).parent / "azure_takes"
 WANTED: Final[Mapping[str, list[tuple[Rule, str]]]] = {

@@ -8,10 +8,10 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from deployment import azure
-from deployment.validate.check import check
-from deployment.validate.findings import Level
-from deployment.validate.kinds import WITHOUT_LOADER, Kind
+from llama_endpoints.azure import schemas
+from llama_endpoints.validate.findings import Level
+from llama_endpoints.validate.kinds import WITHOUT_LOADER, Kind
+from llama_endpoints.validate.report import check
 from tests.legal_elsewhere import LEGAL_ELSEWHERE
 from tests.legal_specs import FILES, LEGAL
 
@@ -50,7 +50,7 @@ def errors(path: Path, root: dict[str, Any]) -> list[str]:
 def test_a_legal_file_has_no_error(kind: str, folder: Path, data: st.DataObject) -> None:
     path = folder / f"{kind}.yml"
     found = errors(path, data.draw(LEGAL[kind]))
-    assert azure.complaints(kind, path) == [], "Azure's client does not load it"
+    assert schemas.complaints(kind, path) == [], "Azure's client does not load it"
     assert found == []
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployment.validate.image import Image, tagged
+from llama_endpoints.validate.image import Image, tagged
 
 DOCKERFILE = r"""
 # FROM nothing

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deployment.validate.lines import Document, dotted, read
-from deployment.validate.tree import around
+from llama_endpoints.validate.document import Document, dotted, read
+from llama_endpoints.validate.spec_files import around
 
 TEXT = """\
 # a comment

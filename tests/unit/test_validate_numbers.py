@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment.validate import kubernetes, ranges
-from deployment.validate.kinds import ONLINE_DEPLOYMENTS, Kind, kind_of
-from deployment.validate.lines import read
-from deployment.validate.tree import Spec, Tree
+from llama_endpoints.validate.document import read
+from llama_endpoints.validate.kinds import ONLINE_DEPLOYMENTS, Kind, kind_of
+from llama_endpoints.validate.rules import kubernetes
+from llama_endpoints.validate.rules import limits as ranges
+from llama_endpoints.validate.spec_files import Spec, Tree
 
 DATA: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "broken_specs.yml").read_text(encoding="utf-8"))
 TEXTS: dict[str, str] = {file: DATA["good"][name] for file, name in DATA["files"].items()}

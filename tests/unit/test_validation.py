@@ -14,9 +14,9 @@ from referencing import Registry, Resource
 
 from llama_serving import errors
 from llama_serving.contract import azure, mlflow, openai, rows
-from llama_serving.contract.body import decode
 from llama_serving.contract.parameters import ALIASES
 from llama_serving.contract.request import Parameters
+from llama_serving.contract.strict_json import decode
 from llama_serving.contract.validation import path_of, schema, validate
 from llama_serving.errors import OPENAI_CODES, BadRequest, ServingError
 from tests.bad_bodies import EDGES, NO_EFFECT, REFUSED, SECRET, WRONG_OPENAI, Bad, Stock, score, user

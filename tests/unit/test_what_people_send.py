@@ -9,7 +9,7 @@ from llama_serving.contract import foreign_names, json_lines, openai, protocol, 
 from llama_serving.contract.details import completion_logprobs
 from llama_serving.contract.request import Alternative, Dialog, Parameters, TokenLogprob
 from llama_serving.errors import BadRequest
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 from tests.bad_bodies import assistant, user
 from tests.endpoints import asked, model, predicted, record, refused, settled
 from tests.shapes import generation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.workspace import Workspace, default
+from llama_endpoints.azure.workspace import Workspace, default
 from llama_serving.errors import SetupError
 
 JOB = {

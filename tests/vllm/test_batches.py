@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment.servers import console_script, environment
+from llama_endpoints.devtools.servers import console_script, environment
 from tests.azure_jobs import written
 from tests.conftest import ROOT
 from tests.vllm import processes
@@ -186,9 +186,9 @@ def test_spark(
 ) -> None:
     output = tmp_path / "out"
     job = begun(
-        [sys.executable, str(ROOT / "deployment" / "spark" / "job.py"), "--model", str(nano_model), "--input", str(few),
+        [sys.executable, str(ROOT / "deployment/llama_endpoints/spark/job.py"), "--model", str(nano_model), "--input", str(few),
          "--output", str(output), "--master", "local[1]"],
-        {**settings, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(ROOT)},
+        {**settings, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(ROOT / "deployment")},
     )  # fmt: skip
     killer = Killer(job.pid)
     code, told = ended(job)

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from deployment.nano import FOLDER as NANO_FOLDER
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO, DialogFormat, ModelVariant
 from llama_serving.contract import azure
 from llama_serving.contract.request import Generation, Request, SamplingParams
 from llama_serving.engine.base import Engine, Token
-from llama_serving.engine.upstream.server import KINDS
-from llama_serving.engine_factory import start_engine
+from llama_serving.engine.upstream.remote import KINDS
 from llama_serving.errors import BadRequest, SetupError
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.service import Service
+from llama_serving.service.engine_factory import start_engine
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 pytestmark = pytest.mark.timeout(600)

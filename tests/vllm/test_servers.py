@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from deployment.servers import Server, azmlinfsrv, mlflow_serve, own_server
+from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve, own_server
 from tests.conftest import ROOT, Answer, post
 from tests.vllm import processes
 from tests.vllm.processes import API, CORE, KEEPER, WORKER, until

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from deployment.checkpoint import inspect
-from deployment.custom import custom_variant
+from llama_endpoints.checkpoints.inspection import inspect
+from llama_endpoints.checkpoints.variants import custom_variant
 from tests import llamas, quantized
 
 OFFLINE: Final = Path(__file__).with_name("offline.py")

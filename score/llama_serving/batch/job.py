@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_serving.batch import fingerprint, runner
+from llama_serving.batch.inputs import Digest, Source
 from llama_serving.batch.journal import Counts, Entry, Journal, JournalError, KeptJournal
-from llama_serving.batch.order import Todo, windows
 from llama_serving.batch.outputs import Outputs, place
 from llama_serving.batch.reader import Line, lines
-from llama_serving.batch.sources import Digest, Source
+from llama_serving.batch.windows import Todo, windows
 from llama_serving.contract import rows
 from llama_serving.contract.request import Parameters
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
-from llama_serving.service import Service, as_serving_error
+from llama_serving.service.service import Service, as_serving_error
 from llama_serving.settings import Settings
 
 SYNC_S: Final = 0.5

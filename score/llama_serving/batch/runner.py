@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from llama_serving.batch.journal import Entry, State
-from llama_serving.batch.order import Todo
+from llama_serving.batch.windows import Todo
 from llama_serving.contract import rows
 from llama_serving.contract.request import Generations, Request
 from llama_serving.contract.rows import RowKind
 from llama_serving.errors import QueueFull, ServingError, Unavailable
-from llama_serving.service import Service, as_serving_error
+from llama_serving.service.service import Service, as_serving_error
 
 AHEAD: Final = 2
 """Rows at the engine for each that it can run: one is waiting whenever another ends."""

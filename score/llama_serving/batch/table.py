@@ -9,11 +9,11 @@ from contextlib import suppress
 from llama_serving.batch import reader, runner
 from llama_serving.batch.job import todo
 from llama_serving.batch.journal import Entry
-from llama_serving.batch.order import Todo, windows
+from llama_serving.batch.windows import Todo, windows
 from llama_serving.contract.request import Parameters
 from llama_serving.contract.rows import Place
 from llama_serving.errors import BadRequest, BodyTooLarge, ServingError
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 
 Cell = tuple[Place, bytes | None]
 """A row as JSON, and where it stands; None where there is nothing."""

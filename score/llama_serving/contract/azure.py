@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
-from llama_serving.contract.body import present
 from llama_serving.contract.details import details
 from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, Reply, Request
+from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
 

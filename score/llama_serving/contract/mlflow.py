@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from llama_serving.contract import azure, inputs
-from llama_serving.contract.body import present
 from llama_serving.contract.request import Body, Reply, Request
+from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
 

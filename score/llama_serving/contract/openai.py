@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
-from llama_serving.contract.body import present
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
@@ -22,6 +21,7 @@ from llama_serving.contract.request import (
     TokenLogprob,
     Usage,
 )
+from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
 

@@ -1,6 +1,6 @@
 """`/score` described for clients: OpenAPI 3.1 with the published schemas, and Swagger 2.0 with an example.
 
-azmlinfsrv serves the files that lie beside the scoring script; `python -m deployment.swagger` writes them.
+azmlinfsrv serves the files that lie beside the scoring script; `python -m llama_endpoints.devtools.swagger` writes them.
 """
 
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from llama_serving.contract import body as json_body
 from llama_serving.contract import inputs, openai, parameters, protocol
+from llama_serving.contract import strict_json as json_body
 from llama_serving.contract.details import details
 from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.mlflow import KEYS as MLFLOW_KEYS

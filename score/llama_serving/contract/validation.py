@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from llama_serving.contract import foreign_names
-from llama_serving.contract.body import kind_of
+from llama_serving.contract.strict_json import kind_of
 from llama_serving.errors import BadRequest
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 from llama_serving.contract.request import FinishReason, SamplingParams
 from llama_serving.engine import compute_threads
 from llama_serving.engine.base import EngineStats, Handle
-from llama_serving.engine.sampling import Sampler
+from llama_serving.engine.reference_sampler import Sampler
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import InternalError, SetupError
 from llama_serving.llama_config import load as load_config

@@ -14,18 +14,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from llama_serving.contract import body, http, openai
+from llama_serving.contract import http, openai, strict_json
+from llama_serving.contract.adapter import Adapter
 from llama_serving.contract.openapi import server_document
 from llama_serving.errors import MethodNotAllowed, NotFound, ServingError
-from llama_serving.server import receiving
+from llama_serving.server import body_reader
 from llama_serving.server.azure import Azure
 from llama_serving.server.lifecycle import Lifecycle, Phase
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.mlflow import MLflow
 from llama_serving.server.openai import OpenAI
-from llama_serving.server.protocols import Adapter
 from llama_serving.server.sse import EventStream
-from llama_serving.service import Service, as_serving_error
+from llama_serving.service.service import Service, as_serving_error
 from llama_serving.settings import Settings
 
 PROTOCOLS: Final[dict[str, Adapter]] = {
@@ -57,7 +57,7 @@ class Options:
     """
 
     strict_model: bool = False
-    body_s: float = receiving.BODY_S
+    body_s: float = body_reader.BODY_S
 
 
 def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: Options) -> FastAPI:
@@ -86,7 +86,7 @@ class _Scoring:
 
     def __init__(self, lifecycle: Lifecycle, settings: Settings, options: Options) -> None:
         self._lifecycle, self._settings, self._options = lifecycle, settings, options
-        self._intake = receiving.Intake(settings.max_body, seconds=options.body_s)
+        self._intake = body_reader.Intake(settings.max_body, seconds=options.body_s)
 
     def route(self, adapter: Adapter) -> Callable[[Request], Awaitable[Response]]:
         """The function behind one path."""
@@ -113,7 +113,7 @@ class _Scoring:
             service = held.enter_context(self._lifecycle.serving())
             held.enter_context(service.admitted())
             # On a thread: the loop has other requests, and a body may be long.
-            given = await asyncio.to_thread(body.decode, raw)
+            given = await asyncio.to_thread(strict_json.decode, raw)
             del raw
             adapter = request.state.adapter = adapter.of(given)
             parsed = await asyncio.to_thread(adapter.parse, given)
@@ -148,7 +148,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         ClientDisconnect: it has.
     """
     working = asyncio.ensure_future(work)
-    listening = asyncio.ensure_future(receiving.gone(request.receive))
+    listening = asyncio.ensure_future(body_reader.gone(request.receive))
     try:
         await asyncio.wait((working, listening), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():

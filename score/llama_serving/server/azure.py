@@ -5,9 +5,9 @@ from contextlib import aclosing
 from typing import Any
 
 from llama_serving.contract import azure
+from llama_serving.contract.adapter import Adapter
 from llama_serving.contract.request import Body, Delta, Generations, Request
 from llama_serving.errors import ServingError
-from llama_serving.server.protocols import Adapter
 
 
 class Azure:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from llama_serving.errors import Unavailable
-from llama_serving.service import Service
+from llama_serving.service.service import Service
 
 _log = logging.getLogger(__name__)
 

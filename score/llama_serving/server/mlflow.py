@@ -1,10 +1,10 @@
 """MLflow's `/invocations`: `inputs`, `dataframe_*`, `instances`; and, as MLflow's own server takes them, OpenAI's bodies."""
 
 from llama_serving.contract import azure, mlflow, openai
+from llama_serving.contract.adapter import Adapter
 from llama_serving.contract.request import Body, Generations, Request
 from llama_serving.server.azure import Azure
 from llama_serving.server.openai import OpenAI
-from llama_serving.server.protocols import Adapter
 
 
 class MLflow(Azure):

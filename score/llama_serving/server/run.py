@@ -21,14 +21,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.request import Request
 from llama_serving.errors import SetupError
-from llama_serving.sequences import RunningSequence
-from llama_serving.server import cors, keys
+from llama_serving.server import auth, cors
 from llama_serving.server.app import Options, routes
-from llama_serving.server.gate import Gate
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
+from llama_serving.server.middleware import Gate
 from llama_serving.server.target import OriginForm
-from llama_serving.service import Service
+from llama_serving.service.output import RunningSequence
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def serve(
     Raises:
         SetupError: the address needs a key, can't be had, the traces can't be sent, or the model can't be loaded.
     """
-    keys.check_address(binding.host, settings.api_keys, open_to_all=binding.open_to_all)
+    auth.check_address(binding.host, settings.api_keys, open_to_all=binding.open_to_all)
     return asyncio.run(_serve(load, settings, binding, options or Options(), _traces(settings)))
 
 

@@ -22,8 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llama_serving.contract.request import Request
 from llama_serving.engine.base import Handle
 from llama_serving.errors import SetupError
-from llama_serving.sequences import RunningSequence
-from llama_serving.server.gate import NAMED, PROBES, named
+from llama_serving.server.middleware import NAMED, PROBES, named
+from llama_serving.service.output import RunningSequence
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from llama_serving.engine.batching.free_runs import FreeRuns
+from llama_serving.engine.batching.free_extents import FreeRuns
 
 
 @dataclass(slots=True)

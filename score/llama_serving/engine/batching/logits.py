@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from llama_serving.engine.batching.memory import free_bytes
+from llama_serving.engine.batching.cache_size import free_bytes
 from llama_serving.llama_config import LlamaConfig
 
 SPARE: Final = 1.3

@@ -13,7 +13,7 @@ from torch import Tensor
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import Token
 from llama_serving.engine.batching.sequence import Sequence
-from llama_serving.engine.randomness import uniform
+from llama_serving.engine.seeded_random import uniform
 
 BEST: Final = 64
 MANY: Final = 1024

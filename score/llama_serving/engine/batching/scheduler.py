@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_serving.contract.request import FinishReason
-from llama_serving.engine.batching.cost import CostModel
 from llama_serving.engine.batching.kv_cache import BlockPool
+from llama_serving.engine.batching.prefill_budget import CostModel
 from llama_serving.engine.batching.sequence import Sequence
 
 LOOK_AHEAD: Final = 64

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import httpx2
 
-from llama_serving.engine.upstream import refusals
-from llama_serving.engine.upstream.server import Server
+from llama_serving.engine.upstream import error_mapping
+from llama_serving.engine.upstream.remote import Server
 from llama_serving.errors import SetupError
 
 CONNECT_S: Final = 5.0
@@ -95,13 +95,13 @@ class Client:
             if response.status_code != 200:
                 said = await _read(response, LARGEST_REFUSAL)
                 again = response.headers.get("Retry-After")
-                raise refusals.refused(response.status_code, again, _json(said), model=model)
+                raise error_mapping.refused(response.status_code, again, _json(said), model=model)
             async with aclosing(_data(response)) as data:
                 yield data
         except httpx2.SSEError as error:
-            raise refusals.malformed("no events, or one that is too long") from error
+            raise error_mapping.malformed("no events, or one that is too long") from error
         except httpx2.TransportError as error:
-            raise refusals.broken(_said(error)) from error
+            raise error_mapping.broken(_said(error)) from error
         finally:
             await response.aclose()
 
@@ -118,10 +118,10 @@ class Client:
                 return await self._http.send(request, stream=True)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 if pause is None:
-                    raise refusals.away(_said(error)) from error
+                    raise error_mapping.away(_said(error)) from error
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
             except httpx2.TransportError as error:
-                raise refusals.broken(_said(error)) from error
+                raise error_mapping.broken(_said(error)) from error
         raise AssertionError  # (the last pause is None)
 
     async def _get(self, path: str) -> bytes:

@@ -16,10 +16,10 @@ from typing import Any, Final
 from llama_serving.contract.request import FinishReason, SamplingParams
 from llama_serving.engine.base import EngineStats, Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
-from llama_serving.engine.upstream import refusals
-from llama_serving.engine.upstream.answer import Answer
+from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.client import AwayError, Client
-from llama_serving.engine.upstream.server import Server
+from llama_serving.engine.upstream.remote import Server
+from llama_serving.engine.upstream.stream_parser import Answer
 from llama_serving.errors import InternalError, ServingError, SetupError, frames
 
 _log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class UpstreamEngine:
     ) -> Handle:
         """See `Engine.submit`."""
         if self._away:
-            raise refusals.away("it did not answer when it was last asked")
+            raise error_mapping.away("it did not answer when it was last asked")
         handle = Handle(self._wants_no_more)
         ids = tuple(prompt_ids)
         self._thread.take(_Job(ids, params, self._server.body(ids, params), deadline, stop, handle), len(ids))
@@ -292,7 +292,7 @@ class UpstreamEngine:
         """What a client is told of an error: one of a server that is ending (its workers first) is that it is away."""
         with suppress(asyncio.CancelledError):  # (whoever asked wants no more: any end will do)
             if isinstance(error, InternalError) and not await self._client.healthy():
-                return refusals.broken("it is not healthy any more")
+                return error_mapping.broken("it is not healthy any more")
         return error
 
     async def _generate(self, job: _Job) -> FinishReason:
@@ -306,7 +306,7 @@ class UpstreamEngine:
                         return "stop"
                 if answer.complete and answer.finish_reason is not None:
                     return answer.finish_reason
-        raise refusals.broken("its answer has no end")
+        raise error_mapping.broken("its answer has no end")
 
     def _publish_soon(self, handle: Handle, token: Token) -> None:
         """With all that come in the same turn of the loop: whoever waits is woken once for them."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.base import EngineStats, Handle
-from llama_serving.engine.upstream import refusals
+from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.client import Client
 from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
 from llama_serving.engine.vllm import command
@@ -117,7 +117,7 @@ class VllmEngine:
     ) -> Handle:
         """See `Engine.submit`."""
         if self._supervisor.lost is not None and os.getpid() == self._pid:
-            raise refusals.away("vLLM has ended and does not come back")
+            raise error_mapping.away("vLLM has ended and does not come back")
         return self._asked.submit(prompt_ids, params, deadline=deadline, stop=stop)
 
     @property

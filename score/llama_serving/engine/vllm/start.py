@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
-from llama_serving.engine.batching.memory import free_bytes
+from llama_serving.engine.batching.cache_size import free_bytes
 from llama_serving.engine.cpus import within_quota
 from llama_serving.engine.vllm.command import kv_bytes
 from llama_serving.engine.vllm.engine import VllmEngine

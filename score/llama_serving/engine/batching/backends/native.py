@@ -18,8 +18,8 @@ from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.blocks import zeros
 from llama_serving.engine.batching.backends.rotary import RotaryTable
 from llama_serving.engine.batching.checkpoint import Tensors
-from llama_serving.engine.batching.native import library as c
-from llama_serving.engine.batching.native.library import Kernels
+from llama_serving.engine.batching.native import bindings as c
+from llama_serving.engine.batching.native.bindings import Kernels
 from llama_serving.llama_config import LlamaConfig
 
 BLOCK_TOKENS: Final = 32

@@ -1,0 +1,1 @@
+"""Azure ML as it is: its client, credentials, limits, and schemas."""

@@ -1,0 +1,1 @@
+"""Batch jobs on this machine: a dry run, and a batch deployment run as Azure runs it."""

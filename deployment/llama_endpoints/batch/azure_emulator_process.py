@@ -1,0 +1,97 @@
+"""A process of `azure_emulator_worker`, asked from here."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llama_endpoints.batch import azure_emulator_worker
+
+
+class Failed(Exception):
+    """What was asked was not done; the words say why.
+
+    Attributes:
+        alive: the process can be asked again.
+    """
+
+    def __init__(self, why: str, *, alive: bool) -> None:
+        super().__init__(why)
+        self.alive = alive
+
+
+class Process:
+    """A scoring script in a process of its own; `start` makes one."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, script: Path, *, level: str, environment: Mapping[str, str], log: Path) -> "Process":
+        """Import the script, and wait for its `init`.
+
+        Args:
+            script: path of a file with `init` and `run`.
+            level: of its log.
+            environment: all variables.
+            log: file that its standard output and error are appended to.
+
+        Raises:
+            Failed: `init` did. The process has ended.
+        """
+        # (By its path: a script may bring a package that is called as one of ours. -P: our folder is none of its own.)
+        command = (sys.executable, "-P", azure_emulator_worker.__file__, str(script), level)
+        with log.open("ab") as file:
+            pipe = asyncio.subprocess.PIPE
+            started = await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, stderr=file, env=dict(environment), start_new_session=True
+            )
+        process = cls(started)
+        try:
+            await process._answer()
+        except BaseException:
+            await process.end()
+            raise
+        return process
+
+    async def run(self, files: Sequence[Path], results: Path, *, timeout_s: float) -> int:
+        """`run` of the script; the number of items that it returned, which are lines of `results` then.
+
+        Raises:
+            Failed: it did, or took too long. (Then the process is not alive: `end` it.)
+        """
+        assert self._process.stdin is not None  # noqa: S101
+        asked = {"files": [str(file) for file in files], "results": str(results)}
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+                told = await self._answer()
+        except TimeoutError:
+            raise Failed(f"it was not done after its timeout of {timeout_s:g} s", alive=False) from None
+        return int(told["results"])
+
+    async def end(self) -> None:
+        """Kill it, and whatever it has started; may be called again."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.close()
+        await self._process.communicate()
+        with suppress(ConnectionError):
+            await self._process.stdin.wait_closed()
+
+    async def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101
+        line = await self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise Failed(f"its process ended with exit code {await self._process.wait()}", alive=False)
+        told: dict[str, Any] = json.loads(line)
+        if "error" in told:
+            raise Failed(told["error"], alive=True)
+        return told

@@ -1,0 +1,92 @@
+"""A batch job without the model: what would fail, how many tokens there are, and how long they would take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_serving.batch.duration_estimate import Amount, Length
+from llama_serving.batch.job import Job, todos
+from llama_serving.batch.windows import Todo
+from llama_serving.errors import ServingError
+from llama_serving.model_files import ModelFiles
+from llama_serving.prompts.builder import PromptBuilder
+from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.service.engine_factory import dtype_of, select_engine
+from llama_serving.service.preparation import Preparer, Work
+from llama_serving.service.service import context_of
+from llama_serving.settings import Settings
+
+
+@dataclass(slots=True)
+class Found:
+    """What is in the rows.
+
+    Attributes:
+        rows: all.
+        errors: of them, those that would fail.
+        amount: what the others would take: the model may end any answer earlier.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    amount: Amount = field(default_factory=Amount)
+
+    def told(self, seconds: float | None) -> dict[str, Any]:
+        """As JSON, beside the seconds that it would take."""
+        return {"rows": self.rows, "errors": self.errors, "prompt_tokens": self.amount.prompt_tokens,
+                "new_tokens_at_most": self.amount.new_tokens,
+                "seconds_about": None if seconds is None else round(seconds, 1)}  # fmt: skip
+
+
+def checked(
+    files: ModelFiles, settings: Settings, job: Job, say: Callable[[str], None], told: Callable[[], object]
+) -> Found:
+    """Look at every row.
+
+    Args:
+        files: the model's.
+        settings: of the engine that would run.
+        job: its sources and parameters.
+        say: given a sentence for each bad row.
+        told: called after each row.
+
+    Raises:
+        SetupError: a source can't be read.
+    """
+    tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
+    builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
+    preparer = Preparer(files.variant, builder, settings)
+    found = Found()
+    for todo in todos(job.sources, job.defaults, settings.max_body):
+        found.rows += 1
+        try:
+            work = _work(preparer, todo)
+            for index, params in enumerate(work.params):
+                found.amount.add(Length(len(work.prompt.token_ids), params), known=index > 0)
+        except ServingError as error:
+            found.errors += 1
+            say(f"{todo.line.place.file}:{todo.line.place.line}: {error.message}")
+        told()
+    return found
+
+
+def _work(preparer: Preparer, todo: Todo) -> Work:
+    if todo.asked is None:
+        raise todo.error or ServingError("The line could not be read.")
+    (work,) = preparer.prepare(todo.asked)
+    return work
+
+
+def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None:
+    """What the good rows would take on this machine, were every answer as long as it may be; None where that is not known."""
+    from llama_serving.batch import duration_estimate
+    from llama_serving.engine.batching.backends.selection import Wanted
+    from llama_serving.engine.batching.checkpoint import read_config
+
+    dtype = dtype_of(files.variant, settings)
+    if select_engine(settings, dtype).name != "batching":
+        return None
+    wanted = Wanted(dtype, settings.backend, settings.quantization)
+    return duration_estimate.seconds(
+        read_config(files.checkpoint), wanted, found.amount, settings.max_num_seqs, settings.threads
+    )

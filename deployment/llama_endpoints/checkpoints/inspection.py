@@ -1,0 +1,373 @@
+"""A checkpoint on disk: is it whole, is it safe, is it the model that it is said to be?
+
+Reads config, tokenizer and the headers of the weights; never the weights themselves.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+
+from llama_endpoints.checkpoints.quantization import FLOATS, OLD_FILES, Expected, Layout, check_fused, layout_of
+from llama_endpoints.checkpoints.tensor_file import TensorFile
+from llama_endpoints.download.azureml_uri import ModelUri
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
+from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
+from llama_serving.errors import SetupError
+from llama_serving.llama_config import FILE, LlamaConfig, json_object, load, positions_of, unused_theta
+from llama_serving.prompts.tokenizer import Tokenizer
+
+PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+SMALL_FILES: Final = (FILE, "tokenizer.json")
+OPTIONAL_FILES: Final = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    *OLD_FILES,
+    "LICENSE*",
+    "USE_POLICY*",
+    "NOTICE*",
+)
+_SHARD: Final = re.compile(r"[^/\\]+\.safetensors")
+INFILL_PIECES: Final = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "eot": "▁<EOT>"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that has been looked at.
+
+    Attributes:
+        folder: where it lies.
+        weights: the safetensors files, and the index where there are several.
+        small: everything else that is needed or worth keeping.
+        warnings: where its own config differs from the catalog; the config wins.
+        config: what config.json is to be in the packaged model, where it can't stay as it is.
+        merged: what it was made of, where an adapter was merged into it; for the model's record.
+    """
+
+    folder: Path
+    variant: ModelVariant
+    weights: tuple[Path, ...]
+    small: tuple[Path, ...]
+    warnings: tuple[str, ...]
+    config: Mapping[str, Any] | None = None
+    merged: Mapping[str, Any] | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on disk."""
+        return sum(path.stat().st_size for path in self.weights)
+
+
+def folder_of(name: str, *, weights: bool = True) -> Path:
+    """The folder of `name`: a path, one of Azure's names of a model, or `nano` for the embedded model.
+
+    Args:
+        name: of a checkpoint.
+        weights: whether they are needed, where it is to be downloaded.
+
+    Raises:
+        SetupError: there is no such folder, or it can't be downloaded.
+    """
+    from llama_endpoints.download import azureml_cache  # (which knows this file)
+
+    if ModelUri.is_one(name):
+        return _only_checkpoint(azureml_cache.here(name, weights=weights))
+    folder = Path(name)
+    if name == NANO.name and not any((folder / file).is_file() for file in SMALL_FILES):
+        return NANO_FOLDER  # also beside a packaged model of that name
+    if not folder.is_dir():
+        raise SetupError(f"{folder} is not a folder. Name the folder of a checkpoint, or nano.")
+    return folder
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    """The one folder with a config.json at or below: a model in Azure may have more around it."""
+    found = sorted(path.parent for path in folder.rglob("config.json"))
+    return found[0] if len(found) == 1 and not (folder / "tokenizer.json").is_file() else folder
+
+
+def variant_of(name: str, otherwise: str = "") -> ModelVariant:
+    """The catalog's row `name`.
+
+    Args:
+        name: of it.
+        otherwise: what else may be given, for the message.
+
+    Raises:
+        SetupError: there is none.
+    """
+    if name not in CATALOG:
+        near = get_close_matches(name, CATALOG, n=1)
+        told = (
+            f"{name} is not in the catalog: `llama-endpoints models` lists it.",
+            otherwise,
+            f"The closest name is {near[0]}." if near else "",
+        )
+        raise SetupError(" ".join(filter(None, told)))
+    return CATALOG[name]
+
+
+def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:
+    """Everything that packaging has to know.
+
+    Raises:
+        SetupError: a file is missing or damaged, the weights are pickles, or it is another model.
+    """
+    config = read_config(folder)
+    adapted, warnings = adapt(variant, config, folder)
+    layout, completed = _quantized(folder, config)
+    weights = _weights(folder)
+    _check_headers(weights, adapted, layout)
+    _check_tokenizer(Tokenizer.from_folder(folder), adapted)
+    small = [folder / name for name in SMALL_FILES]
+    small += sorted(path for pattern in OPTIONAL_FILES for path in folder.glob(pattern) if path.is_file())
+    if layout is not None:
+        adapted = replace(adapted, quantization=layout.quantization)
+    return Checkpoint(folder, adapted, weights, tuple(small), warnings, completed)
+
+
+def _quantized(folder: Path, config: dict[str, Any]) -> tuple[Layout | None, dict[str, Any] | None]:
+    """How the checkpoint is quantized, and its config with that said in it where another file says it.
+
+    vLLM looks into config.json alone.
+    """
+    if config.get("quantization_config") is not None:
+        return layout_of(config["quantization_config"], f"{folder}/config.json's quantization_config"), None
+    if (said := config.get("compression_config")) is not None:  # older compressed-tensors
+        return layout_of(said, f"{folder}/config.json's compression_config"), {
+            **config,
+            "quantization_config": said,
+        }
+    for name, method in OLD_FILES.items():
+        if (folder / name).is_file():
+            said = {"quant_method": method, **json_object(folder / name)}
+            return layout_of(said, f"{folder}/{name}"), {**config, "quantization_config": said}
+    return None, None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a Llama.
+
+    Raises:
+        SetupError: it is missing, damaged, or another architecture's.
+    """
+    path, config = folder / FILE, load(folder)
+    if config.get("model_type") != "llama":
+        raise SetupError(
+            f"{path} says model_type {config.get('model_type')}; only llama checkpoints are served."
+        )
+    if "auto_map" in config:
+        raise SetupError(f"{path} has auto_map, which names code to run. Remote code is never run: remove it.")
+    return config
+
+
+def shape_of(config: LlamaConfig) -> Shape:
+    """The shape that a checkpoint's config says."""
+    return Shape(
+        layers=config.layers,
+        hidden=config.hidden,
+        ffn=config.ffn,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        vocab=config.vocab,
+        tied_embeddings=config.tied,
+        own_head_dim=None if config.head_dim == config.hidden // config.heads else config.head_dim,
+    )
+
+
+def adapt(
+    variant: ModelVariant, config: Mapping[str, Any], folder: Path
+) -> tuple[ModelVariant, tuple[str, ...]]:
+    """The row with what the checkpoint's own config says differently, and a sentence for each difference.
+
+    Raises:
+        SetupError: the shape is another one.
+    """
+    said = LlamaConfig.of(config, folder)
+    shape = shape_of(said)
+    if shape != variant.shape:
+        fields = [name for name in Shape.__slots__ if getattr(shape, name) != getattr(variant.shape, name)]
+        names = [name.removeprefix("own_") for name in fields]  # (of a head there is always a width)
+        found = ", ".join(f"{n} {getattr(shape, n)} instead of {getattr(variant.shape, n)}" for n in names)
+        raise SetupError(f"{folder} is not {variant.name}: its config has {found}. Name the right --variant.")
+    warnings = []
+    if (unused := unused_theta(config, folder)) is not None:
+        warnings.append(
+            f"config.json has rope_theta twice: {said.rope_theta:g} in rope_parameters, {unused:g} beside it"
+        )
+    if said.rope_theta != variant.rope_theta:
+        warnings.append(
+            f"rope_theta is {said.rope_theta:g} in config.json, {variant.rope_theta:g} in the catalog"
+        )
+        variant = replace(variant, rope_theta=said.rope_theta)
+    positions = positions_of(config, folder)
+    if positions is not None and positions != variant.trained_positions.value:
+        warnings.append(
+            f"max_position_embeddings is {positions} in config.json, "
+            f"{variant.trained_positions.value} in the catalog"
+        )
+        trained = Fact(positions, "config.json")
+        reach = variant.max_context if variant.max_context.value >= positions else trained
+        variant = replace(variant, trained_positions=trained, max_context=reach)
+    return variant, tuple(f"{text}: the checkpoint's own value is used" for text in warnings)
+
+
+def _weights(folder: Path) -> tuple[Path, ...]:
+    """The files that transformers would load: the single one before the shards of an index."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return (single,)
+    if index.is_file():
+        names = shards_of(index)
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise SetupError(f"{folder} lacks {', '.join(missing)}, which the index names. Download the rest.")
+        return (index, *(folder / name for name in names))
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise SetupError(
+            f"{folder} has its weights only as pickles ({', '.join(pickles[:3])}), and loading a pickle runs "
+            "whatever code is in it. Use the safetensors files of the same model."
+        )
+    raise SetupError(f"{folder} has no weights: model.safetensors is missing.")
+
+
+def shards_of(index: Path) -> list[str]:
+    """The safetensors files that an index names.
+
+    Raises:
+        SetupError: it can't be read, or names anything else.
+    """
+    weight_map = json_object(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
+        raise SetupError(f"{index} must map tensors to safetensors files beside it. Download it again.")
+    return sorted(set(names))
+
+
+def _check_headers(weights: tuple[Path, ...], variant: ModelVariant, layout: Layout | None) -> None:
+    """Every tensor that the config asks for is there, in its size and type; a file cut short is noticed here."""
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    places: dict[str, Path] = {}
+    for path in weights:
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    part = tensors.get_slice(name)
+                    found[name], places[name] = (tuple(part.get_shape()), str(part.get_dtype())), path
+        except (SafetensorError, OSError) as error:
+            raise SetupError(f"{path} is damaged or cut short: {error}. Download it again.") from error
+    for name, expected in expected_tensors(variant.shape, layout).items():
+        if name not in found and expected.optional:
+            continue
+        _check_tensor(name, found.get(name), expected)
+    if layout is not None:
+        _check_small_tensors(places, found, layout)
+
+
+def _check_tensor(name: str, found: tuple[tuple[int, ...], str] | None, expected: Expected) -> None:
+    shape = " or ".join(map(str, expected.shapes))
+    if found is None or found[0] not in expected.shapes:
+        has = "is missing" if found is None else f"has the shape {found[0]}"
+        raise SetupError(f"The weights don't match config.json: {name} {has}; it should be {shape}.")
+    if found[1] not in expected.dtypes:
+        types = " or ".join(sorted(expected.dtypes))
+        raise SetupError(
+            f"The weights don't match config.json: {name} is of {found[1]}; it should be of {types}."
+        )
+
+
+def _check_small_tensors(
+    places: Mapping[str, Path], found: Mapping[str, tuple[tuple[int, ...], str]], layout: Layout
+) -> None:
+    """What vLLM does not look at, or drops, must say nothing: the only values that are read here, and they are few."""
+    files = {path: TensorFile.read(path) for path in set(places.values())}
+    size = layout.quantization.group_size
+    for name, path in places.items():
+        module, _, part = name.rpartition(".")
+        if part == "g_idx" and _orders(files[path].integers(name).tolist(), size):
+            raise SetupError(
+                f"{name} puts the weights into an order of their own (desc_act), which vLLM has given up. "
+                "Use a checkpoint without activation order."
+            )
+        if part == "bias" and f"{module}.qweight" in places and files[path].floats(name).any():
+            raise SetupError(
+                f"{name} is not zero, and no Llama has biases: vLLM would drop it. Download it again."
+            )
+        if part == "weight_shape" and f"{module}.weight_packed" in found:
+            packed = found[f"{module}.weight_packed"][0]
+            rows, columns = files[path].integers(name).tolist()
+            if (rows, columns) != (packed[0], packed[1] * (32 // layout.quantization.bits)):
+                raise SetupError(
+                    f"{name} says {rows} x {columns}, which weight_packed is not. Download it again."
+                )
+
+
+def _orders(g_idx: list[int], group_size: int | None) -> bool:
+    size = group_size or len(g_idx)
+    return any(group != index // size for index, group in enumerate(g_idx))
+
+
+def expected_tensors(shape: Shape, layout: Layout | None = None) -> dict[str, Expected]:
+    """The tensors of a Llama, by the hub's names; embeddings, norms and head are never quantized.
+
+    Raises:
+        SetupError: a linear layer of this shape can't be quantized so.
+    """
+    plain = {name: Expected((size,), FLOATS) for name, size in _plain_tensors(shape).items()}
+    if layout is None:
+        return plain
+    for layer in range(shape.layers):
+        check_fused(layout, f"model.layers.{layer}", "config.json")
+    expected: dict[str, Expected] = {}
+    for name, tensor in plain.items():
+        module = name.removesuffix(".weight")
+        if not module.endswith("_proj") or layout.leaves_out(module):
+            expected[name] = tensor
+            continue
+        outputs, inputs = tensor.shapes[0]
+        expected |= {f"{module}.{part}": each for part, each in layout.tensors(outputs, inputs).items()}
+    return expected
+
+
+def _plain_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+    hidden, width, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    expected: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (shape.vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not shape.tied_embeddings:
+        expected["lm_head.weight"] = (shape.vocab, hidden)
+    for layer in range(shape.layers):
+        at = f"model.layers.{layer}"
+        expected |= {
+            f"{at}.self_attn.q_proj.weight": (width, hidden),
+            f"{at}.self_attn.k_proj.weight": (kv, hidden),
+            f"{at}.self_attn.v_proj.weight": (kv, hidden),
+            f"{at}.self_attn.o_proj.weight": (hidden, width),
+            f"{at}.mlp.gate_proj.weight": (shape.ffn, hidden),
+            f"{at}.mlp.up_proj.weight": (shape.ffn, hidden),
+            f"{at}.mlp.down_proj.weight": (hidden, shape.ffn),
+            f"{at}.input_layernorm.weight": (hidden,),
+            f"{at}.post_attention_layernorm.weight": (hidden,),
+        }
+    return expected
+
+
+def _check_tokenizer(tokenizer: Tokenizer, variant: ModelVariant) -> None:
+    if tokenizer.size > variant.shape.vocab:
+        raise SetupError(
+            f"tokenizer.json has {tokenizer.size} pieces, the model {variant.shape.vocab}: they don't belong together."
+        )
+    tokens = variant.infill.value
+    for field, piece in INFILL_PIECES.items() if tokens is not None else ():
+        found, expected = tokenizer.special_id(piece), getattr(tokens, field)
+        if found != expected:
+            has = "has no such token" if found is None else f"has it as {found}"
+            raise SetupError(f"{variant.name} infills with {piece} as {expected}; tokenizer.json {has}.")

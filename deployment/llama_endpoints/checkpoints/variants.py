@@ -1,0 +1,80 @@
+"""A row for a checkpoint outside the catalog: its shape from its config, all else from explicit options."""
+
+from pathlib import Path
+
+from llama_endpoints.checkpoints.inspection import read_config, shape_of
+from llama_serving.catalog import DialogFormat, Fact, InfillTokens, ModelVariant
+from llama_serving.errors import SetupError
+from llama_serving.llama_config import LlamaConfig, positions_of
+
+
+def custom_variant(  # noqa: PLR0913  (one argument an option)
+    folder: Path,
+    *,
+    dialog: str,
+    infill: str,
+    step_id: int | None = None,
+    temperature: float = 0.2,
+    top_p: float = 0.9,
+    max_context: int | None = None,
+) -> ModelVariant:
+    """The row.
+
+    Args:
+        folder: the checkpoint; its name becomes the model's.
+        dialog: `inst`, `source` or `none`.
+        infill: four ids PRE,SUF,MID,EOT, or `none`.
+        step_id: the id of `<step>`; the SOURCE format needs it.
+        temperature: sampled with by default.
+        top_p: likewise.
+        max_context: how far it may read; None is its config's positions.
+
+    Raises:
+        SetupError: the options contradict each other or the config.
+    """
+    config = read_config(folder)
+    said = LlamaConfig.of(config, folder)
+    shape = shape_of(said)
+    if (dialog == "source") != (step_id is not None):
+        raise SetupError("--dialog source needs --step-id, and nothing else does.")
+    if step_id is not None and not 0 <= step_id < shape.vocab:
+        raise SetupError(f"--step-id must be an id below {shape.vocab}, not {step_id}.")
+    positions = positions_of(config, folder)
+    if positions is None:
+        raise SetupError(f"{folder}/config.json has no max_position_embeddings.")
+    if max_context is not None and max_context < positions:
+        raise SetupError(f"--max-context {max_context} is below the {positions} positions of config.json.")
+    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    return ModelVariant(
+        name=folder.resolve().name,
+        shape=shape,
+        source="options of `llama-endpoints package`",
+        rope_theta=said.rope_theta,
+        trained_positions=Fact(positions, "config.json"),
+        max_context=Fact(max_context or positions, "--max-context" if max_context else "config.json"),
+        dialog=None if dialog == "none" else DialogFormat(dialog),
+        infill=Fact(_tokens(infill, shape.vocab), "--infill"),
+        temperature=temperature,
+        top_p=top_p,
+        bos_id=_one_id(config, "bos_token_id", 1, shape.vocab),
+        eos_id=_one_id(config, "eos_token_id", 2, shape.vocab),
+        step_id=step_id,
+        dtype=str(dtype),
+    )
+
+
+def _tokens(text: str, vocab: int) -> InfillTokens | None:
+    if text == "none":
+        return None
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and int(part) < vocab for part in parts):
+        raise SetupError(f"--infill must be none or four ids PRE,SUF,MID,EOT below {vocab}, not {text}.")
+    prefix, suffix, middle, eot = map(int, parts)
+    return InfillTokens(prefix, suffix, middle, eot)
+
+
+def _one_id(config: dict[str, object], name: str, default: int, vocab: int) -> int:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab:
+        raise SetupError(f"config.json has {name} {value}; one id below {vocab} is needed.")
+    return value

@@ -1,0 +1,230 @@
+"""A folder of blobs in Azure's storage, by its own client: which files, and a file's bytes from an offset on.
+
+Each answer has 4 MiB at most, since Azure states the MD5 of no longer one; the client checks it. `If-Match` holds every answer
+to the content that was listed.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+from llama_endpoints.azure.credentials import said
+from llama_endpoints.download.source import BrokenOff, Reading
+from llama_serving.errors import SetupError
+
+if TYPE_CHECKING:
+    from azure.core.exceptions import AzureError
+    from azure.storage.blob import ContainerClient
+
+RANGE: Final = 4 << 20
+_CONNECT_S: Final = 20
+_READ_S: Final = 60
+_TRANSIENT: Final = (408, 429, 500, 502, 503, 504)
+_NO_RIGHT: Final = (401, 403)
+_PART: Final = re.compile(r"(?!\.{1,2}\Z)[^\\\x00-\x1f\x7f]{1,180}")
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A file as the storage states it.
+
+    Attributes:
+        name: its path in the folder.
+        etag: another one with every change.
+        md5: of all of it, in hexadecimal, where whoever uploaded it has said so.
+    """
+
+    name: str
+    size: int
+    etag: str
+    md5: str | None = None
+
+    @property
+    def part(self) -> str:
+        """The path of what is there of it while it comes in."""
+        path = PurePosixPath(self.name)
+        return str(path.with_name(f".{path.name}.{re.sub(r'[^0-9A-Za-z]', '', self.etag)[:32]}.part"))
+
+    @property
+    def digest(self) -> str:
+        """The checksum that is stated."""
+        return self.md5 or ""
+
+    @property
+    def stated(self) -> str:
+        """The checksum in words."""
+        return f"MD5 {self.md5}" if self.md5 else "no checksum"
+
+    def hasher(self) -> Any:
+        """What the checksum is computed by."""
+        return hashlib.md5(usedforsecurity=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder in a container.
+
+    Attributes:
+        account_url: such as `https://ACCOUNT.blob.core.windows.net`.
+        prefix: of the folder's files, with a `/` at its end.
+        credential: an account's key, a signature or an identity; None is nobody.
+        version: of the model that lies there, where it is a model.
+    """
+
+    account_url: str
+    container: str
+    prefix: str
+    credential: Any = field(default=None, repr=False)
+    version: str | None = None
+
+
+@dataclass(slots=True)
+class _Connection:
+    client: "ContainerClient"
+    prefix: str
+    worked: bool = False
+
+
+class Blobs:
+    """The files of a place.
+
+    A signature expires while hours of bytes come: what has worked before and is refused now is asked for again.
+    """
+
+    name = "Azure"
+
+    def __init__(self, place: Place, renewed: Callable[[], Place], *, size_of_range: int = RANGE) -> None:
+        self._renewed, self._range, self._lock = renewed, size_of_range, Lock()
+        self._connection = _connect(place, size_of_range)
+
+    def list(self) -> tuple[Blob, ...]:
+        """All files, by their names.
+
+        Raises:
+            SetupError: they may not be listed, there are none, or one has a name that no file here can have.
+            BrokenOff: it may be answered later.
+        """
+        now = self._connection
+        with self._errors(now, "the folder"):
+            found = [
+                Blob(_name_in(now.prefix, blob.name), blob.size, blob.etag.strip('"'), _md5(blob))
+                for blob in now.client.list_blobs(name_starts_with=now.prefix, include=["metadata"])
+                if not _is_folder(blob)
+            ]
+        now.worked = True
+        if not found:
+            raise SetupError(
+                f"There is no folder {now.prefix} in {now.client.url.partition('?')[0]}. A folder with files is needed: "
+                "check the path, and that it names no single file."
+            )
+        return tuple(sorted(found, key=lambda blob: blob.name))
+
+    @contextmanager
+    def open(self, file: Blob, start: int) -> Iterator[Reading]:
+        """One file's bytes, from `start` on.
+
+        Raises:
+            SetupError: it may not be read, or it is not there any more, or another.
+            BrokenOff: the connection failed, now or in the middle, or Azure asks for patience.
+        """
+        from azure.core import MatchConditions
+
+        now = self._connection
+        with self._errors(now, file.name):
+            stream = now.client.download_blob(
+                now.prefix + file.name, offset=start, etag=f'"{file.etag}"', max_concurrency=1,
+                match_condition=MatchConditions.IfNotModified, validate_content=True,
+            )  # fmt: skip
+            now.worked = True
+            yield Reading(start, stream.chunks())
+
+    @contextmanager
+    def _errors(self, connection: _Connection, what: str) -> Iterator[None]:
+        from azure.core.exceptions import AzureError, ClientAuthenticationError
+        from requests import RequestException
+
+        try:
+            yield
+        except RequestException as error:
+            # (An answer that is checked is read where the client does not translate these.)
+            raise BrokenOff(said(error)) from error
+        except AzureError as error:
+            status = getattr(error, "status_code", None)
+            if status is None and isinstance(error, ClientAuthenticationError):
+                raise SetupError(
+                    f"Azure's storage does not know who asks: {said(error)}. Run `az login`."
+                ) from error
+            if status in _NO_RIGHT and connection.worked:
+                self._renew(connection)
+                raise BrokenOff(f"Azure says {status}, what it gave has expired") from error
+            if status is None or status in _TRANSIENT:
+                why = said(error) if status is None else f"Azure says {status}"
+                raise BrokenOff(why, _retry_after(error)) from error
+            _refused(error, connection, what)
+
+    def _renew(self, old: _Connection) -> None:
+        with self._lock:  # several files come at a time
+            if self._connection is old:
+                self._connection = _connect(self._renewed(), self._range)
+
+
+def _refused(error: "AzureError", connection: _Connection, what: str) -> NoReturn:
+    """What the storage has said, and what can be done about it."""
+    status, where = getattr(error, "status_code", None), connection.client.url.partition("?")[0]
+    code = getattr(error, "error_code", None) or "no code"
+    if status in _NO_RIGHT:
+        sentence = (
+            f"{where} may not be read ({status} {code}). Ask for the role Storage Blob Data Reader on the storage account; "
+            "with a firewall around it, ask from inside"
+        )
+    elif status == 412:
+        sentence = f"{what} was changed in Azure while it was being downloaded. Run the same command again"
+    elif status == 404:
+        sentence = f"{what} is not in {where} any more ({code}). Run the same command again"
+    else:
+        sentence = f"{where} refuses {what} ({status} {code})"
+    raise SetupError(f"{sentence}.") from error
+
+
+def _connect(place: Place, size_of_range: int) -> _Connection:
+    from azure.storage.blob import ContainerClient
+
+    address = urlsplit(place.account_url)
+    if address.scheme != "https" and address.hostname not in _LOOPBACK:
+        raise SetupError(f"{place.account_url} is not https, and nothing is sent there in the clear.")
+    client = ContainerClient(
+        place.account_url, place.container, place.credential, retry_total=0, max_chunk_get_size=size_of_range,
+        max_single_get_size=size_of_range, connection_timeout=_CONNECT_S, read_timeout=_READ_S,
+    )  # fmt: skip
+    return _Connection(client, place.prefix)
+
+
+def _name_in(prefix: str, name: str) -> str:
+    inner = name.removeprefix(prefix)
+    if not all(_PART.fullmatch(part) for part in inner.split("/")):
+        raise SetupError(f"Azure has a file {inner!r}, which can't be one's name here. Rename it there.")
+    return inner
+
+
+def _is_folder(blob: Any) -> bool:
+    """Accounts with folders of their own list those as blobs without bytes."""
+    marks = {key.lower(): value for key, value in (blob.metadata or {}).items()}
+    return str(marks.get("hdi_isfolder", "")).lower() == "true" or bool(blob.name.endswith("/"))
+
+
+def _md5(blob: Any) -> str | None:
+    stated = blob.content_settings.content_md5
+    return bytes(stated).hex() if stated else None
+
+
+def _retry_after(error: "AzureError") -> float | None:
+    response = getattr(error, "response", None)
+    seconds = str(response.headers.get("Retry-After", "")) if response is not None else ""
+    return float(seconds) if seconds.isdigit() else None

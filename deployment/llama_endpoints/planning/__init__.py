@@ -1,0 +1,1 @@
+"""Which machine size holds which model, how fast it is, and what it costs."""

@@ -1,0 +1,376 @@
+"""Model x workload -> the machine to rent, with what else would do and why others don't."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from llama_endpoints.azure.limits import ANSWER_TOKENS, KUBERNETES, MANAGED, MOST_INSTANCES
+from llama_endpoints.planning.sizing import (
+    SIXTEEN_BITS,
+    USUAL_OPTIONS,
+    Fit,
+    Precision,
+    Runner,
+    VllmOptions,
+    Workload,
+    fit,
+    weight_bytes,
+)
+from llama_endpoints.planning.skus import SKUS, Cloud, Offer, Sku
+from llama_serving.catalog import ModelVariant
+from llama_serving.errors import SetupError
+
+COPY_BYTES_S: Final = 200e6
+SLOW_COPY_BYTES_S: Final = 25e6
+"""Bytes a second from a registry or a storage account to a node: usually, and on a slow day. Assumptions."""
+REQUESTS_S: Final[Mapping[Offer, int]] = MappingProxyType(
+    {Offer.MANAGED_ONLINE: MANAGED.deadline_s, Offer.KUBERNETES: KUBERNETES.deadline_s}
+)
+"""How long a request may take, where something ends it. A batch job's rows have no limit of their own."""
+LEAST_CONTEXT: Final = 16
+MOST_AT_A_TIME: Final = 256
+"""Sequences that vLLM is given at a time where nobody says how many: its own default on most GPUs (vLLM 0.32, engine/arg_utils.py,
+get_batch_defaults). Its CUDA graphs are captured up to here, and beyond it a step of 7B is bound by operations."""
+USUAL_TOKENS: Final = 2048
+"""Tokens of prompt and completion that a sequence usually has at its end, where nobody says how many. An assumption: a file of code
+as prompt and a long answer. vLLM's cache is paged, and holds so many of these at a time; where more of them grow longer than there
+is room for, vLLM computes the youngest again later."""
+RESERVE: Final = 1.2
+"""Managed endpoints want quota for a fifth more instances, in whole ones, to replace those that run while they are updated
+(azure-ai-docs, quota-allocation-online-deployment.md); the large GPUs' families are exempt."""
+
+Prices = Mapping[str, float]
+"""Of sizes, an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be planned.
+
+    Attributes:
+        variant: the model.
+        workload: what is asked of it.
+        precision: of its weights.
+        offer: what the machine must be offered for.
+        cloud: whose machines.
+        sku: this machine and no other.
+        runner: this one and no other.
+        instances: so many machines.
+        options: of vLLM.
+    """
+
+    variant: ModelVariant
+    workload: Workload
+    precision: Precision = Precision.BF16
+    offer: Offer = Offer.MANAGED_ONLINE
+    cloud: Cloud = Cloud.AZURE
+    sku: Sku | None = None
+    runner: Runner | None = None
+    instances: int = 1
+    options: VllmOptions = USUAL_OPTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to rent.
+
+    Attributes:
+        wanted: what it is for.
+        chosen: the smallest machine that holds it (with prices: the cheapest), or the one that was asked for; None
+            where there is none.
+        alternatives: all other machines: those that hold it first, the smallest (cheapest) first.
+        prices: of machines, an hour.
+    """
+
+    wanted: Wanted
+    chosen: Fit | None
+    alternatives: tuple[Fit, ...]
+    prices: Prices
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a machine for it."""
+        return self.chosen is not None and self.chosen.fits
+
+    @property
+    def copy_bytes(self) -> int:
+        """What a new instance fetches before it answers: the checkpoint, quantized where that is wanted."""
+        return round(weight_bytes(self.wanted.variant.shape, self.wanted.precision))
+
+    @property
+    def start_s(self) -> tuple[float, float]:
+        """Seconds to fetch that: usually, and on a slow day."""
+        return self.copy_bytes / COPY_BYTES_S, self.copy_bytes / SLOW_COPY_BYTES_S
+
+    @property
+    def quota_instances(self) -> int:
+        """Instances that quota is needed for: with what a managed endpoint sets aside."""
+        wanted, chosen = self.wanted, self.chosen
+        reserved = wanted.offer is Offer.MANAGED_ONLINE and chosen is not None and chosen.sku.reserve
+        return math.ceil(wanted.instances * RESERVE) if reserved else wanted.instances
+
+    @property
+    def quota_cores(self) -> int:
+        """Cores of quota to ask for."""
+        if self.chosen is None or self.chosen.sku.cloud is not Cloud.AZURE:
+            return 0
+        return self.chosen.sku.cores * self.quota_instances
+
+    @property
+    def request_s(self) -> int | None:
+        """How long a request may take; None where nothing ends it."""
+        return REQUESTS_S.get(self.wanted.offer) if self.wanted.cloud is Cloud.AZURE else None
+
+    @property
+    def spread(self) -> int:
+        """GPUs that the model is spread over."""
+        return self.chosen.placement.gpus if self.chosen else 0
+
+    @property
+    def answers_in_time(self) -> bool:
+        """Whether an answer of the usual length ends within the longest request, though all prompts come at once."""
+        return self.longest_answer >= min(ANSWER_TOKENS, self.wanted.workload.context)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that one sequence among all that run gets within the longest request, less reading all their prompts first."""
+        if self.chosen is None:
+            return 0
+        workload, speed = self.wanted.workload, self.chosen.speed
+        if self.request_s is None:
+            return workload.context
+        reading_s = workload.cached_tokens / speed.prompt
+        tokens = math.floor((self.request_s - reading_s) * speed.all / workload.concurrency)
+        return min(max(0, tokens), workload.context)
+
+
+@dataclass(frozen=True, slots=True)
+class DeployablePlan(Plan):
+    """A plan whose machine holds the model and can be had.
+
+    Attributes:
+        chosen: the machine.
+    """
+
+    chosen: Fit
+
+
+def deployable(plan: Plan) -> DeployablePlan:
+    """The plan, if it can be deployed.
+
+    Raises:
+        SetupError: it can't, and why.
+    """
+    why = _obstacles(plan)
+    if plan.chosen is None or why:
+        raise SetupError(
+            f"{plan.wanted.variant.name} can't be deployed: {'; '.join(why)}. `llama-endpoints plan` shows what would do."
+        )
+    return DeployablePlan(plan.wanted, plan.chosen, plan.alternatives, plan.prices)
+
+
+def _obstacles(plan: Plan) -> list[str]:
+    """Why its machine won't do; what is not known of it is left to who tries."""
+    if plan.chosen is None:
+        return [f"no machine that is offered for {plan.wanted.offer} holds it"]
+    sku, offer = plan.chosen.sku, plan.wanted.offer
+    found = list(plan.chosen.reasons)
+    if sku.retired:
+        found.append(f"Azure retires {sku.name} ({sku.retired.value})")
+    if offer in sku.offered and not sku.offered[offer].value:
+        found.append(f"{sku.name} is not offered for {offer}")
+    return found
+
+
+def usual(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
+    """The plan where nobody says how many sequences: what `render` writes, and `plan` shows.
+
+    The machine is the smallest that holds one sequence at its longest. Where vLLM computes there, it is given as many sequences as
+    the same GPUs hold at their usual length, and of which each has an answer of `ANSWER_TOKENS` in time; `MOST_AT_A_TIME` at most.
+
+    Args:
+        wanted: what is to be planned, with one sequence.
+        skus: the machines that there are.
+        prices: of them, an hour, if known.
+
+    Raises:
+        SetupError: as `plan`.
+    """
+    found = plan(wanted, skus, prices)
+    if found.chosen is None or not found.fits or found.chosen.placement.runner is Runner.PIPELINE:
+        return found
+    one = found.chosen
+    usual_tokens = min(wanted.workload.usual or USUAL_TOKENS, wanted.workload.context)
+    asked = replace(wanted, sku=one.sku, runner=Runner.VLLM)
+
+    def with_sequences(number: int) -> Plan:
+        workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
+        return replace(
+            found,
+            wanted=replace(asked, workload=workload),
+            chosen=fit_of(replace(asked, workload=workload), one.sku),
+        )
+
+    def will_do(number: int) -> bool:
+        more = with_sequences(number)
+        return more.fits and more.spread == found.spread and more.answers_in_time
+
+    # What holds so many holds fewer as well, and is as fast for each.
+    most = min(MOST_AT_A_TIME, wanted.options.prefill_tokens or MOST_AT_A_TIME)
+    number = bisect_left(range(2, most + 1), x=True, key=lambda number: not will_do(number)) + 1
+    workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
+    return plan(replace(asked, workload=workload), skus, prices)
+
+
+def plan(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
+    """The machine for it.
+
+    Args:
+        wanted: what is to be planned.
+        skus: the machines that there are.
+        prices: of them, an hour, if known; then the cheapest is chosen.
+
+    Raises:
+        SetupError: the model can't read so far, a number is out of its range, or two things that are wanted exclude each
+            other.
+    """
+    _check(wanted)
+    known = prices or {}
+    order = _order(known)
+    fits = [fit_of(wanted, sku) for sku in skus if sku.cloud is wanted.cloud]
+    fits.sort(key=lambda one: (not one.fits, order(one)))
+    may = (
+        (one for one in fits if one.sku is wanted.sku)
+        if wanted.sku
+        else (one for one in fits if _may_be_chosen(one, wanted))
+    )
+    chosen = next(may, None)
+    return Plan(wanted, chosen, tuple(one for one in fits if one is not chosen), known)
+
+
+def fit_of(wanted: Wanted, sku: Sku) -> Fit:
+    """What is wanted, on a machine."""
+    own_disk = wanted.offer is not Offer.KUBERNETES  # a cluster's nodes have the disks that its owner gave them
+    return fit(
+        wanted.variant,
+        wanted.workload,
+        wanted.precision,
+        sku,
+        wanted.runner,
+        options=wanted.options,
+        own_disk=own_disk,
+    )
+
+
+def _may_be_chosen(one: Fit, wanted: Wanted) -> bool:
+    offered = one.sku.cloud is not Cloud.AZURE or one.sku.is_offered(wanted.offer)
+    return one.fits and one.sku.retired is None and offered
+
+
+def _order(prices: Prices) -> Callable[[Fit], tuple[float, ...]]:
+    """The cheapest first, those without a price behind them; else the fewest GPUs, then the smallest machine."""
+
+    def key(one: Fit) -> tuple[float, ...]:
+        price = prices.get(one.sku.name, math.inf) if prices else 0.0
+        return price, one.sku.gpus, one.sku.memory_mib, one.sku.cores, one.sku.ram_gib
+
+    return key
+
+
+def _check(wanted: Wanted) -> None:
+    context, reach = wanted.workload.context, wanted.variant.max_context.value
+    if not LEAST_CONTEXT <= context <= reach:
+        raise SetupError(
+            f"{wanted.variant.name} reads {LEAST_CONTEXT} to {reach:,} tokens of prompt and completion, not {context:,}."
+        )
+    if wanted.workload.concurrency < 1:
+        raise SetupError("Concurrency must be at least 1.")
+    if wanted.workload.usual is not None and wanted.workload.usual < LEAST_CONTEXT:
+        raise SetupError(f"A sequence has at least {LEAST_CONTEXT} tokens, not {wanted.workload.usual:,}.")
+    if not 1 <= wanted.instances <= MOST_INSTANCES:
+        raise SetupError(f"A deployment has 1 to {MOST_INSTANCES} instances, not {wanted.instances:,}.")
+    if wanted.sku and wanted.sku.cloud is not wanted.cloud:
+        raise SetupError(
+            f"{wanted.sku.name} is a machine of {wanted.sku.cloud}, not of {wanted.cloud}. Name one of the two."
+        )
+    prefill = wanted.options.prefill_tokens
+    if prefill is not None and prefill < wanted.workload.concurrency:
+        raise SetupError(
+            f"vLLM computes at least a token of each sequence in a step: {wanted.workload.concurrency:,} sequences need a prefill "
+            f"budget of as many tokens, not {prefill:,}."
+        )
+    if wanted.runner is Runner.PIPELINE:
+        _check_pipeline(wanted)
+
+
+def _check_pipeline(wanted: Wanted) -> None:
+    if wanted.workload.concurrency > 1:
+        raise SetupError(
+            f"The engine pipeline computes one sequence at a time, not {wanted.workload.concurrency:,}. "
+            "Ask for a concurrency of 1, or for the engine vllm."
+        )
+    if wanted.precision not in SIXTEEN_BITS:
+        raise SetupError(
+            f"The engine pipeline has no {wanted.precision} weights. Ask for bf16 or fp16, or for the engine vllm."
+        )
+    if wanted.options != USUAL_OPTIONS:
+        raise SetupError(
+            "The cache in fp8, pipeline parallel, a prefill budget and guessed tokens are of the engine vllm. Leave them out, or ask "
+            "for that engine."
+        )
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as plain JSON."""
+    wanted, chosen = plan.wanted, plan.chosen
+    usual, slow = plan.start_s
+    about = {
+        "model": wanted.variant.name,
+        "dtype": wanted.precision,
+        "context": wanted.workload.context,
+        "concurrency": wanted.workload.concurrency,
+        "usual_tokens": wanted.workload.length,
+        "instances": wanted.instances,
+        "offer": wanted.offer,
+        "cloud": wanted.cloud,
+        "fits": plan.fits,
+        "quota_cores": plan.quota_cores,
+        "copy": {"bytes": plan.copy_bytes, "seconds": round(usual), "seconds_on_a_slow_day": round(slow)},
+        "request_limit_s": plan.request_s,
+        "longest_answer_tokens": plan.longest_answer,
+        "alternatives": [_fit(one, plan.prices) for one in plan.alternatives],
+    }
+    nothing: dict[str, Any] = {
+        "sku": None,
+        "gpus": 0,
+        "engine": None,
+        "memory_mib": None,
+        "limit_mib": None,
+        "reasons": [],
+    }
+    return {**about, **(_fit(chosen, plan.prices) if chosen else nothing)}
+
+
+def _fit(one: Fit, prices: Prices) -> dict[str, Any]:
+    sku = one.sku
+    return {
+        "sku": sku.name,
+        "gpus": one.placement.gpus,
+        "gpu": sku.gpu.name,
+        "engine": one.placement.runner,
+        "kv_dtype": one.placement.options.kv_dtype,
+        "fits": one.fits,
+        "reasons": list(one.reasons),
+        "retired": sku.retired.value if sku.retired else None,
+        "offered": {offer: sku.offered[offer].value if offer in sku.offered else None for offer in Offer},
+        "memory_mib": one.memory.to_dict(),
+        "limit_mib": round(one.placement.limit_mib, 1),
+        "tokens_per_second": one.speed.to_dict(),
+        "cores": sku.cores,
+        "ram_gib": sku.ram_gib,
+        "disk_gib": sku.disk_gib,
+        "price_per_hour": prices.get(sku.name),
+    }

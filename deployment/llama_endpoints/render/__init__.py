@@ -1,0 +1,1 @@
+"""Plans as YAML specifications for Azure ML."""

@@ -1,0 +1,125 @@
+"""The managed endpoint and its deployments."""
+
+from typing import Any, Final
+
+from llama_endpoints.azure.limits import MANAGED, REQUEST_MS, schema
+from llama_endpoints.planning.planner import DeployablePlan
+from llama_endpoints.render.serving import (
+    Notes,
+    admitted,
+    code,
+    identity,
+    machine,
+    notes,
+    server_notes,
+    serving,
+    serving_ourselves,
+)
+from llama_endpoints.render.spec import SERVER, FrontServer, Site, Spec, has_vllm, model_of, slug
+from llama_serving.errors import SetupError
+
+FOLDER: Final = "yaml/online"
+
+
+def endpoint(site: Site) -> Spec:
+    """The managed endpoint."""
+    values: dict[str, Any] = {
+        "$schema": schema("managedOnlineEndpoint"),
+        "name": site.online,
+        "description": "Code Llama behind /score.",
+        "auth_mode": "key",
+        "public_network_access": "enabled" if site.public else "disabled",
+        **identity(site),
+    }
+    open_to_all = (
+        "Callers come with a key over the public address. `disabled` needs a private endpoint of the workspace."
+    )
+    return Spec(
+        values,
+        {
+            ("name",): "Unique in its region: give another one with `--name` where this is taken.",
+            ("public_network_access",): open_to_all
+            if site.public
+            else "Callers come through the workspace's private endpoint.",
+            (): "No traffic here: Azure refuses it before there is a deployment to send it to.",
+        },
+    )
+
+
+def deployment(plan: DeployablePlan, site: Site) -> Spec:
+    """A deployment: behind azmlinfsrv, or behind our own server.
+
+    Raises:
+        SetupError: our own server is wanted, and another engine than vLLM.
+    """
+    ours = site.front is FrontServer.SERVER
+    if ours and not has_vllm(plan):
+        raise SetupError(
+            "--front server is the image with vLLM. Leave --engine pipeline out, or --front server."
+        )
+    model = model_of(plan.wanted.variant, site)
+    what = {
+        "name": slug(plan.wanted.variant),
+        "endpoint_name": site.online,
+        "model": model,
+        "environment": SERVER,
+    }
+    values: dict[str, Any] = {
+        "$schema": schema("managedOnlineDeployment"),
+        **(what if ours else code(plan, site, site.online, FOLDER, model)),
+        "instance_type": plan.chosen.sku.name,
+        "instance_count": plan.wanted.instances,
+        **(serving_ourselves(plan, MANAGED) if ours else serving(plan, MANAGED)),
+    }
+    return Spec(values, {**_notes(plan), **(server_notes(plan, MANAGED) if ours else notes(plan, MANAGED))})
+
+
+def _notes(plan: DeployablePlan) -> Notes:
+    places = admitted(plan, MANAGED)
+    return {
+        ("instance_type",): machine(plan),
+        ("instance_count",): "autoscale.json is for Azure Monitor, which can change it.",
+        (
+            "request_settings",
+            "request_timeout_ms",
+        ): f"The most that Azure allows. The default of {REQUEST_MS // 1000} s is less than one long completion takes.",
+        ("request_settings", "max_concurrent_requests_per_instance"): f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = {places}. The "
+        f"front lets {MANAGED.passes} times this through, and answers {MANAGED.refusal} above.",
+    }  # fmt: skip
+
+
+def local(site: Site, image: Spec) -> Spec:
+    """A deployment for `az ml online-deployment create --local`: the embedded model in our image, on one's own machine.
+
+    Args:
+        site: names.
+        image: of the online deployments.
+    """
+    build = {**image.values["build"], "path": site.path("environments/online", FOLDER)}
+    values: dict[str, Any] = {
+        "$schema": schema("managedOnlineDeployment"),
+        "name": "local",
+        "endpoint_name": site.online,
+        "model": {"type": "custom_model", "path": site.path("build/local/model", FOLDER)},
+        "code_configuration": {"code": site.path("score", FOLDER), "scoring_script": "score.py"},
+        "environment": {"build": build, "inference_config": image.values["inference_config"]},
+        "instance_type": "Standard_NC4as_T4_v3",
+        "instance_count": 1,
+        "environment_variables": {
+            "LLAMA_ENGINE": "batching",
+            "WORKER_COUNT": "1",
+            "WORKER_PRELOAD": "false",
+            "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
+        },
+    }
+    return Spec(
+        values,
+        {
+            (): "For --local alone: it names files of this machine, which must be there. docs/azure-ml.md says how.",
+            (
+                "model",
+            ): "llama-endpoints package --checkpoint nano --output build/local/model (the folder above it is mounted: nothing "
+            "else may lie there).",
+            ("instance_type",): "Asked for, and of no consequence here.",
+        },
+    )

@@ -1,0 +1,292 @@
+"""Plan -> what Azure ML is told, as plain values; beside each the sentences that explain it.
+
+A spec is what `az ml` reads. Its notes stand above the key they are about, by the path to it.
+"""
+
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from llama_endpoints.azure.limits import schema
+from llama_endpoints.planning.planner import DeployablePlan
+from llama_endpoints.planning.sizing import SIXTEEN_BITS, USABLE, KvDtype, Precision, Runner, VllmOptions
+from llama_endpoints.planning.skus import Gpu, Sku
+from llama_serving.catalog import ModelVariant
+
+ONLINE: Final = {Runner.PIPELINE: "azureml:llama-online:1", Runner.VLLM: "azureml:llama-gpu:1"}
+BATCH: Final = {Runner.PIPELINE: "azureml:llama-batch:1", Runner.VLLM: "azureml:llama-gpu-batch:1"}
+SERVER: Final = "azureml:llama-gpu-server:1"
+"""The environments of deployments, by what computes in them."""
+
+_DTYPES: Final = {Precision.BF16: "bfloat16", Precision.FP16: "float16"}
+PORT: Final = 5001
+WEIGHTS: Final = "weights"
+"""The property of a model's file that says what its weights are held in, where that is not 16 bits."""
+
+
+class FrontServer(StrEnum):
+    """Which server answers in the container of a managed deployment."""
+
+    AZMLINFSRV = "azmlinfsrv"  # Azure's, with our scoring script: /score alone
+    SERVER = "server"  # our own, from the model's code: every route
+
+
+def _routes(live: str, ready: str) -> dict[str, Any]:
+    return {
+        "liveness_route": {"path": live, "port": PORT},
+        "readiness_route": {"path": ready, "port": PORT},
+        "scoring_route": {"path": "/score", "port": PORT},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One file.
+
+    Attributes:
+        values: of it.
+        notes: sentences above a key, by the path to it; `()` is the head of the file.
+    """
+
+    values: Mapping[str, Any]
+    notes: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is the same for all deployments of one place.
+
+    Attributes:
+        online: name of the managed endpoint.
+        kubernetes: of the endpoint on a cluster.
+        batch: of the batch endpoint.
+        cluster: name of the attached Kubernetes cluster.
+        instance_type: one that this cluster has; made for each machine if not given.
+        identity: resource id of a user-assigned identity; the system's if not given.
+        public: whether the endpoint has an address that is open to the public network.
+        registry: that the models are in; the workspace's own models if not given.
+        local: whether a deployment for `az ml ... --local` is written, too.
+        front: the server in the containers of the managed endpoint.
+        output: the folder that the files are written below, from the root of all folders.
+        checkout: the folder with score/, environments/, build/ and the samples, which the files name.
+    """
+
+    online: str = "code-llama"
+    kubernetes: str = "code-llama-k8s"
+    batch: str = "code-llama-batch"
+    cluster: str = "llama-kubernetes"
+    instance_type: str | None = None
+    identity: str | None = None
+    public: bool = True
+    registry: str | None = None
+    local: bool = False
+    front: FrontServer = FrontServer.AZMLINFSRV
+    output: str = "/"
+    checkout: str = "/"
+
+    def path(self, of: str, folder: str) -> str:
+        """A file or folder of the checkout, as a file in a folder below the output names it."""
+        return posixpath.relpath(posixpath.join(self.checkout, of), posixpath.join(self.output, folder))
+
+
+def model_here(variant: ModelVariant) -> str:
+    """How a deployment names its model in the workspace."""
+    return f"azureml:{slug(variant)}:1"
+
+
+def model_of(variant: ModelVariant, site: Site) -> str:
+    """How a deployment names its model, in the workspace or the registry."""
+    if site.registry is None:
+        return model_here(variant)
+    return f"azureml://registries/{site.registry}/models/{slug(variant)}/versions/1"
+
+
+def slug(variant: ModelVariant) -> str:
+    """A model's name as Azure takes one: `codellama-7b-instruct-hf`."""
+    return variant.name.rpartition("/")[2].lower()
+
+
+def compute_name(sku: Sku) -> str:
+    """Of a cluster of such machines."""
+    return "llama-" + sku.name.removeprefix("Standard_").lower().replace("_", "-")
+
+
+def has_vllm(plan: DeployablePlan) -> bool:
+    """Whether vLLM computes, beside the scoring script, and not the pipeline in it."""
+    return plan.chosen.placement.runner is Runner.VLLM
+
+
+def engine_of(plan: DeployablePlan) -> dict[str, str]:
+    """The settings of the engine.
+
+    The context is said where it is not the one that the model was trained on.
+    """
+    context, variant = plan.wanted.workload.context, plan.wanted.variant
+    placed = plan.chosen.placement
+    dtype = {"LLAMA_DTYPE": _dtype(placed.precision, placed.sku.gpu)}
+    said = {} if context == variant.trained_positions.value else {"LLAMA_CONTEXT": str(context)}
+    if has_vllm(plan):
+        return {
+            "LLAMA_ENGINE": "vllm",
+            **dtype,
+            **said,
+            **_vllm_settings(placed.tensor_parallel, placed.options),
+        }
+    return {"LLAMA_ENGINE": "pipeline", **dtype, **said}
+
+
+def _dtype(precision: Precision, gpu: Gpu) -> str:
+    """What is computed in; quantized weights are widened to what the GPU has."""
+    return _DTYPES.get(precision, "bfloat16" if gpu.bf16 else "float16")
+
+
+def _vllm_settings(tensor_parallel: int, options: VllmOptions) -> dict[str, str]:
+    """What the plan has reckoned with, and what differs from vLLM's own."""
+    return {
+        "LLAMA_VLLM_TENSOR_PARALLEL": str(tensor_parallel),
+        "LLAMA_VLLM_GPU_SHARE": str(USABLE),
+        **(
+            {"LLAMA_VLLM_PIPELINE_PARALLEL": str(options.pipeline_parallel)}
+            if options.pipeline_parallel > 1
+            else {}
+        ),
+        **({"LLAMA_VLLM_KV_DTYPE": str(options.kv_dtype)} if options.kv_dtype is not KvDtype.AUTO else {}),
+        **({"LLAMA_VLLM_PREFILL_TOKENS": str(options.prefill_tokens)} if options.prefill_tokens else {}),
+        **(
+            {"LLAMA_VLLM_SPECULATIVE_TOKENS": str(options.speculative_tokens)}
+            if options.speculative_tokens
+            else {}
+        ),
+    }
+
+
+def model(variant: ModelVariant, site: Site, precision: Precision) -> Spec:
+    """The registered model, packaged by `llama-endpoints package`."""
+    name = slug(variant)
+    quantized = {} if precision in SIXTEEN_BITS else {WEIGHTS: str(precision)}
+    checkpoint = f" DIR is a checkpoint whose weights are in {precision}." if quantized else ""
+    return Spec(
+        {
+            "$schema": schema("model"),
+            "name": name,
+            "version": "1",
+            "description": f"{variant.name}, packaged by `llama-endpoints package`.",
+            "type": "mlflow_model",
+            "path": site.path(f"build/{name}", "yaml/models"),
+            "properties": {"variant": variant.name, **quantized},
+        },
+        {
+            (
+                "type",
+            ): "It is one, and the registry shows its signature and example. Our deployments name their own code and "
+            "environment, which turns Azure's no-code deployment off: that one has no JSONL, no queue and no deadline.",
+            (
+                "path",
+            ): f"llama-endpoints package --variant {variant.name} --checkpoint DIR --output build/{name}{checkpoint}",
+            ("properties",): "By which `llama-endpoints validate` knows its size.",
+        },
+    )
+
+
+def data(site: Site) -> Spec:
+    """The sample rows."""
+    return Spec(
+        {
+            "$schema": schema("data"),
+            "name": "code-llama-rows",
+            "version": "1",
+            "description": "JSONL rows for the batch endpoint, one request a line.",
+            "type": "uri_folder",
+            "path": site.path("yaml/batch/samples", "yaml/data"),
+        },
+        {
+            (
+                "type",
+            ): "A folder, since a batch deployment hands out whole files: more files are more instances at work."
+        },
+    )
+
+
+def images(site: Site) -> dict[str, Spec]:
+    """The environments, by their folder below environments/. The three of `gpu` are one image."""
+    return {
+        "online": _image(
+            site,
+            "online",
+            "Python 3.12, torch for CUDA 12.6 and Azure's inference HTTP server, for online deployments without vLLM.",
+            {"inference_config": _routes("/", "/")},
+            {
+                (
+                    "inference_config",
+                ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
+            },
+        ),
+        "batch": _image(
+            site,
+            "batch",
+            "Python 3.12, torch for CUDA 12.6 and Azure's job runtime, for batch deployments without vLLM.",
+            {},
+            {
+                (
+                    "build",
+                ): "An image of its own: Azure's job runtime needs older numpy, pyarrow and packaging than the online one has."
+            },
+        ),
+        **_gpu_images(site),
+    }
+
+
+def _gpu_images(site: Site) -> dict[str, Spec]:
+    what = "Python 3.12 and vLLM with torch for CUDA 13 (driver 580 or newer)"
+    same = "The folder of llama-gpu: one image, and an environment for each way to run it."
+    return {
+        "gpu": _image(
+            site,
+            "gpu",
+            f"{what}, with Azure's inference HTTP server beside it, for online deployments.",
+            {"inference_config": _routes("/", "/")},
+            {
+                (
+                    "inference_config",
+                ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
+            },
+        ),
+        "gpu-batch": _image(
+            site,
+            "gpu-batch",
+            f"{what}, with Azure's job runtime beside it, for batch deployments.",
+            {},
+            {("build",): f"{same} A batch deployment's has no inference_config."},
+        ),
+        "gpu-server": _image(
+            site,
+            "gpu-server",
+            f"{what}, with our own server beside it, for online deployments that speak OpenAI's protocol.",
+            {"inference_config": _routes("/health/live", "/health/ready")},
+            {
+                (
+                    "build",
+                ): f"{same} Without a scoring script it starts our server, from the code in the model.",
+                (
+                    "inference_config",
+                ): "Azure's front passes other paths on as well, such as /v1/chat/completions.",
+            },
+        ),
+    }
+
+
+def _image(
+    site: Site, folder: str, description: str, more: Mapping[str, Any], notes: Mapping[tuple[str, ...], str]
+) -> Spec:
+    here = f"environments/{folder}"
+    built = "environments/gpu" if folder.startswith("gpu") else here
+    values = {
+        "$schema": schema("environment"),
+        "name": f"llama-{folder}",
+        "version": "1",
+        "description": description,
+        "build": {"path": site.path(built, here), "dockerfile_path": "Dockerfile"},
+    }
+    return Spec({**values, **more}, notes)

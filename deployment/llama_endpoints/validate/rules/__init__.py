@@ -1,0 +1,1 @@
+"""The rules that `validate` holds specifications to."""

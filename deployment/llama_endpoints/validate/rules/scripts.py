@@ -1,0 +1,141 @@
+"""The code that a deployment names: there, with init() and run() that Azure can call, and of the right kind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from llama_endpoints.validate import disk, signatures
+from llama_endpoints.validate.document import Place
+from llama_endpoints.validate.findings import Finding, Rule
+from llama_endpoints.validate.kinds import DEPLOYMENTS, ONLINE_DEPLOYMENTS, Kind
+from llama_endpoints.validate.ours import BATCH, LIVE, ONLINE, is_for_our_server, is_ours
+from llama_endpoints.validate.rules.limits import shown
+from llama_endpoints.validate.rules.references import asset
+from llama_endpoints.validate.script import Script, is_remote
+from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_serving.catalog import CATALOG
+
+_CODE: Final[Place] = ("code_configuration", "code")
+_SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
+
+
+def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Of deployments: what Azure finds out when the container starts."""
+    if spec.kind not in DEPLOYMENTS:
+        return
+    if is_for_our_server(spec, tree):
+        yield from _server(spec, tree)
+        return
+    code, script = spec.at(*_CODE), spec.at(*_SCRIPT)
+    if isinstance(code, str) and not isinstance(script, str):
+        yield spec.find(
+            Rule.CODE, ("code_configuration",), "has code and no scoring_script. Name a file in that folder."
+        )
+    elif needs_code(spec, tree) and not (isinstance(code, str) and isinstance(script, str)):
+        yield spec.find(
+            Rule.CODE, ("code_configuration",),
+            "must have code, a folder, and scoring_script, a file in it. Azure's no-code deployment does not "
+            "know our requests; azureml:llama-gpu-server:1 as the environment needs none.",
+        )  # fmt: skip
+    elif isinstance(code, str) and isinstance(script, str) and not is_remote(code):
+        yield from _files(spec, spec.path.parent / code, script)
+    yield from _environment(spec, tree)
+
+
+def needs_code(spec: Spec, tree: Tree) -> bool:
+    """Whether it is ours, or leaves to Azure a model that `package` has made, for which Azure's own script does not work."""
+    if is_ours(spec, tree):
+        return True
+    model = asset(spec.at("model"), Kind.MODEL, tree)
+    packaged = spec.text("model", "properties", "variant") or (
+        model.text("properties", "variant") if model else ""
+    )
+    return packaged in CATALOG and spec.at("environment") is None and spec.at("code_configuration") is None
+
+
+def _environment(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Azure makes one itself for MLflow's and Triton's models alone."""
+    if spec.at("environment") is not None:
+        return
+    ours, model = is_ours(spec, tree), spec.at("model")
+    if (
+        ours
+        or model_type(spec, tree) == "custom_model"
+        or (model is None and spec.at("code_configuration") is not None)
+    ):
+        yield spec.find(
+            Rule.ENVIRONMENT_MISSING, ("environment",),
+            "is missing: the code runs in an image. Write azureml:NAME:VERSION.",
+        )  # fmt: skip
+    elif model is None:
+        yield spec.find(
+            Rule.GIVEN_LATER, ("model",),
+            "is missing, as environment and code are, and must be given with each command (--set model=...). Write it, and it is looked at.",
+        )  # fmt: skip
+
+
+def model_type(spec: Spec, tree: Tree) -> str:
+    """Of a deployment's model; empty where no file says it."""
+    if isinstance(spec.at("model"), dict):
+        return spec.text("model", "type").lower() or "custom_model"
+    model = asset(spec.at("model"), Kind.MODEL, tree)
+    return (model.text("type").lower() or "custom_model") if model else ""
+
+
+def _server(spec: Spec, tree: Tree) -> Iterator[Finding]:
+    """Of deployments whose probes ask our own server: it runs where there is no scoring script, from the model's code."""
+    environment = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
+    if spec.at("code_configuration") is not None and environment is not None:
+        yield spec.find(
+            Rule.CODE, ("code_configuration",),
+            f"stands beside {environment.name}, whose probes ask {LIVE} of our own server; with a scoring script azmlinfsrv runs, which "
+            "has no such route. Leave it out, or name azureml:llama-gpu:1.",
+        )  # fmt: skip
+    if spec.at("model") is None:
+        yield spec.find(
+            Rule.MODEL_MISSING, ("model",),
+            "is missing, and our own server runs from the code in it. Write azureml:NAME:VERSION, such as "
+            "azureml:codellama-7b-hf:1.",
+        )  # fmt: skip
+
+
+def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
+    if not disk.is_dir(folder):
+        yield spec.find(Rule.CODE, _CODE, f"must be a folder; {folder} is none. The path begins at this file.")
+        return
+    path = folder / script
+    if not disk.is_file(path) or not path.resolve().is_relative_to(folder.resolve()):
+        there = ", ".join(sorted(file.name for file in folder.glob("*.py"))) or "none"
+        yield spec.find(Rule.CODE, _SCRIPT, f"must be a file in {folder}, not {shown(script)}. There: {there}.")
+        return
+    try:
+        read = Script.read(path)
+    except (SyntaxError, ValueError, OSError) as error:
+        yield spec.find(Rule.SCRIPT, _SCRIPT, f"names {script}, which is no Python: {error}.")
+        return
+    yield from _script(spec, script, read)
+
+
+def _script(spec: Spec, name: str, script: Script) -> Iterator[Finding]:
+    missing = [f"{function}()" for function in ("init", "run") if script.lacks(function)]
+    if missing:
+        yield spec.find(
+            Rule.SCRIPT, _SCRIPT,
+            f"names {name}, which has no {' and no '.join(missing)}. Azure calls init() once and run() for "
+            "each request or mini-batch.",
+        )  # fmt: skip
+    yield from signatures.findings(spec, script)
+    online = spec.kind in ONLINE_DEPLOYMENTS
+    if (BATCH if online else ONLINE) in script.imported:
+        right = "score.py" if online else "batch_driver.py"
+        yield spec.find(
+            Rule.SCRIPT_KIND, _SCRIPT,
+            f"names {name}, whose run() is for {'batch' if online else 'online'} deployments; this is a "
+            f"{spec.kind}. Name {right}.",
+        )  # fmt: skip
+    if script.imported & {ONLINE, BATCH} and spec.at("model") is None:
+        yield spec.find(
+            Rule.MODEL_MISSING, ("model",),
+            f"is missing, and {name} loads one. Write azureml:NAME:VERSION, such as "
+            "azureml:codellama-7b-hf:1.",
+        )  # fmt: skip

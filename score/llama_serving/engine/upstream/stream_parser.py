@@ -1,0 +1,143 @@
+"""The events of one answer -> tokens. Pure; whatever is not as it must be is an error, never a guess."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+from llama_serving.contract.request import FinishReason, SamplingParams
+from llama_serving.engine.base import Token
+from llama_serving.engine.upstream import error_mapping
+
+_TOKEN: Final = re.compile(r"token_id:([0-9]{1,9})")
+_DONE: Final = "[DONE]"
+
+
+class Answer:
+    """One sequence as a server streams it.
+
+    Attributes:
+        finish_reason: why it ended, once a chunk says so.
+        complete: nothing is missing: its end, and the count of its tokens, were there.
+    """
+
+    def __init__(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        self._prompt_ids = tuple(prompt_ids)
+        self._params = params
+        self._count = 0
+        self._last: int | None = None
+        self._prompt_seen = self._counted = False
+        self.finish_reason: FinishReason | None = None
+        self.complete = False
+
+    def read(self, data: str) -> list[Token]:
+        """The tokens of one event's data.
+
+        Raises:
+            ServingError: the server reports one, or what it sends can't be part of this answer.
+        """
+        if data == _DONE:
+            if self.finish_reason is None or not self._counted:
+                _malformed("a stream that ends before its sequence does")
+            self.complete = True
+            return []
+        chunk = _object(data)
+        if chunk.get("error") is not None:
+            raise error_mapping.in_stream(chunk["error"])
+        choices = chunk.get("choices")
+        if not isinstance(choices, list) or len(choices) > 1:
+            _malformed("a chunk without its one choice")
+        tokens = self._tokens(choices[0]) if choices else []
+        if isinstance(chunk.get("usage"), dict) and not choices:
+            self._check(chunk["usage"])
+        return tokens
+
+    def _tokens(self, choice: Any) -> list[Token]:
+        if not isinstance(choice, dict) or choice.get("index") != 0:
+            _malformed("a choice that is not the one asked for")
+        ids = choice.get("token_ids")
+        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+            _malformed("a chunk without token ids")
+        if ids and self.finish_reason is not None:
+            _malformed("tokens behind the end")
+        self._check_prompt(choice.get("prompt_token_ids"))
+        if not self._prompt_seen and ids:
+            _malformed("tokens without the ids of their prompt")
+        tokens = _with_logprobs(ids, choice.get("logprobs"), self._params.logprobs)
+        self._count += len(ids)
+        self._last = ids[-1] if ids else self._last
+        if self._count > self._params.max_new_tokens:
+            _malformed("more tokens than were asked for")
+        if choice.get("finish_reason") is not None:
+            self.finish_reason = self._reason(choice.get("stop_reason"), choice["finish_reason"])
+        return tokens
+
+    def _check_prompt(self, ids: Any) -> None:
+        """It must have read what we sent, and nothing else."""
+        if ids is None:
+            return
+        if not isinstance(ids, list) or tuple(ids) != self._prompt_ids:
+            _malformed("the ids of another prompt")
+        self._prompt_seen = True
+
+    def _reason(self, why: Any, said: Any) -> FinishReason:
+        if said == "stop" and self._last in self._params.stop_ids:
+            return "stop"
+        if "deadline" in (said, why):  # (`finish_reason` of our own server's older versions)
+            return "deadline"
+        if said == "length" and self._count == self._params.max_new_tokens:
+            return "length"
+        if said in ("abort", "cancelled"):
+            raise error_mapping.broken("it gave the sequence up")
+        raise error_mapping.malformed("an end that was not asked for")
+
+    def _check(self, usage: Mapping[str, Any]) -> None:
+        """No token was lost on the way, none came twice."""
+        said = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        if said != (len(self._prompt_ids), self._count):
+            _malformed("another number of tokens than it says")
+        self._counted = True
+
+
+def _object(data: str) -> dict[str, Any]:
+    try:
+        chunk = json.loads(data)
+    except (ValueError, RecursionError):
+        _malformed("an event that is no JSON")
+    if not isinstance(chunk, dict):
+        _malformed("an event that is no object")
+    return chunk
+
+
+def _with_logprobs(ids: Sequence[int], logprobs: Any, wanted: int | None) -> list[Token]:
+    if wanted is None:
+        return [Token(i) for i in ids]
+    if not ids:
+        return []
+    try:
+        steps = list(zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))
+        tokens = [
+            Token(_id(spelled), float(logprob), _best(top or {}, wanted)) for spelled, logprob, top in steps
+        ]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        _malformed("log-probabilities that can't be read")
+    if [token.id for token in tokens] != list(ids):
+        _malformed("log-probabilities of other tokens")
+    return tokens
+
+
+def _best(top: Mapping[str, float], wanted: int) -> tuple[tuple[int, float], ...]:
+    """The most likely ones, best first; the drawn one, which comes along, only where it is among them."""
+    ranked = sorted(((_id(spelled), float(value)) for spelled, value in top.items()), key=lambda one: -one[1])
+    return tuple(ranked[:wanted])
+
+
+def _id(spelled: str) -> int:
+    match = _TOKEN.fullmatch(spelled)
+    if match is None:
+        raise ValueError(spelled)
+    return int(match[1])
+
+
+def _malformed(what: str) -> NoReturn:
+    raise error_mapping.malformed(what)

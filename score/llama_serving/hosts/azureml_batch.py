@@ -1,0 +1,213 @@
+"""Azure ML's batch endpoint: the bodies of `batch_driver.py`'s init() and run(mini_batch).
+
+Azure hands over files. With `output_action: append_row` it writes each returned string as a line, so that the output is
+JSONL; with `summary_only` the driver writes a file for each input, and returns a line about each. Either way what is done
+is kept in a journal in the output's folder: where a mini-batch ran out of its time, the next try goes on from there.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from llama_serving.batch import inputs, runner
+from llama_serving.batch import job as jobs
+from llama_serving.batch.inputs import Source
+from llama_serving.batch.journal import Counts, Entry, InUse, JournalError
+from llama_serving.batch.outputs import Outputs
+from llama_serving.batch.windows import windows
+from llama_serving.contract.json_lines import json_line
+from llama_serving.contract.request import Parameters
+from llama_serving.errors import SetupError
+from llama_serving.hosts import gpu_assignment
+from llama_serving.model_files import ModelFiles
+from llama_serving.service.service import Service, log_to_stderr
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+OUTPUT: Final = "AZUREML_BI_OUTPUT_PATH"
+INPUT: Final = "AZURE_ML_INPUT_"
+"""What the names of variables begin with that hold an input's folder."""
+SYNC_S: Final = 20.0
+"""The output is a mounted container, which may send a whole file again at each time."""
+IN_USE_S: Final = 10.0
+"""The try before may still be ending, on another machine."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `init` leaves behind.
+
+    Attributes:
+        files: the model's.
+        service: of it.
+        about: what records depend on, see `job.about`.
+    """
+
+    files: ModelFiles
+    service: Service
+    about: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, files: ModelFiles, settings: Settings) -> "Loaded":
+        """The model, loaded."""
+        return cls(files, Service.start(files, settings), jobs.about(files, settings))
+
+
+_loaded: list[Loaded] = []
+
+
+def init() -> None:
+    """Loads the model below `AZUREML_MODEL_DIR`, once a process.
+
+    Raises:
+        SetupError: the model or a setting can't be used.
+    """
+    log_to_stderr()
+    root = os.environ.get("AZUREML_MODEL_DIR")
+    if not root:
+        raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
+    settings = Settings.from_environment()
+    if settings.traces != "off":
+        _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
+    files = ModelFiles.find(Path(root))
+    if settings.batch_gpus is not None:
+        _log.info("GPUs of this process: %s", ", ".join(gpu_assignment.claim(settings.batch_gpus)))
+    _loaded[:] = [Loaded.of(files, settings)]
+
+
+def run(mini_batch: Sequence[str]) -> list[str]:
+    """One JSON record for each non-blank line of the files, in order; with `summary_only` one line for each file.
+
+    Azure counts a file as failed for each string less than files: where there are fewer rows, empty strings follow.
+
+    Args:
+        mini_batch: paths of JSONL or CSV files.
+
+    Raises:
+        Unavailable: the engine has died; Azure tries the mini-batch again, and then there is a new one.
+    """
+    loaded, given = _alive(), [_source(Path(path)) for path in mini_batch]
+    if loaded.service.settings.batch_output == "summary_only":
+        return [_into_file(loaded, source) for source in given]
+    told = _resumable(loaded, given)
+    return told + [""] * (len(given) - len(told))
+
+
+def _alive() -> Loaded:
+    """What is loaded. Azure goes on with a process whose `run` has failed: a dead engine must not be all that it has."""
+    if not _loaded:
+        raise SetupError("init() has not run.")
+    loaded = _loaded[0]
+    if not loaded.service.engine.stats().alive:
+        _log.warning("the engine has died: the model is loaded again")
+        loaded.service.close()
+        _loaded[:] = [Loaded.of(loaded.files, loaded.service.settings)]
+    return _loaded[0]
+
+
+def _source(path: Path) -> Source:
+    """A file by its name below the input's folder, where Azure says which that is; else by its own."""
+    roots = [Path(value) for name, value in os.environ.items() if name.startswith(INPUT)]
+    above = [root for root in roots if root in path.parents]
+    name = path.relative_to(max(above, key=lambda root: len(root.parts))) if above else Path(path.name)
+    return Source(path, name.as_posix().encode(errors="backslashreplace").decode())
+
+
+def _resumable(loaded: Loaded, given: Sequence[Source]) -> list[str]:
+    folder = os.environ.get(OUTPUT)
+    if not folder or not given:
+        return records(loaded.service, given)
+    job = _job(loaded, given, lambda mark: Path(folder) / f".{mark}.jsonl")
+    try:
+        entries = _in_turn(lambda: asyncio.run(jobs.collect(loaded.service, job)))
+    except JournalError as error:
+        _log.warning("%s Without a journal: another try of this mini-batch begins anew.", error)
+        return records(loaded.service, given)
+    return _told(given, entries)
+
+
+def records(service: Service, given: Iterable[Source], defaults: Parameters | None = None) -> list[str]:
+    """The records of some files; a bad row is a record with an error, and the rest goes on.
+
+    Args:
+        service: the model.
+        given: the files.
+        defaults: parameters for rows that bring none of their own.
+
+    Raises:
+        Unavailable: the engine has died.
+    """
+    given, entries = list(given), list[Entry]()
+    rows = jobs.todos(given, defaults or Parameters(), service.settings.max_body)
+    asyncio.run(runner.run(service, windows(rows), entries.append))
+    return _told(given, sorted(entries, key=lambda entry: entry.row))
+
+
+def _told(given: Sequence[Source], entries: Iterable[Entry]) -> list[str]:
+    counts, found = Counts(), list[str]()
+    for entry in entries:
+        counts.add(entry)
+        found.append(entry.record)
+    _log_counts(given, counts)
+    return found
+
+
+def _log_counts(given: Sequence[Source], counts: Counts) -> None:
+    names = ", ".join(source.name for source in given)
+    _log.info("%s: %d rows = %d ok + %d errors", names, counts.rows, counts.ok, counts.errors)
+
+
+def _into_file(loaded: Loaded, source: Source) -> str:
+    """Write a file's records beside those of all other workers; what an earlier try has done is not done again."""
+    folder = os.environ.get(OUTPUT)
+    if not folder:
+        raise SetupError(f"LLAMA_BATCH_OUTPUT is summary_only, and {OUTPUT} is not set. Azure sets it.")
+    job = _job(loaded, [source], lambda mark: Path(folder) / f"{source.path.name}.{mark}.jsonl")
+
+    def counts_of() -> Counts:
+        done = jobs.finished(job)
+        return done or asyncio.run(jobs.run(loaded.service, job, lambda _: None)).counts
+
+    counts = _in_turn(counts_of)
+    _log_counts([source], counts)
+    told = {
+        "file": source.name,
+        "output": job.outputs.records.name,
+        "rows": counts.rows,
+        "ok": counts.ok,
+        "errors": counts.errors,
+    }
+    return json_line(told)
+
+
+def _job(loaded: Loaded, given: Sequence[Source], output: Callable[[str], Path]) -> jobs.Job:
+    """The job of some files. `output` is given what is the same at each try, and for no other files or model."""
+    digests = tuple(inputs.digest(source, lambda _: None) for source in given)
+    made_of = [
+        loaded.about,
+        *((str(source.path), digest.sha256) for source, digest in zip(given, digests, strict=True)),
+    ]
+    mark = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
+    return jobs.Job(tuple(given), digests, Outputs(output(mark)), Parameters(), loaded.about, sync_s=SYNC_S)
+
+
+def _in_turn(do: Callable[[], _Result]) -> _Result:
+    """Wait for the end of whoever holds the journal."""
+    deadline = time.monotonic() + IN_USE_S
+    while True:
+        try:
+            return do()
+        except InUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)

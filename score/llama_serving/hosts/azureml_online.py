@@ -1,0 +1,126 @@
+"""Azure ML's online endpoint: the bodies of `score.py`'s init() and run() under azmlinfsrv.
+
+azmlinfsrv turns an exception in run() into an opaque 500, so every error is returned as a response.
+"""
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import flask
+from azureml_inference_server_http.api.aml_request import rawhttp
+from azureml_inference_server_http.api.aml_response import AMLResponse
+
+from llama_serving.contract import azure, http, strict_json
+from llama_serving.errors import InternalError, ServingError, SetupError, Unavailable
+from llama_serving.model_files import ModelFiles
+from llama_serving.service.service import Service, as_serving_error, log_to_stderr
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_DEADLINE_S: Final = 178.0
+"""Managed endpoints cut a request off at 180 s at most; two seconds go for the way back."""
+
+CHUNK: Final = 1 << 20
+MOST_DISCARDED: Final = 64 * CHUNK
+"""Bytes behind the limit that are still read, so that most senders of too much are told so."""
+
+
+class _Process:
+    """The service of this process. A forked worker has no engine thread and starts its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+        self._service: Service | None = None
+
+    def start(self) -> Service:
+        """The service; loaded at the first call in each process."""
+        with self._lock:
+            if self._service is None or self._pid != os.getpid():
+                self._service, self._pid = _load(), os.getpid()
+            return self._service
+
+
+_process = _Process()
+
+
+def init() -> None:
+    """Loads the model below `AZUREML_MODEL_DIR`.
+
+    Raises:
+        SetupError: the model or a setting can't be used; the server stops.
+    """
+    log_to_stderr()
+    if os.environ.get("WORKER_PRELOAD", "").lower() == "true":
+        raise SetupError(
+            "WORKER_PRELOAD=true loads the model in a process that then forks, and torch does not survive a "
+            "fork. Set WORKER_PRELOAD=false."
+        )
+    _process.start()
+
+
+@rawhttp  # type: ignore[untyped-decorator]
+def run(request: flask.Request) -> AMLResponse:
+    """Answers one HTTP request; never raises."""
+    if request.method == "OPTIONS":  # a browser's question; azmlinfsrv puts AML_CORS_ORIGINS into the answer
+        return AMLResponse("", 200)
+    request_id = str(getattr(flask.g, "request_id", "")) or None
+    try:
+        return AMLResponse(_answer(request), 200, json_str=True)
+    except ServingError as error:
+        return _refusal(error, request_id)
+    except Exception as error:  # the last line of defence: an opaque 500 helps nobody
+        return _refusal(as_serving_error(error), request_id)
+
+
+def _answer(request: flask.Request) -> Any:
+    service = _process.start()
+    raw = _read(request, service.settings.max_body)
+    http.check_method(request.method)
+    http.check_media_type(request.headers.get("Content-Type"), request.headers.get("Content-Encoding"))
+    http.check_size(len(raw), service.settings.max_body)
+    with service.admitted():
+        parsed = azure.parse(strict_json.decode(raw))
+        deadline = time.monotonic() + (service.settings.deadline_s or DEFAULT_DEADLINE_S)
+        return azure.answer(parsed, service.generate(parsed, deadline=deadline))
+
+
+def _read(request: flask.Request, limit: int) -> bytes:
+    """The body, or one byte more than allowed of it.
+
+    What is not wanted is read too, before anything is refused: a socket that is closed with bytes unread is
+    reset, and a client that sends first and reads then never sees the answer.
+    """
+    raw: bytes = request.stream.read(limit + 1)
+    left = MOST_DISCARDED if len(raw) > limit else 0
+    while left > 0 and (chunk := request.stream.read(min(left, CHUNK))):
+        left -= len(chunk)
+    return raw
+
+
+def _refusal(error: ServingError, request_id: str | None) -> AMLResponse:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, (InternalError, Unavailable)):
+        _log.error("%s: %s", request_id, error.message)
+    body_ = error.body(request_id)
+    response = AMLResponse(body_, error.status, headers, json_str=True)
+    if error.status == 405:
+        response.headers["Allow"] = "POST"
+    return response
+
+
+def _load() -> Service:
+    settings = Settings.from_environment()
+    root = os.environ.get("AZUREML_MODEL_DIR")
+    if not root:
+        raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
+    if settings.api_keys:
+        _log.warning("LLAMA_API_KEYS has no effect here: on Azure ML the endpoint's front checks keys")
+    if settings.traces != "off":
+        _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
+    return Service.start(ModelFiles.find(Path(root)), settings)

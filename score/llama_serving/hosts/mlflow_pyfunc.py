@@ -1,0 +1,367 @@
+"""The MLflow model. The only file that imports mlflow."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow.models
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+from mlflow.environment_variables import (
+    _MLFLOW_IS_IN_SERVING_ENVIRONMENT,
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+    MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.signature import ModelSignature
+from mlflow.types.schema import ParamSchema, ParamSpec
+
+from llama_serving.batch import fingerprint, table
+from llama_serving.contract import azure, openai, protocol, rows
+from llama_serving.contract import mlflow as protocol_mlflow
+from llama_serving.contract.request import Parameters, Request
+from llama_serving.contract.rows import Place
+from llama_serving.contract.strict_json import check_value, present, too_deep
+from llama_serving.errors import BadRequest, ServingError
+from llama_serving.hosts import mlflow_thread_pool
+from llama_serving.model_files import ARTIFACT, ModelFiles
+from llama_serving.service.service import Service, as_serving_error, log_to_stderr
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+PACKAGE: Final = Path(__file__).parents[1]
+REQUIREMENTS: Final = (
+    "mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "jsonschema",
+    "numpy", "pandas", "PyYAML",
+)  # fmt: skip
+EXAMPLE: Final = {
+    "input_string": ["Develop a Python function to sort a list of integers in ascending order"],
+    "parameters": {"return_full_text": False, "do_sample": True},
+}
+"""The model card's sample, as MLflow's `inputs`."""
+
+_BODIES: Final = frozenset(("input_data", "messages", "prompt", *protocol_mlflow.KEYS))
+"""Keys that make an object a whole body, and not what stands in `inputs`."""
+
+SERVER: Final = "mlflow.pyfunc.scoring_server.app"
+"""MLflow's server loads the model while it imports this."""
+MARGIN_S: Final = 2.0
+"""Between our deadline and the server's, for the way back."""
+
+PARAMS: Final[Mapping[str, str]] = {
+    "max_new_tokens": "long",
+    "min_new_tokens": "long",
+    "do_sample": "boolean",
+    "temperature": "double",
+    "top_p": "double",
+    "top_k": "long",
+    "min_p": "double",
+    "repetition_penalty": "double",
+    "presence_penalty": "double",
+    "frequency_penalty": "double",
+    "num_return_sequences": "long",
+    "stop": "string",
+    "seed": "long",
+    "return_full_text": "boolean",
+    "ignore_eos": "boolean",
+    "logprobs": "long",
+    "details": "boolean",
+    "stream": "boolean",
+    "continue_final_message": "boolean",
+}
+"""What may stand in top-level `params`; MLflow drops every other name before the model sees it."""
+
+
+_services: dict[tuple[str, Settings], Service] = {}
+"""What this process has loaded. Spark asks for the model anew in each task where it did not send it to the executors itself
+(MLflow's own cache is of those alone), a notebook whenever its cell runs: weights and engine would be there as many times."""
+_loading: Final = threading.Lock()
+"""Held by whoever looks for a service there: who comes meanwhile waits, and finds it."""
+
+
+class ServingException(MlflowException):  # type: ignore[misc]  # mlflow is untyped
+    """Our error in MLflow's clothes: its server asks an exception for status and body."""
+
+    def __init__(self, error: ServingError) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.openai = False
+        self.request_id = uuid.uuid4().hex
+
+    def serialize_as_json(self) -> str:
+        """Our own body. MLflow's would have the prompt in it: it puts the input into `message`."""
+        return json.dumps(self.error.body(self.request_id, openai=self.openai))
+
+    def get_http_status_code(self) -> int:
+        """The status that our own error has."""
+        return self.error.status
+
+
+class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is untyped
+    """Answers `/invocations` of `mlflow models serve`, and `predict` in a program.
+
+    The methods carry no type hints: MLflow would take them for the model's signature.
+    """
+
+    _skip_type_hint_validation = True  # or MLflow warns, at every import, that there are none
+
+    def __init__(self) -> None:
+        self._service: Service | None = None
+
+    def load_context(self, context: Any) -> None:
+        """Starts the engine on the packaged checkpoint.
+
+        Raises:
+            SetupError: the files or the settings can't be used.
+        """
+        log_to_stderr()
+        settings = Settings.from_environment()
+        if settings.api_keys:
+            _log.warning("LLAMA_API_KEYS has no effect here: MLflow's server checks no keys")
+        if settings.traces != "off":
+            _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
+        self._service = _service(ModelFiles.read(Path(context.artifacts[ARTIFACT])), settings)
+        if SERVER in sys.modules:
+            mlflow_thread_pool.widen(settings.max_num_seqs + settings.queue + 4)
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """The answer to one body, without MLflow's `predictions` around it; or the records of a table of rows.
+
+        Args:
+            context: unused.
+            model_input: what MLflow made of `inputs`, `dataframe_*`, `instances`, or an OpenAI body; outside of MLflow's
+                server also a table with a column `row`, see `_cells`: Spark's, through `mlflow.pyfunc.spark_udf`.
+            params: the top-level `params`, filtered by the model's schema.
+
+        Raises:
+            ServingException: with the status and body that every endpoint gives the error.
+        """
+        del context
+        service = self._loaded()
+        openai_body = False
+        try:
+            if _is_table(model_input):
+                return table.records(service, _cells(model_input), _defaults(params))
+            with service.admitted():
+                request = _request(model_input, params)
+                openai_body = request.openai
+                generations = service.generate(request, deadline=_deadline(service.settings))
+                return protocol.answer(request, generations, service.variant.name)
+        except Exception as error:
+            raise _exception(error, openai=openai_body or _is_openai(model_input)) from None
+
+    def predict_stream(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """The answer to a body with one prompt, piece by piece.
+
+        Yields:
+            For OpenAI bodies OpenAI's chunk objects, for all others `{"<sequence>": "piece"}`, and `{"details": [...]}` at
+            the end where details are asked for.
+
+        Raises:
+            ServingException: as `predict`; also for several prompts.
+        """
+        del context
+        service = self._loaded()
+        try:
+            with service.admitted():
+                request = _request(model_input, params)
+                deltas = service.stream(request, deadline=_deadline(service.settings))
+                if request.openai:
+                    yield from openai.chunks(request, deltas, service.variant.name)
+                else:
+                    made = azure.Events(request)
+                    for delta in deltas:
+                        yield from made.of(delta)
+                    yield from made.last()
+        except Exception as error:
+            raise _exception(error, openai=_is_openai(model_input)) from None
+
+    def _loaded(self) -> Service:
+        if self._service is None:
+            raise RuntimeError("load_context has not run: load the model with mlflow.pyfunc.load_model")
+        return self._service
+
+
+def _service(files: ModelFiles, settings: Settings) -> Service:
+    """The service of a model; one that is there already and alive, if it was made of the same."""
+    key = (fingerprint.of(files)["digest"], settings)
+    with _loading:
+        if key in _services and not _services[key].engine.stats().alive:
+            _services.pop(key).close()  # (what is left of it may hold a GPU)
+        if key not in _services:
+            _services[key] = Service.start(files, settings)
+        return _services[key]
+
+
+def set_model() -> None:
+    """What a models-from-code file does."""
+    mlflow.models.set_model(LlamaModel())
+
+
+def save_model(path: Path, *, artifact: Path, metadata: Mapping[str, Any], size: int) -> None:
+    """Writes an MLflow model around `artifact`, a folder in the layout of `model_files`.
+
+    Args:
+        path: where the model goes; must not exist.
+        artifact: copied as it is, so without weights: packaging links those in afterwards.
+        metadata: what to record in `MLmodel`.
+        size: bytes of the weights that are still to come.
+    """
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(value=False)
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    mlflow.pyfunc.save_model(
+        path=str(path),
+        python_model=str(_entry()),
+        code_paths=[str(PACKAGE)],
+        artifacts={ARTIFACT: str(artifact)},
+        signature=ModelSignature(params=ParamSchema([ParamSpec(n, t, None) for n, t in PARAMS.items()])),
+        input_example=EXAMPLE,
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        metadata=dict(metadata),
+    )
+    _forget_this_machine(path, size)
+
+
+def _forget_this_machine(path: Path, size: int) -> None:
+    """Takes this machine's paths out of `MLmodel` and counts the weights in its size."""
+    model = Model.load(str(path))
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    flavor["artifacts"][ARTIFACT]["uri"] = flavor["artifacts"][ARTIFACT]["path"]
+    model.model_size_bytes += size
+    model.save(str(path / "MLmodel"))
+    for leftover in path.rglob("__pycache__"):
+        shutil.rmtree(leftover)
+
+
+def _entry() -> Path:
+    """The models-from-code file: beside the package in a checkout, inside it in a wheel."""
+    beside, inside = PACKAGE.parent / "mlflow_model.py", PACKAGE / "entries" / "mlflow_model.py"
+    return inside if inside.is_file() else beside
+
+
+def _request(model_input: Any, params: Mapping[str, Any] | None) -> Request:
+    given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
+    try:
+        data = _body(model_input)
+    except RecursionError:
+        raise too_deep() from None
+    if openai.speaks(data) and not protocol_mlflow.speaks(data):
+        data = {**data, **given}
+    elif given:
+        data = {**data, "params": given}
+    check_value(data)
+    return protocol.parse(data) if "input_data" in data or openai.speaks(data) else protocol_mlflow.parse(data)
+
+
+def _body(model_input: Any) -> dict[str, Any]:
+    """The JSON body that MLflow's parser has taken apart."""
+    if isinstance(model_input, pd.DataFrame):
+        return _frame(model_input)
+    data = _plain(model_input)
+    if not isinstance(data, dict):
+        return {"inputs": data}
+    named, data = data, dict(present(data))
+    if _BODIES & (data or named).keys():  # (of a body of nulls, the nulls say whose it is)
+        return data
+    if set(data) == {"prefix", "suffix"} and isinstance(data["prefix"], list):
+        rows = zip(data["prefix"], data["suffix"], strict=True)  # MLflow turns `instances` into columns
+        return {"inputs": {"columns": ["prefix", "suffix"], "data": [list(row) for row in rows]}}
+    return {"inputs": data}
+
+
+def _frame(frame: pd.DataFrame) -> dict[str, Any]:
+    records = [
+        {str(name): _plain(cell) for name, cell in record.items() if not _is_missing(cell)}
+        for record in frame.to_dict(orient="records")
+    ]
+    if list(frame.columns) == ["input_string"] and all(records):
+        rows = [[record["input_string"]] for record in records]
+        return {"dataframe_split": {"columns": ["input_string"], "data": rows}}
+    return {"dataframe_records": records}
+
+
+def _is_table(model_input: Any) -> bool:
+    """A table of batch rows. (Not on a server: there each body is one request, with its deadline and its place.)"""
+    return isinstance(model_input, pd.DataFrame) and "row" in model_input.columns and SERVER not in sys.modules
+
+
+def _cells(frame: pd.DataFrame) -> list[table.Cell]:
+    """The rows of a table: column `row` is a line of JSONL, text or bytes; `file` and `line`, if given, say where it stood.
+
+    Raises:
+        BadRequest: there is another column, or a cell of another type.
+    """
+    unknown = [str(name) for name in frame.columns if name not in ("row", "file", "line")]
+    if unknown:
+        raise BadRequest(f"Beside `row` a table may have `file` and `line`, and not `{unknown[0]}`. Put what belongs to a row "
+                         "into it, with Spark's to_json(struct(...)).", code="unknown_field")  # fmt: skip
+    nothing = [None] * len(frame)
+    columns = [frame[name] if name in frame.columns else nothing for name in ("file", "line", "row")]
+    return [
+        (
+            Place(None if _is_missing(file) else str(file), None if _is_missing(line) else int(line)),
+            None if _is_missing(row) else _bytes(row),
+        )
+        for file, line, row in zip(*columns, strict=True)
+    ]
+
+
+def _bytes(row: Any) -> bytes:
+    if isinstance(row, str):
+        return row.encode(errors="surrogatepass")  # (which is no UTF-8, and refused as that)
+    if isinstance(row, (bytes, bytearray)):
+        return bytes(row)
+    raise BadRequest("The column `row` must have text or bytes: JSON, one row each.", code="invalid_type")
+
+
+def _defaults(params: Mapping[str, Any] | None) -> Parameters:
+    given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
+    return rows.defaults(given, "params")
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _plain(value: Any) -> Any:
+    """JSON again: MLflow's parser makes numpy arrays of lists, and 0-d object arrays of objects."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _is_openai(model_input: Any) -> bool:
+    return isinstance(model_input, dict) and openai.speaks(model_input)
+
+
+def _exception(error: Exception, *, openai: bool) -> ServingException:
+    exception = ServingException(as_serving_error(error))
+    exception.openai = openai
+    return exception
+
+
+def _deadline(settings: Settings) -> float | None:
+    """MLflow's server gives up after its timeout, but the thread runs on: ours ends before."""
+    if settings.deadline_s is not None:
+        return time.monotonic() + settings.deadline_s
+    if os.environ.get(_MLFLOW_IS_IN_SERVING_ENVIRONMENT.name) != "true":
+        return None
+    return time.monotonic() + max(1.0, float(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()) - MARGIN_S)

@@ -1,0 +1,90 @@
+"""What stands in front of every route: a name for the request, the key, the log line, the counters."""
+
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llama_serving.server import auth
+from llama_serving.server.app import GONE, INFO, PROTOCOLS, refusal, spoken_at
+from llama_serving.server.metrics import Metrics
+from llama_serving.server.start_pacing import Turns
+from llama_serving.service.service import as_serving_error
+
+_log = logging.getLogger(__name__)
+
+PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping"))
+"""Whoever watches the server has no key."""
+NAMED: Final = frozenset(
+    (*PROTOCOLS, *PROBES, *INFO, "/v1/models", "/models", "/version", "/metrics", "/openapi.json")
+)
+"""The routes that metrics tell apart: others would be as many as somebody can think of."""
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def named(scope: Scope) -> str:
+    """A request's id: the client's if it can be used, else one of ours; made once."""
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return str(state["request_id"])
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, allowed: tuple[str, ...]) -> None:
+        self._app, self._metrics, self._allowed = app, metrics, allowed
+        self._turns = Turns()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # (the process is told to take no other)
+            raise RuntimeError(f"{scope['type']} is not served")
+        headers, started = Headers(scope=scope), time.monotonic()
+        request_id, status = named(scope), GONE
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            if scope["path"] not in PROBES:
+                await self._turns.wait()
+                auth.check(headers, self._allowed)
+            await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            ours = as_serving_error(error)
+            if status == GONE:  # nothing is out yet
+                await refusal(ours, request_id, spoken_at(scope["path"]))(scope, receive, sending)
+        finally:
+            self._tell(scope, request_id, status, time.monotonic() - started)
+
+    def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        path = scope["path"]
+        route = path if path in NAMED else "other"
+        self._metrics.answered(route, status, seconds)
+        if path not in PROBES or status >= 400:
+            line = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(seconds * 1e3, 1),
+            }
+            _log.info("request %s", json.dumps(line), extra={"fields": line})

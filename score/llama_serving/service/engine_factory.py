@@ -1,0 +1,186 @@
+"""Which engine generates: what the settings name, or what `auto` finds on this machine."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Final
+
+from llama_serving.catalog import ModelVariant
+from llama_serving.engine.base import Engine
+from llama_serving.errors import SetupError
+from llama_serving.model_files import ModelFiles
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
+    "pipeline": {
+        "kv_memory": "has no cache of its own",
+        "backend": "has none to choose from",
+        "quantization": "serves the weights as they are",
+    },
+    "upstream": dict.fromkeys(("kv_memory", "threads", "backend", "quantization"), "computes nothing itself"),
+    "vllm": {
+        "backend": "has its own kernels",
+        "quantization": "reads quantized checkpoints and quantizes none itself",
+    },
+}
+"""Of each engine, the settings that it does not look at, and why."""
+UPSTREAM_ONLY: Final = ("upstream_url", "upstream_key")
+VLLM_ONLY: Final = tuple(field.name for field in fields(Settings) if field.name.startswith("vllm_"))
+"""(`LLAMA_VLLM` itself is not among them: an image says with it where vLLM is, whichever engine is used.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The engine that generates.
+
+    Attributes:
+        why: why `auto` came to it; empty where the settings name it.
+    """
+
+    name: str
+    why: str = ""
+
+
+def dtype_of(variant: ModelVariant, settings: Settings) -> str:
+    """What the model is computed in."""
+    return variant.dtype if settings.dtype == "auto" else settings.dtype
+
+
+def select_engine(settings: Settings, dtype: str) -> Selection:
+    """The engine that the settings name; `auto` is vLLM on a GPU, batching on a CPU, and pipeline where neither can be had."""
+    from llama_serving.engine.vllm.installation import gpu_here
+
+    if settings.engine != "auto":
+        return Selection(settings.engine)
+    if gpu_here():
+        return _on_gpu(settings)
+    from llama_serving.engine.batching.factory import DTYPES, gpu_in_torch
+
+    if gpu_in_torch():
+        return _on_gpu(settings)
+    if dtype in DTYPES:
+        return Selection("batching", "there is no GPU")
+    return Selection("pipeline", f"there is no GPU, and the batching engine does not compute in {dtype}")
+
+
+def _on_gpu(settings: Settings) -> Selection:
+    from llama_serving.engine.vllm.installation import find
+
+    try:
+        found = find(settings.vllm)
+    except SetupError as error:
+        return Selection("pipeline", f"there is a GPU, and vLLM can't be had. {error}")
+    return Selection("vllm", f"there is a GPU, and vLLM {found.version}".rstrip())
+
+
+def start_engine(
+    files: ModelFiles, *, dtype: str, context: int, settings: Settings
+) -> tuple[Engine, Selection]:
+    """The engine that `select_engine` names, started.
+
+    Raises:
+        SetupError: it can't load the checkpoint, a setting is not for it, or the server that it asks can't be used.
+    """
+    selection = select_engine(settings, dtype)
+    _check(settings, selection)
+    return _STARTS[selection.name](files, dtype, context, settings), selection
+
+
+def _check(settings: Settings, selection: Selection) -> None:
+    """What an operator sets and this engine would not look at.
+
+    Raises:
+        SetupError: there is such a setting. (Under `auto` vLLM's are warned about: they are for the machines that have it.)
+    """
+    name = selection.name
+    if name != "upstream":
+        for setting in _set(settings, UPSTREAM_ONLY):
+            raise SetupError(
+                f"{setting} is set, but the engine is not `upstream`. Set LLAMA_ENGINE=upstream, or unset it."
+            )
+    for setting in _set(settings, VLLM_ONLY) if name != "vllm" else ():
+        if settings.engine != "auto":
+            raise SetupError(
+                f"{setting} is set, but the engine is not `vllm`. Set LLAMA_ENGINE=vllm, or unset it."
+            )
+        _log.warning("%s has no effect: the engine is %s, since %s", setting, name, selection.why)
+    for field, why in UNUSED.get(name, {}).items():
+        for setting in _set(settings, (field,)):
+            raise SetupError(f"{setting} is set, but the {name} engine {why}. Unset it.")
+
+
+def _set(settings: Settings, names: tuple[str, ...]) -> list[str]:
+    """Those that differ from what they are by default, by the environment's names."""
+    unset = Settings()
+    return [f"LLAMA_{name.upper()}" for name in names if getattr(settings, name) != getattr(unset, name)]
+
+
+def _start_batching(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
+    from llama_serving.engine.batching.factory import start
+
+    return start(
+        files.checkpoint,
+        dtype=dtype,
+        context=context,
+        threads=settings.threads,
+        max_num_seqs=settings.max_num_seqs,
+        kv_memory=settings.kv_memory,
+        backend=settings.backend,
+        quantization=settings.quantization,
+    )
+
+
+def _start_pipeline(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
+    from llama_serving.engine.pipeline import PipelineEngine
+
+    del context
+    return PipelineEngine(files.checkpoint, dtype=dtype, threads=settings.threads)
+
+
+def _start_upstream(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
+    from llama_serving.engine.upstream.start import start
+
+    del dtype, context
+    if settings.upstream_url is None:
+        raise SetupError(
+            "LLAMA_ENGINE=upstream needs LLAMA_UPSTREAM_URL, where the model's server is, such as http://127.0.0.1:8000."
+        )
+    return start(
+        settings.upstream_url,
+        model=files.variant.name,
+        key=settings.upstream_key,
+        max_num_seqs=settings.max_num_seqs,
+    )
+
+
+def _start_vllm(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
+    from llama_serving.engine.vllm.options import VllmOptions
+    from llama_serving.engine.vllm.start import start
+
+    options = VllmOptions(
+        python=settings.vllm,
+        max_num_seqs=settings.max_num_seqs,
+        kv_memory=settings.kv_memory,
+        threads=settings.threads,
+        tensor_parallel=settings.vllm_tensor_parallel,
+        pipeline_parallel=settings.vllm_pipeline_parallel,
+        gpu_share=settings.vllm_gpu_share,
+        prefix_caching=settings.vllm_prefix_caching,
+        prefill_tokens=settings.vllm_prefill_tokens,
+        speculative_tokens=settings.vllm_speculative_tokens,
+        kv_dtype=settings.vllm_kv_dtype,
+        eager=settings.vllm_eager,
+        start_s=settings.vllm_start_s,
+        log_everything=settings.log_prompts,
+    )
+    return start(files.checkpoint, files.variant, dtype=dtype, context=context, options=options)
+
+
+_STARTS: Final[Mapping[str, Callable[[ModelFiles, str, int, Settings], Engine]]] = {
+    "batching": _start_batching,
+    "pipeline": _start_pipeline,
+    "upstream": _start_upstream,
+    "vllm": _start_vllm,
+}

@@ -1,0 +1,115 @@
+"""Request -> what an engine is given. Everything that can be refused is refused here, and no engine is needed for it."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Final
+
+from llama_serving.catalog import ModelVariant
+from llama_serving.contract.request import Dialog, Request, SamplingParams
+from llama_serving.engine.seeded_random import fresh_seed
+from llama_serving.errors import BadRequest
+from llama_serving.prompts.builder import Prompt, PromptBuilder, located
+from llama_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MAX_NEW_TOKENS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One input of a request, ready for the engine; `params` has one entry a returned sequence."""
+
+    prompt: Prompt
+    params: tuple[SamplingParams, ...]
+
+
+class Preparer:
+    """Requests for one model.
+
+    Args:
+        variant: the model's row, with its defaults.
+        builder: of its prompts.
+        settings: how many prompts a request may have, and whether they may be logged.
+    """
+
+    def __init__(self, variant: ModelVariant, builder: PromptBuilder, settings: Settings) -> None:
+        self.builder = builder
+        self._variant, self._settings = variant, settings
+
+    def prepare(self, request: Request) -> tuple[Work, ...]:
+        """Everything that can be refused, for all inputs, before any of them runs.
+
+        Raises:
+            BadRequest: with the index of the input at fault.
+        """
+        limit = self._settings.max_prompts
+        if len(request.inputs) > limit:
+            raise BadRequest(f"The request has {len(request.inputs)} prompts; at most {limit} are taken. "
+                             "Send several requests.", code="too_many_prompts")  # fmt: skip
+        if request.parameters.continue_final_message and not all(
+            isinstance(one, Dialog) for one in request.inputs
+        ):
+            raise self._bad(request, "continue_final_message", "there is no message to continue. Leave it out, or send a "
+                            "dialog that ends with the assistant's message")  # fmt: skip
+        return tuple(self._prepare_one(request, index) for index in range(len(request.inputs)))
+
+    def _prepare_one(self, request: Request, index: int) -> Work:
+        prompt = self.builder.build_one(request, index)
+        if self._settings.log_prompts:
+            _log.info("prompt: %r", prompt.text)
+        try:
+            return Work(prompt, self._resolve(request, prompt))
+        except BadRequest as error:
+            raise located(error, request, index) from None
+
+    def _resolve(self, request: Request, prompt: Prompt) -> tuple[SamplingParams, ...]:
+        """What was asked for, with the model's defaults in the gaps, for each returned sequence."""
+        asked, variant = request.parameters, self._variant
+        temperature = variant.temperature if asked.temperature is None else asked.temperature
+        greedy = asked.do_sample is False or temperature == 0
+        count = asked.num_return_sequences or 1
+        if greedy and count > 1:
+            raise self._bad(request, "num_return_sequences", "greedy sequences would all be the same text: "
+                            "let it sample (do_sample true, temperature above 0), or ask for one")  # fmt: skip
+        max_new = self._max_new_tokens(request, prompt)
+        params = SamplingParams(
+            max_new_tokens=max_new,
+            min_new_tokens=self._min_new_tokens(request, max_new),
+            temperature=0.0 if greedy else temperature,
+            top_p=variant.top_p if asked.top_p is None else asked.top_p,
+            top_k=asked.top_k or 0,
+            min_p=asked.min_p or 0.0,
+            repetition_penalty=_or(asked.repetition_penalty, 1.0),
+            presence_penalty=asked.presence_penalty or 0.0,
+            frequency_penalty=asked.frequency_penalty or 0.0,
+            stop_ids=(frozenset() if asked.ignore_eos else prompt.stop_ids) | request.stop_token_ids,
+            seed=fresh_seed() if asked.seed is None else asked.seed,
+            logprobs=asked.logprobs,
+        )
+        return tuple(replace(params, index=index) for index in range(count))
+
+    def _max_new_tokens(self, request: Request, prompt: Prompt) -> int:
+        asked = request.parameters.max_new_tokens
+        room = self.builder.context - len(prompt.token_ids)
+        if asked is None:
+            return min(DEFAULT_MAX_NEW_TOKENS, room)
+        if asked > room and not request.ceiling:
+            raise self.builder.too_long(len(prompt.token_ids), asked, request.called("max_new_tokens"))
+        return min(asked, room)
+
+    def _min_new_tokens(self, request: Request, max_new: int) -> int:
+        asked = request.parameters.min_new_tokens or 0
+        limit = max_new if not request.ceiling else (request.parameters.max_new_tokens or max_new)
+        if asked > limit:
+            raise self._bad(request, "min_new_tokens", f"it is {asked} and {request.called('max_new_tokens')} is {limit}: "
+                            "raise the one or lower the other")  # fmt: skip
+        return min(asked, max_new)
+
+    def _bad(self, request: Request, name: str, why: str) -> BadRequest:
+        path = request.path(name)
+        return BadRequest(f"`{path}` can't be met: {why}.", code="invalid_value", param=path)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
