@@ -47,8 +47,9 @@ test-clients: $(READY)  ## Test that clients that others wrote work unchanged
 
 check: lint typecheck yaml-check test  ## Lint, types, YAML and all tests: what CI runs first
 
-lint: $(READY)  ## Check style
+lint: $(READY)  ## Check style, and who imports whom
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-timings
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint environments/*/Dockerfile
 

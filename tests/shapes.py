@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from llama_serving.contract.request import Alternative, FinishReason, Generation, TokenLogprob, Usage
+from llama_serving.contract.request import Alternative, Generation, TokenLogprob, Usage
+from llama_serving.sampling_params import FinishReason
 
 
 def shape(value: Any) -> Any:

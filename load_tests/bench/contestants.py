@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from llama_endpoints.devtools.servers import LOOPBACK, azmlinfsrv, free_port, mlflow_serve, own_server
-from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching.factory import start
 from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

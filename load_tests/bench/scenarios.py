@@ -19,14 +19,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching.factory import start
+from llama_serving.sampling_params import SamplingParams
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llama_serving.engine.base import Engine, Handle
+    from llama_serving.engine.base import Engine
+    from llama_serving.engine.handle import Handle
 
 CLIENTS: Final = 16
 PREFIX: Final = 1000

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.azure.schemas import BatchDeployment
 from llama_endpoints.batch import azure_emulator
+from llama_endpoints.batch.azure_deployment import BatchDeployment
 from llama_endpoints.batch.azure_emulator import Job, Tally
 from llama_serving.errors import SetupError
 from tests.azure_jobs import BATCH_DEPLOYMENT, PATIENCE_S, ROOT, command, done, written

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.azure.schemas import BatchDeployment
 from llama_endpoints.batch import azure_emulator
+from llama_endpoints.batch.azure_deployment import BatchDeployment
 from llama_endpoints.batch.azure_emulator import Job, Tally
 from tests.azure_jobs import BATCH_DEPLOYMENT, command, done, written
 

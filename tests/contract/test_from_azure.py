@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from llama_endpoints.checkpoints.inspection import folder_of
 from llama_endpoints.download.azureml_cache import CACHE, here
+from llama_endpoints.download.resolve import folder_of
 from llama_endpoints.download.transfer import alone
 from llama_serving.errors import SetupError
 from tests.fake_azure.management import GROUP, IN_REGISTRY, REGISTRY, SUBSCRIPTION, WORKSPACE

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from llama_endpoints.azure.schemas import quiet
+from llama_endpoints.azure.sdk import quiet
 from tests.fake_azure.desk import ROOT, a_desk
 from tests.fake_azure.management import GROUP, SUBSCRIPTION, WORKSPACE
 

@@ -19,11 +19,11 @@ import pytest
 
 from llama_endpoints.devtools.servers import Server, free_port, own_server
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
-from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.upstream import start
 from llama_serving.engine.upstream.client import Client
 from llama_serving.engine.upstream.stream_parser import Answer
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
+from llama_serving.sampling_params import SamplingParams
 from tests.conftest import ROOT, post
 from tests.upstreams import END, HEAD, FakeUpstream, Hold, chunk, event, upstream, usage
 

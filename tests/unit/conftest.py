@@ -7,9 +7,9 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, settings
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Token
+from llama_serving.engine.handle import Token
 from llama_serving.engine.reference_sampler import Row, Sampler
+from llama_serving.sampling_params import SamplingParams
 
 # No test measures time, so a busy machine must not fail one.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llama_endpoints.checkpoints.inspection import folder_of, inspect, read_config, variant_of
-from llama_endpoints.checkpoints.variants import custom_variant
+from llama_endpoints.checkpoints.inspection import inspect, read_config
+from llama_endpoints.checkpoints.variants import custom_variant, variant_of
+from llama_endpoints.download.resolve import folder_of
 from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import CATALOG, DialogFormat, InfillTokens
 from llama_serving.errors import SetupError

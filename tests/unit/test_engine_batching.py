@@ -22,14 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.engine.batching.factory import start
+from llama_serving.engine.handle import Handle, Token
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
+from llama_serving.sampling_params import SamplingParams
 from tests import backends, llamas
 from tests.llamas import SHAPES
 from tests.rows import spoil

@@ -24,12 +24,13 @@ from safetensors.torch import load_file
 
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
-from llama_serving.contract.request import SamplingParams
 from llama_serving.engine import pipeline
 from llama_serving.engine import thread as engine_thread
-from llama_serving.engine.base import Engine, Handle, Token
+from llama_serving.engine.base import Engine
+from llama_serving.engine.handle import Handle, Token
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import InternalError, SetupError, Unavailable
+from llama_serving.sampling_params import SamplingParams
 from tests.unit.conftest import PATIENCE_S, BeforeDraw, Gate
 
 EOS: Final = NANO.eos_id

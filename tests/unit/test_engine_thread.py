@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from llama_serving.engine.base import Handle, Token, publish
+from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import QueueFull, Unavailable
 from llama_serving.prompts.tokenizer import Tokenizer

@@ -13,8 +13,7 @@ import pytest
 
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Handle, Token
+from llama_serving.engine.handle import Handle, Token
 from llama_serving.engine.upstream import client, engine
 from llama_serving.engine.upstream.client import Client
 from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
@@ -30,6 +29,7 @@ from llama_serving.errors import (
     Unavailable,
 )
 from llama_serving.model_files import ModelFiles
+from llama_serving.sampling_params import SamplingParams
 from llama_serving.service.engine_factory import start_engine
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings

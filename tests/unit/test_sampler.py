@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Handle
 from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.handle import Handle
 from llama_serving.engine.reference_sampler import Sampler, probabilities
 from llama_serving.engine.seeded_random import uniform
+from llama_serving.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=100)
 

@@ -11,9 +11,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.reference_sampler import Row, Sampler, choose, probabilities, softmax
 from llama_serving.engine.seeded_random import MAX_SEED, fresh_seed, uniform
+from llama_serving.sampling_params import SamplingParams
 
 VOCAB: Final = 97
 GREEDY: Final = SamplingParams(max_new_tokens=8)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Handle
 from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.prefill_budget import REFRESH, STALL, CostModel
 from llama_serving.engine.batching.scheduler import Scheduler, Span, Step
 from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.handle import Handle
+from llama_serving.sampling_params import SamplingParams
 
 numbers = iter(range(1_000_000))
 

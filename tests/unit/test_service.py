@@ -24,12 +24,11 @@ from llama_serving.contract.request import (
     Parameters,
     Reply,
     Request,
-    SamplingParams,
     TokenIds,
 )
 from llama_serving.engine import pipeline
-from llama_serving.engine.base import Handle, Token
 from llama_serving.engine.batching import engine as batching
+from llama_serving.engine.handle import Handle, Token
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -39,9 +38,11 @@ from llama_serving.errors import (
     SetupError,
     Unavailable,
 )
+from llama_serving.faults import as_serving_error
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.service.service import RETRY_AFTER_S, Service, as_serving_error, context_of
+from llama_serving.sampling_params import SamplingParams
+from llama_serving.service.service import RETRY_AFTER_S, Service, context_of
 from llama_serving.settings import Settings
 from tests.conftest import shared_tokenizer
 from tests.unit.conftest import PATIENCE_S, BeforeDraw, Gate

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.batch import duration_estimate
 from llama_serving.batch.duration_estimate import Amount, Length
-from llama_serving.contract.request import SamplingParams
 from llama_serving.engine.batching.backends.selection import Choice, Wanted
 from llama_serving.engine.batching.checkpoint import read_config
 from llama_serving.llama_config import LlamaConfig
+from llama_serving.sampling_params import SamplingParams
 
 CONFIG = LlamaConfig(
     vocab=100,

@@ -12,12 +12,14 @@ import pytest
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO, DialogFormat, ModelVariant
 from llama_serving.contract import azure
-from llama_serving.contract.request import Generation, Request, SamplingParams
-from llama_serving.engine.base import Engine, Token
+from llama_serving.contract.request import Generation, Request
+from llama_serving.engine.base import Engine
+from llama_serving.engine.handle import Token
 from llama_serving.engine.upstream.remote import KINDS
 from llama_serving.errors import BadRequest, SetupError
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.sampling_params import SamplingParams
 from llama_serving.service.engine_factory import start_engine
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
-from llama_endpoints.azure.schemas import BatchDeployment
+from llama_endpoints.batch.azure_deployment import BatchDeployment
 from llama_endpoints.batch.azure_emulator_process import Failed, Process
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings

@@ -6,31 +6,19 @@ Reads config, tokenizer and the headers of the weights; never the weights themse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
+from llama_endpoints.checkpoints.file_patterns import OPTIONAL_FILES, PICKLES, SMALL_FILES
 from llama_endpoints.checkpoints.quantization import FLOATS, OLD_FILES, Expected, Layout, check_fused, layout_of
 from llama_endpoints.checkpoints.tensor_file import TensorFile
-from llama_endpoints.download.azureml_uri import ModelUri
-from llama_endpoints.nano import FOLDER as NANO_FOLDER
-from llama_serving.catalog import CATALOG, NANO, Fact, ModelVariant, Shape
+from llama_serving.catalog import Fact, ModelVariant, Shape
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import FILE, LlamaConfig, json_object, load, positions_of, unused_theta
 from llama_serving.prompts.tokenizer import Tokenizer
 
-PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-SMALL_FILES: Final = (FILE, "tokenizer.json")
-OPTIONAL_FILES: Final = (
-    "generation_config.json",
-    "tokenizer_config.json",
-    *OLD_FILES,
-    "LICENSE*",
-    "USE_POLICY*",
-    "NOTICE*",
-)
 _SHARD: Final = re.compile(r"[^/\\]+\.safetensors")
 INFILL_PIECES: Final = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "eot": "▁<EOT>"}
 
@@ -60,55 +48,6 @@ class Checkpoint:
     def weight_bytes(self) -> int:
         """Bytes of the weights on disk."""
         return sum(path.stat().st_size for path in self.weights)
-
-
-def folder_of(name: str, *, weights: bool = True) -> Path:
-    """The folder of `name`: a path, one of Azure's names of a model, or `nano` for the embedded model.
-
-    Args:
-        name: of a checkpoint.
-        weights: whether they are needed, where it is to be downloaded.
-
-    Raises:
-        SetupError: there is no such folder, or it can't be downloaded.
-    """
-    from llama_endpoints.download import azureml_cache  # (which knows this file)
-
-    if ModelUri.is_one(name):
-        return _only_checkpoint(azureml_cache.here(name, weights=weights))
-    folder = Path(name)
-    if name == NANO.name and not any((folder / file).is_file() for file in SMALL_FILES):
-        return NANO_FOLDER  # also beside a packaged model of that name
-    if not folder.is_dir():
-        raise SetupError(f"{folder} is not a folder. Name the folder of a checkpoint, or nano.")
-    return folder
-
-
-def _only_checkpoint(folder: Path) -> Path:
-    """The one folder with a config.json at or below: a model in Azure may have more around it."""
-    found = sorted(path.parent for path in folder.rglob("config.json"))
-    return found[0] if len(found) == 1 and not (folder / "tokenizer.json").is_file() else folder
-
-
-def variant_of(name: str, otherwise: str = "") -> ModelVariant:
-    """The catalog's row `name`.
-
-    Args:
-        name: of it.
-        otherwise: what else may be given, for the message.
-
-    Raises:
-        SetupError: there is none.
-    """
-    if name not in CATALOG:
-        near = get_close_matches(name, CATALOG, n=1)
-        told = (
-            f"{name} is not in the catalog: `llama-endpoints models` lists it.",
-            otherwise,
-            f"The closest name is {near[0]}." if near else "",
-        )
-        raise SetupError(" ".join(filter(None, told)))
-    return CATALOG[name]
 
 
 def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:

@@ -1,9 +1,12 @@
 """A row for a checkpoint outside the catalog: its shape from its config, all else from explicit options."""
 
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from llama_endpoints.checkpoints.inspection import read_config, shape_of
-from llama_serving.catalog import DialogFormat, Fact, InfillTokens, ModelVariant
+from llama_serving.catalog import CATALOG, NANO, DialogFormat, Fact, InfillTokens, ModelVariant
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig, positions_of
 
@@ -78,3 +81,64 @@ def _one_id(config: dict[str, object], name: str, default: int, vocab: int) -> i
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab:
         raise SetupError(f"config.json has {name} {value}; one id below {vocab} is needed.")
     return value
+
+
+def variant_of(name: str, otherwise: str = "") -> ModelVariant:
+    """The catalog's row `name`.
+
+    Args:
+        name: of it.
+        otherwise: what else may be given, for the message.
+
+    Raises:
+        SetupError: there is none.
+    """
+    if name not in CATALOG:
+        near = get_close_matches(name, CATALOG, n=1)
+        told = (
+            f"{name} is not in the catalog: `llama-endpoints models` lists it.",
+            otherwise,
+            f"The closest name is {near[0]}." if near else "",
+        )
+        raise SetupError(" ".join(filter(None, told)))
+    return CATALOG[name]
+
+
+def infilling_in(row: "ModelVariant", order: str | None) -> "ModelVariant":
+    """A row with another order of infilling prompts.
+
+    Raises:
+        SetupError: the model has no infilling.
+    """
+    from llama_serving.catalog import Fact, InfillOrder
+
+    if order is None:
+        return row
+    if row.infill.value is None:
+        raise SetupError(f"{row.name} has no infilling, so --infill-order says nothing. Leave it out.")
+    tokens = replace(row.infill.value, order=InfillOrder(order))
+    return replace(row, infill=Fact(tokens, row.infill.source))
+
+
+def row_for(checkpoint: str, folder: Path, variant: str | None, described: dict[str, Any]) -> "ModelVariant":
+    """The catalog's row, or one made from explicit options. Nothing is read off the checkpoint's name."""
+    from llama_endpoints.checkpoints.variants import custom_variant, variant_of
+    from llama_endpoints.nano import FOLDER
+
+    given = {name: value for name, value in described.items() if value is not None}
+    if variant is not None and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SetupError(f"--variant says all of a model; {options} would describe one outside the catalog. "
+                         "Give the one or the other.")  # fmt: skip
+    if variant is not None:
+        return variant_of(
+            variant, "For a checkpoint outside it give --dialog and --infill instead of --variant."
+        )
+    if not given and folder.samefile(FOLDER):
+        return NANO
+    if not {"dialog", "infill"} <= given.keys():
+        raise SetupError(
+            f"Which model is {checkpoint}? Give --variant with a name of `llama-endpoints models`, or both "
+            "--dialog and --infill for a checkpoint outside the catalog."
+        )
+    return custom_variant(folder, **given)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from llama_endpoints.batch.row_defaults import defaults_of
 from llama_endpoints.cli.setting_options import setting_options
 from llama_serving.errors import ServingError, SetupError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from llama_serving.batch.job import Job, Limit, Result
     from llama_serving.batch.journal import Counts
-    from llama_serving.contract.request import Parameters
     from llama_serving.model_files import ModelFiles
     from llama_serving.settings import Settings
 
@@ -102,7 +102,8 @@ def batch(  # noqa: PLR0913  (the options of a command)
         raise SystemExit(as_azure(deployment, model=model, inputs=inputs, output=output, flags=flags))
     if output.is_dir():
         raise SetupError(f"{output} is a folder. Give the name of a file.")
-    from llama_endpoints.cli.main import model_files, settings_of
+    from llama_endpoints.cli.options import settings_of
+    from llama_endpoints.download.resolve import model_files
     from llama_serving.batch import job as jobs
     from llama_serving.batch.journal import Journal
     from llama_serving.service.service import Service
@@ -154,21 +155,6 @@ def _job(
     with _bar(size, "reading", unit="B", unit_scale=True) as bar:
         digests = tuple(sources.digest(source, bar.update) for source in found)
     return Job(found, digests, outputs, defaults, {**about, "parameters": given}, limit)
-
-
-def defaults_of(text: str) -> "tuple[Parameters, dict[str, Any]]":
-    """Parameters for all rows, and as they were given.
-
-    Raises:
-        SetupError: it is no JSON object, or no parameters.
-    """
-    from llama_serving.contract import rows, strict_json
-
-    try:
-        given = strict_json.present(strict_json.decode(text.encode()))
-        return rows.defaults(given), given
-    except ServingError as error:
-        raise SetupError(f"--parameters: {error.message}") from None
 
 
 def _limit(text: str | None) -> "Limit":

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from llama_endpoints.azure.schemas import BatchDeployment
 from llama_endpoints.batch import azure_emulator
+from llama_endpoints.batch.azure_deployment import BatchDeployment
 from llama_endpoints.batch.azure_emulator import Job, Tally
 from llama_endpoints.download import azureml_cache
 from llama_serving.catalog import NANO

@@ -87,7 +87,7 @@ def fetch(  # noqa: PLR0913  (the options of a command)
 
 
 def _on_a_hub(name: str) -> "ModelVariant":
-    from llama_endpoints.checkpoints.inspection import variant_of
+    from llama_endpoints.checkpoints.variants import variant_of
     from llama_serving.catalog import NANO
 
     if name == NANO.name:

@@ -83,7 +83,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
       llama-endpoints plan --model codellama/CodeLlama-34b-hf --precision int4 --sku NV36ads_A10_v5
       llama-endpoints plan --model meta-llama/Llama-2-13b-hf --context 2048 --sku p3.2xlarge
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
-    from llama_endpoints.checkpoints.inspection import variant_of
+    from llama_endpoints.checkpoints.variants import variant_of
     from llama_endpoints.cli import plan_report
     from llama_endpoints.planning.planner import Wanted, to_dict, usual
     from llama_endpoints.planning.planner import plan as planned

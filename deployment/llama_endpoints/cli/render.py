@@ -150,7 +150,7 @@ def render(  # noqa: PLR0913  (one argument an option)
       llama-endpoints render --check              # in CI: is what is committed what would be written?
       llama-endpoints render --model codellama/CodeLlama-7b-hf --context 4096 --endpoint my-code --output ~/deploy
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
-    from llama_endpoints.checkpoints.inspection import variant_of
+    from llama_endpoints.checkpoints.variants import variant_of
     from llama_endpoints.planning.sizing import Precision
     from llama_endpoints.planning.skus import sku_of
     from llama_endpoints.render.files import MODELS, Choice, checkout_of, differences, files, left_over, write

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from llama_endpoints.azure.credentials import NOT_INSTALLED, login, said
-from llama_endpoints.azure.schemas import quiet
+from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.download.azure_blobs import Place
 from llama_endpoints.download.azureml_uri import Kind, ModelUri
 from llama_serving.errors import SetupError

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_endpoints.azure import workspace
-from llama_endpoints.checkpoints.inspection import PICKLES
+from llama_endpoints.checkpoints.file_patterns import PICKLES
 from llama_endpoints.download import azureml_uri
 from llama_endpoints.download.azureml_uri import Kind, ModelUri
 from llama_endpoints.download.progress import download_bar
@@ -71,7 +71,7 @@ def _there(uri: ModelUri, *, weights: bool) -> Path | None:
 
 def _bring(uri: ModelUri, *, weights: bool) -> Path:
 
-    from llama_endpoints.azure.schemas import quiet
+    from llama_endpoints.azure.sdk import quiet
     from llama_endpoints.download import azureml_assets
     from llama_endpoints.download.azure_blobs import Blobs
 

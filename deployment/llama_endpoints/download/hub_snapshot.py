@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from llama_endpoints.checkpoints.inspection import OPTIONAL_FILES, PICKLES, SMALL_FILES
+from llama_endpoints.checkpoints.file_patterns import OPTIONAL_FILES, PICKLES, SMALL_FILES
 from llama_serving.errors import SetupError
 
 FETCHED: Final = "fetched.json"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llama_endpoints.azure.schemas import quiet
+from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.endpoints.plan import FULL, Asset, Noun
 from llama_endpoints.endpoints.target import Target, near
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from llama_endpoints.azure.credentials import NOT_INSTALLED, login, said
-from llama_endpoints.azure.schemas import quiet
+from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.azure.workspace import Workspace
 from llama_endpoints.endpoints import polling
 from llama_serving.errors import SetupError

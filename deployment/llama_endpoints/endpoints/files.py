@@ -7,8 +7,8 @@ from typing import Final
 
 from llama_endpoints.validate.findings import Level
 from llama_endpoints.validate.kinds import Kind
+from llama_endpoints.validate.references import Reference, asset
 from llama_endpoints.validate.report import check
-from llama_endpoints.validate.rules.references import Reference, asset
 from llama_endpoints.validate.spec_files import Spec, Tree, around, beside, specs_of
 from llama_serving.errors import SetupError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from llama_endpoints.azure.schemas import quiet
+from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.endpoints.client import OperationFailed
 from llama_endpoints.endpoints.files import Files
 from llama_endpoints.endpoints.plan import FULL

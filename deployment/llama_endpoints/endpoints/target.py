@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from llama_endpoints.azure.schemas import quiet
+from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.endpoints.client import Client
 from llama_endpoints.endpoints.diff import Fields, flat
 from llama_endpoints.endpoints.files import Files, reference

@@ -160,7 +160,7 @@ def _files(given: Path) -> list[tuple[Path, str]]:
 
 def _params(text: str) -> dict[str, Any]:
     """Parameters by the names that the model's params schema has: MLflow drops all others."""
-    from llama_endpoints.cli.batch import defaults_of
+    from llama_endpoints.batch.row_defaults import defaults_of
 
     given = {name: value for name, value in asdict(defaults_of(text)[0]).items() if value is not None}
     if len(given.get("stop", ())) > 1:

@@ -9,8 +9,9 @@ from llama_endpoints.azure import schemas
 from llama_endpoints.azure.schemas import Complaint
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import WITHOUT_LOADER
-from llama_endpoints.validate.rules.limits import is_flat, shown
+from llama_endpoints.validate.places import is_flat
 from llama_endpoints.validate.spec_files import Spec
+from llama_endpoints.validate.values import shown
 
 _SET: Final = re.compile(r"passed is not in set \[(.*?)\]")
 _TYPE: Final = re.compile(r"Not a valid (\w+)\.")

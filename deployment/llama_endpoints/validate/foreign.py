@@ -8,7 +8,7 @@ from llama_endpoints.azure import limits
 from llama_endpoints.validate.document import Document
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import ALLOWED, Kind, schema_name
-from llama_endpoints.validate.rules.limits import shown
+from llama_endpoints.validate.values import shown
 
 _NAMES_US: Final = re.compile(
     r"azuremlschemas|\$schema|amlarc\.azureml\.com|Microsoft\.Insights/autoscaleSettings"

@@ -5,10 +5,11 @@ from typing import Final
 
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.kinds import ONLINE_DEPLOYMENTS, Kind
-from llama_endpoints.validate.rules.limits import placed
-from llama_endpoints.validate.rules.references import asset
+from llama_endpoints.validate.places import placed
+from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.script import Script
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_serving.catalog import CATALOG
 from llama_serving.settings import Settings
 
 OURS: Final = "LLAMA_"
@@ -51,3 +52,22 @@ def variables_place(spec: Spec) -> Place:
     """Where a deployment's variables belong."""
     batch = spec.kind is Kind.BATCH_DEPLOYMENT
     return placed(spec, ("settings", "environment_variables")) if batch else ("environment_variables",)
+
+
+def needs_code(spec: Spec, tree: Tree) -> bool:
+    """Whether it is ours, or leaves to Azure a model that `package` has made, for which Azure's own script does not work."""
+    if is_ours(spec, tree):
+        return True
+    model = asset(spec.at("model"), Kind.MODEL, tree)
+    packaged = spec.text("model", "properties", "variant") or (
+        model.text("properties", "variant") if model else ""
+    )
+    return packaged in CATALOG and spec.at("environment") is None and spec.at("code_configuration") is None
+
+
+def model_type(spec: Spec, tree: Tree) -> str:
+    """Of a deployment's model; empty where no file says it."""
+    if isinstance(spec.at("model"), dict):
+        return spec.text("model", "type").lower() or "custom_model"
+    model = asset(spec.at("model"), Kind.MODEL, tree)
+    return (model.text("type").lower() or "custom_model") if model else ""

@@ -14,8 +14,8 @@ from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.image import Image
 from llama_endpoints.validate.kinds import Kind
 from llama_endpoints.validate.ours import KEYS_FILE, OURS, is_ours, runs_our_server, variables_place
+from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.registry import variant_in_registry
-from llama_endpoints.validate.rules.references import asset
 from llama_endpoints.validate.spec_files import Spec, Tree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Final
 
-from llama_serving.contract.request import SamplingParams
 from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.selection import Choice, Wanted, choose
 from llama_serving.llama_config import LlamaConfig
+from llama_serving.sampling_params import SamplingParams
 
 SAMPLE: Final = 512
 """Sequences that stand for all."""
@@ -143,9 +143,9 @@ def _drawing(config: LlamaConfig, together: Sequence[Length]) -> float:
     """Seconds in which the tokens of a step are drawn."""
     import torch
 
-    from llama_serving.engine.base import Handle
     from llama_serving.engine.batching import sampler
     from llama_serving.engine.batching.sequence import Sequence as Running
+    from llama_serving.engine.handle import Handle
 
     logits = 3 * torch.randn(len(together), config.vocab)  # (about as sharp as a model's)
     running = [Running(n, (1,), one.params, Handle()) for n, one in enumerate(together)]

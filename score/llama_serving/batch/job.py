@@ -19,8 +19,9 @@ from llama_serving.batch.windows import Todo, windows
 from llama_serving.contract import rows
 from llama_serving.contract.request import Parameters
 from llama_serving.errors import SetupError
+from llama_serving.faults import as_serving_error
 from llama_serving.model_files import ModelFiles
-from llama_serving.service.service import Service, as_serving_error
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 SYNC_S: Final = 0.5

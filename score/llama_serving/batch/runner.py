@@ -11,7 +11,8 @@ from llama_serving.contract import rows
 from llama_serving.contract.request import Generations, Request
 from llama_serving.contract.rows import RowKind
 from llama_serving.errors import QueueFull, ServingError, Unavailable
-from llama_serving.service.service import Service, as_serving_error
+from llama_serving.faults import as_serving_error
+from llama_serving.service.service import Service
 
 AHEAD: Final = 2
 """Rows at the engine for each that it can run: one is waiting whenever another ends."""

@@ -1,14 +1,16 @@
 """Azure's `/score`: its six kinds of bodies, and their answers."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
+from llama_serving.contract.adapter import Adapter
 from llama_serving.contract.details import details
 from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, Reply, Request
 from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
-from llama_serving.errors import BadRequest
+from llama_serving.errors import BadRequest, ServingError
 
 KEYS: Final = ("input_data", "inputs")
 """Where the prompts stand; `inputs` is what LangChain's formatter for GPT-2 sends to an endpoint of Azure's."""
@@ -126,3 +128,38 @@ def _items(values: list[Any], at: str, *, continued: bool) -> tuple[tuple[Input,
     paths = tuple(f"{at}[{index}]" for index in range(len(values)))
     items = (inputs.item(value, paths[i], i, continued=continued) for i, value in enumerate(values))
     return tuple(items), paths
+
+
+class Azure:
+    """See `Adapter`."""
+
+    def of(self, body: Body) -> Adapter:
+        """See `Adapter.of`."""
+        del body
+        return self
+
+    def parse(self, body: Body) -> Request:
+        """See `Adapter.parse`."""
+        return parse(body)
+
+    def answer(self, request: Request, generations: Generations, model: str) -> Any:
+        """See `Adapter.answer`."""
+        del model
+        return answer(request, generations)
+
+    async def events(
+        self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
+    ) -> AsyncGenerator[Any, None]:
+        """See `Adapter.events`; with `details` they come last, for all sequences."""
+        del model
+        made = Events(request)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                for event in made.of(delta):
+                    yield event
+        for event in made.last():
+            yield event
+
+    def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
+        """See `Adapter.error`."""
+        return error.body(request_id)

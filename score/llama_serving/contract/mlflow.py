@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from llama_serving.contract import azure, inputs
-from llama_serving.contract.request import Body, Reply, Request
+from llama_serving.contract import azure, inputs, openai
+from llama_serving.contract.adapter import Adapter
+from llama_serving.contract.request import Body, Generations, Reply, Request
 from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
@@ -47,3 +48,20 @@ def _is_records(key: str, data: Any) -> bool:
     if key == "instances":
         return all(isinstance(item, dict) for item in data) and not inputs.is_dialog(data)
     return key == "dataframe_records"
+
+
+class MLflow(azure.Azure):
+    """See `Adapter`; streams and refusals are those of `/score`."""
+
+    def of(self, body: Body) -> Adapter:
+        """See `Adapter.of`."""
+        return openai.OpenAI() if openai.speaks(body) and not speaks(body) else self
+
+    def parse(self, body: Body) -> Request:
+        """See `Adapter.parse`."""
+        return parse(body)
+
+    def answer(self, request: Request, generations: Generations, model: str) -> object:
+        """See `Adapter.answer`."""
+        del model
+        return wrap(azure.answer(request, generations))

@@ -2,11 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
+from llama_serving.contract.adapter import Adapter
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
@@ -23,7 +25,7 @@ from llama_serving.contract.request import (
 )
 from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
-from llama_serving.errors import BadRequest
+from llama_serving.errors import BadRequest, ServingError
 
 PREFIXES: Final = ("/v1", "", "/models")
 """Below what both APIs lie: OpenAI's clients ask at the first, Azure's inference clients at all three."""
@@ -228,3 +230,42 @@ def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any
         text = {"message": {"role": "assistant", "content": sequence.full_text}}
     ids = token_ids(sequence) if request.return_token_ids else {}
     return {"index": index, **text, **_end(request, sequence), **ids}
+
+
+class OpenAI:
+    """See `Adapter`.
+
+    Args:
+        parse: of one route; without it a body of either.
+    """
+
+    def __init__(self, parse: Callable[[Body], Request] = parse) -> None:
+        self._parse = parse
+
+    def of(self, body: Body) -> Adapter:
+        """See `Adapter.of`."""
+        del body
+        return self
+
+    def parse(self, body: Body) -> Request:
+        """See `Adapter.parse`."""
+        return self._parse(body)
+
+    def answer(self, request: Request, generations: Generations, model: str) -> Any:
+        """See `Adapter.answer`."""
+        return answer(request, generations, model)
+
+    async def events(
+        self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
+    ) -> AsyncGenerator[Any, None]:
+        """See `Adapter.events`."""
+        chunks = Chunks(request, model)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield chunks.of(delta)
+        for chunk in chunks.last():
+            yield chunk
+
+    def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
+        """See `Adapter.error`."""
+        return error.body(request_id, openai=True)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final
+
+from llama_serving.sampling_params import FinishReason
 
 FILL_MARKER: Final = "<FILL_ME>"
 
@@ -154,42 +156,6 @@ class Request:
     def openai(self) -> bool:
         """The body came in OpenAI's shape."""
         return self.reply in (Reply.COMPLETION, Reply.CHAT)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How one sequence is sampled: every field decided, nothing left to a library's default.
-
-    Attributes:
-        max_new_tokens: tokens to generate at most, at least 1.
-        min_new_tokens: tokens before `stop_ids` may be drawn.
-        temperature: 0 is greedy.
-        top_k: 0 is off.
-        repetition_penalty: over prompt and completion, as transformers defines it.
-        presence_penalty: over the completion, as OpenAI defines it; `frequency_penalty` likewise.
-        stop_ids: ids that end the sequence.
-        seed: 0 … 2^63 − 1.
-        index: which of the returned sequences this is; a part of what its random numbers are made from.
-        logprobs: how many best tokens to report beside each drawn one; None is off. They are of the
-            model's own distribution: before penalties, temperature and cuts.
-    """
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    stop_ids: frozenset[int] = frozenset()
-    seed: int = 0
-    index: int = 0
-    logprobs: int | None = None
-
-
-FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)

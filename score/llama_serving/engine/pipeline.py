@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from llama_serving.contract.request import FinishReason, SamplingParams
 from llama_serving.engine import compute_threads
-from llama_serving.engine.base import EngineStats, Handle
+from llama_serving.engine.base import EngineStats
+from llama_serving.engine.handle import Handle
 from llama_serving.engine.reference_sampler import Sampler
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import InternalError, SetupError
 from llama_serving.llama_config import load as load_config
+from llama_serving.sampling_params import FinishReason, SamplingParams
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Token
+from llama_serving.engine.handle import Token
 from llama_serving.engine.seeded_random import uniform
+from llama_serving.sampling_params import SamplingParams
 
 Row = NDArray[np.float64]
 

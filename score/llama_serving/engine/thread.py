@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
-from llama_serving.contract.request import FinishReason
-from llama_serving.engine.base import Handle
+from llama_serving.engine.handle import Handle
 from llama_serving.engine.spin import SpinControl
 from llama_serving.errors import QueueFull, ServingError, Unavailable
+from llama_serving.sampling_params import FinishReason
 
 RETRY_AFTER_S: Final = 5
 MOST_OPEN: Final = 8192

@@ -25,9 +25,10 @@ from llama_serving.batch.windows import windows
 from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.request import Parameters
 from llama_serving.errors import SetupError
+from llama_serving.faults import log_to_stderr
 from llama_serving.hosts import gpu_assignment
 from llama_serving.model_files import ModelFiles
-from llama_serving.service.service import Service, log_to_stderr
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)

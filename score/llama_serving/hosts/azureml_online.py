@@ -16,8 +16,9 @@ from azureml_inference_server_http.api.aml_response import AMLResponse
 
 from llama_serving.contract import azure, http, strict_json
 from llama_serving.errors import InternalError, ServingError, SetupError, Unavailable
+from llama_serving.faults import as_serving_error, log_to_stderr
 from llama_serving.model_files import ModelFiles
-from llama_serving.service.service import Service, as_serving_error, log_to_stderr
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)

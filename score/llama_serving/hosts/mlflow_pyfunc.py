@@ -35,9 +35,10 @@ from llama_serving.contract.request import Parameters, Request
 from llama_serving.contract.rows import Place
 from llama_serving.contract.strict_json import check_value, present, too_deep
 from llama_serving.errors import BadRequest, ServingError
+from llama_serving.faults import as_serving_error, log_to_stderr
 from llama_serving.hosts import mlflow_thread_pool
 from llama_serving.model_files import ARTIFACT, ModelFiles
-from llama_serving.service.service import Service, as_serving_error, log_to_stderr
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)

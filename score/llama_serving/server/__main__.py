@@ -14,7 +14,8 @@ from typing import Final
 
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
-from llama_serving.server.run import Binding, log_as_json, serve
+from llama_serving.server.json_logs import log_as_json
+from llama_serving.server.run import Binding, serve
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 

@@ -16,16 +16,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llama_serving.contract import http, openai, strict_json
 from llama_serving.contract.adapter import Adapter
+from llama_serving.contract.azure import Azure
+from llama_serving.contract.mlflow import MLflow
+from llama_serving.contract.openai import OpenAI
 from llama_serving.contract.openapi import server_document
 from llama_serving.errors import MethodNotAllowed, NotFound, ServingError
+from llama_serving.faults import as_serving_error
 from llama_serving.server import body_reader
-from llama_serving.server.azure import Azure
 from llama_serving.server.lifecycle import Lifecycle, Phase
 from llama_serving.server.metrics import Metrics
-from llama_serving.server.mlflow import MLflow
-from llama_serving.server.openai import OpenAI
 from llama_serving.server.sse import EventStream
-from llama_serving.service.service import Service, as_serving_error
+from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 PROTOCOLS: Final[dict[str, Adapter]] = {

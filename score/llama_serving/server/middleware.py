@@ -11,11 +11,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llama_serving.faults import as_serving_error
 from llama_serving.server import auth
 from llama_serving.server.app import GONE, INFO, PROTOCOLS, refusal, spoken_at
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.start_pacing import Turns
-from llama_serving.service.service import as_serving_error
 
 _log = logging.getLogger(__name__)
 

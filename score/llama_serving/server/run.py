@@ -3,22 +3,14 @@
 import asyncio
 import logging
 import os
-import signal
-import socket
-import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from types import FrameType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.request import Request
 from llama_serving.errors import SetupError
 from llama_serving.server import auth, cors
@@ -27,6 +19,7 @@ from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.middleware import Gate
 from llama_serving.server.target import OriginForm
+from llama_serving.server.uvicorn_server import DrainingServer, HeadTimeoutProtocol, ServerEnd, bound_socket
 from llama_serving.service.output import RunningSequence
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
@@ -36,13 +29,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-HEAD_S: Final = 10.0
-"""Seconds that a request's head may take to come."""
 KEEP_ALIVE_S: Final = 75
 LAST_BYTES_S: Final = 10
 """What a client may take to read its answer once the server ends."""
-MOST_BEHIND: Final = 1 << 16
-"""Bytes that a client may send behind a request before it has the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +90,7 @@ async def _serve(
     options: Options,
     traces: "Traces | None",
 ) -> int:
-    ending = _Ending()
+    ending = ServerEnd()
 
     def loaded() -> Service:
         service = load()
@@ -123,7 +112,7 @@ async def _serve(
         OriginForm(cors.around(gate if traces is None else traces.around(gate), settings.cors_origins)),
         host=binding.host,
         port=binding.port,
-        http=_Punctual,
+        http=HeadTimeoutProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -133,8 +122,8 @@ async def _serve(
         ws="none",
         reset_contextvars=True,  # or the next request of a connection could inherit the last one's span
     )
-    listening = _listening(config)  # before anything is loaded
-    server = _Server(config, lifecycle)
+    listening = bound_socket(config)  # before anything is loaded
+    server = DrainingServer(config, lifecycle)
     ending.server = server
     try:
         await server.serve(sockets=[listening])
@@ -147,112 +136,6 @@ async def _serve(
         logging.shutdown()
         os._exit(ending.code)
     return ending.code
-
-
-def _listening(config: uvicorn.Config) -> socket.socket:
-    try:
-        listening = config.bind_socket()
-    except SystemExit:  # uvicorn's way to say it; its log has the cause
-        raise SetupError(f"{config.host}:{config.port} can't be listened on. Give another --port.") from None
-    # asyncio sets it where a socket says that it is TCP's, and uvicorn's does not: without it the end of an answer, and
-    # each event of a stream, wait for the client's acknowledgement, up to 40 ms. Connections inherit it.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
-
-
-@dataclass(slots=True)
-class _Ending:
-    """Lets the lifecycle end the server, whatever was made first."""
-
-    server: uvicorn.Server | None = field(default=None)
-    code: int = 0
-
-    def end(self, code: int) -> None:
-        self.code = code
-        if self.server is not None:
-            self.server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, but a first signal drains: it goes on answering until everybody inside has an answer.
-
-    A second one ends the engine, so that everybody inside is refused; a third one waits for nobody.
-    """
-
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
-        super().__init__(config)
-        self._lifecycle = lifecycle
-        self._loop = asyncio.get_running_loop()
-        self._ending: list[asyncio.Task[None]] = []
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """One more SIGTERM or SIGINT; what it means is for the loop, not for whatever it interrupts."""
-        del frame
-        self._loop.call_soon_threadsafe(self._told, sig)
-
-    def _told(self, number: int) -> None:
-        _log.info("%s", signal.Signals(number).name)
-        steps = (self._lifecycle.drain, self._lifecycle.close)
-        if len(self._ending) < len(steps):
-            self._ending.append(self._loop.create_task(steps[len(self._ending)]()))
-            return
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-        self.should_exit = True
-
-
-class _Punctual(H11Protocol):
-    """A connection that sends no request's head for too long is closed: it holds nothing but a socket."""
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Expect a first request."""
-        super().connection_made(transport)
-        self._expect()
-
-    def data_received(self, data: bytes) -> None:
-        """Expect the rest of a head that has begun."""
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._came()
-            self._read_on()
-        elif self._head_timer is None and not self.transport.is_closing():
-            self._expect()
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP; where an answer is out already, there is nothing to refuse, and nothing to log."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
-            self.transport.close()
-
-    def _read_on(self) -> None:
-        """uvicorn stops reading when something follows a request, and then doesn't see that the client goes."""
-        if self.cycle.more_body or not self.flow.read_paused:
-            return
-        if len(self.conn.trailing_data[0]) > MOST_BEHIND:
-            self.transport.close()
-        else:
-            self.flow.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Expect nothing more."""
-        self._came()
-        super().connection_lost(exc)
-
-    def _expect(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self._too_late)
-
-    def _came(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _too_late(self) -> None:
-        self._head_timer = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
 
 
 def _lifespan(lifecycle: Lifecycle) -> Any:
@@ -270,30 +153,3 @@ def _lifespan(lifecycle: Lifecycle) -> Any:
                 await lifecycle.close()
 
     return running
-
-
-class JsonLines(logging.Formatter):
-    """A log line as a JSON object: time, level, logger, message, and what a record says of itself."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            **getattr(record, "fields", {"message": record.getMessage()}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json_line(line)
-
-
-def log_as_json() -> None:
-    """Everything that is logged in this process, as JSON lines on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    for name in ("llama_serving", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.INFO)

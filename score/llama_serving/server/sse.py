@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
+from llama_serving.faults import as_serving_error
 from llama_serving.server.body_reader import gone
-from llama_serving.service.service import as_serving_error
 
 DONE: Final = b"data: [DONE]\n\n"
 _NOTHING: Final = object()

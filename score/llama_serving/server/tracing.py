@@ -20,7 +20,7 @@ from opentelemetry.util.http import sanitize_method
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llama_serving.contract.request import Request
-from llama_serving.engine.base import Handle
+from llama_serving.engine.handle import Handle
 from llama_serving.errors import SetupError
 from llama_serving.server.middleware import NAMED, PROBES, named
 from llama_serving.service.output import RunningSequence

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llama_serving.engine.base import Handle
+from llama_serving.engine.handle import Handle
 
 
 class InFlight:

@@ -6,7 +6,7 @@ from itertools import starmap
 from typing import Final
 
 from llama_serving.contract.request import Alternative, Delta, Generation, Request, TokenLogprob, Usage
-from llama_serving.engine.base import Handle, Token
+from llama_serving.engine.handle import Handle, Token
 from llama_serving.errors import Unavailable
 from llama_serving.prompts.builder import Prompt
 from llama_serving.prompts.stops import StopFinder

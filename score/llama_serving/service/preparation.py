@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
-from llama_serving.contract.request import Dialog, Request, SamplingParams
+from llama_serving.contract.request import Dialog, Request
 from llama_serving.engine.seeded_random import fresh_seed
 from llama_serving.errors import BadRequest
 from llama_serving.prompts.builder import Prompt, PromptBuilder, located
+from llama_serving.sampling_params import SamplingParams
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -10,26 +10,18 @@ from itertools import chain
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
-from llama_serving.contract.request import (
-    Delta,
-    Generation,
-    Generations,
-    Request,
-    SamplingParams,
-)
+from llama_serving.contract.request import Delta, Generation, Generations, Request
 from llama_serving.engine.base import Engine
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
-    InternalError,
     QueueFull,
-    ServingError,
     SetupError,
-    frames,
 )
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.sampling_params import SamplingParams
 from llama_serving.service.engine_factory import dtype_of, start_engine
 from llama_serving.service.in_flight import InFlight
 from llama_serving.service.output import RunningSequence, StopAt
@@ -265,19 +257,3 @@ def _refuse_nothing(generations: Sequence[Sequence[Generation]]) -> None:
     sequences = [sequence for one in generations for sequence in one]
     if all(s.finish_reason == "deadline" and s.usage.completion_tokens == 0 for s in sequences):
         raise DeadlineExceeded("The deadline passed before the first token. Ask for less, or allow more time.")
-
-
-def log_to_stderr() -> None:
-    """Makes the start line and the warnings visible in servers that have set up no logging."""
-    log = logging.getLogger("llama_serving")
-    log.setLevel(logging.INFO)
-    if not log.hasHandlers():
-        log.addHandler(logging.StreamHandler())
-
-
-def as_serving_error(error: Exception) -> ServingError:
-    """Any fault as one that may be shown; what nobody foresaw goes to the log, not to the client."""
-    if isinstance(error, ServingError):
-        return error
-    _log.error("unforeseen fault (messages left out, they could quote a prompt)\n%s", frames(error))
-    return InternalError("The server failed on this request. The log has the cause.")

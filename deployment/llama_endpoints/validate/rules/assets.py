@@ -12,9 +12,9 @@ from llama_endpoints.validate import disk
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.image import Image, dockerfile, tagged
 from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
-from llama_endpoints.validate.rules.limits import shown
 from llama_endpoints.validate.serving import QUANTIZED
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
 MADE: Final = "build"
 """The folder of what `package` makes: a model there may not be made yet."""

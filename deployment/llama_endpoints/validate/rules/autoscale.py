@@ -15,8 +15,8 @@ from llama_endpoints.azure.limits import MOST_INSTANCES, START_MIN
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import AUTOSCALE_TYPE, Kind
-from llama_endpoints.validate.rules.limits import shown
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
 METRICS: Final = (
     "CpuMemoryUtilizationPercentage", "CpuUtilizationPercentage", "DataCollectionErrorsPerMinute",

@@ -6,11 +6,12 @@ from typing import Final
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import Kind
-from llama_endpoints.validate.rules.limits import placed, read_by_azure, shown
-from llama_endpoints.validate.rules.machines import machine_of
-from llama_endpoints.validate.rules.references import cluster
+from llama_endpoints.validate.machines import machine_of
+from llama_endpoints.validate.places import placed
+from llama_endpoints.validate.references import cluster
 from llama_endpoints.validate.serving import Serving
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import read_by_azure, shown
 
 _ACTION: Final[Place] = ("settings", "output_action")
 _FILE: Final[Place] = ("settings", "output_file_name")

@@ -13,10 +13,10 @@ from llama_endpoints.validate import disk
 from llama_endpoints.validate.document import MOST_BYTES, Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
-from llama_endpoints.validate.rules.limits import shown
-from llama_endpoints.validate.rules.references import asset
+from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.script import Script
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
 _RUNTIMES: Final[Mapping[bool, tuple[str, ...]]] = {
     True: ("azureml-core", "azureml-defaults", "azureml-sdk", "azureml-mlflow"),

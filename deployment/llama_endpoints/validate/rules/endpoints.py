@@ -7,8 +7,8 @@ from llama_endpoints.azure.limits import IDENTITIES
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import ENDPOINTS, ONLINE_ENDPOINTS, Kind
-from llama_endpoints.validate.rules.limits import read_by_azure, shown, within
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import read_by_azure, shown, within
 
 MOST_MIRRORED: Final = 50
 

@@ -7,11 +7,11 @@ from llama_endpoints.planning.sizing import Precision, Runner, spreads
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
+from llama_endpoints.validate.machines import machine_of
 from llama_endpoints.validate.ours import OURS
-from llama_endpoints.validate.rules.limits import shown
-from llama_endpoints.validate.rules.machines import machine_of
 from llama_endpoints.validate.serving import ENGINE, TENSOR_PARALLEL, VLLM, Serving
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 from llama_serving.service.engine_factory import UNUSED, UPSTREAM_ONLY, VLLM_ONLY
 from llama_serving.settings import Settings
 

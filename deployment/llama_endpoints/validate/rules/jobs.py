@@ -7,8 +7,8 @@ from typing import Final
 from llama_endpoints.validate import disk
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import Kind
-from llama_endpoints.validate.rules.limits import shown
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
 _USED: Final = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z_]\w*)")
 _IMPLICIT: Final = ("outputs", "default")

@@ -9,10 +9,10 @@ from llama_endpoints.planning.skus import azure_size
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import Kind
+from llama_endpoints.validate.machines import GPUS, instance_type
 from llama_endpoints.validate.ours import is_ours
-from llama_endpoints.validate.rules.limits import shown
-from llama_endpoints.validate.rules.machines import GPUS, instance_type
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
 _AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS: Final[Mapping[str | None, float]] = {

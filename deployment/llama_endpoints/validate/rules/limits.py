@@ -1,7 +1,5 @@
 """Numbers and choices that have their limits in a table. azure-ai-ml takes -5, 999000 and "yes"."""
 
-import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,11 +15,9 @@ from llama_endpoints.azure.limits import (
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import Kind
+from llama_endpoints.validate.places import PROBES, is_flat, placed
 from llama_endpoints.validate.spec_files import Spec, Tree
-
-MOST: Final = 2**31 - 1
-_DIGITS: Final = re.compile(r"\s*[+-]?\d{1,18}\s*")
-PROBES: Final = ("liveness_probe", "readiness_probe")
+from llama_endpoints.validate.values import MOST, article, read_by_azure, shown, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,48 +188,3 @@ def _number(spec: Spec, limits: Range, place: Place) -> Iterator[Finding]:
 
 def _must_be_made(spec: Spec, choice: Choice) -> bool:
     return choice in REQUIRED and not is_flat(spec)
-
-
-def is_flat(spec: Spec) -> bool:
-    """Whether a batch deployment is written in Azure's older form: without `type`, and what is in `settings` beside the rest."""
-    return spec.kind is Kind.BATCH_DEPLOYMENT and spec.at("type") is None and spec.at("settings") is None
-
-
-def placed(spec: Spec, place: Place) -> Place:
-    """Where something of `settings` stands in a file."""
-    return place[1:] if place[0] == "settings" and is_flat(spec) else place
-
-
-def read_by_azure(value: Any) -> int | None:
-    """The integer that Azure's client makes of a value; None for what it refuses."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, float) and math.isfinite(value):
-        return int(value)
-    if isinstance(value, str) and _DIGITS.fullmatch(value):
-        return int(value)
-    return value if isinstance(value, int) else None
-
-
-def within(value: Any, low: int, high: int) -> bool:
-    """Whether it is an integer (to Azure, true is 1 and 1.7 is 1) from low to high."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def shown(value: Any) -> str:
-    """A value for a message: short, and a string in quotes."""
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def article(value: Any) -> str:
-    """What YAML takes a value for, in words."""
-    words = {
-        str: "a text",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return words.get(type(value), "a date")

@@ -5,57 +5,34 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Final
 
-from llama_endpoints.azure.limits import NODE_SIZE
-from llama_endpoints.planning import sizing, skus
+from llama_endpoints.planning import skus
 from llama_endpoints.planning.planner import USUAL_TOKENS
-from llama_endpoints.planning.sizing import Fit, Precision, Runner, Workload
-from llama_endpoints.planning.skus import Cloud, Offer, Sku
+from llama_endpoints.planning.skus import Offer, Sku
 from llama_endpoints.validate import sizes as names_of_sizes
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
+from llama_endpoints.validate.machines import (
+    concurrency_of,
+    context_of,
+    fit_of,
+    machine_of,
+    reasons_against,
+    size_place,
+    sizes,
+)
 from llama_endpoints.validate.ours import is_ours
-from llama_endpoints.validate.rules.limits import shown
-from llama_endpoints.validate.rules.references import asset, cluster, elsewhere
+from llama_endpoints.validate.references import asset, cluster, elsewhere
 from llama_endpoints.validate.serving import SEQUENCES, Serving, variant_name
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
 _OFFER: Final = {
     Kind.MANAGED_DEPLOYMENT: Offer.MANAGED_ONLINE,
     Kind.COMPUTE: Offer.BATCH,
 }
-_PRECISION: Final = {"bfloat16": Precision.BF16, "float16": Precision.FP16}
-GPUS: Final = "nvidia.com/gpu"
-"""As a cluster calls them."""
 _TYPING_ERROR: Final = 0.93
 """How alike two names are that differ by a letter."""
-
-
-def sizes() -> dict[str, Sku]:
-    """Azure's, by their names."""
-    return {sku.name: sku for sku in skus.SKUS.values() if sku.cloud is Cloud.AZURE}
-
-
-def instance_type(spec: Spec, tree: Tree) -> Spec | None:
-    """The file of the type of instance that a deployment on Kubernetes names, if it is there."""
-    return tree.named(spec.text("instance_type"), Kind.INSTANCE_TYPE)
-
-
-def machine_of(spec: Spec, tree: Tree) -> Sku | None:
-    """Of a deployment, with the GPUs that it gets, or of a compute's file."""
-    if spec.kind is Kind.BATCH_DEPLOYMENT:
-        compute = cluster(spec, tree)
-        return machine_of(compute, tree) if compute else None
-    if spec.kind is Kind.KUBERNETES_DEPLOYMENT:
-        made = instance_type(spec, tree)
-        return _node(made) if made else None
-    return skus.azure_size(spec.text(*_place(spec)))
-
-
-def _node(made: Spec) -> Sku | None:
-    sku = skus.azure_size(made.text("spec", "nodeSelector", NODE_SIZE))
-    gpus = made.number("spec", "resources", "limits", GPUS, default=0)
-    return replace(sku, gpus=min(sku.gpus, gpus)) if sku and gpus > 0 else None
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -67,13 +44,8 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
         yield from _memory(spec, tree)
 
 
-def _place(spec: Spec) -> Place:
-    places = {Kind.COMPUTE: "size", Kind.BATCH_DEPLOYMENT: "compute"}
-    return (places.get(spec.kind, "instance_type"),)
-
-
 def _size(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    place = _place(spec)
+    place = size_place(spec)
     name = spec.text(*place)
     sku = skus.azure_size(name)
     if sku is None:
@@ -171,12 +143,12 @@ def _memory(spec: Spec, tree: Tree) -> Iterator[Finding]:
         return
     if serving.has_vllm:
         sku = replace(sku, gpus=min(sku.gpus, serving.gpus))
-    reasons = _reasons(spec, sku, serving)
+    reasons = reasons_against(spec, sku, serving)
     if reasons:
         yield spec.find(
-            Rule.MEMORY, _place(spec),
+            Rule.MEMORY, size_place(spec),
             f"can't run {serving.variant.name} with LLAMA_DTYPE {serving.settings.dtype}, a context of "
-            f"{_context(serving):,} and {_concurrency(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
+            f"{context_of(serving):,} and {concurrency_of(serving)} at a time on {sku.gpus} x {sku.gpu.name}: "
             f"{'; '.join(reasons)}. `llama-endpoints plan` names a machine that can.",
         )  # fmt: skip
     elif serving.has_vllm:
@@ -189,7 +161,7 @@ def _crowded(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
     if fit is not None and fit.reasons:
         yield spec.find(
             Rule.CROWDED, (*serving.place, SEQUENCES),
-            f"is {_concurrency(serving)}, and memory has not room for as many of the usual {USUAL_TOKENS:,} tokens: "
+            f"is {concurrency_of(serving)}, and memory has not room for as many of the usual {USUAL_TOKENS:,} tokens: "
             f"{'; '.join(fit.reasons)}. Those beyond it wait, or are computed again. Lower it where yours are not shorter.",
         )  # fmt: skip
 
@@ -199,76 +171,7 @@ def _weights(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
     there, weights = sku.gpus * sku.gpu.memory_mib, serving.weight_bytes / 2**20
     if serving.variant is not None and weights > there:
         yield spec.find(
-            Rule.MEMORY, _place(spec),
+            Rule.MEMORY, size_place(spec),
             f"has {sku.gpus} x {sku.gpu.name} with {there:,} MiB together, and {serving.variant.name} takes {weights:,.0f} MiB in "
             f"{serving.precision or '16 bits'}. `llama-endpoints plan` names a machine that holds it.",
         )  # fmt: skip
-
-
-def _context(serving: Serving) -> int:
-    trained = serving.variant.trained_positions.value if serving.variant else 0
-    return serving.settings.context or trained
-
-
-def _concurrency(serving: Serving) -> int:
-    return 1 if _runner(serving) is Runner.PIPELINE else serving.settings.max_num_seqs
-
-
-_RUNNERS: Final = {"pipeline": Runner.PIPELINE, "vllm": Runner.VLLM}
-
-
-def _runner(serving: Serving) -> Runner | None:
-    return _RUNNERS.get(serving.engine)
-
-
-def fit_of(spec: Spec, sku: Sku, serving: Serving, usual: int = 1) -> Fit | None:
-    """A deployment's model on a machine; None where it is not known, or not there. What has 32 bits is taken for 16.
-
-    Args:
-        spec: the deployment.
-        sku: the machine.
-        serving: what it serves with.
-        usual: tokens that each of vLLM's sequences shall have room for, beside one at its longest.
-    """
-    if serving.variant is None or serving.is_elsewhere:
-        return None
-    workload = Workload(_context(serving), _concurrency(serving), usual if serving.has_vllm else None)
-    own_disk = spec.kind is not Kind.KUBERNETES_DEPLOYMENT
-    precision = serving.precision or _PRECISION.get(_dtype(serving), Precision.FP16)
-    options = serving.options if serving.has_vllm else sizing.USUAL_OPTIONS
-    return sizing.fit(
-        serving.variant,
-        workload,
-        precision,
-        _shared(sku, serving),
-        _runner(serving),
-        options=options,
-        own_disk=own_disk,
-    )
-
-
-def _shared(sku: Sku, serving: Serving) -> Sku:
-    """The machine with as much of its memory as vLLM is given, where that is not what is planned with."""
-    share = serving.settings.vllm_gpu_share
-    if not serving.has_vllm or share == sizing.USABLE:
-        return sku
-    return replace(sku, gpu=replace(sku.gpu, memory_mib=round(sku.gpu.memory_mib * share / sizing.USABLE)))
-
-
-def _dtype(serving: Serving) -> str:
-    given = serving.settings.dtype
-    return serving.variant.dtype if given == "auto" and serving.variant else given
-
-
-def _reasons(spec: Spec, sku: Sku, serving: Serving) -> tuple[str, ...]:
-    fit = fit_of(spec, sku, serving)
-    if fit is None:
-        return ()
-    if _dtype(serving) in _PRECISION:
-        return fit.reasons
-    takes = 2 * (fit.memory.total - fit.memory.overhead) + fit.memory.overhead  # float32: all but CUDA's own
-    return (
-        (f"in float32 it takes {takes:,.0f} MiB where {fit.placement.limit_mib:,.0f} may be used",)
-        if takes > fit.placement.limit_mib
-        else ()
-    )

@@ -6,8 +6,8 @@ from typing import Final
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import WITHOUT_LOADER
-from llama_endpoints.validate.rules.limits import shown
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
 MAPPINGS: Final[tuple[Place, ...]] = (
     *((name,) for name in (

@@ -8,8 +8,8 @@ from llama_endpoints.azure import limits
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import ASSETS, DEPLOYMENTS, ENDPOINTS, Kind
-from llama_endpoints.validate.rules.limits import article, shown
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import article, shown
 
 _ASSETS: Final = limits.Names(
     re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"),

@@ -18,10 +18,11 @@ from llama_endpoints.planning.skus import Sku
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import ONLINE_DEPLOYMENTS, Kind
-from llama_endpoints.validate.rules.limits import PROBES, read_by_azure
-from llama_endpoints.validate.rules.machines import fit_of, machine_of
+from llama_endpoints.validate.machines import fit_of, machine_of
+from llama_endpoints.validate.places import PROBES
 from llama_endpoints.validate.serving import Serving
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import read_by_azure
 
 _TIMEOUT: Final[Place] = ("request_settings", "request_timeout_ms")
 _CONCURRENT: Final[Place] = ("request_settings", "max_concurrent_requests_per_instance")

@@ -1,37 +1,31 @@
 """What a file names in others: `azureml:NAME:VERSION`, registries, endpoints and clusters."""
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Final
 
 from llama_endpoints.azure.limits import ENDPOINTS as ENDPOINT_NAMES
 from llama_endpoints.validate import disk
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, ENDPOINTS, ONLINE_DEPLOYMENTS, Kind
-from llama_endpoints.validate.rules.limits import shown
+from llama_endpoints.validate.references import (
+    COMPUTE_NAME,
+    PLURAL,
+    RESOURCE_ID,
+    RESOURCE_ID_OF_CLIENT,
+    Reference,
+    asset,
+    cluster,
+    elsewhere,
+    is_unpinned,
+)
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import shown
 
-_SHORT: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*):([A-Za-z0-9][A-Za-z0-9._-]*)")
-_LABEL: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?")
-_ARM: Final = re.compile(
-    r"(?:azureml:)?/?subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/\S+",
-    re.IGNORECASE,
-)
-"""The names in a resource's id are read in any case."""
-_AS_CLIENT: Final = re.compile(
-    r"azureml:/?subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/workspaces/[^/]+"
-    r"/[^/]+/[^/]+/versions/[^/]+"
-)
-_REGISTRY: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)/versions/([^/]+)")
-_REGISTRY_LABEL: Final = re.compile(r"azureml://registries/[^/]+/(\w+)/([^/]+)(?:/labels/[^/]+)?")
-_COMPUTE: Final = re.compile(r"(?:azureml:)?([A-Za-z][A-Za-z0-9-]*)")
 _FILE: Final = "file:"
 """Before the path of an environment's file; azure-ai-ml takes no other kind so."""
 _LOCAL: Final = "local"
 """The machine that the client runs on."""
-_PLURAL: Final = {Kind.MODEL: "models", Kind.ENVIRONMENT: "environments"}
 _ENDPOINT_OF: Final[Mapping[Kind, Kind]] = {
     Kind.MANAGED_DEPLOYMENT: Kind.MANAGED_ENDPOINT,
     Kind.KUBERNETES_DEPLOYMENT: Kind.KUBERNETES_ENDPOINT,
@@ -40,52 +34,6 @@ _ENDPOINT_OF: Final[Mapping[Kind, Kind]] = {
 _ELSEWHERE: Final = (
     "If it is in the workspace already, all is well; else make a file for it, or correct the name."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """`azureml:NAME:VERSION`."""
-
-    name: str
-    version: str
-
-    @classmethod
-    def of(cls, value: Any) -> "Reference | None":
-        """None for what is no such text."""
-        match = _SHORT.fullmatch(value) if isinstance(value, str) else None
-        return cls(match[1], match[2]) if match else None
-
-
-def asset(value: Any, kind: Kind, tree: Tree) -> Spec | None:
-    """The file of a model or an environment that a deployment names, here or in a registry, if it is there."""
-    reference = Reference.of(value) or _registered(value, kind)
-    if reference is None:
-        return None
-    versions = (spec for spec in tree.of_kind(kind) if spec.name == reference.name)
-    return next((spec for spec in versions if str(spec.at("version")) == reference.version), None)
-
-
-def _registered(value: Any, kind: Kind) -> Reference | None:
-    match = _REGISTRY.fullmatch(value) if isinstance(value, str) else None
-    return Reference(match[2], match[3]) if match and match[1] == _PLURAL[kind] else None
-
-
-def elsewhere(value: str, kind: Kind) -> bool:
-    """Whether it names an asset of a registry, or one by its whole name: it need not be here."""
-    return bool(_ARM.fullmatch(value) or _registered(value, kind))
-
-
-def _unpinned(value: str, kind: Kind) -> bool:
-    """Whether it names an asset without a version: Azure takes the one that a label has, or the newest."""
-    match = _REGISTRY_LABEL.fullmatch(value)
-    in_registry = match is not None and match[1] == _PLURAL[kind]
-    return in_registry or value.endswith(":latest") or _LABEL.fullmatch(value) is not None
-
-
-def cluster(spec: Spec, tree: Tree) -> Spec | None:
-    """The file of the compute that a deployment or a job names, if it is there."""
-    match = _COMPUTE.fullmatch(spec.text("compute"))
-    return tree.named(match[1], Kind.COMPUTE) if match else None
 
 
 def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
@@ -117,14 +65,14 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
             )
         return
     if elsewhere(value, kind):
-        if _ARM.fullmatch(value) and not _AS_CLIENT.fullmatch(value):
+        if RESOURCE_ID.fullmatch(value) and not RESOURCE_ID_OF_CLIENT.fullmatch(value):
             yield spec.find(
                 Rule.ID_CASE, place,
                 f"is {shown(value)}, an id that Azure reads in any case and azure-ai-ml only as azureml:/subscriptions/S/"
-                f"resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/{_PLURAL[kind]}/NAME/versions/VERSION. Write it so.",
+                f"resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/{PLURAL[kind]}/NAME/versions/VERSION. Write it so.",
             )  # fmt: skip
         return
-    if _unpinned(value, kind):
+    if is_unpinned(value, kind):
         yield spec.find(
             Rule.UNPINNED, place,
             f"names no version ({shown(value)}), so that the same file deploys something else tomorrow. Write "
@@ -135,7 +83,7 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
         yield spec.find(
             Rule.REFERENCE, place,
             "must be azureml:NAME:VERSION or "
-            f"azureml://registries/REGISTRY/{_PLURAL[kind]}/NAME/versions/VERSION, not {shown(value)}.",
+            f"azureml://registries/REGISTRY/{PLURAL[kind]}/NAME/versions/VERSION, not {shown(value)}.",
         )  # fmt: skip
     elif asset(value, kind, tree) is None:
         there = [f"azureml:{one.name}:{one.at('version')}" for one in tree.of_kind(kind)]
@@ -191,9 +139,9 @@ def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
             Rule.GIVEN_LATER, ("compute",),
             "is missing, and must be given with each command (--set compute=...). Write azureml:NAME, and it is looked at.",
         )  # fmt: skip
-    if value is None or value == _LOCAL or (isinstance(value, str) and _ARM.fullmatch(value)):
+    if value is None or value == _LOCAL or (isinstance(value, str) and RESOURCE_ID.fullmatch(value)):
         return
-    if not isinstance(value, str) or not _COMPUTE.fullmatch(value):
+    if not isinstance(value, str) or not COMPUTE_NAME.fullmatch(value):
         yield spec.find(Rule.REFERENCE, ("compute",), f"must be azureml:NAME, not {shown(value)}.")
     elif cluster(spec, tree) is None:
         there = [f"azureml:{one.name}" for one in tree.of_kind(Kind.COMPUTE)]

@@ -8,12 +8,19 @@ from llama_endpoints.validate import disk, signatures
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, ONLINE_DEPLOYMENTS, Kind
-from llama_endpoints.validate.ours import BATCH, LIVE, ONLINE, is_for_our_server, is_ours
-from llama_endpoints.validate.rules.limits import shown
-from llama_endpoints.validate.rules.references import asset
+from llama_endpoints.validate.ours import (
+    BATCH,
+    LIVE,
+    ONLINE,
+    is_for_our_server,
+    is_ours,
+    model_type,
+    needs_code,
+)
+from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.script import Script, is_remote
 from llama_endpoints.validate.spec_files import Spec, Tree
-from llama_serving.catalog import CATALOG
+from llama_endpoints.validate.values import shown
 
 _CODE: Final[Place] = ("code_configuration", "code")
 _SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
@@ -42,17 +49,6 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     yield from _environment(spec, tree)
 
 
-def needs_code(spec: Spec, tree: Tree) -> bool:
-    """Whether it is ours, or leaves to Azure a model that `package` has made, for which Azure's own script does not work."""
-    if is_ours(spec, tree):
-        return True
-    model = asset(spec.at("model"), Kind.MODEL, tree)
-    packaged = spec.text("model", "properties", "variant") or (
-        model.text("properties", "variant") if model else ""
-    )
-    return packaged in CATALOG and spec.at("environment") is None and spec.at("code_configuration") is None
-
-
 def _environment(spec: Spec, tree: Tree) -> Iterator[Finding]:
     """Azure makes one itself for MLflow's and Triton's models alone."""
     if spec.at("environment") is not None:
@@ -72,14 +68,6 @@ def _environment(spec: Spec, tree: Tree) -> Iterator[Finding]:
             Rule.GIVEN_LATER, ("model",),
             "is missing, as environment and code are, and must be given with each command (--set model=...). Write it, and it is looked at.",
         )  # fmt: skip
-
-
-def model_type(spec: Spec, tree: Tree) -> str:
-    """Of a deployment's model; empty where no file says it."""
-    if isinstance(spec.at("model"), dict):
-        return spec.text("model", "type").lower() or "custom_model"
-    model = asset(spec.at("model"), Kind.MODEL, tree)
-    return (model.text("type").lower() or "custom_model") if model else ""
 
 
 def _server(spec: Spec, tree: Tree) -> Iterator[Finding]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
-from llama_endpoints.validate.rules.references import asset
-from llama_endpoints.validate.rules.scripts import model_type, needs_code
+from llama_endpoints.validate.ours import model_type, needs_code
+from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.script import is_remote
 from llama_endpoints.validate.spec_files import Spec, Tree
 

@@ -8,8 +8,9 @@ from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
 from llama_endpoints.validate.ours import KEYS_FILE, KNOWN, OURS, is_ours, variables_place
-from llama_endpoints.validate.rules.limits import article, is_flat, shown
+from llama_endpoints.validate.places import is_flat
 from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.values import article, shown
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 

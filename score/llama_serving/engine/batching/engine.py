@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from llama_serving.contract.request import FinishReason, SamplingParams
-from llama_serving.engine.base import EngineStats, Handle, Token, publish
+from llama_serving.engine.base import EngineStats
 from llama_serving.engine.batching import batch_invariance, sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.prefill_budget import CostModel
 from llama_serving.engine.batching.scheduler import Scheduler, Span, Step
 from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import BadRequest, InternalError
+from llama_serving.sampling_params import FinishReason, SamplingParams
 
 if TYPE_CHECKING:
     import torch

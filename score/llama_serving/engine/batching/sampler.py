@@ -10,10 +10,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Token
 from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.handle import Token
 from llama_serving.engine.seeded_random import uniform
+from llama_serving.sampling_params import SamplingParams
 
 BEST: Final = 64
 MANY: Final = 1024

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from llama_serving.contract.request import FinishReason
 from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.prefill_budget import CostModel
 from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.sampling_params import FinishReason
 
 LOOK_AHEAD: Final = 64
 """Waiting sequences that are looked at in one step."""

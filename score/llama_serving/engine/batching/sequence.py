@@ -4,8 +4,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import Any
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import Handle
+from llama_serving.engine.handle import Handle
+from llama_serving.sampling_params import SamplingParams
 
 
 class Sequence:

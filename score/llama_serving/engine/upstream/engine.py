@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from llama_serving.contract.request import FinishReason, SamplingParams
-from llama_serving.engine.base import EngineStats, Handle, Token, publish
+from llama_serving.engine.base import EngineStats
+from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.client import AwayError, Client
 from llama_serving.engine.upstream.remote import Server
 from llama_serving.engine.upstream.stream_parser import Answer
 from llama_serving.errors import InternalError, ServingError, SetupError, frames
+from llama_serving.sampling_params import FinishReason, SamplingParams
 
 _log = logging.getLogger(__name__)
 

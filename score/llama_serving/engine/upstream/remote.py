@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from llama_serving.contract.request import SamplingParams
 from llama_serving.errors import BadRequest, SetupError
+from llama_serving.sampling_params import SamplingParams
 
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{1,64}")
 _SHOWN: Final = 5

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from llama_serving.contract.request import FinishReason, SamplingParams
-from llama_serving.engine.base import Token
+from llama_serving.engine.handle import Token
 from llama_serving.engine.upstream import error_mapping
+from llama_serving.sampling_params import FinishReason, SamplingParams
 
 _TOKEN: Final = re.compile(r"token_id:([0-9]{1,9})")
 _DONE: Final = "[DONE]"

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from llama_serving.contract.request import SamplingParams
-from llama_serving.engine.base import EngineStats, Handle
+from llama_serving.engine.base import EngineStats
+from llama_serving.engine.handle import Handle
 from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.client import Client
 from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
@@ -22,6 +22,7 @@ from llama_serving.engine.vllm.options import ServedModel, VllmOptions
 from llama_serving.engine.vllm.process import Process
 from llama_serving.engine.vllm.supervisor import Run, Supervisor
 from llama_serving.errors import SetupError
+from llama_serving.sampling_params import SamplingParams
 
 _log = logging.getLogger(__name__)
 

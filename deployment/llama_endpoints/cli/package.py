@@ -1,0 +1,144 @@
+"""`llama-endpoints package`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from llama_endpoints.checkpoints.variants import infilling_in, row_for
+from llama_endpoints.cli.options import (
+    DTYPES,
+    default_options,
+    format_options,
+    warn,
+)
+from llama_serving.errors import SetupError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from llama_endpoints.checkpoints.inspection import Checkpoint
+    from llama_endpoints.checkpoints.package import Packaged, Weights
+    from llama_serving.catalog import ModelVariant
+
+
+@click.command()
+@click.option(
+    "--checkpoint",
+    required=True,
+    help="Folder with config.json, tokenizer.json and safetensors, azureml:...; or nano.",
+)
+@click.option("--variant", help="Its name in the catalog (`llama-endpoints models`); not needed for nano.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder that becomes the model.")
+@click.option(
+    "--weights",
+    type=click.Choice(["link", "copy", "reference"]),
+    default="link",
+    show_default=True,
+    help="Hard links need no space; a reference records the checkpoint's path and nothing else.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="What to serve in; the catalog's by default (bfloat16, nano float32).",
+)
+@click.option(
+    "--infill-order",
+    type=click.Choice(["psm", "spm"]),
+    help="Order of infilling prompts; the catalog's by default (psm, nano spm).",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Folder of a PEFT LoRA adapter to merge into the weights: adapter_config.json, adapter_model.safetensors.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a model already.")
+@format_options
+@default_options
+def package(  # noqa: PLR0913  (one argument an option)
+    *,
+    checkpoint: str,
+    variant: str | None,
+    output: Path,
+    weights: str,
+    dtype: str | None,
+    infill_order: str | None,
+    adapter: Path | None,
+    overwrite: bool,
+    **described: Any,
+) -> None:
+    """Make an MLflow model of a checkpoint.
+
+    OUTPUT becomes the model itself: `mlflow models serve --model-uri OUTPUT` and every --model of this
+    command take it. On any failure nothing is left of it.
+
+    AWQ, GPTQ and compressed-tensors checkpoints are recognized by their config and checked tensor by
+    tensor; LLAMA_ENGINE=vllm serves them. With --adapter the weights are merged in float32 and written anew.
+
+    \b
+    Examples:
+      llama-endpoints package --checkpoint nano --output build/nano
+      llama-endpoints package --checkpoint CodeLlama-7b-hf --variant codellama/CodeLlama-7b-hf --output models/7b
+      llama-endpoints package --checkpoint CodeLlama-7b-hf --variant codellama/CodeLlama-7b-hf \\
+        --adapter my-lora --output models/7b-tuned
+      llama-endpoints package --checkpoint my-llama --dialog inst --infill none --output models/mine
+    """  # noqa: D301
+    from llama_endpoints.checkpoints.inspection import inspect
+    from llama_endpoints.checkpoints.package import Weights
+    from llama_endpoints.checkpoints.package import package as write
+    from llama_endpoints.download.resolve import folder_of
+
+    folder = folder_of(checkpoint)
+    row = infilling_in(row_for(checkpoint, folder, variant, described), infill_order)
+    found = inspect(folder, _served_in(row, dtype))
+    warn(found.warnings)
+    if adapter is None:
+        with _weights_bar("weights", found.weight_bytes) as bar:
+            done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
+    else:
+        found, done = _merge(found, adapter, output, Weights(weights), overwrite=overwrite)
+    if done.copied:
+        click.echo(f"The weights were copied: they can't be linked ({done.copied}).", err=True)
+    if done.no_kernels:
+        click.echo(f"It brings no compiled kernels for CPUs along: {done.no_kernels}.", err=True)
+    verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[done.weights]
+    if adapter is not None:
+        verb = "merged and written"
+    click.echo(
+        f"{output} is {found.variant.title} as an MLflow model, {found.weight_bytes:,} bytes of weights {verb}."
+    )
+
+
+def _weights_bar(what: str, size: int) -> "tqdm[NoReturn]":
+    from tqdm import tqdm
+
+    return tqdm(total=size, unit="B", unit_scale=True, desc=what, file=sys.stderr, delay=0.5)
+
+
+def _merge(
+    base: "Checkpoint", folder: Path, output: Path, weights: "Weights", *, overwrite: bool
+) -> tuple["Checkpoint", "Packaged"]:
+    """Merge an adapter, say how far it moved the model, and package what comes of it."""
+    from llama_endpoints.checkpoints.merge_package import base_differs, open_adapter, package_merged
+
+    adapter = open_adapter(base, folder)
+    if (warning := base_differs(base, adapter)) is not None:
+        warn([warning])
+    with _weights_bar("merging", base.weight_bytes) as bar:
+        found, done, shift = package_merged(
+            base, adapter, output, weights=weights, overwrite=overwrite, progress=bar.update
+        )
+    for sentence in shift:
+        click.echo(sentence)
+    return found, done
+
+
+def _served_in(row: "ModelVariant", dtype: str | None) -> "ModelVariant":
+    from dataclasses import replace
+
+    if dtype is None and row.dtype not in DTYPES:
+        raise SetupError(
+            f"{row.name} has weights in {row.dtype}, which is not served. Give the --dtype to serve it in."
+        )
+    return row if dtype is None else replace(row, dtype=dtype)

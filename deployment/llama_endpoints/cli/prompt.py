@@ -1,0 +1,66 @@
+"""`llama-endpoints prompt`."""
+
+from typing import Any
+
+import click
+
+from llama_endpoints.checkpoints.variants import infilling_in, row_for
+from llama_endpoints.cli.options import format_options, refuse, warn
+from llama_serving.contract.json_lines import json_line
+from llama_serving.errors import ServingError
+
+
+@click.command()
+@click.option(
+    "--checkpoint",
+    required=True,
+    help="Folder with tokenizer.json (config.json is checked if there), azureml:...; or nano.",
+)
+@click.option("--variant", help="Its name in the catalog; not needed for nano.")
+@click.option(
+    "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(16),
+    help="Tokens of prompt and completion; the trained positions by default.",
+)
+@click.option(
+    "--infill-order",
+    type=click.Choice(["psm", "spm"]),
+    help="Order of infilling prompts; the catalog's by default (psm, nano spm).",
+)
+@format_options
+def prompt(
+    *,
+    checkpoint: str,
+    variant: str | None,
+    request: Any,
+    context: int | None,
+    infill_order: str | None,
+    **described: Any,
+) -> None:
+    """Show what the model reads for a request: text and token ids. Needs no weights."""
+    from llama_endpoints.checkpoints.inspection import adapt, read_config
+    from llama_endpoints.download.resolve import folder_of
+    from llama_serving.contract import protocol, strict_json
+    from llama_serving.prompts.builder import PromptBuilder
+    from llama_serving.prompts.tokenizer import Tokenizer
+    from llama_serving.service.service import context_of
+    from llama_serving.settings import Settings
+
+    folder = folder_of(checkpoint, weights=False)
+    row = infilling_in(row_for(checkpoint, folder, variant, described), infill_order)
+    if (folder / "config.json").is_file():
+        row, warnings = adapt(row, read_config(folder), folder)
+        warn(warnings)
+    builder = PromptBuilder(
+        Tokenizer.from_folder(folder, row.special_ids), row, context_of(row, Settings(context=context))
+    )
+    try:
+        parsed = protocol.parse(strict_json.decode(request.read()))
+        prompts = [builder.build_one(parsed, index) for index in range(len(parsed.inputs))]
+    except ServingError as error:
+        refuse(error)
+    shown = [{"text": p.text, "token_ids": list(p.token_ids)} for p in prompts]
+    click.echo(json_line({"prompts": shown}))

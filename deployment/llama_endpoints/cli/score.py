@@ -1,0 +1,47 @@
+"""`llama-endpoints score`."""
+
+import logging
+from contextlib import closing
+from typing import Any
+
+import click
+
+from llama_endpoints.cli.options import (
+    deadline_of,
+    refuse,
+    settings_of,
+)
+from llama_endpoints.cli.setting_options import setting_options
+from llama_endpoints.download.resolve import model_files
+from llama_serving.contract.json_lines import json_line
+from llama_serving.errors import ServingError
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder of a packaged model, azureml:...; or nano.")
+@click.option(
+    "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
+)
+@setting_options
+@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that the request may take.")
+def score(*, model: str, request: Any, **flags: str | None) -> None:
+    """Answer one request in this process.
+
+    Takes every body that the endpoints take: Azure's, MLflow's, OpenAI's. The answer goes to standard
+    output; a refusal is the error object on standard error and exit code 1.
+    """
+    from llama_serving.contract import mlflow, protocol, strict_json
+    from llama_serving.service.service import Service
+
+    files, settings = model_files(model), settings_of(flags)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        decoded = strict_json.decode(request.read())
+        parsed = protocol.parse(decoded)  # before the model is loaded: a bad body is known at once
+        with closing(Service.start(files, settings)) as service:
+            generations = service.generate(parsed, deadline=deadline_of(settings))
+    except ServingError as error:
+        refuse(error)
+    answer = protocol.answer(parsed, generations, files.variant.name)
+    wrapped = mlflow.wrap(answer) if mlflow.speaks(decoded) else answer
+    click.echo(json_line(wrapped))

@@ -1,0 +1,220 @@
+"""Who waits for a sequence, and what the engine tells them."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from llama_serving.errors import ServingError
+from llama_serving.sampling_params import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        logprob: natural logarithm of its probability under the model's own distribution (before
+            penalties, temperature and cuts); None where none was asked for.
+        top: the most likely ids with theirs, best first.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Handle:
+    """The tokens of one sequence, as they come. One consumer, any thread or event loop.
+
+    Args:
+        on_cancel: told of `cancel`, at once and in its thread, by an engine that takes no steps.
+
+    Attributes:
+        count: tokens that came.
+        submitted_at, first_at, last_at: `time.monotonic()` seconds of its making, its first token and its last.
+    """
+
+    def __init__(self, on_cancel: "Callable[[Handle], None] | None" = None) -> None:
+        self._on_cancel = on_cancel
+        self.count = 0
+        self.submitted_at = self.last_at = time.monotonic()
+        self.first_at: float | None = None
+        self._tokens: deque[Token] = deque()
+        lock = threading.Lock()
+        self._changed, self._over = threading.Condition(lock), threading.Condition(lock)
+        self._waiter: _Waiter | None = None
+        self._end_waiter: _Waiter | None = None
+        self._reason: FinishReason | None = None
+        self._error: ServingError | None = None
+        self._cancelled = False
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None while it runs."""
+        return self._reason
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._ended
+
+    @property
+    def error(self) -> ServingError | None:
+        """What this sequence failed of."""
+        return self._error
+
+    @property
+    def cancelled(self) -> bool:
+        """The consumer wants no more; the engine looks at this at every step."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Asks the engine to stop within one step. Harmless at any time, any number of times."""
+        self._cancelled = True
+        if self._on_cancel is not None:
+            self._on_cancel(self)
+
+    def __iter__(self) -> Iterator[Token]:
+        """The tokens, waiting for each.
+
+        Raises:
+            ServingError: this sequence failed.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._tokens or self._ended)
+                token = self._take()
+            if token is None:
+                return
+            yield token
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        """The same, awaiting each.
+
+        Raises:
+            ServingError: this sequence failed.
+        """
+        async for tokens in self.arrivals():
+            for token in tokens:
+                yield token
+
+    async def arrivals(self) -> AsyncGenerator[list[Token], None]:
+        """The tokens that have come since the last turn, awaiting at least one.
+
+        A consumer that is slower than the engine gets several at a time, so that what a turn costs does not fall behind further.
+
+        Raises:
+            ServingError: this sequence failed.
+        """
+        ready = asyncio.Event()
+        with self._changed:
+            self._waiter = (asyncio.get_running_loop(), ready)
+        try:
+            while True:
+                with self._changed:
+                    tokens = list(self._tokens)
+                    self._tokens.clear()
+                    ended = self._ended
+                    ready.clear()
+                if tokens:
+                    yield tokens
+                elif not ended:
+                    await ready.wait()
+                elif self._error is not None:
+                    raise self._error
+                else:
+                    return
+        finally:
+            with self._changed:
+                self._waiter = None
+
+    def wait(self) -> None:
+        """Waits for the end alone: whoever wants no token before the last need not be woken for each."""
+        with self._over:
+            self._over.wait_for(lambda: self._ended)
+
+    async def ended(self) -> None:
+        """The same, awaiting it."""
+        over = asyncio.Event()
+        with self._over:
+            if self._ended:
+                return
+            self._end_waiter = (asyncio.get_running_loop(), over)
+        try:
+            await over.wait()
+        finally:
+            with self._over:
+                self._end_waiter = None
+
+    def push(self, token: Token) -> None:
+        """The engine's side: one more token."""
+        publish([(self, token)])
+
+    def finish(self, reason: FinishReason) -> None:
+        """The engine's side: no more tokens. Only the first end counts."""
+        with self._changed:
+            if not self._ended:
+                self._reason = reason
+                self._over.notify_all()
+                _wake([self._notify(), self._end_waiter])
+
+    def fail(self, error: ServingError) -> None:
+        """The engine's side: this sequence, and only this one, has failed."""
+        with self._changed:
+            if not self._ended:
+                self._error = error
+                self._over.notify_all()
+                _wake([self._notify(), self._end_waiter])
+
+    @property
+    def _ended(self) -> bool:
+        return self._reason is not None or self._error is not None
+
+    def _take(self) -> Token | None:
+        if self._tokens:
+            return self._tokens.popleft()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _append(self, token: Token) -> "_Waiter | None":
+        with self._changed:
+            self._tokens.append(token)
+            self.count += 1
+            self.last_at = time.monotonic()
+            if self.first_at is None:
+                self.first_at = self.last_at
+            return self._notify()
+
+    def _notify(self) -> "_Waiter | None":
+        """Wakes a thread that waits; an event loop is named, to be woken by the caller."""
+        self._changed.notify_all()
+        return self._waiter
+
+
+_Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Event]
+
+
+def publish(tokens: Iterable[tuple[Handle, Token]]) -> None:
+    """The engine's side: one more token for each of these. An event loop is woken once for all of its handles."""
+    _wake([handle._append(token) for handle, token in tokens])  # noqa: SLF001  (a handle's other half)
+
+
+def _wake(waiters: Iterable[_Waiter | None]) -> None:
+    events: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for waiter in waiters:
+        if waiter is not None:
+            loop, ready = waiter
+            events.setdefault(loop, []).append(ready)
+    for loop, ready_ones in events.items():
+        with suppress(RuntimeError):  # its loop is closed: a consumer that is gone must not harm the engine
+            loop.call_soon_threadsafe(_set_all, ready_ones)
+
+
+def _set_all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
