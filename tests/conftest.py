@@ -23,9 +23,9 @@ from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
-from tests import torchless
+from tests.support import torchless
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 NOT_NATIVE = "the native backend is not tested here: "
 """What the reason of each test begins with that needs a CPU or a compiler which is not here."""
 SHARED = ROOT.parent / "shared" / "data"
@@ -65,7 +65,7 @@ def pytest_runtest_makereport(
     """What a CPU lacks is said in one line of the summary, which has one for each place that skips."""
     report = torchless.skipped((yield), call)
     if report.skipped and isinstance(report.longrepr, tuple) and NOT_NATIVE in report.longrepr[2]:
-        report.longrepr = (str(ROOT / "tests" / "backends.py"), 0, report.longrepr[2])
+        report.longrepr = (str(ROOT / "tests/support/backends.py"), 0, report.longrepr[2])
     return report
 
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from llama_endpoints.devtools.servers import console_script, environment
-from tests.azure_jobs import written
 from tests.conftest import ROOT
+from tests.support.azure_jobs import written
 from tests.vllm import processes
 from tests.vllm.processes import API, KEEPER, until
 

@@ -19,10 +19,10 @@ import torch
 
 from llama_endpoints.checkpoints.inspection import inspect
 from llama_endpoints.checkpoints.variants import custom_variant
-from tests import llamas, quantized
+from tests.support import llamas, quantized
+from tests.support.paths import ROOT
 
 OFFLINE: Final = Path(__file__).with_name("offline.py")
-ROOT: Final = Path(__file__).parents[2]
 START_S: Final = 1500
 """For all checkpoints together; two minutes where nobody else computes."""
 PROMPTS: Final = [[1, *map(int, np.random.default_rng(seed).integers(3, 4000, 40))] for seed in range(3)]

@@ -1,0 +1,3 @@
+"""How Hypothesis runs here."""
+
+import tests.support.untimed  # noqa: F401
