@@ -27,11 +27,16 @@ def within_quota() -> int | None:
 
 
 def affinity() -> int:
-    """CPUs that the system lets this process run on, whatever its quota."""
+    """How many CPUs the system lets this process run on, whatever its quota."""
+    return len(allowed())
+
+
+def allowed() -> frozenset[int]:
+    """The numbers of the CPUs that the system lets this process run on."""
     try:
-        return len(os.sched_getaffinity(0))
+        return frozenset(os.sched_getaffinity(0))
     except AttributeError:  # macOS has none
-        return os.cpu_count() or 1
+        return frozenset(range(os.cpu_count() or 1))
 
 
 def _quotas(root: Path) -> Iterator[float]:

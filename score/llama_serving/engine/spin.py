@@ -17,21 +17,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from llama_serving.engine.cpus import affinity
+from llama_serving.engine.cpus import affinity, allowed
 
 MAPS: Final = Path("/proc/self/maps")
-SCHEDSTAT: Final = Path("/proc/thread-self/schedstat")
-"""Nanoseconds that a thread ran, and nanoseconds that it could have run and had no CPU (Linux, sched-stats.rst)."""
+STAT: Final = Path("/proc/stat")
 CHOSEN_BY_OPERATOR: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-INTERVAL_S: Final = 0.1
-LEAST_NS: Final = 20_000_000
-"""Of running and waiting, or there is nothing to judge by."""
-CONTENDED: Final = 0.15
-"""Share of a thread's time without a CPU. Measured: 0.00 to 0.10 on two free CPUs, 0.23 to 0.50 beside one or two processes."""
-FREE: Final = 0.03
-"""The same while waits are short, where a thread that often sleeps is soon let in again: 0.00 to 0.01 on two free CPUs."""
-FREE_LOOKS: Final = 5
-"""In a row, until threads spin again: beside others a single look may find the CPUs free."""
+INTERVAL_S: Final = 0.25
+"""Between two looks: the system counts in hundredths of a second."""
+CONTENDED: Final = 0.12
+"""Share of the CPUs that other processes take, from which on threads hardly spin: one busy process takes 0.33 of two CPUs from
+threads that spin on both of them."""
+FREE: Final = 0.06
+"""The share below which threads spin again. A machine that had nothing else to do showed 0.00 to 0.03."""
 
 
 class SleepingTeam:
@@ -72,7 +69,7 @@ class SpinControl:
 
     Args:
         inherited: the environment.
-        times: (nanoseconds that the calling thread ran, nanoseconds that it waited for a CPU) so far; None where the
+        others: CPU seconds that other processes have taken so far of the CPUs that this process may run on; None where the
             system doesn't say.
         clock: seconds.
     """
@@ -81,16 +78,15 @@ class SpinControl:
         self,
         inherited: Mapping[str, str] = os.environ,
         *,
-        times: Callable[[], tuple[int, int] | None] | None = None,
+        others: Callable[[], float | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._active = not any(inherited.get(name) for name in CHOSEN_BY_OPERATOR)
-        self._times, self._clock = times or thread_times, clock
+        self._others, self._clock = others or others_seconds, clock
         self._library: ctypes.CDLL | None = None
         self._team: SleepingTeam | None = None
-        self._last: tuple[int, int] | None = None
-        self._next = -math.inf
-        self._free_looks = 0
+        self._last: float | None = None
+        self._looked = -math.inf
 
     @property
     def short(self) -> bool:
@@ -98,34 +94,30 @@ class SpinControl:
         return self._team is not None
 
     def adjust(self) -> None:
-        """Look, now and then, whether this thread had to wait for a CPU, and spin accordingly.
+        """Look, now and then, what other processes take of the CPUs, and spin accordingly.
 
         To be called once torch is loaded, and then in each step: it is cheap.
         """
-        if not self._active or self._clock() < self._next:
+        now = self._clock()
+        if not self._active or now < self._looked + INTERVAL_S:
             return
-        self._next = self._clock() + INTERVAL_S
-        now = self._times()
-        if now is None:
+        elapsed, self._looked = now - self._looked, now
+        taken = self._others()
+        if taken is None:
             self._active = False
             self.end()
         elif self._last is None:
-            self._library, self._last = libgomp(), now
+            self._library = libgomp()
             self._active = self._library is not None
             self._shorten()
         else:
-            self._judge(self._last, now)
+            self._judge((taken - self._last) / elapsed / affinity())
+        self._last = taken
 
-    def _judge(self, last: tuple[int, int], now: tuple[int, int]) -> None:
-        ran, waited = now[0] - last[0], now[1] - last[1]
-        if ran + waited < LEAST_NS:
-            return
-        self._last = now
-        share = waited / (ran + waited)
-        self._free_looks = self._free_looks + 1 if share < FREE else 0
+    def _judge(self, share: float) -> None:
         if share > CONTENDED:
             self._shorten()
-        elif self._free_looks >= FREE_LOOKS:
+        elif share < FREE:
             self.end()
 
     def end(self) -> None:
@@ -151,10 +143,19 @@ def libgomp() -> ctypes.CDLL | None:
     return ctypes.CDLL(str((of_torch or found)[0])) if found else None
 
 
-def thread_times() -> tuple[int, int] | None:
-    """Of the calling thread: (nanoseconds that it ran, nanoseconds that it waited for a CPU); None where Linux keeps none."""
+def others_seconds(stat: Path = STAT) -> float | None:
+    """CPU seconds so far that this process's CPUs were busy with something else; None where the system doesn't say.
+
+    `/proc/stat` has a line for each CPU: user, nice, system, idle, iowait, irq, softirq and steal, in ticks (Linux,
+    filesystems/proc.rst). Steal is what another virtual machine took.
+    """
     try:
-        ran, waited, _ = SCHEDSTAT.read_text(encoding="ascii").split()
+        lines = stat.read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
         return None
-    return (int(ran), int(waited)) if int(ran) else None  # (a kernel that keeps none says zero)
+    busy, mine = 0, {f"cpu{number}" for number in allowed()}
+    for name, *ticks in map(str.split, lines):
+        if name in mine:
+            user, nice, system, _idle, _iowait, *interrupts_and_steal = map(int, ticks[:8])
+            busy += user + nice + system + sum(interrupts_and_steal)
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time() if busy else None

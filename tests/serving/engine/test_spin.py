@@ -4,26 +4,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine import spin
-from llama_serving.engine.spin import FREE_LOOKS, SpinControl
+from llama_serving.engine.cpus import affinity
+from llama_serving.engine.spin import INTERVAL_S, SpinControl
 
 
 class Clock:
-    """Time that a test moves, and what a thread had of the CPUs meanwhile."""
+    """Time that a test moves, and what other processes took of the CPUs meanwhile."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.times: tuple[int, int] | None = (0, 0)
+        self.taken: float | None = 5.0
 
-    def passes(self, *, ran: float, waited: float) -> None:
-        """Seconds that the thread ran and waited, one after the other."""
-        assert self.times is not None
-        self.now += ran + waited
-        self.times = (self.times[0] + int(ran * 1e9), self.times[1] + int(waited * 1e9))
+    def passes(self, seconds: float, *, others: float) -> None:
+        """Seconds, in which others take a share of this process's CPUs."""
+        assert self.taken is not None
+        self.now += seconds
+        self.taken += seconds * others * affinity()
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def clock() -> Clock:
 def control(clock: Clock) -> Iterator[SpinControl]:
     import torch  # noqa: F401  (brings libgomp)
 
-    made = SpinControl({}, times=lambda: clock.times, clock=lambda: clock.now)
+    made = SpinControl({}, others=lambda: clock.taken, clock=lambda: clock.now)
     yield made
     made.end()
 
@@ -45,70 +47,81 @@ def test_it_begins_short_and_follows_what_others_take(control: SpinControl, cloc
     control.adjust()
     assert control.short
     said = []
-    free = (0.0, 0.005, 0.0, 0.0, 0.0)
-    for waited in (*free, 0.02, 0.1, 0.02, *free[1:], 0.01, *free):
-        clock.passes(ran=0.2, waited=waited)
+    for others in (0.0, 0.05, 0.1, 0.3, 0.1, 0.05, 0.1, 1.0, -0.01):
+        clock.passes(INTERVAL_S, others=others)
         control.adjust()
         said.append(control.short)
-    # Spinning after five free looks, short from the contended one, and again until five in a row are free.
-    assert said == [*[True] * 4, False, False, *[True] * 6, *[True] * 5, False]
+    # Between the two thresholds it stays as it is. (An interval may end before the system has counted what was ours.)
+    assert said == [False, False, False, True, True, False, False, True, False]
 
 
 def test_it_looks_now_and_then(control: SpinControl, clock: Clock) -> None:
     control.adjust()
-    clock.passes(ran=0.05, waited=0.0)
+    clock.passes(INTERVAL_S / 2, others=0.0)
     control.adjust()
     assert control.short  # (too early to look)
-    clock.now += 60  # an idle engine has neither run nor waited
-    clock.times = (55_000_000, 0)
-    for _ in range(FREE_LOOKS):
-        clock.passes(ran=0.2, waited=0.0)
-        control.adjust()
+    clock.passes(INTERVAL_S / 2, others=0.0)
+    control.adjust()
     assert not control.short
 
 
-def test_an_idle_thread_is_not_judged(control: SpinControl, clock: Clock) -> None:
+def test_what_others_took_is_shared_out_over_the_whole_interval(control: SpinControl, clock: Clock) -> None:
     control.adjust()
-    clock.now += 60
-    clock.times = (1_000_000, 15_000_000)
+    clock.passes(60, others=0.01)  # an idle engine has not looked
     control.adjust()
-    clock.passes(ran=0.001, waited=0.0)
-    clock.now += 60
+    assert not control.short
+    clock.passes(60, others=0.2)
     control.adjust()
     assert control.short
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_an_operators_word_stands(name: str, clock: Clock) -> None:
-    control = SpinControl({name: "active" if "POLICY" in name else "5"}, times=lambda: clock.times)
+    control = SpinControl({name: "active" if "POLICY" in name else "5"}, others=lambda: clock.taken)
     control.adjust()
     assert not control.short
 
 
 def test_without_figures_nothing_is_touched(clock: Clock) -> None:
-    clock.times = None
-    control = SpinControl({}, times=lambda: clock.times)
+    clock.taken = None
+    control = SpinControl({}, others=lambda: clock.taken)
     control.adjust()
     assert not control.short
 
 
 def test_without_libgomp_nothing_is_touched(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spin, "libgomp", lambda: None)
-    control = SpinControl({}, times=lambda: clock.times, clock=lambda: clock.now)
+    control = SpinControl({}, others=lambda: clock.taken, clock=lambda: clock.now)
     for _ in range(3):
         control.adjust()
-        clock.passes(ran=0.1, waited=0.9)
+        clock.passes(1, others=1.0)
     assert not control.short
 
 
-def test_a_thread_knows_what_it_had() -> None:
-    before = spin.thread_times()
-    if before is None:
-        pytest.skip("this kernel keeps no scheduling statistics")
-    sum(range(3_000_000))
-    after = spin.thread_times()
-    assert after is not None
-    assert after[0] > before[0]
+STAT = """\
+cpu  100 0 0 0 0 0 0 0 0 0
+cpu0 1000 20 300 99999 8888 40 5 6 7 8
+cpu1 100 200 300 99999 8888 10 0 600 7 8
+cpu10 77777 0 0 0 0 0 0 0 0 0
+intr 1 2 3
+"""
+
+
+def test_others_are_what_keeps_our_cpus_busy_beside_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stat").write_text(STAT)
+    monkeypatch.setattr(spin, "allowed", lambda: frozenset({0, 1}))
+    monkeypatch.setattr("time.process_time", lambda: 4.5)
+    monkeypatch.setattr("os.sysconf", lambda _: 100)
+    assert spin.others_seconds(tmp_path / "stat") == pytest.approx(13.71 + 12.10 - 4.5)
+    (tmp_path / "stat").write_text("intr 1 2 3\n")
+    assert spin.others_seconds(tmp_path / "stat") is None
+    assert spin.others_seconds(tmp_path / "nowhere") is None
+
+
+def test_this_system_is_read() -> None:
+    if not Path("/proc/stat").exists():
+        pytest.skip("this system has no /proc/stat")
+    assert spin.others_seconds() is not None
 
 
 WAITS = """
@@ -157,21 +170,21 @@ from llama_serving.contract.request import SamplingParams
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine import spin
 
-waits = [True]
-so_far = [0, 0]
+busy = [True]
+taken = [0.0]
 
-def times():
-    so_far[waits[0]] += 10**9
-    return tuple(so_far)
+def others():
+    taken[0] += 1e6 * busy[0]
+    return taken[0]
 
-spin.thread_times, spin.INTERVAL_S = times, 0.0
+spin.others_seconds, spin.INTERVAL_S = others, 1e-9
 if sys.argv[1] == "batching":
     from llama_serving.engine.batching.factory import start
     engine = start(Path(sys.argv[2]), dtype="float32", context=64)
 else:
     from llama_serving.engine.pipeline import PipelineEngine
     engine = PipelineEngine(Path(sys.argv[2]), dtype="float32")
-for waits[0] in (True, False, True):
+for busy[0] in (True, False, True):
     list(engine.submit([1, 300], SamplingParams(max_new_tokens=12)))
     print(engine._thread.spin.short)
 engine.close()
