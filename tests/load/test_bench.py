@@ -164,7 +164,7 @@ class Bare:
 sys.meta_path.insert(0, Bare())
 
 from pathlib import Path
-from llama_serving.contract.request import SamplingParams
+from llama_serving.sampling_params import SamplingParams
 from llama_serving.engine.batching.factory import start
 
 engine = start(Path(sys.argv[1]), dtype="float32", context=64, max_num_seqs=2)

@@ -28,6 +28,7 @@ ONLY_IN = {
     "pandas": ("score/llama_serving/hosts/mlflow_pyfunc.py", "deployment/llama_endpoints/spark/job.py"),
     "pyspark": ("deployment/llama_endpoints/spark/job.py",),
     "azure": (
+        "deployment/llama_endpoints/batch/azure_deployment.py",
         *(f"deployment/llama_endpoints/azure/{name}.py" for name in ("credentials", "key_vault", "schemas")),
         *(
             f"deployment/llama_endpoints/download/{name}.py"

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_serving.batch.duration_estimate import Amount, Length
 from llama_serving.batch.job import Job, todos
 from llama_serving.batch.windows import Todo
+from llama_serving.engine.batching.speed import Amount, Length
 from llama_serving.errors import ServingError
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
@@ -79,7 +79,7 @@ def _work(preparer: Preparer, todo: Todo) -> Work:
 
 def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None:
     """What the good rows would take on this machine, were every answer as long as it may be; None where that is not known."""
-    from llama_serving.batch import duration_estimate
+    from llama_serving.engine.batching import speed
     from llama_serving.engine.batching.backends.selection import Wanted
     from llama_serving.engine.batching.checkpoint import read_config
 
@@ -87,6 +87,6 @@ def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None
     if select_engine(settings, dtype).name != "batching":
         return None
     wanted = Wanted(dtype, settings.backend, settings.quantization)
-    return duration_estimate.seconds(
+    return speed.seconds(
         read_config(files.checkpoint), wanted, found.amount, settings.max_num_seqs, settings.threads
     )

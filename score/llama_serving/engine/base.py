@@ -64,6 +64,7 @@ class Engine(Protocol):
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        streamed: bool = True,
     ) -> Handle:
         """Queues one sequence; returns at once.
 
@@ -74,6 +75,7 @@ class Engine(Protocol):
             deadline: `time.monotonic()` seconds at which the sequence ends with what it has.
             stop: asked with every generated id, on the engine's thread; True ends the sequence there (stop
                 strings, which the engine knows nothing of).
+            streamed: its tokens are read as they come. An engine may hand over several at a time otherwise, where that is cheaper.
 
         Raises:
             BadRequest: the sequence can't fit the engine's memory, whatever else runs.

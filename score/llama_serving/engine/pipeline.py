@@ -75,8 +75,10 @@ class PipelineEngine:
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
+        del streamed  # (a token costs the same, whoever reads it)
         job = _Job(tuple(prompt_ids), params, deadline, stop, Handle())
         self._thread.take(job, len(job.prompt_ids))
         return job.handle

@@ -137,7 +137,7 @@ class Service:
                 param=request.path("stream"),
             )
         works = self.prepare(request)
-        with self._running(works, request, deadline) as running:
+        with self._running(works, request, deadline, streamed=False) as running:
             generations = _results(running)
         _refuse_nothing(generations)
         return generations
@@ -150,7 +150,7 @@ class Service:
             DeadlineExceeded, ServingError: as `generate`.
         """
         _refuse_several(request)
-        with self._running(self.prepare(request), request, deadline) as (sequences,):
+        with self._running(self.prepare(request), request, deadline, streamed=True) as (sequences,):
             for index, sequence in enumerate(sequences):
                 for piece in sequence.pieces():
                     if (delta := sequence.delta(index, piece)) is not None:
@@ -166,7 +166,7 @@ class Service:
             ServingError: as `generate`.
         """
         works = await asyncio.to_thread(self.prepare, request)
-        with self._running(works, request, deadline) as running:
+        with self._running(works, request, deadline, streamed=False) as running:
             for sequence in chain.from_iterable(running):
                 await sequence.handle.ended()
             # On a thread: there may be much text, and the loop has others.
@@ -182,7 +182,7 @@ class Service:
         """
         _refuse_several(request)
         works = await asyncio.to_thread(self.prepare, request)
-        with self._running(works, request, deadline) as (sequences,):
+        with self._running(works, request, deadline, streamed=True) as (sequences,):
             for index, sequence in enumerate(sequences):
                 async for piece in sequence.stream():
                     if (delta := sequence.delta(index, piece)) is not None:
@@ -197,7 +197,7 @@ class Service:
 
     @contextmanager
     def _running(
-        self, works: Sequence[Work], request: Request, deadline: float | None
+        self, works: Sequence[Work], request: Request, deadline: float | None, *, streamed: bool
     ) -> Iterator[list[list[RunningSequence]]]:
         """All sequences of a request, submitted; whatever happens, none of them outlives the block."""
         running: list[list[RunningSequence]] = []
@@ -206,7 +206,7 @@ class Service:
                 for work in works:
                     running.append([])
                     for params in work.params:
-                        sequence = self._begin(work, params, request, deadline)
+                        sequence = self._begin(work, params, request, deadline, streamed=streamed)
                         handles.append(sequence.handle)
                         running[-1].append(sequence)
                 yield running
@@ -217,10 +217,12 @@ class Service:
                     self.on_end(request, sequence)
 
     def _begin(
-        self, work: Work, params: SamplingParams, request: Request, deadline: float | None
+        self, work: Work, params: SamplingParams, request: Request, deadline: float | None, *, streamed: bool
     ) -> RunningSequence:
         stop = StopAt(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
-        handle = self.engine.submit(work.prompt.token_ids, params, deadline=deadline, stop=stop)
+        handle = self.engine.submit(
+            work.prompt.token_ids, params, deadline=deadline, stop=stop, streamed=streamed
+        )
         return RunningSequence(handle, work.prompt, request, self.tokenizer)
 
 

@@ -166,7 +166,7 @@ def test_libgomp_spins_less_while_a_team_sleeps() -> None:
 ENGINES = """
 import sys
 from pathlib import Path
-from llama_serving.contract.request import SamplingParams
+from llama_serving.sampling_params import SamplingParams
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine import spin
 

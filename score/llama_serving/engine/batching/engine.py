@@ -79,8 +79,10 @@ class BatchingEngine:
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
+        del streamed  # (a token costs the same, whoever reads it)
         handle = Handle()
         sequence = Sequence(next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop)
         self._refuse_what_cant_be_computed(sequence)

@@ -119,13 +119,16 @@ class UpstreamEngine:
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
         if self._away:
             raise error_mapping.away("it did not answer when it was last asked")
         handle = Handle(self._wants_no_more)
         ids = tuple(prompt_ids)
-        self._thread.take(_Job(ids, params, self._server.body(ids, params), deadline, stop, handle), len(ids))
+        # (With stop strings each token is looked at before the next one is computed.)
+        body = self._server.body(ids, params, streamed=streamed or stop is not None)
+        self._thread.take(_Job(ids, params, body, deadline, stop, handle), len(ids))
         return handle
 
     @property

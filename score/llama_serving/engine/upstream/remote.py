@@ -15,6 +15,12 @@ _SHOWN: Final = 5
 """Names of models that a message lists."""
 
 
+TOKENS_PER_EVENT: Final = 8
+"""Of an answer that nobody reads before its end: an event costs the server behind us and us the more time, the smaller the model is.
+
+At a deadline up to 7 tokens that are computed have not come yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A server whose `/v1/completions` takes token ids, gives them back, and samples as it is told.
@@ -22,16 +28,18 @@ class Kind:
     Attributes:
         min_tokens: its name of `min_new_tokens`.
         lowest_temperature: a lower one, other than 0, would be sampled with as if it were this one.
+        stream_interval: it can be asked for several tokens in one event.
     """
 
     name: str
     min_tokens: str
     lowest_temperature: float = 0.0
+    stream_interval: bool = False
 
 
 KINDS: Final[Mapping[str, Kind]] = {
     # vllm/sampling_params.py: _MAX_TEMP, by which temperatures above 0 are raised.
-    "vllm": Kind("vLLM", min_tokens="min_tokens", lowest_temperature=0.01),
+    "vllm": Kind("vLLM", min_tokens="min_tokens", lowest_temperature=0.01, stream_interval=True),
     "llama-endpoints": Kind("llama-endpoints", min_tokens="min_new_tokens"),
 }
 """By what they call themselves: `owned_by` in `/v1/models`."""
@@ -88,10 +96,17 @@ class Server:
         """Kind and version."""
         return f"{self.kind.name} {self.version}".strip()
 
-    def body(self, prompt_ids: Sequence[int], params: SamplingParams) -> dict[str, Any]:
+    def body(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, streamed: bool = True
+    ) -> dict[str, Any]:
         """The body of `/v1/completions` for one sequence: every field decided, so that no default takes part.
 
         Its own end of text is ignored: `stop_token_ids` are all that ends a sequence.
+
+        Args:
+            prompt_ids: of the prompt.
+            params: how to sample.
+            streamed: its tokens are read as they come; otherwise `TOKENS_PER_EVENT` may come together.
 
         Raises:
             BadRequest: it would be sampled otherwise than asked for.
@@ -124,6 +139,8 @@ class Server:
         }
         if params.logprobs is not None:
             body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
+        if self.kind.stream_interval and not streamed:
+            body["stream_interval"] = TOKENS_PER_EVENT  # (a vLLM of before August 2026 ignores it)
         return body
 
 

@@ -115,11 +115,12 @@ class VllmEngine:
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
         if self._supervisor.lost is not None and os.getpid() == self._pid:
             raise error_mapping.away("vLLM has ended and does not come back")
-        return self._asked.submit(prompt_ids, params, deadline=deadline, stop=stop)
+        return self._asked.submit(prompt_ids, params, deadline=deadline, stop=stop, streamed=streamed)
 
     @property
     def capacity(self) -> int | None:

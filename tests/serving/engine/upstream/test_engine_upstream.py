@@ -17,7 +17,7 @@ from llama_serving.engine.handle import Handle, Token
 from llama_serving.engine.upstream import client, engine
 from llama_serving.engine.upstream.client import Client
 from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
-from llama_serving.engine.upstream.remote import KINDS, Server
+from llama_serving.engine.upstream.remote import KINDS, TOKENS_PER_EVENT, Server
 from llama_serving.engine.upstream.stream_parser import Answer
 from llama_serving.errors import (
     BadRequest,
@@ -146,6 +146,22 @@ def test_every_field_is_decided_here() -> None:
         "stop_token_ids": [2, 9], "ignore_eos": True, "seed": 2**63 - 1, "logprobs": 3,
         "return_tokens_as_token_ids": True,
     }  # fmt: skip
+
+
+def test_tokens_that_nobody_reads_as_they_come_may_come_together(
+    fake: FakeUpstream, own: UpstreamEngine
+) -> None:
+    fake.answers.extend(stream(whole(PROMPT, [7, 8, 9])) for _ in range(3))
+    run(own)
+    run(own, streamed=False)
+    run(
+        own, streamed=False, stop=lambda _: False
+    )  # (a token behind a stop string would be computed for nothing)
+    assert [asked.get("stream_interval") for asked in fake.asked] == [None, TOKENS_PER_EVENT, None]
+    # Our own server behind us refuses names that it does not know.
+    assert "stream_interval" not in replace(SERVER, kind=KINDS["llama-endpoints"]).body(
+        PROMPT, GREEDY, streamed=False
+    )
 
 
 def test_our_own_server_s_name_of_the_least_tokens() -> None:

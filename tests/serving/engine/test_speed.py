@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_endpoints.nano import FOLDER as NANO
-from llama_serving.batch import duration_estimate
-from llama_serving.batch.duration_estimate import Amount, Length
+from llama_serving.engine.batching import speed
 from llama_serving.engine.batching.backends.selection import Choice, Wanted
 from llama_serving.engine.batching.checkpoint import read_config
+from llama_serving.engine.batching.speed import Amount, Length
 from llama_serving.llama_config import LlamaConfig
 from llama_serving.sampling_params import SamplingParams
 
@@ -50,32 +50,30 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((config.layers, choice.wanted, len(together), prompt))
         return (0.010, 0.001) if config.layers == 0 else (0.014, 0.002)
 
-    monkeypatch.setattr(duration_estimate, "WEIGHTS", 2 * LAYER)
-    monkeypatch.setattr(duration_estimate, "_measured", measured)
-    monkeypatch.setattr(duration_estimate, "_drawing", lambda config, together: 0.005)
+    monkeypatch.setattr(speed, "WEIGHTS", 2 * LAYER)
+    monkeypatch.setattr(speed, "_measured", measured)
+    monkeypatch.setattr(speed, "_drawing", lambda config, together: 0.005)
     work = amount(length(30, 4), length(10, 8))
     wanted = Wanted("bfloat16", backend="portable")
     step, token = 0.010 + 5 * 0.004 + 0.005, 0.001 + 5 * 0.001
-    assert duration_estimate.seconds(CONFIG, wanted, work, slots=64) == pytest.approx(
-        12 / 2 * step + 40 * token
-    )
+    assert speed.seconds(CONFIG, wanted, work, slots=64) == pytest.approx(12 / 2 * step + 40 * token)
     assert asked == [(0, wanted, 2, 20), (2, wanted, 2, 20)]
-    assert duration_estimate.seconds(CONFIG, wanted, work, slots=1) == pytest.approx(12 * step + 40 * token)
+    assert speed.seconds(CONFIG, wanted, work, slots=1) == pytest.approx(12 * step + 40 * token)
 
 
 def test_no_rows_take_no_time() -> None:
-    assert duration_estimate.seconds(CONFIG, Wanted("float32"), Amount(), slots=1) == 0
+    assert speed.seconds(CONFIG, Wanted("float32"), Amount(), slots=1) == 0
 
 
 @pytest.mark.parametrize(("weights", "layers"), [(1, 1), (3 * LAYER, 3), (3 * LAYER + 1, 3), (99 * LAYER, 10)])
 def test_as_many_layers_as_may_be_measured(monkeypatch: pytest.MonkeyPatch, weights: int, layers: int) -> None:
-    monkeypatch.setattr(duration_estimate, "WEIGHTS", weights)
-    assert duration_estimate._layers(CONFIG) == layers
+    monkeypatch.setattr(speed, "WEIGHTS", weights)
+    assert speed._layers(CONFIG) == layers
 
 
 def test_who_generates_for_longer_is_met_more_often() -> None:
     short, long = length(5, 1), length(7, 9)
-    together = duration_estimate._together([short, long], 10)
+    together = speed._together([short, long], 10)
     assert (together.count(short), together.count(long)) == (1, 9)
     assert [one.half for one in (short, long)] == [5, 11]
 
@@ -85,14 +83,14 @@ def test_an_amount_is_counted_whole_and_remembered_in_part(lengths: list[tuple[i
     made = amount(*(length(*one) for one in lengths))
     assert (made.sequences, made.prompt_tokens) == (len(lengths), sum(prompt for prompt, _ in lengths))
     assert made.new_tokens == sum(new for _, new in lengths)
-    assert len(made.sample) == min(len(lengths), duration_estimate.SAMPLE)
+    assert len(made.sample) == min(len(lengths), speed.SAMPLE)
     assert {(one.prompt, one.params.max_new_tokens) for one in made.sample} <= set(lengths)
 
 
 def test_a_sample_is_of_all() -> None:
     made = amount(*(length(n, 1) for n in range(20_000)))
     late = sum(one.prompt >= 10_000 for one in made.sample)
-    assert duration_estimate.SAMPLE / 3 < late < duration_estimate.SAMPLE * 2 / 3
+    assert speed.SAMPLE / 3 < late < speed.SAMPLE * 2 / 3
 
 
 def test_a_prompt_that_several_share_is_counted_once() -> None:
@@ -108,7 +106,7 @@ def test_the_engines_own_steps_are_measured(dtype: str, prompt: int) -> None:
     """On a model of nano's shape, of which no weight is read."""
     config = replace(read_config(NANO), layers=2)
     work = amount(*(length(prompt + n, 5 + n) for n in range(8)))
-    assert 0 < duration_estimate.seconds(config, Wanted(dtype), work, slots=4) < 60
+    assert 0 < speed.seconds(config, Wanted(dtype), work, slots=4) < 60
 
 
 def test_the_weights_of_a_token() -> None:
