@@ -26,6 +26,7 @@ from tests.support.bad_bodies import (
     WRONG_OPENAI,
     Bad,
     Stock,
+    one_of_each,
     score,
     user,
 )
@@ -78,7 +79,7 @@ def url(azure_server: Server) -> Iterator[str]:
 # --- azmlinfsrv -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", one_of_each(BAD), ids=lambda bad: bad.name)
 def test_azure_refuses(url: str, bad: Bad) -> None:
     answer = post(url, bad.raw)
     assert answer.status == 400
@@ -170,7 +171,7 @@ def invocations(mlflow_server: Server) -> Iterator[str]:
 
 
 def of(stock: Stock, bads: tuple[Bad, ...]) -> list[Bad]:
-    return [bad for bad in bads if bad.stock is stock]
+    return one_of_each(bad for bad in bads if bad.stock is stock)
 
 
 @pytest.mark.parametrize("bad", of(Stock.OURS, BAD), ids=lambda bad: bad.name)

@@ -11,7 +11,7 @@ KILLED_ONCE = '''
 """The real driver; the first process is killed when some rows are in the journal."""
 import os, pathlib, signal, sys, threading, time
 sys.path.insert(0, SCORE)
-from llama_serving.batch import driver
+from llama_serving.hosts import azureml_batch as driver
 
 driver.SYNC_S = 0.01
 output = pathlib.Path(os.environ["AZUREML_BI_OUTPUT_PATH"])

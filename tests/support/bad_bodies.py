@@ -5,7 +5,7 @@ which no error message and no log may hold.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -77,6 +77,11 @@ class Bad:
             return replace(self, body=body, code="missing_field", param=None, says="none of them")
         param = self.param and self.param.replace("input_data", "inputs")
         return replace(self, body=body, param=param)
+
+
+def one_of_each(bads: Iterable[Bad]) -> list[Bad]:
+    """The first one with each code and each behaviour of stock MLflow: a server sends what a parser, tested with all of them, refuses."""
+    return list({(bad.code, bad.stock): bad for bad in reversed(list(bads))}.values())
 
 
 def score(input_string: Any, **parameters: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class BatchDeployment:
     @property
     def runs_our_driver(self) -> bool:
         """Whether the scoring script is ours, which needs a model that we packaged; others know their own models."""
-        return (self.script.parent / "llama_serving" / "batch" / "driver.py").is_file()
+        return (self.script.parent / "llama_serving" / "hosts" / "azureml_batch.py").is_file()
 
     @classmethod
     def read(cls, path: Path) -> "BatchDeployment":

@@ -29,9 +29,9 @@ def machine(tmp_path: Path) -> Path:
 CLAIM: Final = """
 import sys
 from pathlib import Path
-from llama_serving.batch import gpus
+from llama_serving.hosts import gpu_assignment
 environment = {}
-gpus.claim(int(sys.argv[1]), environment, driver=Path(sys.argv[2]), locks=Path(sys.argv[3]), patience_s=float(sys.argv[4]))
+gpu_assignment.claim(int(sys.argv[1]), environment, driver=Path(sys.argv[2]), locks=Path(sys.argv[3]), patience_s=float(sys.argv[4]))
 print(environment["CUDA_VISIBLE_DEVICES"], flush=True)
 sys.stdin.read()
 """
