@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from llama_endpoints.cli.main import main
 from llama_endpoints.devtools.servers import console_script
 from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import CATALOG, NANO
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.conftest import shared_tokenizer
+from tests.support import command
 
 COMMAND = console_script("llama-endpoints")
 WEIGHT_BYTES = (FOLDER / "model.safetensors").stat().st_size
@@ -59,9 +58,10 @@ NO_DTYPE = "can't be used: it must be one of auto, float32, bfloat16, float16."
 NO_COUNT = "can't be used: it must be an integer from 1 to 1024."
 
 
-def run(
+def process(
     *arguments: str | Path, cwd: Path, stdin: bytes = b"", **environment: str
-) -> subprocess.CompletedProcess[str]:
+) -> "subprocess.CompletedProcess[str]":
+    """The command as a process of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
     done = subprocess.run(
         [COMMAND, *map(str, arguments)],
@@ -73,6 +73,13 @@ def run(
         check=False,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def run(
+    *arguments: str | Path, cwd: Path, stdin: bytes = b"", **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """The command in this process."""
+    return command.run(*arguments, cwd=cwd, stdin=stdin, env=environment)
 
 
 def score(body: object, model: str | Path, cwd: Path, *options: str, **environment: str) -> Any:
@@ -89,18 +96,12 @@ PROCESSES = ("3", "8 chat")
 def answers(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The answer to each of `BODIES`."""
     empty = tmp_path_factory.mktemp("empty")
-    runner = CliRunner()
-    arguments = ["score", "--model", str(nano_model), "--request", "-"]
     found = {}
     for name, body in BODIES.items():
-        if name in PROCESSES:
-            done = score(body, nano_model, empty)
-            code, stdout, stderr = done.returncode, done.stdout, done.stderr
-        else:
-            result = runner.invoke(main, arguments, input=json.dumps(body))
-            code, stdout, stderr = result.exit_code, result.stdout, result.stderr
-        assert (code, stderr, stdout.count("\n")) == (0, "", 1), name
-        found[name] = json.loads(stdout)
+        how = process if name in PROCESSES else run
+        done = how("score", "--model", nano_model, "--request", "-", cwd=empty, stdin=json.dumps(body).encode())
+        assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1), name
+        found[name] = json.loads(done.stdout)
     assert list(empty.iterdir()) == []
     return found
 
@@ -146,17 +147,16 @@ class TestScore:
         self, answers: dict[str, Any], tmp_path: Path
     ) -> None:
         (tmp_path / "request.json").write_text(json.dumps(BODIES["2"]))
-        done = run("score", "--model", "nano", "--request", "request.json", cwd=tmp_path)
+        done = process("score", "--model", "nano", "--request", "request.json", cwd=tmp_path)
         assert (done.returncode, json.loads(done.stdout)) == (0, answers["2"])
 
-    def test_settings_come_from_flags_before_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        body = json.dumps({"input_data": [PROMPT], "params": {"max_new_tokens": 30}})
+    def test_settings_come_from_flags_before_the_environment(self, tmp_path: Path) -> None:
+        body = json.dumps({"input_data": [PROMPT], "params": {"max_new_tokens": 30}}).encode()
         arguments = ["score", "--model", "nano", "--request", "-"]
         for context, flags in (("2048", ["--context", "32"]), ("32", [])):
-            monkeypatch.setenv("LLAMA_CONTEXT", context)
-            done = CliRunner().invoke(main, [*arguments, *flags], input=body)
+            done = run(*arguments, *flags, cwd=tmp_path, stdin=body, LLAMA_CONTEXT=context)
             error = json.loads(done.stderr)["error"]
-            assert (done.exit_code, done.stdout, error["code"]) == (1, "", "context_exceeded")
+            assert (done.returncode, done.stdout, error["code"]) == (1, "", "context_exceeded")
             assert "maximum context length is 32 " in error["message"]
 
     @pytest.mark.parametrize(
@@ -433,10 +433,10 @@ class TestHelp:
         assert "\b" not in done.stdout
 
     def test_the_installed_command_is_this_one(self, tmp_path: Path) -> None:
-        assert run("--help", cwd=tmp_path).stdout.startswith(
+        assert process("--help", cwd=tmp_path).stdout.startswith(
             "Usage: llama-endpoints [OPTIONS] COMMAND [ARGS]...\n"
         )
-        assert run("--version", cwd=tmp_path).stdout == "llama-endpoints, version 0.1.0\n"
+        assert process("--version", cwd=tmp_path).stdout == "llama-endpoints, version 0.1.0\n"
 
     @pytest.mark.parametrize(
         "arguments", [["absent"], ["package"], ["score", "--model", "nano", "--request", "no"]]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from llama_endpoints.devtools.servers import console_script
+from tests.support import command
 
-COMMAND = console_script("llama-endpoints")
 MODEL = "meta-llama/Llama-2-13b-hf"
 
 
-def plan(*options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [COMMAND, "plan", *options], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **variables}
-    )  # fmt: skip
+def plan(*options: str, **variables: str) -> command.Done:
+    return command.run("plan", *options, env=variables)
 
 
 def told(*options: str, **variables: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from llama_endpoints.checkpoints.variants import infilling_in, row_for
 from llama_endpoints.cli.options import (
     DTYPES,
     default_options,
@@ -87,6 +86,7 @@ def package(  # noqa: PLR0913  (one argument an option)
     from llama_endpoints.checkpoints.inspection import inspect
     from llama_endpoints.checkpoints.package import Weights
     from llama_endpoints.checkpoints.package import package as write
+    from llama_endpoints.checkpoints.variants import infilling_in, row_for
     from llama_endpoints.download.resolve import folder_of
 
     folder = folder_of(checkpoint)

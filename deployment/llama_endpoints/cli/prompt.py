@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 
-from llama_endpoints.checkpoints.variants import infilling_in, row_for
 from llama_endpoints.cli.options import format_options, refuse, warn
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
@@ -42,6 +41,7 @@ def prompt(
 ) -> None:
     """Show what the model reads for a request: text and token ids. Needs no weights."""
     from llama_endpoints.checkpoints.inspection import adapt, read_config
+    from llama_endpoints.checkpoints.variants import infilling_in, row_for
     from llama_endpoints.download.resolve import folder_of
     from llama_serving.contract import protocol, strict_json
     from llama_serving.prompts.builder import PromptBuilder

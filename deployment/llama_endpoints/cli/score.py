@@ -12,7 +12,6 @@ from llama_endpoints.cli.options import (
     settings_of,
 )
 from llama_endpoints.cli.setting_options import setting_options
-from llama_endpoints.download.resolve import model_files
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
 
@@ -30,6 +29,7 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
     Takes every body that the endpoints take: Azure's, MLflow's, OpenAI's. The answer goes to standard
     output; a refusal is the error object on standard error and exit code 1.
     """
+    from llama_endpoints.download.resolve import model_files
     from llama_serving.contract import mlflow, protocol, strict_json
     from llama_serving.service.service import Service
 

@@ -6,7 +6,6 @@ from llama_endpoints.cli.options import (
     settings_of,
 )
 from llama_endpoints.cli.setting_options import setting_options
-from llama_endpoints.download.resolve import model_files
 
 
 @click.command()
@@ -30,6 +29,7 @@ def serve(
     Keys:  LLAMA_API_KEYS or LLAMA_API_KEYS_FILE; without one it listens on this machine alone.
     End:   SIGTERM or Ctrl-C finishes what is inside; a second one refuses it.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
+    from llama_endpoints.download.resolve import model_files
     from llama_serving.server.app import Options
     from llama_serving.server.json_logs import log_as_json
     from llama_serving.server.run import Binding
