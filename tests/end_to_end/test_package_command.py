@@ -130,14 +130,13 @@ def test_a_full_disk_leaves_nothing(desk: Path, size: str, weights: str, reason:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
+    ("number", "code", "overwritten"),
     [
-        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
-        pytest.param(signal.SIGHUP, 129, id="SIGHUP"),
-        pytest.param(signal.SIGINT, 1, id="SIGINT"),
+        pytest.param(signal.SIGTERM, 143, False, id="SIGTERM, new"),
+        pytest.param(signal.SIGHUP, 129, True, id="SIGHUP, overwrite"),
+        pytest.param(signal.SIGINT, 1, True, id="SIGINT, overwrite"),
     ],
 )
-@pytest.mark.parametrize("overwritten", [False, True], ids=["new", "overwrite"])
 def test_a_stop_in_the_middle_leaves_what_was_there(
     desk: Path, *, number: signal.Signals, code: int, overwritten: bool
 ) -> None:
@@ -206,7 +205,7 @@ def test_the_installed_command_merges_an_adapter(desk: Path, adapter: Path) -> N
     assert names(desk / "made") == ["nano"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_merge_that_is_stopped_leaves_what_was_there(
     desk: Path, adapter: Path, number: signal.Signals
 ) -> None:

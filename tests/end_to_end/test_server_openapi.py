@@ -32,7 +32,7 @@ CONFIG: Final = {
     "max-stream-events": 1000,
     "request-timeout": 60,
     "generation": {
-        "max-examples": 40,
+        "max-examples": 20,
         "deterministic": True,  # the same requests in every run
         "database": "none",
         "no-shrink": True,

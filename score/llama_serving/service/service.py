@@ -197,7 +197,7 @@ class Service:
 
     @contextmanager
     def _running(
-        self, works: Sequence[Work], request: Request, deadline: float | None, *, streamed: bool
+        self, works: Sequence[Work], request: Request, deadline: float | None, *, streamed: bool = True
     ) -> Iterator[list[list[RunningSequence]]]:
         """All sequences of a request, submitted; whatever happens, none of them outlives the block."""
         running: list[list[RunningSequence]] = []
