@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from llama_endpoints.version import commit
 from llama_serving.contract import azure
 from llama_serving.service.service import Service
 from tests.conftest import ROOT
 
 TIMEOUT_S = 280
+COMMIT = commit(ROOT / "deployment" / "llama_endpoints")
 ENTRIES = ("score.py", "batch_driver.py", "mlflow_model.py")
 NANO = (
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
@@ -93,6 +95,13 @@ class TestContent:
         assert {"llama_serving/py.typed", "llama_endpoints/py.typed"} <= names
         assert {f"llama_endpoints/nano/{name}" for name in NANO} <= names
 
+    @pytest.mark.skipif(
+        not COMMIT, reason="this checkout has no commit: git is missing, or it is a copy without .git"
+    )
+    def test_the_commit_is_recorded(self, wheel: Path) -> None:
+        with zipfile.ZipFile(wheel) as archive:
+            assert archive.read("llama_endpoints/commit.txt").decode() == f"{COMMIT}\n"
+
     def test_the_licence_is_in_it_and_named(self, wheel: Path, names: set[str]) -> None:
         info = "llama_endpoints-0.1.0.dist-info"
         assert f"{info}/licenses/LICENSE" in names
@@ -125,6 +134,10 @@ class TestInstalled:
         code = "import llama_endpoints, llama_serving; print(llama_endpoints.__file__, llama_serving.__file__)"
         for module in alone(installed, sys.executable, "-c", code, cwd=tmp_path).split():
             assert Path(module).is_relative_to(installed)
+
+    def test_its_version_tells_the_commit(self, installed: Path, tmp_path: Path) -> None:
+        told = alone(installed, installed / "bin" / "llama-endpoints", "--version", cwd=tmp_path)
+        assert told == f"llama-endpoints 0.1.0{f' ({COMMIT})' if COMMIT else ''}\n"
 
     def test_it_packages_the_same_model(self, model: Path, nano_model: Path) -> None:
         def files(folder: Path) -> set[str]:

@@ -18,6 +18,7 @@ from llama_endpoints.cli.rollout import rollout
 from llama_endpoints.cli.score import score
 from llama_endpoints.cli.serve import serve
 from llama_endpoints.cli.validate import validate
+from llama_endpoints.version import full_version
 from llama_serving.errors import SetupError
 
 
@@ -44,8 +45,17 @@ def _terminate(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _show_version(context: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001  (click's signature)
+    if asked and not context.resilient_parsing:
+        click.echo(f"llama-endpoints {full_version()}")
+        context.exit()
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="llama-endpoints")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+    help="Show the version and its commit, and exit.",
+)  # fmt: skip
 def main() -> None:
     """Code Llama and Llama-2 behind Azure-ML-style endpoints.
 
@@ -55,7 +65,7 @@ def main() -> None:
       llama-endpoints score --model build/nano --request yaml/online/samples/completion.json
       mlflow models serve --model-uri build/nano --env-manager local
 
-    Settings come from the environment (LLAMA_CONTEXT, LLAMA_DTYPE, LLAMA_THREADS, …); README.md lists them.
+    Settings come from the environment (LLAMA_CONTEXT, LLAMA_DTYPE, LLAMA_THREADS, …); docs/configuration.md lists them.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
 
 
