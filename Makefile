@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
+DOCS_READY := $(VENV)/.ready-for-docs
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 CLIENTS := .venv-clients
@@ -14,7 +15,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help house run serve test test-pythons vllm test-vllm clients test-clients check lint fmt typecheck yaml-check package resolve load batch-torture bench bench-gpu peers clean
+.PHONY: help house run serve test test-pythons vllm test-vllm clients test-clients check lint fmt typecheck yaml-check docs package resolve load batch-torture bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,7 +50,7 @@ check: lint typecheck yaml-check test  ## Lint, types, YAML and all tests: what 
 
 lint: $(READY)  ## Check style, and who imports whom
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --no-timings
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint environments/*/Dockerfile
 
@@ -66,6 +67,10 @@ typecheck: $(READY)  ## Check types
 yaml-check: $(READY)  ## Check that yaml/ is what `render` writes, and that `validate` finds nothing in it
 	$(BIN)/llama-endpoints render --check
 	$(BIN)/llama-endpoints validate --strict yaml environments
+
+docs: $(DOCS_READY)  ## Build the site of docs/ into build/site, and check its links and generated parts
+	$(BIN)/python -m llama_endpoints.devtools.reference --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 package: $(READY)  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
@@ -104,6 +109,10 @@ $(READY): pyproject.toml constraints.txt
 # (Spark is large, and only one test needs it.)
 $(READY_TO_TEST): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 $(CLIENTS_READY): tests/clients/requirements.txt | $(READY)

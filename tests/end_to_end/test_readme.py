@@ -1,10 +1,8 @@
-"""The README's commands run as they stand; the demo that it promises shows what it promises."""
+"""The README's demo shows what the README promises. Its blocks run in test_docs_blocks.py."""
 
 import ast
 import json
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,30 +14,9 @@ import pytest
 from llama_endpoints.devtools.servers import free_port
 from tests.conftest import post
 
-SCRIPTS = Path(sys.executable).parent
 
-
-def commands(readme: str) -> list[str]:
-    """The lines of the README's `sh` blocks, without comments; `text` blocks need Azure or a second shell."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
-def test_every_command_runs(root: Path, tmp_path: Path) -> None:
-    for name in ("environments", "score", "yaml"):  # (what they make is no part of this checkout)
-        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    found = commands((root / "README.md").read_text(encoding="utf-8"))
-    by_make = [line for line in found if line.startswith("make ")]
-    assert by_make == ["make run", "make test", "make serve"], "each has a test of its own: this run is one"
-    others = [line for line in found if line not in by_make]
-    assert len(others) == 6
-    for line in others:
-        here = line.replace(".venv/bin/", f"{SCRIPTS}/")
-        done = subprocess.run(
-            ["bash", "-c", here], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+def test_the_readme_fits_on_a_few_screens(root: Path) -> None:
+    assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_make_knows_every_target(root: Path) -> None:
@@ -59,6 +36,7 @@ def test_make_knows_every_target(root: Path) -> None:
         "package",
         "load",
         "resolve",
+        "docs",
     }
 
 
@@ -120,9 +98,3 @@ def test_the_server_stays_up_until_it_is_stopped(
     assert server.returncode == status
     with pytest.raises(OSError, match="refused"):
         post(url, b"{}")
-
-
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
-def test_links_lead_somewhere(root: Path, name: str) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", (root / name).read_text(encoding="utf-8"))
-    assert all((root / target).exists() for target in targets)

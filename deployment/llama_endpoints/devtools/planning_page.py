@@ -1,17 +1,15 @@
-"""The tables of docs/planning.md, from the planner. After a change: `python -m llama_endpoints.devtools.planning_page`."""
+"""The tables of docs/planning.md, from the planner. `python -m llama_endpoints.devtools.reference` writes them."""
 
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
+from llama_endpoints.devtools.blocks import table
 from llama_endpoints.planning.planner import Plan, Wanted, fit_of, usual
 from llama_endpoints.planning.published import PUBLISHED
 from llama_endpoints.planning.sizing import Precision, Runner, Workload, full_length
 from llama_endpoints.planning.skus import SKUS, Offer, Sku
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
 
-PAGE: Final = Path(__file__).resolve().parents[3] / "docs/planning.md"
 GPUS: Final = {
     "A10": ("NV36ads_A10_v5", "NV72ads_A10_v5"),
     "A100 80 GB": ("NC24ads_A100_v4", "NC48ads_A100_v4", "NC96ads_A100_v4"),
@@ -19,26 +17,11 @@ GPUS: Final = {
 }
 """Machines with one, two and four of a GPU."""
 SIZES: Final = ("7b", "13b", "34b", "70b")
-_BLOCK: Final = r"(<!-- {} -->\n).*?(<!-- end -->)"
 
 
 def tables() -> dict[str, str]:
-    """Each by its name in the page."""
+    """Return each table by the name of its block in the page."""
     return {"models": _models(), "precisions": _precisions(), "published": _published()}
-
-
-def page(text: str) -> str:
-    """The page with its tables as the planner has them now."""
-    for name, table in tables().items():
-        pattern = re.compile(_BLOCK.format(name), re.DOTALL)
-        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)  # type: ignore[misc]
-    return text
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _models() -> str:
@@ -47,7 +30,7 @@ def _models() -> str:
         [row.name, f"{row.trained_positions.value:,}", *_cells(row, row.trained_positions.value)]
         for row in variants
     ]
-    return _table([["model, in bf16", "context", *GPUS], *rows])
+    return table([["model, in bf16", "context", *GPUS], *rows])
 
 
 def _precisions() -> str:
@@ -60,7 +43,7 @@ def _precisions() -> str:
         for size in SIZES
         for precision in (Precision.INT8, Precision.INT4)
     ]
-    return _table([["weights", "context", *GPUS], *rows])
+    return table([["weights", "context", *GPUS], *rows])
 
 
 def _cells(variant: ModelVariant, context: int, precision: Precision = Precision.BF16) -> Iterator[str]:
@@ -89,8 +72,4 @@ def _published() -> str:
         [one.model, str(one.precision), one.gpu.name, str(one.workload.concurrency), f"{one.measured:,.1f}", f"{one.planned:,.1f}",
          one.source] for one in PUBLISHED
     ]  # fmt: skip
-    return _table([["model", "weights", "GPU", "sequences", "measured", "planned", "by whom"], *rows])
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+    return table([["model", "weights", "GPU", "sequences", "measured", "planned", "by whom"], *rows])

@@ -1,0 +1,30 @@
+"""The generated parts of docs/ are current. After a change: `python -m llama_endpoints.devtools.reference`."""
+
+import re
+
+import pytest
+
+from llama_endpoints.devtools.http_reference import CODES
+from llama_endpoints.devtools.planning_page import tables
+from llama_endpoints.devtools.reference import DOCS, PAGES, current
+from llama_serving.errors import ServingError
+from tests.support.paths import ROOT
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_current(name: str) -> None:
+    text = (DOCS / name).read_text(encoding="utf-8")
+    assert current(name, text) == text, "run: python -m llama_endpoints.devtools.reference"
+
+
+def test_all_models_are_planned() -> None:
+    assert tables()["models"].count("\n") == 2 + 18
+
+
+def test_every_code_of_an_error_is_described() -> None:
+    sources = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "score/llama_serving").rglob("*.py")
+    )
+    used = set(re.findall(r'\bcode="([a-z_]+)"', sources)) | {"empty_prompt", "invalid_value"}
+    classes = {one.default_code for one in ServingError.__subclasses__()}
+    assert used - classes == CODES.keys() - classes
