@@ -47,13 +47,13 @@ def test_the_demo_shows_each_request_with_its_answer(root: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     shown = [json.loads(line) for line in done.stdout.splitlines()]
-    doors = [line["door"] for line in shown]
+    endpoints = [line["endpoint"] for line in shown]
     rows = (root / "yaml/batch/samples/rows.jsonl").read_text(encoding="utf-8").splitlines()
     own = ["our server /score", "openai /v1/completions", "openai /v1/chat/completions, streaming"]
-    assert doors == [
+    assert endpoints == [
         *["azmlinfsrv /score"] * 3, *["mlflow /invocations"] * 4, *own, *["batch driver"] * len(rows)
     ]  # fmt: skip
-    texts = [line["answer"] for line in shown if line["door"] in own]
+    texts = [line["answer"] for line in shown if line["endpoint"] in own]
     assert texts[0] == shown[0]["answer"]
     assert texts[1]["choices"][0]["text"] == texts[0][0]["0"]
     assert len(texts[2]) > 10
@@ -64,7 +64,7 @@ def test_the_demo_shows_each_request_with_its_answer(root: Path) -> None:
     assert [list(row) for row in card["answer"]] == [["0"]]
     assert ast.parse(card["answer"][0]["0"]).body, "Python, and whole: it stopped by itself"
     assert set(shown[1]["answer"]) == {"output"}
-    records = [line["answer"] for line in shown if line["door"] == "batch driver"]
+    records = [line["answer"] for line in shown if line["endpoint"] == "batch driver"]
     assert all(record["error"] is None for record in records)
 
 

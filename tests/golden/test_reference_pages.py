@@ -28,3 +28,11 @@ def test_every_code_of_an_error_is_described() -> None:
     used = set(re.findall(r'\bcode="([a-z_]+)"', sources)) | {"empty_prompt", "invalid_value"}
     classes = {one.default_code for one in ServingError.__subclasses__()}
     assert used - classes == CODES.keys() - classes
+
+
+def test_the_tables_are_not_empty() -> None:
+    settings = PAGES["configuration.md"]()["settings"]
+    assert re.search(r"`LLAMA_CONTEXT` \| .{10,} \| .*integer.*16 .* \|", settings)
+    assert all(text.count("\n") > 4 for name in PAGES for text in PAGES[name]().values())
+    missing = [line for line in settings.splitlines()[2:] if not line.split("|")[2].strip()]
+    assert missing == [], "each field of Settings has a line in the class's docstring"

@@ -33,14 +33,14 @@ SEED: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A request and its answer, and the door that it went through."""
+    """A request and its answer, and the endpoint that it was sent to."""
 
-    door: str
+    endpoint: str
     request: Any
     answer: Any
 
     def __str__(self) -> str:
-        return json_line({"door": self.door, "request": self.request, "answer": self.answer})
+        return json_line({"endpoint": self.endpoint, "request": self.request, "answer": self.answer})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -24,7 +24,13 @@ def _meanings() -> dict[str, str]:
     """The `Attributes` of the class's docstring, one line each."""
     text = inspect.cleandoc(Settings.__doc__ or "").partition("Attributes:\n")[2]
     found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", text, re.MULTILINE)
-    return {name: " ".join(meaning.split()).rstrip(".").replace("|", "\\|") for name, meaning in found}
+    return {name: _one_line(meaning) for name, meaning in found}
+
+
+def _one_line(meaning: str) -> str:
+    """The meaning for readers who set a variable: what is None in Python is unset there."""
+    text = " ".join(meaning.split()).rstrip(".").replace("|", "\\|")
+    return re.sub(r"\bNone is\b", "unset:", text)
 
 
 def _allowed(name: str) -> str:
