@@ -16,6 +16,7 @@ from tests.support.paths import ROOT
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 UNDOCUMENTED = {"uvicorn.protocols"}
 """Modules without an underscore that their library does not document."""
+PROVIDERS = packages_distributions()
 SOURCES = [
     path for folder in ("score", "deployment", "load_tests") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
@@ -59,7 +60,7 @@ def private_names() -> set[str]:
 
 def distribution(name: str) -> str:
     """`azure.ai.ml._schema.x` -> `azure-ai-ml`: a namespace package has many, and the longest that fits is it."""
-    among = {canonicalize_name(one) for one in packages_distributions()[name.partition(".")[0]]}
+    among = {canonicalize_name(one) for one in PROVIDERS[name.partition(".")[0]]}
     return max((one for one in among if name.replace(".", "-").startswith(one)), key=len)
 
 
