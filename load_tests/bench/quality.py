@@ -16,7 +16,7 @@ from llama_endpoints.nano import FOLDER, evaluate
 from llama_endpoints.nano.corpus import File
 from llama_serving.catalog import NANO
 from llama_serving.engine.batching.backends.base import Rows
-from llama_serving.engine.batching.backends.selection import Wanted, choose
+from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
 from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.prompts.tokenizer import Tokenizer
 
@@ -38,9 +38,9 @@ def loaded(quantization: str) -> Backend:
         SetupError: that can't be used here.
     """
     config = read_config(FOLDER)
-    choice = choose(config, Wanted("bfloat16", "native", quantization))
+    selection = select_backend(config, BackendRequest("bfloat16", "native", quantization))
     tokens = NANO.trained_positions.value
-    return choice.make(config, Weights(FOLDER), lambda _: -(-tokens // choice.block_tokens))
+    return selection.load(config, Weights(FOLDER), lambda _: -(-tokens // selection.block_tokens))
 
 
 def bits(backend: Backend) -> Callable[[Sequence[int]], float]:
@@ -48,7 +48,7 @@ def bits(backend: Backend) -> Callable[[Sequence[int]], float]:
 
     def of(ids: Sequence[int]) -> float:
         whole = range(backend.num_blocks)
-        rows = [Rows((token,), at, whole, prefill=True, wanted=True) for at, token in enumerate(ids[:-1])]
+        rows = [Rows((token,), at, whole, prefill=True, needs_logits=True) for at, token in enumerate(ids[:-1])]
         logits = torch.cat([backend.forward(rows[at : at + 256]) for at in range(0, len(rows), 256)])
         taken = logits.log_softmax(-1)[torch.arange(len(rows)), torch.tensor(ids[1:])]
         return float(-taken.double().sum()) / float(torch.log(torch.tensor(2.0)))

@@ -28,7 +28,7 @@ from llama_endpoints.devtools.servers import (
     own_server,
 )
 from llama_endpoints.nano import FOLDER as NANO
-from llama_serving.engine.batching.backends.selection import Wanted, choose
+from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
 from llama_serving.engine.batching.checkpoint import read_config
 from load_tests.bench.crowd import once
 from tests.conftest import Answer, post
@@ -85,7 +85,7 @@ def test_another_backend_than_the_fastest_is_told_with_its_reason(own: Server) -
 
 def test_the_fastest_backend_that_this_machine_can_have_answers() -> None:
     """With AMX and a compiler the native one; elsewhere the portable one, which says what is missing."""
-    why_not = choose(read_config(NANO), Wanted("bfloat16")).why_not
+    why_not = select_backend(read_config(NANO), BackendRequest("bfloat16")).fallback_reason
     backend = "portable" if why_not else "native"
     with own_server("nano", env={"LLAMA_DTYPE": "bfloat16"}) as server:
         assert post(f"{server.url}/v1/completions", {"prompt": "def f(x):", "max_tokens": 8}).status == 200
@@ -172,16 +172,16 @@ def test_another_models_name_with_and_without_strictness(own: Server) -> None:
 PATCHED = """
 import sys, time
 from pathlib import Path
-from llama_serving.engine.batching.backends.selection import Choice
+from llama_serving.engine.batching.backends.selection import BackendSelection
 from llama_endpoints.cli.main import main
 
 folder, port = Path(sys.argv[1]), sys.argv[2]
-make = Choice.make
+load = BackendSelection.load
 
-def making(self, *arguments):
+def loading(self, *arguments):
     while not (folder / "load").exists():
         time.sleep(0.01)
-    backend = make(self, *arguments)
+    backend = load(self, *arguments)
     forward = backend.forward
 
     def passing(batch):
@@ -192,7 +192,7 @@ def making(self, *arguments):
     backend.forward = passing
     return backend
 
-Choice.make = making
+BackendSelection.load = loading
 main(["serve", "--model", "nano", "--port", port])
 """
 

@@ -80,13 +80,13 @@ def _work(preparer: Preparer, todo: Todo) -> Work:
 def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None:
     """What the good rows would take on this machine, were every answer as long as it may be; None where that is not known."""
     from llama_serving.engine.batching import speed
-    from llama_serving.engine.batching.backends.selection import Wanted
+    from llama_serving.engine.batching.backends.selection import BackendRequest
     from llama_serving.engine.batching.checkpoint import read_config
 
     dtype = dtype_of(files.variant, settings)
     if select_engine(settings, dtype).name != "batching":
         return None
-    wanted = Wanted(dtype, settings.backend, settings.quantization)
+    wanted = BackendRequest(dtype, settings.backend, settings.quantization)
     return speed.seconds(
         read_config(files.checkpoint), wanted, found.amount, settings.max_num_seqs, settings.threads
     )

@@ -19,7 +19,7 @@ class EngineStats:
 
     Attributes:
         backend: what computes, where an engine has a choice.
-        why_not: why that is not the fastest there is.
+        fallback_reason: why that is not the fastest there is.
         batch_invariant: a sequence's tokens do not depend on what else is computed, so that seeds and greedy texts repeat; None
             where the engine does not know.
         running_handles: of the sequences that are `running`.
@@ -29,7 +29,7 @@ class EngineStats:
         failed_starts: how often in a row what it needs could not be started again.
         steps: forward passes; `rows` went through them.
         reused_tokens: tokens of prompts that did not have to be computed, since an earlier prompt had them.
-        times_set_aside: how often a sequence had to make room for older ones.
+        num_preemptions: how often a sequence had to make room for older ones.
         kv_blocks: blocks of the cache; `kv_blocks_free` of them can be had.
     """
 
@@ -41,14 +41,14 @@ class EngineStats:
     tokens_out: int
     alive: bool
     backend: str = ""
-    why_not: str = ""
+    fallback_reason: str = ""
     batch_invariant: bool | None = None
     away: bool = False
     failed_starts: int = 0
     steps: int = 0
     rows: int = 0
     reused_tokens: int = 0
-    times_set_aside: int = 0
+    num_preemptions: int = 0
     kv_blocks: int = 0
     kv_blocks_free: int = 0
     running_handles: "frozenset[Handle]" = frozenset()

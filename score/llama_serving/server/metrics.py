@@ -73,7 +73,7 @@ class _Engine(Collector):
         info = GaugeMetricFamily(
             "llama_engine_info", "What generates.", labels=("engine", "backend", "why_not", "model")
         )
-        info.add_metric((stats.engine, stats.backend, stats.why_not, service.variant.name), 1)
+        info.add_metric((stats.engine, stats.backend, stats.fallback_reason, service.variant.name), 1)
         yield info
         if stats.batch_invariant is not None:
             yield GaugeMetricFamily(
@@ -96,5 +96,5 @@ class _Engine(Collector):
         yield CounterMetricFamily(
             "llama_prefix_cache_hit_tokens", "Tokens of prompts that were there already.", stats.reused_tokens
         )
-        yield CounterMetricFamily("llama_preemptions", "Sequences set aside.", stats.times_set_aside)
+        yield CounterMetricFamily("llama_preemptions", "Sequences set aside.", stats.num_preemptions)
         yield CounterMetricFamily("llama_engine_steps", "Forward passes.", stats.steps)

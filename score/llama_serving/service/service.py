@@ -80,7 +80,7 @@ class Service:
         engine, selection = start_engine(files, dtype=dtype, context=context, settings=settings)
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
-        computes += f" (not the native one: {stats.why_not})" if stats.why_not else ""
+        computes += f" (not the native one: {stats.fallback_reason})" if stats.fallback_reason else ""
         computes += f" (chosen since {selection.why})" if selection.why else ""
         computes += _INVARIANCE[stats.batch_invariant]
         _log.info("%s, context %d, %s, %s; %s", files.variant.title, context, dtype, computes, settings.shown())

@@ -131,10 +131,10 @@ def logits(ours: Native, text: Sequence[int], prompt: int, rng: random.Random) -
     blocks = Cache(ours, rng).blocks(len(text))
     found = {}
     for start, end in chunks(prompt, rng):
-        rows = Rows(text[start:end], start, blocks, prefill=True, wanted=True)
+        rows = Rows(text[start:end], start, blocks, prefill=True, needs_logits=True)
         found[end - 1] = ours.forward([rows])[0]
     for at in range(prompt, len(text)):
-        found[at] = ours.forward([Rows(text[at : at + 1], at, blocks, prefill=False, wanted=True)])[0]
+        found[at] = ours.forward([Rows(text[at : at + 1], at, blocks, prefill=False, needs_logits=True)])[0]
     return found
 
 
@@ -196,8 +196,8 @@ def test_a_step_of_everything(size: int, int8: bool) -> None:
     for text, start, prefill in parts:
         blocks = cache.blocks(len(text))
         if start:
-            pair.ours.forward([Rows(text[:start], start=0, blocks=blocks, prefill=True, wanted=False)])
-        step.append(Rows(text[start:], start, blocks, prefill=prefill, wanted=True))
+            pair.ours.forward([Rows(text[:start], start=0, blocks=blocks, prefill=True, needs_logits=False)])
+        step.append(Rows(text[start:], start, blocks, prefill=prefill, needs_logits=True))
     found = pair.ours.forward(step)
     errors = torch.cat(
         [pair.errors(text, {len(text) - 1: row}) for (text, _, _), row in zip(parts, found, strict=True)]
@@ -256,4 +256,4 @@ def test_heads_of_another_size_are_an_error_and_no_step() -> None:
     pair = Pair.of(Llama(heads=4, kv_heads=2, head_dim=64, layers=1))
     pair.ours._model.head_dim = 96
     with pytest.raises(ValueError, match="no heads of size 96"):
-        pair.ours.forward([Rows([1], 0, [0], prefill=True, wanted=True)])
+        pair.ours.forward([Rows([1], 0, [0], prefill=True, needs_logits=True)])

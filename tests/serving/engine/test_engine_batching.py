@@ -233,13 +233,13 @@ class TestTheTokensAreTheReferences:
             stats = started.engine.stats()
             assert (stats.running, stats.waiting, stats.kv_blocks_free) == (0, 0, started.blocks)
 
-    def test_one_set_aside_goes_on_as_if_nothing_had_been(self, model: Model) -> None:
+    def test_a_preempted_one_goes_on_as_if_nothing_had_been(self, model: Model) -> None:
         jobs = [(prompt(n, 20), SamplingParams(max_new_tokens=60, temperature=n % 2, seed=n)) for n in range(4)]
         expected = _alone(model, jobs)
         with Started(model, blocks=14, max_num_seqs=4) as started:
             handles = [started.engine.submit(*job) for job in jobs]
             assert [ids_of(handle) for handle in handles] == expected
-            assert started.engine.stats().times_set_aside > 0
+            assert started.engine.stats().num_preemptions > 0
 
 
 class TestCounts:
@@ -342,7 +342,7 @@ class TestFaults:
 
         def poisoned(batch: Sequence[Rows]) -> torch.Tensor:
             logits = forward(batch).clone()
-            wanted = [rows for rows in batch if rows.wanted]
+            wanted = [rows for rows in batch if rows.needs_logits]
             for row, rows in zip(logits, wanted, strict=True):
                 if (
                     rows.start > 24
@@ -454,7 +454,7 @@ class TestFaults:
                 started.ids(prompt(2, 80))
             assert started.engine.stats().reused_tokens == 0, "nothing of it is found again"
 
-    def test_one_set_aside_before_it_had_a_row_gets_done(self, model: Model) -> None:
+    def test_a_preempted_one_before_it_had_a_row_gets_done(self, model: Model) -> None:
         """The scheduler serves the oldest prompt and the shortest: a third one may wait in the batch."""
         jobs = [(prompt(n, 16), replace(GREEDY, max_new_tokens=120)) for n in range(4)]
         jobs += [(prompt(50 + n, 160), replace(GREEDY, max_new_tokens=3)) for n in range(3)]
@@ -462,7 +462,7 @@ class TestFaults:
         with Started(model, blocks=44, largest_chunk=1, share_prefixes=False) as started:
             handles = [started.engine.submit(*job) for job in jobs]
             assert [ids_of(handle) for handle in handles] == expected
-            assert started.engine.stats().times_set_aside > 0
+            assert started.engine.stats().num_preemptions > 0
 
     @pytest.mark.parametrize("what", ["save", "restore"])
     def test_a_copy_that_fails_fails_its_own_sequence(self, model: Model, what: str) -> None:

@@ -30,8 +30,8 @@ def sequence(
 
 def reference(logits: np.ndarray, one: Sequence) -> Any:
     """The reference's token after the same history."""
-    sampler_ = Sampler(one.params, one.ids[: one.num_prompt])
-    for token in one.ids[one.num_prompt :]:
+    sampler_ = Sampler(one.params, one.ids[: one.num_prompt_tokens])
+    for token in one.ids[one.num_prompt_tokens :]:
         sampler_._seen.add(token)
         sampler_._drawn[token] += 1
         sampler_._position += 1
@@ -40,8 +40,8 @@ def reference(logits: np.ndarray, one: Sequence) -> Any:
 
 def near_a_border(logits: np.ndarray, one: Sequence, share: float = 1e-5) -> bool:
     """Where the draw falls so close to the next id that a rounding of float32 may decide."""
-    sampler_ = Sampler(one.params, one.ids[: one.num_prompt])
-    for token in one.ids[one.num_prompt :]:
+    sampler_ = Sampler(one.params, one.ids[: one.num_prompt_tokens])
+    for token in one.ids[one.num_prompt_tokens :]:
         sampler_._seen.add(token)
         sampler_._drawn[token] += 1
     scores = sampler_._penalised(logits.astype(np.float64))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_serving.engine.batching.kv_cache import BlockPool
-from llama_serving.engine.batching.prefill_budget import REFRESH, STALL, CostModel
-from llama_serving.engine.batching.scheduler import Scheduler, Span, Step
+from llama_serving.engine.batching.prefill_budget import REFRESH, STALL, PrefillBudget
+from llama_serving.engine.batching.scheduler import ScheduledSpan, Scheduler, SchedulerOutput
 from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.engine.handle import Handle
 from llama_serving.sampling_params import SamplingParams
@@ -16,14 +16,14 @@ from llama_serving.sampling_params import SamplingParams
 numbers = iter(range(1_000_000))
 
 
-class Fixed(CostModel):
+class Fixed(PrefillBudget):
     """So many rows beside generating ones, whatever they cost."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(largest=64, smallest=4)
         self.rows = rows
 
-    def chunk(self, generating: int) -> int:
+    def prefill_rows(self, generating: int) -> int:
         return self.rows if generating else self.largest
 
 
@@ -35,25 +35,25 @@ def sequence(prompt: int | list[int], new: int = 4, *, deadline: float | None = 
 
 def scheduler(blocks: int = 100, *, seqs: int = 8, rows: int = 8) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(blocks, 4)
-    return Scheduler(pool, max_num_seqs=seqs, cost=Fixed(rows)), pool
+    return Scheduler(pool, max_num_seqs=seqs, budget=Fixed(rows)), pool
 
 
-def run(scheduler: Scheduler, step: Step) -> None:
+def run(scheduler: Scheduler, step: SchedulerOutput) -> None:
     """What the engine does with a step, with the token 7 for each that draws."""
-    for held, _ in step.save:
-        held.saved = held.ids[: held.kept]
-    for held in step.restore:
-        assert held.saved == held.ids[: held.kept], "it comes back as it went"
+    for held, _ in step.swap_out:
+        held.saved = held.ids[: held.num_swapped_tokens]
+    for held in step.swap_in:
+        assert held.saved == held.ids[: held.num_swapped_tokens], "it comes back as it went"
         held.saved = None
     for span in step.spans:
         scheduler.advance(span)
-        if span.draws:
+        if span.samples:
             span.sequence.ids.append(7)
             if span.sequence.num_generated >= span.sequence.params.max_new_tokens:
                 scheduler.remove(span.sequence)
 
 
-def steps(scheduler: Scheduler) -> Iterator[Step]:
+def steps(scheduler: Scheduler) -> Iterator[SchedulerOutput]:
     while step := scheduler.schedule():
         if not step.spans:
             return
@@ -61,17 +61,17 @@ def steps(scheduler: Scheduler) -> Iterator[Step]:
         run(scheduler, step)
 
 
-def counts(step: Step) -> list[int]:
+def counts(step: SchedulerOutput) -> list[int]:
     return [span.count for span in step.spans]
 
 
 class TestASpan:
     def test_knows_whether_it_is_prompt_and_whether_it_draws(self) -> None:
         one = sequence(10)
-        assert (Span(one, 0, 4).prefill, Span(one, 0, 4).draws) == (True, False)
-        assert (Span(one, 4, 6).prefill, Span(one, 4, 6).draws) == (True, True)
+        assert (ScheduledSpan(one, 0, 4).prefill, ScheduledSpan(one, 0, 4).samples) == (True, False)
+        assert (ScheduledSpan(one, 4, 6).prefill, ScheduledSpan(one, 4, 6).samples) == (True, True)
         one.ids.append(7)
-        assert (Span(one, 10, 1).prefill, Span(one, 10, 1).draws) == (False, True)
+        assert (ScheduledSpan(one, 10, 1).prefill, ScheduledSpan(one, 10, 1).samples) == (False, True)
 
 
 class TestPrompts:
@@ -80,7 +80,7 @@ class TestPrompts:
         scheduler_.add(sequence(150, new=1))
         assert [counts(step) for step in steps(scheduler_)] == [[64], [64], [22]]
 
-    def test_beside_generating_rows_it_goes_in_the_chunks_that_the_cost_model_allows(self) -> None:
+    def test_beside_generating_rows_it_goes_in_the_chunks_that_the_budget_allows(self) -> None:
         scheduler_, _ = scheduler(rows=8)
         scheduler_.add(sequence(4, new=30))
         first = scheduler_.schedule()
@@ -155,11 +155,11 @@ class TestRoom:
         scheduler_.add(old)
         scheduler_.add(young)
         seen = list(steps(scheduler_))
-        assert [held for step in seen for held, _ in step.save] == [young]
-        assert [held for step in seen for held in step.restore] == [young]
-        assert scheduler_.times_set_aside == 1
+        assert [held for step in seen for held, _ in step.swap_out] == [young]
+        assert [held for step in seen for held in step.swap_in] == [young]
+        assert scheduler_.num_preemptions == 1
         assert (old.num_generated, young.num_generated) == (16, 12)
-        assert pool.free == 8
+        assert pool.num_free_blocks == 8
 
     def test_what_is_copied_out_is_what_was_generated(self) -> None:
         """The prompt's whole blocks stay in the tree, or are computed again."""
@@ -167,7 +167,11 @@ class TestRoom:
         scheduler_.add(sequence(10, new=16))
         young = sequence(9, new=12)
         scheduler_.add(young)
-        saved = [(held, len(blocks), held.kept) for step in steps(scheduler_) for held, blocks in step.save]
+        saved = [
+            (held, len(blocks), held.num_swapped_tokens)
+            for step in steps(scheduler_)
+            for held, blocks in step.swap_out
+        ]
         assert saved
         for held, blocks, kept in saved:
             assert (held, kept > 9, blocks) == (young, True, -(-kept // 4) - 2)
@@ -180,10 +184,10 @@ class TestRoom:
         scheduler_.add(young)
         while young not in scheduler_.running:
             run(scheduler_, scheduler_.schedule())
-        young_rows = [step for step in steps(scheduler_) if step.save]
+        young_rows = [step for step in steps(scheduler_) if step.swap_out]
         assert not young_rows, "its prompt was done before the blocks ran out, or it had nothing to copy"
         assert (old.num_generated, young.num_generated) == (36, 2)
-        assert pool.free == 12
+        assert pool.num_free_blocks == 12
 
     def test_prompts_that_are_alike_are_not_copied_for_each(self) -> None:
         scheduler_, pool = scheduler(blocks=16, seqs=6)
@@ -191,20 +195,20 @@ class TestRoom:
         jobs = [sequence(ids, new=20) for _ in range(6)]
         for one in jobs:
             scheduler_.add(one)
-        most = max((sum(len(blocks) for _, blocks in step.save) for step in steps(scheduler_)), default=0)
+        most = max((sum(len(blocks) for _, blocks in step.swap_out) for step in steps(scheduler_)), default=0)
         assert 0 < most <= 5 * 5
         assert {one.num_generated for one in jobs} == {20}
-        assert pool.free == 16
+        assert pool.num_free_blocks == 16
 
-    def test_nobody_new_comes_in_while_somebody_is_set_aside(self) -> None:
+    def test_nobody_new_comes_in_while_one_is_preempted(self) -> None:
         scheduler_, _ = scheduler(blocks=8)
         old, young, new = sequence(10, new=16), sequence(8, new=12), sequence(2, new=1)
         scheduler_.add(old)
         scheduler_.add(young)
         for step in steps(scheduler_):
-            if step.save:
+            if step.swap_out:
                 scheduler_.add(new)
-            if scheduler_.aside:
+            if scheduler_.preempted:
                 assert new not in scheduler_.running
         assert new.num_generated == 1
 
@@ -220,7 +224,7 @@ class TestTheEnd:
         waiting.handle.cancel()
         assert scheduler_.ended(0.0) == [(running, "cancelled"), (waiting, "cancelled")]
         assert [span.sequence for span in scheduler_.schedule().spans] == [also]
-        assert pool.free == 8 - len(also.blocks)
+        assert pool.num_free_blocks == 8 - len(also.blocks)
 
     def test_a_deadline_ends_one_that_waits_as_well(self) -> None:
         scheduler_, _ = scheduler(seqs=1)
@@ -240,7 +244,7 @@ class Machine:
     def __init__(self, fixed: float, row: float, read: float = 0.0) -> None:
         self.fixed, self.row, self.read = fixed, row, read
 
-    def step(self, model: CostModel, generating: int, prompt: int, context: int = 0) -> float:
+    def step(self, model: PrefillBudget, generating: int, prompt: int, context: int = 0) -> float:
         """Run a step, let the model see it; how many plain steps it took."""
         plain = self.fixed + self.row * generating
         seconds = plain + prompt * (self.row + self.read * context)
@@ -248,15 +252,15 @@ class Machine:
         return seconds / plain
 
 
-class TestTheCostModel:
-    def model(self, machine: Machine) -> CostModel:
-        model = CostModel(largest=512, smallest=16)
+class TestThePrefillBudget:
+    def model(self, machine: Machine) -> PrefillBudget:
+        model = PrefillBudget(largest=512, smallest=16)
         for _ in range(20):
             machine.step(model, 8, 0)
         return model
 
     def test_without_generating_rows_a_chunk_is_the_largest(self) -> None:
-        assert self.model(Machine(0.02, 0.001)).chunk(0) == 512
+        assert self.model(Machine(0.02, 0.001)).prefill_rows(0) == 512
 
     @pytest.mark.parametrize(
         "machine", [Machine(0.02, 0.0002), Machine(0.02, 0.0002, 1e-7), Machine(0.005, 0.0001)]
@@ -266,7 +270,7 @@ class TestTheCostModel:
     ) -> None:
         model, context, sizes = self.model(machine), 0, []
         while context < 8000:
-            rows = model.chunk(8)
+            rows = model.prefill_rows(8)
             took = machine.step(model, 8, rows, context)
             assert took <= STALL * 1.35 or rows == 16
             context += rows
@@ -278,33 +282,33 @@ class TestTheCostModel:
         machine = Machine(0.02, 0.0005)
         model = self.model(machine)
         for _ in range(12):
-            machine.step(model, 8, model.chunk(8))
-        before = model.chunk(8)
+            machine.step(model, 8, model.prefill_rows(8))
+        before = model.prefill_rows(8)
         for _ in range(3000):
             machine.step(model, 8, 0)
-        assert model.chunk(8) == before
+        assert model.prefill_rows(8) == before
 
     def test_an_odd_step_does_not_count(self) -> None:
         machine = Machine(0.02, 0.0005)
         model = self.model(machine)
         for _ in range(12):
-            machine.step(model, 8, model.chunk(8))
-        before = model.chunk(8)
+            machine.step(model, 8, model.prefill_rows(8))
+        before = model.prefill_rows(8)
         for _ in range(3):
             model.observe(5.0, generating=8, prompt=0)
-        assert model.chunk(8) == before
+        assert model.prefill_rows(8) == before
 
     def test_it_makes_progress_however_slow_rows_are(self) -> None:
         machine = Machine(0.001, 1.0)
         model = self.model(machine)
         machine.step(model, 8, 16)
-        assert model.chunk(8) == 16
+        assert model.prefill_rows(8) == 16
 
     def test_it_grows_by_no_more_than_twice(self) -> None:
         machine = Machine(0.02, 1e-9)
         model, sizes = self.model(machine), []
         for _ in range(7):
-            sizes.append(model.chunk(8))
+            sizes.append(model.prefill_rows(8))
             machine.step(model, 8, sizes[-1])
         assert sizes == [16, 32, 64, 128, 256, 512, 512]
 
@@ -313,14 +317,14 @@ class TestTheCostModel:
         few, many = Machine(0.01, 0.0005), Machine(0.2, 0.0005)
         model, sizes = self.model(few), []
         for _ in range(20 * REFRESH):
-            sizes.append(model.chunk(8))
+            sizes.append(model.prefill_rows(8))
             many.step(model, 8, sizes[-1])
         assert 0 in sizes[: REFRESH + 1]
         assert sizes.count(0) <= len(sizes) / REFRESH
         assert max(sizes[-REFRESH:]) == 512
 
     def test_knowing_nothing_it_begins_small(self) -> None:
-        assert CostModel(largest=512, smallest=16).chunk(3) == 16
+        assert PrefillBudget(largest=512, smallest=16).prefill_rows(3) == 16
 
 
 @settings(max_examples=150, deadline=None)
@@ -347,9 +351,9 @@ def test_whatever_comes_when_all_of_it_is_done_and_every_block_comes_back(
         step = scheduler_.schedule()
         assert len(scheduler_.running) <= seqs
         for one in scheduler_.running:
-            assert len(one.blocks) * 4 >= one.computed
-        for held, blocks_ in step.save:
-            at = held.num_prompt // 4
+            assert len(one.blocks) * 4 >= one.num_computed_tokens
+        for held, blocks_ in step.swap_out:
+            at = held.num_prompt_tokens // 4
             assert blocks_ == tuple(dict(before)[held][at : at + len(blocks_)])
         if not step.spans:
             assert not list(scheduler_.sequences), "no step without progress"
@@ -358,7 +362,7 @@ def test_whatever_comes_when_all_of_it_is_done_and_every_block_comes_back(
         run(scheduler_, step)
     for _, cancelled, one in waiting:
         assert one.num_generated == one.params.max_new_tokens or cancelled
-    assert pool.free == blocks
+    assert pool.num_free_blocks == blocks
 
 
 def _arrive_and_leave(scheduler: Scheduler, jobs: list[tuple[int, bool, Sequence]], now: int) -> None:

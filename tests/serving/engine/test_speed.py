@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine.batching import speed
-from llama_serving.engine.batching.backends.selection import Choice, Wanted
+from llama_serving.engine.batching.backends.selection import BackendRequest, BackendSelection
 from llama_serving.engine.batching.checkpoint import read_config
 from llama_serving.engine.batching.speed import Amount, Length
 from llama_serving.llama_config import LlamaConfig
@@ -45,16 +45,16 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def measured(
-        config: LlamaConfig, choice: Choice, together: list[Length], prompt: int
+        config: LlamaConfig, selection: BackendSelection, together: list[Length], prompt: int
     ) -> tuple[float, float]:
-        asked.append((config.layers, choice.wanted, len(together), prompt))
+        asked.append((config.layers, selection.request, len(together), prompt))
         return (0.010, 0.001) if config.layers == 0 else (0.014, 0.002)
 
     monkeypatch.setattr(speed, "WEIGHTS", 2 * LAYER)
     monkeypatch.setattr(speed, "_measured", measured)
     monkeypatch.setattr(speed, "_drawing", lambda config, together: 0.005)
     work = amount(length(30, 4), length(10, 8))
-    wanted = Wanted("bfloat16", backend="portable")
+    wanted = BackendRequest("bfloat16", backend="portable")
     step, token = 0.010 + 5 * 0.004 + 0.005, 0.001 + 5 * 0.001
     assert speed.seconds(CONFIG, wanted, work, slots=64) == pytest.approx(12 / 2 * step + 40 * token)
     assert asked == [(0, wanted, 2, 20), (2, wanted, 2, 20)]
@@ -62,7 +62,7 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_rows_take_no_time() -> None:
-    assert speed.seconds(CONFIG, Wanted("float32"), Amount(), slots=1) == 0
+    assert speed.seconds(CONFIG, BackendRequest("float32"), Amount(), slots=1) == 0
 
 
 @pytest.mark.parametrize(("weights", "layers"), [(1, 1), (3 * LAYER, 3), (3 * LAYER + 1, 3), (99 * LAYER, 10)])
@@ -106,7 +106,7 @@ def test_the_engines_own_steps_are_measured(dtype: str, prompt: int) -> None:
     """On a model of nano's shape, of which no weight is read."""
     config = replace(read_config(NANO), layers=2)
     work = amount(*(length(prompt + n, 5 + n) for n in range(8)))
-    assert 0 < speed.seconds(config, Wanted(dtype), work, slots=4) < 60
+    assert 0 < speed.seconds(config, BackendRequest(dtype), work, slots=4) < 60
 
 
 def test_the_weights_of_a_token() -> None:

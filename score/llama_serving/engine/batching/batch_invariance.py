@@ -87,7 +87,7 @@ class _Trial:
     def generated_tokens_agree(self) -> bool:
         """Each alone, and all of them beside each other and a part of a prompt."""
         rows = [self._generated(which, copy) for copy in range(COPIES) for which in range(len(STARTS))]
-        part = Rows(self._ids[:PART], 0, self._prompts, prefill=True, wanted=False)
+        part = Rows(self._ids[:PART], 0, self._prompts, prefill=True, needs_logits=False)
         together = self._backend.forward([*rows, part]).view(COPIES, len(STARTS), -1)
         alone = [self._backend.forward([self._generated(which, 0)]) for which in range(len(STARTS))]
         return all(_same(together[:, which], alone[which]) for which in range(len(STARTS)))
@@ -95,12 +95,12 @@ class _Trial:
     def prompts_agree(self) -> bool:
         """The last token of a prompt: read at once, and in two parts beside generated tokens."""
         half = len(self._prompts) // 2
-        whole = Rows(self._ids, 0, self._prompts[:half], prefill=True, wanted=True)
+        whole = Rows(self._ids, 0, self._prompts[:half], prefill=True, needs_logits=True)
         alone = self._backend.forward([whole])
         rows = [self._generated(which, 0) for which in range(len(STARTS))]
         blocks = self._prompts[half:]
-        first = Rows(self._ids[:CUT], 0, blocks, prefill=True, wanted=True)
-        second = Rows(self._ids[CUT:], CUT, blocks, prefill=True, wanted=True)
+        first = Rows(self._ids[:CUT], 0, blocks, prefill=True, needs_logits=True)
+        second = Rows(self._ids[CUT:], CUT, blocks, prefill=True, needs_logits=True)
         self._backend.forward([*rows, first])
         return _same(self._backend.forward([*rows, second])[-1:], alone)
 
@@ -108,7 +108,7 @@ class _Trial:
         start = STARTS[which]
         own = self._own[which * COPIES + copy]
         blocks = (*self._shared[: start // self._tokens], own)
-        return Rows(self._ids[:1], start, blocks, prefill=False, wanted=True)
+        return Rows(self._ids[:1], start, blocks, prefill=False, needs_logits=True)
 
     def _fill(self, blocks: Sequence[int]) -> None:
         import torch

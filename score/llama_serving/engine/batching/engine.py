@@ -16,8 +16,8 @@ from llama_serving.engine.base import EngineStats
 from llama_serving.engine.batching import batch_invariance, sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.kv_cache import BlockPool
-from llama_serving.engine.batching.prefill_budget import CostModel
-from llama_serving.engine.batching.scheduler import Scheduler, Span, Step
+from llama_serving.engine.batching.prefill_budget import PrefillBudget
+from llama_serving.engine.batching.scheduler import ScheduledSpan, Scheduler, SchedulerOutput
 from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 LARGEST_CHUNK: Final = 512
 """Rows of prompts in one step, at most."""
-PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, wanted=True)
+PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, needs_logits=True)
 """A pass that nothing can be wrong with; block 0 is the engine's own."""
 
 
@@ -86,7 +86,7 @@ class BatchingEngine:
         handle = Handle()
         sequence = Sequence(next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop)
         self._refuse_what_cant_be_computed(sequence)
-        self._thread.take(sequence, sequence.num_prompt)
+        self._thread.take(sequence, sequence.num_prompt_tokens)
         return handle
 
     @property
@@ -107,7 +107,7 @@ class BatchingEngine:
             return EngineStats(
                 engine="batching",
                 backend=self._backend.name,
-                why_not=self._backend.why_not,
+                fallback_reason=self._backend.fallback_reason,
                 batch_invariant=self._batch_invariant,
                 running=running,
                 waiting=len(thread.open) - running,
@@ -118,9 +118,9 @@ class BatchingEngine:
                 steps=counts.steps,
                 rows=counts.rows,
                 reused_tokens=self._scheduler.reused_tokens,
-                times_set_aside=self._scheduler.times_set_aside,
+                num_preemptions=self._scheduler.num_preemptions,
                 kv_blocks=self._pool.num_blocks,
-                kv_blocks_free=self._pool.free,
+                kv_blocks_free=self._pool.num_free_blocks,
                 running_handles=frozenset(sequence.handle for sequence in self._scheduler.running),
             )
 
@@ -142,7 +142,7 @@ class BatchingEngine:
         capacity = self.capacity
         if sequence.most_tokens > capacity:
             raise BadRequest(
-                f"The prompt has {sequence.num_prompt} tokens and {sequence.params.max_new_tokens} more are asked "
+                f"The prompt has {sequence.num_prompt_tokens} tokens and {sequence.params.max_new_tokens} more are asked "
                 f"for, but this server's memory for keys and values holds {capacity}. Send a shorter prompt, ask for "
                 "fewer tokens, or have the operator raise LLAMA_KV_MEMORY.",
                 code="context_exceeded",
@@ -154,12 +154,12 @@ class BatchingEngine:
         self._thread.spin.adjust()
         self._backend = self._load()
         self._pool = BlockPool(self._backend.num_blocks - 1, self._backend.block_tokens, share=self._share)
-        self._cost = CostModel(
+        self._budget = PrefillBudget(
             largest=self._largest_chunk, smallest=min(self._backend.chunk_rows, self._largest_chunk)
         )
         self._backend.forward([PROBE])  # a checkpoint that can't be computed is found out now
         self._batch_invariant = batch_invariance.establish(self._backend)
-        self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, cost=self._cost)
+        self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, budget=self._budget)
 
     def _serve(self) -> None:
         try:
@@ -202,19 +202,21 @@ class BatchingEngine:
         whole = self._compute(spans)
         seconds = time.perf_counter() - started
         if whole:
-            self._cost.observe(seconds, generating=step.generating, prompt=step.prompt)
+            self._budget.observe(seconds, generating=step.generating, prompt=step.prompt)
 
-    def _copied(self, step: Step) -> list[Span]:
+    def _copied(self, step: SchedulerOutput) -> list[ScheduledSpan]:
         """Copy out and back what the step says; return the spans of those that this didn't fail for."""
         failed: set[Sequence] = set()
-        for sequence, blocks in step.save:
+        for sequence, blocks in step.swap_out:
             try:
                 sequence.saved = self._backend.save(_behind(blocks))
             except Exception as error:
                 self._fail(sequence, error)
-        for sequence in step.restore:
+        for sequence in step.swap_in:
             own = sequence.blocks[
-                sequence.num_prompt // self._pool.block_tokens : self._pool.blocks_for(sequence.kept)
+                sequence.num_prompt_tokens // self._pool.block_tokens : self._pool.blocks_for(
+                    sequence.num_swapped_tokens
+                )
             ]
             try:
                 self._backend.restore(_behind(own), sequence.saved)
@@ -224,7 +226,7 @@ class BatchingEngine:
                 self._fail(sequence, error)
         return [span for span in step.spans if span.sequence not in failed]
 
-    def _compute(self, spans: List[Span]) -> bool:
+    def _compute(self, spans: List[ScheduledSpan]) -> bool:
         """One forward pass; where it fails, its halves are tried, down to the sequence that is at fault.
 
         Returns:
@@ -247,7 +249,7 @@ class BatchingEngine:
             return False
         for span in spans:
             self._scheduler.advance(span)
-        drawing = [span.sequence for span in spans if span.draws]
+        drawing = [span.sequence for span in spans if span.samples]
         if drawing:
             self._draw(drawing, logits)
         return True
@@ -292,7 +294,7 @@ class BatchingEngine:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         _log.error("a sequence failed", exc_info=error)
         # What it left may be no numbers, and a masked value still enters a product: nobody may come upon it.
-        self._backend.clear(_behind(self._scheduler.remove(sequence, spoilt=True)))
+        self._backend.clear(_behind(self._scheduler.remove(sequence, invalid=True)))
         self._thread.fail(
             sequence.handle,
             InternalError("The model failed on this sequence. Try again; the log has the cause."),
@@ -304,14 +306,14 @@ def _behind(blocks: List[int]) -> list[int]:
     return [block + 1 for block in blocks]
 
 
-def _rows(span: Span) -> Rows:
+def _rows(span: ScheduledSpan) -> Rows:
     sequence, end = span.sequence, span.start + span.count
     return Rows(
         ids=sequence.ids[span.start : end],
         start=span.start,
         blocks=_behind(sequence.blocks),
         prefill=span.prefill,
-        wanted=span.draws,
+        needs_logits=span.samples,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.base import Backend
-from llama_serving.engine.batching.backends.selection import Wanted, choose
+from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
 from llama_serving.engine.batching.cache_size import num_blocks
 from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.engine.batching.engine import BatchingEngine
@@ -44,8 +44,8 @@ def start(  # noqa: PLR0913  (one call site, all named)
         threads: of torch; None is its own choice, within a container's quota.
         max_num_seqs: sequences that run at a time.
         kv_memory: bytes for keys and values; None is half of what is free.
-        backend: see `Wanted`.
-        quantization: see `Wanted`.
+        backend: see `BackendRequest`.
+        quantization: see `BackendRequest`.
 
     Raises:
         SetupError: the checkpoint can't be used, there is no memory for one sequence, or what is wanted can't be had here.
@@ -60,8 +60,8 @@ def start(  # noqa: PLR0913  (one call site, all named)
 
         compute_threads.use(threads)
         read = read_config(checkpoint)
-        choice = choose(read, Wanted(dtype, backend, quantization))
-        block_tokens = choice.block_tokens
+        selection = select_backend(read, BackendRequest(dtype, backend, quantization))
+        block_tokens = selection.block_tokens
 
         def blocks(config: LlamaConfig) -> int:
             number = num_blocks(
@@ -77,6 +77,6 @@ def start(  # noqa: PLR0913  (one call site, all named)
                 )
             return number + 1  # the engine's own
 
-        return choice.make(read, Weights(checkpoint), blocks)
+        return selection.load(read, Weights(checkpoint), blocks)
 
     return BatchingEngine(load, max_num_seqs=max_num_seqs)

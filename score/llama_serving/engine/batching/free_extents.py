@@ -1,7 +1,7 @@
 """Numbers that are free, as runs of neighbours, so that a long prompt can have blocks that lie side by side."""
 
 
-class FreeRuns:
+class FreeExtents:
     """The numbers 0 to `number` - 1; all are free at first."""
 
     def __init__(self, number: int) -> None:
@@ -12,7 +12,7 @@ class FreeRuns:
     def __len__(self) -> int:
         return self._free
 
-    def take(self, number: int) -> list[int]:
+    def allocate(self, number: int) -> list[int]:
         """So many of them, in order: neighbours where there is such a run, else the ends of several runs.
 
         Raises:
@@ -29,7 +29,7 @@ class FreeRuns:
             taken += self._cut(start, min(length, number - len(taken)))
         return sorted(taken)
 
-    def add(self, one: int) -> None:
+    def free(self, one: int) -> None:
         """Give one back; it joins its neighbours."""
         start, end = one, one + 1
         if one in self._starts:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from llama_serving.engine.batching.free_extents import FreeRuns
+from llama_serving.engine.batching.free_extents import FreeExtents
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         self._share = share
-        self._empty = FreeRuns(num_blocks)
+        self._empty = FreeExtents(num_blocks)
         self._users = [0] * num_blocks
         self._tree: dict[tuple[int, tuple[int, ...]], _Node] = {}
         self._nodes: dict[int, _Node] = {}
@@ -65,7 +65,7 @@ class BlockPool:
         self._numbers = count(_ROOT + 1)
 
     @property
-    def free(self) -> int:
+    def num_free_blocks(self) -> int:
         """Blocks that can be had: empty ones, and shared ones that nobody uses any more."""
         return len(self._empty) + len(self._unused)
 
@@ -90,17 +90,17 @@ class BlockPool:
             parent = node.number
         return Match(tuple(blocks), coming=False)
 
-    def take(self, number: int, shared: Sequence[int] = ()) -> list[int] | None:
+    def allocate(self, number: int, shared: Sequence[int] = ()) -> list[int] | None:
         """So many new blocks behind the shared ones, for one user; None, and nothing taken, where they aren't there."""
         reclaimed = sum(block in self._unused for block in shared)
-        if number > self.free - reclaimed:
+        if number > self.num_free_blocks - reclaimed:
             return None
         for block in shared:
             self._users[block] += 1
             self._unused.pop(block, None)
         return [*shared, *self._new(number)]
 
-    def announce(self, prompt: Sequence[int], blocks: Sequence[int]) -> None:
+    def register_prefix(self, prompt: Sequence[int], blocks: Sequence[int]) -> None:
         """Say that the whole blocks of a prompt are about to be computed in these blocks."""
         if not self._share:
             return
@@ -112,16 +112,16 @@ class BlockPool:
                 self._tree[node.key] = self._nodes[block] = node
             parent = node.number
 
-    def computed(self, blocks: Sequence[int], before: int, tokens: int) -> None:
+    def mark_computed(self, blocks: Sequence[int], before: int, tokens: int) -> None:
         """The tokens `before` to `tokens` of a sequence are there now: its blocks that are full can be shared."""
         for block in blocks[before // self.block_tokens : tokens // self.block_tokens]:
             if block in self._nodes:
                 self._nodes[block].ready = True
 
-    def give_back(self, blocks: Sequence[int], *, spoilt: bool = False) -> list[int]:
+    def free(self, blocks: Sequence[int], *, invalid: bool = False) -> list[int]:
         """End one user's hold on its blocks.
 
-        The last are forgotten first, since the first are the likeliest to be asked for. Of spoilt ones, none is found
+        The last are forgotten first, since the first are the likeliest to be asked for. Of invalid ones, none is found
         again.
 
         Returns:
@@ -130,7 +130,7 @@ class BlockPool:
         freed: list[int] = []
         for block in reversed(blocks):
             self._users[block] -= 1
-            if spoilt:
+            if invalid:
                 self._forget(block)
             if self._users[block]:
                 continue
@@ -139,14 +139,14 @@ class BlockPool:
                 self._unused[block] = None
             else:
                 self._forget(block)
-                self._empty.add(block)
+                self._empty.free(block)
                 freed.append(block)
         return freed
 
     def _new(self, number: int) -> list[int]:
         """Empty ones, and then those whose prompts were used longest ago; in order, since a backend can look at what
         lies side by side without a copy."""
-        blocks = self._empty.take(min(number, len(self._empty)))
+        blocks = self._empty.allocate(min(number, len(self._empty)))
         for _ in range(number - len(blocks)):
             block, _ = self._unused.popitem(last=False)
             self._forget(block)

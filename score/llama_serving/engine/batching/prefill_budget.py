@@ -14,7 +14,7 @@ GROWTH: Final = 2
 """How many times the last part the next may be: what was cheap a while ago may not be so any more."""
 
 
-class CostModel:
+class PrefillBudget:
     """A plain step's seconds, and the seconds that a prompt's row adds to it.
 
     Args:
@@ -48,7 +48,7 @@ class CostModel:
             # Rows grow dearer as the prompt grows longer: half of what is known is from the last step.
             self._row = added if self._row is None else (self._row + added) / 2
 
-    def chunk(self, generating: int) -> int:
+    def prefill_rows(self, generating: int) -> int:
         """Rows of prompts that may join a step with so many rows that generate; none where it is to be seen what those take."""
         if not generating:
             return self.largest

@@ -73,7 +73,9 @@ def _penalise(scores: Tensor, sequence: Sequence) -> None:
         now = torch.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
         scores[seen] = now.clamp(-_LARGEST, _LARGEST)
     if params.presence_penalty or params.frequency_penalty:
-        generated = torch.tensor(sequence.ids[sequence.num_prompt :], dtype=torch.int64, device=scores.device)
+        generated = torch.tensor(
+            sequence.ids[sequence.num_prompt_tokens :], dtype=torch.int64, device=scores.device
+        )
         drawn, counts = torch.unique(generated, return_counts=True)
         scores[drawn] -= params.presence_penalty + params.frequency_penalty * counts
     if sequence.num_generated < params.min_new_tokens:

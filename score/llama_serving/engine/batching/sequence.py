@@ -23,12 +23,12 @@ class Sequence:
     """
 
     __slots__ = (
-        "blocks", "computed", "deadline", "handle", "ids", "kept", "num_prompt", "number", "params", "saved", "stop",
+        "blocks", "deadline", "handle", "ids", "num_computed_tokens", "num_prompt_tokens", "num_swapped_tokens", "params", "saved", "seq_id", "stop",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  (one call site, all named)
         self,
-        number: int,
+        seq_id: int,
         prompt_ids: Ids[int],
         params: SamplingParams,
         handle: Handle,
@@ -36,34 +36,34 @@ class Sequence:
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
     ) -> None:
-        self.number = number
+        self.seq_id = seq_id
         self.ids = list(prompt_ids)
-        self.num_prompt = len(prompt_ids)
+        self.num_prompt_tokens = len(prompt_ids)
         self.params = params
         self.handle = handle
         self.deadline = deadline
         self.stop = stop
-        self.computed = 0
-        self.kept = 0
+        self.num_computed_tokens = 0
+        self.num_swapped_tokens = 0
         self.blocks: list[int] = []
         self.saved: Any = None
 
     @property
     def num_generated(self) -> int:
         """Tokens after the prompt."""
-        return len(self.ids) - self.num_prompt
+        return len(self.ids) - self.num_prompt_tokens
 
     @property
     def pending(self) -> int:
         """Tokens that a forward pass has yet to see."""
-        return len(self.ids) - self.computed
+        return len(self.ids) - self.num_computed_tokens
 
     @property
     def prefilling(self) -> bool:
         """A part of the prompt is still pending."""
-        return self.computed < self.num_prompt
+        return self.num_computed_tokens < self.num_prompt_tokens
 
     @property
     def most_tokens(self) -> int:
         """Tokens of keys and values that it can come to; the last token drawn is never read."""
-        return self.num_prompt + self.params.max_new_tokens - 1
+        return self.num_prompt_tokens + self.params.max_new_tokens - 1

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from llama_serving.engine import compute_threads
-from llama_serving.engine.batching.backends.selection import Choice, Wanted, choose
+from llama_serving.engine.batching.backends.selection import BackendRequest, BackendSelection, select_backend
 from llama_serving.llama_config import LlamaConfig
 from llama_serving.sampling_params import SamplingParams
 
@@ -71,13 +71,13 @@ class Amount:
 
 
 def seconds(
-    config: LlamaConfig, wanted: Wanted, amount: Amount, slots: int, threads: int | None = None
+    config: LlamaConfig, request: BackendRequest, amount: Amount, slots: int, threads: int | None = None
 ) -> float:
     """What that would take, were every answer as long as it may be; loading the model is not in it.
 
     Args:
         config: of the model.
-        wanted: of the backend.
+        request: of the backend.
         amount: what is to be done.
         slots: sequences that are generated at a time.
         threads: of torch; None is its own choice, within a container's quota.
@@ -91,8 +91,8 @@ def seconds(
     together = _together(amount.sample, min(slots, amount.sequences))
     mean = amount.prompt_tokens // amount.sequences
     some = _layers(config)
-    choice = choose(config, wanted)
-    none_s, some_s = (_measured(replace(config, layers=n), choice, together, mean) for n in (0, some))
+    selection = select_backend(config, request)
+    none_s, some_s = (_measured(replace(config, layers=n), selection, together, mean) for n in (0, some))
 
     def whole(at: int) -> float:
         return none_s[at] + (some_s[at] - none_s[at]) * config.layers / some
@@ -114,27 +114,27 @@ def _together(sample: Sequence[Length], count: int) -> list[Length]:
 
 
 def _measured(
-    config: LlamaConfig, choice: Choice, together: Sequence[Length], prompt: int
+    config: LlamaConfig, selection: BackendSelection, together: Sequence[Length], prompt: int
 ) -> tuple[float, float]:
     """Seconds of a step in which those generate, and of a token in a step full of prompts of such a length."""
     from llama_serving.engine.batching.backends.base import Rows
 
     def blocks(tokens: int) -> int:
-        return -(-tokens // choice.block_tokens)
+        return -(-tokens // selection.block_tokens)
 
     part = min(max(prompt, 1), PROMPT_ROWS)
     count = PROMPT_ROWS // part
     before = max(0, prompt - part) // 2
     ends = [one.half + 1 for one in together]
     number = max(sum(map(blocks, ends)), count * blocks(before + part)) + 1
-    backend = choice.make(config, _Meaningless(), lambda _: number)
+    backend = selection.load(config, _Meaningless(), lambda _: number)
     generating, free = [], 1
     for end in ends:
         own = range(free, free + blocks(end))
-        generating.append(Rows(ids=(1,), start=end - 1, blocks=own, prefill=False, wanted=True))
+        generating.append(Rows(ids=(1,), start=end - 1, blocks=own, prefill=False, needs_logits=True))
         free = own.stop
     size = blocks(before + part)
-    prompts = [Rows(ids=(1,) * part, start=before, blocks=range(1 + n * size, 1 + (n + 1) * size), prefill=True, wanted=True)
+    prompts = [Rows(ids=(1,) * part, start=before, blocks=range(1 + n * size, 1 + (n + 1) * size), prefill=True, needs_logits=True)
                for n in range(count)]  # fmt: skip
     return _best(lambda: backend.forward(generating)), _best(lambda: backend.forward(prompts)) / (count * part)
 

@@ -22,14 +22,14 @@ class Rows:
         blocks: the cache blocks of the positions from 0 on; they reach at least to the last token here.
         prefill: they are a part of the prompt. A row's result may depend on this, and on nothing that
             happens to go through the model with it.
-        wanted: the logits after the last token are wanted.
+        needs_logits: the logits after the last token are wanted.
     """
 
     ids: Sequence[int]
     start: int
     blocks: Sequence[int]
     prefill: bool
-    wanted: bool
+    needs_logits: bool
 
 
 class Backend(Protocol):
@@ -37,7 +37,7 @@ class Backend(Protocol):
 
     Attributes:
         name: what stats and logs call it.
-        why_not: why it is not the fastest there is; empty where it is.
+        fallback_reason: why it is not the fastest there is; empty where it is.
         vocab: ids that the model knows.
         num_blocks: blocks of the cache.
         block_tokens: tokens in a block.
@@ -46,7 +46,7 @@ class Backend(Protocol):
     """
 
     name: str
-    why_not: str
+    fallback_reason: str
     vocab: int
     num_blocks: int
     block_tokens: int

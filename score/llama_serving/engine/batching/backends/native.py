@@ -55,7 +55,7 @@ class Native:
         SetupError: the checkpoint can't be used.
     """
 
-    why_not = ""
+    fallback_reason = ""
     batch_invariant = True
     block_tokens = BLOCK_TOKENS
     chunk_rows = CHUNK_ROWS
@@ -91,7 +91,7 @@ class Native:
             ids.extend(rows.ids)
             positions.extend(range(rows.start, end))
             tables.extend(rows.blocks[: -(-end // BLOCK_TOKENS)])
-            if rows.wanted:
+            if rows.needs_logits:
                 wanted.append(len(ids) - 1)
         cosines, sines = self._rotary.at(torch.tensor(positions))
         logits = torch.empty(len(wanted), self.vocab)

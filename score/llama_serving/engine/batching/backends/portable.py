@@ -50,7 +50,7 @@ class Portable:
         weights: its tensors.
         dtype: `float32` or `bfloat16`; of the weights, and of keys and values.
         num_blocks: of the cache, from the loaded config.
-        why_not: see `Backend`.
+        fallback_reason: see `Backend`.
 
     Raises:
         SetupError: the checkpoint can't be used.
@@ -67,10 +67,10 @@ class Portable:
         *,
         dtype: str,
         num_blocks: Callable[[LlamaConfig], int],
-        why_not: str = "",
+        fallback_reason: str = "",
     ) -> None:
         self.config = config
-        self.why_not = why_not
+        self.fallback_reason = fallback_reason
         self.vocab = self.config.vocab
         self._dtype: torch.dtype = getattr(torch, dtype)
         self.batch_invariant = self._dtype == torch.float32
@@ -95,9 +95,9 @@ class Portable:
         x = F.embedding(plan.ids, self._embedding)
         for layer, keys, values in zip(self._layers, self._blocks.keys, self._blocks.values, strict=True):
             x = layer.forward(x, plan, keys, values, self._room)
-        if not len(plan.wanted):
+        if not len(plan.logit_rows):
             return torch.empty(0, self.vocab)
-        x = F.rms_norm(x[plan.wanted], (self.config.hidden,), self._norm, self.config.epsilon)
+        x = F.rms_norm(x[plan.logit_rows], (self.config.hidden,), self._norm, self.config.epsilon)
         logits = self._head(x).float()
         return logits if plan.order is None else logits[plan.order]
 
@@ -196,7 +196,7 @@ class _Plan:
         ids: (rows,)
         cos, sin: (rows, 1, head_dim), of the rows' positions.
         slots: (rows,) where in the cache each row's key and value belong.
-        wanted: the rows whose logits are wanted.
+        logit_rows: the rows whose logits are wanted.
         order: puts these into the order of the batch; None where they are in it.
     """
 
@@ -205,7 +205,7 @@ class _Plan:
     sin: Tensor
     slots: Tensor
     parts: tuple[_Part, ...]
-    wanted: Tensor
+    logit_rows: Tensor
     order: Tensor | None
 
     @classmethod
@@ -227,19 +227,19 @@ class _Plan:
         for rows in ordered:
             end += len(rows.ids)
             ends.append(end - 1)
-        wanted = [i for i, rows in zip(order, ordered, strict=True) if rows.wanted]
+        sources = [i for i, rows in zip(order, ordered, strict=True) if rows.needs_logits]
         return cls(
             ids=torch.tensor([i for rows in ordered for i in rows.ids]),
             cos=cosines,
             sin=sines,
             slots=torch.tensor(slots),
             parts=tuple(_parts(ordered, form)),
-            wanted=torch.tensor(
-                [e for e, rows in zip(ends, ordered, strict=True) if rows.wanted], dtype=torch.int64
+            logit_rows=torch.tensor(
+                [e for e, rows in zip(ends, ordered, strict=True) if rows.needs_logits], dtype=torch.int64
             ),
             order=None
-            if wanted == sorted(wanted)
-            else torch.tensor(sorted(range(len(wanted)), key=wanted.__getitem__)),
+            if sources == sorted(sources)
+            else torch.tensor(sorted(range(len(sources)), key=sources.__getitem__)),
         )
 
 

@@ -17,7 +17,7 @@ NATIVE_DTYPE: Final = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class BackendRequest:
     """What an operator says.
 
     Attributes:
@@ -32,18 +32,18 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BackendSelection:
     """A backend that computes a model here.
 
     Attributes:
-        wanted: by the operator.
+        request: by the operator.
         kernels: of the native one; None is the portable one.
-        why_not: why it is not the native one; empty where it is.
+        fallback_reason: why it is not the native one; empty where it is.
     """
 
-    wanted: Wanted
+    request: BackendRequest
     kernels: "Kernels | None"
-    why_not: str = ""
+    fallback_reason: str = ""
 
     @property
     def block_tokens(self) -> int:
@@ -53,7 +53,7 @@ class Choice:
 
         return Portable.block_tokens if self.kernels is None else Native.block_tokens
 
-    def make(
+    def load(
         self, config: LlamaConfig, weights: Tensors, num_blocks: Callable[[LlamaConfig], int]
     ) -> "Backend":
         """Load a model.
@@ -66,38 +66,42 @@ class Choice:
 
         if self.kernels is None:
             return Portable(
-                config, weights, dtype=self.wanted.dtype, num_blocks=num_blocks, why_not=self.why_not
+                config,
+                weights,
+                dtype=self.request.dtype,
+                num_blocks=num_blocks,
+                fallback_reason=self.fallback_reason,
             )
-        int8 = self.wanted.quantization == "int8"
+        int8 = self.request.quantization == "int8"
         return Native(config, weights, self.kernels, int8=int8, num_blocks=num_blocks)
 
 
-def choose(config: LlamaConfig, wanted: Wanted) -> Choice:
+def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelection:
     """The fastest that can compute a model here.
 
     Raises:
         SetupError: the operator wants what only the native one has, and it can't.
     """
-    kernels = _kernels(config, wanted)
+    kernels = _kernels(config, request)
     if not isinstance(kernels, str):
-        return Choice(wanted, kernels)
+        return BackendSelection(request, kernels)
     for setting, value, free in (
-        ("QUANTIZATION", wanted.quantization, "none"),
-        ("BACKEND", wanted.backend, "auto"),
+        ("QUANTIZATION", request.quantization, "none"),
+        ("BACKEND", request.backend, "auto"),
     ):
         if value not in {free, "portable"}:
             raise SetupError(
                 f"LLAMA_{setting}={value} needs the native backend, which can't be used: {kernels}. "
                 f"Set it to {free}, or mend that."
             )
-    return Choice(wanted, None, kernels)
+    return BackendSelection(request, None, kernels)
 
 
-def _kernels(config: LlamaConfig, wanted: Wanted) -> "Kernels | str":
+def _kernels(config: LlamaConfig, request: BackendRequest) -> "Kernels | str":
     """The kernels, or why they can't be used."""
     from llama_serving.engine.batching.native.bindings import Kernels
 
-    if refused := _refused(config, wanted):
+    if refused := _refused(config, request):
         return refused
     try:
         return Kernels(build.found_or_made())
@@ -107,13 +111,13 @@ def _kernels(config: LlamaConfig, wanted: Wanted) -> "Kernels | str":
         return f"its library can't be loaded: {error}"
 
 
-def _refused(config: LlamaConfig, wanted: Wanted) -> str | None:
+def _refused(config: LlamaConfig, request: BackendRequest) -> str | None:
     from llama_serving.engine.batching.backends.native import refusal
 
-    if wanted.backend == "portable":
+    if request.backend == "portable":
         return "LLAMA_BACKEND is portable"
-    if wanted.dtype != NATIVE_DTYPE:
-        return f"it computes in {NATIVE_DTYPE}, not {wanted.dtype} (LLAMA_DTYPE)"
+    if request.dtype != NATIVE_DTYPE:
+        return f"it computes in {NATIVE_DTYPE}, not {request.dtype} (LLAMA_DTYPE)"
     if without := cpu.missing():
         return f"this CPU has no {', '.join(without)}"
     return refusal(config)

@@ -8,7 +8,7 @@ import pytest
 
 from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.portable import Portable
-from llama_serving.engine.batching.backends.selection import Wanted, choose
+from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
 from llama_serving.engine.batching.checkpoint import Weights, read_config
 from llama_serving.engine.batching.factory import start
 from llama_serving.engine.batching.native import build, cpu
@@ -20,7 +20,7 @@ from tests.support.llamas import SHAPES
 CONFIG: Final = LlamaConfig(
     vocab=300, hidden=128, ffn=344, layers=2, heads=2, kv_heads=1, head_dim=64, rope_theta=1e6, epsilon=1e-6, tied=False
 )  # fmt: skip
-BF16: Final = Wanted("bfloat16")
+BF16: Final = BackendRequest("bfloat16")
 NO_LIBRARY: Final = "there is no compiled library: "
 
 
@@ -55,36 +55,36 @@ def program(path: Path, text: str) -> str:
 class TestWhyNot:
     """Without a word from the operator, the portable one serves."""
 
-    def why_not(self, config: LlamaConfig = CONFIG, wanted: Wanted = BF16) -> str:
-        chosen = choose(config, wanted)
+    def fallback_reason(self, config: LlamaConfig = CONFIG, wanted: BackendRequest = BF16) -> str:
+        chosen = select_backend(config, wanted)
         assert chosen.kernels is None
         assert chosen.block_tokens == Portable.block_tokens
-        return chosen.why_not
+        return chosen.fallback_reason
 
     @pytest.mark.parametrize(
         ("change", "wanted", "says"),
         [
-            ({}, Wanted("float32"), "it computes in bfloat16, not float32 (LLAMA_DTYPE)"),
+            ({}, BackendRequest("float32"), "it computes in bfloat16, not float32 (LLAMA_DTYPE)"),
             ({"head_dim": 16}, BF16, "they know heads of size 64 and 128, and this model's have 16"),
             ({"hidden": 24}, BF16, "they know hidden sizes that are multiples of 16, and this model's is 24"),
-            ({}, Wanted("bfloat16", backend="portable"), "LLAMA_BACKEND is portable"),
+            ({}, BackendRequest("bfloat16", backend="portable"), "LLAMA_BACKEND is portable"),
         ],
     )
     def test_what_it_does_not_compute(
-        self, fast: None, change: dict[str, int], wanted: Wanted, says: str
+        self, fast: None, change: dict[str, int], wanted: BackendRequest, says: str
     ) -> None:
-        assert self.why_not(replace(CONFIG, **change), wanted) == says
+        assert self.fallback_reason(replace(CONFIG, **change), wanted) == says
 
     def test_a_cpu_without_tiles(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cpu, "missing", lambda: ("amx_tile", "amx_bf16"))
-        assert self.why_not() == "this CPU has no amx_tile, amx_bf16"
+        assert self.fallback_reason() == "this CPU has no amx_tile, amx_bf16"
 
     def test_no_compiler(
         self, fast: None, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         assert (
-            self.why_not()
+            self.fallback_reason()
             == f"{NO_LIBRARY}none is there, and no C++ compiler (g++, clang++, c++, or CXX) to make one"
         )
 
@@ -93,14 +93,16 @@ class TestWhyNot:
     ) -> None:
         name = program(tmp_path / "fails", "echo a note >&2; echo 'step.cpp:1: error: bad flag' >&2; exit 1")
         monkeypatch.setenv("CXX", f"{name} --flag")
-        assert self.why_not() == f"{NO_LIBRARY}{name} fails: step.cpp:1: error: bad flag"
+        assert self.fallback_reason() == f"{NO_LIBRARY}{name} fails: step.cpp:1: error: bad flag"
         assert list(sources.iterdir()) == [sources / build.SOURCE], "nothing is left behind"
 
     def test_a_compiler_that_is_none(
         self, fast: None, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
-        assert self.why_not() == f"{NO_LIBRARY}{tmp_path}/nothing can't be run: No such file or directory"
+        assert (
+            self.fallback_reason() == f"{NO_LIBRARY}{tmp_path}/nothing can't be run: No such file or directory"
+        )
 
     def test_a_compiler_that_takes_forever(
         self, fast: None, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,11 +110,11 @@ class TestWhyNot:
         name = program(tmp_path / "slow", "exec /bin/sleep 60")
         monkeypatch.setenv("CXX", name)
         monkeypatch.setattr(build, "TIMEOUT_S", 0.1)
-        assert self.why_not() == f"{NO_LIBRARY}{name} took more than 0.1 s"
+        assert self.fallback_reason() == f"{NO_LIBRARY}{name} took more than 0.1 s"
 
     def test_a_library_that_is_none(self, fast: None, sources: Path) -> None:
         _library(sources).write_bytes(b"no library")
-        assert self.why_not().startswith("its library can't be loaded: ")
+        assert self.fallback_reason().startswith("its library can't be loaded: ")
 
     def test_no_folder_to_write(
         self, fast: None, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,7 +122,7 @@ class TestWhyNot:
         (tmp_path / "file").touch()
         monkeypatch.setattr(build, "HERE", tmp_path / "file" / "sources")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        assert self.why_not() == (
+        assert self.fallback_reason() == (
             f"{NO_LIBRARY}none is there, and neither {tmp_path}/file/sources nor {tmp_path}/file/llama-endpoints can be written"
         )
 
@@ -130,24 +132,24 @@ class TestWhatAnOperatorInsistsOn:
         ("wanted", "setting", "why", "free"),
         [
             (
-                Wanted("float32", backend="native"),
+                BackendRequest("float32", backend="native"),
                 "BACKEND=native", "it computes in bfloat16, not float32 (LLAMA_DTYPE)", "auto",
             ),
             (
-                Wanted("float32", quantization="int8"),
+                BackendRequest("float32", quantization="int8"),
                 "QUANTIZATION=int8", "it computes in bfloat16, not float32 (LLAMA_DTYPE)", "none",
             ),
             (
-                Wanted("bfloat16", backend="portable", quantization="int8"),
+                BackendRequest("bfloat16", backend="portable", quantization="int8"),
                 "QUANTIZATION=int8", "LLAMA_BACKEND is portable", "none",
             ),
         ],
     )  # fmt: skip
     def test_what_can_not_be_had_stops_the_start(
-        self, wanted: Wanted, setting: str, why: str, free: str
+        self, wanted: BackendRequest, setting: str, why: str, free: str
     ) -> None:
         with pytest.raises(SetupError) as caught:
-            choose(CONFIG, wanted)
+            select_backend(CONFIG, wanted)
         assert str(caught.value) == (
             f"LLAMA_{setting} needs the native backend, which can't be used: {why}. Set it to {free}, or mend that."
         )
@@ -163,31 +165,39 @@ class TestWhatAnOperatorInsistsOn:
     ("wanted", "name"),
     [
         (BF16, "native"),
-        (Wanted("bfloat16", backend="native"), "native"),
-        (Wanted("bfloat16", quantization="int8"), "native int8"),
+        (BackendRequest("bfloat16", backend="native"), "native"),
+        (BackendRequest("bfloat16", quantization="int8"), "native int8"),
     ],
 )
 def test_where_it_can_it_is_the_native_one(
-    wanted: Wanted, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: BackendRequest, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = backends.library()
     monkeypatch.setattr(cpu, "missing", lambda: ())
     monkeypatch.setattr(build, "found_or_made", lambda: library)
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
     config = read_config(folder)
-    chosen = choose(config, wanted)
-    backend = chosen.make(config, Weights(folder), lambda _: 4)
+    chosen = select_backend(config, wanted)
+    backend = chosen.load(config, Weights(folder), lambda _: 4)
     assert isinstance(backend, Native)
     assert (chosen.block_tokens, backend.block_tokens) == (32, 32)
-    assert (backend.name, backend.why_not, chosen.why_not, backend.num_blocks) == (name, "", "", 4)
+    assert (backend.name, backend.fallback_reason, chosen.fallback_reason, backend.num_blocks) == (
+        name,
+        "",
+        "",
+        4,
+    )
 
 
 def test_the_portable_one_says_why_it_serves(tmp_path: Path) -> None:
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
     config = read_config(folder)
-    backend = choose(config, Wanted("float32")).make(config, Weights(folder), lambda _: 4)
+    backend = select_backend(config, BackendRequest("float32")).load(config, Weights(folder), lambda _: 4)
     assert isinstance(backend, Portable)
-    assert (backend.name, backend.why_not) == ("portable", "it computes in bfloat16, not float32 (LLAMA_DTYPE)")
+    assert (backend.name, backend.fallback_reason) == (
+        "portable",
+        "it computes in bfloat16, not float32 (LLAMA_DTYPE)",
+    )
 
 
 class TestTheCpu:
@@ -279,5 +289,5 @@ def test_nothing_is_compiled_where_the_cpu_cant_use_it(
 ) -> None:
     monkeypatch.setattr(cpu, "missing", lambda: ("amx_tile",))
     monkeypatch.setenv("CXX", program(tmp_path / "compiler", f"touch {tmp_path}/called"))
-    assert choose(CONFIG, BF16).why_not == "this CPU has no amx_tile"
+    assert select_backend(CONFIG, BF16).fallback_reason == "this CPU has no amx_tile"
     assert not (tmp_path / "called").exists()
