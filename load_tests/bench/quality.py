@@ -17,7 +17,7 @@ from llama_endpoints.nano.corpus import File
 from llama_serving.catalog import NANO
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
-from llama_serving.engine.batching.checkpoint import Weights, read_config
+from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def loaded(quantization: str) -> Backend:
     config = read_config(FOLDER)
     selection = select_backend(config, BackendRequest("bfloat16", "native", quantization))
     tokens = NANO.trained_positions.value
-    return selection.load(config, Weights(FOLDER), lambda _: -(-tokens // selection.block_tokens))
+    return selection.load(config, CheckpointWeights(FOLDER), lambda _: -(-tokens // selection.block_tokens))
 
 
 def bits(backend: Backend) -> Callable[[Sequence[int]], float]:

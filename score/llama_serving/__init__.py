@@ -1,1 +1,1 @@
-"""Code Llama and Llama-2 behind Azure-ML-style endpoints: contract, prompts, engine, carriers."""
+"""Serves Code Llama and Llama-2: API contract, prompts, engines, server and hosts."""

@@ -1,4 +1,4 @@
-"""The models: one frozen row each, with the source of each fact. Nothing is ever read off a name.
+"""The catalog of models: one frozen row each, with a source for each fact. Nothing is derived from a name.
 
 Shapes come from the `config.json` and parameter counts that Meta publishes (arXiv 2307.09288 table 1,
 arXiv 2308.12950 section 2); the counts are derived here from the shapes and agree with them.
@@ -18,14 +18,14 @@ META_ON_70B: Final = "Meta's staff on github.com/meta-llama/codellama/issues/188
 
 
 class DialogFormat(StrEnum):
-    """How a dialog becomes a prompt; `prompts/chat.py` builds both."""
+    """How a dialog becomes a prompt; `prompts/chat.py` builds both formats."""
 
     INST = "inst"  # [INST] … [/INST]: Llama-2-chat, Code Llama Instruct 7B to 34B
     SOURCE = "source"  # Source: … <step>: Code Llama 70B Instruct
 
 
 class InfillOrder(StrEnum):
-    """Which part of an infilling prompt comes first; arXiv 2308.12950 section 3.3 finds PSM the better."""
+    """Order of the parts of an infilling prompt. PSM is the better one (arXiv 2308.12950, section 3.3)."""
 
     PSM = "psm"
     SPM = "spm"
@@ -33,7 +33,7 @@ class InfillOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fact(Generic[T]):
-    """A value and where it was read."""
+    """A value and its source."""
 
     value: T
     source: str
@@ -41,10 +41,10 @@ class Fact(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a Llama; everything that can be derived from them is.
+    """The sizes of a Llama.
 
     Attributes:
-        own_head_dim: width of a head, where it is not `hidden` by `heads`.
+        own_head_dim: width of a head, where it is not `hidden / heads`.
     """
 
     layers: int
@@ -63,7 +63,7 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Number of weights in the products of all layers: what is quantized, where anything is."""
+        """Number of weights in the linear layers: those that quantization applies to."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.ffn)
 
@@ -75,17 +75,17 @@ class Shape:
         return embeddings + self.linear_parameters + norms
 
     def weight_bytes(self, bytes_per_weight: int = 2) -> int:
-        """Bytes of all weights; two bytes each is bf16."""
+        """Bytes of all weights; two bytes a weight is bf16."""
         return self.parameters * bytes_per_weight
 
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
-        """Bytes of keys and values that one token of context occupies."""
+        """Bytes of keys and values for one token of context."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
 
 
 @dataclass(frozen=True, slots=True)
 class InfillTokens:
-    """Ids around the parts of an infilling prompt, and the id that ends the middle."""
+    """Special ids of an infilling prompt, and the id that ends the middle."""
 
     prefix: int
     suffix: int
@@ -101,9 +101,9 @@ class Quantization:
     Attributes:
         method: `awq`, `gptq` or `compressed-tensors`, as config.json's `quant_method` has it.
         bits: of a weight.
-        number: `int` or `float`: what those bits are.
-        group_size: weights that share a scale; None is a whole row, a block or the whole matrix.
-        activations: what a linear layer's input is rounded to, such as `int8` or `fp8`; None leaves it as it is.
+        number: `int` or `float`: the type of those bits.
+        group_size: weights that share a scale; None means a whole row, a block or the whole matrix.
+        activations: type that a linear layer's input is rounded to, such as `int8` or `fp8`; None means not rounded.
     """
 
     method: str
@@ -114,11 +114,11 @@ class Quantization:
 
     @property
     def weights(self) -> str:
-        """What a weight is: `int4`, `int8` or `fp8`."""
+        """Type of a weight: `int4`, `int8` or `fp8`."""
         return f"{'fp' if self.number == 'float' else 'int'}{self.bits}"
 
     def __str__(self) -> str:
-        """A few words for people: `gptq int4 in groups of 128`."""
+        """Return a short description: `gptq int4 in groups of 128`."""
         groups = f" in groups of {self.group_size}" if self.group_size else ""
         activations = f", activations {self.activations}" if self.activations else ""
         return f"{self.method} {self.weights}{groups}{activations}"
@@ -126,16 +126,16 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class ModelVariant:
-    """One model: what its prompts look like, how far it reads, what it samples with.
+    """One model: its prompt formats, context and default sampling.
 
     Attributes:
         name: the hub's name, such as `codellama/CodeLlama-7b-Instruct-hf`.
         trained_positions: tokens of context that it was trained on.
-        max_context: tokens of context that it may be asked to read.
+        max_context: tokens of context that it can be configured for.
         infill: the infilling ids, or None where the model has no infilling.
         step_id: the id that ends a message in the SOURCE dialog format.
         instruct: the variant of the same size to use for dialogs, where this one has no dialog format.
-        dtype: what the weights are served in by default.
+        dtype: type that the weights are served in by default.
         quantization: of the packaged checkpoint's weights; None where they are plain numbers of `dtype`.
     """
 
@@ -158,7 +158,7 @@ class ModelVariant:
 
     @property
     def title(self) -> str:
-        """The name, and how the weights are quantized where they are."""
+        """The name, and the quantization if there is one."""
         return self.name if self.quantization is None else f"{self.name} ({self.quantization})"
 
     @property
@@ -168,18 +168,18 @@ class ModelVariant:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that are no text, whatever the tokenizer's file says of them."""
+        """Ids that never stand for text, whatever the tokenizer's file says."""
         tokens = self.infill.value
         infill = (tokens.prefix, tokens.suffix, tokens.middle, tokens.eot) if tokens else ()
         return self.stop_ids | {self.bos_id, *infill}
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain JSON, as packaging records it."""
+        """Return the row as plain JSON, as packaging records it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "ModelVariant":
-        """The row that `to_dict` wrote.
+        """Return the row that `to_dict` wrote.
 
         Raises:
             KeyError, TypeError, ValueError: the record was not written by this version.
@@ -277,7 +277,7 @@ NANO: Final = ModelVariant(
     trained_positions=Fact(2048, "deployment/llama_endpoints/nano/config.json"),
     max_context=Fact(2048, "deployment/llama_endpoints/nano/config.json"),
     dialog=DialogFormat.INST,
-    # So small a model reads on from a prefix well, and hardly finds it again behind a suffix (its card has the figures).
+    # A model this small continues a prefix well but rarely joins it to a suffix; its card has the figures.
     infill=Fact(
         InfillTokens(4091, 4092, 4093, 4094, order=InfillOrder.SPM),
         "deployment/llama_endpoints/nano/tokenizer.json",

@@ -26,11 +26,11 @@ OPENAI_CODES: Final = {
     "queue_full": "rate_limit_exceeded",
     "unauthorized": "invalid_api_key",
 }
-"""Where OpenAI has a code of its own, its clients look for that (`model_not_found` is the same)."""
+"""OpenAI's own codes, which its clients look for, where they differ from ours (`model_not_found` is the same)."""
 
 
 class ServingError(Exception):
-    """An error that a client is told about.
+    """An error that is reported to the client.
 
     Args:
         message: what was wrong, what is allowed, what to do.
@@ -61,7 +61,7 @@ class ServingError(Exception):
         self.retry_after = retry_after
 
     def at(self, *, param: str | None = None, index: int | None = None) -> "ServingError":
-        """The same error with the field and the prompt it belongs to, where it does not know them yet."""
+        """Return the same error with `param` and `index` filled in where they are not set yet."""
         return type(self)(
             self.message,
             code=self.code,
@@ -71,7 +71,7 @@ class ServingError(Exception):
         )
 
     def body(self, request_id: str | None = None, *, openai: bool = False) -> dict[str, Any]:
-        """The JSON body of every refusal; `openai` says it with OpenAI's code, and adds the field that its clients read."""
+        """Return the JSON body of an error response. `openai` uses OpenAI's codes and adds the field its clients read."""
         fields = {
             "type": self.openai_type if openai else None,
             "code": OPENAI_CODES.get(self.code, self.code) if openai else self.code,
@@ -85,7 +85,7 @@ class ServingError(Exception):
 
 
 class BadRequest(ServingError):
-    """The body can't be served as it is; the same body will never be."""
+    """The request is invalid; repeating it cannot succeed."""
 
     status = 400
     default_code = "invalid_request"
@@ -93,7 +93,7 @@ class BadRequest(ServingError):
 
 
 class Unauthorized(ServingError):
-    """No key, or a wrong one."""
+    """The API key is missing or wrong."""
 
     status = 401
     default_code = "unauthorized"
@@ -101,7 +101,7 @@ class Unauthorized(ServingError):
 
 
 class NotFound(ServingError):
-    """A path or a model that is not here."""
+    """No such path or model."""
 
     status = 404
     default_code = "not_found"
@@ -109,7 +109,7 @@ class NotFound(ServingError):
 
 
 class MethodNotAllowed(ServingError):
-    """A method other than POST."""
+    """The path does not accept this HTTP method."""
 
     status = 405
     default_code = "method_not_allowed"
@@ -117,7 +117,7 @@ class MethodNotAllowed(ServingError):
 
 
 class RequestTimeout(ServingError):
-    """The body took too long to come."""
+    """The body did not arrive in time."""
 
     status = 408
     default_code = "request_timeout"
@@ -125,7 +125,7 @@ class RequestTimeout(ServingError):
 
 
 class BodyTooLarge(ServingError):
-    """More bytes than `LLAMA_MAX_BODY`."""
+    """The body is larger than `LLAMA_MAX_BODY`."""
 
     status = 413
     default_code = "body_too_large"
@@ -133,7 +133,7 @@ class BodyTooLarge(ServingError):
 
 
 class UnsupportedMediaType(ServingError):
-    """Not JSON in UTF-8 without a content encoding."""
+    """The body is not JSON, not UTF-8, or has a content encoding."""
 
     status = 415
     default_code = "unsupported_media_type"
@@ -141,7 +141,7 @@ class UnsupportedMediaType(ServingError):
 
 
 class QueueFull(ServingError):
-    """More requests than this instance takes in."""
+    """The server is at its limit of requests."""
 
     status = 429
     default_code = "queue_full"
@@ -149,11 +149,11 @@ class QueueFull(ServingError):
 
 
 class InternalError(ServingError):
-    """A fault of ours; the details are in the log under the request's id."""
+    """An unexpected failure; the log has the details under the request's id."""
 
 
 class Unavailable(ServingError):
-    """The model is loading, draining, or its engine has died."""
+    """The model is loading or draining, or its engine has stopped."""
 
     status = 503
     default_code = "unavailable"
@@ -167,13 +167,13 @@ class DeadlineExceeded(ServingError):
 
 
 class SetupError(Exception):
-    """The start, or the command, can't succeed: one clear sentence, exit code 2."""
+    """The command or server cannot start: one clear sentence, exit code 2."""
 
 
 def frames(error: BaseException) -> str:
-    """Where an error was raised, and its causes, first cause first; for a log.
+    """Return the stack frames of an error and its causes, first cause first, for the log.
 
-    The messages are left out: a library's may quote what it was given, and that may be a prompt.
+    Messages are left out: a library's message may quote its input, which may be a prompt.
     """
     return "\n".join(
         "".join(traceback.format_tb(one.__traceback__)) + f"{type(one).__module__}.{type(one).__qualname__}"

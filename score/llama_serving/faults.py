@@ -1,4 +1,4 @@
-"""Exceptions of libraries as errors of ours, and the log."""
+"""Convert exceptions of libraries to `ServingError`, and log them."""
 
 import logging
 
@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 def log_to_stderr() -> None:
-    """Makes the start line and the warnings visible in servers that have set up no logging."""
+    """Send the start line and warnings to stderr if the host has not configured logging."""
     log = logging.getLogger("llama_serving")
     log.setLevel(logging.INFO)
     if not log.hasHandlers():
@@ -20,8 +20,8 @@ def log_to_stderr() -> None:
 
 
 def as_serving_error(error: Exception) -> ServingError:
-    """Any fault as one that may be shown; what nobody foresaw goes to the log, not to the client."""
+    """Return `error` as a `ServingError`. An unexpected one is logged, and its details are not shown to the client."""
     if isinstance(error, ServingError):
         return error
-    _log.error("unforeseen fault (messages left out, they could quote a prompt)\n%s", frames(error))
+    _log.error("unexpected error (messages left out, they could quote a prompt)\n%s", frames(error))
     return InternalError("The server failed on this request. The log has the cause.")

@@ -1,6 +1,6 @@
-"""A Llama's `config.json`: the one reader of it, for whoever packages, plans, computes or asks another engine to.
+"""Reads a Llama's `config.json`, for packaging, planning and the engines.
 
-Where a value may stand in two places, or be left out, it is read as transformers reads it.
+Defaults and alternative keys are resolved as transformers resolves them.
 """
 
 import json
@@ -34,7 +34,7 @@ class LlamaConfig:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], folder: Path) -> "LlamaConfig":
-        """The values of a config.
+        """Return the values of a config.
 
         Args:
             config: as `load` reads it.
@@ -65,18 +65,18 @@ class LlamaConfig:
 
     @property
     def weights_per_token(self) -> int:
-        """Weights that every token is multiplied with: all but the embedding."""
+        """Number of weights that each token is multiplied with: all but the embedding."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.ffn) + self.hidden * self.vocab
 
     @property
     def kv_values_per_token(self) -> int:
-        """Keys and values of one token, over all layers."""
+        """Number of key and value elements of one token, over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The config of a checkpoint, as it stands in its file.
+    """Return the config of a checkpoint as its file has it.
 
     Raises:
         SetupError: it is missing or damaged.
@@ -88,7 +88,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def json_object(path: Path, remedy: str = "Download it again.") -> dict[str, Any]:
-    """The object in a file of a checkpoint; `remedy` says how to get another one.
+    """Return the JSON object in a checkpoint's file; `remedy` says how to replace a damaged file.
 
     Raises:
         SetupError: it can't be read, or it holds something else.
@@ -103,7 +103,7 @@ def json_object(path: Path, remedy: str = "Download it again.") -> dict[str, Any
 
 
 def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
-    """The positions that the checkpoint says it was trained on, if it says so.
+    """Return the positions that the checkpoint says it was trained on; None if it does not say.
 
     Raises:
         SetupError: it is no positive integer.
@@ -114,7 +114,7 @@ def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
 
 
 def rope_of(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """What the config says of the rotary embedding in one object; older configs call it `rope_scaling`.
+    """Return the rotary embedding's settings as one object; older configs call it `rope_scaling`.
 
     Raises:
         SetupError: it is no object.
@@ -127,7 +127,7 @@ def rope_of(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
 
 
 def unused_theta(config: Mapping[str, Any], folder: Path) -> float | None:
-    """A second `rope_theta` that differs from the one that counts; None where there is none.
+    """Return a second `rope_theta` that differs from the one in use; None if there is none.
 
     Raises:
         SetupError: as `LlamaConfig.of`.
@@ -137,7 +137,7 @@ def unused_theta(config: Mapping[str, Any], folder: Path) -> float | None:
 
 
 def _thetas(config: Mapping[str, Any], folder: Path) -> list[float]:
-    """All that a config has; the first one counts."""
+    """Return all values of `rope_theta` in a config; the first one is used."""
     given = (rope_of(config, folder).get("rope_theta"), config.get("rope_theta"))
     return [_positive(theta, "rope_theta", folder) for theta in given if theta is not None] or [_THETA]
 

@@ -23,11 +23,11 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A checkpoint and its row.
+    """A checkpoint and its model variant.
 
     Attributes:
         checkpoint: the folder with config, tokenizer and weights.
-        variant: the row, with what the checkpoint's own config overrides.
+        variant: the catalog row, with the values that the checkpoint's config overrides.
     """
 
     checkpoint: Path
@@ -35,7 +35,7 @@ class ModelFiles:
 
     @classmethod
     def find(cls, root: Path) -> "ModelFiles":
-        """The one packaged model at or below `root` (`AZUREML_MODEL_DIR` is usually its parent).
+        """Return the only packaged model at or below `root` (`AZUREML_MODEL_DIR` is usually its parent).
 
         Raises:
             SetupError: there is none, or more than one, or it was packaged by something else.
@@ -54,7 +54,7 @@ class ModelFiles:
 
     @classmethod
     def read(cls, folder: Path) -> "ModelFiles":
-        """The model whose record lies in `folder`.
+        """Return the model whose record is in `folder`.
 
         Raises:
             SetupError: there is no record, it can't be read, or its checkpoint is gone.
@@ -75,12 +75,12 @@ class ModelFiles:
         return cls(checkpoint, variant)
 
     def record(self, checkpoint: str) -> dict[str, Any]:
-        """What `read` reads; `checkpoint` is relative to the record, or absolute."""
+        """Return the record that `read` reads; `checkpoint` is relative to the record, or absolute."""
         return {"format": FORMAT, "checkpoint": checkpoint, "variant": self.variant.to_dict()}
 
 
 def _models_below(root: Path) -> Iterator[Path]:
-    """Folders with an MLmodel file; links to folders are followed, each folder once."""
+    """Yield folders with an MLmodel file. Links to folders are followed, each folder once."""
     seen: set[Path] = set()
     for name, below, files in os.walk(root, followlinks=True):
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""How the tokens of one sequence are drawn, and why it ended."""
+"""Sampling parameters of one sequence, and its finish reasons."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one sequence is sampled: every field decided, nothing left to a library's default.
+    """How one sequence is sampled. Every field is set, so no library default applies.
 
     Attributes:
         max_new_tokens: tokens to generate at most, at least 1.
@@ -17,9 +17,9 @@ class SamplingParams:
         presence_penalty: over the completion, as OpenAI defines it; `frequency_penalty` likewise.
         stop_ids: ids that end the sequence.
         seed: 0 … 2^63 − 1.
-        index: which of the returned sequences this is; a part of what its random numbers are made from.
-        logprobs: how many best tokens to report beside each drawn one; None is off. They are of the
-            model's own distribution: before penalties, temperature and cuts.
+        index: position of the sequence among those returned for a prompt; random numbers depend on it.
+        logprobs: how many of the most likely tokens to report for each generated one; None reports none. The
+            log-probabilities are the model's own: before penalties, temperature and top_k, top_p, min_p.
     """
 
     max_new_tokens: int

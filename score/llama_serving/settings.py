@@ -1,4 +1,4 @@
-"""What an operator may set: one frozen value, read from the environment once, in every carrier."""
+"""The operator's settings: one frozen value, read once from the environment."""
 
 import os
 import re
@@ -23,41 +23,42 @@ _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting; the environment's name is `LLAMA_` and the field's in capitals. Neither `shown` nor `repr` show a key.
+    """All settings. Each is read from `LLAMA_` and its name in capitals. `shown` and `repr` mask keys.
 
     Attributes:
-        engine: which engine generates; `auto` is batching on a CPU, on a GPU vllm where vLLM can be found and else
-            pipeline; `vllm` starts vLLM; `upstream` asks another server.
-        upstream_url: where that server is, without `/v1`.
-        upstream_key: what it wants as a bearer token.
+        engine: which engine generates. `auto` is `batching` on a CPU; on a GPU it is `vllm` where vLLM is found, else
+            `pipeline`. `vllm` starts vLLM; `upstream` calls another server.
+        upstream_url: address of that server, without `/v1`.
+        upstream_key: its bearer token.
         dtype: of the weights; `auto` is what packaging recorded.
-        backend: of the batching engine; `auto` is native where this machine can (a CPU with AMX, bfloat16), else portable.
-        quantization: of the weights, while they are loaded: `int8` is half the bytes of bfloat16 (native backend only).
-        context: tokens of prompt and completion; None is the model's trained positions.
-        threads: of torch, or of vLLM on a CPU; None is their own choice, within a container's CPU quota.
+        backend: of the batching engine; `auto` is `native` where the machine supports it (a CPU with AMX, bfloat16), else
+            `portable`.
+        quantization: applied to the weights while they load: `int8` takes half the bytes of bfloat16 (native backend only).
+        context: tokens of prompt and completion; None is the number of positions that the model was trained on.
+        threads: of torch, or of vLLM on a CPU; None is the library's default, within the container's CPU quota.
         max_num_seqs: sequences that run at a time (the pipeline engine runs one).
-        kv_memory: bytes for keys and values; None is half of what is free, and no more than can be used (vLLM on a GPU:
+        kv_memory: bytes for keys and values; None is half of the free memory, and no more than can be used (vLLM on a GPU:
             its share).
         vllm: the Python of the environment that has vLLM, or its `vllm` command; None is `vllm` on PATH.
         vllm_tensor_parallel: GPUs that share each layer.
         vllm_pipeline_parallel: groups of GPUs that share the layers among them.
-        vllm_gpu_share: of a GPU's memory, what vLLM may take.
-        vllm_prefix_caching: keep keys and values of prompts for later prompts that begin alike.
-        vllm_prefill_tokens: tokens that one step computes at most; None is vLLM's own.
+        vllm_gpu_share: share of a GPU's memory that vLLM may use.
+        vllm_prefix_caching: keep keys and values of prompts, to reuse them for prompts with the same prefix.
+        vllm_prefill_tokens: most tokens in one step; None is vLLM's default.
         vllm_speculative_tokens: tokens guessed by prompt lookup in each step; 0 is none.
-        vllm_kv_dtype: of keys and values: `auto` is the model's.
-        vllm_eager: vLLM neither compiles nor records CUDA graphs: a quicker start, slower text.
+        vllm_kv_dtype: type of keys and values; `auto` is the model's.
+        vllm_eager: vLLM neither compiles nor records CUDA graphs: it starts faster and generates slower.
         vllm_start_s: seconds that vLLM may take until it is healthy.
-        queue: requests that may wait beside `max_num_seqs` others; above that one is refused with 429.
-        deadline_s: seconds a request may take; None is the carrier's own.
+        queue: requests that may wait beside `max_num_seqs` others; further ones are refused with 429.
+        deadline_s: seconds a request may take; None is the host's default.
         max_body: bytes of a request's body.
         max_prompts: prompts in one request.
-        api_keys: keys of our own server (other carriers leave keys to their front).
-        cors_origins: origins whose pages may ask our own server from a browser; `*` is every one.
+        api_keys: keys of our own server (other hosts have authentication in front of them).
+        cors_origins: origins whose pages may call our own server from a browser; `*` is all.
         log_prompts: prompts may be written to the log.
-        batch_output: what Azure's batch endpoint does with what the driver returns, its `output_action`.
-        batch_gpus: GPUs that a process of Azure's batch endpoint takes for itself; None is all of the machine.
-        traces: where our own server sends OpenTelemetry traces: nowhere, to Application Insights, to a collector.
+        batch_output: how Azure's batch endpoint uses the driver's results, its `output_action`.
+        batch_gpus: GPUs that one process of Azure's batch endpoint uses; None is all of the machine.
+        traces: where our own server sends OpenTelemetry traces: `off`, `azure` (Application Insights) or `otlp`.
     """
 
     engine: str = "auto"
@@ -93,10 +94,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """The settings in `environment` (the process's own by default).
+        """Return the settings in `environment` (default: that of the process).
 
         Raises:
-            SetupError: a value can't be used, or a name is nearly one of ours.
+            SetupError: a value is invalid, or a name is a near miss of a setting's.
         """
         given = _given(os.environ if environment is None else environment)
         keys_file = given.pop("api_keys_file", None)
@@ -111,7 +112,7 @@ class Settings:
         return cls(**{name: _PARSERS[name](name, text) for name, text in known.items()})
 
     def shown(self) -> str:
-        """All of them in one line, keys masked."""
+        """Return all settings in one line, keys masked."""
 
         def show(name: str) -> str:
             value = getattr(self, name)
@@ -133,7 +134,7 @@ def _given(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _refuse_misspelled(name: str) -> None:
-    """Other software has variables that begin with LLAMA_ as well, so only a near miss is an error."""
+    """Refuse a near miss. Other software also has variables that begin with LLAMA_, so other names are ignored."""
     close = get_close_matches(name, [*_PARSERS, "api_keys_file"], n=1, cutoff=0.8)
     if close:
         raise SetupError(f"{_PREFIX}{name.upper()} is not a setting. Did you mean {_PREFIX}{close[0].upper()}?")
@@ -160,7 +161,7 @@ def _address(name: str, text: str) -> str:
     if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", address) or address.endswith(
         "/v1"
     ):
-        told = "..." if "@" in text else text  # (before an @ may stand a password)
+        told = "..." if "@" in text else text  # (a password may precede the @)
         raise _unusable(name, told, "an address without /v1 at its end, such as http://127.0.0.1:8000")
     return address
 
@@ -206,7 +207,7 @@ def _share(low: float, high: float) -> Callable[[str, str], float]:
 
 
 def _program(name: str, text: str) -> str:
-    # (A bare name is looked for on PATH. Whether it is there is for whoever starts it to find out.)
+    # A bare name is searched for on PATH when the program is started.
     if not re.fullmatch(r"[^\x00-\x1f-][^\x00-\x1f]*", text) or text.endswith("/"):
         raise _unusable(
             name, text, "the path of a Python or of the `vllm` command, such as /opt/vllm/bin/python"

@@ -20,8 +20,8 @@ import pytest
 from llama_endpoints.devtools.servers import Server, free_port, own_server
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.engine.upstream import start
-from llama_serving.engine.upstream.client import Client
-from llama_serving.engine.upstream.stream_parser import Answer
+from llama_serving.engine.upstream.client import UpstreamClient
+from llama_serving.engine.upstream.stream_parser import StreamedCompletion
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
 from llama_serving.sampling_params import SamplingParams
 from tests.conftest import ROOT, post
@@ -250,7 +250,7 @@ TEXT = {"prompt": "def f(x):", "max_tokens": 1000, "stream": True}
 
 
 async def events_of(url: str, body: dict[str, Any], most: int) -> list[str]:
-    client = Client(url)
+    client = UpstreamClient(url)
     try:
         got = []
         async with client.events(body, model="nano") as events:
@@ -277,7 +277,7 @@ def test_transformers_serve(theirs: tuple[str, subprocess.Popen[bytes]]) -> None
     first, *_ = asyncio.run(events_of(url, TEXT, 2))
     assert json.loads(first)["object"] == "text_completion"
     with pytest.raises(InternalError, match="without token ids"):
-        Answer((1, 5), ids).read(first)
+        StreamedCompletion((1, 5), ids).read(first)
     with pytest.raises(Unavailable, match="broke off"):
         asyncio.run(killed_in_mid_answer(url, process))
     with pytest.raises(Unavailable, match="can't be reached"):
@@ -285,7 +285,7 @@ def test_transformers_serve(theirs: tuple[str, subprocess.Popen[bytes]]) -> None
 
 
 async def killed_in_mid_answer(url: str, process: subprocess.Popen[bytes]) -> None:
-    client = Client(url)
+    client = UpstreamClient(url)
     async with client.events(TEXT, model="nano") as events:
         async for _ in events:
             process.kill()

@@ -13,7 +13,7 @@ import pytest
 from llama_serving.engine.batching.backends.base import Backend
 from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.portable import Portable
-from llama_serving.engine.batching.checkpoint import Weights, read_config
+from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.engine.batching.native.bindings import Kernels
 from llama_serving.llama_config import LlamaConfig
@@ -30,7 +30,7 @@ def make(kind: str, folder: Path, blocks: int) -> Backend:
         dtype = "bfloat16" if kind.endswith("bf16") else "float32"
         return Portable.of(folder, dtype=dtype, num_blocks=num_blocks)
     int8 = kind == "native int8"
-    return Native(read_config(folder), Weights(folder), kernels(), int8=int8, num_blocks=num_blocks)
+    return Native(read_config(folder), CheckpointWeights(folder), kernels(), int8=int8, num_blocks=num_blocks)
 
 
 TILES: Final = ("amx_tile", "amx_bf16")

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from llama_endpoints.cli import main
 from llama_serving.contract import rows
-from llama_serving.contract.rows import Place
+from llama_serving.contract.rows import RowLocation
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.hosts import mlflow_pyfunc
 from llama_serving.server.app import PROTOCOLS
@@ -37,7 +37,7 @@ def asked(service: Service, path: str, body: Mapping[str, Any]) -> Any:
     request = adapter.parse(body)
     name = service.variant.name
     if request.parameters.stream:
-        return asyncio.run(_events(adapter.events(request, service.deltas(request), name)))
+        return asyncio.run(_events(adapter.events(request, service.astream(request), name)))
     return adapter.answer(request, service.generate(request), name)
 
 
@@ -74,7 +74,7 @@ def record(service: Service, row: Mapping[str, Any], defaults: Mapping[str, Any]
     """
     split = rows.split(row)
     request = rows.request(split, rows.defaults(defaults or {}))
-    made = rows.record(Place("f", 1), split, request, service.generate(request), service.variant.name)
+    made = rows.record(RowLocation("f", 1), split, request, service.generate(request), service.variant.name)
     return json.loads(rows.dumps(made))
 
 

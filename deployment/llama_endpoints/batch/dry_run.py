@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_serving.batch.job import Job, todos
+from llama_serving.batch.job import BatchJob, todos
 from llama_serving.batch.windows import Todo
 from llama_serving.engine.batching.speed import Amount, Length
 from llama_serving.errors import ServingError
@@ -12,7 +12,7 @@ from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service.engine_factory import dtype_of, select_engine
-from llama_serving.service.preparation import Preparer, Work
+from llama_serving.service.preparation import PreparedInput, RequestPreparer
 from llama_serving.service.service import context_of
 from llama_serving.settings import Settings
 
@@ -39,7 +39,7 @@ class Found:
 
 
 def checked(
-    files: ModelFiles, settings: Settings, job: Job, say: Callable[[str], None], told: Callable[[], object]
+    files: ModelFiles, settings: Settings, job: BatchJob, say: Callable[[str], None], told: Callable[[], object]
 ) -> Found:
     """Look at every row.
 
@@ -55,7 +55,7 @@ def checked(
     """
     tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
     builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
-    preparer = Preparer(files.variant, builder, settings)
+    preparer = RequestPreparer(files.variant, builder, settings)
     found = Found()
     for todo in todos(job.sources, job.defaults, settings.max_body):
         found.rows += 1
@@ -70,7 +70,7 @@ def checked(
     return found
 
 
-def _work(preparer: Preparer, todo: Todo) -> Work:
+def _work(preparer: RequestPreparer, todo: Todo) -> PreparedInput:
     if todo.asked is None:
         raise todo.error or ServingError("The line could not be read.")
     (work,) = preparer.prepare(todo.asked)

@@ -21,7 +21,7 @@ from llama_serving.errors import ServingError, SetupError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llama_serving.batch.job import Job, Limit, Result
+    from llama_serving.batch.job import BatchJob, Limit, Result
     from llama_serving.batch.journal import Counts
     from llama_serving.model_files import ModelFiles
     from llama_serving.settings import Settings
@@ -141,9 +141,9 @@ def _refuse_for_azure(**options: object) -> None:
 
 def _job(
     inputs: "Sequence[str]", output: Path, parameters: str, about: "Mapping[str, Any]", limit: "Limit"
-) -> "Job":
+) -> "BatchJob":
     from llama_serving.batch import inputs as sources
-    from llama_serving.batch.job import Job
+    from llama_serving.batch.job import BatchJob
     from llama_serving.batch.outputs import Outputs
 
     outputs = Outputs(output)
@@ -154,7 +154,7 @@ def _job(
     size = sum(source.path.stat().st_size for source in found)
     with _bar(size, "reading", unit="B", unit_scale=True) as bar:
         digests = tuple(sources.digest(source, bar.update) for source in found)
-    return Job(found, digests, outputs, defaults, {**about, "parameters": given}, limit)
+    return BatchJob(found, digests, outputs, defaults, {**about, "parameters": given}, limit)
 
 
 def _limit(text: str | None) -> "Limit":
@@ -218,7 +218,7 @@ def _told(counts: "Counts") -> str:
     )
 
 
-def _check(files: "ModelFiles", settings: "Settings", job: "Job") -> int:
+def _check(files: "ModelFiles", settings: "Settings", job: "BatchJob") -> int:
     from llama_endpoints.batch import dry_run
 
     with _bar(job.rows_at_most, "checking", unit=" rows") as bar:

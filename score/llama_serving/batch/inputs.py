@@ -17,7 +17,7 @@ _AT_ONCE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class InputFile:
     """An input file.
 
     Attributes:
@@ -42,7 +42,7 @@ class Digest:
     lines: int | None
 
 
-def find(given: Sequence[str], *, but: Sequence[Path] = ()) -> tuple[Source, ...]:
+def find(given: Sequence[str], *, but: Sequence[Path] = ()) -> tuple[InputFile, ...]:
     """The files, in the order given; those of a folder or a pattern by name.
 
     A file's name is its path below the folder that all that was given has in common.
@@ -59,7 +59,7 @@ def find(given: Sequence[str], *, but: Sequence[Path] = ()) -> tuple[Source, ...
     if not found:
         raise SetupError("No input was given. Name a file, a folder or a pattern.")
     common = os.path.commonpath([os.path.normpath(root) for root, _ in found])
-    sources = tuple(Source(path, Path(os.path.relpath(path, common)).as_posix()) for _, path in found)
+    sources = tuple(InputFile(path, Path(os.path.relpath(path, common)).as_posix()) for _, path in found)
     name, times = Counter(source.name for source in sources).most_common(1)[0]
     if times > 1:
         raise SetupError(f"{name} is given twice. Name each file once.")
@@ -68,7 +68,7 @@ def find(given: Sequence[str], *, but: Sequence[Path] = ()) -> tuple[Source, ...
     return sources
 
 
-def _check(source: Source, ours: Collection[Path]) -> None:
+def _check(source: InputFile, ours: Collection[Path]) -> None:
     shown = source.name.encode(errors="backslashreplace").decode()
     if not source.path.is_file():
         raise SetupError(f"{shown} is no regular file. Write its rows to one: an input is read twice.")
@@ -78,7 +78,7 @@ def _check(source: Source, ours: Collection[Path]) -> None:
         raise SetupError(f"{shown} is an input, and --output would write it. Give another --output.")
 
 
-def digest(source: Source, told: Callable[[int], None]) -> Digest:
+def digest(source: InputFile, told: Callable[[int], None]) -> Digest:
     """Read a whole file; `told` is given the number of bytes of each piece.
 
     Raises:

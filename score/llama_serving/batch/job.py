@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_serving.batch import fingerprint, runner
-from llama_serving.batch.inputs import Digest, Source
+from llama_serving.batch.inputs import Digest, InputFile
 from llama_serving.batch.journal import Counts, Entry, Journal, JournalError, KeptJournal
 from llama_serving.batch.outputs import Outputs, place
 from llama_serving.batch.reader import Line, lines
@@ -48,7 +48,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """What is to be done.
 
     Attributes:
@@ -61,7 +61,7 @@ class Job:
         sync_s: seconds between two times that the journal is brought to the disk, at most.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[InputFile, ...]
     digests: tuple[Digest, ...]
     outputs: Outputs
     defaults: Parameters
@@ -114,7 +114,7 @@ def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
     return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
 
 
-def finished(job: Job) -> Counts | None:
+def finished(job: BatchJob) -> Counts | None:
     """The counts of a job whose records are there already; None where they are not.
 
     Raises:
@@ -131,7 +131,7 @@ def finished(job: Job) -> Counts | None:
     )
 
 
-def make_room(job: Job) -> None:
+def make_room(job: BatchJob) -> None:
     """Remove what is in the way of a job; a journal of the very same job stays, and is gone on with.
 
     Raises:
@@ -152,7 +152,7 @@ def _read(manifest: Path) -> dict[str, Any]:
 
 
 async def run(
-    service: Service, job: Job, told: Callable[[Counts], None], *, stops: Sequence[signal.Signals] = ()
+    service: Service, job: BatchJob, told: Callable[[Counts], None], *, stops: Sequence[signal.Signals] = ()
 ) -> Result:
     """Do what is not done yet, and then put the records in their place.
 
@@ -169,10 +169,10 @@ async def run(
         Unavailable: the engine has died. What is done is on the disk.
     """
     with _journal(job) as journal:
-        return await _run(_Running(service, job, journal, told), stops)
+        return await _run(_JobRun(service, job, journal, told), stops)
 
 
-async def collect(service: Service, job: Job) -> list[Entry]:
+async def collect(service: Service, job: BatchJob) -> list[Entry]:
     """Do what is not done yet; all entries, in order. The journal is gone then, and no other file was written.
 
     Raises:
@@ -185,14 +185,14 @@ async def collect(service: Service, job: Job) -> list[Entry]:
     except OSError as error:
         raise JournalError(f"{job.outputs.journal} can't be read: {error.strerror}.") from error
     with closing(opened) as journal:
-        await _Running(service, job, journal, lambda _: None).run(())
+        await _JobRun(service, job, journal, lambda _: None).run(())
         entries = list(journal.entries())
         journal.discard()
     return entries
 
 
 @contextmanager
-def _journal(job: Job) -> Iterator[Journal]:
+def _journal(job: BatchJob) -> Iterator[Journal]:
     try:
         with closing(Journal(job.outputs.journal, job.described)) as journal:
             yield journal
@@ -203,7 +203,7 @@ def _journal(job: Job) -> Iterator[Journal]:
         ) from error
 
 
-async def _run(running: "_Running", stops: Sequence[signal.Signals]) -> Result:
+async def _run(running: "_JobRun", stops: Sequence[signal.Signals]) -> Result:
     job, journal = running.job, running.journal
     running.told(journal.counts)
     if (counts := finished(job)) is not None:  # while this one loaded its model
@@ -216,7 +216,7 @@ async def _run(running: "_Running", stops: Sequence[signal.Signals]) -> Result:
 
 
 def todos(
-    sources: Iterable[Source],
+    sources: Iterable[InputFile],
     defaults: Parameters,
     max_bytes: int,
     *,
@@ -254,10 +254,12 @@ def todo(number: int, line: Line, defaults: Parameters) -> Todo:
         return Todo(number, line, None, as_serving_error(fault))
 
 
-class _Running:
+class _JobRun:
     """One run of a job, from its journal's end on."""
 
-    def __init__(self, service: Service, job: Job, journal: Journal, told: Callable[[Counts], None]) -> None:
+    def __init__(
+        self, service: Service, job: BatchJob, journal: Journal, told: Callable[[Counts], None]
+    ) -> None:
         self.job, self.journal, self.told = job, journal, told
         self._service = service
         self._ended = asyncio.Event()

@@ -40,7 +40,7 @@ class InUse(JournalError):
     """Another process has it."""
 
 
-class State(StrEnum):
+class EntryState(StrEnum):
     """What became of a row."""
 
     OK = "+"
@@ -58,7 +58,7 @@ class Entry:
     """
 
     row: int
-    state: State
+    state: EntryState
     prompt_tokens: int
     completion_tokens: int
     record: str
@@ -80,8 +80,8 @@ class Counts:
 
     def add(self, entry: Entry) -> None:
         """One more."""
-        self.ok += entry.state is State.OK
-        self.errors += entry.state is not State.OK
+        self.ok += entry.state is EntryState.OK
+        self.errors += entry.state is not EntryState.OK
         self.prompt_tokens += entry.prompt_tokens
         self.completion_tokens += entry.completion_tokens
 
@@ -339,7 +339,7 @@ def _decode(raw: bytes) -> Entry | None:
     if payload is None:
         return None
     row, state, prompt, completion, record = payload.split(" ", 4)
-    return Entry(int(row), State(state), int(prompt), int(completion), record)
+    return Entry(int(row), EntryState(state), int(prompt), int(completion), record)
 
 
 def _line(payload: str) -> bytes:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from llama_serving.batch.journal import Entry, Journal, State, sync_folder
+from llama_serving.batch.journal import Entry, EntryState, Journal, sync_folder
 from llama_serving.contract.json_lines import json_document
 
 
@@ -87,7 +87,7 @@ def _sort_out(entries: Iterable[Entry], records: TextIO, errors: TextIO) -> int:
     """Write each record into its file; how many went into the second one."""
     apart = 0
     for entry in entries:
-        one_apart = entry.state is State.ERROR_APART
+        one_apart = entry.state is EntryState.ERROR_APART
         apart += one_apart
         (errors if one_apart else records).write(entry.record + "\n")
     return apart

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from llama_serving.contract.rows import Place, Row, RowKind, read
+from llama_serving.contract.rows import InputRow, RowKind, RowLocation, read
 from llama_serving.errors import BadRequest, BodyTooLarge, ServingError
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -22,8 +22,8 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 class Line:
     """A non-blank line: a row, or why it is none."""
 
-    place: Place
-    row: Row | None
+    place: RowLocation
+    row: InputRow | None
     error: ServingError | None = None
 
 
@@ -42,7 +42,7 @@ def lines(path: Path, name: str, *, max_bytes: int) -> Iterator[Line]:
         yield from _csv(_PhysicalLines(file, max_bytes), name, max_bytes)
 
 
-def raw_lines(path: Path, name: str, *, max_bytes: int) -> Iterator[tuple[Place, bytes | ServingError]]:
+def raw_lines(path: Path, name: str, *, max_bytes: int) -> Iterator[tuple[RowLocation, bytes | ServingError]]:
     """The non-blank lines of a file of JSONL, in order, each as it is; or why it can't be read."""
     with _open(path) as file:
         physical = _PhysicalLines(file, max_bytes)
@@ -55,7 +55,7 @@ def raw_lines(path: Path, name: str, *, max_bytes: int) -> Iterator[tuple[Place,
             if raw is None:
                 return
             if isinstance(raw, ServingError) or raw.strip():
-                yield Place(name, physical.number), raw
+                yield RowLocation(name, physical.number), raw
 
 
 def is_csv(path: Path) -> bool:
@@ -109,7 +109,7 @@ class _PhysicalLines:
             raw = self._file.readline(_SKIPPED_AT_ONCE)
 
 
-def line(place: Place, raw: bytes | ServingError) -> Line:
+def line(place: RowLocation, raw: bytes | ServingError) -> Line:
     """A line of JSONL, taken apart."""
     if isinstance(raw, ServingError):
         return Line(place, None, raw)
@@ -153,7 +153,7 @@ def _csv(physical: _PhysicalLines, name: str, max_bytes: int) -> Iterator[Line]:
     reader = csv.reader(text, strict=True)
     header: list[str] | None = None
     while True:
-        place = Place(name, text.start_row())
+        place = RowLocation(name, text.start_row())
         try:
             cells = next(reader, None)
             if cells is None:
@@ -173,7 +173,7 @@ def _csv(physical: _PhysicalLines, name: str, max_bytes: int) -> Iterator[Line]:
         yield line
 
 
-def _csv_row(header: list[str], cells: list[str]) -> Row:
+def _csv_row(header: list[str], cells: list[str]) -> InputRow:
     if header.count("input_string") != 1 or len(set(header)) != len(header):
         message = "The header of a CSV must have one column input_string, and no name twice."
         raise BadRequest(message, code="missing_field")
@@ -184,4 +184,4 @@ def _csv_row(header: list[str], cells: list[str]) -> Row:
         raise BadRequest("The CSV row is not UTF-8. Save the file as UTF-8.", code="invalid_csv")
     row = dict(zip(header, cells, strict=True))
     content = {"input_string": row.pop("input_string")}
-    return Row(RowKind.TABLE, content, row.pop("id", None), row)
+    return InputRow(RowKind.TABLE, content, row.pop("id", None), row)

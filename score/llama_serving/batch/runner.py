@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from llama_serving.batch.journal import Entry, State
+from llama_serving.batch.journal import Entry, EntryState
 from llama_serving.batch.windows import Todo
 from llama_serving.contract import rows
 from llama_serving.contract.request import Generations, Request
@@ -82,7 +82,7 @@ async def _done(service: Service, todo: Todo) -> Entry:
     used = [sequence.usage for sequence in generations[0]]
     return Entry(
         todo.number,
-        State.OK,
+        EntryState.OK,
         used[0].prompt_tokens,
         sum(one.completion_tokens for one in used),
         rows.dumps(record),
@@ -95,7 +95,7 @@ async def _generations(service: Service, asked: Request) -> Generations:
         seconds = service.settings.deadline_s
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            return await service.answer(asked, deadline=deadline)
+            return await service.agenerate(asked, deadline=deadline)
         except QueueFull:
             await asyncio.sleep(FULL_S)
         except Unavailable:
@@ -126,5 +126,5 @@ def failed(todo: Todo, error: ServingError) -> Entry:
     """The entry of a row that could not be answered."""
     row = todo.line.row
     apart = row is not None and row.kind is RowKind.OPENAI_BATCH
-    state = State.ERROR_APART if apart else State.ERROR
+    state = EntryState.ERROR_APART if apart else EntryState.ERROR
     return Entry(todo.number, state, 0, 0, rows.dumps(rows.error_record(todo.line.place, row, error)))

@@ -11,11 +11,11 @@ from llama_serving.batch.job import todo
 from llama_serving.batch.journal import Entry
 from llama_serving.batch.windows import Todo, windows
 from llama_serving.contract.request import Parameters
-from llama_serving.contract.rows import Place
+from llama_serving.contract.rows import RowLocation
 from llama_serving.errors import BadRequest, BodyTooLarge, ServingError
 from llama_serving.service.service import Service
 
-Cell = tuple[Place, bytes | None]
+Cell = tuple[RowLocation, bytes | None]
 """A row as JSON, and where it stands; None where there is nothing."""
 
 

@@ -1,1 +1,1 @@
-"""Bodies <-> values, pure: one protocol a file, one validator for all of them."""
+"""The wire formats: one protocol a file, one validator for all. Pure functions."""

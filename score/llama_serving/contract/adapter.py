@@ -1,4 +1,4 @@
-"""What the routes have in common, whatever protocol they speak: a body in, an answer or events out."""
+"""The interface of a protocol, as the server's routes use it."""
 
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
@@ -7,31 +7,31 @@ from llama_serving.contract.request import Body, Delta, Generations, Request
 from llama_serving.errors import ServingError
 
 
-class Adapter(Protocol):
-    """One protocol. It renames; what is asked and answered is everybody's."""
+class ProtocolAdapter(Protocol):
+    """One protocol: it converts between its bodies and `Request`, `Generations` and `Delta`."""
 
-    def of(self, body: Body) -> "Adapter":
-        """The protocol of this body, where a path takes several: it answers, and refuses, in its own words."""
+    def of(self, body: Body) -> "ProtocolAdapter":
+        """Return the adapter for this body, where one path accepts several protocols."""
         ...
 
     def parse(self, body: Body) -> Request:
-        """The request in a body.
+        """Return the request in a body.
 
         Raises:
-            BadRequest: it is none of this protocol.
+            BadRequest: the body is not valid in this protocol.
         """
         ...
 
     def answer(self, request: Request, generations: Generations, model: str) -> Any:
-        """The body of the answer."""
+        """Return the body of the response."""
         ...
 
     def events(
         self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
     ) -> AsyncGenerator[Any, None]:
-        """The answer as server-sent events: each a JSON value."""
+        """Yield the response as server-sent events, each a JSON value."""
         ...
 
     def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
-        """The body of a refusal."""
+        """Return the body of an error response."""
         ...

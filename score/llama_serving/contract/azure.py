@@ -1,26 +1,26 @@
-"""Azure's `/score`: its six kinds of bodies, and their answers."""
+"""Azure's `/score`: its six kinds of request bodies, and their responses."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
-from llama_serving.contract.adapter import Adapter
+from llama_serving.contract.adapter import ProtocolAdapter
 from llama_serving.contract.details import details
-from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, Reply, Request
+from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, ReplyShape, Request
 from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest, ServingError
 
 KEYS: Final = ("input_data", "inputs")
-"""Where the prompts stand; `inputs` is what LangChain's formatter for GPT-2 sends to an endpoint of Azure's."""
+"""Keys of the prompts; `inputs` is what LangChain's GPT-2 formatter sends to Azure endpoints."""
 
 
 def parse(body: Body) -> Request:
-    """A body of `/score`.
+    """Parse a body of `/score`.
 
     Raises:
-        BadRequest: it is none of bodies 1 to 6.
+        BadRequest: the body is none of the six kinds.
     """
     body = present(body)
     given = [key for key in KEYS if key in body]
@@ -36,14 +36,14 @@ def parse(body: Body) -> Request:
 
 
 def places(body: Body, key: str) -> dict[str, Any]:
-    """Where the parameters of a body may stand, and what stands there; its prompts stand at `key`."""
+    """Return the paths where a body may hold parameters, and their values; its prompts are at `key`."""
     data = body[key]
     inner = data.get("parameters") if isinstance(data, dict) else None
     return {f"{key}.parameters": inner, "parameters": body.get("parameters"), "params": body.get("params")}
 
 
 def request_of(data: Any, places: Mapping[str, Any], at: str) -> Request:
-    """The request in an `input_data` value that stands at the path `at` (MLflow calls it `inputs`)."""
+    """Return the request in an `input_data` value at the path `at` (MLflow calls it `inputs`)."""
     path, given = parameters.only_one(places)
     asked = parameters.parse(given, path)
     prompts, paths, reply = _prompts(data, at, continued=bool(asked.continue_final_message))
@@ -58,32 +58,32 @@ def request_of(data: Any, places: Mapping[str, Any], at: str) -> Request:
 
 
 def answer(request: Request, generations: Generations) -> Any:
-    """The body of the answer, in the shape that the request's body asks for."""
+    """Return the response body, in the shape that belongs to the request's body."""
     with_details = request.parameters.with_details
-    if request.reply is Reply.OUTPUT:
+    if request.reply is ReplyShape.OUTPUT:
         sequences = generations[0]
         output = sequences[0].full_text if len(sequences) == 1 else [s.full_text for s in sequences]
         return {"output": output, **({"details": details(sequences)} if with_details else {})}
-    if request.reply is Reply.TEXTS and not with_details:
+    if request.reply is ReplyShape.TEXTS and not with_details:
         return [_texts(sequences) for sequences in generations]
     return [_row(sequences, with_details=with_details) for sequences in generations]
 
 
 class Events:
-    """A stream of `/score`: `{"<sequence>": "piece"}` for each piece, and details of all sequences where they are asked for."""
+    """Events of a `/score` stream: `{"<sequence>": "piece"}` for each piece, then details if they were requested."""
 
     def __init__(self, request: Request) -> None:
         self._with_details = request.parameters.with_details
         self._ended: list[Generation] = []
 
     def of(self, delta: Delta) -> list[dict[str, Any]]:
-        """What one piece is worth: an event, or nothing."""
+        """Return the events of one piece: one or none."""
         if delta.generation is not None:
             self._ended.append(delta.generation)
         return [{str(delta.index): delta.text}] if delta.text else []
 
     def last(self) -> list[dict[str, Any]]:
-        """What comes when all sequences have ended."""
+        """Return the events after the last sequence has ended."""
         return [{"details": details(self._ended)}] if self._with_details else []
 
 
@@ -99,16 +99,16 @@ def _row(sequences: tuple[Generation, ...], *, with_details: bool) -> dict[str, 
     return row
 
 
-def _prompts(data: Any, at: str, *, continued: bool) -> tuple[tuple[Input, ...], tuple[str, ...], Reply]:
+def _prompts(data: Any, at: str, *, continued: bool) -> tuple[tuple[Input, ...], tuple[str, ...], ReplyShape]:
     if isinstance(data, dict) and "columns" in data:
         _check_index(data, at)
         rows = (row[0] if len(row) == 1 else {"prefix": row[0], "suffix": row[1]} for row in data["data"])
-        return *_items(list(rows), f"{at}.data", continued=continued), Reply.ROWS
-    reply = Reply.TEXTS
+        return *_items(list(rows), f"{at}.data", continued=continued), ReplyShape.ROWS
+    reply = ReplyShape.TEXTS
     if isinstance(data, dict):
-        data, at, reply = data["input_string"], f"{at}.input_string", Reply.ROWS
+        data, at, reply = data["input_string"], f"{at}.input_string", ReplyShape.ROWS
     if inputs.is_dialog(data):
-        return (inputs.dialog(data, at, continued=continued),), (at,), Reply.OUTPUT
+        return (inputs.dialog(data, at, continued=continued),), (at,), ReplyShape.OUTPUT
     if isinstance(data, list):
         return *_items(data, at, continued=continued), reply
     return (inputs.item(data, at),), (at,), reply
@@ -131,26 +131,26 @@ def _items(values: list[Any], at: str, *, continued: bool) -> tuple[tuple[Input,
 
 
 class Azure:
-    """See `Adapter`."""
+    """See `ProtocolAdapter`."""
 
-    def of(self, body: Body) -> Adapter:
-        """See `Adapter.of`."""
+    def of(self, body: Body) -> ProtocolAdapter:
+        """See `ProtocolAdapter.of`."""
         del body
         return self
 
     def parse(self, body: Body) -> Request:
-        """See `Adapter.parse`."""
+        """See `ProtocolAdapter.parse`."""
         return parse(body)
 
     def answer(self, request: Request, generations: Generations, model: str) -> Any:
-        """See `Adapter.answer`."""
+        """See `ProtocolAdapter.answer`."""
         del model
         return answer(request, generations)
 
     async def events(
         self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
     ) -> AsyncGenerator[Any, None]:
-        """See `Adapter.events`; with `details` they come last, for all sequences."""
+        """See `ProtocolAdapter.events`; with `details`, one last event has them for all sequences."""
         del model
         made = Events(request)
         async with aclosing(deltas):
@@ -161,5 +161,5 @@ class Azure:
             yield event
 
     def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
-        """See `Adapter.error`."""
+        """See `ProtocolAdapter.error`."""
         return error.body(request_id)

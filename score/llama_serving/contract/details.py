@@ -1,4 +1,4 @@
-"""How finish reasons, usage and log-probabilities are written. OpenAI's names throughout."""
+"""Writes finish reasons, usage and log-probabilities, with OpenAI's names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from llama_serving.contract.request import Alternative, Generation, TokenLogprob
 def details(
     sequences: Sequence[Generation], *, with_ids: bool = False, as_ids: bool = False
 ) -> list[dict[str, Any]]:
-    """`details: true` of `/score`: one entry a returned sequence.
+    """Return `details` of `/score`: one entry for each returned sequence.
 
     Args:
         sequences: of one prompt.
-        with_ids: with what vLLM's `return_token_ids` asks for.
-        as_ids: log-probabilities name their tokens `token_id:7`.
+        with_ids: add the token ids that vLLM's `return_token_ids` requests.
+        as_ids: write tokens of log-probabilities as `token_id:7`.
     """
     return [
         {
@@ -30,12 +30,12 @@ def details(
 
 
 def token_ids(generation: Generation) -> dict[str, Any]:
-    """What `return_token_ids` of vLLM's protocol asks for."""
+    """Return the token ids that `return_token_ids` requests, as vLLM names them."""
     return {"prompt_token_ids": list(generation.prompt_token_ids), "token_ids": list(generation.token_ids)}
 
 
 def completion_logprobs(tokens: Sequence[TokenLogprob], *, as_ids: bool = False) -> dict[str, Any]:
-    """The `logprobs` object of OpenAI's text completions; `as_ids` names the tokens `token_id:7`."""
+    """Return the `logprobs` object of OpenAI's text completions; `as_ids` writes tokens as `token_id:7`."""
     named = [_names(token, as_ids=as_ids) for token in tokens]
     return {
         "tokens": [names[token.drawn.id] for names, token in zip(named, tokens, strict=True)],
@@ -49,7 +49,7 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], *, as_ids: bool = False)
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """The `logprobs` object of OpenAI's chat completions."""
+    """Return the `logprobs` object of OpenAI's chat completions."""
 
     def entry(one: Alternative) -> dict[str, Any]:
         return {"token": one.text, "bytes": list(one.raw), "logprob": one.logprob}
@@ -62,13 +62,13 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 
 def _alternatives(token: TokenLogprob) -> list[Alternative]:
-    """The best ones, best first, and the drawn one where it is none of them, with its own value."""
+    """Return the most likely tokens, best first, and the drawn one if it is not among them."""
     others = [one for one in token.top if one.id != token.drawn.id]
     return [*token.top] if len(others) < len(token.top) else [*others, token.drawn]
 
 
 def _names(token: TokenLogprob, *, as_ids: bool) -> Mapping[int, str]:
-    """A name for each id, no name twice: the drawn token has the first choice, then the most likely one."""
+    """Return a unique name for each id; the drawn token and then the likelier ones choose first."""
     taken: dict[str, int] = {}
     for one in (token.drawn, *token.top):
         by_id = f"token_id:{one.id}"
@@ -79,7 +79,7 @@ def _names(token: TokenLogprob, *, as_ids: bool) -> Mapping[int, str]:
 
 
 def _name(one: Alternative) -> str:
-    r"""Its text; `bytes:\\xNN` where that is half a character, as OpenAI has it; empty for a special token."""
+    r"""Return the token's text, `bytes:\\xNN` for part of a character (as OpenAI), or nothing for a special token."""
     try:
         return one.raw.decode("utf-8")
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""What a field that is not known was meant to be: other APIs' names, other spellings, and slips of a finger.
+"""Suggests the intended name of an unknown field: another API's name, another spelling, or a typo.
 
-Names are compared without case and underscores first, then by a table of what other APIs call the same thing. Letters alone
-say nothing of meaning (`stop_sequences` is near `num_return_sequences`), so a guess by them is for slips only.
+Names are compared without case and underscores, then looked up in a table of other APIs' names. Similar letters do not mean
+a similar meaning (`stop_sequences` resembles `num_return_sequences`), so similarity is used for typos only.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,11 +11,11 @@ from typing import Final
 from llama_serving.contract.request import OPENAI_NAMES
 
 SLIP: Final = 0.85
-"""difflib's likeness of a name with one letter too many, too few or another one."""
+"""Least difflib ratio of a typo: one letter added, missing or replaced."""
 
 
 def meant(unknown: str, accepted: Sequence[str]) -> str:
-    """A sentence with the name that is accepted here and was probably meant; empty where nobody can tell."""
+    """Return a sentence that suggests an accepted name; empty if there is no likely one."""
     plain = _plain(unknown)
     spelled = [name for name in accepted if _plain(name) == plain]
     if spelled:
@@ -38,7 +38,7 @@ def _plain(name: str) -> str:
 
 
 def _here(name: str, accepted: Collection[str]) -> str:
-    """The name under which this protocol has it; empty where it has none."""
+    """Return the accepted spelling of a name; empty if this protocol does not have it."""
     openai = OPENAI_NAMES.get(name, name)
     if "model" in accepted and openai in accepted:
         return openai
@@ -47,7 +47,7 @@ def _here(name: str, accepted: Collection[str]) -> str:
 
 _NEW: Final = "max_new_tokens"
 _SAME: Final[Mapping[str, str]] = {
-    # generation's length
+    # length
     **dict.fromkeys(
         (
             "maxoutputtokens",
@@ -67,7 +67,7 @@ _SAME: Final[Mapping[str, str]] = {
         _NEW,
     ),
     **dict.fromkeys(("mintokenstogenerate", "minoutputtokens"), "min_new_tokens"),
-    # where it ends
+    # end of text
     **dict.fromkeys(
         (
             "stopsequence",
@@ -83,14 +83,14 @@ _SAME: Final[Mapping[str, str]] = {
         "stop",
     ),
     **dict.fromkeys(("ignoreeostoken", "baneostoken"), "ignore_eos"),
-    # how it is drawn
+    # sampling
     **dict.fromkeys(("temp", "randomness"), "temperature"),
     **dict.fromkeys(("p", "nucleus", "nucleussampling"), "top_p"),
     "k": "top_k",
     **dict.fromkeys(("repeatpenalty", "reppenalty", "repetition"), "repetition_penalty"),
     **dict.fromkeys(("randomseed", "rngseed", "manualseed", "samplingseed"), "seed"),
     "sample": "do_sample",
-    # how many, and what comes back
+    # number and content of results
     **dict.fromkeys(
         (
             "candidatecount",
@@ -110,7 +110,7 @@ _SAME: Final[Mapping[str, str]] = {
     **dict.fromkeys(("returnprompt", "includeprompt", "returnoriginal"), "return_full_text"),
     **dict.fromkeys(("returndetails", "detail"), "details"),
     **dict.fromkeys(("streaming", "streamresponse"), "stream"),
-    # where parameters and prompts stand
+    # parameters and prompts
     "parameters": "params",
     "params": "parameters",
     **dict.fromkeys(
@@ -118,7 +118,7 @@ _SAME: Final[Mapping[str, str]] = {
         "input_string",
     ),
 }
-"""Plain name of another API: ours."""
+"""Plain name in another API: our name."""
 
 _NOTES: Final[Mapping[str, tuple[str, str]]] = {
     "maxlength": (_NEW, "It would count the prompt too: send `{name}`, which counts what is generated."),
@@ -130,4 +130,4 @@ _NOTES: Final[Mapping[str, tuple[str, str]]] = {
     "greedy": ("temperature", "Send `{name}: 0` for greedy text."),
     "decodingmethod": ("temperature", "Send `{name}: 0` for greedy text."),
 }
-"""Names that are near ours and mean something else, or are asked for in another way."""
+"""Names that resemble ours but mean something else, or that are requested differently."""

@@ -1,4 +1,4 @@
-"""What HTTP itself has to say about a request, before its body is looked at."""
+"""Checks of the HTTP request itself, before its body is parsed."""
 
 from email.message import Message
 
@@ -6,20 +6,20 @@ from llama_serving.errors import BodyTooLarge, MethodNotAllowed, UnsupportedMedi
 
 
 def check_method(method: str) -> None:
-    """Only POST scores.
+    """Refuse any method but POST.
 
     Raises:
-        MethodNotAllowed: anything else.
+        MethodNotAllowed: the method is another one.
     """
     if method != "POST":
         raise MethodNotAllowed(f"{method} does not score. Send POST.")
 
 
 def check_media_type(content_type: str | None, content_encoding: str | None) -> None:
-    """JSON in UTF-8, not compressed.
+    """Refuse anything but uncompressed JSON in UTF-8.
 
     Raises:
-        UnsupportedMediaType: anything else.
+        UnsupportedMediaType: the headers say something else.
     """
     header = Message()
     header["content-type"] = content_type or ""
@@ -33,10 +33,10 @@ def check_media_type(content_type: str | None, content_encoding: str | None) -> 
 
 
 def check_size(size: int, limit: int) -> None:
-    """At most `limit` bytes.
+    """Refuse a body of more than `limit` bytes.
 
     Raises:
-        BodyTooLarge: more.
+        BodyTooLarge: the body is larger.
     """
     if size > limit:
         raise BodyTooLarge(f"The body has more than {limit} bytes. Send fewer or shorter prompts.")

@@ -1,4 +1,4 @@
-"""Prompts as they stand in a body -> `Input` values. Shared by all protocols."""
+"""Prompts in a body -> `Input` values. Shared by all protocols."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -9,10 +9,10 @@ from llama_serving.errors import BadRequest
 
 
 def text(value: str, path: str, index: int | None = None) -> Input:
-    """A plain prompt; with one fill marker it is an infilling prompt.
+    """Return a plain prompt, or an infilling prompt if it has one fill marker.
 
     Raises:
-        BadRequest: the marker stands in it more than once.
+        BadRequest: the text has several markers.
     """
     count = value.count(FILL_MARKER)
     if count > 1:
@@ -30,7 +30,7 @@ def text(value: str, path: str, index: int | None = None) -> Input:
 
 
 def infill(prefix: str, suffix: str, path: str, index: int | None = None) -> Infill:
-    """The two ends of a text.
+    """Return an infilling prompt.
 
     Raises:
         BadRequest: both are empty.
@@ -46,7 +46,7 @@ def infill(prefix: str, suffix: str, path: str, index: int | None = None) -> Inf
 
 
 def item(value: Any, path: str, index: int | None = None, *, continued: bool = False) -> Input:
-    """A string, an infilling object, or a list of messages, as the schema let it through."""
+    """Return the input in a string, an infilling object or a list of messages that the schema accepted."""
     if isinstance(value, str):
         return text(value, path, index)
     if isinstance(value, dict):
@@ -55,7 +55,7 @@ def item(value: Any, path: str, index: int | None = None, *, continued: bool = F
 
 
 def is_dialog(value: Any) -> bool:
-    """Whether a list holds messages; the schema has seen that it then holds nothing else."""
+    """Return whether a list holds messages; by the schema, the first item decides."""
     return isinstance(value, list) and isinstance(value[0], dict) and "role" in value[0]
 
 
@@ -67,19 +67,19 @@ def dialog(
     unfold: bool = False,
     continued: bool = False,
 ) -> Dialog:
-    """A list of `{"role", "content"}`: system first if at all, then user and assistant in turn, user last.
+    """Return a dialog: system messages first if any, then user and assistant in turn, user last.
 
-    Messages of one role that follow each other are one, joined by a blank line; `developer` is system.
+    Consecutive messages of one role are joined by a blank line; `developer` is an alias of `system`.
 
     Args:
-        messages: as the schema let them through; a content may be a list of text parts.
-        path: where they stand in the body.
-        index: which prompt of the request they are, where there are several.
+        messages: accepted by the schema; a content may be a list of text parts.
+        path: of the messages in the body.
+        index: of the prompt in the request, if it has several.
         unfold: see `Dialog`.
         continued: the last message must be the assistant's.
 
     Raises:
-        BadRequest: another order, or a message without a character where one is needed.
+        BadRequest: the order is wrong, or a message that must have text is empty.
     """
     said = tuple(Message(_ROLES.get(m["role"], m["role"]), content(m["content"])) for m in messages)
     fault = _fault(said, continued=continued)
@@ -101,12 +101,12 @@ _ORDER: Final = (
 
 
 def content(value: str | Sequence[Mapping[str, str]]) -> str:
-    """The text of a message: a string, or text parts one after the other."""
+    """Return the text of a message: a string, or its text parts joined."""
     return value if isinstance(value, str) else "".join(part["text"] for part in value)
 
 
 def _fault(said: Sequence[Message], *, continued: bool) -> tuple[int, str] | None:
-    """The first message that is out of order, and why."""
+    """Return the first message that is out of order, and the reason."""
     before = "system"
     for position, message in enumerate(said):
         if message.role == "system" and before != "system":

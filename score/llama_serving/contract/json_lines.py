@@ -1,7 +1,7 @@
-"""JSON that is read line by line: events, JSONL, logs, what a command prints.
+"""JSON on one line, for events, JSONL files, logs and command output.
 
-Readers differ in what a line is. `str.splitlines`, and so `iter_lines` of httpx and requests, also cut at U+0085, U+2028 and
-U+2029, which JSON may hold as they are; the control characters that they cut at JSON escapes anyway.
+Readers disagree on line breaks. `str.splitlines`, and so `iter_lines` of httpx and requests, also splits at U+0085, U+2028
+and U+2029, which JSON may contain unescaped. These are escaped here; JSON escapes the control characters anyway.
 """
 
 import json
@@ -11,10 +11,10 @@ _BREAKS: Final = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029"
 
 
 def json_line(value: Any) -> str:
-    """`value` as one line of JSON for every reader; all other text as it is."""
+    """Return `value` as one line of JSON for every reader, non-ASCII text unescaped."""
     return json.dumps(value, ensure_ascii=False).translate(_BREAKS)
 
 
 def json_document(value: Any, *, indent: int) -> str:
-    """`value` as JSON for people to read: the lines of it are the same for every reader."""
+    """Return `value` as indented JSON whose lines are the same for every reader."""
     return json.dumps(value, ensure_ascii=False, indent=indent).translate(_BREAKS) + "\n"

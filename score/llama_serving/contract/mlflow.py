@@ -1,11 +1,11 @@
-"""MLflow's `/invocations`, its bodies and answers. The server wraps the answer in `predictions`."""
+"""MLflow's `/invocations`: its bodies and responses. MLflow's server wraps a response in `predictions`."""
 
 from dataclasses import replace
 from typing import Any
 
 from llama_serving.contract import azure, inputs, openai
-from llama_serving.contract.adapter import Adapter
-from llama_serving.contract.request import Body, Generations, Reply, Request
+from llama_serving.contract.adapter import ProtocolAdapter
+from llama_serving.contract.request import Body, Generations, ReplyShape, Request
 from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest
@@ -14,10 +14,10 @@ KEYS = ("inputs", "dataframe_split", "dataframe_records", "instances")
 
 
 def parse(body: Body) -> Request:
-    """A body of `/invocations`.
+    """Parse a body of `/invocations`.
 
     Raises:
-        BadRequest: not exactly one of `KEYS`, or what stands there is no body of `/score`.
+        BadRequest: the body has not exactly one of `KEYS`, or an invalid value there.
     """
     body = present(body)
     given = [key for key in KEYS if key in body]
@@ -31,16 +31,16 @@ def parse(body: Body) -> Request:
     if not _is_records(key, data):
         return azure.request_of(data, places, key)
     prompts = [record.get("input_string", record) for record in data]
-    return replace(azure.request_of(prompts, places, key), reply=Reply.ROWS)
+    return replace(azure.request_of(prompts, places, key), reply=ReplyShape.ROWS)
 
 
 def speaks(body: Body) -> bool:
-    """Whether a body is MLflow's."""
+    """Return whether a body is MLflow's."""
     return any(body.get(key) is not None for key in KEYS)
 
 
 def wrap(answer: Any) -> dict[str, Any]:
-    """The answer as MLflow's server sends it."""
+    """Return the response as MLflow's server sends it."""
     return {"predictions": answer}
 
 
@@ -51,17 +51,17 @@ def _is_records(key: str, data: Any) -> bool:
 
 
 class MLflow(azure.Azure):
-    """See `Adapter`; streams and refusals are those of `/score`."""
+    """See `ProtocolAdapter`; events and errors are those of `/score`."""
 
-    def of(self, body: Body) -> Adapter:
-        """See `Adapter.of`."""
+    def of(self, body: Body) -> ProtocolAdapter:
+        """See `ProtocolAdapter.of`."""
         return openai.OpenAI() if openai.speaks(body) and not speaks(body) else self
 
     def parse(self, body: Body) -> Request:
-        """See `Adapter.parse`."""
+        """See `ProtocolAdapter.parse`."""
         return parse(body)
 
     def answer(self, request: Request, generations: Generations, model: str) -> object:
-        """See `Adapter.answer`."""
+        """See `ProtocolAdapter.answer`."""
         del model
         return wrap(azure.answer(request, generations))

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/completions` and `/v1/chat/completions`: their bodies and answers."""
+"""OpenAI's `/v1/completions` and `/v1/chat/completions`: their bodies and responses."""
 
 import time
 import uuid
@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
-from llama_serving.contract.adapter import Adapter
+from llama_serving.contract.adapter import ProtocolAdapter
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
@@ -17,7 +17,7 @@ from llama_serving.contract.request import (
     Generation,
     Generations,
     Input,
-    Reply,
+    ReplyShape,
     Request,
     TokenIds,
     TokenLogprob,
@@ -28,20 +28,20 @@ from llama_serving.contract.validation import validate
 from llama_serving.errors import BadRequest, ServingError
 
 PREFIXES: Final = ("/v1", "", "/models")
-"""Below what both APIs lie: OpenAI's clients ask at the first, Azure's inference clients at all three."""
+"""Prefixes of both routes: OpenAI's clients use the first, Azure's inference clients all three."""
 _PARAMETERS: Final = frozenset((*NAMES, *ALIASES)) - {"details"}
 
 
 def speaks(body: Body) -> bool:
-    """Whether a body is one of OpenAI's."""
+    """Return whether a body is one of OpenAI's."""
     return body.get("messages") is not None or body.get("prompt") is not None
 
 
 def parse(body: Body) -> Request:
-    """A body of either route: `messages` makes it a chat, `prompt` a completion.
+    """Parse a body of either route: `messages` makes it a chat, `prompt` a completion.
 
     Raises:
-        BadRequest: it is neither, or holds what this server does not support.
+        BadRequest: the body is neither, or needs something that this server does not support.
     """
     if body.get("messages") is not None:
         return parse_chat(body)
@@ -49,8 +49,8 @@ def parse(body: Body) -> Request:
 
 
 def answer(request: Request, generations: Generations, model: str) -> dict[str, Any]:
-    """OpenAI's object; `model` is the name of the model that answered."""
-    chat = request.reply is Reply.CHAT
+    """Return OpenAI's response object; `model` is the name of the model."""
+    chat = request.reply is ReplyShape.CHAT
     sequences = [sequence for per_prompt in generations for sequence in per_prompt]
     return {
         **_head("chat.completion" if chat else "text_completion", model),
@@ -60,22 +60,22 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
 
 
 class Chunks:
-    """OpenAI's chunk objects: a chat begins with the role, every sequence ends with its finish_reason.
+    """OpenAI's chunk objects. A chat begins with the role; every sequence ends with its finish_reason.
 
-    Log-probabilities come with that end, or with each piece where token ids do; usage behind the last sequence where
-    `stream_options` asks for it.
+    Log-probabilities are in the last chunk of a sequence, or in each one if token ids are requested. Usage follows the
+    last sequence if `stream_options` requests it.
     """
 
     def __init__(self, request: Request, model: str) -> None:
         self._request = request
-        self._chat = request.reply is Reply.CHAT
+        self._chat = request.reply is ReplyShape.CHAT
         self._head = _head("chat.completion.chunk" if self._chat else "text_completion", model)
         self._with_usage = request.include_usage
         self._started: set[int] = set()
         self._ended: list[Generation] = []
 
     def of(self, delta: Delta) -> dict[str, Any]:
-        """The chunk of one piece of text, or of a sequence's end."""
+        """Return the chunk of one piece of text, or of a sequence's end."""
         role = {"role": "assistant"} if self._chat and delta.index not in self._started else {}
         self._started.add(delta.index)
         text = {"delta": {**role, "content": delta.text}} if self._chat else {"text": delta.text}
@@ -87,14 +87,14 @@ class Chunks:
         return {**self._head, "choices": [{"index": delta.index, **text, **end}]}
 
     def last(self) -> list[dict[str, Any]]:
-        """What comes when all sequences have ended."""
+        """Return the chunks after the last sequence has ended."""
         if not self._with_usage or not self._ended:
             return []
         return [{**self._head, "choices": [], "usage": _usage([tuple(self._ended)])}]
 
 
 def chunks(request: Request, deltas: Iterable[Delta], model: str) -> Iterator[dict[str, Any]]:
-    """The chunk objects of a whole stream; see `Chunks`."""
+    """Yield the chunk objects of a whole stream; see `Chunks`."""
     made = Chunks(request, model)
     yield from map(made.of, deltas)
     yield from made.last()
@@ -105,7 +105,7 @@ def parse_completion(body: Body) -> Request:
     validate(body, "openai-completions")
     _check_stream_options(body)
     prompts, paths = _prompts(body)
-    made = _request(body, prompts, body, Reply.COMPLETION, paths)
+    made = _request(body, prompts, body, ReplyShape.COMPLETION, paths)
     asked = made.parameters
     if asked.return_full_text and asked.logprobs is not None:
         raise BadRequest("`echo` and `logprobs` can't be combined: no log-probabilities of the prompt are kept. "
@@ -157,7 +157,7 @@ def parse_chat(body: Body) -> Request:
         raise BadRequest("`top_logprobs` needs `logprobs: true` beside it.", code="invalid_value",
                          param="top_logprobs")  # fmt: skip
     given = {**body, "logprobs": (top or 0) if wanted else None}
-    return _request(body, (dialog,), given, Reply.CHAT, ("messages",))
+    return _request(body, (dialog,), given, ReplyShape.CHAT, ("messages",))
 
 
 def _check_stream_options(body: Body) -> None:
@@ -167,7 +167,7 @@ def _check_stream_options(body: Body) -> None:
 
 
 def _request(
-    body: Body, prompts: tuple[Input, ...], given: Mapping[str, Any], reply: Reply, paths: tuple[str, ...]
+    body: Body, prompts: tuple[Input, ...], given: Mapping[str, Any], reply: ReplyShape, paths: tuple[str, ...]
 ) -> Request:
     asked = {name: value for name, value in given.items() if name in _PARAMETERS}
     return Request(
@@ -189,14 +189,14 @@ def _head(kind: str, model: str) -> dict[str, Any]:
 
 
 def _usage(generations: Sequence[tuple[Generation, ...]]) -> dict[str, int]:
-    """Of all prompts, each counted once, and all their sequences."""
+    """Return the usage of all prompts, each counted once, and of all their sequences."""
     read = sum(sequences[0].usage.prompt_tokens for sequences in generations)
     written = sum(sequence.usage.completion_tokens for sequences in generations for sequence in sequences)
     return Usage(read, written).to_dict()
 
 
 def _end(request: Request, generation: Generation | None) -> dict[str, Any]:
-    """How a sequence ended, in OpenAI's words; where it has none, ours stands beside."""
+    """Return the end of a sequence as OpenAI writes it, with our own finish reason where OpenAI has none."""
     if generation is None:
         return {"finish_reason": None, "logprobs": None}
     reason = generation.finish_reason
@@ -210,13 +210,13 @@ def _end(request: Request, generation: Generation | None) -> dict[str, Any]:
 def _logprobs(request: Request, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
     if tokens is None:
         return None
-    if request.reply is Reply.CHAT:
+    if request.reply is ReplyShape.CHAT:
         return chat_logprobs(tokens)
     return completion_logprobs(tokens, as_ids=request.tokens_as_ids)
 
 
 def _piece(request: Request, delta: Delta) -> dict[str, Any]:
-    """What a piece has beside its text where token ids were asked for, as vLLM streams it."""
+    """Return the token ids of a piece if they are requested, as vLLM streams them."""
     return {
         "prompt_token_ids": None if delta.prompt_token_ids is None else list(delta.prompt_token_ids),
         "token_ids": list(delta.token_ids),
@@ -226,39 +226,39 @@ def _piece(request: Request, delta: Delta) -> dict[str, Any]:
 
 def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any]:
     text: dict[str, Any] = {"text": sequence.full_text}
-    if request.reply is Reply.CHAT:
+    if request.reply is ReplyShape.CHAT:
         text = {"message": {"role": "assistant", "content": sequence.full_text}}
     ids = token_ids(sequence) if request.return_token_ids else {}
     return {"index": index, **text, **_end(request, sequence), **ids}
 
 
 class OpenAI:
-    """See `Adapter`.
+    """See `ProtocolAdapter`.
 
     Args:
-        parse: of one route; without it a body of either.
+        parse: parser of one route; by default it accepts a body of either.
     """
 
     def __init__(self, parse: Callable[[Body], Request] = parse) -> None:
         self._parse = parse
 
-    def of(self, body: Body) -> Adapter:
-        """See `Adapter.of`."""
+    def of(self, body: Body) -> ProtocolAdapter:
+        """See `ProtocolAdapter.of`."""
         del body
         return self
 
     def parse(self, body: Body) -> Request:
-        """See `Adapter.parse`."""
+        """See `ProtocolAdapter.parse`."""
         return self._parse(body)
 
     def answer(self, request: Request, generations: Generations, model: str) -> Any:
-        """See `Adapter.answer`."""
+        """See `ProtocolAdapter.answer`."""
         return answer(request, generations, model)
 
     async def events(
         self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
     ) -> AsyncGenerator[Any, None]:
-        """See `Adapter.events`."""
+        """See `ProtocolAdapter.events`."""
         chunks = Chunks(request, model)
         async with aclosing(deltas):
             async for delta in deltas:
@@ -267,5 +267,5 @@ class OpenAI:
             yield chunk
 
     def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
-        """See `Adapter.error`."""
+        """See `ProtocolAdapter.error`."""
         return error.body(request_id, openai=True)

@@ -1,6 +1,6 @@
-"""`/score` described for clients: OpenAPI 3.1 with the published schemas, and Swagger 2.0 with an example.
+"""The API's description: OpenAPI 3.1 with the published schemas, and Swagger 2.0 with an example.
 
-azmlinfsrv serves the files that lie beside the scoring script; `python -m llama_endpoints.devtools.swagger` writes them.
+azmlinfsrv serves the files beside the scoring script; `python -m llama_endpoints.devtools.swagger` writes them.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _WRONG: Final = "What was wrong, what is allowed, what to do"
 
 
 def openapi() -> dict[str, Any]:
-    """OpenAPI 3.1, which shares its schema language with the files under `schema/`."""
+    """Return OpenAPI 3.1, which has the schema language of the files under `schema/`."""
     error = {"description": _WRONG, "content": _json({"$ref": "#/components/schemas/error"})}
     rule = {"$ref": "#/components/schemas/answers/$defs/azure"}
     answer = {"content": _json(rule, ANSWER), "description": "One row a prompt, or the dialog's answer"}
@@ -45,7 +45,7 @@ def openapi() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """A path of our own server that scores; bodies, answers and events by the names of their schemas."""
+    """A path of our own server that generates; request, response and event schemas by name."""
 
     summary: str
     bodies: tuple[str, ...]
@@ -84,7 +84,7 @@ _SERVER_SCHEMAS: Final = ("mlflow", "openai-completions", "openai-chat", "openai
 
 
 def server_document() -> dict[str, Any]:
-    """OpenAPI 3.1 of our own server: every path and every answer."""
+    """Return OpenAPI 3.1 of our own server: every path and every response."""
     return {
         "openapi": "3.1.0",
         "info": _TITLE,
@@ -116,7 +116,7 @@ def _scoring(route: _Route) -> dict[str, Any]:
 
 
 def _event(names: tuple[str, ...]) -> dict[str, Any]:
-    """One event: before OpenAPI 3.2 the schema of a stream is taken for that of its events."""
+    """Return the schema of one event. Before OpenAPI 3.2 the schema of a stream is read as that of its events."""
     return {
         "type": "object",
         "required": ["data"],
@@ -129,7 +129,7 @@ def _event(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _asking() -> dict[str, Any]:
-    """The paths that say how the server is; whoever watches it needs no key."""
+    """Return the paths for health, models and metrics; monitoring needs no key."""
 
     def phase(*phases: str) -> dict[str, Any]:
         rule = {"type": "string", "enum": list(phases)}
@@ -178,16 +178,16 @@ def _get(summary: str, content: dict[str, Any], *refusals: str) -> dict[str, Any
 
 
 _REFUSALS: Final = {
-    "400": "Something in the body: `code` says what kind of thing, `param` and `index` where it stands",
+    "400": "The body is invalid: `code` says in which way, `param` and `index` where",
     "401": "The server has keys, and the request has none of them",
-    "404": "No such path, or no such model",
-    "405": "Another method than the path has",
-    "408": "The body was too slow",
-    "413": "The body has too many bytes",
-    "415": "No JSON in UTF-8",
-    "429": "All places are taken",
-    "500": "A fault of the server",
-    "503": "The engine is not there: it loads, drains or has died",
+    "404": "No such path or model",
+    "405": "The path does not accept this method",
+    "408": "The body did not arrive in time",
+    "413": "The body is too large",
+    "415": "The body is not JSON in UTF-8",
+    "429": "The server is at its limit of requests",
+    "500": "Internal error",
+    "503": "The engine is not available: it is loading, draining or dead",
     "504": "The deadline passed before the first token",
 }
 _REQUEST_ID: Final = "x-request-id"
@@ -227,7 +227,7 @@ def _any(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def swagger() -> dict[str, Any]:
-    """Swagger 2.0: its schema language can't say what the body may be, so it shows an example."""
+    """Return Swagger 2.0. Its schema language cannot describe the alternative bodies, so it has an example."""
     refusal = {"description": _WRONG, "schema": {"$ref": "#/definitions/ServiceError"}}
     body = {"name": "body", "in": "body", "required": True, "schema": {"$ref": "#/definitions/ServiceInput"}}
     answer = {"description": "One row a prompt", "schema": {"$ref": "#/definitions/ServiceOutput"}}
@@ -260,7 +260,7 @@ def _json(rule: dict[str, Any], example: Any = None) -> dict[str, Any]:
 
 
 def _local(node: Any, name: str) -> Any:
-    """The schema with its references pointing into the document."""
+    """Return the schema with its references pointing into the document."""
     if isinstance(node, list):
         return [_local(item, name) for item in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""The parameters' object -> `Parameters`: aliases, nulls, and the one place where they may stand."""
+"""The parameters of a body -> `Parameters`: aliases, nulls, and the one place where they may be."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -18,7 +18,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "n": "num_return_sequences",
     "echo": "return_full_text",
 }
-"""Other protocols' names of the same things."""
+"""Other protocols' names of our parameters."""
 
 NAMES: Final = tuple(field.name for field in fields(Parameters))
 _INTEGERS: Final = frozenset(
@@ -27,12 +27,12 @@ _INTEGERS: Final = frozenset(
 
 
 def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
-    """`given`, which the schema has passed, under one name each and without what asks for nothing.
+    """Return the parameters in `given`, which the schema has accepted.
 
-    One value under two names is one parameter: clients of several servers send each server's name.
+    One value under two names is one parameter, since clients of several servers send each server's name.
 
     Raises:
-        BadRequest: one parameter has two values under two names.
+        BadRequest: one parameter has two names with different values.
     """
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}
@@ -49,14 +49,14 @@ def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
 
 
 def spelling(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What the client calls each parameter that it gave: pairs of our name and its own."""
+    """Return the client's names of its parameters, as pairs of our name and the client's."""
     return tuple((target, name) for name, target, _ in _asked(given))
 
 
 def _asked(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """What asks for something: the client's name, ours, and the plain value.
+    """Yield the parameters that have an effect: the client's name, ours, and the plain value.
 
-    The schema lets other servers' names pass at the one value that changes nothing (`num_beams: 1`).
+    The schema accepts some parameters of other servers at the value that changes nothing (`num_beams: 1`).
     """
     for name, value in given.items():
         target = ALIASES.get(name, name)
@@ -65,10 +65,10 @@ def _asked(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def only_one(places: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The place where parameters stand, and what stands there; none at all, and empty ones, are an empty object.
+    """Return the path of the parameters and their object, which is empty if there are none.
 
     Raises:
-        BadRequest: they stand in two places.
+        BadRequest: parameters are in two places.
     """
     found = [(path, value) for path, value in places.items() if value]
     if len(found) > 1:
@@ -82,7 +82,7 @@ def only_one(places: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value in its one form; None where it asks for nothing."""
+    """Return the value in its plain form; None if it has no effect."""
     if name == "logprobs" and value is False:
         return None
     if name == "top_k":

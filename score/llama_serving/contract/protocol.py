@@ -1,4 +1,4 @@
-"""Which protocol a body speaks, by its keys: for doors that take more than one."""
+"""Selects a body's protocol by its keys, for endpoints that accept several."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from llama_serving.contract.request import Body, Generations, Request
 
 
 def parse(body: Body) -> Request:
-    """A body of any protocol; one with no key of another is read as `/score`'s.
+    """Parse a body of any protocol; without another protocol's key it is read as `/score`'s.
 
     Raises:
-        BadRequest: as the protocol's own `parse`.
+        BadRequest: as in the protocol's own `parse`.
     """
     if mlflow.speaks(body):
         return mlflow.parse(body)
@@ -20,7 +20,7 @@ def parse(body: Body) -> Request:
 
 
 def answer(request: Request, generations: Generations, model: str) -> Any:
-    """The answer in the shape that the request's body asks for, without MLflow's `predictions` around it."""
+    """Return the response in the shape that belongs to the request's body, without MLflow's `predictions` around it."""
     if request.openai:
         return openai.answer(request, generations, model)
     return azure.answer(request, generations)

@@ -1,4 +1,4 @@
-"""What a request is, whatever protocol it came by. Frozen values, no behaviour beyond derived facts."""
+"""A request and its results, independent of the protocol. Frozen values, with derived facts only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ OPENAI_NAMES: Final[Mapping[str, str]] = {
     "num_return_sequences": "n",
     "return_full_text": "echo",
 }
-"""What OpenAI's protocol (and vLLM's) calls a parameter."""
+"""OpenAI's (and vLLM's) names of parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A text to be continued, exactly as it is."""
+    """A text to continue, exactly as it is."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """A prompt that the client has tokenized (OpenAI's `/v1/completions` takes it)."""
+    """A prompt as token ids (accepted by OpenAI's `/v1/completions`)."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Infill:
-    """Two ends of a text whose middle is wanted."""
+    """The two ends of a text whose middle is to be generated."""
 
     prefix: str
     suffix: str
@@ -50,12 +50,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Dialog:
-    """Messages that end with the user's, or with the assistant's that is to be continued.
+    """Messages that end with the user's, or with an assistant's message to continue.
 
     Attributes:
-        continued: the last message is the assistant's, and its text goes on.
-        unfold: a single user message that is itself a whole prompt in the family's format may be taken
-            apart and rendered anew (OpenAI routes only).
+        continued: the last message is the assistant's and is to be continued.
+        unfold: a single user message that holds a whole prompt in the family's format may be parsed and rendered
+            again (OpenAI routes only).
     """
 
     messages: tuple[Message, ...]
@@ -68,7 +68,7 @@ Input = Completion | TokenIds | Infill | Dialog
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What the client asked for, under Azure's names; None is "not given"."""
+    """The client's parameters, under Azure's names; None means not given."""
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
@@ -92,12 +92,12 @@ class Parameters:
 
     @property
     def with_details(self) -> bool:
-        """The answer has details: asking for log-probabilities is asking for them."""
+        """Whether the response has details: requesting log-probabilities implies them."""
         return bool(self.details) or self.logprobs is not None
 
 
-class Reply(StrEnum):
-    """The shape of the answer; it follows from the body."""
+class ReplyShape(StrEnum):
+    """The shape of the response, which follows from the body."""
 
     ROWS = "rows"  # [{"0": "text"}, …]
     OUTPUT = "output"  # {"output": "text"}
@@ -108,26 +108,26 @@ class Reply(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One body, understood.
+    """One parsed body.
 
     Attributes:
         inputs: the prompts, in the client's order; 1 to 64.
-        parameters: as given, not yet resolved against a model.
-        reply: the shape of the answer.
-        paths: where each input stands in the body, for error messages.
-        parameters_path: where the parameters stand in the body.
-        ceiling: `max_new_tokens` is cut to what the context leaves, not refused (OpenAI's meaning).
-        model: the name that the client gave the model, where its protocol has one.
+        parameters: as given; the model's defaults are applied later.
+        reply: the shape of the response.
+        paths: path of each input in the body, for error messages.
+        parameters_path: path of the parameters in the body.
+        ceiling: `max_new_tokens` is reduced to what the context allows instead of being refused (as OpenAI does).
+        model: the client's name of the model, if the protocol has one.
         include_usage: a stream ends with its usage.
-        stop_token_ids: ids that end a sequence beside the model's own.
-        return_token_ids: the answer has the ids of prompt and completion, and log-probabilities of every one of them.
-        tokens_as_ids: log-probabilities name their tokens `token_id:7`.
-        spelling: what the client calls the parameters that it gave; see `called`.
+        stop_token_ids: ids that end a sequence, besides the model's own.
+        return_token_ids: the response has the ids of prompt and completion, and log-probabilities of every token.
+        tokens_as_ids: log-probabilities write their tokens as `token_id:7`.
+        spelling: the client's names of the parameters that it gave; see `called`.
     """
 
     inputs: tuple[Input, ...]
     parameters: Parameters
-    reply: Reply
+    reply: ReplyShape
     paths: tuple[str, ...]
     parameters_path: str
     ceiling: bool = False
@@ -139,34 +139,34 @@ class Request:
     spelling: tuple[tuple[str, str], ...] = ()
 
     def called(self, name: str) -> str:
-        """The parameter `name` in the client's words: as it spelled it, else as its protocol does."""
+        """Return the client's name of the parameter `name`: its own spelling, else its protocol's."""
         return dict(self.spelling).get(name) or (OPENAI_NAMES.get(name, name) if self.openai else name)
 
     def path(self, name: str) -> str:
-        """Where the parameter `name` stands in the body."""
+        """Return the path of the parameter `name` in the body."""
         called = self.called(name)
         return f"{self.parameters_path}.{called}" if self.parameters_path and not self.openai else called
 
     @property
     def chat(self) -> bool:
-        """It asks for the next turn of a dialog."""
+        """Whether the next turn of a dialog is requested."""
         return isinstance(self.inputs[0], Dialog)
 
     @property
     def openai(self) -> bool:
-        """The body came in OpenAI's shape."""
-        return self.reply in (Reply.COMPLETION, Reply.CHAT)
+        """Whether the body came in OpenAI's format."""
+        return self.reply in (ReplyShape.COMPLETION, ReplyShape.CHAT)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and written."""
+    """Number of tokens read and generated."""
 
     prompt_tokens: int
     completion_tokens: int
 
     def to_dict(self) -> dict[str, int]:
-        """As OpenAI names them."""
+        """Return the usage under OpenAI's names."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -176,7 +176,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A token that could be drawn, and the natural logarithm of its probability; `raw` is what it adds to the text."""
+    """A possible token and the natural logarithm of its probability; `raw` is its text in bytes."""
 
     id: int
     raw: bytes
@@ -184,7 +184,7 @@ class Alternative:
 
     @property
     def text(self) -> str:
-        """What it adds to the text; U+FFFD for half a character."""
+        """The token's text; U+FFFD for part of a character."""
         return self.raw.decode("utf-8", "replace")
 
 
@@ -193,7 +193,7 @@ class TokenLogprob:
     """A drawn token with its log-probability and the best alternatives, best first.
 
     Attributes:
-        offset: where in the text that is shown the token's own text begins, in characters.
+        offset: where the token's text begins in the returned text, in characters.
     """
 
     drawn: Alternative
@@ -206,9 +206,9 @@ class Generation:
     """One generated sequence.
 
     Attributes:
-        text: the completion alone, stop string cut off, nothing stripped.
-        full_text: with the prompt, where `return_full_text` asked for it; else equal to `text`.
-        prompt_token_ids: what the model read; `token_ids` what it wrote, the one that ended it included.
+        text: the completion alone, without the stop string and otherwise unchanged.
+        full_text: with the prompt, if `return_full_text` is set; else equal to `text`.
+        prompt_token_ids: ids of the prompt; `token_ids` are the generated ones, including the one that ended the sequence.
     """
 
     text: str
@@ -222,10 +222,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of streamed text of the sequence `index`; the last one of a sequence has its `generation`.
+    """A piece of streamed text of the sequence `index`; the last piece of a sequence has its `generation`.
 
     Attributes:
-        prompt_token_ids, token_ids, logprobs: of this piece, where the request asks for ids; the prompt's come once.
+        prompt_token_ids, token_ids, logprobs: of this piece, if ids are requested; the prompt's ids come once.
     """
 
     index: int
@@ -237,6 +237,6 @@ class Delta:
 
 
 Generations = tuple[tuple[Generation, ...], ...]
-"""Per input of the request, per returned sequence."""
+"""For each input of the request, its returned sequences."""
 
 Body = Mapping[str, Any]

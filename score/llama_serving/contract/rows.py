@@ -1,4 +1,4 @@
-"""Rows of a batch. A line of a file -> a request; what became of it -> a record."""
+"""Rows of a batch: a line of a file -> a request, and its result -> a record."""
 
 import uuid
 from collections.abc import Mapping
@@ -11,46 +11,46 @@ from llama_serving.contract import strict_json as json_body
 from llama_serving.contract.details import details
 from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.mlflow import KEYS as MLFLOW_KEYS
-from llama_serving.contract.request import Generation, Generations, Parameters, Reply, Request
+from llama_serving.contract.request import Generation, Generations, Parameters, ReplyShape, Request
 from llama_serving.contract.validation import schema, validate
 from llama_serving.errors import BadRequest, ServingError
 
 URLS: Final = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
-"""What an OpenAI Batch line may ask for, and the key that its body must have."""
+"""URLs that an OpenAI Batch line may name, and the key that its body must have."""
 
 _ONE_PROMPT: Final = ("input_string", "prompt", "messages", "prefix")
 _SHORT: Final = (*_ONE_PROMPT, "suffix")
 _WHOLE: Final = ("input_data", *MLFLOW_KEYS)
 _PROMPTS: Final = (*_SHORT, *_WHOLE)
-"""Never carried along: a second prompt in a row is refused, not forgotten."""
+"""Never copied to the record: a second prompt in a row is refused."""
 _PARAMETERS: Final = frozenset((*parameters.NAMES, *parameters.ALIASES, "params"))
 _TAKEN: Final = frozenset((*_PROMPTS, *_PARAMETERS, "parameters", "body", "custom_id", "method", "url"))
-"""What a row may be made of; of these a null is as if it were not there, all others are carried along as they are."""
+"""Keys with a meaning. A null in one of them counts as absent; other keys are copied to the record."""
 _FREE: Final = frozenset(
     ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 )
-"""Of OpenAI's fields those that have no effect on the text."""
+"""OpenAI's fields that have no effect on the text."""
 
 
 class RowKind(StrEnum):
-    """What a row is."""
+    """The format of a row."""
 
     SHORT = "short"  # {"input_string": …, "parameters": {…}}
     BODY = "body"  # a whole body of any protocol
     OPENAI_BATCH = "openai batch"  # {"custom_id", "method", "url", "body"}
-    TABLE = "table"  # a row of CSV: one prompt, all other columns are the user's
-    NOTHING = "nothing"  # no prompt: its id and keys still belong into its record
+    TABLE = "table"  # a row of CSV: one prompt, all other columns are copied
+    NOTHING = "nothing"  # no prompt: its id and keys are still copied to its record
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line, taken apart.
+class InputRow:
+    """A row, taken apart.
 
     Attributes:
-        kind: what the rest of it is.
-        content: the part that is a request.
-        id: the row's own, whatever it is; need not be unique.
-        extra: keys that we don't know; they are carried to the record.
+        kind: the format of the rest of it.
+        content: the part that is the request.
+        id: the row's own id, of any type; it need not be unique.
+        extra: unknown keys, copied to the record.
     """
 
     kind: RowKind
@@ -60,27 +60,27 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a row stands: `line` is the physical line, from 1. A row of a table may stand nowhere."""
+class RowLocation:
+    """Where a row is: `line` is the physical line, from 1; None for a row of a table without lines."""
 
     file: str | None
     line: int | None
 
 
-def read(raw: bytes) -> Row:
-    """One line of JSONL.
+def read(raw: bytes) -> InputRow:
+    """Parse one line of JSONL.
 
     Raises:
-        BadRequest: it is no JSON object.
+        BadRequest: the line is not a JSON object.
     """
     return split(json_body.decode(raw))
 
 
-def split(row: Mapping[str, Any]) -> Row:
-    """A parsed row. A null is absent: exports write all columns, whatever a row has."""
+def split(row: Mapping[str, Any]) -> InputRow:
+    """Take a parsed row apart. A null counts as absent, since exports write every column of every row."""
     given = {key: value for key, value in row.items() if value is not None or key not in _TAKEN}
     if "body" in given and ("custom_id" in given or "url" in given) and given.keys().isdisjoint(_PROMPTS):
-        return Row(RowKind.OPENAI_BATCH, given, given.get("custom_id"), {})
+        return InputRow(RowKind.OPENAI_BATCH, given, given.get("custom_id"), {})
     if any(key in given for key in _WHOLE):
         return _take(given, RowKind.BODY, {*_PROMPTS, "parameters", "params"})
     prompts = [key for key in _ONE_PROMPT if key in given]
@@ -92,21 +92,21 @@ def split(row: Mapping[str, Any]) -> Row:
 
 
 def defaults(given: Mapping[str, Any], at: str = "parameters") -> Parameters:
-    """Parameters for all rows, which stand at the path `at`.
+    """Return parameters for all rows, found at the path `at`.
 
     Raises:
-        BadRequest: they are none.
+        BadRequest: they are invalid.
     """
     given = json_body.present(given)
     validate(given, "parameters")
     return parameters.parse(given, at)
 
 
-def request(row: Row, defaults: Parameters) -> Request:
-    """What the row asks for; `defaults` fill what it leaves open.
+def request(row: InputRow, defaults: Parameters) -> Request:
+    """Return the request of a row; `defaults` fill what the row does not set.
 
     Raises:
-        BadRequest: it can't be answered.
+        BadRequest: the row is invalid.
     """
     if defaults.continue_final_message:
         raise BadRequest("`continue_final_message` belongs to a dialog. Put it into that row, not into the parameters of all.",
@@ -122,8 +122,10 @@ def request(row: Row, defaults: Parameters) -> Request:
     return asked
 
 
-def record(place: Place, row: Row, asked: Request, generations: Generations, model: str) -> dict[str, Any]:
-    """The record of an answered row."""
+def record(
+    place: RowLocation, row: InputRow, asked: Request, generations: Generations, model: str
+) -> dict[str, Any]:
+    """Return the record of a row that succeeded."""
     if row.kind is RowKind.OPENAI_BATCH:
         return _batch_line(row, 200, openai.answer(asked, generations, model))
     sequences = generations[0]
@@ -144,8 +146,8 @@ def _asked_details(asked: Request, sequences: tuple[Generation, ...]) -> dict[st
     return {"details": details(sequences, with_ids=asked.return_token_ids, as_ids=asked.tokens_as_ids)}
 
 
-def error_record(place: Place, row: Row | None, error: ServingError) -> dict[str, Any]:
-    """The record of a row that could not be answered; `row` is None where not even that could be read."""
+def error_record(place: RowLocation, row: InputRow | None, error: ServingError) -> dict[str, Any]:
+    """Return the record of a row that failed; `row` is None if the line could not be parsed."""
     if row is not None and row.kind is RowKind.OPENAI_BATCH:
         return _batch_line(row, error.status, error.body(openai=True))
     return {
@@ -159,18 +161,18 @@ def error_record(place: Place, row: Row | None, error: ServingError) -> dict[str
 
 
 def dumps(record: Mapping[str, Any]) -> str:
-    """One line of JSON."""
+    """Return a record as one line of JSON."""
     return json_line(record)
 
 
 def _openai_keys(row: Mapping[str, Any]) -> set[str]:
-    """What belongs to an OpenAI body; fields without effect on the text are carried along."""
+    """Return the keys that belong to an OpenAI body; fields without effect on the text are copied to the record."""
     name = "openai-chat" if "messages" in row else "openai-completions"
     return set(schema(name)["properties"]) - _FREE
 
 
-def _with_nothing_misplaced(row: Row, parsed: Request) -> Request:
-    """A parameter beside the prompt would be carried along, and the row sampled without it."""
+def _with_nothing_misplaced(row: InputRow, parsed: Request) -> Request:
+    """Refuse a parameter beside the prompt: it would be copied, and the row sampled without it."""
     misplaced = next((name for name in row.extra if name in _PARAMETERS), None)
     if misplaced is not None:
         raise BadRequest(
@@ -181,13 +183,13 @@ def _with_nothing_misplaced(row: Row, parsed: Request) -> Request:
     return parsed
 
 
-def _take(row: Mapping[str, Any], kind: RowKind, known: set[str]) -> Row:
+def _take(row: Mapping[str, Any], kind: RowKind, known: set[str]) -> InputRow:
     content = {key: value for key, value in row.items() if key in known}
     extra = {key: value for key, value in row.items() if key not in known and key != "id"}
-    return Row(kind, content, row.get("id"), extra)
+    return InputRow(kind, content, row.get("id"), extra)
 
 
-def _parse(row: Row) -> Request:
+def _parse(row: InputRow) -> Request:
     match row.kind:
         case RowKind.OPENAI_BATCH:
             return _parse_batch_line(row.content)
@@ -227,7 +229,7 @@ def _parse_short(content: Mapping[str, Any]) -> Request:
     given = content.get("parameters") or {}
     asked = parameters.parse(given, "parameters")
     prompt = inputs.item(value, key, continued=bool(asked.continue_final_message))
-    return Request((prompt,), asked, Reply.ROWS, (key,), "parameters", spelling=parameters.spelling(given))
+    return Request((prompt,), asked, ReplyShape.ROWS, (key,), "parameters", spelling=parameters.spelling(given))
 
 
 def _with_defaults(asked: Request, defaults: Parameters) -> Request:
@@ -237,7 +239,7 @@ def _with_defaults(asked: Request, defaults: Parameters) -> Request:
     return replace(asked, parameters=replace(defaults, **given))
 
 
-def _frame(place: Place, row: Row | None) -> dict[str, Any]:
+def _frame(place: RowLocation, row: InputRow | None) -> dict[str, Any]:
     return {"file": place.file, "line": place.line, "id": None if row is None else row.id}
 
 
@@ -251,7 +253,7 @@ def _usage(sequences: tuple[Generation, ...]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _batch_line(row: Row, status: int, body: Mapping[str, Any]) -> dict[str, Any]:
+def _batch_line(row: InputRow, status: int, body: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": f"batch_req_{uuid.uuid4().hex}",
         "custom_id": row.id,

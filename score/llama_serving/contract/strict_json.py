@@ -1,6 +1,6 @@
-"""Bytes -> JSON object, strictly: what two parsers could read differently is refused.
+"""Bytes -> JSON object, strictly: input that two parsers could read differently is refused.
 
-`json` alone takes duplicate keys, NaN, Infinity, lone surrogates and integers of a million digits.
+`json` alone accepts duplicate keys, NaN, Infinity, lone surrogates and integers of a million digits.
 """
 
 import json
@@ -10,16 +10,16 @@ from typing import Any, Final
 from llama_serving.errors import BadRequest
 
 MAX_DEPTH: Final = 64
-MAX_CONTAINERS: Final = 32_768  # what a schema can check in half a second; 64 dialogs of 256 turns have 16,512
-MAX_INTEGER_DIGITS: Final = 20  # 2^63 − 1, the widest value of the contract, has 19
+MAX_CONTAINERS: Final = 32_768  # validated in half a second; 64 dialogs of 256 turns have 16,512
+MAX_INTEGER_DIGITS: Final = 20  # 2^63 − 1, the largest value of the API, has 19
 _INTEGER_END: Final = 10**MAX_INTEGER_DIGITS
 
 
 def decode(raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`.
+    """Return the JSON object in `raw`.
 
     Raises:
-        BadRequest: not UTF-8, not JSON, not an object, or one of the things named above.
+        BadRequest: `raw` is not UTF-8, not JSON or not an object, or holds one of the things above.
     """
     value = decode_value(raw)
     if not isinstance(value, dict):
@@ -28,7 +28,7 @@ def decode(raw: bytes) -> dict[str, Any]:
 
 
 def decode_value(raw: bytes) -> Any:
-    """The JSON value in `raw`, whatever its kind, under the same rules as `decode`."""
+    """Return the JSON value in `raw`, whatever its type, under the rules of `decode`."""
     try:
         text = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
@@ -47,11 +47,11 @@ def decode_value(raw: bytes) -> Any:
 
 
 def check_value(value: Any) -> None:
-    """Refuses too deep or too much nesting, and what JSON can't say: for carriers whose server has parsed it.
+    """Refuse what `decode` would refuse, in a body that the host's server has parsed already.
 
     Raises:
-        BadRequest: more than `MAX_DEPTH` or `MAX_CONTAINERS`, NaN or Infinity, an integer that nothing
-            here could use, or a string that no UTF-8 text can hold.
+        BadRequest: the value has more than `MAX_DEPTH` levels or `MAX_CONTAINERS` objects and lists, NaN or Infinity, an
+            integer that is too long, or a string with a lone surrogate.
     """
     level, containers = [value], 0
     for depth in range(MAX_DEPTH + 1):
@@ -75,9 +75,9 @@ def check_value(value: Any) -> None:
 
 
 def present(value: Any) -> Any:
-    """The value without those keys of its objects, at any depth, whose value is null: null is absent.
+    """Return the value without the keys, at any depth, whose value is null: null means absent.
 
-    Items of lists stay: a null among prompts is a fault, and no gap.
+    Items of lists stay: a null among prompts is an error.
     """
     if isinstance(value, dict):
         return {key: present(item) for key, item in value.items() if item is not None}
@@ -87,7 +87,7 @@ def present(value: Any) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in JSON's words; never the value itself, which may be a prompt."""
+    """Return the type of a JSON value, in JSON's terms; never the value itself, which may be a prompt."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -125,7 +125,7 @@ def _check_float(value: float) -> None:
 
 
 def _integer(digits: str) -> int:
-    """Refused before it is converted: that takes time with the square of the digits."""
+    """Refuse a long integer before converting it, which takes time quadratic in the digits."""
     if len(digits) > MAX_INTEGER_DIGITS + 1:
         raise _bad_json(f"An integer has {len(digits)} digits; at most {MAX_INTEGER_DIGITS} are read.")
     return int(digits)
@@ -136,7 +136,7 @@ def _bad_json(message: str) -> BadRequest:
 
 
 def too_deep() -> BadRequest:
-    """The refusal of a body that is nested deeper than `MAX_DEPTH`."""
+    """Return the error of a body that is nested deeper than `MAX_DEPTH`."""
     return _bad_json(f"The body is nested deeper than {MAX_DEPTH} levels.")
 
 

@@ -1,8 +1,8 @@
-"""The published JSON Schemas, and their verdicts as sentences.
+"""Validates bodies by the published JSON Schemas, and explains violations.
 
-The files under `schema/` are what clients read and what validates: there is no second rule book. Each
-field's `description` says what is allowed and becomes the middle of the error message, so that the two
-can't drift apart. A message never quotes the instance: it may be a prompt.
+The files under `schema/` are both published and used for validation. Each field's `description` says what is allowed and
+becomes the middle of the error message, so the two cannot disagree. A message never quotes the body, which may hold a
+prompt.
 """
 
 import json
@@ -26,7 +26,7 @@ _URN: Final = "urn:llama-endpoints:"
 _NOT_A_RULE: Final = frozenset(("$schema", "$id", "$defs", "$ref"))
 
 UNSUPPORTED: Final = "left out"
-"""How the description of a field begins that is named only to be refused."""
+"""Prefix of the description of a field that is listed only to be refused."""
 
 PROMPT_LISTS: Final = (
     "input_string",
@@ -37,22 +37,22 @@ PROMPT_LISTS: Final = (
     "instances",
     "dataframe_records",
 )
-"""Fields whose items are the prompts of a request: an error below one of them has an index."""
+"""Fields whose items are the prompts of a request; an error inside one of them gets an index."""
 
 
 @cache
 def schema(name: str) -> Mapping[str, Any]:
-    """The published schema `name` (the file's name without `.json`), as a JSON value."""
+    """Return the published schema `name` (the file's name without `.json`) as a JSON value."""
     text = files("llama_serving.contract").joinpath("schema", f"{name}.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
 def validate(body: object, name: str) -> None:
-    """Checks `body` against the schema `name`, or the part of it named like `azure#/$defs/frame`.
+    """Check `body` against the schema `name`, or a part of it such as `azure#/$defs/frame`.
 
     Raises:
-        BadRequest: for the first thing that is wrong, in the schema's order.
+        BadRequest: for the first violation, in the schema's order.
     """
     error = next(_validator(name).iter_errors(body), None)
     if error is not None:
@@ -60,7 +60,7 @@ def validate(body: object, name: str) -> None:
 
 
 def path_of(*steps: str | int) -> str:
-    """`("input_data", "input_string", 3)` as a client would write it: `input_data.input_string[3]`."""
+    """Return `("input_data", "input_string", 3)` as a client would write it: `input_data.input_string[3]`."""
     text = ""
     for step in steps:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -70,7 +70,7 @@ def path_of(*steps: str | int) -> str:
 def _fast_items(
     validator: Any, items: Any, instance: Any, schema: Mapping[str, Any]
 ) -> Iterator[ValidationError]:
-    """`items`, without a step for each token id: a 4 MiB body holds two million of them."""
+    """Check `items` without a step for each token id: a 4 MiB body holds two million of them."""
     if isinstance(items, dict) and items.get("type") == "integer" and isinstance(instance, list):
         odd = (index for index, item in enumerate(instance) if not _is_token_id(item))
         for index in odd:
@@ -93,7 +93,7 @@ def _validator(name: str) -> Any:
 
 
 def _inlined(rule: Any, home: str) -> Any:
-    """The rule with what it refers to in the place of each `$ref`: looking one up costs more than checking it."""
+    """Return the rule with each `$ref` replaced by its target: looking one up costs more than checking it."""
     if isinstance(rule, list):
         return [_inlined(item, home) for item in rule]
     if not isinstance(rule, dict):
@@ -111,7 +111,7 @@ def _inlined(rule: Any, home: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What jsonschema found: where, which keyword of which rule, on what value, in which prompt."""
+    """A violation: its path, the keyword and rule, the value, and the index of the prompt."""
 
     steps: tuple[str | int, ...]
     keyword: str
@@ -132,7 +132,7 @@ class _Verdict:
 
 
 def _index(body: Any, steps: Sequence[str | int]) -> int | None:
-    """The prompt that the path leads to: its place in the first list of prompts on the way."""
+    """Return the index of the prompt that the path leads to: its place in the first list of prompts on the way."""
     for name, step in pairwise(steps):
         body = body[name]
         if name in PROMPT_LISTS and isinstance(step, int):
@@ -141,7 +141,7 @@ def _index(body: Any, steps: Sequence[str | int]) -> int | None:
 
 
 def _is_one_prompt(name: str | int, first: Any) -> bool:
-    """By its first item, as in the schemas: the list is a dialog or token ids, and so one prompt."""
+    """Return whether a list is one prompt. As in the schemas, the first item decides: a dialog or token ids."""
     if name == "prompt":
         return isinstance(first, (int, float))
     return (
@@ -179,7 +179,7 @@ def _unknown_field(found: _Verdict) -> BadRequest:
     properties = found.rule.get("properties", {})
     unknown = next(str(name) for name in found.value if name not in properties)
     if not _NAME.fullmatch(unknown):
-        unknown = "…"  # no name, but perhaps a prompt in the wrong place
+        unknown = "…"  # not a name, possibly a prompt in the wrong place
     accepted = sorted(name for name, rule in properties.items() if _is_offered(rule))
     meant = foreign_names.meant(unknown, accepted)
     hint = f" {meant}" if meant else ""
@@ -193,7 +193,7 @@ def _is_offered(rule: Any) -> bool:
 
 
 def _shown(found: _Verdict) -> str:
-    """What was sent: numbers as they are, of everything else only the kind."""
+    """Return the end of the message: numbers as they were sent, of everything else only the type."""
     value = found.value
     match found.keyword:
         case "minLength" | "minItems" if not value:

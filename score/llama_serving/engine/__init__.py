@@ -1,1 +1,1 @@
-"""Token ids in, token ids out. No engine knows what a tokenizer is."""
+"""The engines: token ids in, token ids out. No engine knows text or tokenizers."""

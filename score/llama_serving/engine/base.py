@@ -1,4 +1,4 @@
-"""What every engine is: token ids in, token ids out, from any thread.
+"""The interface of all engines: token ids in, token ids out, from any thread.
 
 handle = engine.submit(ids, params, deadline=…)
 for token in handle: …          # or `async for`
@@ -15,22 +15,22 @@ from llama_serving.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts since the start, and what is inside now.
+    """Counts since the start, and the present state.
 
     Attributes:
-        backend: what computes, where an engine has a choice.
-        fallback_reason: why that is not the fastest there is.
-        batch_invariant: a sequence's tokens do not depend on what else is computed, so that seeds and greedy texts repeat; None
-            where the engine does not know.
-        running_handles: of the sequences that are `running`.
-        sequences: submitted so far; `tokens_in` and `tokens_out` are theirs.
-        alive: it takes requests.
-        away: what it needs to generate is not there, and may come back; until then it refuses what it is given.
-        failed_starts: how often in a row what it needs could not be started again.
-        steps: forward passes; `rows` went through them.
-        reused_tokens: tokens of prompts that did not have to be computed, since an earlier prompt had them.
-        num_preemptions: how often a sequence had to make room for older ones.
-        kv_blocks: blocks of the cache; `kv_blocks_free` of them can be had.
+        backend: what computes, where an engine has several backends.
+        fallback_reason: why that is not the fastest backend.
+        batch_invariant: whether a sequence's tokens are independent of the rest of the batch, so that seeds and greedy
+            texts reproduce; None if the engine does not know.
+        running_handles: handles of the `running` sequences.
+        sequences: submitted so far; `tokens_in` and `tokens_out` are their tokens.
+        alive: the engine accepts sequences.
+        away: the server that generates is not reachable and may come back; until then sequences are refused.
+        failed_starts: failed restarts of that server in a row.
+        steps: forward passes; `rows` is the number of tokens that went through them.
+        reused_tokens: prompt tokens that were not computed because an earlier prompt had the same prefix.
+        num_preemptions: how often a sequence made room for older ones.
+        kv_blocks: blocks of the cache; `kv_blocks_free` of them are free.
     """
 
     engine: str
@@ -66,36 +66,36 @@ class Engine(Protocol):
         stop: Callable[[int], bool] | None = None,
         streamed: bool = True,
     ) -> Handle:
-        """Queues one sequence; returns at once.
+        """Queue one sequence and return at once.
 
         Args:
             prompt_ids: at least one id, each inside the vocabulary; the caller has checked that they and
                 `params.max_new_tokens` fit the context.
             params: how to sample.
             deadline: `time.monotonic()` seconds at which the sequence ends with what it has.
-            stop: asked with every generated id, on the engine's thread; True ends the sequence there (stop
-                strings, which the engine knows nothing of).
-            streamed: its tokens are read as they come. An engine may hand over several at a time otherwise, where that is cheaper.
+            stop: called with every generated id, on the engine's thread; True ends the sequence there. (Engines know no
+                text, so the caller finds stop strings.)
+            streamed: tokens are read one by one. Otherwise an engine may deliver several together where that is cheaper.
 
         Raises:
-            BadRequest: the sequence can't fit the engine's memory, whatever else runs.
-            Unavailable: the engine is draining, closed or dead, or what it needs is away.
+            BadRequest: the sequence can never fit the engine's memory.
+            Unavailable: the engine is draining, closed or dead, or its server is away.
         """
         ...
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that one sequence can come to at most; None where memory sets no limit of its own."""
+        """The most tokens of one sequence; None if memory sets no limit of its own."""
         ...
 
     def stats(self) -> EngineStats:
-        """What the engine is doing."""
+        """Return counts and the present state."""
         ...
 
     def drain(self) -> None:
-        """Takes nothing more and returns when everything admitted has ended."""
+        """Accept nothing more, and return when all admitted sequences have ended."""
         ...
 
     def close(self) -> None:
-        """Ends everything now; what runs is cancelled."""
+        """Stop now; what runs is cancelled."""
         ...

@@ -1,4 +1,4 @@
-"""The control groups that this process is in: what a container may have of the machine."""
+"""The control groups of this process: the memory and CPU limits of its container."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +16,7 @@ class Group:
     """One control group.
 
     Attributes:
-        folder: where its files are.
+        folder: of its files.
         version: of the interface, 1 or 2; the files' names depend on it.
     """
 
@@ -24,19 +24,19 @@ class Group:
     version: int
 
     def read(self, name: str) -> str:
-        """What one of its files says.
+        """Return the content of one of its files.
 
         Raises:
-            OSError: it has no such file, or the file can't be read.
+            OSError: the file is missing or cannot be read.
         """
         return (self.folder / name).read_text(encoding="ascii").strip()
 
 
 def groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
-    """The groups of this process that a controller limits, from its own up to the root's: each of their limits holds.
+    """Yield this process's groups for a controller, from its own up to the root; each of their limits applies.
 
-    A container may see its own group as the root, under a path that it can't see: its folders are then missing, and the
-    root's has the limit.
+    A container may see its own group as the root, under a path that is not visible to it. The folders of that path are
+    then missing, and the root has the limit.
 
     Args:
         controller: `memory` or `cpu`.
@@ -47,7 +47,7 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
             _, controllers, path = line.split(":", 2)
             if controllers and controller not in controllers.split(","):
                 continue
-            # Version 1 has one tree for each controller, version 2 one for all.
+            # Version 1 has one tree for each controller, version 2 one for all of them.
             top, version = (root / MOUNT / controller, 1) if controllers else (root / MOUNT, UNIFIED)
             own = top / path.lstrip("/")
             for folder in (own, *own.parents):

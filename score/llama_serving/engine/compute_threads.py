@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Number of torch's compute threads."""
 
 import os
 
@@ -6,11 +6,11 @@ from llama_serving.engine.cpus import available
 
 
 def use(threads: int | None) -> None:
-    """Let torch compute with so many threads, in the calling thread and in those that come to torch later.
+    """Set the number of torch's threads, for the calling thread and for threads that use torch later.
 
     Args:
-        threads: None is torch's own choice (OMP_NUM_THREADS, else the cores that it may run on), but no more than a
-            container's quota keeps busy: more would only be stopped by turns, in the middle of a product.
+        threads: None is torch's default (OMP_NUM_THREADS, else the cores of the affinity), but no more than the container's
+            quota: more threads would be throttled in the middle of a product.
     """
     import torch
 

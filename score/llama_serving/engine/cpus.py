@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: of its affinity, and of its container's quota."""
+"""How many CPUs this process may use, by its affinity and its container's quota."""
 
 import math
 import os
@@ -10,9 +10,9 @@ from llama_serving.engine.cgroups import UNIFIED, Group, groups
 
 
 def available(root: Path = Path("/")) -> int:
-    """CPUs that threads of this process can keep busy, at least 1.
+    """Return the number of CPUs that threads of this process can keep busy, at least 1.
 
-    A quota's fraction counts as one more: two threads get all of 1.5 CPUs, one thread would leave a third of them.
+    A fraction of a CPU counts as one: two threads use all of 1.5 CPUs, one thread would leave a third of them idle.
 
     Args:
         root: of the file system.
@@ -21,18 +21,18 @@ def available(root: Path = Path("/")) -> int:
 
 
 def within_quota() -> int | None:
-    """CPUs, where a quota allows fewer than the affinity; else None."""
+    """Return the number of CPUs if a quota allows fewer than the affinity, else None."""
     found = available()
     return found if found < affinity() else None
 
 
 def affinity() -> int:
-    """How many CPUs the system lets this process run on, whatever its quota."""
+    """Return the number of CPUs in this process's affinity, whatever its quota."""
     return len(allowed())
 
 
 def allowed() -> frozenset[int]:
-    """The numbers of the CPUs that the system lets this process run on."""
+    """Return the numbers of the CPUs in this process's affinity."""
     try:
         return frozenset(os.sched_getaffinity(0))
     except AttributeError:  # macOS has none
@@ -46,11 +46,11 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _quota(group: Group) -> float:
-    """CPUs, as time that may be used in a period by the period.
+    """Return a quota in CPUs: CPU time per period, divided by the period.
 
     Raises:
-        OSError: the group has no such file.
-        ValueError: it has no limit.
+            OSError: the group has no such file.
+            ValueError: the group has no limit.
     """
     if group.version == UNIFIED:
         quota, period = group.read("cpu.max").split()

@@ -1,4 +1,4 @@
-"""Who waits for a sequence, and what the engine tells them."""
+"""The consumer's side of a sequence, and how the engine delivers tokens to it."""
 
 import asyncio
 import threading
@@ -17,8 +17,8 @@ class Token:
     """One generated token.
 
     Attributes:
-        logprob: natural logarithm of its probability under the model's own distribution (before
-            penalties, temperature and cuts); None where none was asked for.
+        logprob: natural logarithm of its probability under the model's own distribution (before penalties, temperature
+            and cuts); None if not requested.
         top: the most likely ids with theirs, best first.
     """
 
@@ -28,14 +28,14 @@ class Token:
 
 
 class Handle:
-    """The tokens of one sequence, as they come. One consumer, any thread or event loop.
+    """The tokens of one sequence as they are generated. One consumer, on any thread or event loop.
 
     Args:
-        on_cancel: told of `cancel`, at once and in its thread, by an engine that takes no steps.
+        on_cancel: called by `cancel`, in the caller's thread, for an engine that does not check `cancelled` in steps.
 
     Attributes:
-        count: tokens that came.
-        submitted_at, first_at, last_at: `time.monotonic()` seconds of its making, its first token and its last.
+        count: tokens delivered.
+        submitted_at, first_at, last_at: `time.monotonic()` seconds of submission, first token and last token.
     """
 
     def __init__(self, on_cancel: "Callable[[Handle], None] | None" = None) -> None:
@@ -54,35 +54,35 @@ class Handle:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why it ended; None while it runs."""
+        """Why the sequence ended; None while it runs."""
         return self._reason
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether the sequence has ended, successfully or not."""
         return self._ended
 
     @property
     def error(self) -> ServingError | None:
-        """What this sequence failed of."""
+        """The error that ended the sequence, if one did."""
         return self._error
 
     @property
     def cancelled(self) -> bool:
-        """The consumer wants no more; the engine looks at this at every step."""
+        """Whether the consumer has cancelled; engines check this in every step."""
         return self._cancelled
 
     def cancel(self) -> None:
-        """Asks the engine to stop within one step. Harmless at any time, any number of times."""
+        """Ask the engine to stop within one step. Idempotent."""
         self._cancelled = True
         if self._on_cancel is not None:
             self._on_cancel(self)
 
     def __iter__(self) -> Iterator[Token]:
-        """The tokens, waiting for each.
+        """Yield the tokens, blocking for each.
 
         Raises:
-            ServingError: this sequence failed.
+            ServingError: the sequence failed.
         """
         while True:
             with self._changed:
@@ -93,22 +93,22 @@ class Handle:
             yield token
 
     async def __aiter__(self) -> AsyncIterator[Token]:
-        """The same, awaiting each.
+        """Yield the tokens, awaiting each.
 
         Raises:
-            ServingError: this sequence failed.
+            ServingError: the sequence failed.
         """
         async for tokens in self.arrivals():
             for token in tokens:
                 yield token
 
     async def arrivals(self) -> AsyncGenerator[list[Token], None]:
-        """The tokens that have come since the last turn, awaiting at least one.
+        """Yield the tokens that have arrived since the last iteration, awaiting at least one.
 
-        A consumer that is slower than the engine gets several at a time, so that what a turn costs does not fall behind further.
+        A consumer slower than the engine gets several at a time, so it does not fall further behind.
 
         Raises:
-            ServingError: this sequence failed.
+            ServingError: the sequence failed.
         """
         ready = asyncio.Event()
         with self._changed:
@@ -133,12 +133,12 @@ class Handle:
                 self._waiter = None
 
     def wait(self) -> None:
-        """Waits for the end alone: whoever wants no token before the last need not be woken for each."""
+        """Block until the sequence ends, without waking for each token."""
         with self._over:
             self._over.wait_for(lambda: self._ended)
 
     async def ended(self) -> None:
-        """The same, awaiting it."""
+        """Await the end of the sequence, without waking for each token."""
         over = asyncio.Event()
         with self._over:
             if self._ended:
@@ -151,11 +151,11 @@ class Handle:
                 self._end_waiter = None
 
     def push(self, token: Token) -> None:
-        """The engine's side: one more token."""
+        """Deliver one token (engine only)."""
         publish([(self, token)])
 
     def finish(self, reason: FinishReason) -> None:
-        """The engine's side: no more tokens. Only the first end counts."""
+        """End the sequence (engine only). Only the first end counts."""
         with self._changed:
             if not self._ended:
                 self._reason = reason
@@ -163,7 +163,7 @@ class Handle:
                 _wake([self._notify(), self._end_waiter])
 
     def fail(self, error: ServingError) -> None:
-        """The engine's side: this sequence, and only this one, has failed."""
+        """End this sequence with an error (engine only)."""
         with self._changed:
             if not self._ended:
                 self._error = error
@@ -191,7 +191,7 @@ class Handle:
             return self._notify()
 
     def _notify(self) -> "_Waiter | None":
-        """Wakes a thread that waits; an event loop is named, to be woken by the caller."""
+        """Wake a waiting thread; return the waiter of an event loop for the caller to wake."""
         self._changed.notify_all()
         return self._waiter
 
@@ -200,7 +200,7 @@ _Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
 
 def publish(tokens: Iterable[tuple[Handle, Token]]) -> None:
-    """The engine's side: one more token for each of these. An event loop is woken once for all of its handles."""
+    """Deliver one token to each handle (engine only). Each event loop is woken once for all of its handles."""
     _wake([handle._append(token) for handle, token in tokens])  # noqa: SLF001  (a handle's other half)
 
 
@@ -211,7 +211,7 @@ def _wake(waiters: Iterable[_Waiter | None]) -> None:
             loop, ready = waiter
             events.setdefault(loop, []).append(ready)
     for loop, ready_ones in events.items():
-        with suppress(RuntimeError):  # its loop is closed: a consumer that is gone must not harm the engine
+        with suppress(RuntimeError):  # the loop is closed: the consumer has gone
             loop.call_soon_threadsafe(_set_all, ready_ones)
 
 

@@ -1,8 +1,8 @@
 """The reference engine: `transformers.pipeline` loads the model, its `generate` runs one sequence at a time.
 
-Correct before fast. Every engine that comes later is tested against this one. What makes it repeatable:
-each sequence runs alone, so that nobody's company changes its last bits, and our own sampler draws every
-token (as a logits processor that leaves one choice), so that no library setting takes part.
+Correctness comes before speed: every other engine is tested against this one. Each sequence runs alone, so results do not
+depend on a batch. Our own sampler draws every token, as a logits processor that leaves one choice, so no library setting
+takes part.
 """
 
 import logging
@@ -31,7 +31,7 @@ _LOADING: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _PipelineSequence:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     deadline: float | None
@@ -40,19 +40,19 @@ class _Job:
 
 
 class PipelineEngine:
-    """Generates with transformers, one sequence after the other, on one thread that owns torch.
+    """Generates with transformers, one sequence after another, on the one thread that owns torch.
 
     Args:
         checkpoint: a folder with `config.json` and safetensors.
         dtype: `float32`, `bfloat16` or `float16`.
-        threads: of torch; None is torch's own choice.
+        threads: of torch; None is torch's default.
 
     Raises:
-        SetupError: transformers can't load the checkpoint.
+        SetupError: transformers cannot load the checkpoint.
     """
 
     def __init__(self, checkpoint: Path, *, dtype: str, threads: int | None = None) -> None:
-        self._running: _Job | None = None
+        self._running: _PipelineSequence | None = None
         self._tokens_out = 0
         self._model: Any = None
 
@@ -65,7 +65,7 @@ class PipelineEngine:
             except Exception as error:
                 raise SetupError(f"{checkpoint} can't be loaded as a {dtype} model: {error}") from error
 
-        self._thread: EngineThread[_Job] = EngineThread(load, self._serve)
+        self._thread: EngineThread[_PipelineSequence] = EngineThread(load, self._serve)
         self._thread.start()
 
     def submit(
@@ -78,10 +78,10 @@ class PipelineEngine:
         streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
-        del streamed  # (a token costs the same, whoever reads it)
-        job = _Job(tuple(prompt_ids), params, deadline, stop, Handle())
-        self._thread.take(job, len(job.prompt_ids))
-        return job.handle
+        del streamed  # (all tokens are delivered one by one)
+        sequence = _PipelineSequence(tuple(prompt_ids), params, deadline, stop, Handle())
+        self._thread.submit(sequence, len(sequence.prompt_ids))
+        return sequence.handle
 
     @property
     def capacity(self) -> int | None:
@@ -118,48 +118,48 @@ class PipelineEngine:
         self._thread.close()
 
     def _serve(self) -> None:
-        while (job := self._thread.inbox.get()) is not None:
-            self._run(job)
+        while (sequence := self._thread.inbox.get()) is not None:
+            self._run(sequence)
 
-    def _run(self, job: _Job) -> None:
+    def _run(self, sequence: _PipelineSequence) -> None:
         with self._thread.lock:
-            if job.handle not in self._thread.open:  # it ended while it waited
+            if sequence.handle not in self._thread.open:  # it ended while it was queued
                 return
-            self._running = job
+            self._running = sequence
         try:
-            reason = self._generate(job)
+            reason = self._generate(sequence)
         except BaseException as error:
             _log.exception("a sequence failed")
             self._running = None
             self._thread.fail(
-                job.handle,
+                sequence.handle,
                 InternalError("The model failed on this sequence. Try again; the log has the cause."),
             )
-            if not isinstance(error, Exception):  # more than this sequence's fault: the thread ends
+            if not isinstance(error, Exception):  # not only this sequence's failure: the thread ends
                 raise
         else:
             self._running = None
-            self._thread.finish(job.handle, reason)
+            self._thread.finish(sequence.handle, reason)
 
-    def _generate(self, job: _Job) -> FinishReason:
-        """Runs one sequence; its tokens leave through the handle as they are drawn."""
+    def _generate(self, sequence: _PipelineSequence) -> FinishReason:
+        """Run one sequence; its tokens are delivered to the handle as they are drawn."""
         import torch
         import transformers
 
         model, config = self._model, cast("Any", transformers.GenerationConfig)
-        reason = _ended(job)
+        reason = _ended(sequence)
         if reason is not None:
             return reason
-        sampler = Sampler(job.params, job.prompt_ids)
+        sampler = Sampler(sequence.params, sequence.prompt_ids)
         ended: list[FinishReason] = []
 
         def draw(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             # logits: (1, vocabulary)
             token = sampler.draw(logits[0].double().cpu().numpy())
-            job.handle.push(token)
+            sequence.handle.push(token)
             with self._thread.lock:
                 self._tokens_out += 1
-            if token.id in job.params.stop_ids or (job.stop is not None and job.stop(token.id)):
+            if token.id in sequence.params.stop_ids or (sequence.stop is not None and sequence.stop(token.id)):
                 ended.append("stop")
             choice = torch.full_like(logits, -torch.inf)
             choice[0, token.id] = 0.0
@@ -168,18 +168,21 @@ class PipelineEngine:
         def stopped(ids: torch.Tensor, _: torch.Tensor, **__: object) -> torch.Tensor:
             self._thread.spin.adjust()
             self._end_waiting()
-            whole = ids.shape[1] - len(job.prompt_ids) >= job.params.max_new_tokens
-            if not ended and not whole and (reason := _ended(job)) is not None:
+            whole = ids.shape[1] - len(sequence.prompt_ids) >= sequence.params.max_new_tokens
+            if not ended and not whole and (reason := _ended(sequence)) is not None:
                 ended.append(reason)
             return torch.full((ids.shape[0],), bool(ended), device=ids.device)
 
-        prompt = torch.tensor([job.prompt_ids], device=model.device)
+        prompt = torch.tensor([sequence.prompt_ids], device=model.device)
         with torch.inference_mode():
             model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=config(
-                    max_new_tokens=job.params.max_new_tokens, do_sample=False, use_cache=True, pad_token_id=0
+                    max_new_tokens=sequence.params.max_new_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                    pad_token_id=0,
                 ),
                 logits_processor=[draw],
                 stopping_criteria=[stopped],
@@ -187,16 +190,16 @@ class PipelineEngine:
         return ended[0] if ended else "length"
 
     def _end_waiting(self) -> None:
-        """Ends what is cancelled or out of time before its turn: a deadline can't wait for the queue."""
+        """End queued sequences that are cancelled or past their deadline."""
         with self._thread.lock:
-            waiting = [job for job in self._thread.open.values() if job is not self._running]
-        for job in waiting:
-            if (reason := _ended(job)) is not None:
-                self._thread.finish(job.handle, reason)
+            waiting = [sequence for sequence in self._thread.open.values() if sequence is not self._running]
+        for sequence in waiting:
+            if (reason := _ended(sequence)) is not None:
+                self._thread.finish(sequence.handle, reason)
 
 
 def _refuse_quantized(checkpoint: Path) -> None:
-    """transformers reads some of them, each with a library of its own: one way to serve them is enough."""
+    """Refuse quantized checkpoints. transformers reads some, each with another library; vLLM is the one supported way."""
     if load_config(checkpoint).get("quantization_config") is not None:
         raise SetupError(
             "The pipeline engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
@@ -205,7 +208,7 @@ def _refuse_quantized(checkpoint: Path) -> None:
 
 
 def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
-    """The model behind a text-generation pipeline; nothing is fetched (everything is a local file), nothing is unpickled."""
+    """Load the model with a text-generation pipeline. It is never downloaded and never unpickled."""
     import torch
     import transformers
 
@@ -217,7 +220,7 @@ def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
         pipeline = library.pipeline(
             "text-generation",
             model=str(checkpoint),
-            # The pipeline insists on a tokenizer; ids come and go here, so it is never called.
+            # The pipeline requires a tokenizer; it is never called, since ids go in and out.
             tokenizer=library.PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json")),
             dtype=getattr(torch, dtype),
             device_map="auto" if torch.cuda.is_available() else "cpu",
@@ -226,17 +229,17 @@ def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
             model_kwargs={"use_safetensors": True},
         )
     model = pipeline.model.eval()
-    # What the checkpoint's authors sample with must not fill in what we leave out.
+    # The checkpoint's sampling defaults must not replace parameters that we leave out.
     model.generation_config = library.GenerationConfig()
     return model
 
 
 @contextmanager
 def _weights_on_this_thread() -> Iterator[None]:
-    """Keeps transformers from loading weights with a pool of threads.
+    """Keep transformers from loading weights in a thread pool.
 
-    It reads an environment variable alone. The process's other models and its children are to find it as it was, so one
-    model is loaded at a time.
+    It is controlled by an environment variable only. Other models and child processes must find that unchanged, so one model
+    is loaded at a time.
     """
     with _LOADING:
         before = os.environ.get(_NO_POOL)
@@ -250,9 +253,9 @@ def _weights_on_this_thread() -> Iterator[None]:
                 os.environ[_NO_POOL] = before
 
 
-def _ended(job: _Job) -> FinishReason | None:
-    if job.handle.cancelled:
+def _ended(sequence: _PipelineSequence) -> FinishReason | None:
+    if sequence.handle.cancelled:
         return "cancelled"
-    if job.deadline is not None and time.monotonic() >= job.deadline:
+    if sequence.deadline is not None and time.monotonic() >= sequence.deadline:
         return "deadline"
     return None

@@ -1,8 +1,8 @@
-"""The reference sampler: one row of logits -> one token. Plain numpy in float64, correct before fast.
+"""The reference sampler: one row of logits -> one token. Plain numpy in float64; correctness before speed.
 
-The order is that of transformers' processors: penalties, minimum length, temperature, top_k, top_p,
-min_p. The draw inverts the cumulative distribution over the kept ids in ascending order of id, so that no
-engine has to sort a vocabulary to repeat it.
+The order is that of transformers' processors: penalties, minimum length, temperature, top_k, top_p, min_p. The draw inverts
+the cumulative distribution over the kept ids in ascending order of id, so other engines can repeat it without sorting the
+vocabulary.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ _LARGEST: Final = np.finfo(np.float64).max
 
 
 class Sampler:
-    """Draws the tokens of one sequence and remembers them for the penalties."""
+    """Draws the tokens of one sequence, and records them for the penalties."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
         self.params = params
@@ -31,13 +31,13 @@ class Sampler:
         self._position = 0
 
     def draw(self, logits: Row) -> Token:
-        """The next token.
+        """Return the next token.
 
         Args:
-            logits: float64, one value for each id of the vocabulary; left as it is.
+            logits: float64, one value for each id of the vocabulary; not modified.
 
         Raises:
-            ArithmeticError: the logits have NaN or infinity at the top: there is nothing to choose by.
+            ArithmeticError: the largest logit is NaN or infinite.
         """
         if not np.isfinite(logits.max()):
             raise ArithmeticError("the model's logits are not finite")
@@ -60,7 +60,7 @@ class Sampler:
         if params.repetition_penalty != 1:
             seen = np.fromiter(self._seen, np.int64)
             was = scores[seen]
-            with np.errstate(over="ignore"):  # a penalty near 0 divides beyond what a float holds
+            with np.errstate(over="ignore"):  # division by a penalty near 0 overflows
                 now = np.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
             scores[seen] = np.clip(now, -_LARGEST, _LARGEST)
         if params.presence_penalty or params.frequency_penalty:
@@ -71,8 +71,8 @@ class Sampler:
 
 
 def probabilities(scores: Row, params: SamplingParams) -> Row:
-    """The distribution that is drawn from: temperature, then top_k, top_p and min_p."""
-    with np.errstate(over="ignore"):  # a temperature near 0 sends all but the best to -inf
+    """Return the distribution to draw from: temperature, then top_k, top_p and min_p."""
+    with np.errstate(over="ignore"):  # a temperature near 0 makes all but the best -inf
         scaled = (scores - scores.max()) / params.temperature
     if 0 < params.top_k < scaled.size:
         kth = np.partition(scaled, -params.top_k)[-params.top_k]

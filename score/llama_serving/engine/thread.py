@@ -1,4 +1,4 @@
-"""What every engine has around its one thread: an inbox, those who have no answer yet, and an end."""
+"""The worker thread shared by all engines: inbox, open handles, drain and shutdown."""
 
 import atexit
 import os
@@ -13,37 +13,37 @@ from llama_serving.errors import QueueFull, ServingError, Unavailable
 from llama_serving.sampling_params import FinishReason
 
 RETRY_AFTER_S: Final = 5
-MOST_OPEN: Final = 8192
-"""Sequences inside an engine at a time: requests are counted elsewhere, but one of them may bring many."""
+MAX_OPEN: Final = 8192
+"""Most sequences inside an engine. The service limits requests, but one request may have many sequences."""
 
 
-class Work(Protocol):
-    """What an engine is given to do."""
+class EngineSequence(Protocol):
+    """A sequence as an engine stores it."""
 
     @property
     def handle(self) -> Handle:
-        """Who waits for it."""
+        """The consumer's side of it."""
         ...
 
 
-W = TypeVar("W", bound=Work)
+S = TypeVar("S", bound=EngineSequence)
 
 
-class EngineThread(Generic[W]):
-    """The thread that owns torch. All but `load` and `serve` may be called from any thread.
+class EngineThread(Generic[S]):
+    """The thread that owns torch. All methods may be called from any thread.
 
     Args:
-        load: called first, on the thread; what it raises, `start` raises.
-        serve: called then, on the thread, and expected to take from `inbox` until it finds None there. When it
-            returns or raises, the engine has ended.
-        most: sequences inside at a time.
-        tell: called, from any thread, when something has been put into `inbox`.
+        load: called first, on the thread; `start` raises its exceptions.
+        serve: called next, on the thread; takes sequences from `inbox` until it gets None. The engine has stopped when it
+            returns or raises.
+        max_open: most sequences inside at a time.
+        notify: called, from any thread, after something was put into `inbox`.
 
     Attributes:
         lock: guards `open` and the counts.
-        open: those that have no end yet.
-        sequences: taken in so far; `tokens_in` are those of their prompts.
-        spin: of the OpenMP threads, for the engine to adjust between its steps.
+        open: sequences that have not ended.
+        sequences: number accepted so far; `tokens_in` counts their prompt tokens.
+        spin: control of the OpenMP threads' spinning, for the engine to adjust between steps.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class EngineThread(Generic[W]):
         load: Callable[[], None],
         serve: Callable[[], None],
         *,
-        most: int = MOST_OPEN,
-        tell: Callable[[], None] = lambda: None,
+        max_open: int = MAX_OPEN,
+        notify: Callable[[], None] = lambda: None,
     ) -> None:
-        self._load, self._serve, self._most, self._tell = load, serve, most, tell
-        self.inbox: queue.SimpleQueue[W | None] = queue.SimpleQueue()
+        self._load, self._serve, self._max_open, self._notify = load, serve, max_open, notify
+        self.inbox: queue.SimpleQueue[S | None] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self._fewer = threading.Condition(self.lock)
-        self.open: dict[Handle, W] = {}
+        self.open: dict[Handle, S] = {}
         self.sequences = self.tokens_in = 0
         self.spin = SpinControl()
         self._closed = False
@@ -67,13 +67,13 @@ class EngineThread(Generic[W]):
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Load, and return once that is done.
+        """Start the thread, and return once `load` has.
 
         Raises:
-            BaseException: what `load` raised; the thread is gone then.
+            BaseException: raised by `load`; the thread has ended.
         """
         self._thread.start()
-        atexit.register(self.close)  # a thread still inside torch while the interpreter goes would abort it
+        atexit.register(self.close)  # a thread inside torch at interpreter shutdown would abort the process
         failure = self._loaded.get()
         if failure is not None:
             self.close()
@@ -81,19 +81,19 @@ class EngineThread(Generic[W]):
 
     @property
     def forked(self) -> bool:
-        """This is a copy in a child process: it has no thread, and its lock may be held for ever."""
+        """Whether this is a copy in a forked child, which has no thread and whose lock may be held forever."""
         return self._pid != os.getpid()
 
     @property
     def alive(self) -> bool:
-        """It takes work."""
+        """Whether sequences are accepted."""
         return not self.forked and not self._closed and self._thread.is_alive()
 
-    def take(self, work: W, tokens: int) -> None:
-        """Hand something over, with a prompt of so many tokens.
+    def submit(self, sequence: S, tokens: int) -> None:
+        """Accept a sequence whose prompt has `tokens` tokens.
 
         Raises:
-            QueueFull: as much is inside as may be.
+            QueueFull: the engine has `max_open` sequences.
             Unavailable: the engine is shutting down or has stopped.
         """
         if self.forked:
@@ -101,26 +101,26 @@ class EngineThread(Generic[W]):
         with self.lock:
             if not self.alive:
                 raise _gone()
-            if len(self.open) >= self._most:
+            if len(self.open) >= self._max_open:
                 raise QueueFull(
-                    f"{self._most} sequences are waiting or running. Try again in {RETRY_AFTER_S} s.",
+                    f"{self._max_open} sequences are waiting or running. Try again in {RETRY_AFTER_S} s.",
                     retry_after=RETRY_AFTER_S,
                 )
-            self.open[work.handle] = work
+            self.open[sequence.handle] = sequence
             self.sequences += 1
             self.tokens_in += tokens
-            self.inbox.put(work)
-        self._tell()
+            self.inbox.put(sequence)
+        self._notify()
 
     def finish(self, handle: Handle, reason: FinishReason) -> None:
-        """It has ended."""
+        """End a sequence."""
         with self._fewer:
             self.open.pop(handle, None)
             handle.finish(reason)
             self._fewer.notify_all()
 
     def fail(self, handle: Handle, error: ServingError) -> None:
-        """It has failed."""
+        """End a sequence with an error."""
         with self._fewer:
             self.open.pop(handle, None)
             handle.fail(error)
@@ -144,7 +144,7 @@ class EngineThread(Generic[W]):
             for handle in self.open:
                 handle.cancel()
         self.inbox.put(None)
-        self._tell()
+        self._notify()
         self._thread.join()
 
     def _run(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from llama_serving.batch import inputs, runner
 from llama_serving.batch import job as jobs
-from llama_serving.batch.inputs import Source
+from llama_serving.batch.inputs import InputFile
 from llama_serving.batch.journal import Counts, Entry, InUse, JournalError
 from llama_serving.batch.outputs import Outputs
 from llama_serving.batch.windows import windows
@@ -116,15 +116,15 @@ def _alive() -> Loaded:
     return _loaded[0]
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> InputFile:
     """A file by its name below the input's folder, where Azure says which that is; else by its own."""
     roots = [Path(value) for name, value in os.environ.items() if name.startswith(INPUT)]
     above = [root for root in roots if root in path.parents]
     name = path.relative_to(max(above, key=lambda root: len(root.parts))) if above else Path(path.name)
-    return Source(path, name.as_posix().encode(errors="backslashreplace").decode())
+    return InputFile(path, name.as_posix().encode(errors="backslashreplace").decode())
 
 
-def _resumable(loaded: Loaded, given: Sequence[Source]) -> list[str]:
+def _resumable(loaded: Loaded, given: Sequence[InputFile]) -> list[str]:
     folder = os.environ.get(OUTPUT)
     if not folder or not given:
         return records(loaded.service, given)
@@ -137,7 +137,7 @@ def _resumable(loaded: Loaded, given: Sequence[Source]) -> list[str]:
     return _told(given, entries)
 
 
-def records(service: Service, given: Iterable[Source], defaults: Parameters | None = None) -> list[str]:
+def records(service: Service, given: Iterable[InputFile], defaults: Parameters | None = None) -> list[str]:
     """The records of some files; a bad row is a record with an error, and the rest goes on.
 
     Args:
@@ -154,7 +154,7 @@ def records(service: Service, given: Iterable[Source], defaults: Parameters | No
     return _told(given, sorted(entries, key=lambda entry: entry.row))
 
 
-def _told(given: Sequence[Source], entries: Iterable[Entry]) -> list[str]:
+def _told(given: Sequence[InputFile], entries: Iterable[Entry]) -> list[str]:
     counts, found = Counts(), list[str]()
     for entry in entries:
         counts.add(entry)
@@ -163,12 +163,12 @@ def _told(given: Sequence[Source], entries: Iterable[Entry]) -> list[str]:
     return found
 
 
-def _log_counts(given: Sequence[Source], counts: Counts) -> None:
+def _log_counts(given: Sequence[InputFile], counts: Counts) -> None:
     names = ", ".join(source.name for source in given)
     _log.info("%s: %d rows = %d ok + %d errors", names, counts.rows, counts.ok, counts.errors)
 
 
-def _into_file(loaded: Loaded, source: Source) -> str:
+def _into_file(loaded: Loaded, source: InputFile) -> str:
     """Write a file's records beside those of all other workers; what an earlier try has done is not done again."""
     folder = os.environ.get(OUTPUT)
     if not folder:
@@ -191,7 +191,7 @@ def _into_file(loaded: Loaded, source: Source) -> str:
     return json_line(told)
 
 
-def _job(loaded: Loaded, given: Sequence[Source], output: Callable[[str], Path]) -> jobs.Job:
+def _job(loaded: Loaded, given: Sequence[InputFile], output: Callable[[str], Path]) -> jobs.BatchJob:
     """The job of some files. `output` is given what is the same at each try, and for no other files or model."""
     digests = tuple(inputs.digest(source, lambda _: None) for source in given)
     made_of = [
@@ -199,7 +199,9 @@ def _job(loaded: Loaded, given: Sequence[Source], output: Callable[[str], Path])
         *((str(source.path), digest.sha256) for source, digest in zip(given, digests, strict=True)),
     ]
     mark = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
-    return jobs.Job(tuple(given), digests, Outputs(output(mark)), Parameters(), loaded.about, sync_s=SYNC_S)
+    return jobs.BatchJob(
+        tuple(given), digests, Outputs(output(mark)), Parameters(), loaded.about, sync_s=SYNC_S
+    )
 
 
 def _in_turn(do: Callable[[], _Result]) -> _Result:

@@ -32,7 +32,7 @@ from llama_serving.batch import fingerprint, table
 from llama_serving.contract import azure, openai, protocol, rows
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract.request import Parameters, Request
-from llama_serving.contract.rows import Place
+from llama_serving.contract.rows import RowLocation
 from llama_serving.contract.strict_json import check_value, present, too_deep
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.faults import as_serving_error, log_to_stderr
@@ -314,7 +314,7 @@ def _cells(frame: pd.DataFrame) -> list[table.Cell]:
     columns = [frame[name] if name in frame.columns else nothing for name in ("file", "line", "row")]
     return [
         (
-            Place(None if _is_missing(file) else str(file), None if _is_missing(line) else int(line)),
+            RowLocation(None if _is_missing(file) else str(file), None if _is_missing(line) else int(line)),
             None if _is_missing(row) else _bytes(row),
         )
         for file, line, row in zip(*columns, strict=True)

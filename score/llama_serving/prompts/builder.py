@@ -1,4 +1,4 @@
-"""Any input -> the prompt that the model reads."""
+"""Any input -> the model's prompt."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from llama_serving.prompts.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads.
+    """A prompt, ready for the model.
 
     Attributes:
-        text: the text of it, without special tokens, in the order in which it is read.
-        before: what stands in front of the generated text where the full text is asked for.
-        after: what stands behind it: the suffix of an infilling prompt.
+        text: without special tokens, in the order in which the model reads it.
+        before: text in front of the generated text, if the full text is requested.
+        after: text behind it: the suffix of an infilling prompt.
         token_ids: all ids, special ones included.
-        stop_ids: the ids that end what is generated from it.
+        stop_ids: ids that end the completion.
     """
 
     text: str
@@ -33,7 +33,7 @@ class PromptBuilder:
     """Builds prompts for one model.
 
     Attributes:
-        context: tokens that the prompt and one generated token have to fit into.
+        context: tokens that the prompt and one generated token must fit into.
     """
 
     tokenizer: Tokenizer
@@ -41,10 +41,10 @@ class PromptBuilder:
     context: int
 
     def build_one(self, request: Request, index: int) -> Prompt:
-        """The prompt of one input of a request.
+        """Return the prompt of one input of a request.
 
         Raises:
-            BadRequest: as `build`, with the input's path and index.
+            BadRequest: as in `build`, with the input's path and index.
         """
         try:
             asked = request.parameters.max_new_tokens or 1
@@ -53,15 +53,15 @@ class PromptBuilder:
             raise located(error, request, index) from None
 
     def build(self, prompt: Input, new_tokens: int = 1, called: str = "max_new_tokens") -> Prompt:
-        """The ids of one input.
+        """Return the prompt of one input.
 
         Args:
-            prompt: what the client sent.
-            new_tokens: what was asked for, for the refusal to name.
+            prompt: the client's input.
+            new_tokens: tokens requested, for the error message.
             called: the client's name of that parameter.
 
         Raises:
-            BadRequest: the model has no such format, or the prompt leaves no room in the context.
+            BadRequest: the model lacks the format, or the prompt leaves no room in the context.
         """
         parts = self._segments(prompt)
         at_least = self.tokenizer.fewest_tokens(segments.characters(parts))
@@ -76,9 +76,9 @@ class PromptBuilder:
         return Prompt(text, ids, self._stop_ids(prompt), before=text)
 
     def too_long(self, tokens: int, new_tokens: int, called: str, *, at_least: bool = False) -> BadRequest:
-        """The refusal of a prompt that does not fit with the tokens asked for.
+        """Return the error of a prompt that does not fit together with the requested tokens.
 
-        Clients tell a full context by "maximum context length is", which is OpenAI's wording.
+        Clients recognize a full context by "maximum context length is", which is OpenAI's wording.
         """
         return BadRequest(
             f"This model's maximum context length is {self.context} tokens, and this request exceeds it: the prompt has "
@@ -109,9 +109,9 @@ class PromptBuilder:
 
 
 def located(error: BadRequest, request: Request, index: int) -> ServingError:
-    """The error with the path of the input it is about, and its index where it stands in a list.
+    """Return the error with the path of its input, and the input's index if it is in a list.
 
-    An error that names a parameter is about all inputs, and stays as it is.
+    An error that names a parameter concerns all inputs and is returned as it is.
     """
     if error.param is not None:
         return error

@@ -1,4 +1,4 @@
-"""Dialogs: the two formats of the family, and what may stand in a message."""
+"""Dialogs: the family's two formats, and what a message may contain."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from llama_serving.prompts import completion
 from llama_serving.prompts.segments import Segments, Special, Text
 
 MARKERS: Final = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<step>", "</step>")
-"""Text that would end or open a turn: inside a message it could speak for somebody else."""
+"""Text that ends or opens a turn: inside a message it could impersonate another role."""
 
 _WHOLE_PROMPT: Final = re.compile(
     r"(?:<s>)?\[INST\] (?:<<SYS>>\n?(?P<system>.*?)\n?<</SYS>> ?\n{0,2})?(?P<user>.*?) ?\[/INST\]", re.DOTALL
@@ -19,7 +19,7 @@ _WHOLE_PROMPT: Final = re.compile(
 
 
 def segments(dialog: Dialog, variant: ModelVariant) -> Segments:
-    """The dialog in the variant's format; one user message to a base model is a plain completion.
+    """Return the dialog in the variant's format; one user message to a base model is a plain completion.
 
     Raises:
         BadRequest: the variant has no dialog format, or a message holds one of `MARKERS`.
@@ -34,12 +34,12 @@ def segments(dialog: Dialog, variant: ModelVariant) -> Segments:
 
 
 def unfolded(dialog: Dialog) -> Sequence[Message]:
-    """The messages; a single one that is a whole prompt in the family's format is taken apart.
+    """Return the messages; a single one that holds a whole prompt in the family's format is parsed.
 
     The Llama-2 model card sends `<s>[INST] <<SYS>>…<</SYS>> … [/INST]` as one user message.
     """
     content = dialog.messages[0].content.strip()
-    # Where the end is missing, the pattern would look for it from every <</SYS>> on.
+    # Without this check a missing end would be searched for from every <</SYS>> on.
     whole = _WHOLE_PROMPT.fullmatch(content) if dialog.unfold and content.endswith("[/INST]") else None
     if whole is None:
         return dialog.messages
@@ -61,7 +61,7 @@ def _only_message(dialog: Dialog, variant: ModelVariant) -> Completion:
 def _refuse_markers(messages: Sequence[Message]) -> None:
     for position, message in enumerate(messages):
         if message.role == "assistant":
-            continue  # what the model said before is no attempt to speak for somebody else
+            continue  # the model's own earlier text cannot impersonate
         marker = next((m for m in MARKERS if m in message.content), None)
         if marker:
             raise BadRequest(
@@ -78,13 +78,13 @@ def _inst(messages: Sequence[Message], variant: ModelVariant) -> Segments:
     parts: list[Special | Text] = []
     for user, assistant in past:
         parts += [bos, Text(f"[INST] {user.strip()} [/INST] {assistant.strip()} "), eos]
-    # A last message of the assistant is continued: its end stays as it is.
+    # A last message of the assistant is continued, so its end is kept as it is.
     begun = f" {last[1].lstrip()}" if len(last) > 1 else ""
     return (*parts, bos, Text(f"[INST] {last[0].strip()} [/INST]{begun}"))
 
 
 def _folded(messages: Sequence[Message]) -> Sequence[Message]:
-    """The system message goes into the first user message; white space is stripped from the whole later."""
+    """Fold the system message into the first user message; white space is stripped later."""
     if messages[0].role != "system":
         return messages
     system, first, *rest = messages

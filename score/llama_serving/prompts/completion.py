@@ -1,4 +1,4 @@
-"""Completion: BOS, then the text as it is (or the ids that the client chose itself)."""
+"""Completion prompts: BOS and the text, or the client's own ids."""
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.contract.request import Completion, TokenIds
@@ -7,15 +7,15 @@ from llama_serving.prompts.segments import Ids, Segments, Special, Text
 
 
 def segments(prompt: Completion, variant: ModelVariant) -> Segments:
-    """`<s>{text}`."""
+    """Return `<s>{text}`."""
     return (Special("BOS", variant.bos_id), Text(prompt.text))
 
 
 def from_ids(prompt: TokenIds, variant: ModelVariant) -> Segments:
-    """The client's own ids, exactly: no BOS is added.
+    """Return the client's ids, exactly: no BOS is added.
 
     Raises:
-        BadRequest: an id lies outside the model's vocabulary.
+        BadRequest: an id is outside the model's vocabulary.
     """
     outside = next((i for i in prompt.ids if i >= variant.shape.vocab), None)
     if outside is not None:

@@ -1,4 +1,4 @@
-"""Infilling: the ends of a text with special ids between them (arXiv 2308.12950 section 2.3).
+"""Infilling: the two ends of a text with special ids between them (arXiv 2308.12950, section 2.3).
 
 The formats are those of `infilling_prompt_tokens` in Meta's github.com/meta-llama/codellama.
 """
@@ -10,10 +10,10 @@ from llama_serving.prompts.segments import Continuation, Segments, Special, Text
 
 
 def tokens_of(variant: ModelVariant) -> InfillTokens:
-    """The variant's infilling ids.
+    """Return the variant's infilling ids.
 
     Raises:
-        BadRequest: it has no infilling.
+        BadRequest: the model has no infilling.
     """
     tokens = variant.infill.value
     if tokens is None:
@@ -26,7 +26,7 @@ def tokens_of(variant: ModelVariant) -> InfillTokens:
 
 
 def segments(prompt: Infill, variant: ModelVariant) -> Segments:
-    """Prefix-suffix-middle or suffix-prefix-middle, as the variant's row says."""
+    """Return prefix-suffix-middle or suffix-prefix-middle, as the variant's row says."""
     tokens = tokens_of(variant)
     pre, suf = Special("PRE", tokens.prefix), Special("SUF", tokens.suffix)
     mid, bos = Special("MID", tokens.middle), Special("BOS", variant.bos_id)

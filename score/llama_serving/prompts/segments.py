@@ -1,4 +1,4 @@
-"""A prompt as its parts: text to be encoded, and special tokens put in by number."""
+"""A prompt as segments: text to encode, and special tokens by id."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from llama_serving.prompts.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """A special token; the name is for people (`BOS`, `PRE`)."""
+    """A special token; the name is for error messages and tests (`BOS`, `PRE`)."""
 
     name: str
     id: int
@@ -30,7 +30,7 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """Ids that the client chose itself."""
+    """Ids that the client sent."""
 
     ids: tuple[int, ...]
 
@@ -40,7 +40,7 @@ Segments = tuple[Segment, ...]
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The token ids of a prompt."""
+    """Return the token ids of a prompt."""
     ids: list[int] = []
     for segment in segments:
         match segment:
@@ -56,10 +56,10 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[int, ...]
 
 
 def shown(segments: Sequence[Segment]) -> str:
-    """The text of a prompt, without its special tokens."""
+    """Return the text of a prompt, without its special tokens."""
     return "".join(s.text for s in segments if isinstance(s, (Text, Continuation)))
 
 
 def characters(segments: Sequence[Segment]) -> int:
-    """Number of characters that will be encoded."""
+    """Return the number of characters to encode."""
     return sum(len(s.text) for s in segments if isinstance(s, (Text, Continuation)))

@@ -1,13 +1,13 @@
-"""Stop strings, found in text that comes in pieces."""
+"""Finds stop strings in streamed text."""
 
 from collections.abc import Sequence
 
 
 class StopFinder:
-    """Lets text through up to the first stop string, and holds back what may become one.
+    """Passes text through up to the first stop string, and holds back what may become one.
 
-    The stop string that is complete first wins; of those that end at the same character, the longest. So
-    the result does not depend on how the text was cut into pieces.
+    The stop string that is complete first wins; of those that end at the same character, the longest. So the result does
+    not depend on how the text was divided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -16,7 +16,7 @@ class StopFinder:
         self.found = False
 
     def push(self, text: str) -> str:
-        """The text that can be shown now. Once `found`, nothing more comes."""
+        """Return the text that can be shown now. Once `found`, there is no more."""
         if self.found:
             return ""
         text = self._held + text
@@ -29,7 +29,7 @@ class StopFinder:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back, at the end of the text."""
+        """Return the text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
 
@@ -38,7 +38,7 @@ class StopFinder:
         return min(matches)[1] if matches else None
 
     def _may_begin(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest end of `text` that begins a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         return next(
             (n for n in range(min(longest, len(text)), 0, -1) if self._begins(text[-n:])),

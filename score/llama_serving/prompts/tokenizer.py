@@ -1,8 +1,8 @@
-"""The family's tokenizer, read from `tokenizer.json` and used as plain functions.
+"""The family's tokenizer, read from `tokenizer.json` and used as pure functions.
 
-transformers' Llama tokenizer classes are not used: they rebuild the pipeline with another normalizer,
-parse special tokens out of user text, and change state after an infilling call. `tokenizers` itself gives
-the references' ids once the added tokens are taken out, so that no text can ever become a special token.
+transformers' Llama tokenizer classes are not used: they rebuild the pipeline with another normalizer, parse special tokens
+in user text, and change state after an infilling call. `tokenizers` gives the reference's ids once the added tokens are
+removed, and then no text can become a special token.
 """
 
 import codecs
@@ -22,7 +22,7 @@ _NOT_OURS: Final = (
     "is not one of the Llama family: text does not survive it. It needs BPE with byte fallback and ▁ for space."
 )
 _GUARD: Final = "☺"
-"""Stands in front of a suffix while it is encoded and takes the dummy space (Meta's reference does so)."""
+"""Precedes a suffix while it is encoded, to take the dummy space (as in Meta's reference)."""
 
 
 class Tokenizer:
@@ -41,14 +41,14 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, special_ids: frozenset[int] = frozenset()) -> "Tokenizer":
-        """The tokenizer of a checkpoint.
+        """Load the tokenizer of a checkpoint.
 
         Args:
-            folder: where its `tokenizer.json` lies.
-            special_ids: ids that are no text although the file may not say so.
+            folder: of its `tokenizer.json`.
+            special_ids: ids that never stand for text, even if the file does not say so.
 
         Raises:
-            SetupError: there is no `tokenizer.json`, or it is not one of this family.
+            SetupError: there is no `tokenizer.json`, or it is of another family.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -67,27 +67,27 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of pieces, special ones included where they lie in the model's vocabulary."""
+        """Number of pieces, including special ones inside the model's vocabulary."""
         return self._model.get_vocab_size(with_added_tokens=False)
 
     def encode(self, text: str) -> list[int]:
-        """`text` with the family's dummy space in front; every character of it is text."""
+        """Return the ids of `text` with the family's dummy space in front; all of it is read as text."""
         return list(self._model.encode(text, add_special_tokens=False).ids)
 
     def encode_continuation(self, text: str) -> list[int]:
-        """`text` without the dummy space: what follows directly on something else."""
+        """Return the ids of `text` without the dummy space, for text that continues other text."""
         return self.encode(_GUARD + text)[len(self._guard) :]
 
     def special_id(self, content: str) -> int | None:
-        """The id of an added token such as `▁<PRE>`, if this tokenizer has it."""
+        """Return the id of an added token such as `▁<PRE>`, or None."""
         return self._specials.get(content)
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes that a token adds to the text; special tokens add none."""
+        """Return the bytes that a token adds to the text; special tokens add none."""
         return self._pieces.get(token_id, b"")
 
     def fewest_tokens(self, characters: int) -> int:
-        """A lower bound of the tokens that so many characters take."""
+        """Return a lower bound of the tokens that this many characters take."""
         return -(-characters // self.max_piece_chars)
 
     def _probe(self) -> None:
@@ -101,23 +101,23 @@ class Tokenizer:
 
 
 class TextDecoder:
-    """Ids of one sequence -> text, as they come: nothing stripped, no half character let out."""
+    """Decodes the ids of one sequence as they come; strips nothing and holds back incomplete characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The text that is certain after this token; empty while a character is incomplete."""
+        """Return the text that is complete after this token; empty while a character is incomplete."""
         return self._utf8.decode(self._tokenizer.piece(token_id))
 
     def finish(self) -> str:
-        """What an incomplete character at the end is worth: U+FFFD, or nothing."""
+        """Return U+FFFD for an incomplete character at the end, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
 def _without_specials(layout: dict[str, Any], specials: frozenset[str]) -> dict[str, Any]:
-    """The same pipeline, in which no text can become a special token, be cut short or filled up."""
+    """Return the same pipeline without special tokens, truncation and padding."""
     model = layout["model"]
     merges = [merge for merge in model["merges"] if _product(merge) not in specials]
     # `dropout` draws at random; `ignore_merges` looks whole texts up in the vocabulary, special ones too.

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from llama_serving.contract import http, openai, strict_json
-from llama_serving.contract.adapter import Adapter
+from llama_serving.contract.adapter import ProtocolAdapter
 from llama_serving.contract.azure import Azure
 from llama_serving.contract.mlflow import MLflow
 from llama_serving.contract.openai import OpenAI
@@ -29,7 +29,7 @@ from llama_serving.server.sse import EventStream
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
-PROTOCOLS: Final[dict[str, Adapter]] = {
+PROTOCOLS: Final[dict[str, ProtocolAdapter]] = {
     "/score": Azure(),
     "/invocations": MLflow(),
     **{f"{prefix}/completions": OpenAI(openai.parse_completion) for prefix in openai.PREFIXES},
@@ -89,7 +89,7 @@ class _Scoring:
         self._lifecycle, self._settings, self._options = lifecycle, settings, options
         self._intake = body_reader.Intake(settings.max_body, seconds=options.body_s)
 
-    def route(self, adapter: Adapter) -> Callable[[Request], Awaitable[Response]]:
+    def route(self, adapter: ProtocolAdapter) -> Callable[[Request], Awaitable[Response]]:
         """The function behind one path."""
 
         async def score(request: Request) -> Response:
@@ -103,7 +103,7 @@ class _Scoring:
 
         return score
 
-    async def _score(self, adapter: Adapter, request: Request) -> Response:
+    async def _score(self, adapter: ProtocolAdapter, request: Request) -> Response:
         headers = request.headers
         http.check_media_type(headers.get("content-type"), headers.get("content-encoding"))
         self._lifecycle.ready()  # before anybody sends 4 MiB for nothing
@@ -122,7 +122,7 @@ class _Scoring:
             self._check_model(service, parsed.model)
             model = service.variant.name
             if parsed.parameters.stream:
-                deltas = service.deltas(parsed, deadline=deadline)
+                deltas = service.astream(parsed, deadline=deadline)
                 stream = EventStream.begun(
                     adapter.events(parsed, deltas, model),
                     refusal=lambda error: adapter.error(error, request.state.request_id),
@@ -130,7 +130,7 @@ class _Scoring:
                 begun = await _unless_gone(request, stream)
                 begun.hold(held.pop_all(), until=asyncio.get_running_loop().time() + seconds + READ_S)
                 return begun
-            generations = await _unless_gone(request, service.answer(parsed, deadline=deadline))
+            generations = await _unless_gone(request, service.agenerate(parsed, deadline=deadline))
             return await asyncio.to_thread(lambda: _json(adapter.answer(parsed, generations, model)))
 
     def _check_model(self, service: Service, name: str | None) -> None:
@@ -161,13 +161,13 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(working, listening, return_exceptions=True)
 
 
-def spoken_at(path: str) -> Adapter | None:
+def spoken_at(path: str) -> ProtocolAdapter | None:
     """The protocol in whose words a path refuses."""
     openais = path.startswith(("/v1/", "/models")) or path in INFO
     return PROTOCOLS["/v1/completions"] if openais else PROTOCOLS.get(path)
 
 
-def refusal(error: ServingError, request_id: str, adapter: Adapter | None = None) -> Response:
+def refusal(error: ServingError, request_id: str, adapter: ProtocolAdapter | None = None) -> Response:
     """An error as a response."""
     content = adapter.error(error, request_id) if adapter else error.body(request_id)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}

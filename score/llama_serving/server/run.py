@@ -20,7 +20,7 @@ from llama_serving.server.metrics import Metrics
 from llama_serving.server.middleware import Gate
 from llama_serving.server.target import OriginForm
 from llama_serving.server.uvicorn_server import DrainingServer, HeadTimeoutProtocol, ServerEnd, bound_socket
-from llama_serving.service.output import RunningSequence
+from llama_serving.service.output import SequenceOutput
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -95,7 +95,7 @@ async def _serve(
     def loaded() -> Service:
         service = load()
 
-        def ended(request: Request, sequence: RunningSequence) -> None:
+        def ended(request: Request, sequence: SequenceOutput) -> None:
             metrics.generated(sequence.handle)
             if traces is not None:
                 traces.generated(request, sequence, service.variant.name)

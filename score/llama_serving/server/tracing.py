@@ -23,7 +23,7 @@ from llama_serving.contract.request import Request
 from llama_serving.engine.handle import Handle
 from llama_serving.errors import SetupError
 from llama_serving.server.middleware import NAMED, PROBES, named
-from llama_serving.service.output import RunningSequence
+from llama_serving.service.output import SequenceOutput
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Traces:
 
         return outside
 
-    def generated(self, request: Request, sequence: RunningSequence, model: str) -> None:
+    def generated(self, request: Request, sequence: SequenceOutput, model: str) -> None:
         """A sequence is over: a span in the conventions for generative AI, in the one of its request."""
         handle, operation = sequence.handle, "chat" if request.chat else "text_completion"
         attributes: dict[str, Any] = {

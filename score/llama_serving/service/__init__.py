@@ -1,1 +1,1 @@
-"""Requests in, answers out: what every endpoint has in common."""
+"""Requests in, results out: the part that every host and server shares."""

@@ -1,4 +1,4 @@
-"""Which engine generates: what the settings name, or what `auto` finds on this machine."""
+"""Selects and starts the engine: the one that the settings name, or what `auto` finds on this machine."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -25,18 +25,18 @@ UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
         "quantization": "reads quantized checkpoints and quantizes none itself",
     },
 }
-"""Of each engine, the settings that it does not look at, and why."""
+"""For each engine, the settings that it does not use, and the reason."""
 UPSTREAM_ONLY: Final = ("upstream_url", "upstream_key")
 VLLM_ONLY: Final = tuple(field.name for field in fields(Settings) if field.name.startswith("vllm_"))
-"""(`LLAMA_VLLM` itself is not among them: an image says with it where vLLM is, whichever engine is used.)"""
+"""`LLAMA_VLLM` itself is not among them: an image sets it to say where vLLM is, whichever engine is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The engine that generates.
+    """The selected engine.
 
     Attributes:
-        why: why `auto` came to it; empty where the settings name it.
+        why: reason of `auto` for selecting it; empty if the settings name it.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Selection:
 
 
 def dtype_of(variant: ModelVariant, settings: Settings) -> str:
-    """What the model is computed in."""
+    """Return the type that the model is computed in."""
     return variant.dtype if settings.dtype == "auto" else settings.dtype
 
 
 def select_engine(settings: Settings, dtype: str) -> Selection:
-    """The engine that the settings name; `auto` is vLLM on a GPU, batching on a CPU, and pipeline where neither can be had."""
+    """Return the engine that the settings name. `auto` is vLLM on a GPU, batching on a CPU, else pipeline."""
     from llama_serving.engine.vllm.installation import gpu_here
 
     if settings.engine != "auto":
@@ -78,10 +78,10 @@ def _on_gpu(settings: Settings) -> Selection:
 def start_engine(
     files: ModelFiles, *, dtype: str, context: int, settings: Settings
 ) -> tuple[Engine, Selection]:
-    """The engine that `select_engine` names, started.
+    """Start the engine that `select_engine` returns.
 
     Raises:
-        SetupError: it can't load the checkpoint, a setting is not for it, or the server that it asks can't be used.
+        SetupError: the checkpoint cannot be loaded, a setting does not apply to the engine, or the upstream server is unusable.
     """
     selection = select_engine(settings, dtype)
     _check(settings, selection)
@@ -89,10 +89,10 @@ def start_engine(
 
 
 def _check(settings: Settings, selection: Selection) -> None:
-    """What an operator sets and this engine would not look at.
+    """Refuse settings that the engine would ignore. Under `auto`, vLLM's settings only cause a warning.
 
     Raises:
-        SetupError: there is such a setting. (Under `auto` vLLM's are warned about: they are for the machines that have it.)
+        SetupError: there is such a setting.
     """
     name = selection.name
     if name != "upstream":
@@ -112,7 +112,7 @@ def _check(settings: Settings, selection: Selection) -> None:
 
 
 def _set(settings: Settings, names: tuple[str, ...]) -> list[str]:
-    """Those that differ from what they are by default, by the environment's names."""
+    """Return the environment names of those settings that differ from their defaults."""
     unset = Settings()
     return [f"LLAMA_{name.upper()}" for name in names if getattr(settings, name) != getattr(unset, name)]
 
@@ -156,10 +156,10 @@ def _start_upstream(files: ModelFiles, dtype: str, context: int, settings: Setti
 
 
 def _start_vllm(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
-    from llama_serving.engine.vllm.options import VllmOptions
+    from llama_serving.engine.vllm.options import VllmLaunchOptions
     from llama_serving.engine.vllm.start import start
 
-    options = VllmOptions(
+    options = VllmLaunchOptions(
         python=settings.vllm,
         max_num_seqs=settings.max_num_seqs,
         kv_memory=settings.kv_memory,

@@ -1,4 +1,4 @@
-"""Requests whose sequences the engine has: a request may have many sequences, and the engine knows only those."""
+"""Counts running and waiting requests: one may have many sequences, and the engine only knows sequences."""
 
 import threading
 from collections import Counter
@@ -9,17 +9,17 @@ from llama_serving.engine.handle import Handle
 
 
 class InFlight:
-    """The requests of a service. Safe to use from any number of threads."""
+    """The requests of a service. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[int, list[Handle]] = {}
         self._left: list[list[Handle]] = []
-        """Requests that nobody waits for any more, of which the engine still has a sequence."""
+        """Requests whose caller has gone while the engine still has a sequence of them."""
 
     @contextmanager
     def request(self) -> Iterator[list[Handle]]:
-        """One request; its sequences are appended to what is given. It is in flight until the last of them has ended."""
+        """Register a request and yield the list for its handles. It is in flight until its last sequence has ended."""
         handles: list[Handle] = []
         with self._lock:
             self._open[id(handles)] = handles
@@ -31,10 +31,10 @@ class InFlight:
                 self._left = [left for left in (*self._left, handles) if _unfinished(left)]
 
     def counts(self, running: frozenset[Handle]) -> tuple[int, int]:
-        """Of how many requests a sequence runs, and of how many every unfinished one waits.
+        """Return the number of requests with a running sequence, and of those whose unfinished sequences all wait.
 
         Args:
-            running: the sequences that the engine runs now.
+            running: handles of the sequences that the engine runs now.
         """
         with self._lock:
             requests = [_unfinished(handles) for handles in (*self._open.values(), *self._left)]

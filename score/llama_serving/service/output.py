@@ -1,4 +1,4 @@
-"""Sequences on their way through an engine: tokens in, text out."""
+"""The output of one sequence: tokens in, text and results out."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
@@ -15,8 +15,8 @@ from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer
 RETRY_AFTER_S: Final = 5
 
 
-class RunningSequence:
-    """One sequence on its way: tokens in, text out."""
+class SequenceOutput:
+    """The text, tokens and log-probabilities of one sequence, collected as it runs."""
 
     def __init__(self, handle: Handle, prompt: Prompt, request: Request, tokenizer: Tokenizer) -> None:
         asked = request.parameters
@@ -35,11 +35,11 @@ class RunningSequence:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens that it continues."""
+        """Number of prompt tokens."""
         return len(self._prompt.token_ids)
 
     def pieces(self) -> Iterator[str]:
-        """The text as it becomes certain, with the prompt around it where that was asked for."""
+        """Yield the text as it becomes certain, with the prompt around it if that was requested."""
         yield self._begin()
         for token in self.handle:
             yield self._push(token)
@@ -47,8 +47,8 @@ class RunningSequence:
                 break
         yield self._finish()
 
-    async def stream(self) -> AsyncIterator[str]:
-        """`pieces` for an event loop; tokens that have come meanwhile are one piece."""
+    async def apieces(self) -> AsyncIterator[str]:
+        """Do as `pieces` for an event loop; all tokens that have arrived make one piece."""
         yield self._begin()
         async with aclosing(self.handle.arrivals()) as arrivals:
             async for tokens in arrivals:
@@ -58,7 +58,7 @@ class RunningSequence:
         yield self._finish()
 
     def delta(self, index: int, text: str) -> Delta | None:
-        """`text` with what came since the last call, where the request asks for ids; None if there is neither."""
+        """Return `text` with the tokens since the last call if ids are requested; None if there is neither."""
         if not self._request.return_token_ids:
             return Delta(index, text) if text else None
         new, self._told = self._tokens[self._told :], len(self._tokens)
@@ -74,7 +74,7 @@ class RunningSequence:
         )
 
     def result(self) -> Generation:
-        """Waits for the end."""
+        """Wait for the end and return the whole result."""
         self.handle.wait()
         for _ in self.pieces():
             pass
@@ -84,7 +84,7 @@ class RunningSequence:
         return self._prompt.before if self._full else ""
 
     def _push_all(self, tokens: Sequence[Token]) -> str:
-        """None behind a stop string."""
+        """Decode tokens up to the first stop string."""
         pieces = []
         for token in tokens:
             pieces.append(self._push(token))
@@ -103,7 +103,7 @@ class RunningSequence:
         return piece
 
     def _own(self, token: Token) -> int:
-        """Characters of the text that came that are the token's own: those before end what other tokens began."""
+        """Number of characters that belong to the token: characters before them complete earlier tokens."""
         raw = self._tokenizer.piece(token.id)
         return len(raw) if raw.isascii() else len(TextDecoder(self._tokenizer).push(token.id))
 
@@ -116,13 +116,13 @@ class RunningSequence:
         return rest + (self._prompt.after if self._full else "")
 
     def generation(self) -> Generation:
-        """What came of it, once `pieces` has ended.
+        """Return the result, once `pieces` has ended.
 
         Raises:
-            Unavailable: the engine was closed before.
+            Unavailable: the engine was closed before the end.
         """
         if self.handle.finish_reason == "cancelled" and not self._stops.found:
-            raise Unavailable("The engine was stopped before the text was done. Try again elsewhere.",
+            raise Unavailable("The engine was stopped before the text was complete. Send the request again.",
                               retry_after=RETRY_AFTER_S)  # fmt: skip
         before, after = (self._prompt.before, self._prompt.after) if self._full else ("", "")
         return Generation(
@@ -140,9 +140,9 @@ class RunningSequence:
         return piece
 
     def _logprobs(self, tokens: Sequence[tuple[Token, int]]) -> Iterator[TokenLogprob]:
-        """Of the tokens whose text is in the answer: none behind a stop string, none of special tokens.
+        """Yield log-probabilities of the tokens in the text: none after a stop string, none of special tokens.
 
-        Beside token ids of all of them: the one list is read along the other.
+        If token ids are requested, every token has one, so that the two lists correspond.
         """
         for token, start in tokens:
             shown = self._request.return_token_ids or (
@@ -157,13 +157,13 @@ class RunningSequence:
         return Alternative(token_id, self._tokenizer.piece(token_id), logprob)
 
     def _offset(self, start: int) -> int:
-        """Where the text that begins at `start` stands in what is shown: behind the prompt, before a stop string."""
+        """Return where the text at `start` is in the returned text: after the prompt, before a stop string."""
         within = min(start, len(self._text)) if self._stops.found else start
         return within + (len(self._prompt.before) if self._full else 0)
 
 
-class StopAt:
-    """Tells the engine that a stop string is complete, in the step in which it becomes so."""
+class StopStringChecker:
+    """Tells the engine, in the same step, that a stop string is complete."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._decoder = TextDecoder(tokenizer)

@@ -1,4 +1,4 @@
-"""Request -> what an engine is given. Everything that can be refused is refused here, and no engine is needed for it."""
+"""Request -> inputs for an engine. Validates everything that can be refused, without an engine."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -18,31 +18,31 @@ DEFAULT_MAX_NEW_TOKENS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One input of a request, ready for the engine; `params` has one entry a returned sequence."""
+class PreparedInput:
+    """One input of a request, ready for the engine; `params` has one entry for each returned sequence."""
 
     prompt: Prompt
     params: tuple[SamplingParams, ...]
 
 
-class Preparer:
-    """Requests for one model.
+class RequestPreparer:
+    """Prepares requests for one model.
 
     Args:
-        variant: the model's row, with its defaults.
-        builder: of its prompts.
-        settings: how many prompts a request may have, and whether they may be logged.
+        variant: the model, with its defaults.
+        builder: of the model's prompts.
+        settings: for the limit of prompts in a request, and whether to log prompts.
     """
 
     def __init__(self, variant: ModelVariant, builder: PromptBuilder, settings: Settings) -> None:
         self.builder = builder
         self._variant, self._settings = variant, settings
 
-    def prepare(self, request: Request) -> tuple[Work, ...]:
-        """Everything that can be refused, for all inputs, before any of them runs.
+    def prepare(self, request: Request) -> tuple[PreparedInput, ...]:
+        """Validate and prepare all inputs of a request before any of them runs.
 
         Raises:
-            BadRequest: with the index of the input at fault.
+            BadRequest: a parameter or an input is invalid; the error has the input's index.
         """
         limit = self._settings.max_prompts
         if len(request.inputs) > limit:
@@ -55,17 +55,17 @@ class Preparer:
                             "dialog that ends with the assistant's message")  # fmt: skip
         return tuple(self._prepare_one(request, index) for index in range(len(request.inputs)))
 
-    def _prepare_one(self, request: Request, index: int) -> Work:
+    def _prepare_one(self, request: Request, index: int) -> PreparedInput:
         prompt = self.builder.build_one(request, index)
         if self._settings.log_prompts:
             _log.info("prompt: %r", prompt.text)
         try:
-            return Work(prompt, self._resolve(request, prompt))
+            return PreparedInput(prompt, self._resolve(request, prompt))
         except BadRequest as error:
             raise located(error, request, index) from None
 
     def _resolve(self, request: Request, prompt: Prompt) -> tuple[SamplingParams, ...]:
-        """What was asked for, with the model's defaults in the gaps, for each returned sequence."""
+        """Return the sampling parameters of each returned sequence, with the model's defaults filled in."""
         asked, variant = request.parameters, self._variant
         temperature = variant.temperature if asked.temperature is None else asked.temperature
         greedy = asked.do_sample is False or temperature == 0

@@ -1,4 +1,4 @@
-"""Request -> ids -> engine -> text -> `Generation`. What every carrier calls; it knows no protocol."""
+"""Request -> ids -> engine -> text -> `Generation`. Called by every host and server; it knows no protocol."""
 
 import asyncio
 import logging
@@ -24,14 +24,14 @@ from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.service.engine_factory import dtype_of, start_engine
 from llama_serving.service.in_flight import InFlight
-from llama_serving.service.output import RunningSequence, StopAt
-from llama_serving.service.preparation import Preparer, Work
+from llama_serving.service.output import SequenceOutput, StopStringChecker
+from llama_serving.service.preparation import PreparedInput, RequestPreparer
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = range(5, 16)
-"""Each who is sent away is told another one of these: a crowd that came together does not come again together."""
+"""Seconds; each refused client gets a random one of these, so that clients do not all retry at once."""
 
 
 _INVARIANCE: Final = {
@@ -42,7 +42,7 @@ _INVARIANCE: Final = {
 
 
 class Service:
-    """A loaded model that answers requests. Safe to call from any number of threads."""
+    """A loaded model that answers requests. Thread-safe."""
 
     def __init__(
         self,
@@ -61,18 +61,18 @@ class Service:
         self.builder = PromptBuilder(
             tokenizer, variant, context if capacity is None else min(context, capacity)
         )
-        self.on_end: Callable[[Request, RunningSequence], None] = _nobody
-        """Told of every sequence that is over, in the context of whoever asked for it."""
-        self._preparer = Preparer(variant, self.builder, settings)
+        self.on_end: Callable[[Request, SequenceOutput], None] = _nobody
+        """Called for every sequence that ended, in the context of its request."""
+        self._preparer = RequestPreparer(variant, self.builder, settings)
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
         self._in_flight = InFlight()
 
     @classmethod
     def start(cls, files: ModelFiles, settings: Settings) -> "Service":
-        """Loads the model and its engine.
+        """Load the model and start its engine.
 
         Raises:
-            SetupError: the files or the settings can't be used.
+            SetupError: the files or settings cannot be used.
         """
         context = context_of(files.variant, settings)
         tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
@@ -95,10 +95,10 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Holds one of the places for requests; decided at once, before anything is parsed.
+        """Hold one of the request slots; acquired or refused at once, before the body is parsed.
 
         Raises:
-            QueueFull: all places are taken.
+            QueueFull: all slots are taken.
         """
         if not self._gate.acquire(blocking=False):
             limit, again_s = self.settings.max_num_seqs + self.settings.queue, random.choice(RETRY_AFTER_S)  # noqa: S311
@@ -111,24 +111,24 @@ class Service:
             self._gate.release()
 
     def requests(self) -> tuple[int, int]:
-        """How many requests have a sequence that the engine runs, and of how many every unfinished one waits."""
+        """Return the number of requests with a running sequence, and of those whose unfinished sequences all wait."""
         return self._in_flight.counts(self.engine.stats().running_handles)
 
-    def prepare(self, request: Request) -> tuple[Work, ...]:
-        """See `Preparer.prepare`."""
+    def prepare(self, request: Request) -> tuple[PreparedInput, ...]:
+        """See `RequestPreparer.prepare`."""
         return self._preparer.prepare(request)
 
     def generate(self, request: Request, *, deadline: float | None = None) -> Generations:
-        """All sequences of a request.
+        """Generate all sequences of a request.
 
         Args:
             request: as a protocol parsed it.
-            deadline: `time.monotonic()` seconds; what is done by then is the answer.
+            deadline: `time.monotonic()` seconds; sequences end there with what they have.
 
         Raises:
-            BadRequest: the request can't be served; nothing of it was run.
-            DeadlineExceeded: the deadline passed before anything was generated.
-            ServingError: a sequence failed; the others of this request are cancelled.
+            BadRequest: the request is invalid; nothing was generated.
+            DeadlineExceeded: the deadline passed before the first token.
+            ServingError: a sequence failed; the request's other sequences are cancelled.
         """
         if request.parameters.stream:
             raise BadRequest(
@@ -136,18 +136,18 @@ class Service:
                 code="streaming_unsupported",
                 param=request.path("stream"),
             )
-        works = self.prepare(request)
-        with self._running(works, request, deadline, streamed=False) as running:
+        inputs = self.prepare(request)
+        with self._running(inputs, request, deadline, streamed=False) as running:
             generations = _results(running)
         _refuse_nothing(generations)
         return generations
 
     def stream(self, request: Request, *, deadline: float | None = None) -> Iterator[Delta]:
-        """The text of a request with one input, piece by piece; its sequences one after the other.
+        """Stream the text of a request with one input; its sequences follow each other.
 
         Raises:
-            BadRequest: the request can't be served, or has several inputs.
-            DeadlineExceeded, ServingError: as `generate`.
+            BadRequest: the request is invalid or has several inputs.
+            DeadlineExceeded, ServingError: as in `generate`.
         """
         _refuse_several(request)
         with self._running(self.prepare(request), request, deadline, streamed=True) as (sequences,):
@@ -159,32 +159,32 @@ class Service:
                 _refuse_nothing(((generation,),))
                 yield Delta(index, "", generation)
 
-    async def answer(self, request: Request, *, deadline: float | None = None) -> Generations:
-        """`generate` for an event loop. Cancelling it cancels the sequences.
+    async def agenerate(self, request: Request, *, deadline: float | None = None) -> Generations:
+        """Do as `generate` for an event loop. Cancelling it cancels the sequences.
 
         Raises:
-            ServingError: as `generate`.
+            ServingError: as in `generate`.
         """
-        works = await asyncio.to_thread(self.prepare, request)
-        with self._running(works, request, deadline, streamed=False) as running:
+        inputs = await asyncio.to_thread(self.prepare, request)
+        with self._running(inputs, request, deadline, streamed=False) as running:
             for sequence in chain.from_iterable(running):
                 await sequence.handle.ended()
-            # On a thread: there may be much text, and the loop has others.
+            # In a thread: a long text would block the loop.
             generations = await asyncio.to_thread(_results, running)
         _refuse_nothing(generations)
         return generations
 
-    async def deltas(self, request: Request, *, deadline: float | None = None) -> AsyncGenerator[Delta, None]:
-        """`stream` for an event loop. Closing it cancels the sequences.
+    async def astream(self, request: Request, *, deadline: float | None = None) -> AsyncGenerator[Delta, None]:
+        """Do as `stream` for an event loop. Closing it cancels the sequences.
 
         Raises:
-            ServingError: as `stream`.
+            ServingError: as in `stream`.
         """
         _refuse_several(request)
-        works = await asyncio.to_thread(self.prepare, request)
-        with self._running(works, request, deadline, streamed=True) as (sequences,):
+        inputs = await asyncio.to_thread(self.prepare, request)
+        with self._running(inputs, request, deadline, streamed=True) as (sequences,):
             for index, sequence in enumerate(sequences):
-                async for piece in sequence.stream():
+                async for piece in sequence.apieces():
                     if (delta := sequence.delta(index, piece)) is not None:
                         yield delta
                 generation = sequence.generation()
@@ -192,21 +192,21 @@ class Service:
                 yield Delta(index, "", generation)
 
     def close(self) -> None:
-        """Ends the engine; what runs is cancelled."""
+        """Stop the engine and cancel what runs."""
         self.engine.close()
 
     @contextmanager
     def _running(
-        self, works: Sequence[Work], request: Request, deadline: float | None, *, streamed: bool = True
-    ) -> Iterator[list[list[RunningSequence]]]:
-        """All sequences of a request, submitted; whatever happens, none of them outlives the block."""
-        running: list[list[RunningSequence]] = []
+        self, inputs: Sequence[PreparedInput], request: Request, deadline: float | None, *, streamed: bool = True
+    ) -> Iterator[list[list[SequenceOutput]]]:
+        """Submit all sequences of a request; they are cancelled when the block ends, however it ends."""
+        running: list[list[SequenceOutput]] = []
         with self._in_flight.request() as handles:
             try:
-                for work in works:
+                for prepared in inputs:
                     running.append([])
-                    for params in work.params:
-                        sequence = self._begin(work, params, request, deadline, streamed=streamed)
+                    for params in prepared.params:
+                        sequence = self._begin(prepared, params, request, deadline, streamed=streamed)
                         handles.append(sequence.handle)
                         running[-1].append(sequence)
                 yield running
@@ -217,20 +217,26 @@ class Service:
                     self.on_end(request, sequence)
 
     def _begin(
-        self, work: Work, params: SamplingParams, request: Request, deadline: float | None, *, streamed: bool
-    ) -> RunningSequence:
-        stop = StopAt(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
+        self,
+        prepared: PreparedInput,
+        params: SamplingParams,
+        request: Request,
+        deadline: float | None,
+        *,
+        streamed: bool,
+    ) -> SequenceOutput:
+        stop = StopStringChecker(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
         handle = self.engine.submit(
-            work.prompt.token_ids, params, deadline=deadline, stop=stop, streamed=streamed
+            prepared.prompt.token_ids, params, deadline=deadline, stop=stop, streamed=streamed
         )
-        return RunningSequence(handle, work.prompt, request, self.tokenizer)
+        return SequenceOutput(handle, prepared.prompt, request, self.tokenizer)
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:
-    """Tokens of prompt and completion together.
+    """Return the context: the most tokens of prompt and completion together.
 
     Raises:
-        SetupError: `LLAMA_CONTEXT` is more than the model reads.
+        SetupError: `LLAMA_CONTEXT` is more than the model supports.
     """
     context = settings.context or variant.trained_positions.value
     if context > variant.max_context.value:
@@ -241,11 +247,11 @@ def context_of(variant: ModelVariant, settings: Settings) -> int:
     return context
 
 
-def _results(running: Sequence[Sequence[RunningSequence]]) -> Generations:
+def _results(running: Sequence[Sequence[SequenceOutput]]) -> Generations:
     return tuple(tuple(sequence.result() for sequence in one) for one in running)
 
 
-def _nobody(request: Request, sequence: RunningSequence) -> None:
+def _nobody(request: Request, sequence: SequenceOutput) -> None:
     del request, sequence
 
 

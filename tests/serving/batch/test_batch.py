@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_serving.batch import runner
-from llama_serving.batch.inputs import Source
+from llama_serving.batch.inputs import InputFile
 from llama_serving.batch.job import Limit, todos
 from llama_serving.batch.journal import Entry
 from llama_serving.batch.windows import Todo, windows
@@ -61,7 +61,7 @@ class Echo:
         self.stats.alive, self._dead = not self._dead, False
         return self.stats
 
-    async def answer(self, asked: Request, *, deadline: float | None) -> Generations:
+    async def agenerate(self, asked: Request, *, deadline: float | None) -> Generations:
         self.asked.append(asked)
         self.deadlines.append(deadline)
         (prompt,) = asked.inputs
@@ -91,7 +91,7 @@ def echo() -> Echo:
 
 
 def score(echo: Echo, path: Path, **options: Any) -> list[dict[str, Any]]:
-    source = Source(path, options.pop("name", path.name))
+    source = InputFile(path, options.pop("name", path.name))
     return [json.loads(record) for record in azureml_batch.records(cast("Service", echo), [source], **options)]
 
 
@@ -400,7 +400,7 @@ class TestRunner:
             b"".join(row(text) + b"\n" for text in ("longest of all", "dead"))
         )
         taken = list[Entry]()
-        rows = todos([Source(tmp_path / "rows.jsonl", "r")], Parameters(), LIMIT)
+        rows = todos([InputFile(tmp_path / "rows.jsonl", "r")], Parameters(), LIMIT)
         with pytest.raises(Unavailable):
             asyncio.run(runner.run(cast("Service", echo), windows(rows), taken.append))
         assert [entry.row for entry in taken] == [0]
@@ -408,14 +408,14 @@ class TestRunner:
     def test_a_full_engine_is_asked_again(
         self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        answer, refusals = echo.answer, [QueueFull("full", retry_after=5)] * 3
+        answer, refusals = echo.agenerate, [QueueFull("full", retry_after=5)] * 3
 
         async def answering(asked: Request, *, deadline: float | None) -> Generations:
             if refusals:
                 raise refusals.pop()
             return await answer(asked, deadline=deadline)
 
-        monkeypatch.setattr(echo, "answer", answering)
+        monkeypatch.setattr(echo, "agenerate", answering)
         assert [record["output"] for record in scored(echo, tmp_path, {"prompt": "a"}, {"prompt": "b"})] == [
             "a",
             "b",
@@ -425,7 +425,7 @@ class TestRunner:
     def test_rows_wait_for_a_server_that_comes_back(
         self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        answer, looks = echo.answer, list[bool]()
+        answer, looks = echo.agenerate, list[bool]()
 
         async def answering(asked: Request, *, deadline: float | None) -> Generations:
             if not looks:
@@ -441,7 +441,7 @@ class TestRunner:
 
         monkeypatch.setattr(runner, "SETTLE_S", 0.001)
         monkeypatch.setattr(runner, "AGAIN_S", 0.001)
-        monkeypatch.setattr(echo, "answer", answering)
+        monkeypatch.setattr(echo, "agenerate", answering)
         monkeypatch.setattr(echo, "engine", SimpleNamespace(stats=stats))
         records = scored(echo, tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"})
         assert [record["output"] for record in records] == ["a", "b", "c"]
@@ -458,7 +458,7 @@ class TestRunner:
             raise Unavailable("The model's server broke off.")
 
         monkeypatch.setattr(runner, "SETTLE_S", 0.001)
-        monkeypatch.setattr(echo, "answer", answering)
+        monkeypatch.setattr(echo, "agenerate", answering)
         with pytest.raises(Unavailable):
             scored(echo, tmp_path, {"prompt": "a"})
         assert len(tries) == runner.TRIES
@@ -488,6 +488,6 @@ class TestRunner:
             echo, "settings", SimpleNamespace(**{**vars(echo.settings), "vllm_start_s": seconds}), raising=False
         )
         monkeypatch.setattr(runner, "AWAY_S", seconds)
-        monkeypatch.setattr(echo, "answer", answering)
+        monkeypatch.setattr(echo, "agenerate", answering)
         with pytest.raises(Unavailable, match="away"):
             scored(echo, tmp_path, {"prompt": "a"})

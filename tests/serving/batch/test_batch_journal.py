@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_serving.batch.journal import Counts, Entry, Journal, State
+from llama_serving.batch.journal import Counts, Entry, EntryState, Journal
 from llama_serving.errors import SetupError
 
 JOB = {"model": "m", "inputs": {"a.jsonl": {"sha256": "1"}}}
 
 
-def entry(row: int, state: State = State.OK) -> Entry:
+def entry(row: int, state: EntryState = EntryState.OK) -> Entry:
     return Entry(row, state, 2, 3, f'{{"row": {row}, "text": "é\u2028 {row}"}}')
 
 
@@ -50,7 +50,7 @@ def test_rows_come_back_in_their_order(tmp_path_factory: pytest.TempPathFactory,
 def test_states_are_counted(tmp_path: Path) -> None:
     for _ in range(2):
         journal = Journal(tmp_path / "j", JOB)
-        for row, state in enumerate(State):
+        for row, state in enumerate(EntryState):
             journal.append(entry(row, state))
         assert (journal.counts.ok, journal.counts.errors, journal.counts.rows) == (1, 2, 3)
         journal.sync()

@@ -222,7 +222,7 @@ class TestTriesAgain:
             azureml_batch.run(given)
         assert [path.suffix for path in output.iterdir()] == [".journal"]
         echo.asked.clear()
-        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(Echo, "agenerate", revived)
         records = [json.loads(record) for record in azureml_batch.run(given)]
         assert [request.inputs for request in echo.asked] == [(Completion("dead"),)]
         assert [(record["file"], record["line"]) for record in records] == [
@@ -237,7 +237,7 @@ class TestTriesAgain:
         with pytest.raises(Unavailable):
             azureml_batch.run(given)
         Path(given[0]).write_bytes(row("changed"))
-        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(Echo, "agenerate", revived)
         echo.asked.clear()
         assert json.loads(azureml_batch.run(given)[0])["output"] == "alive"
         assert len(echo.asked) == 3
@@ -245,7 +245,7 @@ class TestTriesAgain:
     def test_without_a_place_for_a_journal_it_is_done_all_the_same(
         self, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(Echo, "agenerate", revived)
         expected = azureml_batch.run(given)
         monkeypatch.setenv("AZUREML_BI_OUTPUT_PATH", str(output / "gone"))
         with caplog.at_level(logging.WARNING):
@@ -266,7 +266,7 @@ class TestTriesAgain:
             synced.append(descriptor)
             (inner if len(synced) == 1 else refused)(descriptor)  # (the first is of the journal's head)
 
-        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(Echo, "agenerate", revived)
         monkeypatch.setattr(os, "fdatasync", refused_later) if fault == "sync" else monkeypatch.setattr(
             Path, "unlink", refused
         )
@@ -289,7 +289,7 @@ class TestTriesAgain:
         monkeypatch.setattr(
             azureml_batch.Loaded, "of", lambda files, settings: loaded_with(other, model="echo")
         )
-        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(Echo, "agenerate", revived)
         assert len(azureml_batch.run(given)) == 6
         assert (closed, len(other.asked)) == (["closed"], 1)
 
@@ -297,7 +297,7 @@ class TestTriesAgain:
         self, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         journal = left_behind(given, output)
-        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(Echo, "agenerate", revived)
         slept = list[float]()
         with closing(journal) as held:
 
@@ -314,7 +314,7 @@ class TestTriesAgain:
         self, output: Path, given: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         journal = left_behind(given, output)
-        monkeypatch.setattr(Echo, "answer", revived)
+        monkeypatch.setattr(Echo, "agenerate", revived)
         monkeypatch.setattr(azureml_batch, "IN_USE_S", 0)
         with closing(journal), caplog.at_level(logging.WARNING):
             assert len(azureml_batch.run(given)) == 6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_serving.batch.journal import Entry, Journal, State
+from llama_serving.batch.journal import Entry, EntryState, Journal
 from llama_serving.batch.outputs import Outputs, place
 from llama_serving.errors import SetupError
 
@@ -23,7 +23,7 @@ def outputs(tmp_path: Path) -> Outputs:
 def journal(outputs: Outputs) -> Iterator[Journal]:
     """Three rows, one of them an error apart."""
     made = Journal(outputs.journal, JOB)
-    for row, state in ((2, State.OK), (0, State.ERROR), (1, State.ERROR_APART)):
+    for row, state in ((2, EntryState.OK), (0, EntryState.ERROR), (1, EntryState.ERROR_APART)):
         made.append(Entry(row, state, 1, 2, f'{{"row": {row}}}'))
     made.sync()
     yield made
@@ -63,7 +63,7 @@ def test_no_room_leaves_the_journal_alone(
 
 
 def test_a_journal_with_a_gap_is_no_result(outputs: Outputs, journal: Journal) -> None:
-    journal.append(Entry(5, State.OK, 1, 2, "{}"))
+    journal.append(Entry(5, EntryState.OK, 1, 2, "{}"))
     journal.sync()
     with pytest.raises(SetupError, match="not row 3"):
         place(outputs, JOB, journal)

@@ -18,11 +18,11 @@ from llama_serving.contract.request import (
     Input,
     Message,
     Parameters,
-    Reply,
+    ReplyShape,
     Request,
     TokenIds,
 )  # fmt: skip
-from llama_serving.contract.rows import Place
+from llama_serving.contract.rows import RowLocation
 from llama_serving.errors import SetupError
 
 
@@ -94,9 +94,11 @@ def test_lines_of_a_packed_file_are_not_counted_and_one_that_cant_be_read_is_tol
 
 def todo(number: int, given: Input | None, **parameters: Any) -> Todo:
     asked = (
-        None if given is None else Request((given,), Parameters(**parameters), Reply.ROWS, ("p",), "parameters")
+        None
+        if given is None
+        else Request((given,), Parameters(**parameters), ReplyShape.ROWS, ("p",), "parameters")
     )
-    return Todo(number, Line(Place("f", number), None), asked)
+    return Todo(number, Line(RowLocation("f", number), None), asked)
 
 
 def test_the_longest_go_first() -> None:

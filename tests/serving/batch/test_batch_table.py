@@ -17,13 +17,13 @@ import pytest
 
 from llama_serving.batch import table
 from llama_serving.contract.request import Generations, Parameters, Request
-from llama_serving.contract.rows import Place
+from llama_serving.contract.rows import RowLocation
 from llama_serving.hosts import mlflow_pyfunc
 from llama_serving.hosts.mlflow_pyfunc import LlamaModel, ServingException
 from llama_serving.service.service import Service
 from tests.serving.batch.test_batch import GREEDY, KEYS, Echo
 
-NOWHERE = Place(None, None)
+NOWHERE = RowLocation(None, None)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_an_interrupt_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
     class Endless(Echo):
-        async def answer(self, asked: Request, *, deadline: float | None) -> Generations:
+        async def agenerate(self, asked: Request, *, deadline: float | None) -> Generations:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             try:
                 await asyncio.sleep(3600)
@@ -144,12 +144,12 @@ class Busy(Echo):
 
     inside = most = 0
 
-    async def answer(self, asked: Request, *, deadline: float | None) -> Generations:
+    async def agenerate(self, asked: Request, *, deadline: float | None) -> Generations:
         self.inside += 1
         self.most = max(self.most, self.inside)
         await asyncio.sleep(0.01)
         self.inside -= 1
-        return await super().answer(asked, deadline=deadline)
+        return await super().agenerate(asked, deadline=deadline)
 
 
 def test_all_rows_are_there_at_once() -> None:

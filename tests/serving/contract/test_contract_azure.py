@@ -16,7 +16,7 @@ from llama_serving.contract.request import (
     Input,
     Message,
     Parameters,
-    Reply,
+    ReplyShape,
     Request,
 )
 from llama_serving.errors import BadRequest
@@ -45,19 +45,19 @@ SMALL: Final = {"max_new_tokens": 4, "seed": 7}
 @pytest.mark.parametrize(
     ("input_data", "inputs", "reply", "paths"),
     [
-        ({"input_string": ["a", "b"]}, (Completion("a"), Completion("b")), Reply.ROWS, ("input_string[0]", "input_string[1]")),
-        ({"input_string": "a"}, (Completion("a"),), Reply.ROWS, ("input_string",)),
-        ({"input_string": [user()]}, (DIALOG,), Reply.OUTPUT, ("input_string",)),
-        ({"input_string": {"prefix": "a", "suffix": ""}}, (Infill("a", ""),), Reply.ROWS, ("input_string",)),
-        ({"input_string": ["a", {"prefix": "", "suffix": "b"}]}, (Completion("a"), Infill("", "b")), Reply.ROWS, ("input_string[0]", "input_string[1]")),
-        (["a", "b"], (Completion("a"), Completion("b")), Reply.TEXTS, ("[0]", "[1]")),
-        ([f"a{FILL_MARKER}b", {"prefix": FILL_MARKER, "suffix": "c"}], (Infill("a", "b"), Infill(FILL_MARKER, "c")), Reply.TEXTS, ("[0]", "[1]")),
-        ({"columns": ["input_string"], "index": [3, "x"], "data": [["a"], [[user()]]]}, (Completion("a"), DIALOG), Reply.ROWS, ("data[0]", "data[1]")),
-        ({"columns": ["prefix", "suffix"], "data": [["a", "b"], ["", "c"]]}, (Infill("a", "b"), Infill("", "c")), Reply.ROWS, ("data[0]", "data[1]")),
+        ({"input_string": ["a", "b"]}, (Completion("a"), Completion("b")), ReplyShape.ROWS, ("input_string[0]", "input_string[1]")),
+        ({"input_string": "a"}, (Completion("a"),), ReplyShape.ROWS, ("input_string",)),
+        ({"input_string": [user()]}, (DIALOG,), ReplyShape.OUTPUT, ("input_string",)),
+        ({"input_string": {"prefix": "a", "suffix": ""}}, (Infill("a", ""),), ReplyShape.ROWS, ("input_string",)),
+        ({"input_string": ["a", {"prefix": "", "suffix": "b"}]}, (Completion("a"), Infill("", "b")), ReplyShape.ROWS, ("input_string[0]", "input_string[1]")),
+        (["a", "b"], (Completion("a"), Completion("b")), ReplyShape.TEXTS, ("[0]", "[1]")),
+        ([f"a{FILL_MARKER}b", {"prefix": FILL_MARKER, "suffix": "c"}], (Infill("a", "b"), Infill(FILL_MARKER, "c")), ReplyShape.TEXTS, ("[0]", "[1]")),
+        ({"columns": ["input_string"], "index": [3, "x"], "data": [["a"], [[user()]]]}, (Completion("a"), DIALOG), ReplyShape.ROWS, ("data[0]", "data[1]")),
+        ({"columns": ["prefix", "suffix"], "data": [["a", "b"], ["", "c"]]}, (Infill("a", "b"), Infill("", "c")), ReplyShape.ROWS, ("data[0]", "data[1]")),
     ],
 )  # fmt: skip
 def test_bodies_are_understood(
-    input_data: Any, inputs: tuple[Input, ...], reply: Reply, paths: tuple[str, ...]
+    input_data: Any, inputs: tuple[Input, ...], reply: ReplyShape, paths: tuple[str, ...]
 ) -> None:
     request = azure.parse({"input_data": input_data})
     full_paths = tuple(f"input_data{'' if path.startswith('[') else '.'}{path}" for path in paths)

@@ -15,7 +15,7 @@ from llama_serving.contract.request import (
     Input,
     Message,
     Parameters,
-    Reply,
+    ReplyShape,
 )
 from llama_serving.errors import BadRequest
 from llama_serving.service.service import Service
@@ -31,20 +31,20 @@ ENDS: Final = {"prefix": "a", "suffix": ""}
     ("key", "value", "inputs", "reply", "paths"),
     [
         ("dataframe_split", {"columns": ["input_string"], "index": [0, 1], "data": [["a"], [[user()]]]},
-         (Completion("a"), DIALOG), Reply.ROWS, (".data[0]", ".data[1]")),
+         (Completion("a"), DIALOG), ReplyShape.ROWS, (".data[0]", ".data[1]")),
         ("dataframe_split", {"columns": ["prefix", "suffix"], "data": [["a", ""]]},
-         (Infill("a", ""),), Reply.ROWS, (".data[0]",)),
+         (Infill("a", ""),), ReplyShape.ROWS, (".data[0]",)),
         ("dataframe_records", [{"input_string": "a"}, ENDS, {"input_string": [user()]}],
-         (Completion("a"), Infill("a", ""), DIALOG), Reply.ROWS, ("[0]", "[1]", "[2]")),
-        ("instances", ["a", ENDS], (Completion("a"), Infill("a", "")), Reply.TEXTS, ("[0]", "[1]")),
-        ("instances", [ENDS, "a"], (Infill("a", ""), Completion("a")), Reply.TEXTS, ("[0]", "[1]")),
-        ("instances", [ENDS, ENDS], (Infill("a", ""), Infill("a", "")), Reply.ROWS, ("[0]", "[1]")),
-        ("instances", [{"input_string": "a"}, ENDS], (Completion("a"), Infill("a", "")), Reply.ROWS,
+         (Completion("a"), Infill("a", ""), DIALOG), ReplyShape.ROWS, ("[0]", "[1]", "[2]")),
+        ("instances", ["a", ENDS], (Completion("a"), Infill("a", "")), ReplyShape.TEXTS, ("[0]", "[1]")),
+        ("instances", [ENDS, "a"], (Infill("a", ""), Completion("a")), ReplyShape.TEXTS, ("[0]", "[1]")),
+        ("instances", [ENDS, ENDS], (Infill("a", ""), Infill("a", "")), ReplyShape.ROWS, ("[0]", "[1]")),
+        ("instances", [{"input_string": "a"}, ENDS], (Completion("a"), Infill("a", "")), ReplyShape.ROWS,
          ("[0]", "[1]")),
     ],
 )  # fmt: skip
 def test_bodies_are_understood(
-    key: str, value: Any, inputs: tuple[Input, ...], reply: Reply, paths: tuple[str, ...]
+    key: str, value: Any, inputs: tuple[Input, ...], reply: ReplyShape, paths: tuple[str, ...]
 ) -> None:
     request = mlflow.parse({key: value, "params": {"seed": 1}})
     assert (request.inputs, request.reply, request.parameters) == (inputs, reply, Parameters(seed=1))

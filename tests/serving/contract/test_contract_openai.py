@@ -17,7 +17,7 @@ from llama_serving.contract.request import (
     Input,
     Message,
     Parameters,
-    Reply,
+    ReplyShape,
     Request,
     TokenIds,
 )
@@ -66,7 +66,7 @@ ROUTES: Final = {"openai-completions": COMPLETION, "openai-chat": CHAT}
     ],
 )
 def test_completions_are_understood(body: Any, inputs: tuple[Input, ...], paths: tuple[str, ...]) -> None:
-    assert openai.parse(body) == Request(inputs, Parameters(), Reply.COMPLETION, paths, "", ceiling=True)
+    assert openai.parse(body) == Request(inputs, Parameters(), ReplyShape.COMPLETION, paths, "", ceiling=True)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_completions_are_understood(body: Any, inputs: tuple[Input, ...], paths:
 def test_chats_are_understood(messages: Any, turns: tuple[Message, ...], *, unfold: bool) -> None:
     request = openai.parse({"messages": messages, "model": "any"})
     assert request.inputs == (Dialog(turns, unfold),)
-    assert (request.reply, request.paths, request.model) == (Reply.CHAT, ("messages",), "any")
+    assert (request.reply, request.paths, request.model) == (ReplyShape.CHAT, ("messages",), "any")
     assert request.ceiling
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llama_endpoints.cli import endpoint, main
 from llama_endpoints.endpoints import status
-from llama_serving.batch.journal import Entry, Journal, State
+from llama_serving.batch.journal import Entry, EntryState, Journal
 from llama_serving.batch.outputs import Outputs, place
 from llama_serving.contract.json_lines import json_document, json_line
 from tests.conftest import ROOT
@@ -49,7 +49,7 @@ def test_the_manifest_and_the_journal_of_a_job(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path / "out.jsonl")
     job = {"inputs": {f"{BREAKS}.jsonl": {"sha256": "1"}}, "parameters": {"stop": BREAKS}}
     journal = Journal(outputs.journal, job)
-    journal.append(Entry(0, State.OK, 1, 2, "{}"))
+    journal.append(Entry(0, EntryState.OK, 1, 2, "{}"))
     journal.sync()
     written = outputs.journal.read_text(encoding="utf-8")
     assert written.splitlines() == written.removesuffix("\n").split("\n")

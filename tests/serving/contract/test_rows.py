@@ -19,18 +19,18 @@ from llama_serving.contract.request import (
     Request,
     TokenIds,
 )
-from llama_serving.contract.rows import Place, Row, RowKind
+from llama_serving.contract.rows import InputRow, RowKind, RowLocation
 from llama_serving.errors import BadRequest, ServingError
 from tests.support.bad_bodies import NOT_JSON, SECRET, Bad, assistant, score, user
 from tests.support.shapes import generation
 
-PLACE: Final = Place("in.jsonl", 7)
+PLACE: Final = RowLocation("in.jsonl", 7)
 DIALOG: Final = Dialog((Message("user", SECRET),))
 UNFOLDED: Final = Dialog((Message("user", SECRET),), unfold=True)
 ENDS: Final = {"prefix": "a", "suffix": ""}
 
 
-def read(row: Any) -> Row:
+def read(row: Any) -> InputRow:
     return rows.read(json.dumps(row).encode())
 
 

@@ -13,7 +13,7 @@ import torch
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.portable import Portable
-from llama_serving.engine.batching.checkpoint import Weights, read_config
+from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.errors import SetupError
 from tests.support import llamas
 from tests.support.llamas import SHAPES, Llama
@@ -142,13 +142,13 @@ class TestTheCheckpoint:
     def test_a_missing_tensor_and_missing_weights_are_named(self, tmp_path: Path) -> None:
         llamas.write(Llama(), tmp_path)
         with pytest.raises(SetupError, match=r"have no model\.nothing"):
-            Weights(tmp_path).tensor("model.nothing", (1,))
+            CheckpointWeights(tmp_path).tensor("model.nothing", (1,))
         (tmp_path / "model.safetensors").write_bytes(b"no safetensors")
         with pytest.raises(SetupError, match="can't be read"):
-            Weights(tmp_path)
+            CheckpointWeights(tmp_path)
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(SetupError, match="no weights as safetensors"):
-            Weights(tmp_path)
+            CheckpointWeights(tmp_path)
 
     def test_a_tensor_of_another_shape_than_the_config_says_stops_the_start(self, tmp_path: Path) -> None:
         llamas.write(Llama(), tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.portable import Portable
 from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
-from llama_serving.engine.batching.checkpoint import Weights, read_config
+from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.engine.batching.factory import start
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.errors import SetupError
@@ -178,7 +178,7 @@ def test_where_it_can_it_is_the_native_one(
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
     config = read_config(folder)
     chosen = select_backend(config, wanted)
-    backend = chosen.load(config, Weights(folder), lambda _: 4)
+    backend = chosen.load(config, CheckpointWeights(folder), lambda _: 4)
     assert isinstance(backend, Native)
     assert (chosen.block_tokens, backend.block_tokens) == (32, 32)
     assert (backend.name, backend.fallback_reason, chosen.fallback_reason, backend.num_blocks) == (
@@ -192,7 +192,9 @@ def test_where_it_can_it_is_the_native_one(
 def test_the_portable_one_says_why_it_serves(tmp_path: Path) -> None:
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
     config = read_config(folder)
-    backend = select_backend(config, BackendRequest("float32")).load(config, Weights(folder), lambda _: 4)
+    backend = select_backend(config, BackendRequest("float32")).load(
+        config, CheckpointWeights(folder), lambda _: 4
+    )
     assert isinstance(backend, Portable)
     assert (backend.name, backend.fallback_reason) == (
         "portable",

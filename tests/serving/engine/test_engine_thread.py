@@ -13,12 +13,12 @@ from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import QueueFull, Unavailable
 from llama_serving.prompts.tokenizer import Tokenizer
-from llama_serving.service.output import RunningSequence
+from llama_serving.service.output import SequenceOutput
 from tests.support.draws import PATIENCE_S
 
 
 @dataclass(frozen=True)
-class Job:
+class Waiting:
     handle: Handle = field(default_factory=Handle)
 
 
@@ -30,22 +30,22 @@ def idle() -> Any:
         while one.inbox.get() is not None:
             pass
 
-    one: EngineThread[Job] = EngineThread(lambda: None, serve, most=3)
+    one: EngineThread[Waiting] = EngineThread(lambda: None, serve, max_open=3)
     one.start()
     yield one
     one.close()
 
 
-def test_what_may_be_inside_is_bounded_and_room_is_made_by_ends(idle: EngineThread[Job]) -> None:
-    jobs = [Job() for _ in range(4)]
-    for job in jobs[:3]:
-        idle.take(job, 1)
+def test_what_may_be_inside_is_bounded_and_room_is_made_by_ends(idle: EngineThread[Waiting]) -> None:
+    sequences = [Waiting() for _ in range(4)]
+    for sequence in sequences[:3]:
+        idle.submit(sequence, 1)
     with pytest.raises(QueueFull) as refused:
-        idle.take(jobs[3], 1)
+        idle.submit(sequences[3], 1)
     assert refused.value.status == 429
     assert refused.value.retry_after
-    idle.finish(jobs[1].handle, "stop")
-    idle.take(jobs[3], 1)
+    idle.finish(sequences[1].handle, "stop")
+    idle.submit(sequences[3], 1)
     assert (len(idle.open), idle.sequences, idle.tokens_in) == (3, 4, 4)
 
 
@@ -55,11 +55,11 @@ def test_a_thread_that_ends_by_itself_ends_everybody() -> None:
     def serve() -> None:
         started.wait(PATIENCE_S)
 
-    one: EngineThread[Job] = EngineThread(lambda: None, serve)
+    one: EngineThread[Waiting] = EngineThread(lambda: None, serve)
     one.start()
-    waiting, cancelled = Job(), Job()
-    one.take(waiting, 1)
-    one.take(cancelled, 1)
+    waiting, cancelled = Waiting(), Waiting()
+    one.submit(waiting, 1)
+    one.submit(cancelled, 1)
     cancelled.handle.cancel()
     started.set()
     with pytest.raises(Unavailable):
@@ -69,7 +69,7 @@ def test_a_thread_that_ends_by_itself_ends_everybody() -> None:
     one._thread.join(PATIENCE_S)
     assert not one.alive
     with pytest.raises(Unavailable):
-        one.take(Job(), 1)
+        one.submit(Waiting(), 1)
 
 
 def test_an_event_loop_is_woken_once_for_all_of_its_handles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_a_stream_has_a_piece_for_each_turn(
     handle = Handle()
     prompt = SimpleNamespace(token_ids=(1,), before="", after="")
     parameters = SimpleNamespace(return_full_text=False, stop=stops, logprobs=None)
-    sequence = RunningSequence(
+    sequence = SequenceOutput(
         handle, cast("Any", prompt), cast("Any", SimpleNamespace(parameters=parameters)), nano_tokenizer
     )
     turns = [nano_tokenizer.encode_continuation(text) for text in ("def f(", "x):")]
@@ -156,7 +156,7 @@ def test_a_stream_has_a_piece_for_each_turn(
         found = []
         for token in turns[0]:
             handle.push(Token(token))
-        async for piece in sequence.stream():
+        async for piece in sequence.apieces():
             found.append(piece)
             if len(found) == 2:
                 for token in turns[1]:

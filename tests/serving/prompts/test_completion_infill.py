@@ -13,7 +13,7 @@ from llama_serving.contract.request import (
     Input,
     Message,
     Parameters,
-    Reply,
+    ReplyShape,
     Request,
     TokenIds,
 )
@@ -172,7 +172,7 @@ def test_an_error_names_the_input_and_its_index(
     builder: PromptBuilder, paths: tuple[str, str], param: str, index: int | None
 ) -> None:
     inputs = (Completion("a"), Completion("x" * 9_999))
-    request = Request(inputs, Parameters(), Reply.TEXTS, paths, "parameters")
+    request = Request(inputs, Parameters(), ReplyShape.TEXTS, paths, "parameters")
     assert builder.build_one(request, 0).text == "a"
     with pytest.raises(BadRequest) as refused:
         builder.build_one(request, 1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llama_serving.contract.request import Completion, Parameters, Reply, Request
+from llama_serving.contract.request import Completion, Parameters, ReplyShape, Request
 from llama_serving.prompts.stops import StopFinder
 from llama_serving.prompts.tokenizer import TextDecoder
 from llama_serving.service.service import Service
@@ -90,7 +90,9 @@ def request(**parameters: Any) -> Request:
     """Sampled by a fixed seed: what is sampled repeats itself less than what is greedy."""
     asked = Parameters(max_new_tokens=24, temperature=1.0, seed=3, ignore_eos=True, logprobs=0)
     asked = replace(asked, **parameters)
-    return Request((Completion("def sort(values):"),), asked, Reply.ROWS, ("input_data.input_string[0]",), "")
+    return Request(
+        (Completion("def sort(values):"),), asked, ReplyShape.ROWS, ("input_data.input_string[0]",), ""
+    )
 
 
 @pytest.fixture(scope="module")

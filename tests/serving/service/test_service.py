@@ -22,7 +22,7 @@ from llama_serving.contract.request import (
     Input,
     Message,
     Parameters,
-    Reply,
+    ReplyShape,
     Request,
     TokenIds,
 )
@@ -75,7 +75,9 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def request(*inputs: Input, ceiling: bool = False, reply: Reply = Reply.ROWS, **parameters: Any) -> Request:
+def request(
+    *inputs: Input, ceiling: bool = False, reply: ReplyShape = ReplyShape.ROWS, **parameters: Any
+) -> Request:
     """A request as `/score` gives it; greedy and short unless the test says otherwise."""
     prompts = inputs or (Completion(TEXT),)
     paths = tuple(f"input_data.input_string[{index}]" for index in range(len(prompts)))
@@ -367,9 +369,9 @@ def test_requests_are_counted_apart_from_their_sequences(in_turn: Service, befor
         for seed, n in ((1, 4), (50, 2))
     )
     assert in_turn.requests() == (0, 0)
-    with in_turn._running(in_turn.prepare(first), first, None):
+    with in_turn._running(in_turn.prepare(first), first, None, streamed=False):
         assert gate.reached.wait(PATIENCE_S)
-        with in_turn._running(in_turn.prepare(second), second, None):
+        with in_turn._running(in_turn.prepare(second), second, None, streamed=False):
             stats = in_turn.engine.stats()
             assert (stats.running, stats.waiting) == (1, 5)
             assert in_turn.requests() == (1, 1)
@@ -386,9 +388,9 @@ def test_a_stream_of_several_prompts_is_refused(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "param"), [(Reply.ROWS, "input_data.parameters.stream"), (Reply.CHAT, "stream")]
+    ("reply", "param"), [(ReplyShape.ROWS, "input_data.parameters.stream"), (ReplyShape.CHAT, "stream")]
 )
-def test_a_door_that_can_not_stream_says_so(service: Service, reply: Reply, param: str) -> None:
+def test_a_door_that_can_not_stream_says_so(service: Service, reply: ReplyShape, param: str) -> None:
     with pytest.raises(BadRequest, match="predict_stream") as refused:
         service.generate(replace(greedy(stream=True), reply=reply))
     assert refused.value.param == param

@@ -50,7 +50,7 @@ class Tensors(Protocol):
         ...
 
 
-class Weights:
+class CheckpointWeights:
     """The tensors of a checkpoint, by the hub's names."""
 
     def __init__(self, folder: Path) -> None:

@@ -86,7 +86,7 @@ class BatchingEngine:
         handle = Handle()
         sequence = Sequence(next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop)
         self._refuse_what_cant_be_computed(sequence)
-        self._thread.take(sequence, sequence.num_prompt_tokens)
+        self._thread.submit(sequence, sequence.num_prompt_tokens)
         return handle
 
     @property

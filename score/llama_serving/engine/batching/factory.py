@@ -7,7 +7,7 @@ from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.base import Backend
 from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
 from llama_serving.engine.batching.cache_size import num_blocks
-from llama_serving.engine.batching.checkpoint import Weights, read_config
+from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig
@@ -77,6 +77,6 @@ def start(  # noqa: PLR0913  (one call site, all named)
                 )
             return number + 1  # the engine's own
 
-        return selection.load(read, Weights(checkpoint), blocks)
+        return selection.load(read, CheckpointWeights(checkpoint), blocks)
 
     return BatchingEngine(load, max_num_seqs=max_num_seqs)

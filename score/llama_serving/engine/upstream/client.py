@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx2
 
 from llama_serving.engine.upstream import error_mapping
-from llama_serving.engine.upstream.remote import Server
+from llama_serving.engine.upstream.remote import RemoteServer
 from llama_serving.errors import SetupError
 
 CONNECT_S: Final = 5.0
@@ -34,7 +34,7 @@ class AwayError(Exception):
     """It does not answer now; later it may."""
 
 
-class Client:
+class UpstreamClient:
     """Asks one server.
 
     Args:
@@ -66,7 +66,7 @@ class Client:
         except httpx2.TransportError:
             return False
 
-    async def describe(self, model: str) -> Server:
+    async def describe(self, model: str) -> RemoteServer:
         """Who it is.
 
         Raises:
@@ -76,7 +76,7 @@ class Client:
         try:
             await self._get("/health")
             listed = json.loads(await self._get("/v1/models"))
-            return Server.of(listed, _version(await self._get("/version")), model=model)
+            return RemoteServer.of(listed, _version(await self._get("/version")), model=model)
         except httpx2.TransportError as error:
             raise AwayError(_said(error)) from error
         except ValueError as error:

@@ -17,9 +17,9 @@ from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.engine.upstream import error_mapping
-from llama_serving.engine.upstream.client import AwayError, Client
-from llama_serving.engine.upstream.remote import Server
-from llama_serving.engine.upstream.stream_parser import Answer
+from llama_serving.engine.upstream.client import AwayError, UpstreamClient
+from llama_serving.engine.upstream.remote import RemoteServer
+from llama_serving.engine.upstream.stream_parser import StreamedCompletion
 from llama_serving.errors import InternalError, ServingError, SetupError, frames
 from llama_serving.sampling_params import FinishReason, SamplingParams
 
@@ -36,7 +36,7 @@ PROBE: Final = SamplingParams(max_new_tokens=1, logprobs=0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _UpstreamSequence:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     body: dict[str, Any]
@@ -46,7 +46,7 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class ServerMonitor:
     """The server behind the engine: what messages call it, and what whoever started it knows.
 
     Attributes:
@@ -68,7 +68,7 @@ class Behind:
     ready: Callable[[], None] = lambda: None
 
     @classmethod
-    def at(cls, url: str) -> "Behind":
+    def at(cls, url: str) -> "ServerMonitor":
         """A server of others."""
         return cls(f"the model's server at {url}", f"LLAMA_UPSTREAM_URL={url}", f" at {url}")
 
@@ -89,9 +89,9 @@ class UpstreamEngine:
 
     def __init__(
         self,
-        client: Callable[[], Client],
+        client: Callable[[], UpstreamClient],
         *,
-        behind: Behind,
+        behind: ServerMonitor,
         model: str,
         max_num_seqs: int = 16,
         start_s: float = START_S,
@@ -107,8 +107,8 @@ class UpstreamEngine:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._news = asyncio.Event()
-        self._thread: EngineThread[_Job] = EngineThread(
-            self._start, self._serve, tell=lambda: self._soon(self._news.set)
+        self._thread: EngineThread[_UpstreamSequence] = EngineThread(
+            self._start, self._serve, notify=lambda: self._soon(self._news.set)
         )
         self._thread.start()
 
@@ -128,7 +128,7 @@ class UpstreamEngine:
         ids = tuple(prompt_ids)
         # (With stop strings each token is looked at before the next one is computed.)
         body = self._server.body(ids, params, streamed=streamed or stop is not None)
-        self._thread.take(_Job(ids, params, body, deadline, stop, handle), len(ids))
+        self._thread.submit(_UpstreamSequence(ids, params, body, deadline, stop, handle), len(ids))
         return handle
 
     @property
@@ -191,12 +191,12 @@ class UpstreamEngine:
             _log.exception("the engine has stopped")
             raise
 
-    async def _met(self) -> Server:
+    async def _met(self) -> RemoteServer:
         """The server, once it is there and has shown that it takes and gives token ids."""
         self._client = self._make_client()
         try:
             server = await self._awaited()
-            answer = Answer(PROBE_IDS, PROBE)
+            answer = StreamedCompletion(PROBE_IDS, PROBE)
             async with self._client.events(server.body(PROBE_IDS, PROBE), model=self._model) as events:
                 async for data in events:
                     answer.read(data)
@@ -209,7 +209,7 @@ class UpstreamEngine:
         self._behind.ready()
         return server
 
-    async def _awaited(self) -> Server:
+    async def _awaited(self) -> RemoteServer:
         begun, said = time.monotonic(), 0.0
         while True:
             try:
@@ -232,28 +232,28 @@ class UpstreamEngine:
         watching = asyncio.create_task(self._watch())
         places = asyncio.Semaphore(self._max_num_seqs)
         try:
-            async for job in self._received():
-                if job.handle.cancelled:
-                    self._thread.finish(job.handle, "cancelled")
+            async for sequence in self._received():
+                if sequence.handle.cancelled:
+                    self._thread.finish(sequence.handle, "cancelled")
                 else:
-                    self._tasks[job.handle] = task = asyncio.create_task(self._run(job, places))
-                    task.add_done_callback(partial(self._ended, job.handle))
+                    self._tasks[sequence.handle] = task = asyncio.create_task(self._run(sequence, places))
+                    task.add_done_callback(partial(self._ended, sequence.handle))
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         finally:
             watching.cancel()
             await self._client.close()
 
-    async def _received(self) -> AsyncIterator[_Job]:
+    async def _received(self) -> AsyncIterator[_UpstreamSequence]:
         while True:
             try:
-                job = self._thread.inbox.get_nowait()
+                sequence = self._thread.inbox.get_nowait()
             except queue.Empty:
                 await self._news.wait()
                 self._news.clear()
             else:
-                if job is None:
+                if sequence is None:
                     return
-                yield job
+                yield sequence
 
     def _give_up(self, handle: Handle) -> None:
         task = self._tasks.get(handle)
@@ -267,30 +267,30 @@ class UpstreamEngine:
         ):  # a task that was cancelled before its first step, and so did not say it itself
             self._thread.finish(handle, "cancelled")
 
-    async def _run(self, job: _Job, places: asyncio.Semaphore) -> None:
+    async def _run(self, sequence: _UpstreamSequence, places: asyncio.Semaphore) -> None:
         """One sequence, from its turn to its end."""
         try:
-            async with asyncio.timeout_at(job.deadline), places:
-                self._running.add(job.handle)
+            async with asyncio.timeout_at(sequence.deadline), places:
+                self._running.add(sequence.handle)
                 try:
-                    reason = await self._generate(job)
+                    reason = await self._generate(sequence)
                 finally:
-                    self._running.discard(job.handle)
+                    self._running.discard(sequence.handle)
                     self._publish()  # its tokens, before its end
         except TimeoutError:
-            self._thread.finish(job.handle, "deadline")
+            self._thread.finish(sequence.handle, "deadline")
         except asyncio.CancelledError:
-            self._thread.finish(job.handle, "cancelled")
+            self._thread.finish(sequence.handle, "cancelled")
         except ServingError as error:
-            self._thread.fail(job.handle, await self._seen_again(error))
+            self._thread.fail(sequence.handle, await self._seen_again(error))
         except Exception as error:
             _log.error("a sequence failed (messages left out, they could quote a prompt)\n%s", frames(error))
             self._thread.fail(
-                job.handle,
+                sequence.handle,
                 InternalError("The server failed on this sequence. Try again; the log has the cause."),
             )
         else:
-            self._thread.finish(job.handle, reason)
+            self._thread.finish(sequence.handle, reason)
 
     async def _seen_again(self, error: ServingError) -> ServingError:
         """What a client is told of an error: one of a server that is ending (its workers first) is that it is away."""
@@ -299,14 +299,14 @@ class UpstreamEngine:
                 return error_mapping.broken("it is not healthy any more")
         return error
 
-    async def _generate(self, job: _Job) -> FinishReason:
-        answer = Answer(job.prompt_ids, job.params)
-        async with self._client.events(job.body, model=self._model) as events:
+    async def _generate(self, sequence: _UpstreamSequence) -> FinishReason:
+        answer = StreamedCompletion(sequence.prompt_ids, sequence.params)
+        async with self._client.events(sequence.body, model=self._model) as events:
             async for data in events:
                 tokens = answer.read(data)
                 for token in tokens:
-                    self._publish_soon(job.handle, token)
-                    if job.stop is not None and job.stop(token.id):
+                    self._publish_soon(sequence.handle, token)
+                    if sequence.stop is not None and sequence.stop(token.id):
                         return "stop"
                 if answer.complete and answer.finish_reason is not None:
                     return answer.finish_reason

@@ -22,7 +22,7 @@ At a deadline up to 7 tokens that are computed have not come yet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RemoteKind:
     """A server whose `/v1/completions` takes token ids, gives them back, and samples as it is told.
 
     Attributes:
@@ -37,16 +37,16 @@ class Kind:
     stream_interval: bool = False
 
 
-KINDS: Final[Mapping[str, Kind]] = {
+KINDS: Final[Mapping[str, RemoteKind]] = {
     # vllm/sampling_params.py: _MAX_TEMP, by which temperatures above 0 are raised.
-    "vllm": Kind("vLLM", min_tokens="min_tokens", lowest_temperature=0.01, stream_interval=True),
-    "llama-endpoints": Kind("llama-endpoints", min_tokens="min_new_tokens"),
+    "vllm": RemoteKind("vLLM", min_tokens="min_tokens", lowest_temperature=0.01, stream_interval=True),
+    "llama-endpoints": RemoteKind("llama-endpoints", min_tokens="min_new_tokens"),
 }
 """By what they call themselves: `owned_by` in `/v1/models`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class RemoteServer:
     """A server with the model that we ask.
 
     Attributes:
@@ -54,13 +54,13 @@ class Server:
         context: tokens of prompt and completion; None where it does not say.
     """
 
-    kind: Kind
+    kind: RemoteKind
     version: str
     model: str
     context: int | None
 
     @classmethod
-    def of(cls, listed: Any, version: str, *, model: str) -> "Server":
+    def of(cls, listed: Any, version: str, *, model: str) -> "RemoteServer":
         """From what `/v1/models` and `/version` say.
 
         Raises:

@@ -1,7 +1,7 @@
 """From settings to a running engine."""
 
-from llama_serving.engine.upstream.client import Client
-from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
+from llama_serving.engine.upstream.client import UpstreamClient
+from llama_serving.engine.upstream.engine import ServerMonitor, UpstreamEngine
 
 
 def start(url: str, *, model: str, key: str | None, max_num_seqs: int) -> UpstreamEngine:
@@ -17,5 +17,8 @@ def start(url: str, *, model: str, key: str | None, max_num_seqs: int) -> Upstre
         SetupError: it does not come, has another model, or is none that can be used.
     """
     return UpstreamEngine(
-        lambda: Client(url, key=key), behind=Behind.at(url), model=model, max_num_seqs=max_num_seqs
+        lambda: UpstreamClient(url, key=key),
+        behind=ServerMonitor.at(url),
+        model=model,
+        max_num_seqs=max_num_seqs,
     )

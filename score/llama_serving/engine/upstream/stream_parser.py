@@ -13,7 +13,7 @@ _TOKEN: Final = re.compile(r"token_id:([0-9]{1,9})")
 _DONE: Final = "[DONE]"
 
 
-class Answer:
+class StreamedCompletion:
     """One sequence as a server streams it.
 
     Attributes:

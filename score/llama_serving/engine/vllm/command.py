@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_serving.engine.vllm.installation import Installation
-from llama_serving.engine.vllm.options import ServedModel, VllmOptions
+from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
 from llama_serving.errors import SetupError
 
 KEY: Final = "VLLM_API_KEY"
@@ -42,7 +42,12 @@ _SECRET: Final = re.compile(
 
 
 def arguments(
-    installation: Installation, model: ServedModel, options: VllmOptions, *, socket: Path, kv_memory: int | None
+    installation: Installation,
+    model: ServedModel,
+    options: VllmLaunchOptions,
+    *,
+    socket: Path,
+    kv_memory: int | None,
 ) -> tuple[str, ...]:
     """The command that serves a model on a Unix socket.
 
@@ -78,7 +83,7 @@ def arguments(
     return (str(installation.python), "-m", "vllm.entrypoints.openai.api_server", *words, *switches)
 
 
-def _optional(model: ServedModel, options: VllmOptions, kv_memory: int | None) -> dict[str, object]:
+def _optional(model: ServedModel, options: VllmLaunchOptions, kv_memory: int | None) -> dict[str, object]:
     found: dict[str, object] = {}
     if kv_memory is not None:
         # vLLM means each of its workers: each has its part of every token's keys and values.
@@ -100,7 +105,7 @@ def _optional(model: ServedModel, options: VllmOptions, kv_memory: int | None) -
 
 
 def environment(
-    inherited: Mapping[str, str], installation: Installation, options: VllmOptions, *, key: str
+    inherited: Mapping[str, str], installation: Installation, options: VllmLaunchOptions, *, key: str
 ) -> dict[str, str]:
     """The environment of vLLM's process: ours without our settings, our interpreter's variables and any secret.
 
@@ -125,7 +130,7 @@ def environment(
 
 
 def kv_bytes(
-    installation: Installation, model: ServedModel, options: VllmOptions, *, free_bytes: int
+    installation: Installation, model: ServedModel, options: VllmLaunchOptions, *, free_bytes: int
 ) -> int | None:
     """Bytes for keys and values to ask of vLLM; None leaves it to vLLM's share of a GPU.
 

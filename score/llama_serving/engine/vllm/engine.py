@@ -14,13 +14,13 @@ from typing import Final
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle
 from llama_serving.engine.upstream import error_mapping
-from llama_serving.engine.upstream.client import Client
-from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
+from llama_serving.engine.upstream.client import UpstreamClient
+from llama_serving.engine.upstream.engine import ServerMonitor, UpstreamEngine
 from llama_serving.engine.vllm import command
 from llama_serving.engine.vllm.installation import Installation
-from llama_serving.engine.vllm.options import ServedModel, VllmOptions
-from llama_serving.engine.vllm.process import Process
-from llama_serving.engine.vllm.supervisor import Run, Supervisor
+from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
+from llama_serving.engine.vllm.process import VllmProcess
+from llama_serving.engine.vllm.supervisor import SupervisedRun, Supervisor
 from llama_serving.errors import SetupError
 from llama_serving.sampling_params import SamplingParams
 
@@ -56,7 +56,7 @@ class VllmEngine:
         self,
         installation: Installation,
         model: ServedModel,
-        options: VllmOptions,
+        options: VllmLaunchOptions,
         *,
         kv_memory: int | None,
         environment: Mapping[str, str],
@@ -69,9 +69,11 @@ class VllmEngine:
         variables = command.environment(environment, installation, options, key=key)
         echo = _echo if options.log_everything else None
 
-        def launch() -> Run:
+        def launch() -> SupervisedRun:
             socket.unlink(missing_ok=True)
-            return Process(words, variables | {RPC_FOLDER: str(self._folder)}, folder=self._folder, echo=echo)
+            return VllmProcess(
+                words, variables | {RPC_FOLDER: str(self._folder)}, folder=self._folder, echo=echo
+            )
 
         self._upstream: UpstreamEngine | None = None
         try:
@@ -85,8 +87,8 @@ class VllmEngine:
             self._upstream = UpstreamEngine(
                 # A sequence that waits in vLLM, or has made room for others, hears nothing for as long as that takes. Whether vLLM is
                 # there its process says, and its end closes the socket.
-                lambda: Client(URL, key=key, socket=socket, stall_s=None),
-                behind=Behind(
+                lambda: UpstreamClient(URL, key=key, socket=socket, stall_s=None),
+                behind=ServerMonitor(
                     name="vLLM",
                     setting=f"vLLM {installation.version}",
                     say_every_s=SAY_EVERY_S,

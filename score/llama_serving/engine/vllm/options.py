@@ -31,7 +31,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class VllmOptions:
+class VllmLaunchOptions:
     """The operator's settings for vLLM. Nothing of a request is among them.
 
     Attributes:

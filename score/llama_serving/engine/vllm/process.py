@@ -18,7 +18,7 @@ GRACE_S: Final = 10.0
 _READ: Final = 4096
 
 
-class Process:
+class VllmProcess:
     """A vLLM that runs, or has ended.
 
     Args:

@@ -12,7 +12,7 @@ from llama_serving.engine.cpus import within_quota
 from llama_serving.engine.vllm.command import kv_bytes
 from llama_serving.engine.vllm.engine import VllmEngine
 from llama_serving.engine.vllm.installation import find
-from llama_serving.engine.vllm.options import ServedModel, VllmOptions
+from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import load, positions_of
 
@@ -22,7 +22,7 @@ QUANTIZED: Final = "quantization_config"
 
 
 def start(
-    checkpoint: Path, variant: ModelVariant, *, dtype: str, context: int, options: VllmOptions
+    checkpoint: Path, variant: ModelVariant, *, dtype: str, context: int, options: VllmLaunchOptions
 ) -> VllmEngine:
     """A running engine.
 

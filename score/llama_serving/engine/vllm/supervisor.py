@@ -13,7 +13,7 @@ LONGEST_PAUSE_S: Final = 60.0
 END_S: Final = 30.0
 
 
-class Run(Protocol):
+class SupervisedRun(Protocol):
     """One run of vLLM; see `process.Process`."""
 
     code: int | None
@@ -57,7 +57,9 @@ class Supervisor:
         on_death: called, on the thread, when a run has ended.
     """
 
-    def __init__(self, launch: Callable[[], Run], *, start_s: float, on_death: Callable[[], None]) -> None:
+    def __init__(
+        self, launch: Callable[[], SupervisedRun], *, start_s: float, on_death: Callable[[], None]
+    ) -> None:
         self._launch, self._start_s, self._on_death = launch, start_s, on_death
         self._healthy, self._closing = threading.Event(), threading.Event()
         self._was_healthy = False

@@ -15,10 +15,10 @@ from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.engine.handle import Handle, Token
 from llama_serving.engine.upstream import client, engine
-from llama_serving.engine.upstream.client import Client
-from llama_serving.engine.upstream.engine import Behind, UpstreamEngine
-from llama_serving.engine.upstream.remote import KINDS, TOKENS_PER_EVENT, Server
-from llama_serving.engine.upstream.stream_parser import Answer
+from llama_serving.engine.upstream.client import UpstreamClient
+from llama_serving.engine.upstream.engine import ServerMonitor, UpstreamEngine
+from llama_serving.engine.upstream.remote import KINDS, TOKENS_PER_EVENT, RemoteServer
+from llama_serving.engine.upstream.stream_parser import StreamedCompletion
 from llama_serving.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -56,7 +56,7 @@ PROMPT: Final = (1, 5, 6)
 GREEDY: Final = SamplingParams(max_new_tokens=3)
 STOPPING: Final = replace(GREEDY, stop_ids=frozenset({2, 9}))
 SECRET: Final = "a prompt that nobody may see"
-SERVER: Final = Server(KINDS["vllm"], "0.32.0", MODEL, 2048)
+SERVER: Final = RemoteServer(KINDS["vllm"], "0.32.0", MODEL, 2048)
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +77,8 @@ def fake() -> Iterator[FakeUpstream]:
 def running(fake: FakeUpstream, *, stall_s: float = 60.0, key: str | None = None, **how: Any) -> Iterator[UpstreamEngine]:  # fmt: skip
     """An engine on it that has forgotten its first, probing request."""
     started = UpstreamEngine(
-        lambda: Client(fake.url, key=key, stall_s=stall_s),
-        behind=Behind.at(fake.url),
+        lambda: UpstreamClient(fake.url, key=key, stall_s=stall_s),
+        behind=ServerMonitor.at(fake.url),
         model=MODEL,
         **{"start_s": 5.0, **how},
     )
@@ -221,8 +221,8 @@ def test_a_proxy_of_the_shell_s_is_not_between(fake: FakeUpstream, monkeypatch: 
 # --- what is taken for an answer --------------------------------------------------------------------
 
 
-def read(*events: object, params: SamplingParams = STOPPING) -> tuple[list[int], Answer]:
-    answer = Answer(PROMPT, params)
+def read(*events: object, params: SamplingParams = STOPPING) -> tuple[list[int], StreamedCompletion]:
+    answer = StreamedCompletion(PROMPT, params)
     tokens = [
         token for one in events for token in answer.read(one if isinstance(one, str) else json.dumps(one))
     ]
@@ -399,9 +399,9 @@ def test_a_start_that_is_ended_is_over() -> None:
     """As by Ctrl-C: nobody waits for the ten minutes."""
     kept: list[UpstreamEngine] = []
 
-    def closing() -> Client:
+    def closing() -> UpstreamClient:
         threading.Thread(target=kept[0].close).start()
-        return Client("http://127.0.0.1:9")
+        return UpstreamClient("http://127.0.0.1:9")
 
     class Kept(UpstreamEngine):
         def _start(self) -> None:
@@ -409,7 +409,7 @@ def test_a_start_that_is_ended_is_over() -> None:
             super()._start()
 
     with pytest.raises(SetupError, match="not waited for any longer"):
-        Kept(closing, behind=Behind.at("http://127.0.0.1:9"), model=MODEL, start_s=PATIENCE_S * 10)
+        Kept(closing, behind=ServerMonitor.at("http://127.0.0.1:9"), model=MODEL, start_s=PATIENCE_S * 10)
 
 
 def test_what_is_no_json(fake: FakeUpstream) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from llama_serving.engine.vllm.command import CPU_BLOCK, KEY, arguments, environment, kv_bytes
 from llama_serving.engine.vllm.installation import Installation
-from llama_serving.engine.vllm.options import ServedModel, VllmOptions
+from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
 from llama_serving.errors import SetupError
 
 GPU = Installation(Path("/opt/vllm/bin/python"), "0.32.0", cpu=False)
@@ -27,7 +27,7 @@ SOCKET = Path("/tmp/x/vllm.sock")
 
 
 def words(model: ServedModel = MODEL, kv_memory: int | None = None, **options: Any) -> tuple[str, ...]:
-    return arguments(GPU, model, VllmOptions(**options), socket=SOCKET, kv_memory=kv_memory)
+    return arguments(GPU, model, VllmLaunchOptions(**options), socket=SOCKET, kv_memory=kv_memory)
 
 
 def value(of: tuple[str, ...], name: str) -> str:
@@ -95,7 +95,7 @@ def test_a_context_beyond_the_configs_positions_needs_a_longer_table(
 
 
 def test_nothing_runs_the_checkpoints_code_or_reads_a_pickle() -> None:
-    given = words(**{field.name: getattr(VllmOptions(), field.name) for field in fields(VllmOptions) if field.name != "kv_memory"})  # fmt: skip
+    given = words(**{field.name: getattr(VllmLaunchOptions(), field.name) for field in fields(VllmLaunchOptions) if field.name != "kv_memory"})  # fmt: skip
     assert not [word for word in given if "trust" in word or "code" in word.removeprefix("codellama")]
     assert value(given, "--load-format") == "safetensors"
 
@@ -122,7 +122,7 @@ OURS = {
 
 
 def test_the_environment_is_ours_without_what_is_only_ours() -> None:
-    found = environment(OURS, GPU, VllmOptions(threads=3), key="k")
+    found = environment(OURS, GPU, VllmLaunchOptions(threads=3), key="k")
     kept = {"HOME", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY", "VLLM_USE_FLASHINFER_SAMPLER"}
     assert {name: found[name] for name in kept} == {name: OURS[name] for name in kept}
     assert found["PATH"] == "/opt/vllm/bin:/usr/bin"
@@ -139,9 +139,9 @@ def test_the_key_is_no_argument() -> None:
 
 
 def test_threads_are_those_of_a_cpu() -> None:
-    found = environment(OURS, CPU, VllmOptions(threads=3), key="k")
+    found = environment(OURS, CPU, VllmLaunchOptions(threads=3), key="k")
     assert (found["OMP_NUM_THREADS"], found["VLLM_CPU_OMP_THREADS_BIND"]) == ("3", "nobind")
-    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment(OURS, CPU, VllmOptions(), key="k")
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment(OURS, CPU, VllmLaunchOptions(), key="k")
 
 
 # --- memory -----------------------------------------------------------------------------------------
@@ -153,20 +153,20 @@ ONE = (16384 + CPU_BLOCK) * 524_288
 @pytest.mark.parametrize(
     ("installation", "options", "free", "expected"),
     [
-        (GPU, VllmOptions(), FREE, None),
-        (GPU, VllmOptions(kv_memory=5), FREE, 5),
-        (CPU, VllmOptions(kv_memory=5), FREE, 5),
-        (CPU, VllmOptions(max_num_seqs=2), FREE, 2 * ONE),
-        (CPU, VllmOptions(max_num_seqs=64), FREE, (FREE - 13_000_000_000) // 2),
+        (GPU, VllmLaunchOptions(), FREE, None),
+        (GPU, VllmLaunchOptions(kv_memory=5), FREE, 5),
+        (CPU, VllmLaunchOptions(kv_memory=5), FREE, 5),
+        (CPU, VllmLaunchOptions(max_num_seqs=2), FREE, 2 * ONE),
+        (CPU, VllmLaunchOptions(max_num_seqs=64), FREE, (FREE - 13_000_000_000) // 2),
     ],
 )
 def test_memory_for_keys_and_values(
-    installation: Installation, options: VllmOptions, free: int, expected: int | None
+    installation: Installation, options: VllmLaunchOptions, free: int, expected: int | None
 ) -> None:
     assert kv_bytes(installation, MODEL, options, free_bytes=free) == expected
 
 
 def test_a_cpu_without_memory_for_one_sequence_is_refused() -> None:
     with pytest.raises(SetupError, match="LLAMA_KV_MEMORY"):
-        kv_bytes(CPU, MODEL, VllmOptions(), free_bytes=13_000_000_000 + 2 * ONE - 2)
-    assert kv_bytes(CPU, MODEL, VllmOptions(), free_bytes=13_000_000_000 + 2 * ONE) == ONE
+        kv_bytes(CPU, MODEL, VllmLaunchOptions(), free_bytes=13_000_000_000 + 2 * ONE - 2)
+    assert kv_bytes(CPU, MODEL, VllmLaunchOptions(), free_bytes=13_000_000_000 + 2 * ONE) == ONE

@@ -10,8 +10,8 @@ import pytest
 
 from llama_serving.catalog import NANO
 from llama_serving.engine.vllm import engine, start
-from llama_serving.engine.vllm.options import VllmOptions
-from llama_serving.engine.vllm.process import Process
+from llama_serving.engine.vllm.options import VllmLaunchOptions
+from llama_serving.engine.vllm.process import VllmProcess
 from llama_serving.errors import SetupError
 from tests.support.draws import PATIENCE_S
 
@@ -36,7 +36,7 @@ def test_weights_take_what_they_are_held_in(checkpoint: Path, config: dict[str, 
 
 
 def test_a_budget_below_the_sequences_is_refused_before_anything_is_started(checkpoint: Path) -> None:
-    options = VllmOptions(python="/nowhere", max_num_seqs=128, prefill_tokens=64)
+    options = VllmLaunchOptions(python="/nowhere", max_num_seqs=128, prefill_tokens=64)
     with pytest.raises(SetupError, match="LLAMA_VLLM_PREFILL_TOKENS=64 is below LLAMA_MAX_NUM_SEQS=128"):
         start.start(checkpoint, NANO, dtype="float32", context=64, options=options)
 
@@ -55,7 +55,7 @@ def test_sockets_have_room_in_their_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_copy_of_the_pipe_keeps_nothing_alive(tmp_path: Path) -> None:
-    process = Process(("sleep", "600"), os.environ, folder=tmp_path)
+    process = VllmProcess(("sleep", "600"), os.environ, folder=tmp_path)
     with subprocess.Popen(["sleep", "600"], pass_fds=[process._stdin.fileno()]) as copy:
         try:
             assert not process.wait(0.1)

@@ -43,7 +43,7 @@ def _plain(y: Tensor, other: Tensor | None, how: str, *, silu: bool) -> Tensor:
     return y + other if how == "add" else y * other
 
 
-class Linear:
+class PackedLinear:
     """y = x · Wᵀ, with what follows it in the same pass over y. Where oneDNN takes them, the weights given are not kept.
 
     Attributes:

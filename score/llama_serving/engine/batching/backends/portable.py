@@ -22,9 +22,9 @@ from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.blocks import Blocks
-from llama_serving.engine.batching.backends.linear import Linear
+from llama_serving.engine.batching.backends.linear import PackedLinear
 from llama_serving.engine.batching.backends.rotary import RotaryTable
-from llama_serving.engine.batching.checkpoint import Tensors, Weights, read_config
+from llama_serving.engine.batching.checkpoint import CheckpointWeights, Tensors, read_config
 from llama_serving.llama_config import LlamaConfig
 
 BLOCK_TOKENS: Final = 16
@@ -86,7 +86,7 @@ class Portable:
         Raises:
             SetupError: it can't be used.
         """
-        return cls(read_config(folder), Weights(folder), dtype=dtype, num_blocks=num_blocks)
+        return cls(read_config(folder), CheckpointWeights(folder), dtype=dtype, num_blocks=num_blocks)
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Rows]) -> Tensor:
@@ -148,7 +148,7 @@ class Portable:
         norm = weights.tensor("model.norm.weight", (config.hidden,))
         self._norm = norm.to(dtype, copy=True)
         head = self._embedding if config.tied else weights.tensor("lm_head.weight", table).to(dtype)
-        self._head = Linear(head)
+        self._head = PackedLinear(head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,11 +324,11 @@ class _Layer:
             for part, shape in zip(names, shapes, strict=True)
         )
         self._before, self._between = before.clone(), between.clone()
-        self._qkv, self._o = Linear(torch.cat([q, k, v])), Linear(o)
-        self._gate, self._up, self._down = Linear(gate), Linear(up), Linear(down)
+        self._qkv, self._o = PackedLinear(torch.cat([q, k, v])), PackedLinear(o)
+        self._gate, self._up, self._down = PackedLinear(gate), PackedLinear(up), PackedLinear(down)
 
     @property
-    def linears(self) -> tuple[Linear, ...]:
+    def linears(self) -> tuple[PackedLinear, ...]:
         """All of its products with weights."""
         return self._qkv, self._o, self._gate, self._up, self._down
 
