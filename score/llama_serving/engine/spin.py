@@ -1,11 +1,11 @@
-"""How long OpenMP's threads spin at a barrier before they sleep: long on CPUs that are free, hardly beside other processes.
+"""Controls how long OpenMP threads spin at a barrier before they sleep: long on idle CPUs, hardly beside other processes.
 
-torch's kernels wait for each other many times in a step. Threads that spin meanwhile answer at once, where waking one
-takes as long as a small product. But beside another process that computes, they burn the very time that the thread they wait
-for needs: an engine became 6 times slower where its fair share of the CPUs would have made it 2 times slower.
+torch's kernels synchronize many times in a step. Spinning threads continue at once, while waking a thread takes as long as
+a small product. But beside another busy process, spinning takes the CPU time that the awaited thread needs: an engine became
+6 times slower, where a fair share of the CPUs would have made it 2 times slower.
 
-libgomp spins 300,000 rounds, and 100 where it has more threads than there are CPUs (its manual, GOMP_SPINCOUNT). Both are
-fixed when it is loaded, but the number of its threads is not: a team of threads that sleep makes the difference.
+libgomp spins 300,000 rounds, or 100 if it has more threads than there are CPUs (its manual, GOMP_SPINCOUNT). Both numbers
+are fixed when it is loaded, but the number of threads is not: a team of sleeping threads makes the difference.
 """
 
 import ctypes
@@ -23,20 +23,20 @@ MAPS: Final = Path("/proc/self/maps")
 STAT: Final = Path("/proc/stat")
 CHOSEN_BY_OPERATOR: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 INTERVAL_S: Final = 0.25
-"""Between two looks: the system counts in hundredths of a second."""
+"""Between two measurements: the system counts in hundredths of a second."""
 CONTENDED: Final = 0.12
-"""Share of the CPUs that other processes take, from which on threads hardly spin: one busy process takes 0.33 of two CPUs from
+"""Share of the CPUs that other processes use, above which threads hardly spin. One busy process takes 0.33 of two CPUs from
 threads that spin on both of them."""
 FREE: Final = 0.06
-"""The share below which threads spin again. A machine that had nothing else to do showed 0.00 to 0.03."""
+"""Share below which threads spin again. An idle machine showed 0.00 to 0.03."""
 
 
 class SleepingTeam:
-    """More OpenMP threads than CPUs, asleep: as long as there are, no other thread of libgomp spins for long.
+    """More OpenMP threads than CPUs, asleep. While they exist, no thread of libgomp spins for long.
 
     Args:
-        library: libgomp, as torch has loaded it.
-        threads: of the team, itself included.
+        library: the libgomp that torch has loaded.
+        threads: of the team, including its own.
     """
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
@@ -49,7 +49,7 @@ class SleepingTeam:
         started.wait()
 
     def _run(self, library: ctypes.CDLL, threads: int, started: threading.Event) -> None:
-        # `free(NULL)` does nothing, in each thread of the team, which then sleeps until this thread asks or ends.
+        # Each thread of the team calls `free(NULL)`, which does nothing, and then sleeps until the next call or the end.
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
         library.GOMP_parallel(nothing, None, ctypes.c_uint(threads), ctypes.c_uint(0))
         started.set()
@@ -62,15 +62,14 @@ class SleepingTeam:
 
 
 class SpinControl:
-    """Lets the OpenMP threads of this process spin while nobody else wants its CPUs.
+    """Lets the OpenMP threads of this process spin while no other process needs its CPUs.
 
-    Made anywhere, used by the thread that computes. It begins with short waits. An operator's own OMP_WAIT_POLICY or
-    GOMP_SPINCOUNT stands, and so does what another OpenMP library than libgomp does.
+    Create it on any thread; use it on the one that computes. It begins with short spinning. An operator's OMP_WAIT_POLICY or
+    GOMP_SPINCOUNT takes precedence, and OpenMP libraries other than libgomp are left alone.
 
     Args:
         inherited: the environment.
-        others: CPU seconds that other processes have taken so far of the CPUs that this process may run on; None where the
-            system doesn't say.
+        others: returns the CPU seconds so far that other processes used on this process's CPUs; None if unknown.
         clock: seconds.
     """
 
@@ -90,13 +89,13 @@ class SpinControl:
 
     @property
     def short(self) -> bool:
-        """Whether threads hardly spin now, by this control."""
+        """Whether this control keeps threads from spinning for long now."""
         return self._team is not None
 
     def adjust(self) -> None:
-        """Look, now and then, what other processes take of the CPUs, and spin accordingly.
+        """Measure occasionally what other processes use of the CPUs, and set the spinning accordingly.
 
-        To be called once torch is loaded, and then in each step: it is cheap.
+        Call it after torch is loaded and then in each step; it is cheap.
         """
         now = self._clock()
         if not self._active or now < self._looked + INTERVAL_S:
@@ -121,7 +120,7 @@ class SpinControl:
             self.end()
 
     def end(self) -> None:
-        """Leave libgomp as it was found."""
+        """Restore libgomp's own behaviour."""
         if self._team is not None:
             self._team.end()
             self._team = None
@@ -132,19 +131,19 @@ class SpinControl:
 
 
 def libgomp() -> ctypes.CDLL | None:
-    """The libgomp that torch computes with, in this process; None where there is none, as on macOS."""
+    """Return the libgomp that torch uses in this process; None if there is none, as on macOS."""
     try:
         maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
     paths = {Path(line[line.index("/") :]) for line in maps.splitlines() if "/" in line}
     found = sorted(path for path in paths if path.name.startswith("libgomp"))
-    of_torch = [path for path in found if "torch" in path.parts]  # (another library may have brought its own)
+    of_torch = [path for path in found if "torch" in path.parts]  # (another library may bring its own)
     return ctypes.CDLL(str((of_torch or found)[0])) if found else None
 
 
 def others_seconds(stat: Path = STAT) -> float | None:
-    """CPU seconds so far that this process's CPUs were busy with something else; None where the system doesn't say.
+    """Return the CPU seconds so far that this process's CPUs spent on other work; None if unknown.
 
     `/proc/stat` has a line for each CPU: user, nice, system, idle, iowait, irq, softirq and steal, in ticks (Linux,
     filesystems/proc.rst). Steal is what another virtual machine took.

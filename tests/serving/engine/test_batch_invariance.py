@@ -23,7 +23,7 @@ from tests.support import backends, invariance, llamas
 from tests.support.llamas import SHAPES
 
 GENERATED = "a generated token's logits depend on what else is in the step"
-PROMPT = "a prompt's logits depend on how it is cut, or on what else is in the step"
+PROMPT = "a prompt's logits depend on how it is divided, or on what else is in the step"
 OTHER_VENDOR = """
 int mkl_serv_intel_cpu_true(void) { return 0; }
 int mkl_serv_intel_cpu(void) { return 0; }
@@ -151,7 +151,7 @@ class TestWhatIsDoneAboutIt:
         assert caplog.messages == [
             (
                 f"results were not batch-invariant on this machine: {GENERATED}. "
-                "From now on products with weights take one row at a time."
+                "From now on, products with weights take one row at a time."
             )
         ]
         assert {product.block_rows for product in backend._layers[0].linears} == {1}
@@ -169,7 +169,7 @@ class TestWhatIsDoneAboutIt:
         )
         assert establish(backend)
         assert torch.get_num_threads() == 1
-        assert [message.rpartition("From now on ")[2] for message in caplog.messages] == [
+        assert [message.rpartition("From now on, ")[2] for message in caplog.messages] == [
             "products with weights take one row at a time.",
             "one thread computes.",
         ]

@@ -34,7 +34,7 @@ def test_without_such_a_run_shorter_ones_are_put_together() -> None:
     for one in (5, 0, 2):
         free.free(one)
     assert free.allocate(3) == [0, 2, 5]
-    with pytest.raises(ValueError, match="1 are wanted, 0 are free"):
+    with pytest.raises(ValueError, match="1 requested, 0 free"):
         free.allocate(1)
 
 

@@ -1,7 +1,7 @@
-"""Whether a backend's results are batch-invariant on this machine: seen at the start, on the loaded model's own shapes.
+"""Checks at the start whether a backend is batch-invariant on this machine, with the loaded model's own shapes.
 
-A seed repeats, and greedy text does, where a row's logits have the same bits alone and beside any others. Backends are made for
-that; libraries, CPUs and compilers that nobody has tried could still break it.
+Seeds and greedy texts reproduce if a row's logits have the same bits alone and beside any other rows. Backends are built for
+that, but untested libraries, CPUs or compilers could break it.
 """
 
 import logging
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STARTS: Final = (40, 600)
-"""Positions of the generated tokens that are tried: within one block of attention, and beyond it."""
+"""Positions of the generated tokens in the check: within one block of attention, and beyond it."""
 COPIES: Final = 8
-"""How often each of them is in the same step: with a part of a prompt they are more than one block of a product."""
+"""Copies of each of them in one step: with a part of a prompt they fill more than one block of a product."""
 PROMPT: Final = 40
 CUT: Final = 17
-"""Tokens of the prompt that is tried, and where it is cut in two."""
+"""Tokens of the prompt in the check, and where it is divided."""
 PART: Final = 2
-"""Tokens of it that are beside the generated ones."""
+"""Tokens of it in the step with the generated ones."""
 BUDGET_S: Final = 0.3
-"""Seconds that all of it may take. Prompts are left out where a model is so large that they would take longer."""
+"""Seconds for the whole check. Prompts are skipped if the model is too large for that."""
 PATTERN: Final = 65_521
-"""Random numbers that fill keys and values again and again: a prime number, so that no two blocks are alike."""
+"""Length of the random numbers that fill keys and values repeatedly: a prime, so that no two blocks are equal."""
 
 
 def establish(backend: Backend) -> bool:
-    """Whether results are batch-invariant; where they turn out not to be, the backend computes in stricter ways until they are.
+    """Return whether results are batch-invariant; first make the backend stricter, step by step, until they are.
 
     Raises:
-        Exception: the model can't be computed.
+        Exception: the model cannot be computed.
     """
     if not backend.batch_invariant:
         return False
@@ -47,24 +47,24 @@ def establish(backend: Backend) -> bool:
                 "results are not batch-invariant on this machine: %s. Seeds do not reproduce texts.", found
             )
             return False
-        _log.warning("results were not batch-invariant on this machine: %s. From now on %s.", found, way)
+        _log.warning("results were not batch-invariant on this machine: %s. From now on, %s.", found, way)
     return True
 
 
 def violation(backend: Backend) -> str:
-    """What the logits of a row depend on and should not; empty where nothing was found."""
+    """Return what a row's logits wrongly depend on; empty if nothing was found."""
     trial = _Trial(backend)
     began = time.monotonic()
     if not trial.generated_tokens_agree():
         return "a generated token's logits depend on what else is in the step"
     passes_s = time.monotonic() - began
     if passes_s < BUDGET_S / 2 and not trial.prompts_agree():
-        return "a prompt's logits depend on how it is cut, or on what else is in the step"
+        return "a prompt's logits depend on how it is divided, or on what else is in the step"
     return ""
 
 
 class _Trial:
-    """Sequences that read the same keys and values, each with a last block of its own to write to."""
+    """Sequences that share keys and values, each with a last block of its own to write to."""
 
     def __init__(self, backend: Backend) -> None:
         self._tokens = backend.block_tokens
@@ -85,7 +85,7 @@ class _Trial:
                 self._backend.restore([other], saved)
 
     def generated_tokens_agree(self) -> bool:
-        """Each alone, and all of them beside each other and a part of a prompt."""
+        """Compare each generated token alone with all of them in one step beside a part of a prompt."""
         rows = [self._generated(which, copy) for copy in range(COPIES) for which in range(len(STARTS))]
         part = Rows(self._ids[:PART], 0, self._prompts, prefill=True, needs_logits=False)
         together = self._backend.forward([*rows, part]).view(COPIES, len(STARTS), -1)
@@ -93,7 +93,7 @@ class _Trial:
         return all(_same(together[:, which], alone[which]) for which in range(len(STARTS)))
 
     def prompts_agree(self) -> bool:
-        """The last token of a prompt: read at once, and in two parts beside generated tokens."""
+        """Compare a prompt's last token read at once with one read in two parts beside generated tokens."""
         half = len(self._prompts) // 2
         whole = Rows(self._ids, 0, self._prompts[:half], prefill=True, needs_logits=True)
         alone = self._backend.forward([whole])
@@ -123,5 +123,5 @@ class _Trial:
 
 
 def _same(rows: "torch.Tensor", expected: "torch.Tensor") -> bool:
-    """Whether all rows have the expected bits. (Zeros of both signs are equal; NaN is not equal to itself.)"""
+    """Return whether all rows have the expected bits. (Zeros of both signs are equal; NaN is not equal to itself.)"""
     return bool((rows == expected).all())

@@ -1,4 +1,4 @@
-"""How much memory keys and values may have."""
+"""Size of the cache of keys and values."""
 
 import os
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ from llama_serving.engine.cgroups import groups
 from llama_serving.errors import SetupError
 
 SHARE: Final = 0.5
-"""Of the memory that is free once the weights are loaded; the rest is for activations, requests and the system."""
+"""Share of the memory that is free after loading the weights; the rest is for activations, requests and the system."""
 _FILES: Final = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     2: ("memory.max", "memory.current"),
 }
-"""Of a control group, by the interface's version: its limit, and what is used of it."""
+"""A control group's files of its limit and its usage, by version."""
 
 
 def num_blocks(*, block_bytes: int, block_tokens: int, wanted_tokens: int, limit: int | None) -> int:
-    """Blocks of the cache: as many as all sequences could need, but no more than fit.
+    """Return the number of cache blocks: as many as all sequences can need, but no more than fit.
 
     Args:
         block_bytes: bytes of a block.
-        block_tokens: tokens in it.
-        wanted_tokens: tokens that all sequences together could come to.
-        limit: bytes that an operator allows; None is half of what is free.
+        block_tokens: tokens in a block.
+        wanted_tokens: the most tokens of all sequences together.
+        limit: bytes set by the operator; None is half of the free memory.
 
     Raises:
-        SetupError: the operator allows more than there is, or there isn't even room for one block.
+        SetupError: the limit exceeds the free memory, or not even one block fits.
     """
     free = free_bytes()
     if limit is not None and limit > free:
@@ -37,14 +37,14 @@ def num_blocks(*, block_bytes: int, block_tokens: int, wanted_tokens: int, limit
     blocks = min(-(-wanted_tokens // block_tokens), budget // block_bytes)
     if blocks < 1:
         raise SetupError(
-            f"Keys and values may have {budget:,} bytes, but {block_tokens} tokens take {block_bytes:,}. "
+            f"The cache of keys and values may take {budget:,} bytes, but {block_tokens} tokens take {block_bytes:,}. "
             "Raise LLAMA_KV_MEMORY, or use a machine with more memory."
         )
     return blocks
 
 
 def free_bytes() -> int:
-    """Memory that this process can still have: of the machine, and of every container that it is in."""
+    """Return the memory that this process can still get, from the machine and within its containers' limits."""
     return min(_free())
 
 
@@ -53,7 +53,7 @@ def _free() -> Iterator[int]:
     for group in groups("memory"):
         limit, used = _FILES[group.version]
         with suppress(OSError, ValueError, KeyError):  # no such limit, or "max"
-            # Pages of files (the weights, once read) count as used, but give way.
+            # Pages of files (such as the loaded weights) count as used, but can be evicted.
             stat = dict(line.split() for line in group.read("memory.stat").splitlines())
             cached = sum(int(stat.get(name, 0)) for name in ("inactive_file", "active_file"))
             yield max(0, int(group.read(limit)) - int(group.read(used)) + cached)

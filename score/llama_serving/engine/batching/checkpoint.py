@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its config, if this engine computes it, and its tensors. transformers is not needed."""
+"""A checkpoint on disk: its config, if this engine supports it, and its tensors. Does not need transformers."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,10 @@ from llama_serving.llama_config import LlamaConfig, load, rope_of
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """The config of a checkpoint that this engine computes.
+    """Return the config of a checkpoint.
 
     Raises:
-        SetupError: it can't be read, or it is of another model.
+        SetupError: it cannot be read, or this engine does not support the model.
     """
     config = load(folder)
     _refuse_other_models(config, folder)
@@ -43,15 +43,15 @@ def _refuse_other_models(raw: Mapping[str, Any], folder: Path) -> None:
 
 
 class Tensors(Protocol):
-    """Where a model's tensors come from."""
+    """A source of a model's tensors."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The one of that name, in that shape."""
+        """Return the tensor of that name, which must have that shape."""
         ...
 
 
 class CheckpointWeights:
-    """The tensors of a checkpoint, by the hub's names."""
+    """The tensors of a checkpoint, by their names on the hub."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,16 +64,16 @@ class CheckpointWeights:
                 for path in sorted(folder.glob("*.safetensors")):
                     with _opened(path) as file:
                         self._files |= dict.fromkeys(file.keys(), path.name)
-        except Exception as error:  # safetensors raises its own, bare Exception's child
+        except Exception as error:  # safetensors' own error derives from Exception
             raise SetupError(f"The weights in {folder} can't be read: {error!r}.") from error
         if not self._files:
             raise SetupError(f"{folder} has no weights as safetensors.")
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A tensor. The file is opened anew each time: what is mapped of it can be dropped after.
+        """Return a tensor. The file is opened each time, so that its mapped pages can be released.
 
         Raises:
-            SetupError: there is no such tensor, it has another shape or no floating dtype, or its file is damaged.
+            SetupError: the tensor is missing, has another shape or no floating-point type, or its file is damaged.
         """
         if name not in self._files:
             raise SetupError(f"The weights in {self._folder} have no {name}.")

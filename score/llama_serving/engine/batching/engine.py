@@ -1,6 +1,6 @@
-"""The engine: one thread that owns torch, and a step that reads as it happens.
+"""The batching engine: one thread that owns torch, and a loop of steps.
 
-Requests come in by a queue and leave through their handles; nothing else crosses. See `engine/base.py`.
+Sequences arrive through a queue and leave through their handles. See `engine/base.py`.
 """
 
 import logging
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LARGEST_CHUNK: Final = 512
-"""Rows of prompts in one step, at most."""
+"""Most prompt rows in one step."""
 PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, needs_logits=True)
-"""A pass that nothing can be wrong with; block 0 is the engine's own."""
+"""A forward pass that always succeeds on a working backend; block 0 is reserved for it."""
 
 
 @dataclass(slots=True)
@@ -43,16 +43,16 @@ class _Counts:
 
 
 class BatchingEngine:
-    """Generates for many sequences at once.
+    """Generates many sequences at once.
 
     Args:
-        load: makes the backend; called on the engine's own thread, as everything that touches torch is.
+        load: creates the backend; called on the engine's thread, like everything that uses torch.
         max_num_seqs: sequences that run at a time.
-        share_prefixes: whether prompts that begin alike compute their beginning once.
-        largest_chunk: rows of prompts in one step, at most.
+        share_prefixes: whether prompts with the same prefix compute it once.
+        largest_chunk: most prompt rows in one step.
 
     Raises:
-        SetupError: the checkpoint can't be loaded.
+        SetupError: the checkpoint cannot be loaded.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class BatchingEngine:
         streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
-        del streamed  # (a token costs the same, whoever reads it)
+        del streamed  # (all tokens are delivered one by one)
         handle = Handle()
         sequence = Sequence(next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop)
         self._refuse_what_cant_be_computed(sequence)
@@ -157,7 +157,7 @@ class BatchingEngine:
         self._budget = PrefillBudget(
             largest=self._largest_chunk, smallest=min(self._backend.chunk_rows, self._largest_chunk)
         )
-        self._backend.forward([PROBE])  # a checkpoint that can't be computed is found out now
+        self._backend.forward([PROBE])  # a checkpoint that cannot be computed fails here
         self._batch_invariant = batch_invariance.establish(self._backend)
         self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, budget=self._budget)
 
@@ -174,7 +174,7 @@ class BatchingEngine:
                     self._scheduler.remove(sequence)
 
     def _receive(self) -> bool:
-        """Take in what was submitted; wait for it where there is nothing else to do. False is the end."""
+        """Accept submitted sequences, and wait for one if there is nothing to do. Return False at the end."""
         busy = any(True for _ in self._scheduler.sequences)
         try:
             sequence = self._thread.inbox.get(block=not busy)
@@ -205,7 +205,7 @@ class BatchingEngine:
             self._budget.observe(seconds, generating=step.generating, prompt=step.prompt)
 
     def _copied(self, step: SchedulerOutput) -> list[ScheduledSpan]:
-        """Copy out and back what the step says; return the spans of those that this didn't fail for."""
+        """Do the step's copies; return the spans of the sequences whose copies succeeded."""
         failed: set[Sequence] = set()
         for sequence, blocks in step.swap_out:
             try:
@@ -227,10 +227,10 @@ class BatchingEngine:
         return [span for span in step.spans if span.sequence not in failed]
 
     def _compute(self, spans: List[ScheduledSpan]) -> bool:
-        """One forward pass; where it fails, its halves are tried, down to the sequence that is at fault.
+        """Run one forward pass; if it fails, bisect down to the sequence at fault.
 
         Returns:
-            True where one pass did it.
+            True if one pass was enough.
         """
         if not spans:
             return False
@@ -255,14 +255,14 @@ class BatchingEngine:
         return True
 
     def _probe(self) -> None:
-        """After a fault: is it the sequence's, or does nothing go through any more?"""
+        """After a failure, check whether the backend still works for other input."""
         try:
             self._backend.forward([PROBE])
         except Exception as error:
-            raise BackendLostError("nothing goes through the model any more") from error
+            raise BackendLostError("the backend fails for every input") from error
 
     def _draw(self, sequences: List[Sequence], logits: "torch.Tensor") -> None:
-        """A token for each; where that fails, each by itself, so that only those at fault do."""
+        """Draw a token for each sequence; if that fails, row by row, so that only those at fault fail."""
         try:
             tokens: list[Token | Exception] = list(sampler.draw(logits, sequences))
         except Exception:
@@ -281,7 +281,7 @@ class BatchingEngine:
             self._end(sequence, token)
 
     def _end(self, sequence: Sequence, token: Token) -> None:
-        """End a sequence where its new token says so."""
+        """End a sequence if its new token ends it."""
         try:
             reason = _reason(sequence, token)
         except Exception as error:
@@ -293,7 +293,7 @@ class BatchingEngine:
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         _log.error("a sequence failed", exc_info=error)
-        # What it left may be no numbers, and a masked value still enters a product: nobody may come upon it.
+        # Its blocks may hold NaN, and masked values still enter products: clear them before reuse.
         self._backend.clear(_behind(self._scheduler.remove(sequence, invalid=True)))
         self._thread.fail(
             sequence.handle,
@@ -302,7 +302,7 @@ class BatchingEngine:
 
 
 def _behind(blocks: List[int]) -> list[int]:
-    """The pool's blocks as the backend counts them: behind the engine's own."""
+    """Return the pool's blocks as the backend numbers them, after the reserved block."""
     return [block + 1 for block in blocks]
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a running batching engine."""
+"""Starts a batching engine from a checkpoint."""
 
 from pathlib import Path
 from typing import Final
@@ -14,11 +14,11 @@ from llama_serving.llama_config import LlamaConfig
 
 DTYPES: Final = ("float32", "bfloat16")
 FEWEST: Final = 256
-"""Tokens that the cache must hold at least."""
+"""Least number of tokens that the cache must hold."""
 
 
 def gpu_in_torch() -> bool:
-    """Whether torch sees a GPU, for which this engine has no backend."""
+    """Return whether torch sees a GPU, for which this engine has no backend."""
     import torch
 
     return torch.cuda.is_available()
@@ -35,20 +35,20 @@ def start(  # noqa: PLR0913  (one call site, all named)
     backend: str = "auto",
     quantization: str = "none",
 ) -> BatchingEngine:
-    """A running engine.
+    """Start an engine.
 
     Args:
         checkpoint: a folder with `config.json` and safetensors.
         dtype: `float32` or `bfloat16`.
-        context: tokens that one sequence may come to.
-        threads: of torch; None is its own choice, within a container's quota.
+        context: most tokens of one sequence.
+        threads: of torch; None is torch's default, within the container's quota.
         max_num_seqs: sequences that run at a time.
-        kv_memory: bytes for keys and values; None is half of what is free.
+        kv_memory: bytes for keys and values; None is half of the free memory.
         backend: see `BackendRequest`.
         quantization: see `BackendRequest`.
 
     Raises:
-        SetupError: the checkpoint can't be used, there is no memory for one sequence, or what is wanted can't be had here.
+        SetupError: the checkpoint or backend cannot be used, or the memory is too small.
     """
     if dtype not in DTYPES:
         raise SetupError(
@@ -72,10 +72,10 @@ def start(  # noqa: PLR0913  (one call site, all named)
             )
             if number * block_tokens < min(context, FEWEST):
                 raise SetupError(
-                    f"The memory for keys and values holds {number * block_tokens} tokens, which is too few to serve "
-                    "with. Raise LLAMA_KV_MEMORY, or use a machine with more memory."
+                    f"The cache of keys and values holds {number * block_tokens} tokens, which is too few to serve. "
+                    "Raise LLAMA_KV_MEMORY, or use a machine with more memory."
                 )
-            return number + 1  # the engine's own
+            return number + 1  # one is reserved for the engine
 
         return selection.load(read, CheckpointWeights(checkpoint), blocks)
 

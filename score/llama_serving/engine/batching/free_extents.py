@@ -1,8 +1,8 @@
-"""Numbers that are free, as runs of neighbours, so that a long prompt can have blocks that lie side by side."""
+"""Free numbers, kept as contiguous extents, so that a long prompt can get contiguous blocks."""
 
 
 class FreeExtents:
-    """The numbers 0 to `number` - 1; all are free at first."""
+    """Allocates from the numbers 0 to `number` - 1, all free at first."""
 
     def __init__(self, number: int) -> None:
         self._lengths = {0: number} if number else {}
@@ -13,13 +13,13 @@ class FreeExtents:
         return self._free
 
     def allocate(self, number: int) -> list[int]:
-        """So many of them, in order: neighbours where there is such a run, else the ends of several runs.
+        """Return `number` free numbers in ascending order: contiguous if one extent is large enough.
 
         Raises:
             ValueError: fewer are free.
         """
         if number > self._free:
-            raise ValueError(f"{number} are wanted, {self._free} are free")
+            raise ValueError(f"{number} requested, {self._free} free")
         taken: list[int] = []
         fitting = next((start for start, length in self._lengths.items() if length >= number), None)
         if fitting is not None:
@@ -30,7 +30,7 @@ class FreeExtents:
         return sorted(taken)
 
     def free(self, one: int) -> None:
-        """Give one back; it joins its neighbours."""
+        """Free one number, and merge it with its neighbours."""
         start, end = one, one + 1
         if one in self._starts:
             start = self._starts.pop(one)

@@ -1,8 +1,8 @@
-"""Which blocks of keys and values are whose: counts and ids, no tensors.
+"""Allocation of the key and value blocks: counts and ids, no tensors.
 
-A block holds a fixed number of tokens. Whole blocks of a prompt are found again by later prompts that begin
-alike: they form a tree in which a child continues its parent. What was generated is not shared: it was computed
-one token at a time, and another shape of the same product may round its last bits differently.
+A block holds a fixed number of tokens. Full blocks of a prompt can be reused by later prompts with the same prefix: they
+form a tree in which a child continues its parent. Generated tokens are not shared: they were computed one at a time, and
+another shape of the same product may round differently.
 """
 
 from collections import OrderedDict
@@ -15,11 +15,11 @@ from llama_serving.engine.batching.free_extents import FreeExtents
 
 @dataclass(slots=True)
 class _Node:
-    """A whole block of some prompt.
+    """A full block of a prompt.
 
     Attributes:
         key: the parent's number, and the block's tokens.
-        ready: its keys and values are there; until then its owner is computing them.
+        ready: its keys and values are computed.
     """
 
     number: int
@@ -30,11 +30,11 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The beginning of a prompt that is there already.
+    """The cached prefix of a prompt.
 
     Attributes:
         blocks: the blocks that hold it.
-        coming: somebody is computing the block after them right now.
+        coming: another sequence is computing the next block now.
     """
 
     blocks: tuple[int, ...]
@@ -48,9 +48,9 @@ class BlockPool:
     """All blocks of one engine.
 
     Args:
-        num_blocks: how many there are.
-        block_tokens: tokens in each.
-        share: whether prompts may use each other's blocks.
+        num_blocks: blocks in the pool.
+        block_tokens: tokens in each block.
+        share: whether prompts may reuse each other's blocks.
     """
 
     def __init__(self, num_blocks: int, block_tokens: int, *, share: bool = True) -> None:
@@ -66,20 +66,20 @@ class BlockPool:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be had: empty ones, and shared ones that nobody uses any more."""
+        """Blocks that can be allocated: empty ones, and cached ones without a user."""
         return len(self._empty) + len(self._unused)
 
     @property
     def capacity(self) -> int:
-        """Tokens that one sequence alone could have."""
+        """Tokens that one sequence alone can have."""
         return self.num_blocks * self.block_tokens
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """Return the number of blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_tokens)
 
     def match(self, prompt: Sequence[int]) -> Match:
-        """The longest beginning of a prompt that is there. The last token is never in it: it has to be computed."""
+        """Return the longest cached prefix of a prompt, without its last token, which must be computed."""
         blocks: list[int] = []
         parent = _ROOT
         for key in self._keys(prompt, len(prompt) - 1):
@@ -91,7 +91,7 @@ class BlockPool:
         return Match(tuple(blocks), coming=False)
 
     def allocate(self, number: int, shared: Sequence[int] = ()) -> list[int] | None:
-        """So many new blocks behind the shared ones, for one user; None, and nothing taken, where they aren't there."""
+        """Return the shared blocks and `number` new ones, now used; None, and no change, if too few are free."""
         reclaimed = sum(block in self._unused for block in shared)
         if number > self.num_free_blocks - reclaimed:
             return None
@@ -101,7 +101,7 @@ class BlockPool:
         return [*shared, *self._new(number)]
 
     def register_prefix(self, prompt: Sequence[int], blocks: Sequence[int]) -> None:
-        """Say that the whole blocks of a prompt are about to be computed in these blocks."""
+        """Register the full blocks of a prompt, which is about to be computed in these blocks."""
         if not self._share:
             return
         parent = _ROOT
@@ -113,19 +113,19 @@ class BlockPool:
             parent = node.number
 
     def mark_computed(self, blocks: Sequence[int], before: int, tokens: int) -> None:
-        """The tokens `before` to `tokens` of a sequence are there now: its blocks that are full can be shared."""
+        """Mark the tokens `before` to `tokens` of a sequence as computed; its full blocks can be shared now."""
         for block in blocks[before // self.block_tokens : tokens // self.block_tokens]:
             if block in self._nodes:
                 self._nodes[block].ready = True
 
     def free(self, blocks: Sequence[int], *, invalid: bool = False) -> list[int]:
-        """End one user's hold on its blocks.
+        """End one user's use of its blocks.
 
-        The last are forgotten first, since the first are the likeliest to be asked for. Of invalid ones, none is found
-        again.
+        The last blocks are evicted first, since the first are likelier to be reused. Invalid blocks are never reused as
+        a prefix.
 
         Returns:
-            The blocks that nobody has and nobody will find.
+            The blocks that are now unused and not cached.
         """
         freed: list[int] = []
         for block in reversed(blocks):
@@ -144,8 +144,8 @@ class BlockPool:
         return freed
 
     def _new(self, number: int) -> list[int]:
-        """Empty ones, and then those whose prompts were used longest ago; in order, since a backend can look at what
-        lies side by side without a copy."""
+        """Return empty blocks, then the least recently used cached ones; sorted, since a backend reads contiguous
+        blocks without a copy."""
         blocks = self._empty.allocate(min(number, len(self._empty)))
         for _ in range(number - len(blocks)):
             block, _ = self._unused.popitem(last=False)

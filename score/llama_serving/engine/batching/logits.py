@@ -1,4 +1,4 @@
-"""Logits of single prompts, without an engine: to compare two checkpoints."""
+"""Logits of single prompts, without an engine, to compare two checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,21 +8,21 @@ from llama_serving.engine.batching.cache_size import free_bytes
 from llama_serving.llama_config import LlamaConfig
 
 SPARE: Final = 1.3
-"""Memory that loading takes, in terms of the weights."""
+"""Memory needed for loading, as a multiple of the weights."""
 DTYPES: Final = {"float32": 4, "bfloat16": 2}
 
 
 def dtype_that_fits(parameters: int) -> str | None:
-    """The most exact type that a model of so many weights can be loaded in here; None where there is none."""
+    """Return the most exact type that fits this machine's memory for `parameters` weights; None if none fits."""
     free = free_bytes()
     return next((name for name, size in DTYPES.items() if parameters * size * SPARE < free), None)
 
 
 def next_token_logits(checkpoint: Path, prompts: Sequence[Sequence[int]], dtype: str) -> Any:
-    """Logits after each prompt: an array (prompts, vocabulary) of float32.
+    """Return the logits after each prompt: an array (prompts, vocabulary) of float32.
 
     Raises:
-        SetupError: the checkpoint can't be used.
+        SetupError: the checkpoint cannot be used.
     """
     import numpy as np
 
@@ -32,7 +32,7 @@ def next_token_logits(checkpoint: Path, prompts: Sequence[Sequence[int]], dtype:
     needed = [-(-len(prompt) // BLOCK_TOKENS) for prompt in prompts]
 
     def blocks(_: LlamaConfig) -> int:
-        return max(needed) + 1  # the first is the backend's own
+        return max(needed) + 1  # the first is reserved for the backend
 
     model = Portable.of(checkpoint, dtype=dtype, num_blocks=blocks)
     rows = [

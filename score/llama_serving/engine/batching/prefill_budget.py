@@ -1,25 +1,25 @@
-"""How much of a prompt a step can carry, learned from the steps themselves."""
+"""How many prompt rows a step may have, learned from the duration of earlier steps."""
 
 from collections import deque
 from statistics import median
 from typing import Final
 
 STALL: Final = 2.5
-"""How many times a plain step a step with a part of a prompt may take."""
+"""Most duration of a step with prompt rows, as a multiple of a step without."""
 WINDOW: Final = 7
-"""Plain steps whose median is what one takes: an odd one out does not count."""
+"""Steps without prompt rows, whose median is their typical duration."""
 REFRESH: Final = 8
-"""Steps with a part of a prompt, in a row, after which one goes without: who has joined meanwhile makes it dearer."""
+"""Consecutive steps with prompt rows after which one has none, since the typical duration changes as sequences join."""
 GROWTH: Final = 2
-"""How many times the last part the next may be: what was cheap a while ago may not be so any more."""
+"""Most growth from one step's prompt rows to the next's, since costs measured on small parts may not hold for large ones."""
 
 
 class PrefillBudget:
-    """A plain step's seconds, and the seconds that a prompt's row adds to it.
+    """Limits the prompt rows of a step by the duration that each of them adds.
 
     Args:
-        largest: rows of prompts when nobody waits for the step, and the most ever.
-        smallest: rows of prompts however slow they are; what is allowed is a multiple of it.
+        largest: most prompt rows, and their number when nothing is generating.
+        smallest: least prompt rows, however slow; limits are multiples of it.
     """
 
     def __init__(self, *, largest: int, smallest: int) -> None:
@@ -30,12 +30,12 @@ class PrefillBudget:
         self._since_plain = 0
 
     def observe(self, seconds: float, *, generating: int, prompt: int) -> None:
-        """One step was seen.
+        """Record the duration of one step.
 
         Args:
-            seconds: what it took.
+            seconds: its duration.
             generating: its rows that generate.
-            prompt: its rows of prompts.
+            prompt: its prompt rows.
         """
         if not prompt:
             self._plain.append(seconds)
@@ -45,11 +45,11 @@ class PrefillBudget:
         if generating and self._plain:
             self._last = prompt
             added = max(seconds - median(self._plain), 0.0) / prompt
-            # Rows grow dearer as the prompt grows longer: half of what is known is from the last step.
+            # Rows get slower as the prompt gets longer, so the last step has half of the weight.
             self._row = added if self._row is None else (self._row + added) / 2
 
     def prefill_rows(self, generating: int) -> int:
-        """Rows of prompts that may join a step with so many rows that generate; none where it is to be seen what those take."""
+        """Return the prompt rows for a step with `generating` other rows; 0 if that duration must be measured again."""
         if not generating:
             return self.largest
         if self._since_plain >= REFRESH:

@@ -1,7 +1,6 @@
-"""Logits -> tokens, for all rows of a step at once; what is drawn is what `engine/sampling.py` would draw.
+"""Logits -> tokens, for all rows of a step at once; draws what `engine/reference_sampler.py` would draw.
 
-The vocabulary is never sorted: the few best ids settle nearly every row, and only a row that they don't settle is
-looked at again with more of them.
+The vocabulary is never sorted: a few best ids decide nearly every row, and only undecided rows are retried with more.
 """
 
 from collections.abc import Sequence as List
@@ -17,22 +16,22 @@ from llama_serving.sampling_params import SamplingParams
 
 BEST: Final = 64
 MANY: Final = 1024
-"""Ids that are looked at: the best few, for rows that those don't settle many, and for what is left all of them."""
+"""Number of best ids to look at: first few, then many, then all."""
 
 _LARGEST: Final = torch.finfo(torch.float32).max
 
 
 def draw(logits: Tensor, sequences: List[Sequence]) -> list[Token]:
-    """The next token of each sequence.
+    """Return the next token of each sequence.
 
     Args:
-        logits: (sequences, vocab) in float32; left as they are.
-        sequences: whose logits they are.
+        logits: (sequences, vocab) in float32; not modified.
+        sequences: in the order of the rows.
 
     Raises:
-        ArithmeticError: some logits have NaN or infinity at the top: there is nothing to choose by.
+        ArithmeticError: the largest logit of a row is NaN or infinite.
     """
-    highest, chosen = logits.max(-1)  # of equal ones the first
+    highest, chosen = logits.max(-1)  # the first of equal ones
     if not bool(torch.isfinite(highest).all()):
         raise ArithmeticError("the model's logits are not finite")
     scores = _scores(logits, sequences)
@@ -49,7 +48,7 @@ def draw(logits: Tensor, sequences: List[Sequence]) -> list[Token]:
 
 
 def _scores(logits: Tensor, sequences: List[Sequence]) -> Tensor:
-    """The logits after penalties and minimum length; the same tensor where there are none."""
+    """Return the logits after penalties and minimum length; the same tensor if there are none."""
     changed = [i for i, sequence in enumerate(sequences) if _changes(sequence)]
     if not changed:
         return logits
@@ -83,10 +82,10 @@ def _penalise(scores: Tensor, sequence: Sequence) -> None:
 
 
 def _sampled(scores: Tensor, sequences: List[Sequence]) -> Tensor:
-    """(rows, vocab) -> (rows,) ids."""
+    """Sample: (rows, vocab) -> (rows,) ids."""
     params = [sequence.params for sequence in sequences]
     at = [uniform(s.params.seed, s.params.index, s.num_generated) for s in sequences]
-    # In float64, as the reference: a temperature near 0 is nothing in float32.
+    # In float64 like the reference: a temperature near 0 underflows in float32.
     temperature = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=scores.device)[
         :, None
     ]
@@ -121,7 +120,7 @@ def _among_best(
         best: how many ids to look at.
 
     Returns:
-        (rows,) ids, and (rows,) whether the cuts fell among the best, so that the ids count.
+        (rows,) ids, and (rows,) whether the cuts fell among the best ids; other rows are undecided.
     """
 
     def column(values: List[float]) -> Tensor:
@@ -131,7 +130,7 @@ def _among_best(
     number = min(best, vocab)
     values, ids = _best(scaled, number)
     weights = values.exp()
-    # top_k keeps all that equal the k-th best.
+    # top_k keeps all ids that equal the k-th best.
     kth = torch.tensor([min(p.top_k or vocab, number) - 1 for p in params], device=scaled.device)[:, None]
     limited = torch.tensor([[0 < p.top_k < vocab] for p in params], device=scaled.device)
     inside = ~limited | (values >= values.gather(-1, kth))
@@ -145,7 +144,7 @@ def _among_best(
         & ((before < top_p) | (top_p >= 1))
         & (weights >= column([p.min_p for p in params]) * weights[:, :1])
     )
-    # What equals the last of the best may have equals that are not among them.
+    # Ids that equal the last of the best may lie outside of them.
     last = values == values[:, -1:]
     unsettled = (kept & last).any(-1) | (limited & last.gather(-1, kth))[:, 0]
     settled = ~unsettled | (number == vocab)
@@ -155,7 +154,7 @@ def _among_best(
 
 
 def _best(scaled: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The best of each row, best first; of equal ones the lower ids first."""
+    """Return the best of each row, best first; of equal ones the lower ids first."""
     if number == scaled.shape[-1]:
         return scaled.sort(dim=-1, descending=True, stable=True)
     values, ids = scaled.topk(number, dim=-1)
@@ -165,14 +164,14 @@ def _best(scaled: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 
 def _choose(weights: Tensor, at: Tensor) -> Tensor:
-    """The place at the share `at` in [0, 1) of each row's cumulative weights."""
+    """Return the index at the share `at` in [0, 1) of each row's cumulative weights."""
     cumulative = weights.cumsum(-1)
     wanted = at.to(cumulative)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _token(chosen: int, logits: Tensor, alternatives: int | None) -> Token:
-    """A token, with logarithms of the model's own probabilities where they are wanted."""
+    """Return a token, with the model's own log-probabilities if they are requested."""
     if alternatives is None:
         return Token(chosen)
     logprobs = logits.double().log_softmax(-1)

@@ -1,8 +1,8 @@
-"""Which rows go through the model next. It sees ids and counts, never tensors.
+"""Decides which rows go through the model next. It sees ids and counts, never tensors.
 
-Every step, each generating sequence gets one row, and what the cost model allows beside them goes to prompts:
-in every second step to the oldest first, in the others to the one with the least left, so that a short prompt
-doesn't wait for a long one and a long one doesn't wait for ever.
+In each step every generating sequence has one row. The prefill budget allows prompt rows beside them. In every second step
+these go to the oldest prompt first, in the others to the one with the fewest left, so that short prompts do not wait for
+long ones and long ones do not starve.
 """
 
 from bisect import insort
@@ -17,12 +17,12 @@ from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.sampling_params import FinishReason
 
 LOOK_AHEAD: Final = 64
-"""Waiting sequences that are looked at in one step."""
+"""Most waiting sequences to consider in one step."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSpan:
-    """Consecutive tokens of one sequence that go through the model in this step."""
+    """Consecutive tokens of one sequence in this step."""
 
     sequence: Sequence
     start: int
@@ -30,12 +30,12 @@ class ScheduledSpan:
 
     @property
     def prefill(self) -> bool:
-        """They are a part of the prompt."""
+        """Whether they are prompt tokens."""
         return self.start < self.sequence.num_prompt_tokens
 
     @property
     def samples(self) -> bool:
-        """They end with the last known token: the next one is drawn after them."""
+        """Whether they end with the last known token, so that the next one is drawn."""
         return self.start + self.count == len(self.sequence.ids)
 
 
@@ -48,9 +48,9 @@ class SchedulerOutput:
     """One forward pass, and the copies that come before it.
 
     Attributes:
-        swap_out: sequences whose blocks must be copied out, with the blocks that they had.
-        swap_in: sequences whose copies must be written back, to the blocks that they have now.
-        spans: what goes through the model.
+        swap_out: preempted sequences, with the blocks to copy out.
+        swap_in: resumed sequences, whose copies belong in the blocks that they have now.
+        spans: the rows of the forward pass.
     """
 
     swap_out: tuple[_Held, ...]
@@ -59,22 +59,22 @@ class SchedulerOutput:
 
     @property
     def generating(self) -> int:
-        """Rows that generate."""
+        """Number of generating rows."""
         return sum(not span.prefill for span in self.spans)
 
     @property
     def prompt(self) -> int:
-        """Rows of prompts."""
+        """Number of prompt rows."""
         return sum(span.count for span in self.spans if span.prefill)
 
 
 class Scheduler:
-    """The queues of one engine, and its blocks.
+    """The queues of one engine, and the allocation of its blocks.
 
     Args:
         pool: the blocks of keys and values.
         max_num_seqs: sequences that run at a time.
-        budget: says how much of a prompt a step can carry.
+        budget: of prompt rows in a step.
     """
 
     def __init__(self, pool: BlockPool, *, max_num_seqs: int, budget: PrefillBudget) -> None:
@@ -90,31 +90,31 @@ class Scheduler:
 
     @property
     def sequences(self) -> Iterator[Sequence]:
-        """All that have not ended."""
+        """All sequences that have not ended."""
         yield from self.running
         yield from self.preempted
         yield from self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence in; it fits the pool, the caller has seen to that."""
+        """Queue a sequence; the caller has checked that it fits the pool."""
         self.waiting.append(sequence)
 
     def ended(self, now: float) -> list[tuple[Sequence, FinishReason]]:
-        """Those that were cancelled or are out of time; they are gone from here, and their blocks free."""
+        """Remove and return the sequences that were cancelled or are past their deadline."""
         gone = [(sequence, reason) for sequence in self.sequences if (reason := _reason(sequence, now))]
         for sequence, _ in gone:
             self.remove(sequence)
         return gone
 
     def remove(self, sequence: Sequence, *, invalid: bool = False) -> list[int]:
-        """Forget a sequence, wherever it is, and free its blocks.
+        """Remove a sequence from its queue and free its blocks.
 
         Args:
-            sequence: which.
-            invalid: what it computed must not be found by others.
+            sequence: to remove.
+            invalid: its blocks must not be reused as a prefix.
 
         Returns:
-            The blocks that nobody has any more.
+            The blocks that are now unused and not cached.
         """
         for queue in (self.running, self.preempted, self.waiting):
             if sequence in queue:
@@ -123,7 +123,7 @@ class Scheduler:
         return self._free(sequence, invalid=invalid)
 
     def schedule(self) -> SchedulerOutput:
-        """The next step; without spans where there is nothing to do."""
+        """Return the next step, which has no spans if there is nothing to do."""
         swap_out: list[_Held] = []
         decodes = self._decodes(swap_out)
         swap_in = [] if swap_out else self._swap_in()
@@ -132,7 +132,7 @@ class Scheduler:
         return SchedulerOutput(tuple(swap_out), tuple(swap_in), (*decodes, *self._prefills(decodes)))
 
     def advance(self, span: ScheduledSpan) -> None:
-        """The rows of a span went through: their keys and values are there."""
+        """Record that a span was computed."""
         sequence, end = span.sequence, span.start + span.count
         self._pool.mark_computed(sequence.blocks, span.start, end)
         sequence.num_computed_tokens = end
@@ -140,7 +140,7 @@ class Scheduler:
             sequence.num_computed_tokens, sequence.num_swapped_tokens = sequence.num_swapped_tokens, 0
 
     def _prefills(self, decodes: list[ScheduledSpan]) -> Iterator[ScheduledSpan]:
-        """As much of the prompts as the step can carry beside its generating rows."""
+        """Yield prompt spans within the budget."""
         self._oldest_first = not self._oldest_first
         prompts = [sequence for sequence in self.running if sequence.prefilling]
         if not self._oldest_first:
@@ -153,7 +153,7 @@ class Scheduler:
             left -= rows
 
     def _decodes(self, swap_out: list[_Held]) -> list[ScheduledSpan]:
-        """One row for each generating sequence; where blocks run out, the youngest make room."""
+        """Return one span for each generating sequence; if blocks run out, preempt the youngest."""
         spans = []
         for sequence in list(self.running):
             while sequence in self.running and not sequence.prefilling and not self._grown(sequence):
@@ -163,7 +163,7 @@ class Scheduler:
         return spans
 
     def _grown(self, sequence: Sequence) -> bool:
-        """Whether there is a place for the keys and values of its next token."""
+        """Return whether the sequence has a block for its next token, allocating one if needed."""
         missing = self._pool.blocks_for(sequence.num_computed_tokens + 1) - len(sequence.blocks)
         if missing <= 0:
             return True
@@ -172,9 +172,9 @@ class Scheduler:
         return new is not None
 
     def _preempt(self, sequence: Sequence) -> list[_Held]:
-        """Take a sequence out of the batch: what it generated is to be copied out, its prompt can be computed again.
+        """Take a sequence out of the batch and return its generated blocks, to be copied out; its prompt is recomputed.
 
-        One that has generated nothing waits again, as if it had not been begun.
+        A sequence that has generated nothing waits again as if it were new.
         """
         self.running.remove(sequence)
         self.num_preemptions += 1
@@ -191,14 +191,14 @@ class Scheduler:
         return [(sequence, held)]
 
     def _swap_in(self) -> list[Sequence]:
-        """Those set aside that there is room for again, the oldest first."""
+        """Resume preempted sequences that fit again, the oldest first."""
         back: list[Sequence] = []
         while self.preempted and self._begin(self.preempted[0], self.preempted[0].num_swapped_tokens + 1):
             back.append(self.preempted.popleft())
         return back
 
     def _admit(self) -> None:
-        """Take in waiting sequences in order; one whose beginning is being computed waits for that."""
+        """Admit waiting sequences in order; one whose prefix is being computed waits for that."""
         passed: list[Sequence] = []
         while self.waiting and len(passed) < LOOK_AHEAD:
             sequence = self.waiting[0]
@@ -211,7 +211,7 @@ class Scheduler:
         self.waiting.extendleft(reversed(passed))
 
     def _begin(self, sequence: Sequence, tokens: int) -> bool:
-        """Give a sequence blocks for so many tokens, what is there of its prompt among them, and let it run."""
+        """Start a sequence with blocks for `tokens` tokens, reusing cached ones; return whether they fit."""
         prompt = sequence.ids[: sequence.num_prompt_tokens]
         match = self._pool.match(prompt)
         blocks = self._room(tokens, match.blocks)
@@ -225,7 +225,7 @@ class Scheduler:
         return True
 
     def _room(self, tokens: int, shared: tuple[int, ...] = ()) -> list[int] | None:
-        """Blocks for one more sequence, if that leaves each running one a block to grow into."""
+        """Allocate blocks for one more sequence, if that leaves one spare block for each running one."""
         number = self._pool.blocks_for(tokens) - len(shared)
         if len(self.running) >= self._max_num_seqs or number + len(self.running) > self._pool.num_free_blocks:
             return None

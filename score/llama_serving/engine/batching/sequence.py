@@ -1,4 +1,4 @@
-"""One sequence on its way through the engine: ids and counts, no tensors."""
+"""One sequence of the engine: ids and counts, no tensors."""
 
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
@@ -9,17 +9,17 @@ from llama_serving.sampling_params import SamplingParams
 
 
 class Sequence:
-    """A prompt and what was generated after it.
+    """A prompt and the tokens generated after it.
 
     Attributes:
-        number: counts up with every sequence: lower is older.
+        seq_id: increases with every sequence, so a lower one is older.
         ids: prompt and generated tokens.
-        computed: how many of them have their keys and values in the cache.
-        kept: how many had, before the sequence was set aside; what was generated came back by copy, and counts
-            again once the prompt is there.
-        blocks: the cache blocks that hold them, in order; the last may be filled in part.
-        saved: keys and values of what it generated, copied out of the cache while it is set aside.
-        stop: asked with every generated id; True ends the sequence (stop strings are somebody else's matter).
+        num_computed_tokens: tokens whose keys and values are in the cache.
+        num_swapped_tokens: `num_computed_tokens` before preemption. Keys and values of generated tokens are copied back, and
+            count again once the prompt is recomputed.
+        blocks: the cache blocks of the tokens, in order; the last may be partly filled.
+        saved: keys and values of generated tokens, copied out of the cache during preemption.
+        stop: called with every generated id; True ends the sequence.
     """
 
     __slots__ = (
@@ -50,20 +50,20 @@ class Sequence:
 
     @property
     def num_generated(self) -> int:
-        """Tokens after the prompt."""
+        """Number of tokens after the prompt."""
         return len(self.ids) - self.num_prompt_tokens
 
     @property
     def pending(self) -> int:
-        """Tokens that a forward pass has yet to see."""
+        """Number of tokens without keys and values."""
         return len(self.ids) - self.num_computed_tokens
 
     @property
     def prefilling(self) -> bool:
-        """A part of the prompt is still pending."""
+        """Whether a part of the prompt is pending."""
         return self.num_computed_tokens < self.num_prompt_tokens
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of keys and values that it can come to; the last token drawn is never read."""
+        """Most tokens with keys and values; the last generated token never needs them."""
         return self.num_prompt_tokens + self.params.max_new_tokens - 1

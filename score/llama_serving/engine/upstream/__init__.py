@@ -1,1 +1,1 @@
-"""Another server generates: an OpenAI-compatible one that takes token ids (vLLM, or one of ours)."""
+"""An engine whose tokens come from another OpenAI-compatible server that accepts token ids (vLLM, or one of ours)."""

@@ -1,7 +1,7 @@
-"""HTTP to the server behind us. The only file of the engine that knows the library.
+"""HTTP client of the upstream server. The only file of the engine that imports the HTTP library.
 
-No connection is used twice: one that the server closes while we write to it would leave open whether it has read the
-request, and a request may be sent again only where it surely has not, which is when nobody could be connected to.
+No connection is reused. If the server closed an idle one during a write, it would be unknown whether it has read the request.
+Requests are retried only if no connection was made, since only then they surely were not read.
 """
 
 import asyncio
@@ -21,27 +21,27 @@ from llama_serving.errors import SetupError
 CONNECT_S: Final = 5.0
 PROBE_S: Final = 10.0
 PAUSES_S: Final = (0.1, 0.2, 0.4, 0.8)
-"""Between tries to connect, each made half as long to half as long again, so that a crowd does not come at once."""
+"""Between tries to connect, each randomly scaled by 0.5 to 1.5, so that clients do not retry together."""
 STALL_S: Final = 300.0
-"""Without a byte in the middle of an answer, where no deadline comes first."""
+"""Seconds without a byte in the middle of a response, if no deadline comes first."""
 LARGEST_EVENT: Final = 16 << 20
-"""Bytes. The first one has the prompt's ids."""
+"""Bytes. The first event has the prompt's ids."""
 LARGEST_REFUSAL: Final = 64 << 10
 LARGEST_LIST: Final = 1 << 20
 
 
 class AwayError(Exception):
-    """It does not answer now; later it may."""
+    """The server does not respond now, but may later."""
 
 
 class UpstreamClient:
-    """Asks one server.
+    """HTTP client of one server.
 
     Args:
-        url: where it is, without `/v1`.
+        url: address of the server, without `/v1`.
         key: sent as a bearer token.
-        socket: the Unix socket that it listens on; None is the address of `url`.
-        stall_s: seconds without a byte after which an answer is given up; None waits for as long as there is a connection.
+        socket: the server's Unix socket; None uses the address in `url`.
+        stall_s: seconds without a byte after which a response is given up; None never gives up an open connection.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class UpstreamClient:
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
                 trust_env=False,
             ),
-            trust_env=False,  # a proxy of the shell's is not between us
+            trust_env=False,  # no proxy of the environment
         )
 
     async def healthy(self) -> bool:
-        """Whether it says so."""
+        """Return whether the server reports that it is healthy."""
         try:
             return (await self._http.get("/health", timeout=PROBE_S)).status_code == 200
         except httpx2.TransportError:
             return False
 
     async def describe(self, model: str) -> RemoteServer:
-        """Who it is.
+        """Return the server's description.
 
         Raises:
-            AwayError: it is not there, or not ready.
-            SetupError: it has no such model, or is none that can be used.
+            AwayError: it does not respond or is not ready.
+            SetupError: it lacks the model, or is of an unsupported kind.
         """
         try:
             await self._get("/health")
@@ -84,11 +84,11 @@ class UpstreamClient:
 
     @asynccontextmanager
     async def events(self, body: Mapping[str, Any], *, model: str) -> AsyncIterator[AsyncIterator[str]]:
-        """The data of its answer's events. Leaving the block before their end closes the connection, and with it the
-        server's work on it.
+        """Send a request and yield its events' data. Leaving the block early closes the connection, which cancels the
+        server's work.
 
         Raises:
-            ServingError: it can't be reached, refuses, or breaks off.
+            ServingError: the server is not reachable, refuses the request, or breaks off.
         """
         response = await self._connected(json.dumps(body).encode())
         try:
@@ -106,11 +106,11 @@ class UpstreamClient:
             await response.aclose()
 
     async def close(self) -> None:
-        """Closes what is open."""
+        """Close all connections."""
         await self._http.aclose()
 
     async def _connected(self, content: bytes) -> httpx2.Response:
-        """Its answer's head. Only connecting is tried again."""
+        """Return the response's head. Only connecting is retried."""
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         request = self._http.build_request("POST", "/v1/completions", content=content, headers=headers)
         for pause in (*PAUSES_S, None):
@@ -143,7 +143,7 @@ async def _data(response: httpx2.Response) -> AsyncGenerator[str, None]:
 
 
 async def _read(response: httpx2.Response, most: int) -> bytes:
-    """What it says, and no more than that of it."""
+    """Return the response's content, up to `most` bytes."""
     said = bytearray()
     async for chunk in response.aiter_bytes():
         said += chunk
@@ -160,7 +160,7 @@ def _json(said: bytes) -> Any:
 
 
 def _version(said: bytes) -> str:
-    """vLLM's is an object, ours is the text itself."""
+    """Return the version: vLLM sends an object, our server plain text."""
     known = _json(said)
     text = known.get("version") if isinstance(known, dict) else said.decode("utf-8", "replace")
     return str(text).strip()

@@ -1,6 +1,6 @@
-"""The engine: one thread with an event loop, and on it a request to the server behind us for each sequence that runs.
+"""The upstream engine: one thread with an event loop, and a request to the upstream server for each running sequence.
 
-It computes nothing itself and needs no torch. See `engine/base.py`.
+It computes nothing and does not need torch. See `engine/base.py`.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from llama_serving.sampling_params import FinishReason, SamplingParams
 _log = logging.getLogger(__name__)
 
 START_S: Final = 600.0
-"""How long it is waited for at the start. (The vLLM image's own supervisor has waited before.)"""
+"""How long to wait for the server at the start. (vLLM's image has a supervisor that waited before.)"""
 AGAIN_S: Final = 0.5
 SAY_EVERY_S: Final = 10.0
 WATCH_S: Final = 1.0
 PROBE_IDS: Final = (1,)
-"""A prompt that any model of the family reads: the beginning of a text."""
+"""A prompt that every model of the family accepts: the beginning of a text."""
 PROBE: Final = SamplingParams(max_new_tokens=1, logprobs=0)
 
 
@@ -47,16 +47,16 @@ class _UpstreamSequence:
 
 @dataclass(frozen=True, slots=True)
 class ServerMonitor:
-    """The server behind the engine: what messages call it, and what whoever started it knows.
+    """The upstream server as its starter knows it: names for messages, and callbacks.
 
     Attributes:
-        name: in the log.
-        setting: what a refused start names.
-        place: where it is, for the start line.
-        say_every_s: seconds between two lines of the log that say that it is waited for.
-        lost: says why it will not come (back); None while it may.
-        progress: says what it is doing while it is waited for.
-        ready: told that it has answered, each time it comes (back).
+        name: for the log.
+        setting: named when the start fails.
+        place: the address, for the start line.
+        say_every_s: seconds between log lines while waiting for the server.
+        lost: returns why the server will not come (back); None while it may.
+        progress: returns what the server is doing, for log lines while waiting.
+        ready: called each time when the server comes (back).
     """
 
     name: str
@@ -69,34 +69,34 @@ class ServerMonitor:
 
     @classmethod
     def at(cls, url: str) -> "ServerMonitor":
-        """A server of others."""
+        """Return the monitor of a server that was started by someone else."""
         return cls(f"the model's server at {url}", f"LLAMA_UPSTREAM_URL={url}", f" at {url}")
 
 
 class UpstreamEngine:
-    """Has an OpenAI-compatible server generate.
+    """Generates with an OpenAI-compatible server.
 
     Args:
-        client: of that server.
-        behind: what is said of it.
-        model: the name that it must have the model under.
-        max_num_seqs: sequences that it is asked for at a time; others wait here.
-        start_s: seconds that it is waited for.
+        client: creates the client of that server.
+        monitor: names and callbacks of the server.
+        model: name of the model on that server.
+        max_num_seqs: sequences sent to the server at a time; others wait here.
+        start_s: seconds to wait for the server.
 
     Raises:
-        SetupError: it does not come, has another model, or is none that can be used.
+        SetupError: the server does not come, lacks the model, or is of an unsupported kind.
     """
 
     def __init__(
         self,
         client: Callable[[], UpstreamClient],
         *,
-        behind: ServerMonitor,
+        monitor: ServerMonitor,
         model: str,
         max_num_seqs: int = 16,
         start_s: float = START_S,
     ) -> None:
-        self._make_client, self._behind, self._model = client, behind, model
+        self._make_client, self._monitor, self._model = client, monitor, model
         self._start_s = start_s
         self._max_num_seqs = max_num_seqs
         self._tokens_out = 0
@@ -126,7 +126,7 @@ class UpstreamEngine:
             raise error_mapping.away("it did not answer when it was last asked")
         handle = Handle(self._wants_no_more)
         ids = tuple(prompt_ids)
-        # (With stop strings each token is looked at before the next one is computed.)
+        # (With stop strings each token must be checked before the next one is computed.)
         body = self._server.body(ids, params, streamed=streamed or stop is not None)
         self._thread.submit(_UpstreamSequence(ids, params, body, deadline, stop, handle), len(ids))
         return handle
@@ -143,7 +143,7 @@ class UpstreamEngine:
         running = frozenset(() if forked else self._running)
         return EngineStats(
             engine="upstream",
-            backend=f"{self._server.name}{self._behind.place}",
+            backend=f"{self._server.name}{self._monitor.place}",
             running=len(running),
             waiting=0 if forked else max(0, len(thread.open) - len(running)),
             running_handles=running,
@@ -163,15 +163,15 @@ class UpstreamEngine:
         self._thread.close()
 
     def lose(self) -> None:
-        """It is known to be away: refuse what comes until it has answered again. From any thread."""
+        """Mark the server as away, so that sequences are refused until it answers again. Callable from any thread."""
         self._away = True
 
     def _wants_no_more(self, handle: Handle) -> None:
         self._soon(lambda: self._give_up(handle))
 
     def _soon(self, what: Callable[[], None]) -> None:
-        """From any thread."""
-        with suppress(RuntimeError):  # the loop has ended, and everything on it
+        """Run a function on the loop; callable from any thread."""
+        with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(what)
 
     # --- all below runs on the engine's thread --------------------------------------------------------
@@ -192,7 +192,7 @@ class UpstreamEngine:
             raise
 
     async def _met(self) -> RemoteServer:
-        """The server, once it is there and has shown that it takes and gives token ids."""
+        """Return the server, once it has generated for a prompt of token ids."""
         self._client = self._make_client()
         try:
             server = await self._awaited()
@@ -201,12 +201,12 @@ class UpstreamEngine:
                 async for data in events:
                     answer.read(data)
         except SetupError as error:
-            raise SetupError(f"{self._behind.setting} can't be used: {error}.") from error
+            raise SetupError(f"{self._monitor.setting} can't be used: {error}.") from error
         except ServingError as error:
             raise SetupError(
-                f"{self._behind.setting} can't be used. A first request failed: {error.message}"
+                f"{self._monitor.setting} can't be used. A first request failed: {error.message}"
             ) from error
-        self._behind.ready()
+        self._monitor.ready()
         return server
 
     async def _awaited(self) -> RemoteServer:
@@ -216,14 +216,14 @@ class UpstreamEngine:
                 return await self._client.describe(self._model)
             except AwayError as error:
                 waited = time.monotonic() - begun
-                if (lost := self._behind.lost()) is not None:
+                if (lost := self._monitor.lost()) is not None:
                     raise SetupError(lost) from error
                 if waited > self._start_s:
                     raise SetupError(f"nobody answered there within {self._start_s:.0f} s ({error})") from error
                 if waited >= said:
-                    doing = self._behind.progress() or error
-                    _log.warning("waiting for %s, %.0f s so far: %s", self._behind.name, waited, doing)
-                    said = waited + self._behind.say_every_s
+                    doing = self._monitor.progress() or error
+                    _log.warning("waiting for %s, %.0f s so far: %s", self._monitor.name, waited, doing)
+                    said = waited + self._monitor.say_every_s
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), AGAIN_S)
                     raise SetupError("it was not waited for any longer") from None
@@ -264,11 +264,11 @@ class UpstreamEngine:
         del self._tasks[handle]
         if (
             handle in self._thread.open
-        ):  # a task that was cancelled before its first step, and so did not say it itself
+        ):  # the task was cancelled before its first step, so it did not finish the handle
             self._thread.finish(handle, "cancelled")
 
     async def _run(self, sequence: _UpstreamSequence, places: asyncio.Semaphore) -> None:
-        """One sequence, from its turn to its end."""
+        """Run one sequence, once there is a slot for it."""
         try:
             async with asyncio.timeout_at(sequence.deadline), places:
                 self._running.add(sequence.handle)
@@ -276,7 +276,7 @@ class UpstreamEngine:
                     reason = await self._generate(sequence)
                 finally:
                     self._running.discard(sequence.handle)
-                    self._publish()  # its tokens, before its end
+                    self._publish()  # its tokens come before its end
         except TimeoutError:
             self._thread.finish(sequence.handle, "deadline")
         except asyncio.CancelledError:
@@ -293,8 +293,8 @@ class UpstreamEngine:
             self._thread.finish(sequence.handle, reason)
 
     async def _seen_again(self, error: ServingError) -> ServingError:
-        """What a client is told of an error: one of a server that is ending (its workers first) is that it is away."""
-        with suppress(asyncio.CancelledError):  # (whoever asked wants no more: any end will do)
+        """Return the error to report. If the server is shutting down (workers first), it is reported as away."""
+        with suppress(asyncio.CancelledError):  # (the consumer has gone: any error will do)
             if isinstance(error, InternalError) and not await self._client.healthy():
                 return error_mapping.broken("it is not healthy any more")
         return error
@@ -313,7 +313,7 @@ class UpstreamEngine:
         raise error_mapping.broken("its answer has no end")
 
     def _publish_soon(self, handle: Handle, token: Token) -> None:
-        """With all that come in the same turn of the loop: whoever waits is woken once for them."""
+        """Publish together with other tokens of this iteration of the loop, so that consumers are woken once."""
         if not self._fresh:
             self._loop.call_soon(self._publish)
         self._fresh.append((handle, token))
@@ -324,16 +324,16 @@ class UpstreamEngine:
         publish(fresh)
 
     async def _watch(self) -> None:
-        """Knows whether the server is there; one that comes back must be the same."""
+        """Watch whether the server is there; one that comes back must be the same."""
         while True:
             await asyncio.sleep(WATCH_S)
             if not self._away and not await self._client.healthy():
                 self._away = True
-                _log.error("%s is away", self._behind.name)
+                _log.error("%s is away", self._monitor.name)
             elif self._away and await self._is_back():
                 self._away = False
-                self._behind.ready()
-                _log.warning("%s is back", self._behind.name)
+                self._monitor.ready()
+                _log.warning("%s is back", self._monitor.name)
 
     async def _is_back(self) -> bool:
         try:
@@ -351,4 +351,4 @@ class UpstreamEngine:
     def _say_once(self, what: str) -> None:
         if what != self._said:
             self._said = what
-            _log.error("%s: %s", self._behind.name, what)
+            _log.error("%s: %s", self._monitor.name, what)

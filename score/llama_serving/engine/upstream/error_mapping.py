@@ -1,5 +1,5 @@
-"""What a server behind us says when it does not answer -> what our client is told. Nothing that it wrote is quoted but
-names: its messages may hold a prompt."""
+"""Maps errors of the upstream server to our own. Of its text only names are quoted, since its messages may hold a
+prompt."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _CODE: Final = "upstream_error"
 
 
 def away(why: str) -> Unavailable:
-    """It can't be reached."""
+    """Return the error of a server that is not reachable."""
     return Unavailable(
         f"The model's server can't be reached: {why}. Try again in {RETRY_AFTER_S} s.",
         retry_after=RETRY_AFTER_S,
@@ -29,7 +29,7 @@ def away(why: str) -> Unavailable:
 
 
 def broken(why: str) -> Unavailable:
-    """It went in the middle of an answer, which nobody may ask for twice."""
+    """Return the error of a server that failed in the middle of a response, which must not be requested again."""
     return Unavailable(
         f"The model's server broke off before the text was done: {why}. Try again in {RETRY_AFTER_S} s.",
         retry_after=RETRY_AFTER_S,
@@ -37,7 +37,7 @@ def broken(why: str) -> Unavailable:
 
 
 def malformed(what: str) -> InternalError:
-    """It sends what can't be an answer."""
+    """Return the error of an invalid response."""
     return InternalError(
         f"The model's server sent {what}. Try again; if it goes on, its version is not one that this server can use.",
         code=_CODE,
@@ -45,13 +45,13 @@ def malformed(what: str) -> InternalError:
 
 
 def refused(status: int, retry_after: str | None, said: Any, *, model: str) -> ServingError:
-    """It answered with a status other than 200.
+    """Return the error of a response whose status is not 200.
 
     Args:
-        status: of its answer.
-        retry_after: that header.
+        status: of the response.
+        retry_after: its header of that name.
         said: the JSON in it, or None.
-        model: whom it was asked for.
+        model: name of the requested model.
     """
     again_s = _seconds(retry_after)
     named = _named(status, said)
@@ -83,7 +83,7 @@ def refused(status: int, retry_after: str | None, said: Any, *, model: str) -> S
 
 
 def in_stream(said: Any) -> ServingError:
-    """It reports an error in the middle of an answer."""
+    """Return the error of an error event in the middle of a response."""
     code = said.get("code") if isinstance(said, Mapping) else None
     if code in (503, "unavailable"):
         return broken("it says that it ends")
@@ -94,7 +94,7 @@ def in_stream(said: Any) -> ServingError:
 
 
 def _named(status: int | None, said: Any) -> str:
-    """The status, and of what it says the names alone: the error's type, the field's."""
+    """Return the status and only the names in the response: the error's type and field."""
     error = said.get("error") if isinstance(said, Mapping) else None
     error = error if isinstance(error, Mapping) else {}
     names = [error.get("type"), error.get("param")]

@@ -1,4 +1,4 @@
-"""Which server is behind us, and what a sequence is asked of it with. Pure."""
+"""Kinds of upstream servers, and the request body for one sequence. Pure functions."""
 
 import re
 import struct
@@ -12,23 +12,23 @@ from llama_serving.sampling_params import SamplingParams
 
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{1,64}")
 _SHOWN: Final = 5
-"""Names of models that a message lists."""
+"""Most model names in a message."""
 
 
 TOKENS_PER_EVENT: Final = 8
-"""Of an answer that nobody reads before its end: an event costs the server behind us and us the more time, the smaller the model is.
+"""In a response that is not streamed to the client. Each event costs time on both servers, relatively more with a small model.
 
-At a deadline up to 7 tokens that are computed have not come yet."""
+At a deadline, up to 7 generated tokens may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteKind:
-    """A server whose `/v1/completions` takes token ids, gives them back, and samples as it is told.
+    """A kind of server whose `/v1/completions` accepts and returns token ids, with the sampling that we request.
 
     Attributes:
-        min_tokens: its name of `min_new_tokens`.
-        lowest_temperature: a lower one, other than 0, would be sampled with as if it were this one.
-        stream_interval: it can be asked for several tokens in one event.
+        min_tokens: the server's name of `min_new_tokens`.
+        lowest_temperature: lower temperatures, except 0, would be raised to this one.
+        stream_interval: several tokens can be requested in one event.
     """
 
     name: str
@@ -38,20 +38,20 @@ class RemoteKind:
 
 
 KINDS: Final[Mapping[str, RemoteKind]] = {
-    # vllm/sampling_params.py: _MAX_TEMP, by which temperatures above 0 are raised.
+    # vllm/sampling_params.py: _MAX_TEMP, to which lower temperatures above 0 are raised.
     "vllm": RemoteKind("vLLM", min_tokens="min_tokens", lowest_temperature=0.01, stream_interval=True),
     "llama-endpoints": RemoteKind("llama-endpoints", min_tokens="min_new_tokens"),
 }
-"""By what they call themselves: `owned_by` in `/v1/models`."""
+"""By `owned_by` in `/v1/models`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteServer:
-    """A server with the model that we ask.
+    """An upstream server with our model.
 
     Attributes:
-        version: empty where it does not say.
-        context: tokens of prompt and completion; None where it does not say.
+        version: empty if unknown.
+        context: tokens of prompt and completion; None if unknown.
     """
 
     kind: RemoteKind
@@ -61,10 +61,10 @@ class RemoteServer:
 
     @classmethod
     def of(cls, listed: Any, version: str, *, model: str) -> "RemoteServer":
-        """From what `/v1/models` and `/version` say.
+        """Return the server that `/v1/models` and `/version` describe.
 
         Raises:
-            SetupError: it has another model, or is none whose sampling is known.
+            SetupError: it lacks the model, or is of an unsupported kind.
         """
         try:
             cards = {str(card["id"]): card for card in listed["data"]}
@@ -93,23 +93,23 @@ class RemoteServer:
 
     @property
     def name(self) -> str:
-        """Kind and version."""
+        """Name and version of the software."""
         return f"{self.kind.name} {self.version}".strip()
 
     def body(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, streamed: bool = True
     ) -> dict[str, Any]:
-        """The body of `/v1/completions` for one sequence: every field decided, so that no default takes part.
+        """Return the body of `/v1/completions` for one sequence, with every field set, so that no default applies.
 
-        Its own end of text is ignored: `stop_token_ids` are all that ends a sequence.
+        The server's own end-of-text ids are ignored: only `stop_token_ids` end a sequence.
 
         Args:
-            prompt_ids: of the prompt.
+            prompt_ids: ids of the prompt.
             params: how to sample.
-            streamed: its tokens are read as they come; otherwise `TOKENS_PER_EVENT` may come together.
+            streamed: tokens are read one by one; otherwise `TOKENS_PER_EVENT` may come together.
 
         Raises:
-            BadRequest: it would be sampled otherwise than asked for.
+            BadRequest: the server would sample differently.
         """
         lowest = self.kind.lowest_temperature
         if 0 < params.temperature < lowest:
@@ -140,12 +140,12 @@ class RemoteServer:
         if params.logprobs is not None:
             body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
         if self.kind.stream_interval and not streamed:
-            body["stream_interval"] = TOKENS_PER_EVENT  # (a vLLM of before August 2026 ignores it)
+            body["stream_interval"] = TOKENS_PER_EVENT  # (vLLM before August 2026 ignores it)
         return body
 
 
 def _seed(params: SamplingParams) -> int:
-    """One number for what we make from two: 0 to 2^63 - 1."""
+    """Return one seed, 0 to 2^63 - 1, made from our seed and the sequence's index."""
     if params.index == 0:
         return params.seed
     digest = blake2b(struct.pack("<QQ", params.seed, params.index), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""The events of one answer -> tokens. Pure; whatever is not as it must be is an error, never a guess."""
+"""Parses the events of one response into tokens. Pure; anything unexpected is an error."""
 
 import json
 import re
@@ -14,11 +14,11 @@ _DONE: Final = "[DONE]"
 
 
 class StreamedCompletion:
-    """One sequence as a server streams it.
+    """One sequence as the upstream server streams it.
 
     Attributes:
-        finish_reason: why it ended, once a chunk says so.
-        complete: nothing is missing: its end, and the count of its tokens, were there.
+        finish_reason: why it ended, once a chunk has it.
+        complete: its end and its token count were received.
     """
 
     def __init__(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -31,10 +31,10 @@ class StreamedCompletion:
         self.complete = False
 
     def read(self, data: str) -> list[Token]:
-        """The tokens of one event's data.
+        """Return the tokens in one event's data.
 
         Raises:
-            ServingError: the server reports one, or what it sends can't be part of this answer.
+            ServingError: the event reports an error, or does not belong to this response.
         """
         if data == _DONE:
             if self.finish_reason is None or not self._counted:
@@ -73,7 +73,7 @@ class StreamedCompletion:
         return tokens
 
     def _check_prompt(self, ids: Any) -> None:
-        """It must have read what we sent, and nothing else."""
+        """Check that the server has read exactly our prompt."""
         if ids is None:
             return
         if not isinstance(ids, list) or tuple(ids) != self._prompt_ids:
@@ -92,7 +92,7 @@ class StreamedCompletion:
         raise error_mapping.malformed("an end that was not asked for")
 
     def _check(self, usage: Mapping[str, Any]) -> None:
-        """No token was lost on the way, none came twice."""
+        """Check that no token was lost or repeated."""
         said = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
         if said != (len(self._prompt_ids), self._count):
             _malformed("another number of tokens than it says")
@@ -127,7 +127,7 @@ def _with_logprobs(ids: Sequence[int], logprobs: Any, wanted: int | None) -> lis
 
 
 def _best(top: Mapping[str, float], wanted: int) -> tuple[tuple[int, float], ...]:
-    """The most likely ones, best first; the drawn one, which comes along, only where it is among them."""
+    """Return the most likely tokens, best first; the drawn one, always sent along, only if it is among them."""
     ranked = sorted(((_id(spelled), float(value)) for spelled, value in top.items()), key=lambda one: -one[1])
     return tuple(ranked[:wanted])
 

@@ -1,1 +1,1 @@
-"""vLLM as a child process: started, watched, restarted and ended by us, and asked through `engine/upstream`."""
+"""vLLM as a child process: started, watched, restarted and stopped here, and called through `engine/upstream`."""

@@ -1,4 +1,4 @@
-"""vLLM's command line and environment. Pure: a model and settings in, words out."""
+"""vLLM's command line and environment, made from a model and settings. Pure functions."""
 
 import json
 import re
@@ -17,17 +17,17 @@ LOOKUP_TOKENS: Final = 4
 CPU_BLOCK: Final = 128
 """Tokens in a block of vLLM's cache on a CPU; each sequence may leave one of them partly empty."""
 CPU_SHARE: Final = 0.5
-"""Of the memory that is free beside the weights, what keys and values may take on a CPU."""
+"""Share of the free memory beside the weights that keys and values may take on a CPU."""
 
 _FIXED: Final[Mapping[str, str]] = {
-    # Everything comes with the model: nothing is fetched and nothing is reported.
+    # Everything comes with the model: nothing is downloaded, no usage is reported.
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_PLUGINS": "",
-    # The log is read by us.
+    # The log is parsed.
     "PYTHONUNBUFFERED": "1",
     "VLLM_CONFIGURE_LOGGING": "1",
     "VLLM_LOGGING_LEVEL": "INFO",
@@ -35,7 +35,7 @@ _FIXED: Final[Mapping[str, str]] = {
     "VLLM_LOGGING_COLOR": "0",
 }
 _DROPPED: Final = ("LLAMA_", "PYTHON", "VIRTUAL_ENV", "__PYVENV", "VLLM_CPU_KVCACHE_SPACE", KEY)
-"""What begins so is ours, or belongs to our own interpreter."""
+"""Prefixes of variables that are ours or our interpreter's, and are not passed on."""
 _SECRET: Final = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|CONNECTION_STRING|_SAS)$", re.IGNORECASE
 )
@@ -49,14 +49,14 @@ def arguments(
     socket: Path,
     kv_memory: int | None,
 ) -> tuple[str, ...]:
-    """The command that serves a model on a Unix socket.
+    """Return the command that serves a model on a Unix socket.
 
     Args:
         installation: the environment that has vLLM.
-        model: what is served.
-        options: the operator's.
+        model: to serve.
+        options: of the operator.
         socket: where vLLM listens.
-        kv_memory: bytes for keys and values; None is vLLM's choice.
+        kv_memory: bytes for keys and values; None is vLLM's default.
     """
     named: dict[str, object] = {
         "uds": socket,
@@ -70,7 +70,7 @@ def arguments(
         "gpu-memory-utilization": options.gpu_share,
         "kv-cache-dtype": options.kv_dtype,
         "load-format": "safetensors",  # never a pickle
-        "generation-config": "vllm",  # no sampling settings of the checkpoint's
+        "generation-config": "vllm",  # not the checkpoint's sampling settings
         **_optional(model, options, kv_memory),
     }
     switches = [
@@ -86,7 +86,7 @@ def arguments(
 def _optional(model: ServedModel, options: VllmLaunchOptions, kv_memory: int | None) -> dict[str, object]:
     found: dict[str, object] = {}
     if kv_memory is not None:
-        # vLLM means each of its workers: each has its part of every token's keys and values.
+        # For vLLM this is per worker: each holds its part of every token's keys and values.
         found["kv-cache-memory-bytes"] = kv_memory // (options.tensor_parallel * options.pipeline_parallel)
     if options.prefill_tokens is not None:
         found["max-num-batched-tokens"] = options.prefill_tokens
@@ -99,7 +99,7 @@ def _optional(model: ServedModel, options: VllmLaunchOptions, kv_memory: int | N
             }
         )
     if model.positions is not None and model.context > model.positions:
-        # vLLM computes its rotary table for so many positions and refuses a longer context. No frequency is scaled.
+        # vLLM sizes its rotary table by this and refuses longer contexts. Frequencies are not scaled.
         found["hf-overrides"] = json.dumps({"max_position_embeddings": model.context})
     return found
 
@@ -107,24 +107,24 @@ def _optional(model: ServedModel, options: VllmLaunchOptions, kv_memory: int | N
 def environment(
     inherited: Mapping[str, str], installation: Installation, options: VllmLaunchOptions, *, key: str
 ) -> dict[str, str]:
-    """The environment of vLLM's process: ours without our settings, our interpreter's variables and any secret.
+    """Return vLLM's environment: ours without our settings, our interpreter's variables and secrets.
 
     Args:
-        inherited: our own.
+        inherited: our own environment.
         installation: the environment that has vLLM.
-        options: the operator's.
-        key: what vLLM is to ask for as a bearer token.
+        options: of the operator.
+        key: bearer token that vLLM must require.
     """
     kept = {
         name: text
         for name, text in inherited.items()
         if not name.startswith(_DROPPED) and not _SECRET.search(name)
     }
-    # Compilers and other tools of its environment come before those of ours.
+    # Compilers and other tools of its environment come before ours.
     path = ":".join(filter(None, (str(installation.python.parent), kept.get("PATH", ""))))
     found = {**kept, **_FIXED, "PATH": path, KEY: key}
     if installation.cpu and options.threads is not None:
-        # By default vLLM binds its threads to cores of its own choice and overrides OMP_NUM_THREADS.
+        # By default vLLM binds its threads to cores that it selects, and overrides OMP_NUM_THREADS.
         found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads)}
     return found
 
@@ -132,13 +132,13 @@ def environment(
 def kv_bytes(
     installation: Installation, model: ServedModel, options: VllmLaunchOptions, *, free_bytes: int
 ) -> int | None:
-    """Bytes for keys and values to ask of vLLM; None leaves it to vLLM's share of a GPU.
+    """Return the bytes for keys and values; None leaves them to vLLM's share of a GPU.
 
-    On a CPU vLLM would take its share of the whole machine, whoever else is there: half of what is free beside the
-    weights is enough, and no more than all sequences can use.
+    On a CPU vLLM would take its share of the whole machine, whatever else runs there. Half of the memory that is free beside
+    the weights is enough, and never more than all sequences can use.
 
     Raises:
-        SetupError: a CPU has not enough free memory for one sequence.
+        SetupError: the free memory is too small for one sequence.
     """
     if options.kv_memory is not None or not installation.cpu:
         return options.kv_memory

@@ -1,4 +1,4 @@
-"""The engine: vLLM in a process of its own, asked as any server behind us is. See `engine/base.py`."""
+"""The vLLM engine: vLLM in a process of its own, called as an upstream server. See `engine/base.py`."""
 
 import atexit
 import logging
@@ -28,28 +28,28 @@ _log = logging.getLogger(__name__)
 
 SOCKET: Final = "vllm.sock"
 LONGEST_SOCKET: Final = 107
-"""Bytes of a Unix socket's path (unix(7))."""
+"""Most bytes in a Unix socket's path (unix(7))."""
 ROOM_FOR_NAMES: Final = 64
-"""Bytes: of the folder's name, and of the longest name in it, a UUID."""
+"""Bytes for the folder's name and the longest file name in it, a UUID."""
 SAY_EVERY_S: Final = 15.0
 RPC_FOLDER: Final = "VLLM_RPC_BASE_PATH"
-"""Where vLLM puts the sockets between its own processes: they go with the folder, however vLLM ends."""
+"""Where vLLM puts the sockets between its processes; they are removed with the folder, however vLLM ends."""
 URL: Final = "http://vllm"
-"""The host of requests on the socket: a name that no resolver is asked for."""
+"""The host in requests on the socket; it is never resolved."""
 
 
 class VllmEngine:
-    """Starts vLLM, has it generate, and ends it.
+    """Starts vLLM, generates with it, and stops it.
 
     Args:
         installation: the environment that has vLLM.
-        model: what is served.
-        options: the operator's.
-        kv_memory: bytes for keys and values; None is vLLM's choice.
+        model: to serve.
+        options: of the operator.
+        kv_memory: bytes for keys and values; None is vLLM's default.
         environment: ours, most of which vLLM inherits.
 
     Raises:
-        SetupError: vLLM ends, or is not healthy in time.
+        SetupError: vLLM exits, or is not healthy in time.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class VllmEngine:
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        # (Registered before the upstream engine's own end, and so called after it.)
+        # Registered before the upstream engine's own close, so it is called after that.
         atexit.register(self.close)
         try:
             self._upstream = UpstreamEngine(
-                # A sequence that waits in vLLM, or has made room for others, hears nothing for as long as that takes. Whether vLLM is
-                # there its process says, and its end closes the socket.
+                # A queued or preempted sequence gets no bytes while it waits in vLLM. Its process shows whether vLLM is there,
+                # and the socket is closed when it ends.
                 lambda: UpstreamClient(URL, key=key, socket=socket, stall_s=None),
-                behind=ServerMonitor(
+                monitor=ServerMonitor(
                     name="vLLM",
                     setting=f"vLLM {installation.version}",
                     say_every_s=SAY_EVERY_S,
@@ -143,7 +143,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        if os.getpid() != self._pid:  # a copy in a forked process: vLLM is the other's
+        if os.getpid() != self._pid:  # a forked copy: vLLM belongs to the parent
             return
         atexit.unregister(self.close)
         if self._upstream is not None:
@@ -157,9 +157,9 @@ class VllmEngine:
 
 
 def _folder() -> Path:
-    """A folder that nobody else may enter, for sockets: ours, and those between vLLM's processes."""
+    """Create a private folder for the sockets: ours, and those between vLLM's processes."""
     usual = tempfile.gettempdir()
-    # A job runner's folder for temporary files may be too long for a socket's path.
+    # The folder for temporary files, as a job runner sets it, may be too long for a socket's path.
     long = len(os.fsencode(usual)) + ROOM_FOR_NAMES > LONGEST_SOCKET
     return Path(tempfile.mkdtemp(prefix="llama-vllm-", dir="/tmp" if long else usual))  # noqa: S108
 

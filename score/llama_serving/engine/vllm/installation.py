@@ -1,4 +1,4 @@
-"""Which vLLM there is: the Python of its environment, its version, and whether it computes on a CPU."""
+"""Finds vLLM: the Python of its environment, its version, and whether it is a build for CPUs."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from llama_serving.errors import SetupError
 
 PROBE_S: Final = 60.0
 NVIDIA: Final = ("dev/nvidiactl", "usr/lib/wsl/lib/libcuda.so.1")
-"""What NVIDIA's driver shows where there is a GPU, on Linux and in Windows' own."""
+"""What NVIDIA's driver creates where there is a GPU, on Linux and in WSL."""
 NVIDIA_OF_HOST: Final = "proc/driver/nvidia/gpus"
-"""Likewise, before anybody has used the GPU. A container sees its host's, whether or not it was given a GPU."""
+"""The same, before the first use of the GPU. A container sees its host's, even if it was not given the GPU."""
 IN_CONTAINER: Final = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
-"""What Docker, Podman and Kubernetes put into a container."""
+"""Files that Docker, Podman and Kubernetes create in a container."""
 
 _PROBE: Final = """
 import importlib.metadata as m, importlib.util as u, json
@@ -31,7 +31,7 @@ _SHEBANG: Final = re.compile(r"\A#!\s*(?P<python>/\S*python[0-9.]*)\s*$", re.MUL
 _LONG_SHEBANG: Final = re.compile(
     r"\A#!/bin/sh\n'''exec' \"?(?P<python>/[^\"\n]*?python[0-9.]*)\"? ", re.MULTILINE
 )
-"""What installers write where the path is too long for a shebang, or has a space in it."""
+"""What installers write if the path is too long for a shebang, or has a space in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Installation:
     """An environment with vLLM.
 
     Attributes:
-        cpu: vLLM computes on the CPU there.
+        cpu: vLLM is a build for CPUs.
     """
 
     python: Path
@@ -48,14 +48,14 @@ class Installation:
 
 
 def find(named: str | None, environment: Mapping[str, str] = os.environ) -> Installation:
-    """The vLLM that is to be used.
+    """Return the vLLM to use.
 
     Args:
-        named: a Python or a `vllm` command; None is `vllm` on PATH, and then vLLM beside our own interpreter.
-        environment: has PATH.
+        named: a Python or a `vllm` command; None is `vllm` on PATH, else vLLM beside our own interpreter.
+        environment: for its PATH.
 
     Raises:
-        SetupError: there is none.
+        SetupError: vLLM was not found.
     """
     if sys.platform != "linux":
         raise SetupError("The vllm engine needs Linux. Set LLAMA_ENGINE to another one.")
@@ -67,10 +67,10 @@ def find(named: str | None, environment: Mapping[str, str] = os.environ) -> Inst
 
 
 def python_of(named: str | None, environment: Mapping[str, str]) -> Path:
-    """The Python that has vLLM.
+    """Return the Python that has vLLM.
 
     Raises:
-        SetupError: nothing of that name is there.
+        SetupError: there is no such program.
     """
     if named is None:
         command = shutil.which("vllm", path=environment.get("PATH", os.defpath))
@@ -79,7 +79,7 @@ def python_of(named: str | None, environment: Mapping[str, str]) -> Path:
                 "vLLM was not found: there is no `vllm` on PATH. Install it, or set LLAMA_VLLM to the Python of the "
                 "environment that has it."
             )
-        return _behind(Path(command))
+        return _python_of_script(Path(command))
     found = shutil.which(named, path=environment.get("PATH", os.defpath))
     if found is None:
         raise SetupError(
@@ -87,11 +87,11 @@ def python_of(named: str | None, environment: Mapping[str, str]) -> Path:
             "vLLM, or to its `vllm` command."
         )
     path = Path(os.path.abspath(found))  # noqa: PTH100  (a link to a virtual environment's Python must stay one)
-    return path if path.name.startswith("python") else _behind(path)
+    return path if path.name.startswith("python") else _python_of_script(path)
 
 
-def _behind(command: Path) -> Path:
-    """The Python that runs a console script; else the one beside it."""
+def _python_of_script(command: Path) -> Path:
+    """Return the Python that runs a console script, else the one beside it."""
     try:
         with command.open("rb") as file:
             text = file.read(1024).decode("utf-8", "replace")
@@ -130,7 +130,7 @@ def _probe(python: Path, named: str | None) -> Mapping[str, object]:
 
 
 def gpu_here(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> bool:
-    """Whether this process may use an NVIDIA GPU, found out without loading CUDA."""
+    """Return whether this process can use an NVIDIA GPU, without loading CUDA."""
     if environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
         return False
 

@@ -1,9 +1,9 @@
-"""The process between us and vLLM: it ends vLLM, with all its workers, when we end, however we end.
+"""A process between ours and vLLM, which stops vLLM and all its workers when ours ends, however it ends.
 
     python -I keeper.py PARENT_PID FOLDER GRACE_S COMMAND...
 
-Standard library only: it is run by path. It leads a session; vLLM's processes are in it. Its standard input is a pipe
-that only the parent writes to: a byte asks for an orderly end, and its end without one means that the parent has died.
+Standard library only: it is run by path. It leads the session of vLLM's processes. Its standard input is a pipe that only
+the parent writes to: a byte requests an orderly shutdown, and the end of the pipe without one means that the parent has died.
 """
 
 import ctypes
@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Final
 
 PARENT_EVERY_MS: Final = 1000
-"""How often the parent's number is looked at, for where a copy of the pipe's end has outlived it."""
+"""How often to check the parent, in case another process still holds the pipe's end."""
 LAST_S: Final = 10.0
 TRACKER_S: Final = 3.0
 TRACKER: Final = b"resource_tracker"
-"""Python's own helper, which removes the shared memory that the killed ones have left, and then ends."""
+"""Python's own helper, which removes the shared memory of killed processes and then exits."""
 ORDERLY: Final = b"e"
-"""What asks for an orderly end. Anything else, and the end of the pipe, is one at once."""
+"""Requests an orderly shutdown. Anything else, and the end of the pipe, means an immediate one."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
 def main(words: list[str]) -> int:
-    """vLLM's exit code, or 128 and the signal's number."""
+    """Run vLLM; return its exit code, or 128 plus the signal's number."""
     parent, folder, grace_s, command = int(words[0]), words[1], float(words[2]), words[3:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         libc.prctl(
             _PR_SET_PDEATHSIG, signal.SIGKILL
-        )  # (this process has one thread, which lives as long as it)
+        )  # (this process has one thread, which lives as long as the process)
 
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare)  # noqa: PLW1509, S603
@@ -62,7 +62,7 @@ def main(words: list[str]) -> int:
 
 
 def _wait(child: subprocess.Popen[bytes], parent: int) -> bool:
-    """Returns when the child ends, or is to be ended: whether in an orderly way."""
+    """Return when the child has ended or must be stopped; True if that should be orderly."""
     ended = os.pidfd_open(child.pid)
     poller = select.poll()
     poller.register(ended, select.POLLIN)
@@ -80,9 +80,9 @@ def _wait(child: subprocess.Popen[bytes], parent: int) -> bool:
 
 
 def end_session(leader: int) -> None:
-    """Kill every process of a session but its leader; returns when they have ended.
+    """Kill every process of a session but its leader; return when they have ended.
 
-    The caller is the leader, or has not waited for it yet, so that its number is nobody else's.
+    The caller is the leader, or has not waited for it yet, so that its number has not been reused.
     """
     deadline, trackers_until = time.monotonic() + LAST_S, time.monotonic() + TRACKER_S
     while time.monotonic() < deadline:
@@ -96,14 +96,14 @@ def end_session(leader: int) -> None:
 
 
 def _session(leader: int) -> Iterator[int]:
-    """The living processes of a session."""
+    """Yield the living processes of a session."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != leader and _belongs(int(entry.name), leader):
             yield int(entry.name)
 
 
 def _belongs(pid: int, leader: int) -> bool:
-    # "pid (name) state ppid pgrp session ...", and a name may have spaces and brackets.
+    # "pid (name) state ppid pgrp session ..."; a name may have spaces and parentheses.
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     return len(fields) > 3 and int(fields[3]) == leader and fields[0] not in (b"Z", b"X")
 
@@ -112,16 +112,14 @@ def _kill(pid: int, leader: int) -> None:
     with suppress(ProcessLookupError):
         handle = os.pidfd_open(pid)
         try:
-            if _belongs(
-                pid, leader
-            ):  # (the number may have become another's before it was opened, and not since)
+            if _belongs(pid, leader):  # (the number may have been reused before it was opened, but not since)
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         finally:
             os.close(handle)
 
 
 def _read(pid: int, name: str) -> bytes:
-    with suppress(OSError):  # it has ended
+    with suppress(OSError):  # the process has ended
         return Path(f"/proc/{pid}/{name}").read_bytes()
     return b""
 

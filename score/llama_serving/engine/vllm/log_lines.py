@@ -1,4 +1,4 @@
-"""What vLLM writes -> what may be shown of it. Pure. Once it has been asked anything, its lines may quote a prompt."""
+"""Selects what may be shown of vLLM's log. Pure. After the first request, its lines may quote a prompt."""
 
 import re
 import threading
@@ -6,9 +6,9 @@ from collections import deque
 from typing import Final
 
 KEPT: Final = 400
-"""Lines that are remembered."""
+"""Lines kept."""
 LONGEST: Final = 300
-"""Characters of a line that are shown."""
+"""Most characters of a line that are shown."""
 
 _LINE: Final = re.compile(
     r"^(?:\([\w -]+ pid=\d+\) ?)?(?:(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[(?P<where>[\w./-]+:\d+)\] ?)?(?P<text>.*)$"
@@ -18,14 +18,14 @@ _EXCEPTION: Final = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Exi
 _USAGE: Final = re.compile(r"^[\w.]+: error: (?P<what>.*)$")
 _DETAIL: Final = re.compile(r"^\s+(?:Value error|Assertion failed), (?P<what>.*?)(?: \[type=.*)?$")
 _SECONDHAND: Final = ("root cause above", "Failed core proc", "initialization failed", "EngineDeadError")
-"""In errors that only say that another process has had one."""
+"""Marks of errors that only report another process's error."""
 
 
 class LogLines:
-    """The end of a log. Safe to use from several threads.
+    """The end of a log. Thread-safe.
 
     Attributes:
-        asked: requests have been sent: from now on only names are shown.
+        asked: requests have been sent, so only names may be shown.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class LogLines:
         self.asked = False
 
     def add(self, line: str) -> None:
-        """One more line."""
+        """Add a line."""
         with self._lock:
             self._lines.append(line.rstrip()[: 4 * LONGEST])
 
     def progress(self) -> str:
-        """What it is doing, in its own words; empty where it has not said anything that may be shown."""
+        """Return the last line about progress; empty if nothing may be shown."""
         for line in () if self.asked else self._latest():
             match = _LINE.match(line)
             text = match["text"].strip() if match else ""
@@ -48,7 +48,7 @@ class LogLines:
         return ""
 
     def cause(self) -> str:
-        """Why it has ended; empty where it does not say."""
+        """Return the reason for vLLM's end; empty if unknown."""
         second = ""
         details: str | None = None
         for line in self._latest():

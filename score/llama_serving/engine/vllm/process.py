@@ -1,4 +1,4 @@
-"""One run of vLLM: its process, behind the keeper that ends it with us."""
+"""One run of vLLM: a process under the keeper, which stops it when ours ends."""
 
 import os
 import select
@@ -14,24 +14,24 @@ from llama_serving.engine.vllm import keeper
 from llama_serving.engine.vllm.log_lines import LogLines
 
 GRACE_S: Final = 10.0
-"""What vLLM may take to end when it is asked to."""
+"""Seconds that vLLM may take for an orderly shutdown."""
 _READ: Final = 4096
 
 
 class VllmProcess:
-    """A vLLM that runs, or has ended.
+    """A run of vLLM, possibly ended.
 
     Args:
         command: vLLM's.
-        environment: vLLM's, whole.
-        folder: removed by the keeper where we have died.
-        echo: given each line that it writes.
+        environment: vLLM's, complete.
+        folder: removed by the keeper if our process has died.
+        echo: called with each line of vLLM's output.
 
     Attributes:
-        code: its exit code, once it has ended; 128 and more is a signal.
+        code: exit code, once vLLM has ended; 128 and more is a signal.
 
     Raises:
-        OSError: the keeper can't be started.
+        OSError: the keeper cannot be started.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class VllmProcess:
 
     @property
     def pid(self) -> int:
-        """The keeper's, which is also the number of the session that vLLM's processes are in."""
+        """The keeper's process id, also the id of the session of vLLM's processes."""
         return self._keeper.pid
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether it has ended, after at most so many seconds; nothing of it is left then."""
+        """Wait at most `timeout_s` seconds; return whether vLLM and all its processes have ended."""
         with self._lock:
             if self.code is not None:
                 return True
@@ -77,7 +77,7 @@ class VllmProcess:
             if self.code is None:
                 keeper.end_session(
                     self.pid
-                )  # (where the keeper itself was killed; its number is still its own)
+                )  # (if the keeper itself was killed; its number has not been reused)
                 self.code = self._keeper.wait()
                 with suppress(OSError):
                     self._stdin.close()
@@ -85,12 +85,12 @@ class VllmProcess:
         return True
 
     def end(self) -> None:
-        """Ask it to end; the keeper kills it after a while. Returns at once."""
+        """Request an orderly shutdown; the keeper kills vLLM after a while. Return at once."""
         self._tell(b"e")
 
     def kill(self) -> None:
-        """End it at once."""
-        # (To close the pipe would not do: a process that was forked from us meanwhile may hold its other copy.)
+        """Stop vLLM immediately."""
+        # (Closing the pipe would not be enough: a process forked from ours may hold a copy of it.)
         self._tell(b"k")
 
     def _tell(self, word: bytes) -> None:
@@ -99,15 +99,15 @@ class VllmProcess:
                 os.write(self._stdin.fileno(), word)
 
     def cause(self) -> str:
-        """Why it has ended, as far as that may be shown."""
+        """Return why vLLM has ended, as far as it may be shown."""
         return self._log.cause()
 
     def progress(self) -> str:
-        """What it is doing, as far as that may be shown."""
+        """Return what vLLM is doing, as far as it may be shown."""
         return self._log.progress()
 
     def asked(self) -> None:
-        """It serves requests: what it writes from now on may quote them."""
+        """Note that vLLM serves requests, so its output may quote them from now on."""
         self._log.asked = True
 
     def _read(self, echo: Callable[[str], None] | None) -> None:
@@ -121,7 +121,7 @@ class VllmProcess:
 
 
 def _lines(output: IO[bytes]) -> Iterator[str]:
-    """Lines, ended by \\n or \\r (a progress bar's), none longer than what is read at a time."""
+    """Yield lines, ended by \\n or \\r (a progress bar's), none longer than one read."""
     rest = b""
     while chunk := os.read(output.fileno(), _READ):
         *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")

@@ -1,4 +1,4 @@
-"""From a checkpoint and settings to a running vLLM engine."""
+"""Starts a vLLM engine from a checkpoint and settings."""
 
 import logging
 import os
@@ -24,17 +24,17 @@ QUANTIZED: Final = "quantization_config"
 def start(
     checkpoint: Path, variant: ModelVariant, *, dtype: str, context: int, options: VllmLaunchOptions
 ) -> VllmEngine:
-    """A running engine.
+    """Start an engine.
 
     Args:
         checkpoint: a folder with `config.json`, `tokenizer.json` and safetensors.
-        variant: its row.
+        variant: the model's row of the catalog.
         dtype: of the computation.
-        context: tokens that one sequence may come to.
-        options: the operator's.
+        context: most tokens of one sequence.
+        options: of the operator.
 
     Raises:
-        SetupError: there is no vLLM, it can't serve the model, or it is not healthy in time.
+        SetupError: vLLM was not found, cannot serve the model, or is not healthy in time.
     """
     if options.prefill_tokens is not None and options.prefill_tokens < options.max_num_seqs:
         raise SetupError(
@@ -64,7 +64,7 @@ def start(
 
 
 def _weight_bytes(checkpoint: Path, variant: ModelVariant, width: int) -> int:
-    """Bytes of the weights in memory: quantized ones stay as they are in their files, others may be widened."""
+    """Return the bytes of the weights in memory: quantized ones as in their files, others possibly widened."""
     files = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     return (
         min(files, variant.shape.weight_bytes(width))

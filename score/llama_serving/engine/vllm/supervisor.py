@@ -1,4 +1,4 @@
-"""Keeps vLLM running: starts it again after its death, later each time. One that was never healthy is given up."""
+"""Restarts vLLM after it has died, with growing pauses. A vLLM that was never healthy is given up."""
 
 import logging
 import threading
@@ -14,37 +14,37 @@ END_S: Final = 30.0
 
 
 class SupervisedRun(Protocol):
-    """One run of vLLM; see `process.Process`."""
+    """One run of vLLM; see `process.VllmProcess`."""
 
     code: int | None
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether it has ended."""
+        """Wait, and return whether it has ended."""
         ...
 
     def end(self) -> None:
-        """Ask it to end."""
+        """Request an orderly shutdown."""
         ...
 
     def kill(self) -> None:
-        """End it at once."""
+        """Stop it immediately."""
         ...
 
     def cause(self) -> str:
-        """Why it ended."""
+        """Return why it ended."""
         ...
 
     def progress(self) -> str:
-        """What it is doing."""
+        """Return what it is doing."""
         ...
 
     def asked(self) -> None:
-        """It serves requests from now on."""
+        """Note that it serves requests from now on."""
         ...
 
 
 def pause_s(failures: int) -> float:
-    """Seconds before the next start, after so many failed ones."""
+    """Return the seconds before the next start, after `failures` failed ones."""
     return min(FIRST_PAUSE_S * 2.0 ** min(failures, 16), LONGEST_PAUSE_S)
 
 
@@ -54,7 +54,7 @@ class Supervisor:
     Args:
         launch: starts one run.
         start_s: seconds until a run must be healthy.
-        on_death: called, on the thread, when a run has ended.
+        on_death: called, on the thread, after a run has ended.
     """
 
     def __init__(
@@ -71,26 +71,26 @@ class Supervisor:
 
     @property
     def lost(self) -> str | None:
-        """Why vLLM will not come (back) any more; None while it may."""
+        """Why vLLM will not come (back); None while it may."""
         return self._lost
 
     @property
     def failures(self) -> int:
-        """Starts in a row that did not come to a healthy vLLM."""
+        """Failed starts in a row."""
         return self._failures
 
     def progress(self) -> str:
-        """What vLLM is doing."""
+        """Return what vLLM is doing."""
         return self._run.progress()
 
     def healthy(self) -> None:
-        """vLLM has answered."""
+        """Note that vLLM has answered."""
         self._run.asked()
         self._was_healthy = True
         self._healthy.set()
 
     def close(self) -> None:
-        """End vLLM, and return when nothing of it is left."""
+        """Stop vLLM, and return when all its processes have ended."""
         self._closing.set()
         self._run.end()
         self._thread.join(END_S)
@@ -108,7 +108,7 @@ class Supervisor:
             self._failures = 0 if came else self._failures + 1
             self._healthy.clear()
             why = self._why(came=came)
-            if not self._was_healthy:  # (its model, its settings or its machine are not for it)
+            if not self._was_healthy:  # (the model, settings or machine are unsuitable)
                 self._lost = why
                 _log.error("%s", why)
                 return
@@ -117,7 +117,7 @@ class Supervisor:
                 return
 
     def _start_again(self, why: str) -> bool:
-        """For as long as it takes: a GPU or a disk that is away may come back. False when it is to end."""
+        """Restart until it succeeds, since a missing GPU or disk may come back. False if closed meanwhile."""
         while True:
             seconds = pause_s(self._failures)
             _log.error("%s; it is started again in %.0f s", why, seconds)
@@ -125,16 +125,16 @@ class Supervisor:
                 return False
             try:
                 self._run = self._launch()
-            except Exception as error:  # no memory, no thread, no file: none of it may end this thread
+            except Exception as error:  # no failure to start may end this thread
                 self._failures += 1
                 why = f"vLLM can't be started: {error}"
             else:
-                if self._closing.is_set():  # `close` may have asked the run before
+                if self._closing.is_set():  # (`close` may have stopped the previous run)
                     self._run.end()
                 return True
 
     def _until_ended(self) -> None:
-        """Waits for the end of the run, and brings it about where it does not become healthy."""
+        """Wait for the end of the run, and end it if it does not become healthy in time."""
         deadline = time.monotonic() + self._start_s
         while not self._run.wait(1.0):
             late = time.monotonic() > deadline and not self._healthy.is_set()

@@ -78,7 +78,7 @@ def running(fake: FakeUpstream, *, stall_s: float = 60.0, key: str | None = None
     """An engine on it that has forgotten its first, probing request."""
     started = UpstreamEngine(
         lambda: UpstreamClient(fake.url, key=key, stall_s=stall_s),
-        behind=ServerMonitor.at(fake.url),
+        monitor=ServerMonitor.at(fake.url),
         model=MODEL,
         **{"start_s": 5.0, **how},
     )
@@ -409,7 +409,7 @@ def test_a_start_that_is_ended_is_over() -> None:
             super()._start()
 
     with pytest.raises(SetupError, match="not waited for any longer"):
-        Kept(closing, behind=ServerMonitor.at("http://127.0.0.1:9"), model=MODEL, start_s=PATIENCE_S * 10)
+        Kept(closing, monitor=ServerMonitor.at("http://127.0.0.1:9"), model=MODEL, start_s=PATIENCE_S * 10)
 
 
 def test_what_is_no_json(fake: FakeUpstream) -> None:

@@ -1,1 +1,1 @@
-"""What runs the model: flat rows in, logits out. One backend a file."""
+"""The backends, which run the model: flat rows in, logits out. One backend a file."""

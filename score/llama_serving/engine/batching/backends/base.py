@@ -1,4 +1,4 @@
-"""What every backend is: rows of token ids in, logits of the wanted ones out, keys and values kept in blocks."""
+"""The interface of all backends: rows of token ids in, logits out; keys and values are kept in blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class BackendLostError(Exception):
-    """The backend can't go on: no later forward pass would succeed."""
+    """The backend is broken: every later forward pass would fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,10 @@ class Rows:
 
     Attributes:
         ids: the tokens.
-        start: the position of the first.
-        blocks: the cache blocks of the positions from 0 on; they reach at least to the last token here.
-        prefill: they are a part of the prompt. A row's result may depend on this, and on nothing that
-            happens to go through the model with it.
-        needs_logits: the logits after the last token are wanted.
+        start: position of the first token.
+        blocks: the cache blocks from position 0 on, at least up to the last token here.
+        prefill: they are prompt tokens. A row's result may depend on this, but not on the other rows of the step.
+        needs_logits: return the logits after the last token.
     """
 
     ids: Sequence[int]
@@ -33,16 +32,16 @@ class Rows:
 
 
 class Backend(Protocol):
-    """A loaded model with its cache of keys and values. One thread calls it, the one that made it.
+    """A loaded model with its cache of keys and values. Only the thread that created it may call it.
 
     Attributes:
-        name: what stats and logs call it.
-        fallback_reason: why it is not the fastest there is; empty where it is.
-        vocab: ids that the model knows.
+        name: for stats and logs.
+        fallback_reason: why it is not the fastest backend; empty if it is.
+        vocab: size of the vocabulary.
         num_blocks: blocks of the cache.
         block_tokens: tokens in a block.
-        chunk_rows: rows of a prompt that it is best given at a time; a smaller part costs as much.
-        batch_invariant: a row's logits are made to depend on nothing that happens to be computed with it.
+        chunk_rows: best number of prompt rows at a time; fewer take as long.
+        batch_invariant: a row's logits are meant to be independent of the other rows.
     """
 
     name: str
@@ -54,23 +53,23 @@ class Backend(Protocol):
     batch_invariant: bool
 
     def forward(self, batch: Sequence[Rows]) -> "torch.Tensor":
-        """One pass over all rows; doing it again with the same rows changes nothing.
+        """Run one forward pass; repeating it with the same rows gives the same result.
 
         Returns:
-            (wanted, vocab) logits in float32, in the order of the batch.
+            (rows with `needs_logits`, vocab) logits in float32, in the order of the batch.
 
         Raises:
-            BackendLostError: nothing can be computed any more.
-            Exception: this pass failed; its rows, or some of them, are at fault.
+            BackendLostError: every later pass would fail, too.
+            Exception: this pass failed because of its rows.
         """
         ...
 
     def save(self, blocks: Sequence[int]) -> Any:
-        """A copy of the keys and values in these blocks."""
+        """Return a copy of the keys and values in these blocks."""
         ...
 
     def restore(self, blocks: Sequence[int], saved: Any) -> None:
-        """Write a copy back, to blocks that may be others."""
+        """Write a copy back, to the same number of blocks."""
         ...
 
     def clear(self, blocks: Sequence[int]) -> None:
@@ -78,13 +77,13 @@ class Backend(Protocol):
         ...
 
     def trial(self, num_blocks: int) -> "Backend":
-        """The model's first layer and its head, which share the weights, over a cache of so many blocks of its own."""
+        """Return the model's first layer and head, sharing its weights, with a new cache of `num_blocks` blocks."""
         ...
 
     def stricter(self) -> str:
-        """Compute in the next slower way from now on, one in which results depend on less.
+        """Switch to the next slower mode, in which results depend on less.
 
         Returns:
-            What that way is; empty where there is none left.
+            A description of that mode; empty if there is none left.
         """
         ...

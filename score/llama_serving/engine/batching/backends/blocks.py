@@ -1,4 +1,4 @@
-"""The memory of keys and values: blocks of tokens, for each layer by itself."""
+"""The memory of keys and values: blocks of tokens, separate for each layer."""
 
 import math
 import mmap
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros in large pages, which take no memory until something is written to them (those of `torch.zeros` do)."""
+    """Return zeros in large pages, which take no memory until written (those of `torch.zeros` do)."""
     count = math.prod(shape)
-    if not count:  # (nothing can't be mapped)
+    if not count:  # (a length of 0 cannot be mapped)
         return torch.empty(tuple(shape), dtype=dtype)
     pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -23,7 +23,7 @@ class Blocks:
     """Keys and values of all layers.
 
     Args:
-        shape: of the keys of a layer, and of the values; the first size is the blocks.
+        shape: of the keys of a layer, and of the values; the first dimension is the blocks.
         dtype: of both.
         layers: how many.
     """

@@ -1,4 +1,4 @@
-"""Products with weights: reordered once for oneDNN where it takes them, and in float32 always in one shape."""
+"""Linear layers: weights reordered once for oneDNN where it supports them; float32 products always have one shape."""
 
 import functools
 import logging
@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812  (the field's own name)
 _log = logging.getLogger(__name__)
 
 ROWS: Final = 16
-"""Rows that a product has at a time in float32."""
+"""Rows in a float32 product."""
 
 
 def _reorder(weight: Tensor, rows: int) -> Tensor:
@@ -22,12 +22,12 @@ def _reorder(weight: Tensor, rows: int) -> Tensor:
 
 @functools.cache
 def _packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes this dtype here: bf16 needs AVX-512 or better, and not every build of torch has it."""
+    """Return whether oneDNN supports this dtype here: bf16 needs AVX-512 or better, and not every build of torch has it."""
     try:
         one = torch.ones(32, 32, dtype=dtype)
         _pointwise()(one, _reorder(one, ROWS), None, "none", [], "")
     except (RuntimeError, AttributeError) as error:
-        _log.warning("linears are not reordered for oneDNN, which costs speed: %s", error)
+        _log.warning("linear layers are not reordered for oneDNN, which costs speed: %s", error)
         return False
     return True
 
@@ -44,10 +44,10 @@ def _plain(y: Tensor, other: Tensor | None, how: str, *, silu: bool) -> Tensor:
 
 
 class PackedLinear:
-    """y = x · Wᵀ, with what follows it in the same pass over y. Where oneDNN takes them, the weights given are not kept.
+    """y = x · Wᵀ, fused with the operation after it. Where oneDNN supports them, only reordered weights are kept.
 
     Attributes:
-        block_rows: rows that a product has at a time in float32.
+        block_rows: rows in a float32 product.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -59,7 +59,7 @@ class PackedLinear:
     def __call__(
         self, x: Tensor, *, plus: Tensor | None = None, times: Tensor | None = None, silu: bool = False
     ) -> Tensor:
-        """(rows, inputs) -> (rows, outputs), plus or times another (rows, outputs), or through SiLU."""
+        """Compute (rows, inputs) -> (rows, outputs), plus or times another (rows, outputs), or through SiLU."""
         other, how = (plus, "add") if plus is not None else (times, "mul")
 
         def product(x: Tensor, other: Tensor | None) -> Tensor:
@@ -79,7 +79,7 @@ class PackedLinear:
 def _in_blocks(
     product: Callable[[Tensor, Tensor | None], Tensor], size: int, x: Tensor, other: Tensor | None
 ) -> Tensor:
-    """The product, `size` rows at a time; the last rows are filled up."""
+    """Compute the product `size` rows at a time, padding the last block."""
     rows = len(x)
     missing = -rows % size
     if missing:

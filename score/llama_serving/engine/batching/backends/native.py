@@ -1,7 +1,7 @@
 """The native backend: Llama in C++ for CPUs with tiles (AMX) and bf16 vectors; the kernels are in `batching/native/`.
 
-Weights are bf16, or int8 with one scale for each output; products take bf16 and sum in float32, and what goes from
-layer to layer is float32. A row's result is bitwise the same in any company and chunk.
+Weights are bf16, or int8 with one scale for each output. Products take bf16 and sum in float32; activations between layers
+are float32. A row's result has the same bits in any batch and chunk.
 """
 
 import copy
@@ -27,13 +27,13 @@ HEAD_SIZES: Final = (64, 128)
 TILE: Final = 16
 DEPTH: Final = 32
 PANEL: Final = 64
-"""As in `native/model.h`."""
+"""The same as in `native/model.h`."""
 CHUNK_ROWS: Final = 32
 INT8_MOST: Final = 127
 
 
 def refusal(config: LlamaConfig) -> str | None:
-    """Why the kernels can't compute this model; None where they can."""
+    """Return why the kernels do not support this model; None if they do."""
     if config.head_dim not in HEAD_SIZES:
         return f"they know heads of size {' and '.join(map(str, HEAD_SIZES))}, and this model's have {config.head_dim}"
     if config.hidden % TILE:
@@ -45,14 +45,14 @@ class Native:
     """See `Backend`.
 
     Args:
-        config: the model's; one that `refusal` has nothing against.
+        config: the model's, accepted by `refusal`.
         weights: its tensors.
-        kernels: loaded.
-        int8: whether weights are kept in int8, one scale for each output.
-        num_blocks: of the cache, from the loaded config.
+        kernels: the loaded library.
+        int8: keep weights in int8, with one scale for each output.
+        num_blocks: returns the size of the cache.
 
     Raises:
-        SetupError: the checkpoint can't be used.
+        SetupError: the checkpoint cannot be used.
     """
 
     fallback_reason = ""
@@ -74,7 +74,7 @@ class Native:
         self.vocab = config.vocab
         self._kernels = kernels
         self._int8 = int8
-        self._kept: list[Tensor] = []  # what the kernels have addresses of
+        self._kept: list[Tensor] = []  # (the kernels hold their addresses)
         self._rotary = RotaryTable(config.head_dim, config.rope_theta)
         self._model = self._loaded(weights)
         self._room = torch.empty(0, dtype=torch.uint8)
@@ -136,7 +136,7 @@ class Native:
         self._model.cache = self._cache.data_ptr()
 
     def _room_for(self, step: c.Step) -> int:
-        """It is kept from step to step: memory that is new to a process comes page by page."""
+        """Return the scratch memory's address. It is kept between steps, since new memory causes page faults."""
         needed = self._kernels.room(self._model, step)
         if len(self._room) < needed:
             self._room = zeros((needed + needed // 4,), torch.uint8)
@@ -181,7 +181,7 @@ class Native:
         )
 
     def _matrix(self, weight: Tensor) -> c.Matrix:
-        """(outputs, inputs) in the kernels' order."""
+        """Return (outputs, inputs) in the kernels' order."""
         outputs, inputs = weight.shape
         scales = None
         if self._int8:
@@ -194,21 +194,21 @@ class Native:
         return c.Matrix(packed.data_ptr(), scales, outputs, inputs)
 
     def _kept_at(self, tensor: Tensor) -> int:
-        """The address of a copy that stays."""
+        """Return the address of a copy that is kept."""
         own = tensor.clone(memory_format=torch.contiguous_format)
         self._kept.append(own)
         return own.data_ptr()
 
 
 def _in_turn(gate: Tensor, up: Tensor) -> Tensor:
-    """16 outputs of the gate, 16 of up, and so on; filled up to whole tiles in pairs."""
+    """Interleave 16 outputs of the gate with 16 of up, padded to whole pairs of tiles."""
     missing = -len(gate) % (2 * TILE)
     pairs = [F.pad(half, (0, 0, 0, missing)).view(-1, TILE, half.shape[1]) for half in (gate, up)]
     return torch.stack(pairs, dim=1).flatten(0, 2)
 
 
 def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(outputs, inputs) float32 -> whole numbers from -127 to 127, and what each output's are to be multiplied with."""
+    """Quantize (outputs, inputs) float32 to integers from -127 to 127 and a scale for each output."""
     scales = weight.abs().amax(dim=1) / INT8_MOST
     scales = torch.where(scales > 0, scales, 1.0)
     return (weight / scales[:, None]).round(), scales

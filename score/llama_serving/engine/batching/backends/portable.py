@@ -1,12 +1,12 @@
 """The portable backend: Llama in plain torch, for any CPU.
 
-Flat rows go through the layers together: those that generate first, then the parts of prompts. Linears are
-reordered once for oneDNN, and take SiLU, the product with it and the residual sums with them.
+Flat rows go through the layers together: first those that generate, then the prompts'. Linear layers are reordered once for
+oneDNN, and fused with SiLU, its product and the residual sums.
 
-In float32 results are batch-invariant. oneDNN and MKL promise the same bits for the same call alone, so a product's
-shape, its threads, the alignment of its operands and a row's place in it must not depend on what else is computed
-(docs/architecture/batch-invariance.md). Linears see the rows in blocks of one fixed size. Attention sees each generating
-row by itself and prompts in tiles of fixed positions, a tile a product, on one thread each.
+In float32 results are batch-invariant. oneDNN and MKL promise the same bits only for the same call, so a product's shape,
+threads, operand alignment and a row's place in it must not depend on the other rows
+(docs/architecture/batch-invariance.md). Linear layers see the rows in blocks of one fixed size. Attention sees each
+generating row alone and prompts in tiles of fixed positions, one product a tile, each on one thread.
 """
 
 import copy
@@ -29,17 +29,17 @@ from llama_serving.llama_config import LlamaConfig
 
 BLOCK_TOKENS: Final = 16
 EXACT: Final = 512
-"""Tokens that float32 attention looks at, in multiples: torch's kernel cuts keys into parts of so many (kvSplitSize in
+"""Float32 attention reads keys in multiples of this many tokens: torch's kernel splits keys into parts of so many (kvSplitSize in
 aten/src/ATen/native/cpu/FlashAttentionKernel.cpp), so that each product has the same shape."""
 ALIKE: Final = 64
-"""Tokens below which sequences count as equally long."""
+"""Sequences shorter than this count as equally long."""
 TILE: Final = 32
-"""Rows of a prompt that float32 attention sees at a time: those of positions 0 to 31, of 32 to 63 and so on, so that a
-position has the same place in its tile however the prompt is cut."""
+"""Prompt rows in one tile of float32 attention: positions 0 to 31, 32 to 63 and so on, so that a position has the same
+place in its tile however the prompt is divided."""
 QUERIES: Final = 8
-"""Rows of queries in a product of float32 attention, in multiples. Each of torch's threads has a part of one buffer for its
-scores (`size_per_thread`, same file); with so many rows all parts begin at multiples of 64 bytes. With one row they don't, and on
-AMD's CPUs MKL's products of one row depend on that."""
+"""Query rows of a float32 attention product, in multiples. Each of torch's threads has a part of one buffer for its scores
+(`size_per_thread`, same file); with so many rows all parts are aligned to 64 bytes. With one row they are not, and on AMD's
+CPUs the results of MKL's one-row products depend on that."""
 
 
 class Portable:
@@ -48,12 +48,12 @@ class Portable:
     Args:
         config: the model's.
         weights: its tensors.
-        dtype: `float32` or `bfloat16`; of the weights, and of keys and values.
-        num_blocks: of the cache, from the loaded config.
+        dtype: `float32` or `bfloat16`, of weights, keys and values.
+        num_blocks: returns the size of the cache.
         fallback_reason: see `Backend`.
 
     Raises:
-        SetupError: the checkpoint can't be used.
+        SetupError: the checkpoint cannot be used.
     """
 
     name = "portable"
@@ -81,10 +81,10 @@ class Portable:
 
     @classmethod
     def of(cls, folder: Path, *, dtype: str, num_blocks: Callable[[LlamaConfig], int]) -> "Portable":
-        """The model of a checkpoint.
+        """Load the model of a checkpoint.
 
         Raises:
-            SetupError: it can't be used.
+            SetupError: the checkpoint cannot be used.
         """
         return cls(read_config(folder), CheckpointWeights(folder), dtype=dtype, num_blocks=num_blocks)
 
@@ -153,7 +153,7 @@ class Portable:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What a plan needs to know of the model: its dtype, and the query heads that share a key head."""
+    """The model's part of a plan: dtype, and the number of query heads that share a key head."""
 
     dtype: torch.dtype
     group: int
@@ -166,17 +166,16 @@ class _Form:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows that attention sees together: generating ones of about the same length, or a prompt's.
+    """Rows that attention computes together: generating ones of similar length, or those of one prompt.
 
     Attributes:
-        first: the first of them among the step's rows; they are `count`.
+        first: index of the first one among the step's rows; there are `count`.
         tile: rows of a tile; a generating row is a tile of its own.
-        offset: rows of the first tile that lie before them.
-        blocks: (sequences · blocks of the longest,) of the cache; a slice where these lie side by side, so that
-            nothing has to be copied to look at them.
-        sequences: how many sequences are in it.
-        mask: (tiles, 1, group · rows of a tile, tokens): 0 where a row may look, -inf elsewhere. In float32 the rows are
-            filled up to a multiple of `QUERIES`.
+        offset: rows of the first tile before them.
+        blocks: (sequences · blocks of the longest,) of the cache; a slice if they are contiguous, which avoids a copy.
+        sequences: number of sequences.
+        mask: (tiles, 1, group · rows of a tile, tokens): 0 where a row attends, -inf elsewhere. In float32 the rows are
+            padded to a multiple of `QUERIES`.
     """
 
     first: int
@@ -190,14 +189,14 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What all layers of a step need to know, made once.
+    """Values that all layers of a step share, computed once.
 
     Attributes:
         ids: (rows,)
         cos, sin: (rows, 1, head_dim), of the rows' positions.
-        slots: (rows,) where in the cache each row's key and value belong.
-        logit_rows: the rows whose logits are wanted.
-        order: puts these into the order of the batch; None where they are in it.
+        slots: (rows,) index of each row's key and value in the cache.
+        logit_rows: the rows whose logits are requested.
+        order: permutes these into the order of the batch; None if they are in it.
     """
 
     ids: Tensor
@@ -210,7 +209,7 @@ class _Plan:
 
     @classmethod
     def of(cls, batch: Sequence[Rows], rotary: RotaryTable, form: _Form) -> "_Plan":
-        """Put the rows in order: those that generate first, by length."""
+        """Sort the rows: generating ones first, by length."""
         order = sorted(range(len(batch)), key=lambda i: (batch[i].prefill, batch[i].start))
         ordered = [batch[i] for i in order]
         positions = [p for rows in ordered for p in range(rows.start, rows.start + len(rows.ids))]
@@ -254,7 +253,7 @@ def _parts(ordered: Sequence[Rows], form: _Form) -> Iterator[_Part]:
 
 
 def _alike(generating: Sequence[Rows]) -> Iterator[list[Rows]]:
-    """Cut rows in order of their length into groups in which the longest is at most twice the shortest."""
+    """Divide sorted rows into groups in which the longest is at most twice the shortest."""
     group: list[Rows] = []
     for rows in generating:
         if group and rows.start > 2 * max(group[0].start, ALIKE):
@@ -266,7 +265,7 @@ def _alike(generating: Sequence[Rows]) -> Iterator[list[Rows]]:
 
 
 def _generating(group: Sequence[Rows], first: int, form: _Form) -> _Part:
-    """Every sequence looks at as many blocks as the longest has; what is not its own is masked."""
+    """Make a part in which each sequence reads as many blocks as the longest has, with a mask for those not its own."""
     most = _blocks_seen(group[-1].start + 1, form)
     blocks = _seen([(rows.blocks, rows.start + 1) for rows in group], most)
     at = torch.arange(most * BLOCK_TOKENS)
@@ -292,9 +291,9 @@ def _blocks_seen(tokens: int, form: _Form) -> int:
 
 
 def _seen(sequences: Sequence[tuple[Sequence[int], int]], most: int) -> Tensor | slice:
-    """The blocks of so many tokens of each sequence, and the first of them again and again up to `most`.
+    """Return the blocks of each sequence, padded to `most` with its own first block.
 
-    What fills up is masked, but must be its own: a masked NaN of somebody else would still spoil the sum.
+    Padding is masked, but must be the sequence's own: another sequence's NaN would spoil the sum even if masked.
     """
     own = [list(blocks[: -(-tokens // BLOCK_TOKENS)]) for blocks, tokens in sequences]
     first = own[0][0]
@@ -304,7 +303,7 @@ def _seen(sequences: Sequence[tuple[Sequence[int], int]], most: int) -> Tensor |
 
 
 def _mask(at: Tensor, last: Tensor, times: int, form: _Form) -> Tensor:
-    """Once for each query head of a group, which are rows of the same product, and for what fills them up."""
+    """Repeat the mask for each query head of a group, which are rows of one product, and for the padding."""
     return torch.zeros((), dtype=form.dtype).masked_fill(at > last, -math.inf).repeat(1, 1, times, 1)
 
 
@@ -329,11 +328,11 @@ class _Layer:
 
     @property
     def linears(self) -> tuple[PackedLinear, ...]:
-        """All of its products with weights."""
+        """All of its linear layers."""
         return self._qkv, self._o, self._gate, self._up, self._down
 
     def forward(self, x: Tensor, plan: _Plan, keys: Tensor, values: Tensor, room: "_Room") -> Tensor:
-        """(rows, hidden) -> (rows, hidden); keys and values of the rows are written to the cache."""
+        """Compute (rows, hidden) -> (rows, hidden), and write keys and values of the rows to the cache."""
         config = self._config
         heads, kv_heads, size = config.heads, config.kv_heads, config.head_dim
         h = F.rms_norm(x, (config.hidden,), self._before, config.epsilon)
@@ -356,21 +355,20 @@ class _Layer:
 
 
 def _rotate(x: Tensor, plan: _Plan) -> Tensor:
-    """(rows, heads, head_dim), turned by position."""
+    """Rotate (rows, heads, head_dim) by position."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * plan.cos, torch.cat([-second, first], dim=-1), plan.sin)
 
 
 def _write(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
-    """(rows, kv_heads, head_dim) into (blocks, tokens, kv_heads, head_dim)."""
+    """Write (rows, kv_heads, head_dim) into (blocks, tokens, kv_heads, head_dim)."""
     cache.flatten(0, 1).index_copy_(0, slots, rows)
 
 
 class _Room:
-    """Where keys and values lie that were put together for attention.
+    """Memory for the keys and values that are gathered for attention.
 
-    It is kept from step to step: memory that is new to a process comes page by page, and for 64 sequences that took as
-    long as all else in a step.
+    It is kept between steps: new memory causes page faults, which took as long as the rest of a step with 64 sequences.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -378,12 +376,12 @@ class _Room:
         self._buffers = [torch.empty(0, dtype=dtype) for _ in range(2)]
 
     def gathered(self, which: int, cache: Tensor, part: _Part) -> Tensor:
-        """What a part looks at: (tiles, kv_heads, tokens, head_dim); good until it is asked for the same again.
+        """Return the keys or values of a part: (tiles, kv_heads, tokens, head_dim); valid until the next call.
 
         Args:
             which: 0 for keys and 1 for values.
-            cache: (blocks, tokens, kv_heads, head_dim), theirs.
-            part: whose.
+            cache: (blocks, tokens, kv_heads, head_dim).
+            part: of the step.
         """
         _, _, kv_heads, size = cache.shape
         tiles = part.mask.shape[0]
@@ -402,7 +400,7 @@ class _Room:
 
 
 def _attend(q: Tensor, part: _Part, k: Tensor, v: Tensor) -> Tensor:
-    """(rows, heads, head_dim) over (tiles, kv_heads, tokens, head_dim) -> (rows, heads · head_dim)."""
+    """Attend: (rows, heads, head_dim) over (tiles, kv_heads, tokens, head_dim) -> (rows, heads · head_dim)."""
     kv_heads = k.shape[1]
     rows, heads, size = q.shape
     group = heads // kv_heads
@@ -425,12 +423,12 @@ def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def _mixed_exactly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """The same, with products that have one shape, one alignment and one thread whatever else is computed."""
+    """Do the same with products of one shape, alignment and thread, whatever the other rows are."""
     queries = q.shape[2]
     missing = mask.shape[2] - queries
     q = F.pad(q, (0, 0, 0, missing)) if missing else q.contiguous()
     if q.shape[0] * q.shape[1] == 1:
-        # A task that is torch's only one runs outside of its threads, and there MKL has threads of its own.
+        # A single task runs outside of torch's threads, and MKL would use threads of its own there.
         q, k, v, mask = (tensor.expand(2, -1, -1, -1) for tensor in (q, k, v, mask))
         return _mixed(q, k, v, mask)[:1, :, :queries].contiguous()
     mixed = _mixed(q, k, v, mask)

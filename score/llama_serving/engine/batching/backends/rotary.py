@@ -1,7 +1,7 @@
 """Cosines and sines of positions, each computed once.
 
-Computed anew for the rows of a step, the last bits of a position's would depend on where among the rows it stands: a
-vector of the CPU's and what is left over at the end are computed by different code.
+If they were computed for each step, their last bits would depend on a row's index, since vectorized code and its remainder
+loop round differently.
 """
 
 from typing import Final
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 CHUNK: Final = 1024
-"""Positions that are computed together, always in this one shape."""
+"""Positions computed at a time, always in this one shape."""
 
 
 class RotaryTable:
-    """The angles of rotary position embeddings, in float32, for as many positions as were asked for so far.
+    """The angles of rotary position embeddings, in float32, up to the largest position so far.
 
     Args:
-        head_dim: of a head.
-        theta: the base of the frequencies.
+        head_dim: size of a head.
+        theta: base of the frequencies.
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
@@ -27,7 +27,7 @@ class RotaryTable:
         self._cosines = self._sines = torch.empty(0, len(half))
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows,) positions -> cosines and sines, each (rows, head_dim / 2)."""
+        """Return cosines and sines, each (rows, head_dim / 2), of (rows,) positions."""
         if len(positions) and (last := int(positions.max())) >= len(self._cosines):
             self._extend(last + 1)
         return self._cosines[positions], self._sines[positions]

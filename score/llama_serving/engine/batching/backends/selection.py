@@ -1,4 +1,4 @@
-"""Which backend computes a model here, and why not the fastest."""
+"""Selects the backend for a model on this machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ NATIVE_DTYPE: Final = "bfloat16"
 
 @dataclass(frozen=True, slots=True)
 class BackendRequest:
-    """What an operator says.
+    """The backend that the operator requests.
 
     Attributes:
-        dtype: of the weights, and of keys and values: `float32` or `bfloat16`.
-        backend: `native`, `portable`, or `auto`: native where it can compute the model, else portable.
-        quantization: `int8`, which are half the bytes of bfloat16 weights, or `none`.
+        dtype: `float32` or `bfloat16`, of weights, keys and values.
+        backend: `native`, `portable`, or `auto`: native if it supports the model here, else portable.
+        quantization: `int8`, with half the bytes of bfloat16 weights, or `none`.
     """
 
     dtype: str
@@ -33,12 +33,12 @@ class BackendRequest:
 
 @dataclass(frozen=True, slots=True)
 class BackendSelection:
-    """A backend that computes a model here.
+    """A backend that can run the model here.
 
     Attributes:
-        request: by the operator.
-        kernels: of the native one; None is the portable one.
-        fallback_reason: why it is not the native one; empty where it is.
+        request: of the operator.
+        kernels: of the native backend; None is the portable one.
+        fallback_reason: why it is not the native backend; empty if it is.
     """
 
     request: BackendRequest
@@ -59,7 +59,7 @@ class BackendSelection:
         """Load a model.
 
         Raises:
-            SetupError: the checkpoint can't be used.
+            SetupError: the checkpoint cannot be used.
         """
         from llama_serving.engine.batching.backends.native import Native
         from llama_serving.engine.batching.backends.portable import Portable
@@ -77,10 +77,10 @@ class BackendSelection:
 
 
 def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelection:
-    """The fastest that can compute a model here.
+    """Return the fastest backend that supports the model here.
 
     Raises:
-        SetupError: the operator wants what only the native one has, and it can't.
+        SetupError: the request needs the native backend, which cannot be used.
     """
     kernels = _kernels(config, request)
     if not isinstance(kernels, str):
@@ -98,7 +98,7 @@ def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelec
 
 
 def _kernels(config: LlamaConfig, request: BackendRequest) -> "Kernels | str":
-    """The kernels, or why they can't be used."""
+    """Return the kernels, or why they cannot be used."""
     from llama_serving.engine.batching.native.bindings import Kernels
 
     if refused := _refused(config, request):
@@ -107,7 +107,7 @@ def _kernels(config: LlamaConfig, request: BackendRequest) -> "Kernels | str":
         return Kernels(build.found_or_made())
     except build.BuildError as error:
         return f"there is no compiled library: {error}"
-    except (OSError, AttributeError) as error:  # (the second: it lacks a symbol)
+    except (OSError, AttributeError) as error:  # (AttributeError: a symbol is missing)
         return f"its library can't be loaded: {error}"
 
 

@@ -1,1 +1,1 @@
-"""Kernels in C++ for CPUs with tiles and bf16 vectors, what builds them and what calls them."""
+"""C++ kernels for CPUs with AMX and bf16 vectors, their build and their bindings."""

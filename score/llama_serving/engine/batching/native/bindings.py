@@ -1,4 +1,4 @@
-"""The kernels' C symbols, and the structures that they take; `model.h` has the same in C."""
+"""The kernels' C functions and structures; `model.h` declares the same."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ class Kernels:
     """The library at a path.
 
     Raises:
-        OSError: it can't be loaded, or the system does not lend its tiles to this process.
+        OSError: it cannot be loaded, or the system does not let this process use AMX.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,16 +66,16 @@ class Kernels:
             raise OSError(error, "the system does not let this process use the tiles (AMX) of its CPU")
 
     def room(self, model: Model, step: Step) -> int:
-        """Bytes that a step needs beside the model."""
+        """Return the bytes of scratch memory that a step needs."""
         return int(self._room(byref(model), byref(step)))
 
     def step(self, model: Model, step: Step, room: int) -> None:
-        """One step; `room` is the address of as many bytes as it needs, at a multiple of 64."""
+        """Run one step; `room` is the address of that much memory, aligned to 64 bytes."""
         if self._step(byref(model), byref(step), room):
             raise ValueError(f"the kernels know no heads of size {model.head_dim}")
 
     def pack(self, source: int, shape: Sequence[int], size: int, target: int) -> None:
-        """Put a matrix (outputs, inputs) of numbers of `size` bytes into the order of `Matrix.weights`."""
+        """Pack a matrix (outputs, inputs) of numbers of `size` bytes into the order of `Matrix.weights`."""
         self._pack(source, *shape, size, target)
 
 

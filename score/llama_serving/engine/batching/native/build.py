@@ -1,9 +1,9 @@
-"""Compile the kernels: at packaging, at the project's set-up, or when a model is loaded for the first time.
+"""Compiles the kernels: at packaging, at the project's set-up, or when a model is loaded for the first time.
 
     python -m llama_serving.engine.batching.native.build
 
-The library lies beside its sources, so that whatever carries them carries it: MLflow's code paths, Azure's upload, the
-wheel. Its name has a digest of the sources in it: one that was made of others is not found.
+The library is put beside its sources, so that MLflow's code paths, Azure's upload and the wheel include it. Its name has a
+digest of the sources, so a library of other sources is not used.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ FLAGS: Final = (
     "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma",
     "-Wall", "-Wextra", "-Wno-maybe-uninitialized",
 )  # fmt: skip
-"""(GCC 12 warns of its own intrinsics. Nothing like -ffast-math: linked in, it changes the arithmetic of the process.)"""
+"""GCC 12 warns about its own intrinsics. -ffast-math must not be added: it changes the whole process's arithmetic."""
 COMPILERS: Final = ("g++", "clang++", "c++")
 TIMEOUT_S: Final = 300
 
 
 class BuildError(Exception):
-    """There is no library, for this reason."""
+    """There is no library; the message says why."""
 
 
 def library(folder: Path = HERE) -> Path:
-    """Where in a folder the library of these sources is, or would be."""
+    """Return the path of these sources' library in a folder, whether it exists or not."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for source in sorted(HERE.iterdir()):
         if source.suffix in {".h", ".cpp"}:
@@ -45,10 +45,10 @@ def library(folder: Path = HERE) -> Path:
 
 
 def found_or_made() -> Path:
-    """The library: beside its sources, or in the user's cache; compiled where there is none.
+    """Return the library, found beside its sources or in the user's cache, else compiled.
 
     Raises:
-        BuildError: there is none, and none can be compiled.
+        BuildError: it does not exist and cannot be compiled.
     """
     places = (HERE, _cache())
     for place in places:
@@ -63,15 +63,15 @@ def found_or_made() -> Path:
 
 
 def compiled(folder: Path, *, more: Sequence[str] = ()) -> Path:
-    """Compile into a folder; what is there under that name is replaced at once.
+    """Compile into a folder, replacing an existing library atomically.
 
     Args:
         folder: an existing one.
-        more: flags of the compiler, such as those of a sanitizer.
+        more: further compiler flags, such as those of a sanitizer.
 
     Raises:
         BuildError: there is no compiler, or it fails.
-        OSError: the folder can't be written.
+        OSError: the folder cannot be written.
     """
     target = library(folder)
     with tempfile.TemporaryDirectory(prefix=".kernels-", dir=folder) as stage:
@@ -109,7 +109,7 @@ def _cache() -> Path:
 
 
 def main() -> int:
-    """Compile beside the sources, where that is not done; say what there is. Without a compiler that is no failure."""
+    """Compile beside the sources if needed, and report the result. A missing compiler is not an error."""
     try:
         print(found_or_made())  # noqa: T201
     except BuildError as error:

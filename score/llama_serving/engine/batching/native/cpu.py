@@ -1,4 +1,4 @@
-"""What the CPU of this machine must have for the kernels."""
+"""CPU features that the kernels need."""
 
 import platform
 from contextlib import suppress
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 NEEDED: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma", "amx_tile", "amx_bf16")
-"""As Linux names them: Intel's Xeon from Sapphire Rapids (2023) on."""
+"""By Linux's names; Intel's Xeons have them from Sapphire Rapids (2023) on."""
 
 
 def missing(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """What the kernels need, and this CPU or its system doesn't have."""
+    """Return the features that this CPU or its system lacks."""
     flags: set[str] = set()
     if platform.machine() == "x86_64":
         with suppress(OSError):
