@@ -172,7 +172,7 @@ def test_what_changed_is_told(rows: Path, expected: Path, tmp_path: Path) -> Non
     assert batch(mine, output, "--overwrite", "--parameters", '{"top_k": 3}').returncode == 0
     assert len(records(output)) == ROWS
     other = batch(mine, output)
-    assert (other.returncode, "not of this job" in other.stderr) == (2, True)
+    assert (other.returncode, "belongs to another job" in other.stderr) == (2, True)
 
 
 def test_a_disk_that_is_full_keeps_what_is_done(rows: Path, expected: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_too_many_errors(rows: Path, tmp_path: Path, limit: str, stops: bool) ->
         (("--parameters", "{"), "--parameters: "),
         (("--parameters", '{"top_p": 7}'), "--parameters: `top_p` must be"),
         (("--parameters", '{"topp": 1}'), "top_p"),
-        (("--input", "nowhere.jsonl"), "nowhere.jsonl is no file"),
+        (("--input", "nowhere.jsonl"), "nowhere.jsonl is not a file"),
         (("--concurrency", "0"), "LLAMA_MAX_NUM_SEQS"),
     ],
 )
@@ -290,11 +290,11 @@ def test_overwrite_takes_nothing_away_before_all_is_checked(rows: Path, tmp_path
     for more in (("--dry-run",), ("--parameters", "{"), ("--max-errors", "many"), ("--input", "nowhere.jsonl")):
         assert batch(rows, output, "--overwrite", *more).returncode == (0 if more == ("--dry-run",) else 2)
     onto_itself = batch(output, output, "--overwrite")
-    assert (onto_itself.returncode, "--output would write it" in onto_itself.stderr) == (2, True)
+    assert (onto_itself.returncode, "--output would overwrite it" in onto_itself.stderr) == (2, True)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"yesterday's"}
     output.unlink()
     stray = batch(rows, output)
-    assert (stray.returncode, "out.errors.jsonl is there already" in stray.stderr) == (2, True)
+    assert (stray.returncode, "out.errors.jsonl exists already" in stray.stderr) == (2, True)
 
 
 def test_whatever_is_in_a_file_each_line_has_its_record(tmp_path: Path) -> None:

@@ -93,9 +93,7 @@ def test_one_is_served_and_the_others_are_sent_away(crowd: list[Answer]) -> None
 
 def test_who_is_sent_away_is_told_when_to_come_back(carrier: Carrier, crowd: list[Answer]) -> None:
     for answer in (answer for answer in crowd if answer.status == 429):
-        assert (
-            Bad("", None, "queue_full", says="All 1 places for requests are taken").fault(answer.json) is None
-        )
+        assert Bad("", None, "queue_full", says="All 1 request slots are taken").fault(answer.json) is None
         seconds = answer.json["error"]["retry_after"]
         assert seconds >= 1
         # Stock MLflow sends no headers of ours.

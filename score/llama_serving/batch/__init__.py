@@ -1,1 +1,1 @@
-"""Files of rows in, one JSON record a row out."""
+"""Batch jobs: files of rows in, one JSON record for each row out."""

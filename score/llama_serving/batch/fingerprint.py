@@ -1,4 +1,4 @@
-"""Which model it is, without reading 138 GB: what tells two checkpoints apart in practice."""
+"""Identifies a model without reading all of its weights (up to 138 GB)."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ PIECE: Final = 4096
 
 
 def of(files: ModelFiles) -> dict[str, str]:
-    """The model's name, and a digest of its row, its small files whole, and 64 pieces of 4 KiB of each weight file."""
+    """Return the model's name, and a digest of its row, its small files, and 64 pieces of 4 KiB of each weight file."""
     sha = hashlib.sha256(repr(sorted(files.variant.to_dict().items())).encode())
     for path in sorted(files.checkpoint.iterdir()):
         if path.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""What a job reads: files, folders and patterns -> files with the names that they have in the records."""
+"""Inputs of a job: files, folders and patterns -> files, with their names in the records."""
 
 import glob
 import hashlib
@@ -12,7 +12,7 @@ from typing import Final
 from llama_serving.errors import SetupError
 
 SUFFIXES: Final = (".jsonl", ".ndjson", ".json", ".csv")
-"""Of the files that are taken from a folder; each may also be `.gz`."""
+"""Suffixes of the files that are taken from a folder; `.gz` may follow."""
 _AT_ONCE: Final = 1 << 20
 
 
@@ -21,7 +21,7 @@ class InputFile:
     """An input file.
 
     Attributes:
-        name: in the records, relative to what was given.
+        name: in the records, relative to the given input.
     """
 
     path: Path
@@ -30,10 +30,10 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What a file held.
+    """Content of a file, summarized.
 
     Attributes:
-        lines: its newlines, and one more for a last line without one; of a packed file nobody counted.
+        lines: newlines, and one more for a last line without one; None for a compressed file.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Digest:
 
 
 def find(given: Sequence[str], *, but: Sequence[Path] = ()) -> tuple[InputFile, ...]:
-    """The files, in the order given; those of a folder or a pattern by name.
+    """Return the files, in the order given; those of a folder or a pattern by name.
 
-    A file's name is its path below the folder that all that was given has in common.
+    A file's name is its path below the common folder of all inputs.
 
     Args:
         given: files, folders and patterns.
-        but: files that a folder or a pattern does not give.
+        but: files to leave out of folders and patterns.
 
     Raises:
-        SetupError: something given is no file, or there is no file in it, or one comes twice, or may not be one.
+        SetupError: an input does not exist, has no file, is given twice, or is not allowed.
     """
     ours = {path.absolute() for path in but}
     found = [(root.absolute(), path.absolute()) for text in given for root, path in _expand(text, ours)]
@@ -71,18 +71,18 @@ def find(given: Sequence[str], *, but: Sequence[Path] = ()) -> tuple[InputFile, 
 def _check(source: InputFile, ours: Collection[Path]) -> None:
     shown = source.name.encode(errors="backslashreplace").decode()
     if not source.path.is_file():
-        raise SetupError(f"{shown} is no regular file. Write its rows to one: an input is read twice.")
+        raise SetupError(f"{shown} is not a regular file. Write its rows to one: an input is read twice.")
     if source.name != shown:
-        raise SetupError(f"The name {shown} is no UTF-8. Rename the file.")
+        raise SetupError(f"The name {shown} is not UTF-8. Rename the file.")
     if any(path.exists() and path.samefile(source.path) for path in ours):
-        raise SetupError(f"{shown} is an input, and --output would write it. Give another --output.")
+        raise SetupError(f"{shown} is an input, and --output would overwrite it. Give another --output.")
 
 
 def digest(source: InputFile, told: Callable[[int], None]) -> Digest:
-    """Read a whole file; `told` is given the number of bytes of each piece.
+    """Read a whole file and return its digest; `told` is called with the number of bytes of each piece.
 
     Raises:
-        SetupError: it can't be read.
+        SetupError: the file cannot be read.
     """
     sha, size, newlines, last = hashlib.sha256(), 0, 0, b""
     try:
@@ -101,7 +101,7 @@ def digest(source: InputFile, told: Callable[[int], None]) -> Digest:
 
 
 def _expand(text: str, ours: Collection[Path]) -> Iterable[tuple[Path, Path]]:
-    """(the folder that names are relative to, file)"""
+    """Yield the folder that names are relative to, and the file, for each file of an input."""
     path = Path(text)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if _is_rows(file.relative_to(path)) and file.is_file())
@@ -114,7 +114,7 @@ def _expand(text: str, ours: Collection[Path]) -> Iterable[tuple[Path, Path]]:
     files = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())  # noqa: PTH207
     files = [file for file in files if file.absolute() not in ours]
     if not files:
-        raise SetupError(f"{text} is no file, no folder and no pattern that a file's name matches.")
+        raise SetupError(f"{text} is not a file or folder, and no file matches it as a pattern.")
     return [(file.parent, file) for file in files]
 
 

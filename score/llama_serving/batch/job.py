@@ -1,4 +1,4 @@
-"""A batch job: inputs -> one file of records, whatever happens on the way."""
+"""A batch job: inputs -> one file of records, resumable after any interruption."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 SYNC_S: Final = 0.5
-"""What a stroke of lightning may cost: the rows of so many seconds are done again."""
+"""Most seconds between two syncs of the journal: rows since the last one are repeated after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class Limit:
     """How many rows may fail.
 
     Attributes:
-        count: so many at most; None is any number.
-        share: of all rows, at most.
+        count: most errors; None is no limit.
+        share: most errors as a share of all rows.
     """
 
     count: int | None = None
     share: Fraction | None = None
 
     def passed(self, errors: int, rows_at_most: int | None) -> bool:
-        """Whether there are certainly too many, where there are no more rows than that."""
+        """Return whether the limit is certainly exceeded, given that there are at most `rows_at_most` rows."""
         if self.count is not None:
             return errors > self.count
         return self.share is not None and rows_at_most is not None and errors > self.share * rows_at_most
@@ -49,16 +49,16 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """What is to be done.
+    """The description of a job.
 
     Attributes:
         sources: the inputs, in order.
-        digests: of them, in the same order.
-        outputs: where the records go.
-        defaults: parameters of rows that bring none of their own.
-        about: what else the records depend on: the model, the settings, the parameters as given.
+        digests: of the inputs, in the same order.
+        outputs: paths of the job's files.
+        defaults: parameters for rows that do not set them.
+        about: what else the records depend on: the model, the settings, the given parameters.
         limit: how many rows may fail.
-        sync_s: seconds between two times that the journal is brought to the disk, at most.
+        sync_s: most seconds between two syncs of the journal.
     """
 
     sources: tuple[InputFile, ...]
@@ -71,27 +71,27 @@ class BatchJob:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a journal must be of, to be gone on with."""
+        """Return the description that a journal must have to be resumed."""
         inputs = {one.name: {"place": place, "bytes": one.bytes, "sha256": one.sha256}
                   for place, one in enumerate(self.digests)}  # fmt: skip
         return {"inputs": inputs, **self.about}
 
     @property
     def rows_at_most(self) -> int | None:
-        """No input has more rows than lines; None where nobody counted them."""
+        """Number of lines in all inputs, which rows cannot exceed; None if unknown."""
         counts = [one.lines for one in self.digests]
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How far it came.
+    """The outcome of a run.
 
     Attributes:
         counts: of all rows that are done.
-        resumed: rows that were done before.
-        stopped: the signal that ended it, if one did.
-        too_many_errors: it ended for that.
+        resumed: rows that an earlier run has done.
+        stopped: the signal that ended the run, if any.
+        too_many_errors: the run ended because the limit was exceeded.
     """
 
     counts: Counts
@@ -101,12 +101,12 @@ class Result:
 
     @property
     def done(self) -> bool:
-        """The records are there."""
+        """Whether the records are complete."""
         return self.stopped is None and not self.too_many_errors
 
 
 def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
-    """What records depend on, beside the rows and the parameters."""
+    """Return what records depend on, besides the rows and the parameters."""
     names = (
         *("dtype", "context", "engine", "backend", "quantization", "kv_memory", "max_body", "deadline_s"),
         *("vllm_tensor_parallel", "vllm_pipeline_parallel", "vllm_speculative_tokens", "vllm_kv_dtype"),
@@ -115,10 +115,10 @@ def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
 
 
 def finished(job: BatchJob) -> Counts | None:
-    """The counts of a job whose records are there already; None where they are not.
+    """Return the counts of a job whose records exist already; None if they do not.
 
     Raises:
-        SetupError: there is a file that is not this job's.
+        SetupError: a file of another job is in the way.
     """
     outputs = job.outputs
     strays = [path for path in (outputs.records, outputs.errors, outputs.manifest) if path.exists()]
@@ -127,12 +127,12 @@ def finished(job: BatchJob) -> Counts | None:
     if outputs.records in strays and (manifest := _read(outputs.manifest)).get("job") == job.described:
         return Counts(**manifest["counts"])
     raise SetupError(
-        f"{strays[0]} is there already, and not of this job. Give another --output, or --overwrite."
+        f"{strays[0]} exists already and belongs to another job. Give another --output, or --overwrite."
     )
 
 
 def make_room(job: BatchJob) -> None:
-    """Remove what is in the way of a job; a journal of the very same job stays, and is gone on with.
+    """Remove files that are in the way of a job, except a journal of the same job, which is resumed.
 
     Raises:
         SetupError: another process is writing there.
@@ -154,31 +154,31 @@ def _read(manifest: Path) -> dict[str, Any]:
 async def run(
     service: Service, job: BatchJob, told: Callable[[Counts], None], *, stops: Sequence[signal.Signals] = ()
 ) -> Result:
-    """Do what is not done yet, and then put the records in their place.
+    """Do the remaining rows, then write the records.
 
     Args:
         service: the model.
-        job: what is to be done.
+        job: the job.
         told: called with the counts after every row.
-        stops: signals that end it, with all that is done on the disk; the same job then goes on from there. (In the
-            main thread of a process that is ours alone.)
+        stops: signals that end the run after syncing, so that the same job can be resumed. Only give them in the main
+            thread of a process of our own.
 
     Raises:
-        JournalError: the journal is in use, or it or the outputs can't be written.
-        SetupError: the journal is another job's, or an input can't be read on.
-        Unavailable: the engine has died. What is done is on the disk.
+        JournalError: the journal is in use, or it or the outputs cannot be written.
+        SetupError: the journal belongs to another job, or an input cannot be read.
+        Unavailable: the engine has died. Finished rows are on the disk.
     """
     with _journal(job) as journal:
         return await _run(_JobRun(service, job, journal, told), stops)
 
 
 async def collect(service: Service, job: BatchJob) -> list[Entry]:
-    """Do what is not done yet; all entries, in order. The journal is gone then, and no other file was written.
+    """Do the remaining rows and return all entries, in order. The journal is removed and no other file is written.
 
     Raises:
-        JournalError: the journal is in use, or can't be opened. Nothing was done.
-        SetupError: it is another job's, or an input can't be read on.
-        Unavailable: the engine has died. What is done is in the journal.
+        JournalError: the journal is in use, or cannot be opened. Nothing was done.
+        SetupError: the journal belongs to another job, or an input cannot be read.
+        Unavailable: the engine has died. Finished rows are in the journal.
     """
     try:
         opened = KeptJournal(job.outputs.journal, job.described)
@@ -198,15 +198,15 @@ def _journal(job: BatchJob) -> Iterator[Journal]:
             yield journal
     except OSError as error:
         raise JournalError(
-            f"{error.filename or job.outputs.records}: {error.strerror}. What is done is kept in "
-            f"{job.outputs.journal}: make room, and give the same command again."
+            f"{error.filename or job.outputs.records}: {error.strerror}. Finished rows are kept in "
+            f"{job.outputs.journal}: free some space, then run the same command again."
         ) from error
 
 
 async def _run(running: "_JobRun", stops: Sequence[signal.Signals]) -> Result:
     job, journal = running.job, running.journal
     running.told(journal.counts)
-    if (counts := finished(job)) is not None:  # while this one loaded its model
+    if (counts := finished(job)) is not None:  # (another process finished it while this one loaded its model)
         job.outputs.journal.unlink()
         return Result(counts, counts.rows)
     result = await running.run(stops)
@@ -223,10 +223,10 @@ def todos(
     done: Callable[[int], bool] = lambda _: False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Todo]:
-    """The rows that are not done, parsed, with their numbers over all sources, until `stop`.
+    """Yield the remaining rows, parsed and numbered over all sources, until `stop` is set.
 
     Raises:
-        SetupError: a source can't be read on.
+        SetupError: a source cannot be read.
     """
     number = 0
     for source in sources:
@@ -239,23 +239,23 @@ def todos(
                 number += 1
         except OSError as error:
             raise SetupError(
-                f"{source.path} can't be read on: {error.strerror}. What is done is kept: mend it, and give the same "
-                "command again."
+                f"{source.path} can't be read any further: {error.strerror}. Finished rows are kept: repair the input, "
+                "then run the same command again."
             ) from error
 
 
 def todo(number: int, line: Line, defaults: Parameters) -> Todo:
-    """What is to be done about a line."""
+    """Parse a line."""
     if line.row is None:
         return Todo(number, line, None, line.error)
     try:
         return Todo(number, line, rows.request(line.row, defaults))
-    except Exception as fault:  # one row's fault is one row's record
+    except Exception as fault:  # an error of one row belongs in its record
         return Todo(number, line, None, as_serving_error(fault))
 
 
 class _JobRun:
-    """One run of a job, from its journal's end on."""
+    """One run of a job, resumed from its journal."""
 
     def __init__(
         self, service: Service, job: BatchJob, journal: Journal, told: Callable[[Counts], None]
@@ -304,7 +304,7 @@ class _JobRun:
         while True:
             await asyncio.sleep(min(pause, self.job.sync_s))
             await asyncio.to_thread(self.journal.sync)
-            pause *= 2  # a job that is ended early has something to go on from, too
+            pause *= 2  # (short at first, so that a job that ends early can be resumed, too)
 
     async def _end(self) -> None:
         await self._ended.wait()
@@ -326,5 +326,5 @@ class _JobRun:
         return self.job.limit.passed(self.journal.counts.errors, at_most)
 
     def _at_most(self) -> int | None:
-        """Once all is done, the rows are counted."""
+        """Number of rows, once all are done; before, at most as many as lines."""
         return self.job.rows_at_most if self._ended.is_set() else self.journal.counts.rows

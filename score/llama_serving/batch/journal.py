@@ -1,12 +1,12 @@
-"""A job's memory: every record that is done, appended as it comes, and what the job is.
+"""A job's journal: its description, and every finished record, appended in the order of completion.
 
     OUT.journal
-    1a2b3c4d {"job": …}                       what the records belong to
+    1a2b3c4d {"job": …}                       the job's description
     5e6f7a8b 17 + 12 34 {"file": …}           checksum, row, state, tokens of prompt and completion, record
     …
 
-A line counts when it is whole and its checksum is right; the first that isn't, and all behind it, were not written
-whole when the machine stopped, and are cut off. Rows come in any order.
+A line is valid if it is complete and its checksum matches. The first invalid line and all after it were being written when
+the machine stopped, and are cut off. Rows are in any order.
 """
 
 import errno
@@ -27,30 +27,30 @@ from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
 
 _log = logging.getLogger(__name__)
-DAMAGED: Final = "Give the same command again: it goes on with what is whole."
+DAMAGED: Final = "Run the same command again: it resumes with the intact rows."
 _NO_LOCKS: Final = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
-"""Some network file systems have none."""
+"""Errors of file systems without locks, such as some network file systems."""
 
 
 class JournalError(SetupError):
-    """A journal can't be kept: the file system's fault, not the job's."""
+    """The journal cannot be kept, because of the file system and not of the job."""
 
 
 class InUse(JournalError):
-    """Another process has it."""
+    """Another process is writing the journal."""
 
 
 class EntryState(StrEnum):
-    """What became of a row."""
+    """The result of a row."""
 
     OK = "+"
     ERROR = "-"
-    ERROR_APART = "!"  # an error of an OpenAI Batch file, which has a file of its own
+    ERROR_APART = "!"  # an error in an OpenAI Batch file, written to a file of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row that is done.
+    """A finished row.
 
     Attributes:
         row: its number over all inputs, from 0.
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Counts:
-    """Over all entries."""
+    """Counts over all entries."""
 
     ok: int = 0
     errors: int = 0
@@ -75,11 +75,11 @@ class Counts:
 
     @property
     def rows(self) -> int:
-        """All."""
+        """Number of entries."""
         return self.ok + self.errors
 
     def add(self, entry: Entry) -> None:
-        """One more."""
+        """Count an entry."""
         self.ok += entry.state is EntryState.OK
         self.errors += entry.state is not EntryState.OK
         self.prompt_tokens += entry.prompt_tokens
@@ -90,16 +90,16 @@ class Journal:
     """The journal of one job, locked against any other process.
 
     Args:
-        path: of the file; made where it is not there.
-        job: what the records belong to.
+        path: of the file, which is created if needed.
+        job: description of the job.
 
     Attributes:
-        counts: of all that is in it.
-        resumed: rows that were there at the beginning.
+        counts: of all entries.
+        resumed: entries that were there when it was opened.
 
     Raises:
-        JournalError: another process has it (`InUse`), or it can't be written.
-        SetupError: it is another job's.
+        JournalError: another process is writing it (`InUse`), or it cannot be written.
+        SetupError: it belongs to another job.
     """
 
     def __init__(self, path: Path, job: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class Journal:
 
     @staticmethod
     def job_of(path: Path) -> dict[str, Any] | None:
-        """What a journal belongs to; None where there is none.
+        """Return a journal's job; None if there is no journal.
 
         Raises:
             InUse: another process is writing it.
@@ -146,28 +146,28 @@ class Journal:
             os.close(descriptor)
 
     def append(self, entry: Entry) -> None:
-        """Remember a row; it is on the disk after the next `sync`. One that is there already changes nothing."""
+        """Append an entry; it is on the disk after the next `sync`. A row that is already there is ignored."""
         if entry.row not in self:
             self._remember(entry)
             self._pending.append(_line(_encode(entry)))
 
     def sync(self) -> None:
-        """Bring what was appended to the disk; `append` may go on meanwhile.
+        """Write all appended entries to the disk; `append` may be called meanwhile.
 
         Raises:
-            OSError: it can't be written. What was on the disk before stays whole.
+            OSError: the write failed. Earlier entries stay intact.
         """
-        with self._syncing:  # (one that was given up goes on in its thread)
+        with self._syncing:  # (an abandoned sync may still run in its thread)
             count = len(self._pending)
             if count:
                 self._write(b"".join(self._pending[:count]))
                 del self._pending[:count]
 
     def entries(self) -> Iterator[Entry]:
-        """All that is on the disk, in the order of rows. Of those that are out of place it holds where they are.
+        """Yield all entries on the disk, in the order of rows. Only positions of out-of-order entries are kept in memory.
 
         Raises:
-            SetupError: there is less than was written.
+            SetupError: an entry is missing.
         """
         waiting: list[tuple[int, int, int]] = []
         following = 0
@@ -182,15 +182,17 @@ class Journal:
             raise SetupError(f"{self.path} has {self.counts.rows} rows, but not row {following}. {DAMAGED}")
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file and release its lock."""
         os.close(self._fd)
 
     def _recover(self, job: dict[str, Any]) -> int:
-        """Take in what is whole, cut off what is not; where the file ends then."""
+        """Read the valid entries, cut off the rest, and return the size of the file."""
         found, header = _job_in(self._fd), _line(json_line({"job": job}))
         if found is None:
-            if os.fstat(self._fd).st_size > len(header):  # (a header that was not written whole is not longer)
-                raise SetupError(f"{self.path} is no journal, or damaged. Remove it, or give another --output.")
+            if os.fstat(self._fd).st_size > len(header):  # (an incomplete header is not longer)
+                raise SetupError(
+                    f"{self.path} is not a journal, or is damaged. Remove it, or give another --output."
+                )
             self._end = 0
             os.ftruncate(self._fd, 0)
             self._write(header)
@@ -231,7 +233,7 @@ class Journal:
         self._end = at
 
     def _places(self) -> Iterator[tuple[int, int, int]]:
-        """Row, offset and length of each line behind the header."""
+        """Yield row, offset and length of each line after the header."""
         with _reading(self._fd) as file:
             at = len(file.readline())
             for raw in file:
@@ -246,10 +248,10 @@ class Journal:
 
 
 class KeptJournal(Journal):
-    """A journal that helps if it can: all entries are in memory too, and what can't be written is not missed.
+    """A journal as a precaution: all entries are in memory too, and failed writes are ignored.
 
     Raises:
-        As `Journal`, when it is opened; nothing later.
+        As `Journal`, when it is opened; later nothing.
     """
 
     def __init__(self, path: Path, job: dict[str, Any]) -> None:
@@ -258,12 +260,12 @@ class KeptJournal(Journal):
         self._kept = {row: self._entry(at, length) for row, at, length in self._places()}
 
     def append(self, entry: Entry) -> None:
-        """As `Journal`."""
+        """Append an entry."""
         self._kept.setdefault(entry.row, entry)
         super().append(entry)
 
     def sync(self) -> None:
-        """As `Journal`, until it fails once."""
+        """Write entries to the disk; after one failure, do nothing."""
         if self._gave_up:
             self._pending.clear()
             return
@@ -275,19 +277,19 @@ class KeptJournal(Journal):
                          error.strerror)  # fmt: skip
 
     def entries(self) -> Iterator[Entry]:
-        """All of them, in the order of rows."""
+        """Yield all entries, in the order of rows."""
         yield from (self._kept[row] for row in sorted(self._kept))
 
     def discard(self) -> None:
-        """Remove the file. Where that is not allowed it stays, and is the next try's."""
+        """Remove the file; if that is not allowed, the next run will find it."""
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
-            _log.warning("%s is not needed any more, and can't be removed: %s", self.path, error.strerror)
+            _log.warning("%s is not needed any more, but can't be removed: %s", self.path, error.strerror)
 
 
 def _open(path: Path) -> int:
-    """The descriptor of a journal that nobody else writes, and that is still the file of that name."""
+    """Return the locked descriptor of the journal, after checking that its name was not reused."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -300,11 +302,11 @@ def _open(path: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was another job's, which has ended and removed it
+        os.close(descriptor)  # it belonged to another job, which has removed it
 
 
 def _reading(descriptor: int) -> BinaryIO:
-    """From the beginning. (By the descriptor: under its name there may be another file by now.)"""
+    """Open the journal for reading, from the descriptor, since its name may have been reused."""
     file = os.fdopen(os.dup(descriptor), "rb")
     file.seek(0)
     return file
@@ -348,7 +350,7 @@ def _line(payload: str) -> bytes:
 
 
 def _payload(raw: bytes) -> str | None:
-    """What a line says, if it is whole."""
+    """Return the content of a line if it is valid, else None."""
     if not raw.endswith(b"\n") or raw[8:9] != b" ":
         return None
     body = raw[9:-1]
@@ -360,8 +362,8 @@ def _refuse_another(path: Path, was: dict[str, Any], now: dict[str, Any]) -> Non
     if changed:
         differences = "; ".join(_difference(name, was.get(name), now.get(name)) for name in changed)
         raise SetupError(
-            f"{path} belongs to another job: {differences}. Give what was given then to go on with it, "
-            "or --overwrite to begin anew."
+            f"{path} belongs to another job: {differences}. Give the same inputs and options to resume it, "
+            "or --overwrite to start again."
         )
 
 
@@ -369,7 +371,7 @@ _SHORT: Final = 200
 
 
 def _difference(name: str, was: Any, now: Any) -> str:
-    """What changed, down to the item where both are lists or objects."""
+    """Describe a change, down to the item if both values are lists or objects."""
     if isinstance(was, dict) and isinstance(now, dict):
         parts = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
         return "; ".join(_difference(f"{name}.{key}", was.get(key), now.get(key)) for key in parts)
@@ -382,7 +384,7 @@ def _shown(value: Any) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Sync a folder, so that its file names are on the disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,9 +1,9 @@
-"""The files that a batch job writes, and how they get into their place: all of them, or none.
+"""The files of a batch job. They are put in place together, or not at all.
 
-OUT                 the records, in the order of the rows; there once all are done
-OUT.errors          (OUT.errors.jsonl of OUT.jsonl) errors of OpenAI Batch files, if there are any
-OUT.manifest.json   what the records were made of, and how many there are
-OUT.journal         while the job is not done
+OUT                 the records, in the order of rows, once all are done
+OUT.errors          (OUT.errors.jsonl for OUT.jsonl) errors of OpenAI Batch files, if any
+OUT.manifest.json   what the records were made from, and their counts
+OUT.journal         while the job is unfinished
 """
 
 import os
@@ -20,42 +20,42 @@ from llama_serving.contract.json_lines import json_document
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The files of a job."""
+    """The paths of a job's files."""
 
     records: Path
 
     @property
     def errors(self) -> Path:
-        """Of OpenAI Batch files."""
+        """Errors of OpenAI Batch files."""
         return self.records.with_name(f"{self.records.stem}.errors{self.records.suffix}")
 
     @property
     def manifest(self) -> Path:
-        """What the records were made of."""
+        """What the records were made from."""
         return self.records.with_name(f"{self.records.name}.manifest.json")
 
     @property
     def journal(self) -> Path:
-        """What is done so far."""
+        """Finished rows of an unfinished job."""
         return self.records.with_name(f"{self.records.name}.journal")
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """All of them."""
+        """All paths."""
         return self.records, self.errors, self.manifest, self.journal
 
 
 def place(outputs: Outputs, job: dict[str, Any], journal: Journal) -> None:
-    """Write the records of a journal that is complete, and remove it.
+    """Write the records of a complete journal, then remove it.
 
     Args:
-        outputs: where.
-        job: what the records were made of, for the manifest.
-        journal: all of it on the disk.
+        outputs: paths.
+        job: the job's description, for the manifest.
+        journal: synced.
 
     Raises:
-        SetupError: the journal is not complete.
-        OSError: there is no room. Nothing is in its place then.
+        SetupError: the journal is incomplete.
+        OSError: a file could not be written. No file is in place then.
     """
     parts = {
         path: path.with_name(f".{path.name}.part")
@@ -73,7 +73,7 @@ def place(outputs: Outputs, job: dict[str, Any], journal: Journal) -> None:
                 "version": version("llama-endpoints"),
             }
             manifest.write(json_document(about, indent=2))
-        for path, part in parts.items():  # the records last: where they are, everything is
+        for path, part in parts.items():  # the records last: if they exist, everything does
             if apart or path != outputs.errors:
                 part.replace(path)
     finally:
@@ -84,7 +84,7 @@ def place(outputs: Outputs, job: dict[str, Any], journal: Journal) -> None:
 
 
 def _sort_out(entries: Iterable[Entry], records: TextIO, errors: TextIO) -> int:
-    """Write each record into its file; how many went into the second one."""
+    """Write each record to its file; return the number of those in the errors' file."""
     apart = 0
     for entry in entries:
         one_apart = entry.state is EntryState.ERROR_APART
@@ -95,7 +95,7 @@ def _sort_out(entries: Iterable[Entry], records: TextIO, errors: TextIO) -> int:
 
 @contextmanager
 def _new(path: Path) -> Iterator[TextIO]:
-    """A text file that is on the disk when the block is left."""
+    """Yield a text file that is synced when the block ends."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         yield file
         file.flush()

@@ -1,4 +1,4 @@
-"""Files of rows -> rows with their places: JSONL, CSV with a header, each also gzipped. Streams."""
+"""Files of rows -> rows with their locations: JSONL, CSV with a header, each also gzipped. Streaming."""
 
 import csv
 import gzip
@@ -20,7 +20,7 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A non-blank line: a row, or why it is none."""
+    """A non-blank line: a row, or the reason why it is invalid."""
 
     place: RowLocation
     row: InputRow | None
@@ -28,12 +28,12 @@ class Line:
 
 
 def lines(path: Path, name: str, *, max_bytes: int) -> Iterator[Line]:
-    """The non-blank lines of a file, in order; a bad one is a `Line` with an error.
+    """Yield the non-blank lines of a file, in order; an invalid one has an error.
 
     Args:
-        path: the file; `.gz` is unpacked, `.csv` (or `.csv.gz`) is CSV, all else is JSONL.
-        name: what to call the file in the records.
-        max_bytes: of one physical line, and of one cell of CSV.
+        path: the file; `.gz` is decompressed, `.csv` (or `.csv.gz`) is CSV, everything else JSONL.
+        name: of the file in the records.
+        max_bytes: of one physical line, and of one CSV cell.
     """
     if not is_csv(path):
         yield from (line(place, raw) for place, raw in raw_lines(path, name, max_bytes=max_bytes))
@@ -43,7 +43,7 @@ def lines(path: Path, name: str, *, max_bytes: int) -> Iterator[Line]:
 
 
 def raw_lines(path: Path, name: str, *, max_bytes: int) -> Iterator[tuple[RowLocation, bytes | ServingError]]:
-    """The non-blank lines of a file of JSONL, in order, each as it is; or why it can't be read."""
+    """Yield the non-blank lines of a JSONL file, in order, as bytes or as the reason why they cannot be read."""
     with _open(path) as file:
         physical = _PhysicalLines(file, max_bytes)
         while True:
@@ -59,7 +59,7 @@ def raw_lines(path: Path, name: str, *, max_bytes: int) -> Iterator[tuple[RowLoc
 
 
 def is_csv(path: Path) -> bool:
-    """By its name."""
+    """Return whether a file is CSV, by its name."""
     return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
@@ -69,10 +69,10 @@ def _open(path: Path) -> BinaryIO:
 
 
 class _PhysicalLines:
-    r"""What stands between `\n` bytes. After a line that can't be read the next one can be asked for.
+    r"""The text between `\n` bytes. After an error the iteration can continue with the next line.
 
     Attributes:
-        number: of the line that came last, or could not be read, from 1.
+        number: of the last line, readable or not, from 1.
     """
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
@@ -110,7 +110,7 @@ class _PhysicalLines:
 
 
 def line(place: RowLocation, raw: bytes | ServingError) -> Line:
-    """A line of JSONL, taken apart."""
+    """Take a line of JSONL apart."""
     if isinstance(raw, ServingError):
         return Line(place, None, raw)
     try:
@@ -120,7 +120,7 @@ def line(place: RowLocation, raw: bytes | ServingError) -> Line:
 
 
 class _CsvText:
-    """The physical lines as `csv.reader` wants them; those of a broken row can be had again."""
+    """Physical lines for `csv.reader`; the lines of an invalid row can be read again."""
 
     def __init__(self, physical: _PhysicalLines) -> None:
         self._physical = physical
@@ -131,23 +131,23 @@ class _CsvText:
         return self
 
     def __next__(self) -> str:
-        # What is no UTF-8 becomes surrogates: they spoil their own row, and no other one.
+        # Invalid UTF-8 becomes surrogates, which make only their own row invalid.
         text = self._again.popleft() if self._again else next(self._physical).decode("utf-8", "surrogateescape")
         self._row.append(text)
         return text
 
     def start_row(self) -> int:
-        """The number of the line that comes next."""
+        """Start a row, and return the number of its first line."""
         self._row.clear()
         return self._physical.number - len(self._again) + 1
 
     def give_back(self) -> None:
-        """All lines of this row but the first: a quote that nobody closes must not take other rows along."""
+        """Return all lines of this row but the first, so that an unclosed quote costs one row only."""
         self._again.extendleft(reversed(self._row[1:]))
 
 
 def _csv(physical: _PhysicalLines, name: str, max_bytes: int) -> Iterator[Line]:
-    # The limit is one for all readers of the process; by default it is less than a prompt may have.
+    # This limit applies to all readers of the process; its default is shorter than a prompt may be.
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
     text = _CsvText(physical)
     reader = csv.reader(text, strict=True)
@@ -166,10 +166,10 @@ def _csv(physical: _PhysicalLines, name: str, max_bytes: int) -> Iterator[Line]:
             line = Line(place, _csv_row(header, cells))
         except csv.Error as error:
             text.give_back()
-            line = Line(place, None, BadRequest(f"The row is no CSV: {error}.", code="invalid_csv"))
+            line = Line(place, None, BadRequest(f"The row is not valid CSV: {error}.", code="invalid_csv"))
         except ServingError as error:
             line = Line(place, None, error)
-        header = header or []  # one that can't be read is not looked for further down
+        header = header or []  # an invalid header is not searched for further down
         yield line
 
 

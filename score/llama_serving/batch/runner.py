@@ -1,4 +1,4 @@
-"""Rows -> records, with the engine full from the first row to the last. Knows no files."""
+"""Rows -> records, keeping the engine busy from the first row to the last. Knows no files."""
 
 import asyncio
 import time
@@ -15,18 +15,18 @@ from llama_serving.faults import as_serving_error
 from llama_serving.service.service import Service
 
 AHEAD: Final = 2
-"""Rows at the engine for each that it can run: one is waiting whenever another ends."""
+"""Rows submitted for each one that the engine can run, so that one is waiting whenever another ends."""
 FULL_S: Final = 0.05
-"""Rows of many sequences may fill the engine's own queue: then they wait so long."""
+"""Seconds to wait if the engine's own queue is full, as rows with many sequences can make it."""
 TRIES: Final = 5
-"""How often a row is given to an engine whose server ends in the middle of it; it may be the row that ends it."""
+"""How often a row is tried if the server fails during it; the row itself may be the cause."""
 MOST_FAILED_STARTS: Final = 10
-"""In a row, of a vLLM of ours, some six minutes: Azure then tries the mini-batch elsewhere."""
+"""Consecutive failed restarts of our vLLM, about six minutes: then Azure tries the mini-batch elsewhere."""
 SETTLE_S: Final = 2.0
-"""Longer than an engine takes to see that its server has gone."""
+"""Seconds; longer than an engine takes to notice that its server has gone."""
 AGAIN_S: Final = 0.5
 AWAY_S: Final = 600.0
-"""How long rows wait for a server of others; for a vLLM of ours it is LLAMA_VLLM_START_S."""
+"""Seconds to wait for an upstream server; for our own vLLM it is LLAMA_VLLM_START_S."""
 
 
 async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[Entry], None]) -> None:
@@ -34,12 +34,12 @@ async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[E
 
     Args:
         service: the model.
-        windows: what is to be done; read on a thread, one window ahead of need.
-        take: given each row that is done, on the event loop, in the order of their ends.
+        windows: rows to do; read in a thread, one window ahead.
+        take: called with each finished row, on the event loop, in the order of completion.
 
     Raises:
-        Unavailable: the engine has died; rows that were not taken are not done.
-        OSError: the rows can't be read on.
+        Unavailable: the engine has died; other rows are not done.
+        OSError: the rows cannot be read.
     """
     todos: asyncio.Queue[Todo | None] = asyncio.Queue(maxsize=1)
     workers = AHEAD * service.settings.max_num_seqs
@@ -64,7 +64,7 @@ async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[E
             for _ in range(workers):
                 group.create_task(work())
     except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None  # (the first has ended the others)
+        raise several.exceptions[0] from None  # (the first one has cancelled the others)
 
 
 async def _done(service: Service, todo: Todo) -> Entry:
@@ -74,7 +74,7 @@ async def _done(service: Service, todo: Todo) -> Entry:
         generations = await _generations(service, todo.asked)
     except Unavailable:
         raise
-    except Exception as fault:  # one row's fault is one row's record
+    except Exception as fault:  # an error of one row belongs in its record
         return failed(todo, as_serving_error(fault))
     row = todo.line.row
     assert row is not None  # noqa: S101  (there is no request without one)
@@ -105,9 +105,9 @@ async def _generations(service: Service, asked: Request) -> Generations:
 
 
 async def _is_back(service: Service) -> bool:
-    """Whether the server that generates for the engine is there again, once it is or has been waited for long enough.
+    """Wait for the upstream server; return whether it came back in time.
 
-    Nothing of the row has been taken, so it may be asked for again.
+    No result of the row was used, so it may be sent again.
     """
     stats = service.engine.stats()
     patience_s = service.settings.vllm_start_s if stats.engine == "vllm" else AWAY_S
@@ -123,7 +123,7 @@ async def _is_back(service: Service) -> bool:
 
 
 def failed(todo: Todo, error: ServingError) -> Entry:
-    """The entry of a row that could not be answered."""
+    """Return the entry of a row that failed."""
     row = todo.line.row
     apart = row is not None and row.kind is RowKind.OPENAI_BATCH
     state = EntryState.ERROR_APART if apart else EntryState.ERROR

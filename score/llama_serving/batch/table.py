@@ -1,4 +1,4 @@
-"""Rows of a table -> their records: what Spark hands over, all of it at once."""
+"""Rows of a table -> their records, all at once, for Spark."""
 
 import asyncio
 import threading
@@ -16,16 +16,16 @@ from llama_serving.errors import BadRequest, BodyTooLarge, ServingError
 from llama_serving.service.service import Service
 
 Cell = tuple[RowLocation, bytes | None]
-"""A row as JSON, and where it stands; None where there is nothing."""
+"""A row as JSON, or None if it is empty, with its location."""
 
 
 def records(service: Service, rows: Iterable[Cell], defaults: Parameters) -> list[str]:
-    """One JSON record for each row, in order; a bad row is a record with an error.
+    """Return one JSON record for each row, in order; an invalid row's record has an error.
 
     Args:
         service: the model.
         rows: lines of JSONL.
-        defaults: parameters of rows that bring none of their own.
+        defaults: parameters for rows that do not set them.
 
     Raises:
         Unavailable: the engine has died.
@@ -37,7 +37,7 @@ def records(service: Service, rows: Iterable[Cell], defaults: Parameters) -> lis
 
 
 def _run_apart(work: Coroutine[None, None, None]) -> None:
-    """On a thread of its own: in a notebook this one has a loop that runs. An interrupt ends the work."""
+    """Run in a new thread, since a notebook's thread has a running loop. An interrupt cancels the work."""
     stopped, running = threading.Event(), list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]]()
 
     async def main() -> None:
@@ -53,7 +53,7 @@ def _run_apart(work: Coroutine[None, None, None]) -> None:
         except BaseException:
             stopped.set()
             for loop, task in running:
-                with suppress(RuntimeError):  # it is closed: the work is over
+                with suppress(RuntimeError):  # the loop is closed: the work is over
                     loop.call_soon_threadsafe(task.cancel)
             raise
 

@@ -1,7 +1,7 @@
-"""In which order rows go to the engine: a window at a time, the longest first, what begins alike together.
+"""The order in which rows go to the engine: window by window, the longest first, common prefixes together.
 
-At a window's end no long row is left to run alone; a prompt's beginning that many rows share is computed once, while it
-is in the cache. Windows go one after the other.
+So no long row is left to run alone at a window's end, and a prefix that many rows share is computed once, while it is in
+the cache.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,26 +13,26 @@ from llama_serving.contract.request import Completion, Dialog, Infill, Input, Re
 from llama_serving.errors import ServingError
 
 WINDOW: Final = 1024
-"""Rows: enough to sort."""
+"""Rows in a window: enough to sort."""
 CHARACTERS: Final = 1 << 25
-"""Of the prompts of a window, however few rows they are: they are held in memory, two windows at a time."""
+"""Most characters of a window's prompts, which are held in memory, two windows at a time."""
 COMMON: Final = 256
-"""Characters that prompts must share to be put together: some 80 tokens, five blocks of the cache."""
+"""Characters of a common prefix that are compared: about 80 tokens, five blocks of the cache."""
 COMMON_IDS: Final = 80
 CHARACTERS_A_TOKEN: Final = 3
-"""Of code, roughly; it only orders."""
+"""Roughly, of code; only used for ordering."""
 EXPECTED_NEW: Final = 256
-"""Tokens of an answer that has no limit of its own."""
+"""Tokens expected of a row without a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """A row that is still to be done.
+    """A row to do.
 
     Attributes:
         number: over all inputs, from 0.
-        line: the row itself.
-        asked: what it asks for; None where it is no request, and `error` says why.
+        line: the row.
+        asked: its request; None if it is invalid, and `error` has the reason.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Todo:
 
 
 def windows(todos: Iterable[Todo], size: int = WINDOW, characters: int = CHARACTERS) -> Iterator[list[Todo]]:
-    """Windows of so many rows or characters of prompts, each in the order in which its rows should go."""
+    """Yield windows of at most so many rows or characters, each sorted."""
     window, held = list[Todo](), 0
     for todo in todos:
         window.append(todo)
@@ -55,7 +55,7 @@ def windows(todos: Iterable[Todo], size: int = WINDOW, characters: int = CHARACT
 
 
 def ordered(window: list[Todo]) -> list[Todo]:
-    """The longest first; rows that begin alike follow the longest of them."""
+    """Sort a window: the longest first; rows with a common prefix follow the longest of them."""
     longest: dict[object, int] = {}
     first: dict[object, int] = {}
     for todo in window:
@@ -71,7 +71,7 @@ def ordered(window: list[Todo]) -> list[Todo]:
 
 
 def _beginning(todo: Todo) -> object:
-    """What a row must share with others; its own number where it is too short to share anything."""
+    """Return the prefix that rows must share to be grouped; the row's number if it is too short."""
     given = todo.asked.inputs[0] if todo.asked else None
     if isinstance(given, TokenIds):
         return given.ids[:COMMON_IDS] if len(given.ids) >= COMMON_IDS else todo.number

@@ -1,1 +1,1 @@
-"""What runs the service inside somebody else's process: Azure ML's inference server and batch jobs, and MLflow."""
+"""Runs the service inside other servers' processes: Azure ML's online and batch endpoints, and MLflow."""

@@ -1,8 +1,8 @@
-"""Azure ML's batch endpoint: the bodies of `batch_driver.py`'s init() and run(mini_batch).
+"""Azure ML's batch endpoint: init() and run(mini_batch) of `batch_driver.py`.
 
-Azure hands over files. With `output_action: append_row` it writes each returned string as a line, so that the output is
-JSONL; with `summary_only` the driver writes a file for each input, and returns a line about each. Either way what is done
-is kept in a journal in the output's folder: where a mini-batch ran out of its time, the next try goes on from there.
+Azure passes files. With `output_action: append_row` it writes each returned string as a line, so the output is JSONL. With
+`summary_only` the driver writes a file for each input, and returns a line about each. In both cases finished rows are kept in
+a journal in the output folder, so that after a timeout the next try resumes the mini-batch.
 """
 
 import asyncio
@@ -35,23 +35,23 @@ _log = logging.getLogger(__name__)
 
 OUTPUT: Final = "AZUREML_BI_OUTPUT_PATH"
 INPUT: Final = "AZURE_ML_INPUT_"
-"""What the names of variables begin with that hold an input's folder."""
+"""Prefix of the variables that hold an input's folder."""
 SYNC_S: Final = 20.0
-"""The output is a mounted container, which may send a whole file again at each time."""
+"""Seconds; the output is a mounted container, which may upload a whole file for each sync."""
 IN_USE_S: Final = 10.0
-"""The try before may still be ending, on another machine."""
+"""Seconds to wait for the previous try, which may still be ending on another machine."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `init` leaves behind.
+    """The state that `init` creates.
 
     Attributes:
-        files: the model's.
-        service: of it.
-        about: what records depend on, see `job.about`.
+        files: of the model.
+        service: of the model.
+        about: what records depend on; see `job.about`.
     """
 
     files: ModelFiles
@@ -60,7 +60,7 @@ class Loaded:
 
     @classmethod
     def of(cls, files: ModelFiles, settings: Settings) -> "Loaded":
-        """The model, loaded."""
+        """Load the model."""
         return cls(files, Service.start(files, settings), jobs.about(files, settings))
 
 
@@ -68,10 +68,10 @@ _loaded: list[Loaded] = []
 
 
 def init() -> None:
-    """Loads the model below `AZUREML_MODEL_DIR`, once a process.
+    """Load the model below `AZUREML_MODEL_DIR`, once for each process.
 
     Raises:
-        SetupError: the model or a setting can't be used.
+        SetupError: the model or a setting cannot be used.
     """
     log_to_stderr()
     root = os.environ.get("AZUREML_MODEL_DIR")
@@ -87,15 +87,15 @@ def init() -> None:
 
 
 def run(mini_batch: Sequence[str]) -> list[str]:
-    """One JSON record for each non-blank line of the files, in order; with `summary_only` one line for each file.
+    """Return one JSON record for each non-blank line of the files, in order; with `summary_only` one line for each file.
 
-    Azure counts a file as failed for each string less than files: where there are fewer rows, empty strings follow.
+    Azure counts each string fewer than files as a failed file, so empty strings are added if there are fewer rows.
 
     Args:
         mini_batch: paths of JSONL or CSV files.
 
     Raises:
-        Unavailable: the engine has died; Azure tries the mini-batch again, and then there is a new one.
+        Unavailable: the engine has died; Azure tries the mini-batch again, with a new engine.
     """
     loaded, given = _alive(), [_source(Path(path)) for path in mini_batch]
     if loaded.service.settings.batch_output == "summary_only":
@@ -105,19 +105,19 @@ def run(mini_batch: Sequence[str]) -> list[str]:
 
 
 def _alive() -> Loaded:
-    """What is loaded. Azure goes on with a process whose `run` has failed: a dead engine must not be all that it has."""
+    """Return the loaded state. Azure keeps a process whose `run` has failed, so a dead engine is replaced."""
     if not _loaded:
         raise SetupError("init() has not run.")
     loaded = _loaded[0]
     if not loaded.service.engine.stats().alive:
-        _log.warning("the engine has died: the model is loaded again")
+        _log.warning("the engine has died: loading the model again")
         loaded.service.close()
         _loaded[:] = [Loaded.of(loaded.files, loaded.service.settings)]
     return _loaded[0]
 
 
 def _source(path: Path) -> InputFile:
-    """A file by its name below the input's folder, where Azure says which that is; else by its own."""
+    """Return a file, named by its path below the input's folder if Azure says which that is."""
     roots = [Path(value) for name, value in os.environ.items() if name.startswith(INPUT)]
     above = [root for root in roots if root in path.parents]
     name = path.relative_to(max(above, key=lambda root: len(root.parts))) if above else Path(path.name)
@@ -132,18 +132,18 @@ def _resumable(loaded: Loaded, given: Sequence[InputFile]) -> list[str]:
     try:
         entries = _in_turn(lambda: asyncio.run(jobs.collect(loaded.service, job)))
     except JournalError as error:
-        _log.warning("%s Without a journal: another try of this mini-batch begins anew.", error)
+        _log.warning("%s Without a journal, another try of this mini-batch starts from the beginning.", error)
         return records(loaded.service, given)
     return _told(given, entries)
 
 
 def records(service: Service, given: Iterable[InputFile], defaults: Parameters | None = None) -> list[str]:
-    """The records of some files; a bad row is a record with an error, and the rest goes on.
+    """Return the records of some files; an invalid row's record has an error.
 
     Args:
         service: the model.
         given: the files.
-        defaults: parameters for rows that bring none of their own.
+        defaults: parameters for rows that do not set them.
 
     Raises:
         Unavailable: the engine has died.
@@ -169,7 +169,7 @@ def _log_counts(given: Sequence[InputFile], counts: Counts) -> None:
 
 
 def _into_file(loaded: Loaded, source: InputFile) -> str:
-    """Write a file's records beside those of all other workers; what an earlier try has done is not done again."""
+    """Write a file's records into the folder that all workers share; finished rows are not repeated."""
     folder = os.environ.get(OUTPUT)
     if not folder:
         raise SetupError(f"LLAMA_BATCH_OUTPUT is summary_only, and {OUTPUT} is not set. Azure sets it.")
@@ -192,7 +192,7 @@ def _into_file(loaded: Loaded, source: InputFile) -> str:
 
 
 def _job(loaded: Loaded, given: Sequence[InputFile], output: Callable[[str], Path]) -> jobs.BatchJob:
-    """The job of some files. `output` is given what is the same at each try, and for no other files or model."""
+    """Return the job of some files. `output` gets a key that is the same for each try of these files and this model."""
     digests = tuple(inputs.digest(source, lambda _: None) for source in given)
     made_of = [
         loaded.about,
@@ -205,7 +205,7 @@ def _job(loaded: Loaded, given: Sequence[InputFile], output: Callable[[str], Pat
 
 
 def _in_turn(do: Callable[[], _Result]) -> _Result:
-    """Wait for the end of whoever holds the journal."""
+    """Run `do`, waiting if another process holds the journal."""
     deadline = time.monotonic() + IN_USE_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Azure ML's online endpoint: the bodies of `score.py`'s init() and run() under azmlinfsrv.
+"""Azure ML's online endpoint: init() and run() of `score.py`, under azmlinfsrv.
 
 azmlinfsrv turns an exception in run() into an opaque 500, so every error is returned as a response.
 """
@@ -24,15 +24,15 @@ from llama_serving.settings import Settings
 _log = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE_S: Final = 178.0
-"""Managed endpoints cut a request off at 180 s at most; two seconds go for the way back."""
+"""Seconds; managed endpoints end a request after 180, less two for the response."""
 
 CHUNK: Final = 1 << 20
 MOST_DISCARDED: Final = 64 * CHUNK
-"""Bytes behind the limit that are still read, so that most senders of too much are told so."""
+"""Bytes beyond the limit that are still read, so that most clients with too large a body get the error."""
 
 
 class _Process:
-    """The service of this process. A forked worker has no engine thread and starts its own."""
+    """The service of this process. A forked worker has no engine thread, so it loads its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class _Process:
         self._service: Service | None = None
 
     def start(self) -> Service:
-        """The service; loaded at the first call in each process."""
+        """Return the service, which is loaded by the first call in each process."""
         with self._lock:
             if self._service is None or self._pid != os.getpid():
                 self._service, self._pid = _load(), os.getpid()
@@ -51,10 +51,10 @@ _process = _Process()
 
 
 def init() -> None:
-    """Loads the model below `AZUREML_MODEL_DIR`.
+    """Load the model below `AZUREML_MODEL_DIR`.
 
     Raises:
-        SetupError: the model or a setting can't be used; the server stops.
+        SetupError: the model or a setting cannot be used; the server stops.
     """
     log_to_stderr()
     if os.environ.get("WORKER_PRELOAD", "").lower() == "true":
@@ -67,15 +67,15 @@ def init() -> None:
 
 @rawhttp  # type: ignore[untyped-decorator]
 def run(request: flask.Request) -> AMLResponse:
-    """Answers one HTTP request; never raises."""
-    if request.method == "OPTIONS":  # a browser's question; azmlinfsrv puts AML_CORS_ORIGINS into the answer
+    """Respond to one HTTP request; never raises."""
+    if request.method == "OPTIONS":  # a browser's preflight; azmlinfsrv adds AML_CORS_ORIGINS to the response
         return AMLResponse("", 200)
     request_id = str(getattr(flask.g, "request_id", "")) or None
     try:
         return AMLResponse(_answer(request), 200, json_str=True)
     except ServingError as error:
         return _refusal(error, request_id)
-    except Exception as error:  # the last line of defence: an opaque 500 helps nobody
+    except Exception as error:  # azmlinfsrv would answer an opaque 500
         return _refusal(as_serving_error(error), request_id)
 
 
@@ -92,10 +92,10 @@ def _answer(request: flask.Request) -> Any:
 
 
 def _read(request: flask.Request, limit: int) -> bytes:
-    """The body, or one byte more than allowed of it.
+    """Return the body, or one byte more than is allowed.
 
-    What is not wanted is read too, before anything is refused: a socket that is closed with bytes unread is
-    reset, and a client that sends first and reads then never sees the answer.
+    The rest of a larger body is read too: closing a socket with unread bytes resets it, and a client that reads only after
+    sending would never see the response.
     """
     raw: bytes = request.stream.read(limit + 1)
     left = MOST_DISCARDED if len(raw) > limit else 0
@@ -121,7 +121,7 @@ def _load() -> Service:
     if not root:
         raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
     if settings.api_keys:
-        _log.warning("LLAMA_API_KEYS has no effect here: on Azure ML the endpoint's front checks keys")
+        _log.warning("LLAMA_API_KEYS has no effect here: on Azure ML the endpoint checks keys")
     if settings.traces != "off":
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
     return Service.start(ModelFiles.find(Path(root)), settings)

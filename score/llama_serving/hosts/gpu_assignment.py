@@ -1,4 +1,4 @@
-"""Some GPUs for a process of a batch job: processes on one machine take theirs without talking to each other."""
+"""Assigns GPUs to the processes of a batch job on one machine, without communication between them."""
 
 import fcntl
 import os
@@ -13,12 +13,12 @@ from llama_serving.errors import SetupError
 
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 DRIVER: Final = Path("/proc/driver/nvidia/gpus")
-"""Of NVIDIA's driver: a folder for each GPU."""
+"""NVIDIA's driver has a folder for each GPU there."""
 PATIENCE_S: Final = 30.0
-"""A process that was killed may need a while to let go of its own."""
+"""Seconds; a killed process may need some time to release its GPUs."""
 
 _held: list[int] = []
-"""Descriptors of locks; the system closes them with the process, however it ends."""
+"""Descriptors of locks, which the system closes with the process, however it ends."""
 
 
 def claim(
@@ -29,20 +29,20 @@ def claim(
     locks: Path | None = None,
     patience_s: float = PATIENCE_S,
 ) -> tuple[str, ...]:
-    """Take so many GPUs that no other process of ours has, for as long as this one runs; before anything uses CUDA.
+    """Take `number` GPUs that no other process of ours has, until this process ends; call it before using CUDA.
 
     Args:
-        number: how many.
-        environment: `CUDA_VISIBLE_DEVICES` says which there are, if it is set, and afterwards which were taken.
-        driver: where the driver lists its GPUs.
-        locks: folder of the locks, the same for all processes; None is the system's for temporary files.
-        patience_s: seconds to wait for others to end.
+        number: of GPUs.
+        environment: its `CUDA_VISIBLE_DEVICES`, if set, lists the GPUs; it is set to those taken.
+        driver: folder in which the driver lists its GPUs.
+        locks: folder of the locks, the same for all processes; None is the system's folder for temporary files.
+        patience_s: seconds to wait for other processes to end.
 
     Returns:
         Their names, as in `CUDA_VISIBLE_DEVICES`.
 
     Raises:
-        SetupError: there are not so many, or others have them.
+        SetupError: there are too few GPUs, or other processes have them.
     """
     if _held:
         return _names(environment, driver)
@@ -73,7 +73,7 @@ def _names(environment: MutableMapping[str, str], driver: Path) -> tuple[str, ..
 
 
 def _take(names: tuple[str, ...], number: int, locks: Path) -> tuple[str, ...] | None:
-    """The first that are free; all or none."""
+    """Lock the first free ones; all or none."""
     taken: dict[str, int] = {}
     for name in names:
         descriptor = _lock_file(locks / f"llama-gpu-{name.replace('/', '-')}.lock")
@@ -93,7 +93,7 @@ def _take(names: tuple[str, ...], number: int, locks: Path) -> tuple[str, ...] |
 
 def _lock_file(path: Path) -> int:
     try:
-        # (For reading: another user's can be locked too.)
+        # Opened for reading, so that another user's file can be locked too.
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise SetupError(

@@ -52,15 +52,15 @@ EXAMPLE: Final = {
     "input_string": ["Develop a Python function to sort a list of integers in ascending order"],
     "parameters": {"return_full_text": False, "do_sample": True},
 }
-"""The model card's sample, as MLflow's `inputs`."""
+"""The model card's example, as MLflow's `inputs`."""
 
 _BODIES: Final = frozenset(("input_data", "messages", "prompt", *protocol_mlflow.KEYS))
-"""Keys that make an object a whole body, and not what stands in `inputs`."""
+"""Keys that make an object a whole body instead of a value of `inputs`."""
 
 SERVER: Final = "mlflow.pyfunc.scoring_server.app"
 """MLflow's server loads the model while it imports this."""
 MARGIN_S: Final = 2.0
-"""Between our deadline and the server's, for the way back."""
+"""Seconds between our deadline and the server's, for the response."""
 
 PARAMS: Final[Mapping[str, str]] = {
     "max_new_tokens": "long",
@@ -83,18 +83,18 @@ PARAMS: Final[Mapping[str, str]] = {
     "stream": "boolean",
     "continue_final_message": "boolean",
 }
-"""What may stand in top-level `params`; MLflow drops every other name before the model sees it."""
+"""Parameters allowed in top-level `params`; MLflow drops all others before the model sees them."""
 
 
 _services: dict[tuple[str, Settings], Service] = {}
-"""What this process has loaded. Spark asks for the model anew in each task where it did not send it to the executors itself
-(MLflow's own cache is of those alone), a notebook whenever its cell runs: weights and engine would be there as many times."""
+"""Services loaded in this process. Spark loads the model again in each task (MLflow only caches models that it sent to
+executors itself), and so does a notebook each time a cell runs; weights and engine would be there several times."""
 _loading: Final = threading.Lock()
-"""Held by whoever looks for a service there: who comes meanwhile waits, and finds it."""
+"""Held while a service is looked up or loaded, so that it is loaded once."""
 
 
 class ServingException(MlflowException):  # type: ignore[misc]  # mlflow is untyped
-    """Our error in MLflow's clothes: its server asks an exception for status and body."""
+    """A `ServingError` as MLflow's exception: MLflow's server takes status and body from it."""
 
     def __init__(self, error: ServingError) -> None:
         super().__init__(error.message)
@@ -103,35 +103,35 @@ class ServingException(MlflowException):  # type: ignore[misc]  # mlflow is unty
         self.request_id = uuid.uuid4().hex
 
     def serialize_as_json(self) -> str:
-        """Our own body. MLflow's would have the prompt in it: it puts the input into `message`."""
+        """Return our own error body. MLflow's would contain the input, and so the prompt, in `message`."""
         return json.dumps(self.error.body(self.request_id, openai=self.openai))
 
     def get_http_status_code(self) -> int:
-        """The status that our own error has."""
+        """Return the status of the error."""
         return self.error.status
 
 
 class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is untyped
-    """Answers `/invocations` of `mlflow models serve`, and `predict` in a program.
+    """Serves `/invocations` of `mlflow models serve`, and `predict` in a program.
 
-    The methods carry no type hints: MLflow would take them for the model's signature.
+    The methods have no type hints: MLflow would read them as the model's signature.
     """
 
-    _skip_type_hint_validation = True  # or MLflow warns, at every import, that there are none
+    _skip_type_hint_validation = True  # MLflow would warn about missing hints at every import
 
     def __init__(self) -> None:
         self._service: Service | None = None
 
     def load_context(self, context: Any) -> None:
-        """Starts the engine on the packaged checkpoint.
+        """Start the engine on the packaged checkpoint.
 
         Raises:
-            SetupError: the files or the settings can't be used.
+            SetupError: the files or settings cannot be used.
         """
         log_to_stderr()
         settings = Settings.from_environment()
         if settings.api_keys:
-            _log.warning("LLAMA_API_KEYS has no effect here: MLflow's server checks no keys")
+            _log.warning("LLAMA_API_KEYS has no effect here: MLflow's server does not check keys")
         if settings.traces != "off":
             _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
         self._service = _service(ModelFiles.read(Path(context.artifacts[ARTIFACT])), settings)
@@ -139,16 +139,16 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
             mlflow_thread_pool.widen(settings.max_num_seqs + settings.queue + 4)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """The answer to one body, without MLflow's `predictions` around it; or the records of a table of rows.
+        """Return the response to one body, without MLflow's `predictions` around it, or the records of a table of rows.
 
         Args:
             context: unused.
-            model_input: what MLflow made of `inputs`, `dataframe_*`, `instances`, or an OpenAI body; outside of MLflow's
-                server also a table with a column `row`, see `_cells`: Spark's, through `mlflow.pyfunc.spark_udf`.
+            model_input: MLflow's form of `inputs`, `dataframe_*` or `instances`, or an OpenAI body. Outside of MLflow's server
+                also a table with a column `row` (see `_cells`), as `mlflow.pyfunc.spark_udf` passes it.
             params: the top-level `params`, filtered by the model's schema.
 
         Raises:
-            ServingException: with the status and body that every endpoint gives the error.
+            ServingException: with the status and body that every endpoint gives this error.
         """
         del context
         service = self._loaded()
@@ -165,14 +165,14 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
             raise _exception(error, openai=openai_body or _is_openai(model_input)) from None
 
     def predict_stream(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """The answer to a body with one prompt, piece by piece.
+        """Stream the response to a body with one prompt.
 
         Yields:
-            For OpenAI bodies OpenAI's chunk objects, for all others `{"<sequence>": "piece"}`, and `{"details": [...]}` at
-            the end where details are asked for.
+            OpenAI's chunk objects for OpenAI bodies, `{"<sequence>": "piece"}` for all others, and `{"details": [...]}` at the
+            end if details are requested.
 
         Raises:
-            ServingException: as `predict`; also for several prompts.
+            ServingException: as in `predict`, and for several prompts.
         """
         del context
         service = self._loaded()
@@ -197,29 +197,29 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
 
 
 def _service(files: ModelFiles, settings: Settings) -> Service:
-    """The service of a model; one that is there already and alive, if it was made of the same."""
+    """Return the service of a model, reusing a live one with the same files and settings."""
     key = (fingerprint.of(files)["digest"], settings)
     with _loading:
         if key in _services and not _services[key].engine.stats().alive:
-            _services.pop(key).close()  # (what is left of it may hold a GPU)
+            _services.pop(key).close()  # (a dead engine may still hold a GPU)
         if key not in _services:
             _services[key] = Service.start(files, settings)
         return _services[key]
 
 
 def set_model() -> None:
-    """What a models-from-code file does."""
+    """Set the model, as a models-from-code file must."""
     mlflow.models.set_model(LlamaModel())
 
 
 def save_model(path: Path, *, artifact: Path, metadata: Mapping[str, Any], size: int) -> None:
-    """Writes an MLflow model around `artifact`, a folder in the layout of `model_files`.
+    """Write an MLflow model around `artifact`, a folder in the layout of `model_files`.
 
     Args:
-        path: where the model goes; must not exist.
-        artifact: copied as it is, so without weights: packaging links those in afterwards.
-        metadata: what to record in `MLmodel`.
-        size: bytes of the weights that are still to come.
+        path: of the model; must not exist.
+        artifact: copied without weights, which packaging links in afterwards.
+        metadata: recorded in `MLmodel`.
+        size: bytes of the weights that are not there yet.
     """
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(value=False)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
@@ -237,7 +237,7 @@ def save_model(path: Path, *, artifact: Path, metadata: Mapping[str, Any], size:
 
 
 def _forget_this_machine(path: Path, size: int) -> None:
-    """Takes this machine's paths out of `MLmodel` and counts the weights in its size."""
+    """Remove this machine's paths from `MLmodel`, and add the weights to its size."""
     model = Model.load(str(path))
     flavor = model.flavors["python_function"]
     flavor["model_code_path"] = Path(flavor["model_code_path"]).name
@@ -249,7 +249,7 @@ def _forget_this_machine(path: Path, size: int) -> None:
 
 
 def _entry() -> Path:
-    """The models-from-code file: beside the package in a checkout, inside it in a wheel."""
+    """Return the models-from-code file: beside the package in a checkout, inside it in a wheel."""
     beside, inside = PACKAGE.parent / "mlflow_model.py", PACKAGE / "entries" / "mlflow_model.py"
     return inside if inside.is_file() else beside
 
@@ -269,17 +269,17 @@ def _request(model_input: Any, params: Mapping[str, Any] | None) -> Request:
 
 
 def _body(model_input: Any) -> dict[str, Any]:
-    """The JSON body that MLflow's parser has taken apart."""
+    """Restore the JSON body that MLflow's parser has taken apart."""
     if isinstance(model_input, pd.DataFrame):
         return _frame(model_input)
     data = _plain(model_input)
     if not isinstance(data, dict):
         return {"inputs": data}
     named, data = data, dict(present(data))
-    if _BODIES & (data or named).keys():  # (of a body of nulls, the nulls say whose it is)
+    if _BODIES & (data or named).keys():  # (if all values are null, the names still identify the body)
         return data
     if set(data) == {"prefix", "suffix"} and isinstance(data["prefix"], list):
-        rows = zip(data["prefix"], data["suffix"], strict=True)  # MLflow turns `instances` into columns
+        rows = zip(data["prefix"], data["suffix"], strict=True)  # MLflow transposes `instances` into columns
         return {"inputs": {"columns": ["prefix", "suffix"], "data": [list(row) for row in rows]}}
     return {"inputs": data}
 
@@ -296,15 +296,15 @@ def _frame(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _is_table(model_input: Any) -> bool:
-    """A table of batch rows. (Not on a server: there each body is one request, with its deadline and its place.)"""
+    """Return whether this is a table of batch rows; never on a server, where each body is one request."""
     return isinstance(model_input, pd.DataFrame) and "row" in model_input.columns and SERVER not in sys.modules
 
 
 def _cells(frame: pd.DataFrame) -> list[table.Cell]:
-    """The rows of a table: column `row` is a line of JSONL, text or bytes; `file` and `line`, if given, say where it stood.
+    """Return the rows of a table. Column `row` has lines of JSONL, as text or bytes; `file` and `line` may give locations.
 
     Raises:
-        BadRequest: there is another column, or a cell of another type.
+        BadRequest: there is another column, or a cell has another type.
     """
     unknown = [str(name) for name in frame.columns if name not in ("row", "file", "line")]
     if unknown:
@@ -323,7 +323,7 @@ def _cells(frame: pd.DataFrame) -> list[table.Cell]:
 
 def _bytes(row: Any) -> bytes:
     if isinstance(row, str):
-        return row.encode(errors="surrogatepass")  # (which is no UTF-8, and refused as that)
+        return row.encode(errors="surrogatepass")  # (not UTF-8, so it is refused later)
     if isinstance(row, (bytes, bytearray)):
         return bytes(row)
     raise BadRequest("The column `row` must have text or bytes: JSON, one row each.", code="invalid_type")
@@ -339,7 +339,7 @@ def _is_missing(cell: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """JSON again: MLflow's parser makes numpy arrays of lists, and 0-d object arrays of objects."""
+    """Restore plain JSON: MLflow's parser makes numpy arrays of lists, and 0-d object arrays of objects."""
     if isinstance(value, (np.ndarray, np.generic)):
         return _plain(value.tolist())
     if isinstance(value, dict):
@@ -360,7 +360,7 @@ def _exception(error: Exception, *, openai: bool) -> ServingException:
 
 
 def _deadline(settings: Settings) -> float | None:
-    """MLflow's server gives up after its timeout, but the thread runs on: ours ends before."""
+    """Return our deadline, which is before MLflow's timeout, since its thread would run on after that."""
     if settings.deadline_s is not None:
         return time.monotonic() + settings.deadline_s
     if os.environ.get(_MLFLOW_IS_IN_SERVING_ENVIRONMENT.name) != "true":

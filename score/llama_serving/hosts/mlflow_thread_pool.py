@@ -1,6 +1,6 @@
-"""More threads for a server that calls the model on asyncio's default pool, as MLflow's does.
+"""Enlarges asyncio's default thread pool, on which MLflow's server calls the model.
 
-That pool has 4 threads more than the machine has cores: all else that the engine could do at the same time waits.
+By default it has 4 threads more than there are CPUs, so the engine would get few requests at a time.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ INTERVAL_S: Final = 0.05
 
 
 def widen(threads: int) -> None:
-    """Give the loop that this process serves with a default pool of so many threads.
+    """Give the event loop of this process's server a default pool of `threads` threads.
 
-    Some versions of uvicorn load the application in their loop, others (0.54) before there is one: then it is waited
-    for on a thread of its own. Only for a process that will have such a loop.
+    Some versions of uvicorn load the application in their loop, others (0.54) before there is one; then a thread waits for
+    it. Only call this in a process that will have such a loop.
     """
     try:
         _widen(asyncio.get_running_loop(), threads)
@@ -46,10 +46,10 @@ def _widen(loop: asyncio.AbstractEventLoop, threads: int) -> None:
 
 
 def loop_of_main_thread() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in the main thread, as another thread sees it.
+    """Return the event loop that runs in the main thread, seen from another thread.
 
-    asyncio tells this only to the thread itself, and nothing of ours runs there: so it is looked up among what
-    the functions that run there hold (asyncio's own, asyncio's Runner, or uvicorn's).
+    asyncio only reveals it to its own thread, where none of our code runs. So it is searched for among the local variables of
+    the functions running there (asyncio's, its Runner's, or uvicorn's).
     """
     frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001  (documented, but for its name)
     while frame is not None:

@@ -1,1 +1,1 @@
-"""Our own server: every protocol on one port, over one engine. FastAPI routes, uvicorn serves."""
+"""Our own server: every protocol on one port, over one engine. FastAPI has the routes; uvicorn serves them."""

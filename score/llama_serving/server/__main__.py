@@ -1,8 +1,8 @@
-"""`python -m llama_serving.server`: our own server where nothing but a packaged model is there, as in a container.
+"""`python -m llama_serving.server`: serve a packaged model where nothing else is installed, as in a container.
 
-A packaged model carries this code in its folder `code`, so that a container needs no more than
-`PYTHONPATH=MODEL/code python -m llama_serving.server --host 0.0.0.0 --port 5001 --open-to-all`. On one's own machine
-`llama-endpoints serve` is the same with more options.
+A packaged model has this code in its folder `code`, so a container only needs
+`PYTHONPATH=MODEL/code python -m llama_serving.server --host 0.0.0.0 --port 5001 --open-to-all`.
+`llama-endpoints serve` does the same with more options.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
 UNUSABLE: Final = 2
-"""The exit code of a start that can't succeed."""
+"""Exit code if the server cannot start."""
 MODEL: Final = "AZUREML_MODEL_DIR"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the model until told to end; the exit code."""
+    """Serve the model until told to stop; return the exit code."""
     options = _parser().parse_args(arguments)
     log_as_json()
     try:
@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default=Binding().host)
     parser.add_argument("--port", type=int, default=Binding().port)
     parser.add_argument(
-        "--open-to-all", action="store_true", help="Let an address that others reach be used without a key."
+        "--open-to-all",
+        action="store_true",
+        help="Allow an address that other machines can reach without a key.",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""The routes: a body is read, a place is taken, a protocol parses, the engine generates, the protocol answers."""
+"""The routes: read the body, take a slot, parse, generate, respond."""
 
 import asyncio
 import json
@@ -35,26 +35,26 @@ PROTOCOLS: Final[dict[str, ProtocolAdapter]] = {
     **{f"{prefix}/completions": OpenAI(openai.parse_completion) for prefix in openai.PREFIXES},
     **{f"{prefix}/chat/completions": OpenAI(openai.parse_chat) for prefix in openai.PREFIXES},
 }
-"""Every route that scores, and what it speaks."""
+"""Protocol of every route that generates."""
 INFO: Final = tuple(f"{prefix}/info" for prefix in openai.PREFIXES)
-"""Where Azure's inference clients ask what the model is."""
+"""Where Azure's inference clients ask for the model's description."""
 
 GONE: Final = 499
-"""nginx's status for a client that went before its answer."""
+"""nginx's status for a client that disconnected before the response."""
 DEFAULT_DEADLINE_S: Final = 178.0
-"""What managed endpoints allow, less the way back."""
+"""Seconds; managed endpoints allow 180, less the time for the response."""
 READ_S: Final = 10.0
-"""How long after its deadline a stream may still be read."""
+"""Seconds after its deadline in which a stream may still be read."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command adds to the settings.
+    """Options of the command, in addition to the settings.
 
     Attributes:
-        strict_model: another model's name is a 404.
-        body_s: seconds that a body may take to come.
+        strict_model: refuse other models' names with 404.
+        body_s: seconds in which a body must arrive.
     """
 
     strict_model: bool = False
@@ -62,7 +62,7 @@ class Options:
 
 
 def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: Options) -> FastAPI:
-    """The application, without what stands in front of it (`gate.py`)."""
+    """Return the application without its middleware (`middleware.py`)."""
     app = FastAPI(
         title="llama-endpoints",
         version=version("llama-endpoints"),
@@ -83,20 +83,20 @@ def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: 
 
 
 class _Scoring:
-    """What all routes that score do."""
+    """The common part of all routes that generate."""
 
     def __init__(self, lifecycle: Lifecycle, settings: Settings, options: Options) -> None:
         self._lifecycle, self._settings, self._options = lifecycle, settings, options
-        self._intake = body_reader.Intake(settings.max_body, seconds=options.body_s)
+        self._body_reader = body_reader.BodyReader(settings.max_body, seconds=options.body_s)
 
     def route(self, adapter: ProtocolAdapter) -> Callable[[Request], Awaitable[Response]]:
-        """The function behind one path."""
+        """Return the function of one path."""
 
         async def score(request: Request) -> Response:
             try:
                 return await self._score(adapter, request)
             except ClientDisconnect:
-                return Response(status_code=GONE)  # nobody sees it but the log
+                return Response(status_code=GONE)  # only the log sees it
             except Exception as error:
                 spoken = getattr(request.state, "adapter", adapter)
                 return refusal(as_serving_error(error), request.state.request_id, spoken)
@@ -106,14 +106,14 @@ class _Scoring:
     async def _score(self, adapter: ProtocolAdapter, request: Request) -> Response:
         headers = request.headers
         http.check_media_type(headers.get("content-type"), headers.get("content-encoding"))
-        self._lifecycle.ready()  # before anybody sends 4 MiB for nothing
-        raw = await self._intake.body(request.receive, declared=headers.get("content-length"))
+        self._lifecycle.ready()  # before a body of up to 4 MiB is read
+        raw = await self._body_reader.read(request.receive, declared=headers.get("content-length"))
         seconds = self._settings.deadline_s or DEFAULT_DEADLINE_S
         deadline = time.monotonic() + seconds
         with ExitStack() as held:
             service = held.enter_context(self._lifecycle.serving())
             held.enter_context(service.admitted())
-            # On a thread: the loop has other requests, and a body may be long.
+            # In a thread: decoding a long body would block the loop.
             given = await asyncio.to_thread(strict_json.decode, raw)
             del raw
             adapter = request.state.adapter = adapter.of(given)
@@ -136,17 +136,17 @@ class _Scoring:
     def _check_model(self, service: Service, name: str | None) -> None:
         if self._options.strict_model and name not in (None, service.variant.name):
             raise NotFound(
-                f"This server has {service.variant.name} alone. Ask for that, or leave `model` out.",
+                f"This server only has {service.variant.name}. Use that name, or leave `model` out.",
                 code="model_not_found",
                 param="model",
             )
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What comes of the work, which is cancelled as soon as the client has gone.
+    """Return the result of `work`, which is cancelled if the client disconnects.
 
     Raises:
-        ClientDisconnect: it has.
+        ClientDisconnect: the client has disconnected.
     """
     working = asyncio.ensure_future(work)
     listening = asyncio.ensure_future(body_reader.gone(request.receive))
@@ -162,13 +162,13 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 
 def spoken_at(path: str) -> ProtocolAdapter | None:
-    """The protocol in whose words a path refuses."""
+    """Return the protocol of a path's error responses."""
     openais = path.startswith(("/v1/", "/models")) or path in INFO
     return PROTOCOLS["/v1/completions"] if openais else PROTOCOLS.get(path)
 
 
 def refusal(error: ServingError, request_id: str, adapter: ProtocolAdapter | None = None) -> Response:
-    """An error as a response."""
+    """Return an error response."""
     content = adapter.error(error, request_id) if adapter else error.body(request_id)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 401:
@@ -181,17 +181,17 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    """Starlette's own 404 and 405, in our words."""
+    """Return Starlette's 404 or 405 as an error response of ours."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     ours: ServingError
     if status == 405:
-        ours = MethodNotAllowed(f"{request.method} is not for this path.")
+        ours = MethodNotAllowed(f"{request.method} is not allowed for this path.")
         response = refusal(ours, request.state.request_id, spoken_at(request.url.path))
         response.headers["Allow"] = (
             (error.headers or {}).get("Allow", "") if isinstance(error, HTTPException) else ""
         )
         return response
-    ours = NotFound(f"There is no such path. Paths that score: {', '.join(PROTOCOLS)}.")
+    ours = NotFound(f"There is no such path. Paths that generate: {', '.join(PROTOCOLS)}.")
     return refusal(ours, request.state.request_id, spoken_at(request.url.path))
 
 
@@ -222,7 +222,7 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
 
 
 def _on_loop(function: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:
-    """Probes answer on the loop: a pool whose threads are all taken must not make a server look dead."""
+    """Make a probe run on the loop, so that an exhausted thread pool does not make the server look dead."""
 
     async def call() -> Response:
         return function()
@@ -245,11 +245,11 @@ def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
     async def model(name: str) -> Response:
         with lifecycle.serving() as service:
             if name != service.variant.name:
-                raise NotFound(f"This server has {service.variant.name} alone.", code="model_not_found")
+                raise NotFound(f"This server only has {service.variant.name}.", code="model_not_found")
             return _json(described(service))
 
     async def info() -> Response:
-        """What Azure's inference clients ask of an endpoint."""
+        """Return the description that Azure's inference clients ask for."""
         with lifecycle.serving() as service:
             kind = "completion" if service.variant.dialog is None else "chat-completion"
             return _json({"model_name": service.variant.name, "model_type": kind,
@@ -267,8 +267,8 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 
 
 class _Json(JSONResponse):
-    """Text as it is: no door changes what the model said."""
+    """JSON with non-ASCII text unescaped."""
 
     def render(self, content: Any) -> bytes:
-        """UTF-8."""
+        """Return the content as UTF-8."""
         return json.dumps(content, ensure_ascii=False).encode()

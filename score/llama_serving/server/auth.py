@@ -1,4 +1,4 @@
-"""Who may ask: one of the operator's keys, in the header of either field."""
+"""Authentication by one of the operator's keys, in either of two headers."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,18 @@ from llama_serving.errors import SetupError, Unauthorized
 
 
 def check(given: Mapping[str, str], keys: Sequence[str]) -> None:
-    """Let a request pass that has a key, in `Authorization: Bearer` or `api-key`.
+    """Accept a request with a key in `Authorization: Bearer` or `api-key`.
 
-    Every key is compared in full, in constant time, so that the time says nothing of them.
+    All keys are compared completely, in constant time, so that timing reveals nothing about them.
 
     Raises:
-        Unauthorized: it has none, or another.
+        Unauthorized: the key is missing or wrong.
     """
     if not keys:
         return
     scheme, _, token = given.get("authorization", "").partition(" ")
     offered = token.strip() if scheme.lower() == "bearer" else given.get("api-key", "")
-    # (Starlette reads headers as latin-1, whatever their bytes are.)
+    # Starlette decodes headers as latin-1.
     matches = [hmac.compare_digest(offered.encode("latin-1"), key.encode()) for key in keys]
     if not any(matches):
         raise Unauthorized(
@@ -28,16 +28,16 @@ def check(given: Mapping[str, str], keys: Sequence[str]) -> None:
 
 
 def check_address(host: str, keys: Sequence[str], *, open_to_all: bool) -> None:
-    """Keep a server without keys on this machine.
+    """Require a key unless the server is only reachable from this machine.
 
     Raises:
-        SetupError: others could reach it, and nobody said that they may.
+        SetupError: other machines could reach it without a key, and `open_to_all` is not set.
     """
     if keys or open_to_all or _is_loopback(host):
         return
     raise SetupError(
         f"Without a key, anybody who reaches {host} could use this server. Set LLAMA_API_KEYS (or LLAMA_API_KEYS_FILE), "
-        "give --host 127.0.0.1, or say --open-to-all."
+        "give --host 127.0.0.1, or give --open-to-all."
     )
 
 

@@ -1,4 +1,4 @@
-"""The bytes of a request: no more than allowed, in no more time than allowed. uvicorn reads on what is refused."""
+"""Reads request bodies within limits of size, time and memory. uvicorn discards the rest of a refused one."""
 
 import asyncio
 import random
@@ -14,16 +14,16 @@ from llama_serving.service.service import RETRY_AFTER_S
 BODY_S: Final = 30.0
 """Seconds for a whole body."""
 TOGETHER: Final = 16
-"""So many of the longest bodies may be on their way at a time: they hold memory, and no place yet."""
+"""How many of the longest bodies may arrive at the same time: they take memory before they have a slot."""
 
 
-class Intake:
-    """Where bodies come in.
+class BodyReader:
+    """Reads bodies.
 
     Args:
-        limit: bytes of one.
-        seconds: for all of it.
-        together: bytes of all that are on their way.
+        limit: most bytes of a body.
+        seconds: for a whole body.
+        together: most bytes of all bodies that are arriving.
     """
 
     def __init__(self, limit: int, *, seconds: float = BODY_S, together: int | None = None) -> None:
@@ -31,17 +31,17 @@ class Intake:
         self._together = limit * TOGETHER if together is None else together
         self._held = 0
 
-    async def body(self, receive: Receive, *, declared: str | None) -> bytes:
-        """The whole body.
+    async def read(self, receive: Receive, *, declared: str | None) -> bytes:
+        """Return the whole body.
 
         Args:
-            receive: the request's channel.
-            declared: the `Content-Length` header; a body that says that it is too long is not waited for.
+            receive: the ASGI channel of the request.
+            declared: the `Content-Length` header; if that is too large, the body is refused at once.
 
         Raises:
-            BodyTooLarge, RequestTimeout: as they say.
-            QueueFull: too many bytes are on their way.
-            ClientDisconnect: the client went.
+            BodyTooLarge, RequestTimeout: the body is too large or too slow.
+            QueueFull: too many bytes are arriving.
+            ClientDisconnect: the client has disconnected.
         """
         try:
             async with asyncio.timeout(self._seconds):
@@ -50,7 +50,7 @@ class Intake:
                 return await self._read(receive)
         except TimeoutError:
             raise RequestTimeout(
-                f"The body did not come within {self._seconds:g} s. Send it at once, or send fewer prompts."
+                f"The body did not arrive within {self._seconds:g} s. Send it at once, or send fewer prompts."
             ) from None
 
     async def _read(self, receive: Receive) -> bytes:
@@ -72,7 +72,7 @@ class Intake:
         if self._held > self._together:
             again_s = random.choice(RETRY_AFTER_S)  # noqa: S311
             raise QueueFull(
-                f"Bodies of {self._together} bytes are on their way, more than that can't be. Try again in {again_s} s.",
+                f"More than {self._together} bytes of bodies are arriving already. Try again in {again_s} s.",
                 retry_after=again_s,
             )
 
@@ -85,6 +85,6 @@ async def _next(receive: Receive) -> Message:
 
 
 async def gone(receive: Receive) -> None:
-    """Return when the client has gone; only once the body is read."""
+    """Return when the client has disconnected; call it only after the body is read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""Browsers: pages of the origins that the operator names may ask. Off by default."""
+"""CORS: allows browser pages of the configured origins. Off by default."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,16 +7,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 READABLE: Final = ("x-request-id", "retry-after")
-"""Headers of an answer that a page may read beside the usual ones."""
+"""Response headers that a page may read besides the usual ones."""
 KEPT_S: Final = 600
-"""How long a browser may remember what it may do."""
+"""Seconds that a browser may cache the permission."""
 
 
 def around(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """The application, for the pages of these origins too; `*` is every page.
+    """Return the application with CORS for these origins; `*` is every origin.
 
-    It stands in front of the keys: a browser asks first whether it may send one, and sends none with that. No cookie is
-    ever taken for a key, so credentials are not allowed.
+    It precedes authentication, since a browser's preflight request has no key. Credentials are not allowed: a cookie is never
+    a key.
     """
     if not origins:
         return app

@@ -1,4 +1,4 @@
-"""The log as lines of JSON."""
+"""JSON log lines."""
 
 import logging
 import sys
@@ -9,10 +9,10 @@ from llama_serving.contract.json_lines import json_line
 
 
 class JsonLines(logging.Formatter):
-    """A log line as a JSON object: time, level, logger, message, and what a record says of itself."""
+    """Formats a log record as a JSON object: time, level, logger, message and the record's extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return one line."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
@@ -25,7 +25,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Everything that is logged in this process, as JSON lines on standard error."""
+    """Log everything in this process to standard error, as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""What the server is at: loading, ready, draining, or dead. All of its state that changes."""
+"""The server's phase: loading, ready, draining or dead. All of its mutable state."""
 
 import asyncio
 import logging
@@ -16,11 +16,11 @@ _log = logging.getLogger(__name__)
 RETRY_AFTER_S: Final = 5
 WATCH_S: Final = 0.25
 LAST_ANSWERS_S: Final = 5.0
-"""How long a server whose engine has died goes on saying so."""
+"""Seconds that a server responds to probes after its engine has died."""
 
 
 class Phase(StrEnum):
-    """In the order in which they come; where the model is another server's, that one may go and come back."""
+    """In the order in which they occur; an upstream server may go away and come back."""
 
     LOADING = "loading"
     READY = "ready"
@@ -30,14 +30,14 @@ class Phase(StrEnum):
 
 
 class Lifecycle:
-    """One server's life, on one event loop.
+    """The life of one server, on one event loop.
 
     Args:
-        load: makes the service; called on a thread, so that probes are answered meanwhile.
-        end: called once, on the loop, when the server should go: with the exit code.
+        load: creates the service; called in a thread, so that probes are answered meanwhile.
+        end: called once, on the loop, with the exit code when the server should stop.
 
     Attributes:
-        failure: what `load` raised.
+        failure: the exception that `load` raised.
     """
 
     def __init__(self, load: Callable[[], Service], end: Callable[[int], None]) -> None:
@@ -51,7 +51,7 @@ class Lifecycle:
 
     @property
     def phase(self) -> Phase:
-        """Where it is now; the engine is asked."""
+        """The present phase, according to the engine."""
         if self.failure is not None:
             return Phase.DEAD
         stats = self._service.engine.stats() if self._service is not None else None
@@ -65,14 +65,14 @@ class Lifecycle:
 
     @property
     def loaded(self) -> Service | None:
-        """The service, whatever the phase; None until it is there."""
+        """The service in any phase; None until it is loaded."""
         return self._service
 
     def ready(self) -> Service:
-        """The service, for whoever can be served now.
+        """Return the service if it can accept a request now.
 
         Raises:
-            Unavailable: it is not there yet, or takes no more.
+            Unavailable: it is not loaded, or accepts no more.
         """
         phase = self.phase
         if phase is not Phase.READY or self._service is None:
@@ -81,10 +81,10 @@ class Lifecycle:
 
     @contextmanager
     def serving(self) -> Iterator[Service]:
-        """The service, for one request that is waited for.
+        """Yield the service for one request, which `drain` waits for.
 
         Raises:
-            Unavailable: it is not there yet, or takes no more.
+            Unavailable: it is not loaded, or accepts no more.
         """
         service = self.ready()
         self._inside += 1
@@ -97,7 +97,7 @@ class Lifecycle:
                 self._idle.set()
 
     async def run(self) -> None:
-        """Load, then watch the engine until it dies; cancelled at the server's end."""
+        """Load, then watch the engine until it dies; cancelled when the server stops."""
         try:
             self._service = await self._loading()
         except Exception as error:
@@ -115,7 +115,7 @@ class Lifecycle:
         self._end(1)
 
     async def _loading(self) -> Service:
-        """The service. A load can't be stopped, but its thread keeps nobody from ending the process."""
+        """Load the service in a daemon thread: loading cannot be interrupted, but does not keep the process alive."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Service] = loop.create_future()
 
@@ -133,21 +133,21 @@ class Lifecycle:
                 service = self._load()
             except Exception as error:
                 failure = error
-            with suppress(RuntimeError):  # the loop has ended, and the process with it
+            with suppress(RuntimeError):  # the loop has ended: the process is stopping
                 loop.call_soon_threadsafe(tell, service, failure)
 
         threading.Thread(target=load, name="load", daemon=True).start()
         return await done
 
     async def drain(self) -> None:
-        """Take nothing more, and end the server when everything inside has its answer."""
+        """Accept nothing more, and stop the server when all running requests have been answered."""
         self._draining = True
-        _log.info("draining: %d requests are inside", self._inside)
+        _log.info("draining: %d requests are running", self._inside)
         await self._idle.wait()
         self._end(1 if self._died else 0)
 
     async def close(self) -> None:
-        """End the engine; who is inside is refused."""
+        """Stop the engine; running requests are refused."""
         if self._service is not None:
             await asyncio.to_thread(self._service.close)
 
@@ -155,6 +155,6 @@ class Lifecycle:
 _WHY: Final = {
     Phase.LOADING: f"The model is loading. Try again in {RETRY_AFTER_S} s.",
     Phase.UPSTREAM_AWAY: f"The model's server is away. Try again in {RETRY_AFTER_S} s.",
-    Phase.DRAINING: "The server is shutting down. Ask another one.",
-    Phase.DEAD: "The model has stopped and the server ends. Ask another one, or try again when it is back.",
+    Phase.DRAINING: "The server is shutting down. Use another one.",
+    Phase.DEAD: "The engine has stopped, and the server is shutting down. Use another one, or try again later.",
 }

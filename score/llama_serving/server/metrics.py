@@ -1,4 +1,4 @@
-"""What Prometheus is told, in the names that servers of language models share (vLLM's, with our prefix)."""
+"""Prometheus metrics, with the names that LLM servers share (vLLM's, under our prefix)."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -38,12 +38,12 @@ class Metrics:
         )  # fmt: skip
 
     def answered(self, route: str, code: int, seconds: float) -> None:
-        """A request is over."""
+        """Count a finished request."""
         self._requests.labels(route, str(code)).inc()
         self._whole.labels(route).observe(seconds)
 
     def generated(self, handle: Handle) -> None:
-        """A sequence is over."""
+        """Count a finished sequence."""
         if handle.first_at is None:
             return
         self._first.observe(handle.first_at - handle.submitted_at)
@@ -51,19 +51,19 @@ class Metrics:
             self._token.observe((handle.last_at - handle.first_at) / (handle.count - 1))
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _Engine(Collector):
-    """The engine's own counts, asked for when somebody looks."""
+    """Metrics of the engine, read when they are scraped."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
-            "llama_ready", "1 where requests are taken.", float(self._lifecycle.phase is Phase.READY)
+            "llama_ready", "1 if requests are accepted.", float(self._lifecycle.phase is Phase.READY)
         )
         service = self._lifecycle.loaded
         if service is None:
@@ -78,23 +78,21 @@ class _Engine(Collector):
         if stats.batch_invariant is not None:
             yield GaugeMetricFamily(
                 "llama_batch_invariant",
-                "1 where a sequence's tokens do not depend on what else is computed, so that seeds repeat.",
+                "1 if a sequence's tokens do not depend on the rest of the batch, so that seeds reproduce.",
                 float(stats.batch_invariant),
             )
         running, waiting = service.requests()
+        yield GaugeMetricFamily("llama_num_requests_running", "Requests with a running sequence.", running)
         yield GaugeMetricFamily(
-            "llama_num_requests_running", "Requests with a sequence that is running.", running
-        )
-        yield GaugeMetricFamily(
-            "llama_num_requests_waiting", "Requests of which every unfinished sequence waits.", waiting
+            "llama_num_requests_waiting", "Requests whose unfinished sequences all wait.", waiting
         )
         yield GaugeMetricFamily("llama_num_sequences_running", "Sequences in the batch.", stats.running)
-        yield GaugeMetricFamily("llama_num_sequences_waiting", "Sequences that wait.", stats.waiting)
+        yield GaugeMetricFamily("llama_num_sequences_waiting", "Waiting sequences.", stats.waiting)
         yield GaugeMetricFamily("llama_kv_cache_usage_ratio", "Share of the cache's blocks in use.", used)
-        yield CounterMetricFamily("llama_prompt_tokens", "Tokens of prompts.", stats.tokens_in)
+        yield CounterMetricFamily("llama_prompt_tokens", "Prompt tokens.", stats.tokens_in)
         yield CounterMetricFamily("llama_generation_tokens", "Tokens generated.", stats.tokens_out)
         yield CounterMetricFamily(
-            "llama_prefix_cache_hit_tokens", "Tokens of prompts that were there already.", stats.reused_tokens
+            "llama_prefix_cache_hit_tokens", "Prompt tokens reused from the cache.", stats.reused_tokens
         )
-        yield CounterMetricFamily("llama_preemptions", "Sequences set aside.", stats.num_preemptions)
+        yield CounterMetricFamily("llama_preemptions", "Preemptions of sequences.", stats.num_preemptions)
         yield CounterMetricFamily("llama_engine_steps", "Forward passes.", stats.steps)

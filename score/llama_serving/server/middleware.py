@@ -1,4 +1,4 @@
-"""What stands in front of every route: a name for the request, the key, the log line, the counters."""
+"""Middleware of every route: request id, key, log line and metrics."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ from llama_serving.faults import as_serving_error
 from llama_serving.server import auth
 from llama_serving.server.app import GONE, INFO, PROTOCOLS, refusal, spoken_at
 from llama_serving.server.metrics import Metrics
-from llama_serving.server.start_pacing import Turns
+from llama_serving.server.start_pacing import StartPacer
 
 _log = logging.getLogger(__name__)
 
 PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping"))
-"""Whoever watches the server has no key."""
+"""Probes need no key."""
 NAMED: Final = frozenset(
     (*PROTOCOLS, *PROBES, *INFO, "/v1/models", "/models", "/version", "/metrics", "/openapi.json")
 )
-"""The routes that metrics tell apart: others would be as many as somebody can think of."""
+"""Routes that metrics distinguish; arbitrary paths would make arbitrarily many labels."""
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-def named(scope: Scope) -> str:
-    """A request's id: the client's if it can be used, else one of ours; made once."""
+def request_id_of(scope: Scope) -> str:
+    """Return a request's id: the client's if it is valid, else a new one, which is kept."""
     state = scope.setdefault("state", {})
     if "request_id" not in state:
         given = Headers(scope=scope).get("x-request-id", "")
@@ -37,22 +37,22 @@ def named(scope: Scope) -> str:
     return str(state["request_id"])
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, allowed: tuple[str, ...]) -> None:
         self._app, self._metrics, self._allowed = app, metrics, allowed
-        self._turns = Turns()
+        self._pacer = StartPacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # (the process is told to take no other)
+        if scope["type"] != "http":  # (uvicorn is configured to pass nothing else)
             raise RuntimeError(f"{scope['type']} is not served")
         headers, started = Headers(scope=scope), time.monotonic()
-        request_id, status = named(scope), GONE
+        request_id, status = request_id_of(scope), GONE
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -63,14 +63,14 @@ class Gate:
 
         try:
             if scope["path"] not in PROBES:
-                await self._turns.wait()
+                await self._pacer.wait()
                 auth.check(headers, self._allowed)
             await self._app(scope, receive, sending)
         except ClientDisconnect:
             pass
         except Exception as error:
             ours = as_serving_error(error)
-            if status == GONE:  # nothing is out yet
+            if status == GONE:  # nothing was sent yet
                 await refusal(ours, request_id, spoken_at(scope["path"]))(scope, receive, sending)
         finally:
             self._tell(scope, request_id, status, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""The process: uvicorn around the application, signals, the exit code."""
+"""The server's process: uvicorn, signals and the exit code."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from llama_serving.server import auth, cors
 from llama_serving.server.app import Options, routes
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
-from llama_serving.server.middleware import Gate
+from llama_serving.server.middleware import RequestMiddleware
 from llama_serving.server.target import OriginForm
 from llama_serving.server.uvicorn_server import DrainingServer, HeadTimeoutProtocol, ServerEnd, bound_socket
 from llama_serving.service.output import SequenceOutput
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S: Final = 75
 LAST_BYTES_S: Final = 10
-"""What a client may take to read its answer once the server ends."""
+"""Seconds that a client may take to read its response when the server stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Binding:
     """Where the server listens.
 
     Attributes:
-        open_to_all: another address than loopback may be used without a key.
+        open_to_all: allow addresses other than loopback without a key.
     """
 
     host: str = "127.0.0.1"
@@ -50,26 +50,26 @@ class Binding:
 def serve(
     load: Callable[[], Service], settings: Settings, binding: Binding, options: Options | None = None
 ) -> int:
-    """Serve until told to end.
+    """Serve until told to stop.
 
     Args:
-        load: makes the service.
-        settings: the operator's.
-        binding: where.
-        options: what the command adds.
+        load: creates the service.
+        settings: of the operator.
+        binding: where to listen.
+        options: of the command.
 
     Returns:
-        The process's exit code: 0 after a drain, 1 if the engine died.
+        The process's exit code: 0 after draining, 1 if the engine died.
 
     Raises:
-        SetupError: the address needs a key, can't be had, the traces can't be sent, or the model can't be loaded.
+        SetupError: the address needs a key or is taken, traces cannot be sent, or the model cannot be loaded.
     """
     auth.check_address(binding.host, settings.api_keys, open_to_all=binding.open_to_all)
     return asyncio.run(_serve(load, settings, binding, options or Options(), _traces(settings)))
 
 
 def _traces(settings: Settings) -> "Traces | None":
-    """Where spans go. Their libraries are an extra, imported for nobody who has not asked for them."""
+    """Return the destination of spans. Its libraries are an extra, imported only if traces are on."""
     if settings.traces == "off":
         return None
     try:
@@ -107,9 +107,9 @@ async def _serve(
     metrics = Metrics(lifecycle)
     app = routes(lifecycle, metrics, settings, options)
     app.router.lifespan_context = _lifespan(lifecycle)
-    gate = Gate(app, metrics, settings.api_keys)
+    inner = RequestMiddleware(app, metrics, settings.api_keys)
     config = uvicorn.Config(
-        OriginForm(cors.around(gate if traces is None else traces.around(gate), settings.cors_origins)),
+        OriginForm(cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)),
         host=binding.host,
         port=binding.port,
         http=HeadTimeoutProtocol,
@@ -120,7 +120,7 @@ async def _serve(
         timeout_graceful_shutdown=LAST_BYTES_S,
         lifespan="on",
         ws="none",
-        reset_contextvars=True,  # or the next request of a connection could inherit the last one's span
+        reset_contextvars=True,  # or the connection's next request could inherit the previous one's span
     )
     listening = bound_socket(config)  # before anything is loaded
     server = DrainingServer(config, lifecycle)
@@ -132,7 +132,7 @@ async def _serve(
             traces.close()
     if lifecycle.failure is not None:
         raise lifecycle.failure
-    if lifecycle.loaded is None:  # the load's thread is inside torch, and the interpreter's end would abort it
+    if lifecycle.loaded is None:  # the loading thread is inside torch: interpreter shutdown would abort it
         logging.shutdown()
         os._exit(ending.code)
     return ending.code

@@ -1,4 +1,4 @@
-"""Server-sent events: the first decides the status, the rest are sent as they come, and a client that goes ends it."""
+"""Server-sent events. The first event decides the status; a client that disconnects ends the stream."""
 
 import asyncio
 import math
@@ -19,12 +19,12 @@ _NOTHING: Final = object()
 
 
 class EventStream(Response):
-    """An answer as events.
+    """A response of events.
 
     Args:
         first: the first event, or `_NOTHING`.
-        rest: those after it; closed at the end, whatever the end is.
-        refusal: the event that an error in the middle becomes.
+        rest: the following ones; closed at the end in any case.
+        refusal: converts an error in the middle of the stream to an event.
     """
 
     media_type = "text/event-stream"
@@ -49,21 +49,21 @@ class EventStream(Response):
         *,
         refusal: Callable[[ServingError], dict[str, Any]],
     ) -> "EventStream":
-        """The stream, once its first event is there.
+        """Return the stream, once its first event is there.
 
         Raises:
-            ServingError: there will be none.
+            ServingError: generation failed before the first event.
         """
         first = await anext(events, _NOTHING)
         return cls(first, events, refusal=refusal)
 
     def hold(self, held: ExitStack, *, until: float) -> None:
-        """Keep these open until the stream ends, or the loop's clock says `until`: nobody may hold a place for ever
-        by reading nothing."""
+        """Keep these open until the stream ends or the loop's clock reaches `until`, so that a client that reads nothing
+        cannot hold a slot forever."""
         self._held, self._until = held, until
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the end, or until nobody listens."""
+        """Send until the end, or until the client disconnects."""
         del scope
         with self._held:
             sending = asyncio.ensure_future(self._send(send))
@@ -91,7 +91,7 @@ class EventStream(Response):
                 async for event in self._rest:
                     await send(_event(event))
         except Exception as error:
-            # The status is out: the error is the last event, and no [DONE] follows.
+            # The status is already sent: the error is the last event, without [DONE].
             await send(_event(self._refusal(as_serving_error(error))))
         else:
             await send({"type": "http.response.body", "body": DONE, "more_body": True})

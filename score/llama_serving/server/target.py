@@ -1,4 +1,4 @@
-"""The target of a request: a server must take it in absolute form too (RFC 9112, 3.2.2), as some proxies send it."""
+"""Accepts request targets in absolute form, which servers must (RFC 9112, 3.2.2) and some proxies send."""
 
 from typing import Final
 from urllib.parse import unquote
@@ -9,13 +9,13 @@ _SCHEMES: Final = (b"http://", b"https://")
 
 
 class OriginForm:
-    """ASGI middleware: `GET http://host/path` is `GET /path`."""
+    """ASGI middleware: `GET http://host/path` becomes `GET /path`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, under the path that it means."""
+        """Handle one request under its path."""
         raw = scope.get("raw_path") or b""
         if raw.lower().startswith(_SCHEMES):
             path = b"/" + raw.partition(b"://")[2].partition(b"/")[2]

@@ -1,4 +1,4 @@
-"""uvicorn as this server needs it: sockets, an end in order, and heads that must come in time."""
+"""Adapts uvicorn: sockets, orderly shutdown, and a timeout for request heads."""
 
 import asyncio
 import logging
@@ -18,45 +18,45 @@ from llama_serving.server.lifecycle import Lifecycle
 _log = logging.getLogger(__name__)
 
 HEAD_S: Final = 10.0
-"""Seconds that a request's head may take to come."""
+"""Seconds in which a request's head must arrive."""
 MOST_BEHIND: Final = 1 << 16
-"""Bytes that a client may send behind a request before it has the answer."""
+"""Bytes that a client may send after a request before its response."""
 
 
 def bound_socket(config: uvicorn.Config) -> socket.socket:
-    """The socket to listen on, without Nagle's delay.
+    """Return the socket to listen on, without Nagle's delay.
 
     Raises:
         SetupError: the address is taken, or not this machine's.
     """
     try:
         listening = config.bind_socket()
-    except SystemExit:  # uvicorn's way to say it; its log has the cause
+    except SystemExit:  # raised by uvicorn, whose log has the cause
         raise SetupError(f"{config.host}:{config.port} can't be listened on. Give another --port.") from None
-    # asyncio sets it where a socket says that it is TCP's, and uvicorn's does not: without it the end of an answer, and
-    # each event of a stream, wait for the client's acknowledgement, up to 40 ms. Connections inherit it.
+    # asyncio sets TCP_NODELAY only if a socket's protocol is TCP, and uvicorn's is not. Without it the end of a response and
+    # each event of a stream wait up to 40 ms for the client's acknowledgement. Connections inherit it.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 @dataclass(slots=True)
 class ServerEnd:
-    """Lets the lifecycle end the server, whatever was made first."""
+    """Lets the lifecycle stop the server, whichever is created first."""
 
     server: uvicorn.Server | None = field(default=None)
     code: int = 0
 
     def end(self, code: int) -> None:
-        """End the server, if it was made, with this exit code."""
+        """Stop the server, if it exists, with this exit code."""
         self.code = code
         if self.server is not None:
             self.server.should_exit = True
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but a first signal drains: it goes on answering until everybody inside has an answer.
+    """uvicorn, except that a first signal drains: running requests are answered.
 
-    A second one ends the engine, so that everybody inside is refused; a third one waits for nobody.
+    A second signal stops the engine, so that they are refused; a third one stops immediately.
     """
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
@@ -66,7 +66,7 @@ class DrainingServer(uvicorn.Server):
         self._ending: list[asyncio.Task[None]] = []
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """One more SIGTERM or SIGINT; what it means is for the loop, not for whatever it interrupts."""
+        """Handle another SIGTERM or SIGINT on the loop, not in the interrupted code."""
         del frame
         self._loop.call_soon_threadsafe(self._told, sig)
 
@@ -82,17 +82,17 @@ class DrainingServer(uvicorn.Server):
 
 
 class HeadTimeoutProtocol(H11Protocol):
-    """A connection that sends no request's head for too long is closed: it holds nothing but a socket."""
+    """Closes connections whose request head takes too long."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Expect a first request."""
+        """Start waiting for the first request."""
         super().connection_made(transport)
         self._expect()
 
     def data_received(self, data: bytes) -> None:
-        """Expect the rest of a head that has begun."""
+        """Wait for the rest of a head that has begun."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._came()
@@ -101,14 +101,14 @@ class HeadTimeoutProtocol(H11Protocol):
             self._expect()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP; where an answer is out already, there is nothing to refuse, and nothing to log."""
+        """Refuse invalid HTTP; if a response was already sent, neither respond nor log."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
             self.transport.close()
 
     def _read_on(self) -> None:
-        """uvicorn stops reading when something follows a request, and then doesn't see that the client goes."""
+        """Resume reading: uvicorn pauses when data follows a request, and would miss the client's disconnect."""
         if self.cycle.more_body or not self.flow.read_paused:
             return
         if len(self.conn.trailing_data[0]) > MOST_BEHIND:
@@ -117,7 +117,7 @@ class HeadTimeoutProtocol(H11Protocol):
             self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Expect nothing more."""
+        """Stop waiting."""
         self._came()
         super().connection_lost(exc)
 

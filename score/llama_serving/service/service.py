@@ -36,7 +36,7 @@ RETRY_AFTER_S: Final = range(5, 16)
 
 _INVARIANCE: Final = {
     True: ", batch-invariant",
-    False: ", not batch-invariant: seeds and greedy texts may differ with what else is computed",
+    False: ", not batch-invariant: seeds and greedy texts may depend on the rest of the batch",
     None: "",
 }
 
@@ -103,7 +103,7 @@ class Service:
         if not self._gate.acquire(blocking=False):
             limit, again_s = self.settings.max_num_seqs + self.settings.queue, random.choice(RETRY_AFTER_S)  # noqa: S311
             raise QueueFull(
-                f"All {limit} places for requests are taken. Try again in {again_s} s.", retry_after=again_s
+                f"All {limit} request slots are taken. Try again in {again_s} s.", retry_after=again_s
             )
         try:
             yield

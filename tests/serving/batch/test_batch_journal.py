@@ -206,7 +206,7 @@ def test_what_is_no_journal_is_left_alone(tmp_path: Path) -> None:
         written(tmp_path / "j", [0, 1]).replace(b"model", b"mpdel", 1),
     ):
         path.write_bytes(content)
-        with pytest.raises(SetupError, match="is no journal, or damaged"):
+        with pytest.raises(SetupError, match="is not a journal, or is damaged"):
             Journal(path, JOB)
         assert path.read_bytes() == content
 

@@ -250,7 +250,7 @@ class TestTriesAgain:
         monkeypatch.setenv("AZUREML_BI_OUTPUT_PATH", str(output / "gone"))
         with caplog.at_level(logging.WARNING):
             assert azureml_batch.run(given) == expected
-        assert "another try of this mini-batch begins anew" in caplog.text
+        assert "another try of this mini-batch starts from the beginning" in caplog.text
 
     @pytest.mark.usefixtures("output")
     @pytest.mark.parametrize("fault", ["sync", "remove"])

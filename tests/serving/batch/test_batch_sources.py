@@ -59,7 +59,7 @@ def test_names_are_below_what_is_common(tree: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [((), "No input"), (("nowhere",), "no pattern"), (("*.nothing",), "no pattern"), (("empty",), "no file that ends"),
+    [((), "No input"), (("nowhere",), "no file matches"), (("*.nothing",), "no file matches"), (("empty",), "no file that ends"),
      (("b.jsonl", "./b.jsonl"), "given twice"), ((".", "b.jsonl"), "given twice")],
 )  # fmt: skip
 def test_what_is_no_input_is_a_sentence(
@@ -150,19 +150,19 @@ def test_links_have_the_names_that_they_have(tmp_path: Path) -> None:
 
 def test_what_is_no_regular_file_or_has_no_name_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SetupError, match="pipe is no regular file"):
+    with pytest.raises(SetupError, match="pipe is not a regular file"):
         find([str(tmp_path / "pipe")])
     odd = os.fsencode(tmp_path) + b"/\xff.jsonl"
     with open(odd, "wb"):  # noqa: PTH123
         pass
-    with pytest.raises(SetupError, match="is no UTF-8"):
+    with pytest.raises(SetupError, match="is not UTF-8"):
         find([str(tmp_path / "*.jsonl")])
 
 
 def test_a_jobs_own_files_are_no_inputs(tree: Path) -> None:
     ours = [tree / "b.jsonl", tree / "nothing.jsonl"]
     assert [source.name for source in find([str(tree)], but=ours)] == ["a.csv", "sub/b.jsonl", "sub/c.jsonl.gz"]
-    with pytest.raises(SetupError, match="no pattern that"):  # (there is no other)
+    with pytest.raises(SetupError, match="no file matches"):  # (there is no other)
         find([str(tree / "*.jsonl")], but=ours)
-    with pytest.raises(SetupError, match="--output would write it"):
+    with pytest.raises(SetupError, match="--output would overwrite it"):
         find([str(tree / "b.jsonl")], but=ours)

@@ -587,7 +587,7 @@ def test_a_full_queue_refuses_at_once_and_takes_again_later(nano_tokenizer: Toke
         with small.admitted():
             told = set()
             for _ in range(200):
-                with pytest.raises(QueueFull, match="All 2 places") as refused, small.admitted():
+                with pytest.raises(QueueFull, match="All 2 request slots") as refused, small.admitted():
                     pass
                 assert (refused.value.status, f"in {refused.value.retry_after} s" in refused.value.message) == (
                     429,

@@ -219,7 +219,9 @@ class UpstreamEngine:
                 if (lost := self._monitor.lost()) is not None:
                     raise SetupError(lost) from error
                 if waited > self._start_s:
-                    raise SetupError(f"nobody answered there within {self._start_s:.0f} s ({error})") from error
+                    raise SetupError(
+                        f"no server answered there within {self._start_s:.0f} s ({error})"
+                    ) from error
                 if waited >= said:
                     doing = self._monitor.progress() or error
                     _log.warning("waiting for %s, %.0f s so far: %s", self._monitor.name, waited, doing)

@@ -31,7 +31,7 @@ def away(why: str) -> Unavailable:
 def broken(why: str) -> Unavailable:
     """Return the error of a server that failed in the middle of a response, which must not be requested again."""
     return Unavailable(
-        f"The model's server broke off before the text was done: {why}. Try again in {RETRY_AFTER_S} s.",
+        f"The model's server broke off before the text was complete: {why}. Try again in {RETRY_AFTER_S} s.",
         retry_after=RETRY_AFTER_S,
     )
 

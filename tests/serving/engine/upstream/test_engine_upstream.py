@@ -374,7 +374,7 @@ def refusal(fake: FakeUpstream, **how: Any) -> str:
 
 def test_nobody_is_waited_for_for_ever(fake: FakeUpstream) -> None:
     fake.down()
-    assert "nobody answered there within 0 s" in refusal(fake, start_s=0.0)
+    assert "no server answered there within 0 s" in refusal(fake, start_s=0.0)
     fake.up()
 
 

@@ -1,9 +1,9 @@
-// Every query looks at the keys of its sequence up to its own, and mixes their values.
+// Attention of each query over the keys and values of its sequence, up to its own position.
 //
-// A generated token is one query a head: a matrix times a vector, bound by memory; `vdpbf16ps`. A prompt's tokens are
-// taken 64 together: a matrix times a matrix; tiles. The two don't round alike, so which one it is depends only on what
-// the token is (`Span::prompt`), and either goes through the keys in the same order wherever its rows lie: a row's result
-// is bitwise the same in any company and in any part of its prompt.
+// A generated token is one query per head: a matrix times a vector, bound by memory, computed with `vdpbf16ps`. Tokens of
+// a prompt are computed 64 at a time: a matrix times a matrix, with tiles. The two round differently, so the choice depends
+// only on the token's kind (`Span::prompt`). Both read the keys in the same order wherever the rows are, so a row's result
+// has the same bits in any batch and in any part of its prompt.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -12,15 +12,15 @@
 
 namespace llama {
 
-constexpr int QUERIES = 64;            // of a prompt, taken together
-constexpr int TOGETHER = 4;            // blocks that they look at before they mix
+constexpr int QUERIES = 64;            // of a prompt, computed together
+constexpr int TOGETHER = 4;            // blocks whose scores are computed before their values are mixed
 constexpr int TOKENS = TOGETHER * BLOCK_TOKENS;
 
-// What one thread does at a time: a head, or for a generated token all that share the keys of one.
+// One thread's unit of work: a head, or for a generated token all heads that share a key head.
 struct Look {
     int row, count;      // queries
     int position;        // of the first
-    int head;            // of the queries of a prompt; else of the keys
+    int head;            // query head for a prompt, else key head
     bool prompt;
     const int32_t* blocks;
 
@@ -29,8 +29,8 @@ struct Look {
 
 // --- one generated token ---------------------------------------------------------------------------------------
 
-// query · keys of a block -> 32 scores; four sums at a time, since each takes some cycles. `next` is what comes after the
-// keys: asked of memory line by line meanwhile, for it can't have many lines on their way at a time
+// query · keys of a block -> 32 scores; four sums at a time, since each takes some cycles. `next` follows the keys in
+// memory: it is prefetched line by line meanwhile, since only few lines can be in flight at a time
 template <int D>
 inline void score_block(const bf16* query, const bf16* keys, const bf16* next, __m512 factor, float* scores) {
     __m512 even[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, odd[2] = {even[0], even[0]};
@@ -50,7 +50,7 @@ inline void score_block(const bf16* query, const bf16* keys, const bf16* next, _
         store(scores + half * TILE, _mm512_mul_ps(_mm512_add_ps(even[half], odd[half]), factor));
 }
 
-// (tokens,) scores -> bf16 weights in the first half of the same place; what they sum to
+// (tokens,) scores -> bf16 weights in the first half of the same memory; returns their sum
 inline float soften(float* scores, int tokens) {
     const int until = filled(tokens, BLOCK_TOKENS);
     for (int i = tokens; i < until; i++) scores[i] = -FLT_MAX;
@@ -96,7 +96,7 @@ inline void mix(const bf16* weights, float sum, const Memory& memory, const Look
               _mm512_mul_ps(_mm512_add_ps(even[d], odd[d]), share));
 }
 
-// scores: room for `group` times the tokens, filled up
+// scores: memory for `group` times the tokens, padded
 template <int D>
 inline void look_from_token(const Model& model, int layer, const Look& look, const bf16* qkv, int stride_qkv,
                             bf16* mixed, float* scores) {
@@ -176,8 +176,8 @@ inline void mix_tiles(const bf16* weights, const bf16* const* values, int blocks
     tile::store<3>(mixed + TILE * D + TILE, D * sizeof(float));
 }
 
-// One query's scores of up to 128 tokens -> weights relative to the highest so far; what was mixed before is brought to
-// the same measure. seen: how many of the tokens it may look at.
+// One query's scores of up to 128 tokens -> weights relative to the highest so far; values mixed before are rescaled
+// to match. seen: number of tokens that it attends to.
 template <int D>
 inline void soften_row(Prompt<D>& prompt, int query, int seen, int tokens, __m512 factor) {
     const float* scores = prompt.scores + query * TOKENS;
@@ -236,7 +236,7 @@ inline void look_from_prompt(const Model& model, int layer, const Look& look, co
         const int ahead = last - at - TOKENS;
         for (int i = 0; i < look.count; i++) {
             soften_row(prompt, i, look.position + i + 1 - at, tokens, factor);
-            // Meanwhile memory brings the next blocks, a part of them for each row.
+            // Prefetch the next blocks meanwhile, a part of them with each row.
             for (int part = i; part < TOKENS && part < ahead; part += look.count) {
                 const int64_t line = look.blocks[(at + TOKENS + part) / BLOCK_TOKENS] * memory.stride + part % BLOCK_TOKENS * D;
                 prefetch<_MM_HINT_T1>(memory.keys + line, D * int(sizeof(bf16)));

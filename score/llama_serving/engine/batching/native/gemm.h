@@ -1,8 +1,8 @@
-// Products with weights, y = x · Wᵀ, and what is done with y while it is at hand.
+// Products with weights, y = x · Wᵀ, fused with the operation on y.
 //
 // A tile register holds 16 rows of 64 bytes. `tdpbf16ps` adds to 16 × 16 float32 the product of 16 rows of x (32 numbers
-// each) and 16 columns of Wᵀ. It sums in the same order whatever else is in the tile, so a row of y is bitwise the same
-// in any company.
+// each) and 16 columns of Wᵀ. It sums in the same order whatever else is in the tile, so a row of y has the same bits
+// in any batch.
 #pragma once
 #include "vectors.h"
 
@@ -10,7 +10,7 @@ namespace llama {
 
 // --- weights, a tile of columns at a time: [DEPTH / 2][TILE][2] -----------------------------------------------
 
-template <bool FROM_MEMORY>   // or from the cache, where other rows have had them before
+template <bool FROM_MEMORY>   // or from the cache, after other rows have used them
 struct Plain {
     const bf16* at;   // a panel: [inputs / DEPTH][PANEL / TILE][DEPTH / 2][TILE][2]
 
@@ -33,7 +33,7 @@ inline void widen(const int8_t* from, bf16* to, int count) {
 
 struct Quantised {
     const int8_t* at;
-    bf16* room;   // two times PANEL × DEPTH: what is read is not what is being written
+    bf16* room;   // two times PANEL × DEPTH: one half is read while the other is written
 
     const bf16* tiles(int depth, int column, int count) const {
         const int8_t* first = at + (depth * (PANEL / TILE) + column) * tile::SIZE;
@@ -106,7 +106,7 @@ inline void multiply(const bf16* x, int rows, const Weights& weights, int depths
     }
 }
 
-// --- what is done with y: (row, PANEL) float32, columns of the given panel -------------------------------------
+// --- operations on y: (row, PANEL) float32, columns of the given panel -------------------------------------
 
 struct Write {
     bf16* to;
@@ -149,7 +149,7 @@ struct Logits {
     }
 };
 
-// --- the whole product: panels are shared out among the threads ------------------------------------------------
+// --- the whole product: panels are divided among the threads ------------------------------------------------
 
 inline void scale(float* y, const float* scales) {
     for (int i = 0; i < PANEL; i += 16) store(y + i, _mm512_mul_ps(load(y + i), load(scales + i)));

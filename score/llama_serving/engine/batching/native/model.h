@@ -1,10 +1,10 @@
-// What the kernels compute on. `backends/native.py` fills these in; both sides must say the same.
+// The kernels' inputs. `native/bindings.py` declares the same structures, and `backends/native.py` fills them.
 //
 // Names of sizes, in every comment of this folder:
-//   rows    tokens that go through the model in a step, of all sequences
+//   rows    tokens of all sequences in a step
 //   hidden, ffn, heads, kv_heads, vocab   of the model
 //   D       size of a head
-// A size that is "filled up" is the next multiple of what a tile holds; what fills it up is zero.
+// A size that is "filled up" is padded with zeros to the next multiple of what a tile holds.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -14,13 +14,13 @@ namespace llama {
 using bf16 = uint16_t;
 
 constexpr int TILE = 16;            // rows of a tile; columns too, where they are float32
-constexpr int DEPTH = 32;           // bf16 numbers in a row of a tile: what is summed over by one instruction
+constexpr int DEPTH = 32;           // bf16 numbers in a row of a tile, which one instruction sums over
 constexpr int PANEL = 64;           // columns of a product that are computed together
 constexpr int BLOCK_TOKENS = 32;    // tokens in a block of the cache
-constexpr int ROWS_TOGETHER = 32;   // rows that a product takes at a time: buffers hold a multiple of it
+constexpr int ROWS_TOGETHER = 32;   // rows of a product at a time: buffers hold a multiple of it
 
-// y = x · Wᵀ. `weights` is [outputs / PANEL][inputs / DEPTH][PANEL / TILE][DEPTH / 2][TILE][2], filled up: what one
-// instruction multiplies lies together, in the order of its use. They are bf16, or int8 where there are scales.
+// y = x · Wᵀ. `weights` is [outputs / PANEL][inputs / DEPTH][PANEL / TILE][DEPTH / 2][TILE][2], filled up: the
+// operands of one instruction are contiguous, in the order of use. They are bf16, or int8 if there are scales.
 struct Matrix {
     const void* weights;
     const float* scales;   // (outputs,) filled up, or null
@@ -43,8 +43,8 @@ struct Model {
     const bf16* embedding;   // (vocab, hidden filled up)
     const bf16* norm;        // (hidden,)
     Matrix head;
-    // [blocks][layers][keys, values][kv_heads][BLOCK_TOKENS · D]: a block of all layers lies together, so that one that is
-    // new takes its memory at once and not a large page for each layer. Within a head
+    // [blocks][layers][keys, values][kv_heads][BLOCK_TOKENS · D]: a block of all layers is contiguous, so that a new
+    // one does not take a large page for each layer. Within a head
     //   keys are    [BLOCK_TOKENS / 16][D / 2][16 tokens][2]
     //   values are  [BLOCK_TOKENS / 2][D][2 tokens]
     bf16* cache;
@@ -54,8 +54,8 @@ struct Model {
 struct Span {
     int32_t first, count;   // of the step's rows
     int32_t start;          // position of the first
-    int32_t table;          // where its blocks begin in `Step::tables`
-    int32_t prompt;         // 1: they are a part of the prompt, 0: one that was generated
+    int32_t table;          // index of its first block in `Step::tables`
+    int32_t prompt;         // 1: prompt tokens, 0: one generated token
 };
 
 struct Step {
@@ -71,8 +71,8 @@ struct Step {
 
 inline int filled(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
 
-// Where in activations that are to be multiplied a number lies. They are kept in tiles, [rows / TILE][columns / DEPTH]
-// [TILE][DEPTH]: rows whose distance is a power of two would all lie in the same place of the cache.
+// Index of a number in activations that will be multiplied. They are stored in tiles, [rows / TILE][columns / DEPTH]
+// [TILE][DEPTH]: rows at a distance of a power of two would map to the same cache set.
 inline int64_t tiled(int row, int column, int columns) {
     const int64_t tile = int64_t(row / TILE) * (filled(columns, DEPTH) / DEPTH) + column / DEPTH;
     return tile * TILE * DEPTH + row % TILE * DEPTH + column % DEPTH;

@@ -1,4 +1,4 @@
-// y = x / √(mean of x² + ε) · w, for each row by itself.
+// y = x / √(mean of x² + ε) · w, separately for each row.
 #pragma once
 #include <cmath>
 
@@ -6,7 +6,7 @@
 
 namespace llama {
 
-// x: (rows, hidden) float32, w: (hidden,) -> y: (rows, hidden) bf16 in tiles. `from` says which rows of x; null is all in order.
+// x: (rows, hidden) float32, w: (hidden,) -> y: (rows, hidden) bf16 in tiles. `from` selects rows of x; null is all of them in order.
 inline void norm(const float* x, int stride_x, const int32_t* from, const bf16* w, float epsilon, int hidden, int rows,
                  bf16* y) {
 #pragma omp for schedule(static)

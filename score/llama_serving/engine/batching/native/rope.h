@@ -1,10 +1,10 @@
-// Turn queries and keys by their position, and put keys and values into the cache.
+// Rotate queries and keys by their position, and write keys and values to the cache.
 #pragma once
 #include "vectors.h"
 
 namespace llama {
 
-// (D,) in place: number i and number i + D/2 are a point that is turned
+// (D,) in place: numbers i and i + D/2 are the coordinates of a point that is rotated
 inline void turn(bf16* x, const float* cosines, const float* sines, int half) {
     for (int i = 0; i < half; i += 16) {
         const __m512 a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
@@ -36,7 +36,7 @@ inline void write_value(bf16* block, int token, const bf16* value, int D) {
     for (int i = 0; i < D; i++) to[2 * i] = value[i];
 }
 
-// qkv: (rows, heads + 2 kv_heads, D): queries are turned in place, the rest goes to the cache
+// qkv: (rows, heads + 2 kv_heads, D): queries are rotated in place, the rest is written to the cache
 inline void remember(const Model& model, int layer, const Step& step, bf16* qkv, int stride_qkv) {
     const int D = model.head_dim, group = model.heads / model.kv_heads;
 #pragma omp for collapse(2) schedule(static)

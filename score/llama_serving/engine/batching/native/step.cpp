@@ -1,4 +1,4 @@
-// One step of the model: rows of token ids in, logits of the wanted ones out. C symbols, for ctypes.
+// One step of the model: rows of token ids in, logits out. C symbols, for ctypes.
 #include <omp.h>
 
 #include <algorithm>
@@ -11,9 +11,9 @@
 namespace llama {
 namespace {
 
-// Buffers of a step, one behind the other.
+// Buffers of a step, in one allocation.
 struct Room {
-    float* x;        // (rows, hidden): what goes from layer to layer
+    float* x;        // (rows, hidden): activations between layers
     bf16* h;         // (rows, hidden) in tiles: normed
     bf16* qkv;       // (rows, heads + 2 kv_heads, D)
     bf16* mixed;     // (rows, heads · D) in tiles
@@ -28,7 +28,7 @@ struct Room {
         scores_each = int64_t(filled(tokens, BLOCK_TOKENS)) * (model.heads / model.kv_heads);
         panel_each = model.head.scales ? int64_t(filled(widest, DEPTH)) * PANEL : 0;
         std::byte* const begin = at;
-        // (A product writes whole panels, which may be wider than what is read of them.)
+        // (A product writes whole panels, which may be wider than the part that is read.)
         x = taken<float>(at, many * int64_t(filled(model.hidden, PANEL)));
         h = taken<bf16>(at, many * int64_t(filled(model.hidden, DEPTH)));
         qkv = taken<bf16>(at, many * int64_t(filled((model.heads + 2 * model.kv_heads) * D, PANEL)));
@@ -47,7 +47,7 @@ struct Room {
     }
 };
 
-// All that attention does in a layer of this step, the longest first, since who is last is waited for.
+// Attention's work in a layer of this step, the longest first, since the last to finish determines the time.
 std::vector<Look> looks_of(const Model& model, const Step& step) {
     std::vector<Look> looks;
     for (int n = 0; n < step.spans; n++) {
@@ -112,16 +112,16 @@ int longest(const Step& step) {
 
 extern "C" {
 
-// 0 where this process may use the tiles.
+// Returns 0 if this process may use the tiles.
 int llama_allow() { return llama::tile::allow(); }
 
-// Bytes that a step needs beside the model.
+// Bytes of scratch memory that a step needs.
 int64_t llama_room(const llama::Model* model, const llama::Step* step) {
     return llama::Room(*model, step->rows, llama::longest(*step), nullptr).bytes;
 }
 
-// One step. room: as many bytes as `llama_room` says, at a multiple of 64. 0, or 1 where the size of the heads is none
-// that this was compiled for.
+// Runs one step. room: `llama_room` bytes, aligned to 64. Returns 0, or 1 if the head size is not one that this was
+// compiled for.
 int llama_step(const llama::Model* model, const llama::Step* step, std::byte* room) {
     const llama::Room buffers(*model, step->rows, llama::longest(*step), room);
     switch (model->head_dim) {
@@ -131,7 +131,7 @@ int llama_step(const llama::Model* model, const llama::Step* step, std::byte* ro
     return 1;
 }
 
-// Put a matrix into the order of `Matrix::weights`: (outputs, inputs) of `size` bytes each -> filled up.
+// Packs a matrix into the order of `Matrix::weights`: (outputs, inputs) of `size` bytes each -> filled up.
 void llama_pack(const std::byte* from, int64_t outputs, int64_t inputs, int size, std::byte* to) {
     using namespace llama;
     const int64_t panels = (outputs + PANEL - 1) / PANEL, depths = (inputs + DEPTH - 1) / DEPTH;

@@ -1,11 +1,11 @@
 // The eight tile registers (AMX), each of 16 rows of 64 bytes.
 //
-// These are not the compiler's own intrinsics, for GCC's don't say that they read memory: it may leave out the writing of
-// what only a tile reads.
+// The compiler's own intrinsics are not used: GCC's do not declare that they read memory, so it may omit writes that only
+// a tile reads.
 #pragma once
 #include "model.h"
 
-#ifdef LLAMA_TILES_IN_SOFTWARE  // for sanitizers, which can't see what an instruction reads, and for tests on other CPUs
+#ifdef LLAMA_TILES_IN_SOFTWARE  // for sanitizers, which cannot check the instructions' reads, and for tests on other CPUs
 #include <immintrin.h>
 
 #include <cstring>
@@ -27,13 +27,13 @@ struct alignas(64) Config {
     uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
 };
 
-// Ask the system for the tiles; 0 where this process may use them.
+// Request permission to use the tiles; returns 0 if it is granted.
 inline int allow() {
     constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
     return int(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA));
 }
 
-// A thread's tiles can be used between these two.
+// A thread may use its tiles between these two calls.
 inline void begin() {
     static constexpr Config config;
     asm volatile("ldtilecfg %0" ::"m"(config));
@@ -45,7 +45,7 @@ inline void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));
 }
 
-// 16 rows that begin so many bytes from each other
+// 16 rows at a distance of `stride` bytes
 template <int T>
 inline void load(const void* from, long stride = BYTES) {
     asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(stride) : "memory");

@@ -28,7 +28,7 @@ inline void store(bf16* to, __m512 value) {  // rounded to the nearest
     _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(value));
 }
 
-// 2 to the power of x: a polynomial for what is behind the point (relative error below 4e-6), the rest by exponent.
+// 2 to the power of x: a polynomial for the fraction (relative error below 4e-6), the integer part as exponent.
 inline __m512 exp2(__m512 x) {
     const __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 y = _mm512_set1_ps(1.3534167e-2f);
@@ -47,7 +47,7 @@ inline __m512 silu(__m512 x) {
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.f), e));
 }
 
-// Ask memory for what is needed soon; `HINT` says how near.
+// Prefetch; `HINT` is the cache level.
 template <_mm_hint HINT = _MM_HINT_T0>
 inline void prefetch(const void* from, int bytes) {
     for (int at = 0; at < bytes; at += 64) _mm_prefetch((const char*)from + at, HINT);

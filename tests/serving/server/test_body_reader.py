@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from llama_serving.errors import BodyTooLarge, QueueFull, RequestTimeout
-from llama_serving.server.body_reader import Intake
+from llama_serving.server.body_reader import BodyReader
 
 
 def read(*messages: dict[str, Any], declared: str | None = None, seconds: float = 60) -> bytes:
@@ -19,7 +19,7 @@ def read(*messages: dict[str, Any], declared: str | None = None, seconds: float 
             return waiting.pop(0)
         return await asyncio.Event().wait()
 
-    return asyncio.run(Intake(8, seconds=seconds).body(receive, declared=declared))
+    return asyncio.run(BodyReader(8, seconds=seconds).read(receive, declared=declared))
 
 
 def part(data: bytes, *, more: bool) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_a_client_that_goes_is_told_from_one_that_is_slow() -> None:
 
 def test_all_bodies_together_have_a_bound_and_give_back_what_they_held() -> None:
     async def together() -> list[str]:
-        intake, ends = Intake(8, together=20), asyncio.Event()
+        reader, ends = BodyReader(8, together=20), asyncio.Event()
 
         async def one() -> str:
             sent = [part(b"12345678", more=True)]
@@ -62,7 +62,7 @@ def test_all_bodies_together_have_a_bound_and_give_back_what_they_held() -> None
                 return part(b"", more=False)
 
             try:
-                return (await intake.body(receive, declared=None)).decode()
+                return (await reader.read(receive, declared=None)).decode()
             except QueueFull as refused:
                 return "full" if refused.retry_after else "for ever"
 

@@ -1,18 +1,20 @@
-"""Turns: few begin in one pass of the loop, in their order, and none is forgotten."""
+"""Start pacing: few start in one pass of the loop, in their order, and none is forgotten."""
 
 import asyncio
 
 import pytest
 
-from llama_serving.server.start_pacing import Turns
+from llama_serving.server.start_pacing import StartPacer
 
 
-async def passes_of(count: int, a_pass: int, cancelled: frozenset[int] = frozenset()) -> list[tuple[int, int]]:
+async def passes_of(
+    count: int, per_iteration: int, cancelled: frozenset[int] = frozenset()
+) -> list[tuple[int, int]]:
     """(number, pass of the loop in which it began), in the order of beginning."""
-    turns, began, passed = Turns(a_pass), list[tuple[int, int]](), 0
+    pacer, began, passed = StartPacer(per_iteration), list[tuple[int, int]](), 0
 
     async def one(number: int) -> None:
-        await turns.wait()
+        await pacer.wait()
         began.append((number, passed))
 
     tasks = [asyncio.create_task(one(number)) for number in range(count)]
@@ -36,7 +38,7 @@ def test_no_more_than_a_few_begin_in_a_pass() -> None:
 
 def test_one_alone_waits_for_nobody() -> None:
     async def alone() -> bool:
-        waiting = Turns(1).wait()
+        waiting = StartPacer(1).wait()
         with pytest.raises(StopIteration):
             waiting.send(None)
         return True
