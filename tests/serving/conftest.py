@@ -1,4 +1,4 @@
-"""What the tests of `llama_serving` share."""
+"""Fixtures of the tests of `llama_serving`."""
 
 import tests.support.untimed  # noqa: F401
 from tests.support.draws import before_draw  # noqa: F401

@@ -1,4 +1,4 @@
-"""The one reader of config.json: it reads what transformers reads, and refuses what would be read in two ways."""
+"""The reader of config.json: it reads what transformers reads, and refuses what is ambiguous."""
 
 import json
 import re

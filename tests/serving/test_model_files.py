@@ -1,4 +1,4 @@
-"""Finding the one packaged model, as Azure and other people lay folders out."""
+"""Finding the packaged model in the folder layouts of Azure and others."""
 
 from pathlib import Path
 

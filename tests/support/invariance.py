@@ -1,8 +1,8 @@
-"""Random cases of batch invariance: does a row have the same bits alone and in company, and a prompt however it is cut?
+"""Random cases of batch invariance: does a row have the same bits alone and beside others, and a prompt however it is divided?
 
     python -m tests.support.invariance --cases 10000
 
-Each model has random sizes, each case random lengths, company, blocks and number of threads. Keys and values of what lies
+Each model has random sizes, each case random lengths, other rows, blocks and number of threads. Keys and values of what lies
 before a case's rows are random numbers, so that 4,000 tokens cost no prompt of 4,000.
 """
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from llama_serving.engine.batching.backends.base import Backend, Rows
 from tests.support import backends, llamas
 from tests.support.llamas import Llama
-from tests.support.rows import Cache, among, company, ids, in_chunks
+from tests.support.rows import Cache, among, ids, in_chunks, other_rows
 
 LONGEST: Final = 4000
 BLOCKS: Final = {"portable": 2200, "native": 1100}
@@ -56,21 +56,21 @@ def fill(backend: Backend, seed: int) -> None:
 
 
 def generated(backend: Backend, rng: random.Random) -> bool:
-    """Whether a generated token has the same logits alone and in company."""
+    """Whether a generated token has the same logits alone and beside other rows."""
     cache = Cache(backend, rng)
     start = _length(rng)
     mine = Rows(ids(rng, 1), start, cache.blocks(start + 1), prefill=False, needs_logits=True)
     alone = backend.forward([mine])[0]
-    return torch.equal(among(backend, mine, company(cache, rng, most=rng.choice((1, 9, 40))), rng), alone)
+    return torch.equal(among(backend, mine, other_rows(cache, rng, most=rng.choice((1, 9, 40))), rng), alone)
 
 
 def prompt(backend: Backend, rng: random.Random) -> bool:
-    """Whether the end of a prompt has the same logits at once and in parts, each in company."""
+    """Whether the end of a prompt has the same logits at once and in parts, each beside other rows."""
     cache = Cache(backend, rng)
     start, count = _length(rng) if rng.random() < 0.7 else 0, rng.randint(1, 150)
     blocks, tokens = cache.blocks(start + count), ids(rng, count)
     alone = backend.forward([Rows(tokens, start, blocks, prefill=True, needs_logits=True)])[0]
-    return torch.equal(in_chunks(backend, tokens, blocks, rng, company(cache, rng), first=start), alone)
+    return torch.equal(in_chunks(backend, tokens, blocks, rng, other_rows(cache, rng), first=start), alone)
 
 
 KINDS: Final[tuple[Callable[[Backend, random.Random], bool], ...]] = (generated, generated, prompt)

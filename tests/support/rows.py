@@ -1,4 +1,4 @@
-"""Rows for backends: random ids, blocks that lie anywhere, and company."""
+"""Rows for backends: random ids, blocks in any place, and other rows of a batch."""
 
 import random
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def ids(rng: random.Random, count: int, vocab: int = VOCAB) -> list[int]:
     return [rng.randrange(vocab) for _ in range(count)]
 
 
-def company(cache: Cache, rng: random.Random, *, vocab: int = VOCAB, most: int = 9) -> list[Rows]:
+def other_rows(cache: Cache, rng: random.Random, *, vocab: int = VOCAB, most: int = 9) -> list[Rows]:
     """Other rows: generating ones of every length, and parts of prompts."""
     rows = []
     for _ in range(rng.randint(1, most)):
@@ -74,7 +74,7 @@ def in_chunks(
     *,
     first: int = 0,
 ) -> torch.Tensor:
-    """The last row's logits of a prompt that goes through in random chunks, each in random company; `first` is its position."""
+    """The last row's logits of a prompt that goes through in random chunks, each beside random other rows; `first` is its position."""
     start = 0
     while start < len(prompt):
         end = min(len(prompt), start + rng.randint(1, 80))

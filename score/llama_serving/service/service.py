@@ -61,7 +61,7 @@ class Service:
         self.builder = PromptBuilder(
             tokenizer, variant, context if capacity is None else min(context, capacity)
         )
-        self.on_end: Callable[[Request, SequenceOutput], None] = _nobody
+        self.on_end: Callable[[Request, SequenceOutput], None] = _ignore
         """Called for every sequence that ended, in the context of its request."""
         self._preparer = RequestPreparer(variant, self.builder, settings)
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
@@ -251,7 +251,7 @@ def _results(running: Sequence[Sequence[SequenceOutput]]) -> Generations:
     return tuple(tuple(sequence.result() for sequence in one) for one in running)
 
 
-def _nobody(request: Request, sequence: SequenceOutput) -> None:
+def _ignore(request: Request, sequence: SequenceOutput) -> None:
     del request, sequence
 
 

@@ -44,7 +44,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 8}
 
 
 class Echo:
-    """A service whose model repeats the prompt; what is called `boom` fails."""
+    """A service whose model repeats the prompt; the prompt `boom` fails."""
 
     variant = SimpleNamespace(name="echo")
     settings = SimpleNamespace(max_body=1 << 20, deadline_s=None, max_num_seqs=4, vllm_start_s=60)
@@ -57,7 +57,7 @@ class Echo:
         self.deadlines: list[float | None] = []
 
     def _stats(self) -> SimpleNamespace:
-        """Dead for whoever looks first, and then there is a new one."""
+        """Dead at the first look, then replaced by a new one."""
         self.stats.alive, self._dead = not self._dead, False
         return self.stats
 

@@ -1,4 +1,4 @@
-"""The journal: what is on the disk counts, and nothing else; in any order in, in the rows' order out."""
+"""The journal: it has what is on the disk, written in any order and read in the order of rows."""
 
 import errno
 import os

@@ -27,13 +27,13 @@ SETTINGS = replace(Settings.from_environment({}), max_num_seqs=4)
 
 
 def loaded_with(service: Any, **about: str) -> azureml_batch.Loaded:
-    """What `init` would have left, with this service."""
+    """The state after `init`, with this service."""
     nothing: Any = None
     return azureml_batch.Loaded(nothing, service, about)
 
 
 def left_behind(given: list[str], output: Path) -> Journal:
-    """The journal of a try that was ended in the middle, held as by a process that still runs."""
+    """The journal of an interrupted try, locked as by a running process."""
     with pytest.raises(Unavailable):
         azureml_batch.run(given)
     (path,) = output.iterdir()
@@ -41,7 +41,7 @@ def left_behind(given: list[str], output: Path) -> Journal:
 
 
 async def revived(self: Echo, asked: Any, *, deadline: float | None) -> Any:
-    """An engine for which nothing is deadly."""
+    """An engine that survives everything."""
     self.asked.append(asked)
     (prompt,) = asked.inputs
     text = "alive" if prompt.text in ("dead", "changed") else prompt.text
@@ -51,7 +51,7 @@ async def revived(self: Echo, asked: Any, *, deadline: float | None) -> Any:
 class TestDriver:
     @pytest.fixture
     def loaded(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
-        """What `init` leaves behind."""
+        """The state after `init`."""
         monkeypatch.setattr(azureml_batch, "_loaded", [loaded_with(service)])
         return service
 
@@ -191,7 +191,7 @@ class TestNames:
 
 
 class TestTriesAgain:
-    """A mini-batch that was ended in the middle goes on where it was."""
+    """An interrupted mini-batch is resumed."""
 
     @pytest.fixture(autouse=True)
     def echo(self, monkeypatch: pytest.MonkeyPatch) -> Echo:

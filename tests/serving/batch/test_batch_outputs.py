@@ -1,4 +1,4 @@
-"""A job's files get into their place together, or not at all."""
+"""A job's files are put in place together, or not at all."""
 
 import json
 import os

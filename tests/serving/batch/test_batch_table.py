@@ -1,4 +1,4 @@
-"""Rows of a table: what Spark hands to the MLflow model."""
+"""Rows of a table, as Spark passes them to the MLflow model."""
 
 import asyncio
 import json
@@ -140,7 +140,7 @@ def test_an_interrupt_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Busy(Echo):
-    """It lets others in before it answers."""
+    """It lets other tasks run before it answers."""
 
     inside = most = 0
 
@@ -161,7 +161,7 @@ def test_all_rows_are_there_at_once() -> None:
 
 
 class TestLoadedOnce:
-    """Spark asks for the model in each task; an executor must not hold it as many times."""
+    """Spark loads the model in each task; an executor must hold it only once."""
 
     @pytest.fixture(autouse=True)
     def alone(self, monkeypatch: pytest.MonkeyPatch) -> None:

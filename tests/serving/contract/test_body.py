@@ -205,5 +205,5 @@ def test_hostile_bodies_cost_little(name: str) -> None:
 
 
 def test_the_secret_is_a_prompt() -> None:
-    """Else the tests for leaks look for something that was never sent."""
+    """Otherwise the tests for leaks would look for something that was never sent."""
     assert decode(NOT_JSON[3].raw + b"}")["input_data"]["input_string"] == [SECRET]

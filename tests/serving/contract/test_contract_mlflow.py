@@ -163,7 +163,7 @@ def test_predictions_are_the_same_answer(body: Any, expected: object) -> None:
         ({}, "input_data"),
     ],
 )
-def test_a_door_for_all_tells_protocols_apart_by_their_keys(body: Any, key: str) -> None:
+def test_an_endpoint_for_all_tells_protocols_apart_by_their_keys(body: Any, key: str) -> None:
     try:
         request = protocol.parse(body)
     except BadRequest as refusal:

@@ -373,7 +373,7 @@ IDS_BODY: Final[dict[str, Any]] = {"prompt": "def f(", "suffix": "return x\n", "
 
 
 def test_token_ids_of_the_embedded_model(service: Service) -> None:
-    """What is read and written, the prompt's given back as ids, streamed and whole."""
+    """The ids of prompt and completion are returned; streamed and whole."""
     answer = ask(service, IDS_BODY)
     (choice,) = answer["choices"]
     assert len(choice["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]

@@ -1,4 +1,4 @@
-"""Method, media type and size: what HTTP says about a request before anybody looks at its body."""
+"""Checks of method, media type and size, before the body is parsed."""
 
 import pytest
 

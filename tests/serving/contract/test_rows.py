@@ -1,4 +1,4 @@
-"""Rows of a batch: what a line asks for, and the record that comes of it. Files are in test_batch.py."""
+"""Rows of a batch: a line's request and its record. Files are in test_batch.py."""
 
 import json
 import re

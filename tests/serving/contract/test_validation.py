@@ -95,7 +95,7 @@ def test_the_openai_parameters_are_the_same_rules(name: str) -> None:
             assert rule == {"$ref": f"urn:llama-endpoints:parameters#/properties/{parameter}"}
 
 
-# --- our validator and everybody else's ------------------------------------------------------------
+# --- our validator and others ------------------------------------------------------------
 
 REGISTRY: Registry[Any] = Registry().with_resources(
     (f"urn:llama-endpoints:{name}", Resource.from_contents(schema(name))) for name in NAMES
@@ -103,7 +103,7 @@ REGISTRY: Registry[Any] = Registry().with_resources(
 
 
 def valid_to_others(body: Any, name: str) -> bool:
-    """By a stock validator on the files as they are published."""
+    """With a standard validator on the published files."""
     return bool(Draft202012Validator(schema(name), registry=REGISTRY).is_valid(body))
 
 
@@ -116,7 +116,7 @@ def valid_to_us(body: Any, name: str) -> bool:
 
 
 @pytest.mark.parametrize(("name", "body"), [(name, body) for name, bodies in GOOD.items() for body in bodies])
-def test_good_bodies_are_valid_to_everybody(name: str, body: object) -> None:
+def test_good_bodies_are_valid_to_every_validator(name: str, body: object) -> None:
     assert valid_to_us(body, name)
     assert valid_to_others(body, name)
 
@@ -135,7 +135,7 @@ def test_others_judge_openai_bodies_as_we_do(bad: Bad) -> None:
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(-1, 5) | st.sampled_from([1.0, 0.5, -1.0, 1e30, True, None, "a"])))
 def test_token_ids_are_judged_as_others_judge_them(ids: list[Any]) -> None:
-    """Ours takes a short way through lists of numbers."""
+    """Our validator has a fast path for lists of numbers."""
     assert valid_to_us(ids, "prompts#/$defs/token_ids") == valid_to_others(
         {"prompt": [ids]}, "openai-completions"
     )
@@ -243,5 +243,5 @@ def test_a_text_where_a_name_belongs_is_not_repeated(name: str, key: str) -> Non
     assert refusal.value.param == "…"
 
 
-def test_the_table_of_bad_bodies_tries_every_door() -> None:
+def test_the_table_of_bad_bodies_tries_every_endpoint() -> None:
     assert {bad.stock for bad in REFUSED} == set(Stock)

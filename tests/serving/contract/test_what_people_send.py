@@ -1,4 +1,4 @@
-"""Requests that strangers sent and that were answered wrongly once, each with the right answer; then the kinds behind them."""
+"""Requests of users that were once answered wrongly, each with the right answer; then their general cases."""
 
 import json
 from typing import Any, Final

@@ -38,7 +38,7 @@ FEARED: Final = {
 
 
 def of_the_library() -> set[str]:
-    """Every name that transformers itself would take."""
+    """Every name that transformers itself accepts."""
     generate = inspect.signature(transformers.GenerationMixin.generate).parameters
     pipeline = inspect.signature(transformers.TextGenerationPipeline._sanitize_parameters).parameters
     return {*CONFIG().to_dict(), *generate, *pipeline}
@@ -48,8 +48,8 @@ FORBIDDEN: Final = sorted((FEARED | of_the_library()) - ALLOWED)
 
 
 @dataclass(frozen=True)
-class Door:
-    """A parser, a body with a name in some place of it, and the names that mean something else there."""
+class Endpoint:
+    """A parser, a function that puts a name into a body, and names with another meaning at that place."""
 
     parse: Callable[[Any], Request]
     body: Callable[[str, Any], dict[str, Any]]
@@ -69,23 +69,23 @@ def row(body: Any) -> Request:
 
 _OPENAI: Final = frozenset(("prompt", "suffix", "messages", "model"))
 
-DOORS: Final[dict[str, Door]] = {
-    "score, inside": Door(azure.parse, lambda name, value: score("a", **{name: value})),
-    "score, as parameters": Door(azure.parse, lambda name, value: {"input_data": ["a"], "parameters": {name: value}}),
-    "score, as params": Door(azure.parse, lambda name, value: {"input_data": ["a"], "params": {name: value}}),
-    "score, on top": Door(azure.parse, lambda name, value: {"input_data": ["a"], name: value}, frozenset(("inputs",))),
-    "inputs": Door(mlflow.parse, lambda name, value: {"inputs": score("a", **{name: value})["input_data"]}),
-    "instances": Door(mlflow.parse, lambda name, value: {"instances": ["a"], "params": {name: value}}),
-    "invocations, on top": Door(mlflow.parse, lambda name, value: {"instances": ["a"], name: value},
+ENDPOINTS: Final[dict[str, Endpoint]] = {
+    "score, inside": Endpoint(azure.parse, lambda name, value: score("a", **{name: value})),
+    "score, as parameters": Endpoint(azure.parse, lambda name, value: {"input_data": ["a"], "parameters": {name: value}}),
+    "score, as params": Endpoint(azure.parse, lambda name, value: {"input_data": ["a"], "params": {name: value}}),
+    "score, on top": Endpoint(azure.parse, lambda name, value: {"input_data": ["a"], name: value}, frozenset(("inputs",))),
+    "inputs": Endpoint(mlflow.parse, lambda name, value: {"inputs": score("a", **{name: value})["input_data"]}),
+    "instances": Endpoint(mlflow.parse, lambda name, value: {"instances": ["a"], "params": {name: value}}),
+    "invocations, on top": Endpoint(mlflow.parse, lambda name, value: {"instances": ["a"], name: value},
                                 frozenset(("inputs",))),
-    "row": Door(row, lambda name, value: {"input_string": "a", "parameters": {name: value}}),
-    "completion": Door(openai.parse, lambda name, value: {"prompt": "a", name: value}, _OPENAI),
-    "chat": Door(openai.parse, lambda name, value: {"messages": [user("a")], name: value}, _OPENAI),
+    "row": Endpoint(row, lambda name, value: {"input_string": "a", "parameters": {name: value}}),
+    "completion": Endpoint(openai.parse, lambda name, value: {"prompt": "a", name: value}, _OPENAI),
+    "chat": Endpoint(openai.parse, lambda name, value: {"messages": [user("a")], name: value}, _OPENAI),
 }  # fmt: skip
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:
-    """At this one value it is what happens anyway, and reaches nobody."""
+    """This value changes nothing, so it is accepted."""
     return (type(value), value) in [(type(one), one) for one in NO_EFFECT.get(name, ())]
 
 
@@ -94,22 +94,22 @@ def test_the_names_are_those_of_this_library() -> None:
     assert {"custom_generate", "num_beams", "tokenizer_encode_kwargs", "streamer"} <= set(FORBIDDEN)
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=list(DOORS))
+@pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=list(ENDPOINTS))
 @pytest.mark.parametrize("value", [True, "x", 1, {}], ids=repr)
-def test_a_name_outside_the_list_is_refused(door: Door, value: Any) -> None:
+def test_a_name_outside_the_list_is_refused(endpoint: Endpoint, value: Any) -> None:
     passed = [
         name
         for name in FORBIDDEN
-        if name not in door.own and not asks_for_nothing(name, value) and not door.refuses(name, value)
+        if name not in endpoint.own and not asks_for_nothing(name, value) and not endpoint.refuses(name, value)
     ]
     assert passed == []
 
 
 @settings(deadline=None)
 @given(name=st.text().filter(lambda name: name not in {*ALLOWED, *NO_EFFECT}), value=st.booleans() | st.text())
-@pytest.mark.parametrize("door", [DOORS["score, inside"], DOORS["inputs"], DOORS["row"]])
-def test_any_other_name_is_refused(door: Door, name: str, value: Any) -> None:
-    assert door.refuses(name, value)
+@pytest.mark.parametrize("endpoint", [ENDPOINTS["score, inside"], ENDPOINTS["inputs"], ENDPOINTS["row"]])
+def test_any_other_name_is_refused(endpoint: Endpoint, name: str, value: Any) -> None:
+    assert endpoint.refuses(name, value)
 
 
 # --- what arrives at the library ---------------------------------------------------------------------
@@ -121,7 +121,7 @@ Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    """nano behind the engine that calls the library."""
+    """nano with the engine that calls transformers."""
     started = Service.start(ModelFiles(FOLDER, NANO), Settings(engine="pipeline"))
     yield started
     started.close()
@@ -129,7 +129,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What the model's own `generate` is called with."""
+    """The arguments of the calls of the model's own `generate`."""
     seen: Calls = []
     original = transformers.GenerationMixin.generate
 
@@ -142,7 +142,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def check(calls: Calls, sequences: int, max_new_tokens: int) -> None:
-    """One call a sequence, each with the fixed arguments and a configuration that nobody has touched."""
+    """One call a sequence, each with the fixed arguments and a configuration that is unchanged."""
     assert len(calls) == sequences
     expected = CONFIG(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=0)
     for args, kwargs in calls:
@@ -199,7 +199,7 @@ CHOICES: Final = {
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parameters=st.fixed_dictionaries({}, optional=CHOICES))
-def test_no_company_of_parameters_changes_what_arrives(
+def test_no_combination_of_parameters_changes_what_arrives(
     service: Service, calls: Calls, parameters: dict[str, Any]
 ) -> None:
     calls.clear()

@@ -18,7 +18,7 @@ from llama_serving.engine.batching.backends.native import Native, refusal
 from llama_serving.llama_config import LlamaConfig
 from tests.support import backends, llamas
 from tests.support.llamas import Llama
-from tests.support.rows import Cache, company, ids
+from tests.support.rows import Cache, ids, other_rows
 
 ALIKE: Final = 0.8
 """How far the logits may lie from those of float32, in terms of how far transformers' own in bf16 do: the root mean square of
@@ -127,7 +127,7 @@ def chunks(length: int, rng: random.Random) -> Iterator[tuple[int, int]]:
 
 
 def logits(ours: Native, text: Sequence[int], prompt: int, rng: random.Random) -> dict[int, torch.Tensor]:
-    """Those after every chunk of a prompt, and after every token that is then generated."""
+    """Logits after every chunk of a prompt, and after every token that is then generated."""
     blocks = Cache(ours, rng).blocks(len(text))
     found = {}
     for start, end in chunks(prompt, rng):
@@ -208,7 +208,7 @@ def test_a_step_of_everything(size: int, int8: bool) -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    """What they share out are whole sums."""
+    """Threads divide the work by whole sums."""
     shape = Llama(heads=4, kv_heads=2, head_dim=64, layers=1)
     before, found, rooms = torch.get_num_threads(), [], []
     try:
@@ -216,7 +216,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
             torch.set_num_threads(threads)
             ours = Pair.of(shape, int8=True).ours
             cache = Cache(ours, random.Random(6))
-            found.append(ours.forward(company(cache, random.Random(7), most=30)))
+            found.append(ours.forward(other_rows(cache, random.Random(7), most=30)))
             rooms.append(len(ours._room))
     finally:
         torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Which backend computes: the native one where it can, and where it can't the portable one, which says why."""
+"""Selection of the backend: native if possible, else portable with the reason."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +26,13 @@ NO_LIBRARY: Final = "there is no compiled library: "
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that has all that is needed, whatever this one has."""
+    """A CPU with all required features, whatever this one has."""
     monkeypatch.setattr(cpu, "missing", lambda: ())
 
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where the library would be, with none in it; the user's cache is another."""
+    """The library's folder and the user's cache, both empty."""
     monkeypatch.setattr(build, "library", _library)
     monkeypatch.setattr(build, "HERE", tmp_path / "sources")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -53,7 +53,7 @@ def program(path: Path, text: str) -> str:
 
 
 class TestWhyNot:
-    """Without a word from the operator, the portable one serves."""
+    """By default the portable backend is used."""
 
     def fallback_reason(self, config: LlamaConfig = CONFIG, wanted: BackendRequest = BF16) -> str:
         chosen = select_backend(config, wanted)

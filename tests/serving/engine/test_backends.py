@@ -1,4 +1,4 @@
-"""What holds for every backend: a row's result is bitwise the same in any company, chunk and block."""
+"""What holds for every backend: a row's result has the same bits in any batch, chunk and block."""
 
 import random
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llama_serving.engine.batching.backends.base import Backend, Rows
 from tests.support import backends, llamas
 from tests.support.llamas import SHAPES, Llama
-from tests.support.rows import Cache, among, company, ids, in_chunks, spoil
+from tests.support.rows import Cache, among, ids, in_chunks, other_rows, spoil
 
 TOKENS = 16 * 1400
 NATIVE_SHAPES = ("heads of 64", "heads of 128", "heads wider than hidden")
@@ -33,13 +33,13 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @settings(max_examples=12)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 150))
 @example(seed=1, count=300)
-def test_a_prompts_result_does_not_depend_on_company_chunks_or_blocks(
+def test_a_prompts_result_does_not_depend_on_other_rows_chunks_or_blocks(
     backend: Backend, seed: int, count: int
 ) -> None:
     rng = random.Random(seed)
     cache, prompt = Cache(backend, rng), ids(rng, count)
     alone = backend.forward([Rows(prompt, 0, cache.blocks(count), prefill=True, needs_logits=True)])[0]
-    others = company(cache, rng)
+    others = other_rows(cache, rng)
     assert torch.equal(in_chunks(backend, prompt, cache.blocks(count), rng, others), alone)
 
 
@@ -47,7 +47,9 @@ def test_a_prompts_result_does_not_depend_on_company_chunks_or_blocks(
 @given(seed=st.integers(0, 10_000), start=st.integers(1, 700))
 @example(seed=1, start=1023)
 @example(seed=2, start=2000)
-def test_a_generated_tokens_result_does_not_depend_on_company(backend: Backend, seed: int, start: int) -> None:
+def test_a_generated_tokens_result_does_not_depend_on_other_rows(
+    backend: Backend, seed: int, start: int
+) -> None:
     rng = random.Random(seed)
     cache, prompt, token = Cache(backend, rng), ids(rng, start), ids(rng, 1)
     blocks = cache.blocks(start + 1)
@@ -55,7 +57,7 @@ def test_a_generated_tokens_result_does_not_depend_on_company(backend: Backend, 
     mine = Rows(token, start, blocks, prefill=False, needs_logits=True)
     alone = backend.forward([mine])[0]
     for most in (3, 9, 40):
-        assert torch.equal(among(backend, mine, company(cache, rng, most=most), rng), alone)
+        assert torch.equal(among(backend, mine, other_rows(cache, rng, most=most), rng), alone)
 
 
 def test_what_was_saved_comes_back_to_other_blocks(backend: Backend) -> None:
@@ -71,7 +73,7 @@ def test_what_was_saved_comes_back_to_other_blocks(backend: Backend) -> None:
 
 
 def test_cleared_blocks_are_as_new(backend: Backend) -> None:
-    """No numbers that a failed sequence left would spoil whoever gets its blocks: 0 times NaN is NaN."""
+    """NaN left by a failed sequence would spoil the blocks' next user: 0 times NaN is NaN."""
     rng = random.Random(8)
     cache = Cache(backend, rng)
     blocks, prompt = cache.blocks(40), ids(rng, 3)
@@ -86,7 +88,7 @@ def test_cleared_blocks_are_as_new(backend: Backend) -> None:
 def test_what_is_no_number_stays_with_its_sequence(backend: Backend) -> None:
     rng = random.Random(9)
     cache = Cache(backend, rng)
-    poisoned, others = cache.blocks(90), company(cache, rng)
+    poisoned, others = cache.blocks(90), other_rows(cache, rng)
     expected = backend.forward(others)
     spoil(backend, poisoned)
     for bad in (
@@ -101,11 +103,11 @@ def test_what_is_no_number_stays_with_its_sequence(backend: Backend) -> None:
 
 def test_doing_a_pass_again_changes_nothing(backend: Backend) -> None:
     rng = random.Random(5)
-    batch = company(Cache(backend, rng), rng)
+    batch = other_rows(Cache(backend, rng), rng)
     assert torch.equal(backend.forward(batch), backend.forward(batch))
 
 
-def test_rows_that_nobody_wants_logits_of_give_none(backend: Backend) -> None:
+def test_rows_without_needs_logits_return_none(backend: Backend) -> None:
     assert backend.forward([Rows([5, 6], 0, [0], prefill=True, needs_logits=False)]).shape == (0, 300)
 
 

@@ -49,7 +49,7 @@ class TestRandomCases:
         assert invariance.failures(kind, cases=100, seed=3, folder=tmp_path) == []
 
     def test_with_the_code_of_mkl_for_cpus_of_another_vendor(self, tmp_path: Path) -> None:
-        """On AMD's CPUs a product of one row depends on where in memory its operands lie: seen there, and by this."""
+        """On AMD's CPUs a product of one row depends on the alignment of its operands: detected there, and simulated here."""
         if shutil.which("cc") is None:
             pytest.skip("what stands before MKL's own functions is compiled, and there is no C compiler here")
         (tmp_path / "vendor.c").write_text(OTHER_VENDOR)
@@ -89,7 +89,7 @@ def sequences_counted_in_attention(backend: Portable, monkeypatch: pytest.Monkey
 
 
 def tiles_counted_from_a_parts_beginning(backend: Portable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And products that round by a row's place, as those of a library may."""
+    """Products that round by a row's index, as a library's may."""
     mixed, prompt = portable._mixed, portable._prompt
 
     def by_place(q: Any, *more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How many threads compute: of the affinity, and of a container's quota in both of the kernel's interfaces."""
+"""The number of CPUs: by affinity, and by a container's quota in both versions of cgroups."""
 
 import os
 import subprocess

@@ -61,7 +61,7 @@ def model(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest
 
 
 class Watched:
-    """A backend with a hook before each pass, and a record of what went through it."""
+    """A backend with a hook before each pass, and a record of its rows."""
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
@@ -81,7 +81,7 @@ class Watched:
 
 
 class Started:
-    """An engine over a watched backend; its memory holds so many blocks of 16 tokens."""
+    """An engine with a watched backend and a cache of `blocks` blocks of 16 tokens."""
 
     def __init__(self, model: Model, *, blocks: int = BLOCKS, **options: Any) -> None:
         self.blocks = blocks if model.backend != "native" else blocks // 2
@@ -118,7 +118,7 @@ def ids_of(handle: Handle) -> list[int]:
 
 
 class Gate:
-    """Holds the engine's thread before one pass until the test lets it go on."""
+    """Holds the engine's thread before one pass until the test releases it."""
 
     def __init__(self, backend: Watched, passes: int = 0) -> None:
         self.reached, self._go_on = threading.Event(), threading.Event()
@@ -433,8 +433,8 @@ class TestFaults:
         with pytest.raises(Unavailable):
             own.ids(prompt(9))
 
-    def test_what_a_failed_sequence_left_behind_poisons_nobody(self, model: Model) -> None:
-        """Its keys and values may be no numbers, and whoever gets its blocks masks them by adding."""
+    def test_what_a_failed_sequence_left_behind_poisons_no_other(self, model: Model) -> None:
+        """Its keys and values may be NaN, which adding a mask does not remove."""
         with Started(model, blocks=6, max_num_seqs=1) as started:
             expected = started.ids(prompt(1, 3))
             forward = started.backend.forward
@@ -597,7 +597,7 @@ class TestTheLifeOfTheEngine:
         assert own.ids(prompt(1))
 
     def test_ten_thousand_short_requests_leave_nothing_behind(self, model: Model) -> None:
-        """A tenth of them cancelled. What Python and torch hold is counted, not what the system says."""
+        """A tenth of them cancelled. Objects of Python and torch are counted, not the system's memory."""
         with Started(model, blocks=60, max_num_seqs=16) as started:
             params = replace(GREEDY, max_new_tokens=2)
 

@@ -49,7 +49,7 @@ PROMPT: Final = PROMPTS["a few"]
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """An engine that all tests share."""
+    """An engine shared by all tests."""
     started = PipelineEngine(NANO_FOLDER, dtype="float32")
     yield started
     started.close()
@@ -57,7 +57,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def own_engine() -> Iterator[PipelineEngine]:
-    """An engine that the test may end."""
+    """An engine that the test may close."""
     started = PipelineEngine(NANO_FOLDER, dtype="float32")
     yield started
     started.close()
@@ -73,7 +73,7 @@ def reference() -> Any:
 
 
 class Clock:
-    """What the engine takes for `time`."""
+    """The engine's clock, set by the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -92,7 +92,7 @@ def run(
 
 
 def in_thread(work: Callable[[], object]) -> None:
-    """Runs `work` in a thread of its own, and fails where it blocks."""
+    """Run `work` in a thread, and fail if it blocks."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
@@ -100,7 +100,7 @@ def in_thread(work: Callable[[], object]) -> None:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another thread is about to do."""
+    """Wait for another thread."""
     tick = threading.Event()
     for _ in range(PATIENCE_S * 1_000):
         if condition():
@@ -150,7 +150,7 @@ def test_a_seeded_request_repeats(engine: Engine) -> None:
     assert run(engine, PROMPT, replace(SAMPLED, seed=12)) != first
 
 
-def test_a_seeded_request_repeats_in_any_company(engine: Engine) -> None:
+def test_a_seeded_request_repeats_in_any_batch(engine: Engine) -> None:
     alone = run(engine, PROMPT, SAMPLED)
 
     def work(number: int) -> tuple[list[int], str | None]:
@@ -450,7 +450,7 @@ def test_a_waiting_consumer_is_released_by_close(own_engine: PipelineEngine, bef
 
 
 def test_the_interpreters_end_closes_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A daemon thread inside torch while the interpreter goes aborts the process."""
+    """A daemon thread inside torch at interpreter shutdown aborts the process."""
     at_exit: list[Callable[[], None]] = []
     fake = SimpleNamespace(register=at_exit.append, unregister=at_exit.remove)
     monkeypatch.setattr(engine_thread, "atexit", fake)

@@ -1,4 +1,4 @@
-"""What all engines share: the thread with its inbox, and handles."""
+"""The thread and the handles that all engines share."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ class Waiting:
 
 @pytest.fixture
 def idle() -> Any:
-    """A thread that takes things in and does nothing about them."""
+    """A thread that accepts sequences and never ends them."""
 
     def serve() -> None:
         while one.inbox.get() is not None:
@@ -49,7 +49,7 @@ def test_what_may_be_inside_is_bounded_and_room_is_made_by_ends(idle: EngineThre
     assert (len(idle.open), idle.sequences, idle.tokens_in) == (3, 4, 4)
 
 
-def test_a_thread_that_ends_by_itself_ends_everybody() -> None:
+def test_a_thread_that_ends_by_itself_ends_all_sequences() -> None:
     started = threading.Event()
 
     def serve() -> None:
@@ -102,11 +102,11 @@ def test_an_event_loop_is_woken_once_for_all_of_its_handles(monkeypatch: pytest.
 
 
 class TestArrivals:
-    """Tokens by the turn: what has come since the last one."""
+    """Batches of tokens: those since the last iteration."""
 
     @staticmethod
     async def some(handle: Handle) -> list[list[int]]:
-        """Each turn's, while the engine goes on: a token in the first, then two, then two and the end."""
+        """Each iteration's, while the engine runs: one token, then two, then two and the end."""
         turns = []
         handle.push(Token(0))
         async for tokens in handle.arrivals():
@@ -143,7 +143,7 @@ class TestArrivals:
 def test_a_stream_has_a_piece_for_each_turn(
     stops: tuple[str, ...], pieces: list[str], nano_tokenizer: Tokenizer
 ) -> None:
-    """And nothing behind a stop string, wherever in a turn it is complete."""
+    """Nothing follows a stop string, wherever in a batch of tokens it is complete."""
     handle = Handle()
     prompt = SimpleNamespace(token_ids=(1,), before="", after="")
     parameters = SimpleNamespace(return_full_text=False, stop=stops, logprobs=None)

@@ -1,4 +1,4 @@
-"""Free numbers as runs: whatever is taken and given back, none is lost, and neighbours stay together."""
+"""Free numbers as extents: none is lost, and neighbours stay together."""
 
 import pytest
 from hypothesis import given

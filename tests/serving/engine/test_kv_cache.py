@@ -1,4 +1,4 @@
-"""Blocks of keys and values: who has which, what is found again, and that none is ever lost or given twice."""
+"""Blocks of keys and values: allocation, reuse of prefixes, and that none is lost or allocated twice."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ def pool(blocks: int = 8, *, share: bool = True) -> BlockPool:
 
 
 def computed(pool: BlockPool, prompt: tuple[int, ...]) -> list[int]:
-    """A sequence that shares what it can and has computed all of its prompt."""
+    """Blocks of a sequence that shares what it can and has computed its whole prompt."""
     match = pool.match(prompt)
     blocks = pool.allocate(pool.blocks_for(len(prompt)) - len(match.blocks), match.blocks)
     assert blocks is not None
@@ -136,7 +136,7 @@ def test_without_sharing_nothing_is_found() -> None:
     st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 1), min_size=1, max_size=14)), max_size=60)
 )
 def test_no_block_is_lost_or_had_by_two_that_did_not_agree(moves: list[tuple[int, list[int]]]) -> None:
-    """Random joins and leaves: what is held and what is free is always all there is, and shared blocks agree."""
+    """Random allocations and frees: used and free blocks are always all blocks, and shared prefixes agree."""
     blocks = BlockPool(10, 2)
     held: dict[int, tuple[list[int], list[int]]] = {}
     for name, prompt in moves:

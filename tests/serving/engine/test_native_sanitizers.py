@@ -57,7 +57,7 @@ def test_no_step_reads_or_writes_beside_its_buffers(library: Path, tmp_path: Pat
 
 
 def test_a_room_that_is_too_small_is_seen(library: Path, tmp_path: Path) -> None:
-    """Without this, nothing above would say that the sanitizer looks at all."""
+    """Proof that the sanitizer is active."""
     done = watched(library, tmp_path / "found.npz", "64")
     assert done.returncode
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr

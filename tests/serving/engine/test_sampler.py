@@ -104,7 +104,7 @@ def test_every_row_is_drawn_as_the_reference_draws_it(
         assert token.id == reference(row, one).id or near_a_border(row, one), one.params
 
 
-def test_a_row_is_drawn_alike_in_any_company() -> None:
+def test_a_row_is_drawn_alike_in_any_batch() -> None:
     rng = np.random.default_rng(3)
     logits = torch.from_numpy(rng.normal(size=(24, 500)).astype(np.float32))
     choices = product((0.0, 0.2, 1.0), (0.5, 1.0), (0, 7), (1.0, 1.5))

@@ -46,7 +46,7 @@ CUTS: Final[dict[str, dict[str, Any]]] = {
 
 
 def warped_by_transformers(logits: Row, params: SamplingParams, ids: list[int]) -> Row:
-    """What transformers draws from, for the same parameters, in the same order."""
+    """The distribution of transformers' processors, for the same parameters and in the same order."""
     processors: Any = transformers.LogitsProcessorList()
     if params.repetition_penalty != 1:
         processors.append(transformers.RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
@@ -221,7 +221,7 @@ def test_seeds_draw_the_distribution() -> None:
     assert ((drawn - expected) ** 2 / expected).sum() < 30.6
 
 
-def test_a_sequence_is_the_same_in_any_company() -> None:
+def test_a_sequence_is_the_same_in_any_batch() -> None:
     params = [replace(SAMPLED, seed=9, index=index) for index in range(3)]
     rows = [logits_of(step) for step in range(6)]
     alone = []
@@ -253,7 +253,7 @@ def test_uniform_is_at_least_0_and_below_1(seed: int, index: int, position: int)
     ],
 )
 def test_known_answers(seed: int, index: int, position: int, expected: float) -> None:
-    """Other engines, and other versions of this one, have to draw the same."""
+    """Other engines and versions must draw the same."""
     assert uniform(seed, index, position) == expected
 
 

@@ -1,4 +1,4 @@
-"""The scheduler without a model: who goes through it, how much of a prompt, who makes room, and that all get on."""
+"""The scheduler without a model: order, prompt rows, preemption, and progress of every sequence."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ numbers = iter(range(1_000_000))
 
 
 class Fixed(PrefillBudget):
-    """So many rows beside generating ones, whatever they cost."""
+    """A fixed number of prompt rows beside generating ones, whatever they cost."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(largest=64, smallest=4)
@@ -39,7 +39,7 @@ def scheduler(blocks: int = 100, *, seqs: int = 8, rows: int = 8) -> tuple[Sched
 
 
 def run(scheduler: Scheduler, step: SchedulerOutput) -> None:
-    """What the engine does with a step, with the token 7 for each that draws."""
+    """Do what the engine does in a step, drawing token 7 for each span that samples."""
     for held, _ in step.swap_out:
         held.saved = held.ids[: held.num_swapped_tokens]
     for held in step.swap_in:
@@ -65,8 +65,8 @@ def counts(step: SchedulerOutput) -> list[int]:
     return [span.count for span in step.spans]
 
 
-class TestASpan:
-    def test_knows_whether_it_is_prompt_and_whether_it_draws(self) -> None:
+class TestAScheduledSpan:
+    def test_knows_whether_it_is_prompt_and_whether_it_samples(self) -> None:
         one = sequence(10)
         assert (ScheduledSpan(one, 0, 4).prefill, ScheduledSpan(one, 0, 4).samples) == (True, False)
         assert (ScheduledSpan(one, 4, 6).prefill, ScheduledSpan(one, 4, 6).samples) == (True, True)
@@ -200,7 +200,7 @@ class TestRoom:
         assert {one.num_generated for one in jobs} == {20}
         assert pool.num_free_blocks == 16
 
-    def test_nobody_new_comes_in_while_one_is_preempted(self) -> None:
+    def test_no_new_sequence_starts_while_one_is_preempted(self) -> None:
         scheduler_, _ = scheduler(blocks=8)
         old, young, new = sequence(10, new=16), sequence(8, new=12), sequence(2, new=1)
         scheduler_.add(old)
@@ -239,13 +239,13 @@ class TestTheEnd:
 
 
 class Machine:
-    """Seconds of a step on a machine that is made up."""
+    """Seconds of a step on a simulated machine."""
 
     def __init__(self, fixed: float, row: float, read: float = 0.0) -> None:
         self.fixed, self.row, self.read = fixed, row, read
 
     def step(self, model: PrefillBudget, generating: int, prompt: int, context: int = 0) -> float:
-        """Run a step, let the model see it; how many plain steps it took."""
+        """Run a step, record it in the budget, and return its duration in plain steps."""
         plain = self.fixed + self.row * generating
         seconds = plain + prompt * (self.row + self.read * context)
         model.observe(seconds, generating=generating, prompt=prompt)

@@ -1,4 +1,4 @@
-"""How long work would take: what is measured stands in for itself here, and what is made of it is checked by hand."""
+"""The estimated duration of a job: measurements are replaced, and the arithmetic is checked by hand."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def amount(*lengths: Length) -> Amount:
 
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of ten layers fit what may be measured; a step is what none takes and five times what two take more."""
+    """Two of ten layers are measured; a step takes the time without layers plus five times the time of the two."""
     asked = []
 
     def measured(

@@ -1,4 +1,4 @@
-"""OpenMP's threads spin while the CPUs are free, and hardly beside others: with the real libgomp, which says by its time."""
+"""OpenMP's threads spin while the CPUs are idle, and hardly beside other processes; measured by CPU time of the real libgomp."""
 
 import os
 import subprocess

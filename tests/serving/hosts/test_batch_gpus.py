@@ -1,4 +1,4 @@
-"""Processes on one machine share its GPUs: each has its own, and who ends gives them back."""
+"""Processes share a machine's GPUs: each has its own, and releases them at its end."""
 
 import subprocess
 import sys

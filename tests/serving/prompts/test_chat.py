@@ -1,4 +1,4 @@
-"""Dialogs: what is refused, what base models do with them, and whole prompts that are taken apart."""
+"""Dialogs: refusals, base models, and whole prompts that are parsed."""
 
 from dataclasses import replace
 from typing import Final

@@ -1,4 +1,4 @@
-"""Completion, token ids, infilling, and the context: what is built and what is refused."""
+"""Prompts of completion, token ids and infilling, the context's limit, and refusals."""
 
 from dataclasses import replace
 from typing import Final

@@ -1,4 +1,4 @@
-"""A request's bytes: their number, their time, and a client that goes."""
+"""Reading a request's body: size, time, and a client that disconnects."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ from llama_serving.server.body_reader import BodyReader
 
 
 def read(*messages: dict[str, Any], declared: str | None = None, seconds: float = 60) -> bytes:
-    """The body of these messages; behind them nothing comes any more."""
+    """The body in these messages, after which nothing arrives."""
     waiting = list(messages)
 
     async def receive() -> Any:

@@ -1,4 +1,4 @@
-"""Start pacing: few start in one pass of the loop, in their order, and none is forgotten."""
+"""Start pacing: few requests start in one iteration of the loop, in order, and none is lost."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from llama_serving.server.start_pacing import StartPacer
 async def passes_of(
     count: int, per_iteration: int, cancelled: frozenset[int] = frozenset()
 ) -> list[tuple[int, int]]:
-    """(number, pass of the loop in which it began), in the order of beginning."""
+    """Return (number, iteration of the loop in which it started), in the order of starting."""
     pacer, began, passed = StartPacer(per_iteration), list[tuple[int, int]](), 0
 
     async def one(number: int) -> None:
@@ -36,7 +36,7 @@ def test_no_more_than_a_few_begin_in_a_pass() -> None:
     assert began[-1][1] <= 50 // 8 + 2
 
 
-def test_one_alone_waits_for_nobody() -> None:
+def test_a_single_request_does_not_wait() -> None:
     async def alone() -> bool:
         waiting = StartPacer(1).wait()
         with pytest.raises(StopIteration):
@@ -46,7 +46,7 @@ def test_one_alone_waits_for_nobody() -> None:
     assert asyncio.run(alone())
 
 
-def test_who_is_cancelled_takes_nobodys_turn() -> None:
+def test_a_cancelled_one_takes_no_turn() -> None:
     gone = frozenset(range(8, 40))
     began = asyncio.run(passes_of(50, 8, gone))
     assert [number for number, _ in began] == [number for number in range(50) if number not in gone]

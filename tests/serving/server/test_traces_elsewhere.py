@@ -1,4 +1,4 @@
-"""Only our own server writes traces; the other carriers say that the setting does nothing for them."""
+"""Only our own server writes traces; the other hosts warn that the setting has no effect."""
 
 import logging
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def mlflow(model: Path) -> None:
 
 @pytest.fixture
 def given(request: pytest.FixtureRequest, nano_model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The setting, where a carrier reads it; no model is loaded."""
+    """The setting as the hosts read it, without loading a model."""
     value: str = request.param
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(nano_model))
     monkeypatch.setenv("LLAMA_TRACES", value)
@@ -36,7 +36,7 @@ def given(request: pytest.FixtureRequest, nano_model: Path, monkeypatch: pytest.
     ],
 )
 @pytest.mark.parametrize("given", ["off", "otlp"], indirect=True)
-def test_a_carrier_without_traces_says_so(
+def test_a_host_without_traces_warns(
     load: Callable[[Path], None], given: str, nano_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

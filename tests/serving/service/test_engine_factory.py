@@ -21,7 +21,7 @@ FOUND = Installation(Path("/opt/vllm/bin/python"), "0.32.0", cpu=False)
 
 
 class Machine:
-    """What `auto` sees."""
+    """The machine as `auto` sees it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.driver = self.cuda = False

@@ -1,4 +1,4 @@
-"""The service: what a request becomes, what comes back, and what is refused before anything runs."""
+"""The service: preparation of requests, results, and refusals before anything runs."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ TEXT: Final = "def sort(values):"
 
 @pytest.fixture(scope="module", params=["batching", "pipeline"])
 def service(request: pytest.FixtureRequest) -> Iterator[Service]:
-    """nano behind each of the engines."""
+    """nano with each engine."""
     started = Service.start(ModelFiles(NANO_FOLDER, NANO), Settings(engine=request.param))
     yield started
     started.close()
@@ -361,7 +361,7 @@ def test_a_stream_that_is_given_up_frees_the_engine(service: Service, before_dra
 
 
 def test_requests_are_counted_apart_from_their_sequences(in_turn: Service, before_draw: BeforeDraw) -> None:
-    """One runs at a time: of four sequences of a request and two of another one runs and five wait."""
+    """With one running sequence, a request of four and another of two have five waiting ones."""
     gate = Gate(seed=1, position=1)
     before_draw(gate)
     first, second = (
@@ -390,7 +390,7 @@ def test_a_stream_of_several_prompts_is_refused(service: Service) -> None:
 @pytest.mark.parametrize(
     ("reply", "param"), [(ReplyShape.ROWS, "input_data.parameters.stream"), (ReplyShape.CHAT, "stream")]
 )
-def test_a_door_that_can_not_stream_says_so(service: Service, reply: ReplyShape, param: str) -> None:
+def test_an_endpoint_that_cannot_stream_refuses(service: Service, reply: ReplyShape, param: str) -> None:
     with pytest.raises(BadRequest, match="predict_stream") as refused:
         service.generate(replace(greedy(stream=True), reply=reply))
     assert refused.value.param == param
@@ -558,7 +558,7 @@ def test_an_engine_that_takes_nothing_is_unavailable(service: Service, monkeypat
     assert (refused.value.status, bool(refused.value.retry_after)) == (503, True)
 
 
-def test_what_nobody_foresaw_is_logged_without_what_it_quotes_and_not_shown(
+def test_an_unexpected_error_is_logged_without_its_message_and_not_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def lookup(text: str) -> None:
@@ -629,7 +629,7 @@ def test_a_fault_of_the_parameters_is_no_prompts_fault(service: Service) -> None
 
 
 class Scripted:
-    """Gives each sequence the same tokens; refuses from the sequence `full` on."""
+    """Gives each sequence the same tokens; refuses sequences from number `full` on."""
 
     def __init__(self, *ids: int, full: int = 16) -> None:
         self.handles: list[Handle] = []

@@ -80,8 +80,7 @@ class RemoteServer:
         kind = KINDS.get(str(card.get("owned_by")))
         if kind is None:
             raise SetupError(
-                f"it is none that takes token ids and is known to sample as it is told: "
-                f"{' or '.join(kind.name for kind in KINDS.values())}"
+                f"it is not one of the supported servers: {' or '.join(kind.name for kind in KINDS.values())}"
             )
         context = card.get("max_model_len")
         return cls(

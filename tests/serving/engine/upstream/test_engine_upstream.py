@@ -1,4 +1,4 @@
-"""The engine that asks another server: what it sends, what it takes for an answer, and every fault of the way."""
+"""The upstream engine: its requests, the responses that it accepts, and every kind of fault."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ SERVER: Final = RemoteServer(KINDS["vllm"], "0.32.0", MODEL, 2048)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is waited for comes sooner; nothing else depends on how long it takes."""
+    """Shorten the waiting times, on which nothing else depends."""
     monkeypatch.setattr(engine, "WATCH_S", 0.01)
     monkeypatch.setattr(engine, "AGAIN_S", 0.01)
     monkeypatch.setattr(client, "PAUSES_S", (0.01, 0.01))
@@ -75,7 +75,7 @@ def fake() -> Iterator[FakeUpstream]:
 
 @contextmanager
 def running(fake: FakeUpstream, *, stall_s: float = 60.0, key: str | None = None, **how: Any) -> Iterator[UpstreamEngine]:  # fmt: skip
-    """An engine on it that has forgotten its first, probing request."""
+    """An engine of that server, whose probing request is removed from the record."""
     started = UpstreamEngine(
         lambda: UpstreamClient(fake.url, key=key, stall_s=stall_s),
         monitor=ServerMonitor.at(fake.url),
@@ -105,7 +105,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def ended(handle: Handle) -> tuple[list[int], str | None, ServingError | None]:
-    """The ids that came, and the end."""
+    """The generated ids, and the finish reason."""
     handle.wait()
     got: list[int] = []
     try:
@@ -148,9 +148,7 @@ def test_every_field_is_decided_here() -> None:
     }  # fmt: skip
 
 
-def test_tokens_that_nobody_reads_as_they_come_may_come_together(
-    fake: FakeUpstream, own: UpstreamEngine
-) -> None:
+def test_tokens_that_are_not_streamed_may_come_together(fake: FakeUpstream, own: UpstreamEngine) -> None:
     fake.answers.extend(stream(whole(PROMPT, [7, 8, 9])) for _ in range(3))
     run(own)
     run(own, streamed=False)
@@ -372,7 +370,7 @@ def refusal(fake: FakeUpstream, **how: Any) -> str:
     return str(refused.value)
 
 
-def test_nobody_is_waited_for_for_ever(fake: FakeUpstream) -> None:
+def test_the_server_is_not_waited_for_forever(fake: FakeUpstream) -> None:
     fake.down()
     assert "no server answered there within 0 s" in refusal(fake, start_s=0.0)
     fake.up()
@@ -396,7 +394,7 @@ def test_a_list_of_models_that_fails(fake: FakeUpstream) -> None:
 
 
 def test_a_start_that_is_ended_is_over() -> None:
-    """As by Ctrl-C: nobody waits for the ten minutes."""
+    """As by Ctrl-C: the start ends before its ten minutes."""
     kept: list[UpstreamEngine] = []
 
     def closing() -> UpstreamClient:
@@ -419,7 +417,7 @@ def test_what_is_no_json(fake: FakeUpstream) -> None:
 
 def test_a_server_of_an_unknown_kind_is_refused(fake: FakeUpstream) -> None:
     fake.owned_by = "somebody"
-    assert "known to sample as it is told: vLLM or llama-endpoints" in refusal(fake)
+    assert "not one of the supported servers: vLLM or llama-endpoints" in refusal(fake)
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models"])
@@ -572,7 +570,7 @@ def test_connecting_is_tried_again(
     assert len(fake.asked) == 1
 
 
-def test_nobody_to_connect_to_is_a_503(fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_a_503(fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "WATCH_S", PATIENCE_S)
     with running(fake) as own:
         fake.down()
@@ -645,7 +643,7 @@ def test_a_server_that_falls_silent_is_given_up(fake: FakeUpstream) -> None:
 
 
 def held(fake: FakeUpstream, own: UpstreamEngine, **more: Any) -> Handle:
-    """A sequence that has two tokens, and a server that holds the third back."""
+    """A sequence with two tokens, and a server that withholds the third."""
     last = [chunk([6], "length"), usage(3, 3), "[DONE]"]
     fake.answers.append([HEAD, *TWO, Hold(), *map(event, last), END])
     handle = own.submit(PROMPT, GREEDY, **more)

@@ -1,4 +1,4 @@
-"""Where vLLM is: the Python that LLAMA_VLLM or a command on PATH stands for, and what there is to compute on."""
+"""Finding vLLM: by LLAMA_VLLM or a command on PATH, its build, and the GPUs."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What may be shown of vLLM's log: its own words until it is asked anything, and then names alone."""
+"""What may be shown of vLLM's log: everything before the first request, then only names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the vllm engine is started with, and that its process ends when it is told to, whoever holds copies of its pipe."""
+"""The vllm engine's start, and that its process ends on request even if others hold copies of its pipe."""
 
 import json
 import os

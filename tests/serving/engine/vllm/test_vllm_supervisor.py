@@ -1,4 +1,4 @@
-"""When vLLM is started again, and when it is given up."""
+"""When vLLM is restarted, and when it is given up."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ SEVERAL = 12
 
 
 class Run:
-    """A vLLM that ends when it is told to."""
+    """A vLLM that ends when the test says so."""
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -46,7 +46,7 @@ class Run:
 
 
 class Runs:
-    """All that were started."""
+    """All runs that were started."""
 
     def __init__(self) -> None:
         self.all: list[Run] = []
