@@ -78,7 +78,7 @@ def test_another_backend_than_the_fastest_is_told_with_its_reason(own: Server) -
     why_not = "it computes in bfloat16, not float32 (LLAMA_DTYPE)"
     assert 'backend="portable"' in what_generates(own)
     assert f'why_not="{why_not}"' in what_generates(own)
-    said = f"float32, batching engine on the portable backend (not the native one: {why_not}) (chosen since there is no GPU)"
+    said = f"float32, batching engine on the portable backend (not the native one: {why_not}) (chosen because there is no GPU)"
     assert f"{said}, batch-invariant;" in own.log.read_text()
     assert "\nllama_batch_invariant 1.0\n" in get(f"{own.url}/metrics").text
 

@@ -83,7 +83,7 @@ def killed_in_mid_request(server: Server, ask: Callable[..., Answer], victim: st
     second = processes.started_by(server.pid)
     assert not set(first.values()) & set(second.values())
     assert not [pid for pid in first.values() if processes.alive(pid)]
-    assert "it is started again in" in server.log.read_text("utf-8")
+    assert "restarting it in" in server.log.read_text("utf-8")
 
 
 def killed_ourselves(server: Server) -> None:

@@ -1,6 +1,6 @@
 """The order in which rows go to the engine: window by window, the longest first, common prefixes together.
 
-So no long row is left to run alone at a window's end, and a prefix that many rows share is computed once, while it is in
+So no long row is left to run alone at a window's end. A prefix that many rows share is computed once, while it is in
 the cache.
 """
 

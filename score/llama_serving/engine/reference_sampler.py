@@ -86,19 +86,19 @@ def probabilities(scores: Row, params: SamplingParams) -> Row:
 
 
 def choose(weights: Row, at: float) -> int:
-    """The id at the share `at` in [0, 1) of the cumulative distribution, ids ascending."""
+    """Return the id at the share `at` in [0, 1) of the cumulative distribution, ids ascending."""
     cumulative = weights.cumsum()
     return int(np.searchsorted(cumulative, at * cumulative[-1], side="right"))
 
 
 def softmax(scores: Row) -> Row:
-    """exp(s) / Σ exp(s), without overflow."""
+    """Return exp(s) / Σ exp(s), without overflow."""
     weights = np.exp(scores - scores.max())
     return np.asarray(weights / weights.sum())
 
 
 def _nucleus(weights: Row, top_p: float) -> Row:
-    """The fewest most likely ids that together reach `top_p`; of equal ones, the lower ids."""
+    """Keep the fewest most likely ids that together reach `top_p`; of equal ones, the lower ids."""
     order = np.argsort(-weights, kind="stable")
     before = np.cumsum(weights[order]) - weights[order]
     kept = order[before < top_p]

@@ -105,7 +105,7 @@ def _check(settings: Settings, selection: Selection) -> None:
             raise SetupError(
                 f"{setting} is set, but the engine is not `vllm`. Set LLAMA_ENGINE=vllm, or unset it."
             )
-        _log.warning("%s has no effect: the engine is %s, since %s", setting, name, selection.why)
+        _log.warning("%s has no effect: the engine is %s, because %s", setting, name, selection.why)
     for field, why in UNUSED.get(name, {}).items():
         for setting in _set(settings, (field,)):
             raise SetupError(f"{setting} is set, but the {name} engine {why}. Unset it.")

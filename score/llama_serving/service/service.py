@@ -81,7 +81,7 @@ class Service:
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
         computes += f" (not the native one: {stats.fallback_reason})" if stats.fallback_reason else ""
-        computes += f" (chosen since {selection.why})" if selection.why else ""
+        computes += f" (chosen because {selection.why})" if selection.why else ""
         computes += _INVARIANCE[stats.batch_invariant]
         _log.info("%s, context %d, %s, %s; %s", files.variant.title, context, dtype, computes, settings.shown())
         if engine.capacity is not None and engine.capacity < context:

@@ -65,8 +65,12 @@ class TestWhyNot:
         ("change", "wanted", "says"),
         [
             ({}, BackendRequest("float32"), "it computes in bfloat16, not float32 (LLAMA_DTYPE)"),
-            ({"head_dim": 16}, BF16, "they know heads of size 64 and 128, and this model's have 16"),
-            ({"hidden": 24}, BF16, "they know hidden sizes that are multiples of 16, and this model's is 24"),
+            ({"head_dim": 16}, BF16, "they support heads of size 64 and 128, and this model's have 16"),
+            (
+                {"hidden": 24},
+                BF16,
+                "they support hidden sizes that are multiples of 16, and this model's is 24",
+            ),
             ({}, BackendRequest("bfloat16", backend="portable"), "LLAMA_BACKEND is portable"),
         ],
     )
@@ -85,7 +89,7 @@ class TestWhyNot:
         monkeypatch.setenv("PATH", str(tmp_path))
         assert (
             self.fallback_reason()
-            == f"{NO_LIBRARY}none is there, and no C++ compiler (g++, clang++, c++, or CXX) to make one"
+            == f"{NO_LIBRARY}none was found, and no C++ compiler (g++, clang++, c++, or CXX) to make one"
         )
 
     def test_a_compiler_that_fails(
@@ -123,7 +127,7 @@ class TestWhyNot:
         monkeypatch.setattr(build, "HERE", tmp_path / "file" / "sources")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         assert self.fallback_reason() == (
-            f"{NO_LIBRARY}none is there, and neither {tmp_path}/file/sources nor {tmp_path}/file/llama-endpoints can be written"
+            f"{NO_LIBRARY}none was found, and neither {tmp_path}/file/sources nor {tmp_path}/file/llama-endpoints can be written"
         )
 
 
@@ -151,7 +155,7 @@ class TestWhatAnOperatorInsistsOn:
         with pytest.raises(SetupError) as caught:
             select_backend(CONFIG, wanted)
         assert str(caught.value) == (
-            f"LLAMA_{setting} needs the native backend, which can't be used: {why}. Set it to {free}, or mend that."
+            f"LLAMA_{setting} needs the native backend, which can't be used: {why}. Set it to {free}, or fix the cause."
         )
 
     @pytest.mark.parametrize(("setting", "value"), [("backend", "native"), ("quantization", "int8")])
@@ -283,7 +287,7 @@ class TestTheBuild:
         assert build.main() == 0
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n")) == ("", 1)
-        assert "no kernels for CPUs with tiles: none is there, and no C++ compiler" in said.err
+        assert "no kernels for CPUs with tiles: none was found, and no C++ compiler" in said.err
 
 
 def test_nothing_is_compiled_where_the_cpu_cant_use_it(

@@ -124,7 +124,7 @@ def test_under_auto_vllms_settings_are_for_the_machines_that_have_it(
     with caplog.at_level(logging.WARNING), pytest.raises(Started):
         start(settings)
     assert caplog.messages == [
-        "LLAMA_VLLM_TENSOR_PARALLEL has no effect: the engine is batching, since there is no GPU"
+        "LLAMA_VLLM_TENSOR_PARALLEL has no effect: the engine is batching, because there is no GPU"
     ]
     caplog.clear()
     machine.driver, machine.vllm = True, FOUND

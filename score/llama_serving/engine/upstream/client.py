@@ -127,7 +127,7 @@ class UpstreamClient:
     async def _get(self, path: str) -> bytes:
         async with self._http.stream("GET", path, timeout=PROBE_S) as response:
             if response.status_code in (401, 403):
-                raise SetupError(f"it refuses {path} ({response.status_code}): it wants another key")
+                raise SetupError(f"it refuses {path} ({response.status_code}): it rejects the key")
             if response.status_code == 404 and path == "/version":
                 return b""
             if response.status_code in (429, 502, 503, 504) or (path, response.status_code) == ("/health", 500):

@@ -123,7 +123,7 @@ class UpstreamEngine:
     ) -> Handle:
         """See `Engine.submit`."""
         if self._away:
-            raise error_mapping.away("it did not answer when it was last asked")
+            raise error_mapping.away("it did not answer the last health check")
         handle = Handle(self._wants_no_more)
         ids = tuple(prompt_ids)
         # (With stop strings each token must be checked before the next one is computed.)
@@ -228,7 +228,7 @@ class UpstreamEngine:
                     said = waited + self._monitor.say_every_s
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), AGAIN_S)
-                    raise SetupError("it was not waited for any longer") from None
+                    raise SetupError("waiting for it was interrupted") from None
 
     async def _work(self) -> None:
         watching = asyncio.create_task(self._watch())

@@ -62,17 +62,17 @@ def refused(status: int, retry_after: str | None, said: Any, *, model: str) -> S
             )
         case 503:
             error = Unavailable(
-                f"The model's server takes no requests now. Try again in {again_s} s.", retry_after=again_s
+                f"The model's server accepts no requests now. Try again in {again_s} s.", retry_after=again_s
             )
         case 504:
-            error = DeadlineExceeded("The model's server ran out of its own time before the first token.")
+            error = DeadlineExceeded("The model's server reached its own deadline before the first token.")
         case 400 | 413 | 422:
             error = BadRequest(
                 f"The model's server refuses this request ({named}). Change what it names, or send another prompt.",
                 code="upstream_refused",
             )
         case 401 | 403:
-            error = InternalError(f"The model's server wants another key ({named}).", code=_CODE)
+            error = InternalError(f"The model's server rejects the key ({named}).", code=_CODE)
         case 404:
             error = InternalError(f"The model's server has no {model} any more ({named}).", code=_CODE)
         case _:
@@ -86,7 +86,7 @@ def in_stream(said: Any) -> ServingError:
     """Return the error of an error event in the middle of a response."""
     code = said.get("code") if isinstance(said, Mapping) else None
     if code in (503, "unavailable"):
-        return broken("it says that it ends")
+        return broken("it is shutting down")
     return InternalError(
         f"The model's server failed in the middle of the text ({_named(None, {'error': said})}). Try again.",
         code=_CODE,

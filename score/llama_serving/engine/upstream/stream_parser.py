@@ -88,7 +88,7 @@ class StreamedCompletion:
         if said == "length" and self._count == self._params.max_new_tokens:
             return "length"
         if said in ("abort", "cancelled"):
-            raise error_mapping.broken("it gave the sequence up")
+            raise error_mapping.broken("it aborted the sequence")
         raise error_mapping.malformed("an end that was not asked for")
 
     def _check(self, usage: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ class Supervisor:
         self._run.end()
         self._thread.join(END_S)
         if self._thread.is_alive():
-            _log.warning("vLLM does not end: it is killed")
+            _log.warning("vLLM does not exit: killing it")
             self._run.kill()
             self._thread.join(END_S)
 
@@ -120,7 +120,7 @@ class Supervisor:
         """Restart until it succeeds, since a missing GPU or disk may come back. False if closed meanwhile."""
         while True:
             seconds = pause_s(self._failures)
-            _log.error("%s; it is started again in %.0f s", why, seconds)
+            _log.error("%s; restarting it in %.0f s", why, seconds)
             if self._closing.wait(seconds):
                 return False
             try:

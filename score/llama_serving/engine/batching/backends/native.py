@@ -35,9 +35,9 @@ INT8_MOST: Final = 127
 def refusal(config: LlamaConfig) -> str | None:
     """Return why the kernels do not support this model; None if they do."""
     if config.head_dim not in HEAD_SIZES:
-        return f"they know heads of size {' and '.join(map(str, HEAD_SIZES))}, and this model's have {config.head_dim}"
+        return f"they support heads of size {' and '.join(map(str, HEAD_SIZES))}, and this model's have {config.head_dim}"
     if config.hidden % TILE:
-        return f"they know hidden sizes that are multiples of {TILE}, and this model's is {config.hidden}"
+        return f"they support hidden sizes that are multiples of {TILE}, and this model's is {config.hidden}"
     return None
 
 

@@ -92,7 +92,7 @@ def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelec
         if value not in {free, "portable"}:
             raise SetupError(
                 f"LLAMA_{setting}={value} needs the native backend, which can't be used: {kernels}. "
-                f"Set it to {free}, or mend that."
+                f"Set it to {free}, or fix the cause."
             )
     return BackendSelection(request, None, kernels)
 

@@ -72,7 +72,7 @@ class Kernels:
     def step(self, model: Model, step: Step, room: int) -> None:
         """Run one step; `room` is the address of that much memory, aligned to 64 bytes."""
         if self._step(byref(model), byref(step), room):
-            raise ValueError(f"the kernels know no heads of size {model.head_dim}")
+            raise ValueError(f"the kernels do not support heads of size {model.head_dim}")
 
     def pack(self, source: int, shape: Sequence[int], size: int, target: int) -> None:
         """Pack a matrix (outputs, inputs) of numbers of `size` bytes into the order of `Matrix.weights`."""

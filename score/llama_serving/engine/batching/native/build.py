@@ -59,7 +59,7 @@ def found_or_made() -> Path:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             if os.access(place, os.W_OK):
                 return compiled(place)
-    raise BuildError(f"none is there, and neither {' nor '.join(map(str, places))} can be written")
+    raise BuildError(f"none was found, and neither {' nor '.join(map(str, places))} can be written")
 
 
 def compiled(folder: Path, *, more: Sequence[str] = ()) -> Path:
@@ -101,7 +101,7 @@ def _compiler() -> list[str]:
     for name in COMPILERS:
         if path := shutil.which(name):
             return [path]
-    raise BuildError(f"none is there, and no C++ compiler ({', '.join(COMPILERS)}, or CXX) to make one")
+    raise BuildError(f"none was found, and no C++ compiler ({', '.join(COMPILERS)}, or CXX) to make one")
 
 
 def _cache() -> Path:
@@ -113,7 +113,7 @@ def main() -> int:
     try:
         print(found_or_made())  # noqa: T201
     except BuildError as error:
-        print(f"no kernels for CPUs with tiles: {error}. The portable backend serves.", file=sys.stderr)  # noqa: T201
+        print(f"no kernels for CPUs with tiles: {error}. The portable backend is used.", file=sys.stderr)  # noqa: T201
     return 0
 
 
