@@ -23,7 +23,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "blocks", "deadline", "handle", "ids", "num_computed_tokens", "num_prompt_tokens", "num_swapped_tokens", "params", "saved", "seq_id", "stop",
+        "blocks", "deadline", "handle", "ids", "num_computed_tokens", "num_prompt_tokens", "num_swapped_tokens",
+        "params", "saved", "seq_id", "stop",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  (one call site, all named)
