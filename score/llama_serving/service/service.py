@@ -197,7 +197,12 @@ class Service:
 
     @contextmanager
     def _running(
-        self, inputs: Sequence[PreparedInput], request: Request, deadline: float | None, *, streamed: bool = True
+        self,
+        inputs: Sequence[PreparedInput],
+        request: Request,
+        deadline: float | None,
+        *,
+        streamed: bool = True,
     ) -> Iterator[list[list[SequenceOutput]]]:
         """Submit all sequences of a request; they are cancelled when the block ends, however it ends."""
         running: list[list[SequenceOutput]] = []
