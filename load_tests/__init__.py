@@ -1,1 +1,1 @@
-"""Load tests: the two stock servers started for real, and locust run against them."""
+"""Load tests: the real servers, started as processes, under locust."""

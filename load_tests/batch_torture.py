@@ -1,4 +1,4 @@
-"""`make batch-torture`: a batch job that is killed again and again gives the very bytes of one that nobody disturbs."""
+"""`make batch-torture`: a batch job that is killed repeatedly must write the same bytes as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[1]
 SEED: Final = 20
 BAD: Final = 100
-"""One row in so many."""
+"""One row in this many is bad."""
 SMALL: Final = (1000, 10_000)
-"""Rows of the jobs whose memory the large one's is compared with."""
+"""Row counts of the small jobs, for comparing memory."""
 CACHE: Final = "24MiB"
-"""For keys and values: filled by the first few thousand rows, so that what grows behind that is the job's."""
+"""The KV cache's size: filled within the first few thousand rows, so later growth is the job's."""
 GROWTH: Final = 1.1
-"""Memory of the large job over that of the largest small one, at most; half a kilobyte a row would be seen. By
-10,000 rows all has reached its bound: the cache's pages, the tokenizer's own cache of words, two windows of rows."""
+"""The largest allowed ratio of the large job's memory to the largest small one's; half a kilobyte per row would exceed it. By
+10,000 rows everything bounded is full: the cache's pages, the tokenizer's word cache, two windows of rows."""
 LOOK_S: Final = 0.02
 
 
 class TortureError(Exception):
-    """The job did not do what it promises."""
+    """The job broke a promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Run:
     """One process of the command, or several for one output.
 
     Attributes:
-        seconds: that they took together.
-        peak_mib: resident memory, the most of any of them.
+        seconds: their total time.
+        peak_mib: peak resident memory of any of them.
         kills: how many of them were killed.
     """
 
@@ -57,7 +57,7 @@ class Run:
 
 
 def lines(number: int) -> Iterator[tuple[bytes, bool]]:
-    """So many rows, and for each whether it is a good one; one in `BAD` is not, in ways of its own."""
+    """Yield rows, and whether each is good; one in `BAD` is bad, in various ways."""
     rng = random.Random(SEED)  # noqa: S311
     bad = set(rng.sample(range(number), number // BAD))
     for n in range(number):
@@ -81,7 +81,7 @@ def lines(number: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def write(path: Path, number: int) -> set[int]:
-    """A file of so many rows; the lines that are bad ones."""
+    """Write a file of rows, and return the numbers of the bad lines."""
     bad = set()
     with path.open("wb") as file:
         for at, (row, good) in enumerate(lines(number), start=1):
@@ -92,7 +92,7 @@ def write(path: Path, number: int) -> set[int]:
 
 
 def undisturbed(rows: Path, output: Path) -> Run:
-    """The job in one go."""
+    """Run the job without interruption."""
     return _until_it_ends(_started(rows, output), lambda: False)
 
 
@@ -105,18 +105,18 @@ def killed(  # noqa: PLR0913  (all but three named)
     share: float = 0.97,
     told: Callable[[int], object] = lambda _: None,
 ) -> Run:
-    """The job, killed so many times at random moments, and started again each time.
+    """Run the job, kill it at random moments, and restart it each time.
 
     Args:
         rows: the input.
-        output: of the command.
-        kills: one in four while it starts, the others when so and so many rows are done.
-        start_s: seconds that a start takes, at least.
-        share: of the rows, to be done at the last kill at most; a job that is over can't be killed.
-        told: given the number of kills so far.
+        output: the command's output.
+        kills: number of kills: a quarter during the start, the others at a number of finished rows.
+        start_s: the least seconds that a start takes.
+        share: the share of rows that may be done at the last kill; a finished job cannot be killed.
+        told: called with the number of kills so far.
 
     Raises:
-        TortureError: it ended in another way, or before it could be killed that often.
+        TortureError: it exited in another way, or finished too early.
     """
     rng = random.Random(SEED)  # noqa: S311
     with rows.open("rb") as file:
@@ -135,10 +135,10 @@ def killed(  # noqa: PLR0913  (all but three named)
 
 
 def check(output: Path, expected: Path, number: int, bad: set[int]) -> None:
-    """One record for each row, in order; the errors are the bad rows; the bytes are the undisturbed run's.
+    """Check one record per row, in order; errors for exactly the bad rows; the same bytes as the undisturbed run.
 
     Raises:
-        TortureError: it is not so.
+        TortureError: a check failed.
     """
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     times = Counter(record["line"] for record in records)
@@ -155,7 +155,7 @@ def check(output: Path, expected: Path, number: int, bad: set[int]) -> None:
 
 
 def check_memory(few: Run, many: Run) -> None:
-    """More rows take no more memory, once what is bounded has reached its bound.
+    """Check that more rows take no more memory, once everything bounded is full.
 
     Raises:
         TortureError: they do.
@@ -167,14 +167,14 @@ def check_memory(few: Run, many: Run) -> None:
 def _started(rows: Path, output: Path) -> subprocess.Popen[bytes]:
     command = [console_script("llama-endpoints"), "batch", "--model", "nano", "--input", str(rows), "--output", str(output),
                "--dtype", "float32", "--engine", "batching"]  # fmt: skip
-    # (The outcome must not depend on this shell's settings.)
+    # This shell's settings must not affect the result.
     mine = {name: value for name, value in environment({}).items() if not name.startswith("LLAMA_")}
     mine["LLAMA_KV_MEMORY"] = CACHE
     return subprocess.Popen(command, env=mine, stderr=subprocess.PIPE)  # noqa: S603
 
 
 def _killed_once(rows: Path, output: Path, seconds: float | None, done: int) -> Run:
-    """Killed after some seconds, or else when so many rows are in the journal."""
+    """Run the job, and kill it after some seconds, or at a number of rows in the journal."""
     process, began, journal = _started(rows, output), time.monotonic(), Journal(output)
 
     def now() -> bool:
@@ -184,14 +184,14 @@ def _killed_once(rows: Path, output: Path, seconds: float | None, done: int) -> 
 
 
 class Journal:
-    """How many rows are in a journal; what was counted is not read again."""
+    """Counts the rows of a journal, reading only what is new."""
 
     def __init__(self, output: Path) -> None:
         self._path = output.with_name(f"{output.name}.journal")
         self._lines = self._read = 0
 
     def rows(self) -> int:
-        """So far, and one for its head."""
+        """Return the rows so far, plus one for the head."""
         if not self._path.exists():
             return 0
         with self._path.open("rb") as file:

@@ -1,12 +1,12 @@
-"""Locust users, one class a protocol. `python -m load_tests.run` starts a server and runs them.
+"""Locust users, one class per protocol. `python -m load_tests.run` starts a server and runs them.
 
-Against a server that is up already, with locust's own page to steer and watch:
+For a running server, with locust's own web page:
 
     locust -f load_tests/locustfile.py CompletionsUser ChatUser --host http://127.0.0.1:8453
 
-What they send is in `--workload`; `--samples FILE` writes a line of JSON a request. The n-th user always sends
-the same requests in the same order. `LOAD_KEY` is the server's key, where it has one. What should not have been
-answered so is a failure; failures, or no requests at all, make locust's exit status 1.
+`--workload` is what they send; `--samples FILE` writes a line of JSON per request. The n-th user always sends the same requests
+in the same order. `LOAD_KEY` is the server's key, if it has one. Wrong answers are failures; failures, or no requests at all,
+make locust's exit status 1.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _numbers = itertools.count()
 
 
 class _Test:
-    """What all users share: the workload, and when the test began."""
+    """State shared by all users: the workload, and the start of the test."""
 
     workload = Workload()
     began = 0.0
@@ -45,7 +45,7 @@ class _Test:
 
 
 class RouteUser(FastHttpUser):  # type: ignore[misc]  # locust is not followed by mypy
-    """Sends what the workload has, when it is due."""
+    """Sends the workload's requests when they are due."""
 
     abstract = True
     wait_time = constant(0)
@@ -55,7 +55,7 @@ class RouteUser(FastHttpUser):  # type: ignore[misc]  # locust is not followed b
     route: ClassVar[Route]
 
     def on_start(self) -> None:
-        """Numbers the user: its number is its seed."""
+        """Number the user; the number is its seed."""
         self.random = Random(next(_numbers))  # noqa: S311  requests, not secrets
         key = os.environ.get("LOAD_KEY")
         self.headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -64,7 +64,7 @@ class RouteUser(FastHttpUser):  # type: ignore[misc]  # locust is not followed b
 
     @task  # type: ignore[untyped-decorator]
     def send(self) -> None:
-        """One request, its verdict, its sample."""
+        """Send one request, check the answer, and record a sample."""
         gevent.sleep(max(0.0, self.due - time.perf_counter()))
         late = time.perf_counter() - self.due if self.rate else 0.0
         asked = draw(_Test.workload, self.random, self.route.kinds, streams=self.route.streams)
@@ -78,12 +78,12 @@ class RouteUser(FastHttpUser):  # type: ignore[misc]  # locust is not followed b
         return together / _Test.users if together else None
 
     def _next(self) -> None:
-        # All users' Poisson processes together are one.
+        # The Poisson processes of all users add up to one.
         self.due = self.due + self.random.expovariate(self.rate) if self.rate else time.perf_counter()
 
 
 class _Exchange:
-    """One request and its answer, with the times."""
+    """One request and its answer, with times."""
 
     def __init__(self, user: RouteUser, asked: Asked, late: float) -> None:
         self._user, self._asked, self._late = user, asked, late
@@ -92,7 +92,7 @@ class _Exchange:
         self._first: float | None = None
 
     def run(self) -> None:
-        """Sends it; locust is told, and those who listen to it."""
+        """Send the request, and report it to locust and its listeners."""
         name = self._route.path + (" stream" if self._asked.stream else "")
         with self._user.client.post(
             self._route.path, json=self._route.body(self._asked), headers=self._user.headers, name=name,
@@ -125,7 +125,7 @@ class _Exchange:
                 if self._asked.cancelled:
                     cut = True
                     break
-            response.stream.release()  # (closes the connection where the body is not read to its end)
+            response.stream.release()  # closes the connection if the body was not read to its end
         else:
             body += response.content
         return Reply(response.status_code, bytes(body), response.headers.get("retry-after"), cut)
@@ -146,13 +146,13 @@ class _Exchange:
 
 
 class ScoreUser(RouteUser):
-    """Our server's `/score`: `input_data` as the model card has it."""
+    """Our server's `/score`, with `input_data` as in the model card."""
 
     route = ROUTES["ScoreUser"]
 
 
 class InvocationsUser(RouteUser):
-    """Our server's `/invocations`: MLflow's words."""
+    """Our server's `/invocations`, in MLflow's form."""
 
     route = ROUTES["InvocationsUser"]
 
@@ -170,13 +170,13 @@ class ChatUser(RouteUser):
 
 
 class StockScoreUser(RouteUser):
-    """azmlinfsrv with score.py, which can't stream."""
+    """azmlinfsrv with score.py, which cannot stream."""
 
     route = ROUTES["StockScoreUser"]
 
 
 class StockInvocationsUser(RouteUser):
-    """`mlflow models serve`, which can't stream."""
+    """`mlflow models serve`, which cannot stream."""
 
     route = ROUTES["StockInvocationsUser"]
 
@@ -191,13 +191,13 @@ def _begin(environment: Any, **_: Any) -> None:
     _Test.workload = Workload.read(Path(options.workload))
     _Test.users, _Test.began = options.num_users or 1, time.perf_counter()
     if options.samples:
-        # Closed with the process: requests under way are told of after the test has stopped.
+        # Closed with the process: requests in flight are reported after the test has stopped.
         file = Path(options.samples).open("w", encoding="utf-8", buffering=1)  # noqa: SIM115
         events.request.add_listener(lambda context, **_: file.write(context["sample"].line()))
 
 
 def _refuse_silence(environment: Any, **_: Any) -> None:
-    """Failures make the exit status 1 by themselves; a run without requests does not."""
+    """Fail a run without requests; failed requests set the exit status by themselves."""
     if not environment.stats.total.num_requests:
         environment.process_exit_code = 1
 

@@ -1,4 +1,4 @@
-"""What each route is asked with, and what it must answer: the README's tables, without any connection in it."""
+"""The request of each route, and the answer it must give. No connections."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DONE: Final = "[DONE]"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back.
+    """An answer.
 
     Attributes:
-        status: of HTTP.
-        body: as it came; of a stream all its events.
-        retry_after: the header.
-        cut: our client went before the end.
+        status: HTTP status.
+        body: the body as received; all events of a stream.
+        retry_after: the Retry-After header.
+        cut: whether our client disconnected before the end.
     """
 
     status: int
@@ -34,12 +34,12 @@ class Reply:
 
     @property
     def events(self) -> list[str]:
-        """The data of all events of a stream."""
+        """Return the data of all events of a stream."""
         return [line.removeprefix("data: ") for line in self.body.decode().split("\n\n") if line]
 
     @property
     def json(self) -> Any:
-        """The body; None where it is no JSON."""
+        """Return the body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -50,8 +50,8 @@ class Route(Protocol):
     """One route.
 
     Attributes:
-        kinds: those that it has.
-        streams: whether it can.
+        kinds: the kinds of inputs it takes.
+        streams: whether it can stream.
     """
 
     path: str
@@ -59,17 +59,17 @@ class Route(Protocol):
     streams: bool
 
     def body(self, asked: Asked) -> dict[str, Any]:
-        """The request in this route's words."""
+        """Return the request in this route's form."""
 
     def whole(self, asked: Asked, answer: Any) -> int:
-        """Tokens of an answer.
+        """Return the tokens of an answer.
 
         Raises:
-            LookupError, TypeError, ValueError, AttributeError: it has not the shape that it must have.
+            LookupError, TypeError, ValueError, AttributeError: the answer has another shape.
         """
 
     def streamed(self, events: Sequence[Any]) -> int:
-        """Tokens of a stream, from its events.
+        """Return the tokens of a stream's events.
 
         Raises:
             LookupError, TypeError, ValueError, AttributeError: as `whole`.
@@ -77,13 +77,13 @@ class Route(Protocol):
 
 
 class AzureML:
-    """`/score` and `/invocations`: Azure's words.
+    """`/score` and `/invocations`, in Azure's form.
 
     Args:
         path: the route.
-        key: under which it expects the inputs.
-        wrapped: under which it answers them, if anything.
-        streams: whether it can.
+        key: the key of the inputs.
+        wrapped: the key of the outputs, if there is one.
+        streams: whether it can stream.
     """
 
     kinds: Sequence[Kind] = KINDS
@@ -174,17 +174,16 @@ ROUTES: Final[dict[str, Route]] = {
     "StockScoreUser": AzureML("/score", "input_data", streams=False),
     "StockInvocationsUser": AzureML("/invocations", "inputs", wrapped="predictions", streams=False),
 }
-"""By the class of its users; stock servers can't stream."""
+"""Routes by the class of their users; stock servers cannot stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a reply is.
+    """The judgement on an answer.
 
     Attributes:
-        outcome: answered; refused, as it had to be; busy, a 429 that says when to come again; cancelled, by us;
-            wrong.
-        tokens: generated.
+        outcome: answered; refused, as required; busy, a 429 with Retry-After; cancelled, by us; wrong.
+        tokens: generated tokens.
         fault: what is wrong.
     """
 
@@ -197,7 +196,7 @@ OUTCOMES: Final = ("answered", "refused", "busy", "cancelled", "wrong")
 
 
 def verdict(route: Route, asked: Asked, reply: Reply) -> Verdict:
-    """Whether a reply is what its request must get."""
+    """Judge an answer by its request."""
     if reply.status == 429:
         return _busy(reply)
     if asked.bad:
@@ -211,7 +210,7 @@ def verdict(route: Route, asked: Asked, reply: Reply) -> Verdict:
 
 
 def _busy(reply: Reply) -> Verdict:
-    # (MLflow's server lets no header through.)
+    # MLflow's server drops headers.
     if reply.retry_after is None and "retry_after" not in _error(reply):
         return Verdict("wrong", fault="429 that does not say when to come again")
     return Verdict("busy")

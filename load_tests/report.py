@@ -1,4 +1,4 @@
-"""A load test's samples as tables, pictures and one HTML page."""
+"""A load test's samples as tables, charts and one HTML page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
 LATE_S: Final = 0.1
-"""From here on a request counts as sent late."""
+"""From this delay on a request counts as sent late."""
 POINTS: Final = np.concatenate([np.arange(0, 99.0, 1.0), np.arange(99.0, 99.95, 0.1)])
 COLUMNS: Final = (
     "route", "requests", "answered", "refused", "busy", "cancelled", "wrong",
@@ -33,11 +33,11 @@ class Run:
     """What was run.
 
     Attributes:
-        server: which.
-        users: at a time.
+        server: the server.
+        users: concurrent users.
         workload: the text of its file.
-        seconds: that it was meant to send.
-        interrupted: it was ended before.
+        seconds: the intended duration.
+        interrupted: whether it was interrupted.
     """
 
     server: str
@@ -48,13 +48,13 @@ class Run:
 
 
 def outcomes(samples: Iterable[Sample]) -> dict[str, int]:
-    """How many there are of each."""
+    """Return the number of samples by outcome."""
     counted = Counter(sample.outcome for sample in samples)
     return {outcome: counted[outcome] for outcome in OUTCOMES}
 
 
 def rows(samples: Sequence[Sample]) -> list[list[str]]:
-    """A row a route, whole and streamed apart, and one of all: `COLUMNS`. Times are those of what was answered."""
+    """Return a row per route, whole and streamed separately, and a total: `COLUMNS`. Times count answered requests only."""
     groups: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=_name):
         groups.setdefault(_name(sample), []).append(sample)
@@ -87,7 +87,7 @@ def _name(sample: Sample) -> str:
 
 
 def rates(samples: Sequence[Sample]) -> str:
-    """Requests and tokens a second, from the first sending to the last answer."""
+    """Return requests and tokens a second, from the first request to the last answer."""
     seconds = max((s.at + s.seconds for s in samples), default=0.0) - min((s.at for s in samples), default=0.0)
     if not seconds:
         return "nothing was sent"
@@ -96,7 +96,7 @@ def rates(samples: Sequence[Sample]) -> str:
 
 
 def lateness(samples: Sequence[Sample]) -> str | None:
-    """Whether users were busy when requests were due; None where they were not."""
+    """Return a warning if users were busy when requests were due; None if not."""
     late = [sample for sample in samples if sample.late_s > LATE_S]
     if not late:
         return None
@@ -108,13 +108,13 @@ def lateness(samples: Sequence[Sample]) -> str | None:
 
 
 def faults(samples: Sequence[Sample]) -> list[tuple[int, str]]:
-    """What was wrong, most frequent first."""
+    """Return the faults, most frequent first."""
     counted = Counter(f"{sample.route}: {sample.fault}" for sample in samples if sample.fault is not None)
     return [(count, fault) for fault, count in counted.most_common()]
 
 
 def table(samples: Sequence[Sample]) -> str:
-    """`rows`, for a terminal."""
+    """Format `rows` for a terminal."""
     lines = [list(COLUMNS), *rows(samples)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     return "\n".join(
@@ -125,7 +125,7 @@ def table(samples: Sequence[Sample]) -> str:
 
 
 def html(run: Run, samples: Sequence[Sample]) -> str:
-    """One page that needs nothing beside it."""
+    """Return a self-contained HTML page."""
     import jinja2
 
     source = TEMPLATE.read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def html(run: Run, samples: Sequence[Sample]) -> str:
 
 
 def pictures(samples: Sequence[Sample]) -> list[tuple[str, str]]:
-    """Titles and SVGs."""
+    """Return titles and SVGs."""
     drawn = {
         "Latency by percentile": _latencies,
         "Time to the first event by percentile": _firsts,
@@ -164,7 +164,7 @@ def _firsts(axes: Any, samples: Sequence[Sample]) -> None:
 
 
 def _percentiles(axes: Any, samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> None:
-    """A line a route, over a scale on which 90, 99 and 99.9 % are equally far apart."""
+    """Draw a line per route, on a scale with equal distances between 90, 99 and 99.9 %."""
     for name in sorted({_name(sample) for sample in samples}):
         mine = [s for s in samples if _name(s) == name and s.outcome == "answered"]
         values = [found for sample in mine if (found := value(sample)) is not None]
@@ -211,7 +211,7 @@ def _status(sample: Sample) -> str:
 
 
 def _edges(ends: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """At most 60 bins, none below a second."""
+    """Return at most 60 bins, none shorter than a second."""
     last = max(1.0, float(ends.max(initial=1.0)))
     return np.linspace(0, last, min(60, max(1, int(last))) + 1)
 

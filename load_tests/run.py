@@ -40,7 +40,7 @@ USERS: Final = {
     "mlflow": ("StockInvocationsUser",),
 }
 STOP_S: Final = 60
-"""How long locust lets requests under way finish. More than one may take on a slow machine."""
+"""How long locust waits for requests in flight; a request may take this long on a slow machine."""
 LOOK_S: Final = 0.5
 INTERRUPTED: Final = 128 + signal.SIGINT
 
@@ -49,20 +49,20 @@ INTERRUPTED: Final = 128 + signal.SIGINT
 @click.option(
     "--model",
     type=click.Path(exists=True, path_type=Path),
-    help="Folder of a packaged model; a server is started with it.",
+    help="Folder of a packaged model. A server is started with it.",
 )
 @click.option(
     "--server",
     type=click.Choice(sorted(USERS)),
     default="own",
     show_default=True,
-    help="Which server; with --url, what is there.",
+    help="The server to start; with --url, the kind of the running one.",
 )
 @click.option(
-    "--url", help="A server that is up already, instead of --model. LOAD_KEY is its key, if it has one."
+    "--url", help="Address of a running server, instead of --model. LOAD_KEY is its key, if it has one."
 )
-@click.option("--users", type=click.IntRange(1), default=8, show_default=True, help="Users at a time.")
-@click.option("--seconds", type=click.IntRange(1), default=30, show_default=True, help="How long they send.")
+@click.option("--users", type=click.IntRange(1), default=8, show_default=True, help="Concurrent users.")
+@click.option("--seconds", type=click.IntRange(1), default=30, show_default=True, help="Duration.")
 @click.option(
     "--workload",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -75,12 +75,12 @@ INTERRUPTED: Final = 128 + signal.SIGINT
 def main(  # noqa: PLR0913  (the options of a command)
     *, model: Path | None, server: str, url: str | None, users: int, seconds: int, workload: Path, output: Path
 ) -> None:
-    """Load a server with every protocol that it speaks, check every answer, and write an HTML report.
+    """Load a server with every protocol it speaks, check every answer, and write an HTML report.
 
-    Exit code 0: every answer was right; 1: some were not, or there were none; 2: it could not begin. Ctrl-C ends
-    the sending; the report is of what was sent until then.
+    Exit codes: 0 every answer was right; 1 some were wrong, or there were none; 2 it could not start. Ctrl-C stops sending;
+    the report covers what was sent.
     """
-    # Without this a SIGTERM would end us at once and leave the server behind.
+    # Without this, SIGTERM would end this process and leave the server running.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if (model is None) == (url is None):
         raise click.UsageError("Give --model, and a server is started; or --url of one that is up.")
@@ -105,7 +105,7 @@ def _sentence(error: Exception) -> int:
 
 
 def _users(server: str, workload: Workload) -> tuple[str, ...]:
-    """The users that the workload has something for."""
+    """Return the users for which the workload has requests."""
     chosen = tuple(name for name in USERS[server] if any(workload.weights(ROUTES[name].kinds)))
     if not chosen:
         raise WorkloadError(f"The workload has nothing for {server}.")
@@ -137,11 +137,11 @@ class _Load:
         return self.output / "samples.jsonl"
 
     def run(self, url: str) -> tuple[int, bool]:
-        """Locust's exit status, and whether it was interrupted."""
+        """Return locust's exit status, and whether it was interrupted."""
         self.output.mkdir(parents=True, exist_ok=True)
         self.samples.write_bytes(b"")
         with (self.output / "locust.log").open("wb") as log, _interrupts() as interrupted:
-            # locust imports from its working directory, where this package lies.
+            # locust imports from its working directory, which must contain this package.
             process = subprocess.Popen(self._command(url), cwd=ROOT, stdout=log, stderr=log)  # noqa: S603
             try:
                 self._watch(process)
@@ -160,7 +160,7 @@ class _Load:
         ]
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Show how far it is, until it ends."""
+        """Show the progress until it ends."""
         began = time.monotonic()
         limit = began + self.seconds + 2 * STOP_S
         with tqdm(total=self.seconds, unit=" s", file=sys.stderr, disable=None) as bar:
@@ -175,14 +175,14 @@ class _Load:
                 )
 
     def measured(self) -> list[Sample]:
-        """What there is so far."""
+        """Return the samples so far."""
         with self.samples.open(encoding="utf-8") as lines:
             return list(read(lines))
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C is for locust, which the terminal tells as well; we wait for it, and remember."""
+    """Ignore Ctrl-C, which the terminal sends to locust too, and remember it."""
     told: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: told.append(number))
     try:
@@ -192,7 +192,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _tell(run: report.Run, load: _Load, status: int) -> int:
-    """Print, write the report; the exit status."""
+    """Print the result, write the report, and return the exit status."""
     measured = load.measured()
     if not measured:
         click.echo(f"No request was sent. locust's log is {load.output / 'locust.log'}", err=True)

@@ -1,4 +1,4 @@
-"""One line a request: what a load test has measured."""
+"""Samples of a load test, one line per request."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request, as its client saw it.
+    """One request as its client saw it.
 
     Attributes:
-        at: seconds from the start of the test to its sending.
+        at: seconds from the start of the test to sending it.
         route: the path.
-        stream: it was to be answered as events.
-        status: of HTTP; 0 where no answer came.
+        stream: whether a stream was requested.
+        status: HTTP status; 0 without an answer.
         outcome: see `protocols.Verdict`.
-        seconds: to the end of the answer.
-        first_s: to the first event of a stream.
-        tokens: generated.
-        late_s: how long after it was due it was sent, as its user was still waiting for an answer.
+        seconds: time to the end of the answer.
+        first_s: time to the first event of a stream.
+        tokens: generated tokens.
+        late_s: how late it was sent because its user was still waiting for an answer.
         fault: what was wrong.
     """
 
@@ -40,18 +40,18 @@ class Sample:
 
     @property
     def token_s(self) -> float | None:
-        """Seconds of a token behind the first, on the average; None where that can't be known."""
+        """The average seconds per token after the first; None if unknown."""
         if self.first_s is None or self.outcome != "answered" or self.tokens < 2:
             return None
         return (self.seconds - self.first_s) / (self.tokens - 1)
 
     def line(self) -> str:
-        """As a line of JSON."""
+        """Return the sample as a line of JSON."""
         return json.dumps(asdict(self)) + "\n"
 
 
 def read(lines: Iterable[str]) -> Iterator[Sample]:
-    """The samples of a file. A last line that is torn is left out: its writer was killed."""
+    """Read the samples of a file. A torn last line, from a killed writer, is skipped."""
     for line in lines:
         if line.endswith("\n"):
             yield Sample(**json.loads(line))

@@ -1,4 +1,4 @@
-"""What a load test sends: how long, how often, how much of what. Read from a YAML file, see `workload.yml`."""
+"""What a load test sends, and how often. Read from a YAML file such as `workload.yml`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Kind = Literal["completion", "infill", "dialog"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 DEFAULT: Final = Path(__file__).with_name("workload.yml")
 SOURCES: Final = ("argparse", "ast", "csv", "json.decoder", "textwrap", "tokenize", "zipfile")
-"""Modules of the standard library whose text the prompts are cut from."""
+"""Standard library modules whose text the prompts are cut from."""
 
 _SHARE: Final = {"type": "number", "minimum": 0, "maximum": 1}
 _LENGTHS: Final = {
@@ -55,12 +55,12 @@ _SCHEMA: Final = {
 
 
 class WorkloadError(ValueError):
-    """A workload file that can't be used. The message names the field."""
+    """A workload file is invalid. The message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """From the least to the most, both included."""
+    """A range, both ends included."""
 
     least: int
     most: int
@@ -71,14 +71,13 @@ class Workload:
     """What a load test sends.
 
     Attributes:
-        prompt_characters: of each prompt, drawn log-uniformly.
-        new_tokens: of each answer, at most; drawn uniformly.
-        prompts: of one request that does not stream.
-        requests_per_second: of all users together, as a Poisson process; None: each user sends its next request
-            when it has its answer.
-        kinds: weights.
-        stream: share of requests that are answered as events.
-        cancel: share of those that stream whose client goes after the first piece.
+        prompt_characters: characters per prompt, drawn log-uniformly.
+        new_tokens: the limit of tokens per answer, drawn uniformly.
+        prompts: prompts of a request that does not stream.
+        requests_per_second: of all users together, as a Poisson process; None: each user sends its next request after its answer.
+        kinds: weights of the kinds of inputs.
+        stream: share of requests that stream.
+        cancel: share of streams that the client cancels after the first piece.
         bad: share of requests that must be refused.
     """
 
@@ -93,10 +92,10 @@ class Workload:
 
     @classmethod
     def read(cls, path: Path) -> Workload:
-        """The workload of a YAML file; a field that is left out has its default.
+        """Read a YAML file; missing fields get their defaults.
 
         Raises:
-            WorkloadError: it can't be read, or a field is unknown or out of range.
+            WorkloadError: it cannot be read, or a field is unknown or out of range.
         """
         try:
             given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -123,22 +122,22 @@ class Workload:
         return cls(**fields)
 
     def weights(self, kinds: Sequence[Kind]) -> list[float]:
-        """The weights of some kinds; all 0 where the workload has none of them."""
+        """Return the weights of some kinds; all 0 if the workload has none of them."""
         return [dict(self.kinds).get(kind, 0.0) for kind in kinds]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request, in no protocol's words.
+    """One request, independent of protocols.
 
     Attributes:
-        kind: which inputs it has.
-        texts: a prompt each; where a middle is asked for, see `holes`.
-        new_tokens: at most, of each answer.
-        seed: of the draws.
-        stream: it is answered as events.
-        cancelled: its client goes after the first piece.
-        bad: it must be refused.
+        kind: the kind of inputs.
+        texts: the prompts; for infilling see `holes`.
+        new_tokens: the limit of tokens per answer.
+        seed: seed for sampling.
+        stream: whether the answer is streamed.
+        cancelled: whether the client cancels it after the first piece.
+        bad: whether it must be refused.
     """
 
     kind: Kind
@@ -151,17 +150,17 @@ class Asked:
 
     @property
     def holes(self) -> list[tuple[str, str]]:
-        """The texts without a quarter in their middle: what is before it, and what is behind."""
+        """The texts without the middle quarter: what precedes it, and what follows it."""
         return [_without_middle(text) for text in self.texts]
 
 
 def draw(workload: Workload, random: Random, kinds: Sequence[Kind], *, streams: bool) -> Asked:
-    """The next request.
+    """Draw the next request.
 
     Args:
         workload: what to draw from.
-        random: the user's.
-        kinds: those that the protocol has; the workload has a weight for one of them.
+        random: the user's random numbers.
+        kinds: the kinds that the protocol takes; the workload has a weight for at least one.
         streams: whether the protocol can stream.
     """
     (kind,) = random.choices(kinds, workload.weights(kinds))
@@ -189,7 +188,7 @@ def _doubling(random: Random, lengths: Lengths) -> int:
 
 @cache
 def _code() -> tuple[str, list[int]]:
-    """Python code, and where its definitions begin."""
+    """Return Python code, and the offsets of its definitions."""
     text = "\n".join(inspect.getsource(importlib.import_module(name)) for name in SOURCES)
     lines = text.splitlines(keepends=True)
     starts, at = [], 0
@@ -201,7 +200,7 @@ def _code() -> tuple[str, list[int]]:
 
 
 def _text(random: Random, characters: int) -> str:
-    """So many characters of code, from the beginning of a definition."""
+    """Return this many characters of code, from the start of a definition."""
     text, starts = _code()
     last = max(1, bisect.bisect_right(starts, len(text) - characters))
     start = starts[random.randrange(last)]
