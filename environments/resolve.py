@@ -27,7 +27,7 @@ UV: Final = Path(sys.executable).with_name("uv")
 BROUGHT: Final = "# What those bring"
 IMAGE: Final = ("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_39")
 WHEELS: Final = ("--only-binary", ":all:", "--no-binary", "fusepy")
-"""fusepy is on the index only as source; azureml-dataset-runtime[fuse] wants it."""
+"""The index has fusepy only as source; azureml-dataset-runtime[fuse] needs it."""
 QUIETLY: Final = (
     "--quiet",
     "--no-config",
@@ -37,11 +37,11 @@ QUIETLY: Final = (
     "--system-certs",
 )
 CUDA: Final = re.compile(r"(cuda|nvidia)-[a-z0-9-]+|triton")
-"""What torch brings. The Dockerfiles that take torch from an index of its own leave the choice to that build."""
+"""torch's dependencies. Dockerfiles that take torch from its own index leave them to that build."""
 
 
 class Unresolvable(Exception):
-    """The requirements contradict each other, or the index can't be reached; uv's own words."""
+    """The requirements contradict each other, or the index cannot be reached; the message is uv's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Requirements:
 
     @classmethod
     def read(cls, file: Path) -> "Requirements":
-        """Those of a file; the Dockerfile stands beside it."""
+        """Return those of a file; its Dockerfile is beside it."""
         text, folder = file.read_text("utf-8"), file.parent
         above, line, below = text.partition(BROUGHT)
         rest, _, pins = below.partition("\n")
@@ -75,7 +75,7 @@ class Requirements:
         return {**versions(self.asked), **self.brought}
 
     def resolved(self, *, prefer: str = "", keep: bool) -> dict[str, str]:
-        """What the image would get.
+        """Return what the image would install.
 
         Args:
             prefer: pins to take where they fit.
@@ -89,7 +89,7 @@ class Requirements:
         return {name: version for name, version in found.items() if self.cuda or not CUDA.fullmatch(name)}
 
     def faults(self) -> list[str]:
-        """What is wrong with them, a line each.
+        """Return what is wrong, one line each.
 
         Raises:
             Unresolvable: there is no answer to what they ask for.
@@ -97,7 +97,7 @@ class Requirements:
         return differences(self.pinned, self.resolved(keep=True))
 
     def updated(self, tested: str) -> str:
-        """The file's text with new pins in its lower half.
+        """Return the file's text with new pins in its lower half.
 
         Raises:
             Unresolvable: there is no answer to what its upper half asks for.
@@ -113,7 +113,7 @@ class Requirements:
 
 
 def differences(pinned: Mapping[str, str], resolved: Mapping[str, str]) -> list[str]:
-    """Between the pins and what an image would get, a line each."""
+    """Yield the differences between the pins and what an image would install, one line each."""
     return [
         *(
             f"{name} is not pinned: today it would be {version}"
@@ -130,7 +130,7 @@ def differences(pinned: Mapping[str, str], resolved: Mapping[str, str]) -> list[
 
 
 def uv(asked: str, *, constraints: str, prefer: str) -> str:
-    """What uv makes of requirements, as its text.
+    """Return uv's resolution of requirements as text.
 
     Raises:
         Unresolvable: it found no answer.
@@ -141,7 +141,7 @@ def uv(asked: str, *, constraints: str, prefer: str) -> str:
         folder = Path(name)
         (folder / "asked.txt").write_text(asked, "utf-8")
         (folder / "constraints.txt").write_text(constraints, "utf-8")
-        (folder / "found.txt").write_text(prefer, "utf-8")  # uv keeps what the file has where it can
+        (folder / "found.txt").write_text(prefer, "utf-8")  # uv keeps existing pins where it can
         files = ("asked.txt", "--constraint", "constraints.txt", "--output-file", "found.txt")
         command = (UV, "pip", "compile", *files, *IMAGE, *WHEELS, *QUIETLY, "--python", sys.executable)
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
@@ -151,12 +151,12 @@ def uv(asked: str, *, constraints: str, prefer: str) -> str:
 
 
 def versions(text: str) -> dict[str, str]:
-    """Package, by its normal name -> version, of the lines that pin one."""
+    """Return versions by normalized package name, from the lines that pin one."""
     return {normal(name): version for name, version in _pins(text)}
 
 
 def spellings(text: str) -> dict[str, str]:
-    """Normal name -> the name as it is written."""
+    """Return names as written, by normalized name."""
     return {normal(name): name for name, _ in _pins(text)}
 
 
@@ -165,22 +165,22 @@ def _pins(text: str) -> list[tuple[str, str]]:
 
 
 def lines(pins: Mapping[str, str]) -> str:
-    """The pins as requirements, one a line."""
+    """Return the pins as requirements, one per line."""
     return "".join(f"{name}=={version}\n" for name, version in pins.items())
 
 
 def normal(package: str) -> str:
-    """A package's name as indexes compare it."""
+    """Return a package's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def public(version: str) -> str:
-    """Without the local part (`+cpu`): which build of it is the index's choice."""
+    """Return a version without its local part (`+cpu`): the index chooses the build."""
     return version.partition("+")[0]
 
 
 def files() -> dict[str, Path]:
-    """All of them: `gpu` is gpu/requirements.txt, and `gpu/vllm` is gpu/vllm-requirements.txt."""
+    """Return all images: `gpu` is gpu/requirements.txt, and `gpu/vllm` is gpu/vllm-requirements.txt."""
     found = {_name(path): path for path in FOLDER.glob("*/*requirements.txt")}
     return dict(sorted(found.items()))
 
@@ -209,7 +209,7 @@ def main(*, chosen: Sequence[str], update: bool) -> None:
 
 
 def _faults(file: Path, *, update: bool) -> list[str]:
-    """Of one file, after an update if that is wanted."""
+    """Check one file, after an update if requested."""
     try:
         if update:
             file.write_text(Requirements.read(file).updated(TESTED.read_text("utf-8")), "utf-8")

@@ -118,7 +118,7 @@ def test_it_goes_on_where_it_ended(
 
 def test_a_later_call_goes_on(azure: FakeAzure, coming: Coming) -> None:
     azure.faults[NAME] = [None, None, *[Status(503)] * 4]
-    assert "can't be had: Azure says 503, 3 times in a row. What is there is kept" in coming.refused()
+    assert f"Cannot download {NAME}: Azure answered 503, 3 times in a row. Progress is kept" in coming.refused()
     (part,) = coming.folder.iterdir()
     assert part.stat().st_size == 2 * RANGE
     azure.ranges.clear()
@@ -132,7 +132,7 @@ def test_a_changed_blob_is_not_mixed_in(azure: FakeAzure, coming: Coming) -> Non
     blobs = coming.blobs()
     files = blobs.list()
     azure.faults[NAME] = [None, None, *[Status(503)] * 4]
-    with pytest.raises(SetupError, match="can't be had"):
+    with pytest.raises(SetupError, match="Cannot download"):
         coming(blobs, files)
     azure.put("folder", {NAME: CONTENT[::-1]})
     with pytest.raises(
@@ -146,7 +146,7 @@ def test_a_changed_blob_is_not_mixed_in(azure: FakeAzure, coming: Coming) -> Non
 def test_another_checksum_than_is_stated(azure: FakeAzure, coming: Coming) -> None:
     azure.put("folder", {NAME: CONTENT}, md5=b"\x00" * 16)
     assert coming.refused().startswith(
-        f"{NAME} came with another checksum than Azure states (MD5 {'00' * 16}), and was removed."
+        f"{NAME} did not match the checksum of Azure (MD5 {'00' * 16}), and was removed."
     )
     assert not list(coming.folder.iterdir())
 
@@ -166,7 +166,7 @@ class TestRights:
         files = blobs.list()
         azure.storage.signatures.clear()
         assert coming(blobs, files) == SIZE
-        assert coming.said == [f"{NAME}: Azure says 403, what it gave has expired; trying again in 0 s."]
+        assert coming.said == [f"{NAME}: Azure answered 403, since the credential expired; retrying in 0 s."]
         assert coming.is_right
         assert azure.storage.issued == 2
 
@@ -179,13 +179,13 @@ class TestRights:
     def test_what_never_worked_is_not(self, azure: FakeAzure, coming: Coming) -> None:
         azure.faults["list"] = [Status(403)]
         assert coming.refused().startswith(
-            f"https://{ACCOUNT}{HOST}/{CONTAINER} may not be read (403 Because). Ask for"
+            f"Permission denied for https://{ACCOUNT}{HOST}/{CONTAINER} (403 Because). Ask for"
         )
         assert azure.storage.issued == 1
 
     def test_the_new_one_may_be_refused_too(self, azure: FakeAzure, coming: Coming) -> None:
         azure.faults[NAME] = [None, Status(403), Status(403)]
-        assert "may not be read (403 Because)" in coming.refused()
+        assert "(403 Because)" in coming.refused()
         assert coming() == SIZE - RANGE
 
     def test_nobodys_secret_is_shown(self, coming: Coming) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from llama_endpoints.batch import azure_emulator
 from llama_endpoints.batch.azure_deployment import BatchDeployment
-from llama_endpoints.batch.azure_emulator import Job, Tally
+from llama_endpoints.batch.azure_emulator import EmulatedJob, Tally
 from llama_serving.errors import SetupError
 from tests.support.azure_jobs import BATCH_DEPLOYMENT, PATIENCE_S, ROOT, command, done, written
 
@@ -61,7 +61,7 @@ def run(mini_batch):
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedJob:
     """A job of a script that does what its files' names say."""
     for name in ("code", "model", "in", "scratch"):
         (tmp_path / name).mkdir()
@@ -72,10 +72,10 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         output_action="append_row", output_file_name="out.jsonl", timeout_s=60, max_retries=2, error_threshold=0,
         logging_level="info",
     )  # fmt: skip
-    return Job(deployment, tmp_path / "model", tmp_path / "in", tmp_path / "out")
+    return EmulatedJob(deployment, tmp_path / "model", tmp_path / "in", tmp_path / "out")
 
 
-def given(job: Job, *names: str, **changed: Any) -> Job:
+def given(job: EmulatedJob, *names: str, **changed: Any) -> EmulatedJob:
     """The job with these files, and other settings of its deployment."""
     for name in names:
         path = job.given / name
@@ -84,19 +84,19 @@ def given(job: Job, *names: str, **changed: Any) -> Job:
     return replace(job, deployment=replace(job.deployment, **changed))
 
 
-def ran(job: Job) -> tuple[Tally, list[str]]:
+def ran(job: EmulatedJob) -> tuple[Tally, list[str]]:
     """What became of it, and what it said."""
     said = list[str]()
     return asyncio.run(azure_emulator.run(job, lambda _: None, said.append)), said
 
 
-def items(job: Job) -> list[dict[str, Any]]:
+def items(job: EmulatedJob) -> list[dict[str, Any]]:
     path = job.output / "score" / job.deployment.output_file_name
     return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
 class TestScript:
-    def test_it_is_called_as_azure_calls_it(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_called_as_azure_calls_it(self, job: EmulatedJob, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LLAMA_THREADS", "77")
         job = given(
             job,
@@ -122,20 +122,20 @@ class TestScript:
         assert not Path(one["AZUREML_MODEL_DIR"]).exists(), "what was made for the job is gone"
         assert "said by init" in (job.output / "logs" / "0.txt").read_text()
 
-    def test_the_level_of_the_log(self, job: Job) -> None:
+    def test_the_level_of_the_log(self, job: EmulatedJob) -> None:
         for level, seen in (("info", True), ("warning", False)):
             one = replace(given(job, "a", logging_level=level), output=job.output / level)
             ran(one)
             assert ("an info of init" in (one.output / "logs" / "0.txt").read_text()) is seen
 
-    def test_processes_side_by_side(self, job: Job) -> None:
+    def test_processes_side_by_side(self, job: EmulatedJob) -> None:
         job = given(job, *"abcdefgh", processes=2)
         tally, _ = ran(job)
         assert tally.items == 8
         assert sorted(one["batch"][0] for one in items(job)) == list("abcdefgh")
         assert sorted(path.name for path in (job.output / "logs").iterdir()) == ["0.txt", "1.txt"]
 
-    def test_with_summary_only_what_it_returns_is_dropped(self, job: Job) -> None:
+    def test_with_summary_only_what_it_returns_is_dropped(self, job: EmulatedJob) -> None:
         job = given(job, "a", output_action="summary_only")
         tally, _ = ran(job)
         assert (tally.failed, tally.items) == (0, 1)
@@ -143,27 +143,27 @@ class TestScript:
 
 
 class TestFailures:
-    def test_one_that_raises_is_tried_again_by_the_same_process(self, job: Job) -> None:
+    def test_one_that_raises_is_tried_again_by_the_same_process(self, job: EmulatedJob) -> None:
         tally, said = ran(given(job, "a", "raises", "z"))
         assert (tally.done, tally.failed, tally.retries, tally.items) == (3, 0, 2, 3)
         assert said == [f"mini-batch 1 (raises), try {n} of 3: ValueError: not yet." for n in (1, 2)]
         assert [one["batch"] for one in items(job)] == [["a"], ["z"], ["raises"]]
         assert len({one["pid"] for one in items(job)}) == 1
 
-    def test_one_that_ends_its_process_is_tried_by_another(self, job: Job) -> None:
+    def test_one_that_ends_its_process_is_tried_by_another(self, job: EmulatedJob) -> None:
         tally, said = ran(given(job, "a", "exits"))
         assert (tally.done, tally.failed, tally.retries) == (2, 0, 1)
         assert said == ["mini-batch 1 (exits), try 1 of 3: its process ended with exit code 9."]
         assert len({one["pid"] for one in items(job)}) == 2
 
-    def test_one_that_takes_too_long_is_lost_and_its_process_too(self, job: Job) -> None:
+    def test_one_that_takes_too_long_is_lost_and_its_process_too(self, job: EmulatedJob) -> None:
         tally, said = ran(given(job, "a", "sleeps", "z", timeout_s=1, max_retries=1, error_threshold=1))
         assert (tally.done, tally.failed, tally.retries, tally.aborted) == (3, 1, 1, None)
-        assert said[0] == "mini-batch 1 (sleeps), try 1 of 2: it was not done after its timeout of 1 s."
-        assert said[-1].startswith("1 of 1 files have failed (sleeps)")
+        assert said[0] == "mini-batch 1 (sleeps), try 1 of 2: it exceeded its timeout of 1 s."
+        assert said[-1].startswith("1 of 1 files failed (sleeps)")
         assert len({one["pid"] for one in items(job)}) == 2
 
-    def test_answers_that_are_none_are_failed_tries(self, job: Job) -> None:
+    def test_answers_that_are_none_are_failed_tries(self, job: EmulatedJob) -> None:
         tally, said = ran(given(job, "a", "half", "talks", "z", error_threshold=2, max_retries=0))
         assert (tally.done, tally.failed, tally.aborted) == (4, 2, None)
         assert said[0] == "mini-batch 1 (half), try 1 of 1: its process ended with exit code 3."
@@ -171,23 +171,23 @@ class TestFailures:
         assert len(said[2]) < 1100
 
     @pytest.mark.parametrize(("threshold", "ends"), [(-1, False), (1, True), (2, False)])
-    def test_so_many_may_fail(self, job: Job, threshold: int, *, ends: bool) -> None:
+    def test_so_many_may_fail(self, job: EmulatedJob, threshold: int, *, ends: bool) -> None:
         names = ("nothing1", "nothing2", "z")
         tally, said = ran(given(job, *names, error_threshold=threshold, max_retries=0))
         assert (tally.failed, tally.done) == ((2, 2) if ends else (2, 3))
-        assert tally.aborted == (f"2 files failed, and error_threshold allows {threshold}" if ends else None)
+        assert tally.aborted == (f"2 files failed, but error_threshold allows {threshold}" if ends else None)
         assert (
-            "try 1 of 1: TypeError: run() returned NoneType, and must return a list, an array or a DataFrame."
+            "try 1 of 1: TypeError: run() returned NoneType; it must return a list, an array or a DataFrame."
             in said[0]
         )
 
-    def test_a_file_without_an_item_has_failed(self, job: Job) -> None:
+    def test_a_file_without_an_item_has_failed(self, job: EmulatedJob) -> None:
         tally, said = ran(given(job, "a", "short1", "short2", mini_batch_size=3))
         assert (tally.done, tally.failed, tally.items, tally.retries) == (3, 2, 1, 0)
         assert tally.aborted is not None
-        assert said == ["2 of 3 files have failed (a and 2 more): run() returned no item for them."]
+        assert said == ["2 of 3 files failed (a and 2 more): run() returned no item for them."]
 
-    def test_a_script_that_cant_begin(self, job: Job) -> None:
+    def test_a_script_that_cant_begin(self, job: EmulatedJob) -> None:
         tally, said = ran(given(job, "a", processes=2, environment={"BAD_INIT": "1"}))
         assert (tally.done, len(said)) == (0, 2)
         assert tally.aborted is not None
@@ -199,12 +199,14 @@ class TestFailures:
         [
             (
                 {"output_action": "summary_only"},
-                "output_action is summary_only, and LLAMA_BATCH_OUTPUT is append_row",
+                "output_action is summary_only, but LLAMA_BATCH_OUTPUT is append_row",
             ),
             ({"environment": {"LLAMA_BATCH_OUTPUT": "summary_only"}}, "no records would be written"),
         ],
     )
-    def test_records_that_nobody_would_write(self, job: Job, changed: dict[str, Any], says: str) -> None:
+    def test_records_that_nobody_would_write(
+        self, job: EmulatedJob, changed: dict[str, Any], says: str
+    ) -> None:
         ours = job.deployment.script.parent / "llama_serving" / "hosts" / "azureml_batch.py"
         ours.parent.mkdir(parents=True)
         ours.touch()
@@ -212,13 +214,13 @@ class TestFailures:
             ran(given(job, "a", **changed))
         assert not job.output.exists()
 
-    def test_what_is_there_is_left_alone(self, job: Job) -> None:
+    def test_what_is_there_is_left_alone(self, job: EmulatedJob) -> None:
         job = given(job, "a")
         job.output.mkdir()
         ran(job)
-        with pytest.raises(SetupError, match="no empty folder"):
+        with pytest.raises(SetupError, match="not an empty folder"):
             ran(job)
-        with pytest.raises(SetupError, match="no folder with files"):
+        with pytest.raises(SetupError, match="neither a file nor a folder with files"):
             ran(replace(job, given=job.model, output=job.output / "other"))
 
 
@@ -231,7 +233,7 @@ class TestFile:
         assert (found.mini_batch_size, found.processes, found.timeout_s, found.max_retries) == (1, 1, 86400, 2)
         assert (found.output_action, found.output_file_name) == ("append_row", "predictions.jsonl")
 
-    def test_another_engine_takes_none_of_vllms_settings(self, job: Job) -> None:
+    def test_another_engine_takes_none_of_vllms_settings(self, job: EmulatedJob) -> None:
         deployment = BatchDeployment.read(BATCH_DEPLOYMENT)
         asked = {
             engine: replace(job, deployment=deployment, flags={"LLAMA_ENGINE": engine} if engine else {}).ours
@@ -241,7 +243,7 @@ class TestFile:
         assert not [name for name in asked["batching"] if name.startswith("LLAMA_VLLM")]
         assert asked["batching"]["LLAMA_DTYPE"] == "bfloat16"
 
-    def test_what_azure_takes_where_nothing_is_said(self, job: Job, tmp_path: Path) -> None:
+    def test_what_azure_takes_where_nothing_is_said(self, job: EmulatedJob, tmp_path: Path) -> None:
         found = BatchDeployment.read(written(tmp_path, job.deployment.script, mini_batch_size=10))
         assert (found.processes, found.timeout_s, found.max_retries, found.error_threshold) == (1, 30, 3, -1)
         assert (found.output_action, found.output_file_name) == ("append_row", "predictions.csv")
@@ -253,17 +255,21 @@ class TestFile:
             ({"retry_settings": {"timeout": 0}}, "timeout must be an integer from 1"),
             ({"error_threshold": -5}, "error_threshold must be an integer from -1"),
             ({"logging_level": "loud"}, "logging_level"),
-            ({"output_file_name": "a/b"}, "output_file_name must be a file's name"),
+            ({"output_file_name": "a/b"}, "output_file_name must be a file name"),
             ({"mini_batch_size": "many"}, "says: settings.mini_batch_size: Not a valid integer"),
             ({"mini_batch_size": None}, "mini_batch_size"),
             ({"environment_variables": {"X": None}}, "X has no value"),
         ],
     )
-    def test_what_it_refuses(self, job: Job, tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+    def test_what_it_refuses(
+        self, job: EmulatedJob, tmp_path: Path, settings: dict[str, Any], says: str
+    ) -> None:
         with pytest.raises(SetupError, match=says):
             BatchDeployment.read(written(tmp_path, job.deployment.script, **{"mini_batch_size": 1, **settings}))
 
-    def test_variables_are_text_and_stand_where_azure_reads_them(self, job: Job, tmp_path: Path) -> None:
+    def test_variables_are_text_and_stand_where_azure_reads_them(
+        self, job: EmulatedJob, tmp_path: Path
+    ) -> None:
         given = {"LLAMA_THREADS": 8, "LLAMA_LOG_PROMPTS": True, "X": "a"}
         file = written(tmp_path, job.deployment.script, mini_batch_size=1, environment_variables=given)
         assert BatchDeployment.read(file).environment == {
@@ -276,14 +282,14 @@ class TestFile:
             BatchDeployment.read(file)
 
     def test_a_script_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(SetupError, match=r"gone\.py is not there"):
+        with pytest.raises(SetupError, match=r"gone\.py does not exist"):
             BatchDeployment.read(written(tmp_path, tmp_path / "gone.py", mini_batch_size=1))
         with pytest.raises(SetupError, match="is no file"):
             BatchDeployment.read(tmp_path / "nothing.yml")
 
 
 class TestCommand:
-    def test_it_says_what_became_of_it(self, job: Job, nano_model: Path, tmp_path: Path) -> None:
+    def test_it_says_what_became_of_it(self, job: EmulatedJob, nano_model: Path, tmp_path: Path) -> None:
         given(job, "a", "nothing")
         file = written(
             tmp_path,
@@ -294,14 +300,14 @@ class TestCommand:
         )
         code, told = done(command(nano_model, job.given, job.output, "--as-azure", str(file)))
         assert code == 1
-        for says in ("One of its 2 instances", "try 2 of 2", "2 files: 1 succeeded, 1 failed, 0 not done",
-                     "score/predictions.csv", "The job has failed: 1 files failed, and error_threshold allows 0."):  # fmt: skip
+        for says in ("one of its 2 instances", "try 2 of 2", "2 files: 1 succeeded, 1 failed, 0 not done",
+                     "score/predictions.csv", "The job failed: 1 files failed, but error_threshold allows 0."):  # fmt: skip
             assert says in told
         assert "Traceback" not in told
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
     def test_a_signal_ends_all_its_processes(
-        self, job: Job, nano_model: Path, tmp_path: Path, number: signal.Signals
+        self, job: EmulatedJob, nano_model: Path, tmp_path: Path, number: signal.Signals
     ) -> None:
         given(job, "sleeps")
         file = written(tmp_path, job.deployment.script, mini_batch_size=1, retry_settings={"timeout": 3600})
@@ -323,12 +329,12 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("more", "says"),
         [
-            (["--max-errors", "3", "--dry-run"], "no --max-errors and no --dry-run"),
+            (["--max-errors", "3", "--dry-run"], "--max-errors or --dry-run"),
             (["--input", "yaml"], "one input"),
             (["--model", "nowhere"], "nowhere is not a folder"),
         ],
     )
-    def test_what_no_job_has(self, job: Job, nano_model: Path, more: list[str], says: str) -> None:
+    def test_what_no_job_has(self, job: EmulatedJob, nano_model: Path, more: list[str], says: str) -> None:
         given(job, "a")
         file = str(BATCH_DEPLOYMENT)
         code, told = done(command(nano_model, job.given, job.output, "--as-azure", file, *more))
@@ -336,7 +342,7 @@ class TestCommand:
         assert says in told
 
 
-def workers(job: Job) -> list[Path]:
+def workers(job: EmulatedJob) -> list[Path]:
     return [
         path for path in Path("/proc").glob("[0-9]*/cmdline") if str(job.deployment.script) in text_of(path)
     ]

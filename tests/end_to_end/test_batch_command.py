@@ -129,7 +129,7 @@ def test_a_signal_keeps_what_is_done(
     kept = journaled(output)
     assert not output.exists()
     done = batch(rows, output)
-    assert f"{kept} of them before" in done.stderr
+    assert f"{kept} of them from an earlier run" in done.stderr
     assert output.read_bytes() == expected.read_bytes()
 
 
@@ -167,7 +167,7 @@ def test_what_changed_is_told(rows: Path, expected: Path, tmp_path: Path) -> Non
     assert (changed.returncode, "settings.context was null and is 512" in changed.stderr) == (2, True)
     assert output.with_name("out.jsonl.journal").read_bytes() == journal
     again = batch(mine, output, "--overwrite")  # of the very same job: it is gone on with
-    assert (again.returncode, "of them before" in again.stderr) == (0, True)
+    assert (again.returncode, "of them from an earlier run" in again.stderr) == (0, True)
     assert output.read_bytes() == expected.read_bytes()
     assert batch(mine, output, "--overwrite", "--parameters", '{"top_k": 3}').returncode == 0
     assert len(records(output)) == ROWS
@@ -200,8 +200,8 @@ def test_too_many_errors(rows: Path, tmp_path: Path, limit: str, stops: bool) ->
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--max-errors", "many"), "neither a number nor a share"),
-        (("--max-errors", "101%"), "neither a number nor a share"),
+        (("--max-errors", "many"), "give a count such as 10, or a share"),
+        (("--max-errors", "101%"), "give a count such as 10, or a share"),
         (("--parameters", "{"), "--parameters: "),
         (("--parameters", '{"top_p": 7}'), "--parameters: `top_p` must be"),
         (("--parameters", '{"topp": 1}'), "top_p"),

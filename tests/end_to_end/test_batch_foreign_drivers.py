@@ -9,7 +9,7 @@ import pytest
 
 from llama_endpoints.batch import azure_emulator
 from llama_endpoints.batch.azure_deployment import BatchDeployment
-from llama_endpoints.batch.azure_emulator import Job, Tally
+from llama_endpoints.batch.azure_emulator import EmulatedJob, Tally
 from tests.support.azure_jobs import BATCH_DEPLOYMENT, command, done, written
 
 TABLE = """
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def job(folder: Path, script: str, name: str = "driver.py", **changed: Any) -> Job:
+def job(folder: Path, script: str, name: str = "driver.py", **changed: Any) -> EmulatedJob:
     path = folder / "code" / name
     path.write_text(script)
     deployment = BatchDeployment(
@@ -46,10 +46,10 @@ def job(folder: Path, script: str, name: str = "driver.py", **changed: Any) -> J
         output_action="append_row", output_file_name="out.csv", timeout_s=60, max_retries=0, error_threshold=0,
         logging_level="info",
     )  # fmt: skip
-    return Job(replace(deployment, **changed), folder / "model.txt", folder / "in", folder / "out")
+    return EmulatedJob(replace(deployment, **changed), folder / "model.txt", folder / "in", folder / "out")
 
 
-def ran(given: Job) -> tuple[Tally, list[str]]:
+def ran(given: EmulatedJob) -> tuple[Tally, list[str]]:
     said = list[str]()
     return asyncio.run(azure_emulator.run(given, lambda _: None, said.append)), said
 
@@ -95,14 +95,14 @@ class TestReturned:
     )
     def test_what_azure_does_not_take(self, folder: Path, value: str, kind: str) -> None:
         tally, said = ran(job(folder, returning(value)))
-        assert (tally.failed, tally.aborted) == (1, "1 files failed, and error_threshold allows 0")
-        assert f"run() returned {kind}, and must return a list, an array or a DataFrame" in said[0]
+        assert (tally.failed, tally.aborted) == (1, "1 files failed, but error_threshold allows 0")
+        assert f"run() returned {kind}; it must return a list, an array or a DataFrame" in said[0]
 
     @pytest.mark.parametrize("value", ["[]", "pd.DataFrame()", "pd.DataFrame({'a': []})"])
     def test_a_job_without_any_output_has_failed_whatever_is_ignored(self, folder: Path, value: str) -> None:
         tally, _ = ran(job(folder, returning(value, "import pandas as pd"), error_threshold=-1))
         assert (tally.done, tally.failed) == (2, 2)
-        assert tally.aborted == "run() has returned no item at all, so there is no output"
+        assert tally.aborted == "run() returned no items, so there is no output"
 
     def test_with_summary_only_no_output_is_what_is_wanted(self, folder: Path) -> None:
         script = "import os, pathlib\ndef run(files):\n    for file in files:\n        pathlib.Path(os.environ['AZUREML_BI_OUTPUT_PATH'], os.path.basename(file)).touch()\n    return files\n"
@@ -143,7 +143,7 @@ class TestImported:
 
     def test_what_it_exits_with_is_a_failure(self, folder: Path) -> None:
         tally, said = ran(job(folder, returning("exit(0)")))
-        assert tally.aborted == "1 files failed, and error_threshold allows 0"
+        assert tally.aborted == "1 files failed, but error_threshold allows 0"
         assert "its process ended with exit code 0" in said[0]
 
 
@@ -170,7 +170,7 @@ class TestCommand:
         file = self.deployment(folder, returning("mini_batch"))
         code, told = done(command("nowhere", folder / "in", folder / "out", "--as-azure", file))
         assert code == 2
-        assert "nowhere is not there. Name a model's file or folder, or nano." in told
+        assert "nowhere does not exist. Pass a model's file or folder, or nano." in told
 
     @pytest.mark.parametrize(
         ("script", "threshold"), [(returning("None"), 0), (returning("[]"), -1), ("def init(): 1/0", -1)]
@@ -179,7 +179,7 @@ class TestCommand:
         file = self.deployment(folder, script, error_threshold=threshold)
         code, told = done(command(folder / "model.txt", folder / "in", folder / "out", "--as-azure", file))
         assert code == 1
-        assert "The job has failed: " in told
+        assert "The job failed: " in told
 
     def test_nano_needs_no_packaging(self, folder: Path) -> None:
         (folder / "rows").mkdir()

@@ -46,11 +46,11 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 GIVE_A_NAME = (
-    "Give --variant with a name of `llama-endpoints models`, or both --dialog and --infill for a checkpoint "
+    "Pass --variant with a name from `llama-endpoints models`, or --dialog and --infill for a checkpoint "
     "outside the catalog."
 )
 NOT_LISTED = (
-    "is not in the catalog: `llama-endpoints models` lists it. For a checkpoint outside it give --dialog and "
+    "is not in the catalog: `llama-endpoints models` lists it. For a checkpoint outside it, use --dialog and "
     "--infill instead of --variant."
 )
 ONE_MODEL = "Name a folder with exactly one model that `llama-endpoints package` wrote."
@@ -226,13 +226,13 @@ class TestPackage:
         [
             (
                 ["--checkpoint", "mine"],
-                f"Which model is mine? {GIVE_A_NAME}",
+                f"Unknown model mine. {GIVE_A_NAME}",
             ),
             (
                 ["--checkpoint", "mine", "--variant", "llama"],
                 f"llama {NOT_LISTED}",
             ),
-            (["--checkpoint", "absent"], "absent is not a folder. Name the folder of a checkpoint, or nano."),
+            (["--checkpoint", "absent"], "absent is not a folder. Pass the folder of a checkpoint, or nano."),
         ],
     )
     def test_what_is_missing_is_one_sentence(self, tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -320,7 +320,7 @@ class TestPrompt:
         [
             (
                 [],
-                f"Which model is bare? {GIVE_A_NAME}",
+                f"Unknown model bare. {GIVE_A_NAME}",
             ),
             (
                 ["--variant", "CodeLlama"],
@@ -336,7 +336,7 @@ class TestPrompt:
             ),
             (
                 ["--variant", "meta-llama/Llama-2-7b-hf", "--infill-order", "spm"],
-                "meta-llama/Llama-2-7b-hf has no infilling, so --infill-order says nothing. Leave it out.",
+                "meta-llama/Llama-2-7b-hf has no infilling. Remove --infill-order.",
             ),
         ],
     )
@@ -406,15 +406,15 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("arguments", "taught"),
         [
-            ([], ["A first look, with the embedded model and no download:\n",
+            ([], ["Try the embedded model, without a download:\n",
                   "\n    llama-endpoints package --checkpoint nano --output build/nano\n",
                   "\n  models ", "\n  package ", "\n  prompt ", "\n  score ", "LLAMA_CONTEXT"]),
             (["models"], ["--json"]),
             (["package"], ["\n    llama-endpoints package --checkpoint nano --output build/nano\n",
-                           "--variant", "[link|copy|reference]", "--overwrite", "nothing is left of", "--dialog"]),
+                           "--variant", "[link|copy|reference]", "--overwrite", "OUTPUT is removed", "--dialog"]),
             (["fetch"], ["\n    llama-endpoints fetch --variant codellama/CodeLlama-7b-hf\n", "accept the licence",
                          "--revision", "--token-file", "goes on"]),
-            (["score"], ["- is standard input", "exit code 1", "LLAMA_CONTEXT", "LLAMA_THREADS"]),
+            (["score"], ["- for standard input", "exit code 1", "LLAMA_CONTEXT", "LLAMA_THREADS"]),
             (["prompt"], ["Needs no", "text and token ids", "--variant", "[psm|spm]"]),
         ],
     )  # fmt: skip

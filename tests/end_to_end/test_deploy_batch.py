@@ -76,7 +76,7 @@ def test_a_job_of_our_sample_rows(desk: Desk) -> None:
     assert uploaded.content == (desk.folder / "yaml/batch/samples/rows.jsonl").read_bytes()
     missing = desk.run("invoke", "--endpoint", ENDPOINT, "--input", "nowhere")
     assert missing.exit_code == 2
-    assert "nowhere is no file, no folder" in missing.output
+    assert "nowhere is not a file, a folder" in missing.output
 
 
 def test_status_and_delete(desk: Desk) -> None:

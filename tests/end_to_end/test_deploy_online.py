@@ -31,13 +31,13 @@ class TestDeploy:
         said = desk.deploy(BLUE, "--dry-run")
         assert said.exit_code == 0
         assert said.output.splitlines() == [
-            "= model codellama-7b-hf:1: is there",
-            "+ environment llama-gpu:1: make it from environments/gpu/environment.yml",
-            "+ endpoint code-llama: create it",
-            "+ deployment code-llama/codellama-7b-hf: create it",
-            "? deployment code-llama/codellama-7b-hf: send it a request, to it alone",
-            "> traffic code-llama: all of it to codellama-7b-hf",
-            "4 changes. Nothing was done.",
+            "= model codellama-7b-hf:1: exists",
+            "+ environment llama-gpu:1: create from environments/gpu/environment.yml",
+            "+ endpoint code-llama: create",
+            "+ deployment code-llama/codellama-7b-hf: create",
+            "? deployment code-llama/codellama-7b-hf: send a test request to this deployment alone",
+            "> traffic code-llama: send all of it to codellama-7b-hf",
+            "4 changes. Nothing was applied.",
         ]
         assert all(method == "GET" for method, _, _ in desk.azure.asked)
 
@@ -70,7 +70,7 @@ class TestDeploy:
         desk.bring_up(BLUE)
         assert "0 changes" in desk.deploy(BLUE, "--dry-run").output
         (desk.folder / "score" / "score.py").write_text("def init(): ...\n\n\ndef run(raw): return 1\n")
-        assert f"~ deployment {ENDPOINT}/{BLUE}: other code\n" in desk.deploy(BLUE, "--dry-run").output
+        assert f"~ deployment {ENDPOINT}/{BLUE}: code changed\n" in desk.deploy(BLUE, "--dry-run").output
 
     def test_the_endpoint_keeps_its_traffic_and_its_tags(self, desk: Desk) -> None:
         desk.up(BLUE)
@@ -93,7 +93,7 @@ class TestDeploy:
         models.update({where: {} for where in models})
         refused = desk.deploy(BLUE)
         assert refused.exit_code == 2
-        assert "no model codellama-7b-hf:1 (Package it here" in refused.output
+        assert "no model codellama-7b-hf:1 (Package it" in refused.output
         assert desk.azure.resources.changes == []
 
     def test_a_model_that_is_here_is_uploaded(self, desk: Desk) -> None:
@@ -104,7 +104,7 @@ class TestDeploy:
         (packaged / "MLmodel").write_text("flavors: {}\n")
         done = desk.deploy(BLUE)
         assert done.exit_code == 0, done.output
-        assert f"+ model {BLUE}:1: make it from build/{BLUE}\n" in done.output
+        assert f"+ model {BLUE}:1: create from build/{BLUE}\n" in done.output
         assert any(BLUE in known for known in models.values())
 
     def test_what_validate_finds_is_refused(self, desk: Desk) -> None:
@@ -122,7 +122,7 @@ class TestDeploy:
         monkeypatch.setenv("HOME", str(desk.folder))
         refused = CliRunner().invoke(main, ["status", "--endpoint", ENDPOINT])
         assert refused.exit_code == 2
-        assert "Which workspace?" in refused.output
+        assert "No workspace given." in refused.output
 
 
 class TestFaults:
@@ -133,7 +133,7 @@ class TestFaults:
         assert failed.exit_code == 1
         assert "(ImageBuildFailure) The image could not be built" in failed.output
         assert "  no such file\n" in failed.output
-        assert "It was new and has been deleted again" in failed.output
+        assert "The new deployment was deleted" in failed.output
         assert desk.azure.resources.of("onlineEndpoints", ENDPOINT, BLUE) is None
         assert desk.deploy(BLUE).exit_code == 0, "and the same command goes on"
 
@@ -144,7 +144,7 @@ class TestFaults:
         desk.azure.resources.failing[BLUE] = [("BadContainer", "It ends at once."), None]
         failed = desk.deploy(BLUE)
         assert failed.exit_code == 1
-        assert "It is what it was before." in failed.output
+        assert "The previous version was restored." in failed.output
         after = desk.azure.resources.of("onlineEndpoints", ENDPOINT, BLUE)
         assert before is not None
         assert after is not None
@@ -156,7 +156,7 @@ class TestFaults:
         desk.azure.serving.containers[BLUE] = lambda _: (500, {"error": {"message": "out of memory"}})
         failed = desk.deploy(BLUE)
         assert failed.exit_code == 1
-        assert "is up and answers 500" in failed.output
+        assert "started, but answered 500" in failed.output
         assert desk.traffic == {}
         assert desk.azure.resources.of("onlineEndpoints", ENDPOINT, BLUE) is None
 
@@ -165,14 +165,14 @@ class TestFaults:
         failed = desk.deploy(BLUE, "--keep-failed")
         assert failed.exit_code == 1
         assert f"llama-endpoints logs --endpoint {ENDPOINT} --deployment {BLUE}" in failed.output
-        assert f"~ deployment {ENDPOINT}/{BLUE}: it is Failed\n" in desk.deploy(BLUE, "--dry-run").output
+        assert f"~ deployment {ENDPOINT}/{BLUE}: state Failed\n" in desk.deploy(BLUE, "--dry-run").output
 
     def test_quota(self, desk: Desk) -> None:
         desk.azure.resources.quota = 0
         refused = desk.deploy(BLUE)
         assert refused.exit_code == 2
         assert "(OutOfQuota) Not enough quota" in refused.output
-        assert "`llama-endpoints plan` says how many cores" in refused.output
+        assert "`llama-endpoints plan` shows how many cores" in refused.output
 
     def test_what_is_under_way_is_waited_for(self, desk: Desk) -> None:
         desk.up(BLUE)
@@ -186,7 +186,7 @@ class TestFaults:
         desk.azure.resources.begin(path)
         done = desk.deploy(BLUE)
         assert done.exit_code == 0, done.output
-        assert done.output.startswith(f". deployment {ENDPOINT}/{BLUE}: Azure is at it (Updating)")
+        assert done.output.startswith(f". deployment {ENDPOINT}/{BLUE}: an operation is in progress (Updating)")
         assert "instance_count 1 -> 2" in done.output
 
     def test_somebody_elses_change_is_waited_for(self, desk: Desk) -> None:
@@ -220,7 +220,7 @@ class TestFaults:
 
     @pytest.mark.parametrize(
         ("status", "said"),
-        [(403, "AzureML Data Scientist"), (400, "Azure refuses it")],
+        [(403, "AzureML Data Scientist"), (400, "Azure refused the request")],
         ids=["forbidden", "bad"],
     )
     def test_a_refusal_is_one_sentence(self, desk: Desk, status: int, said: str) -> None:
@@ -309,7 +309,7 @@ class TestUse:
         assert desk.run(*words, BLUE, "--lines", "2").output == "two\nthree\n"
         refused = desk.run(*words, GREEN)
         assert refused.exit_code == 2
-        assert f"It has {BLUE}." in refused.output
+        assert f"Its deployments: {BLUE}." in refused.output
 
     def test_delete(self, desk: Desk) -> None:
         desk.up(BLUE, GREEN)
@@ -323,4 +323,4 @@ class TestUse:
         assert desk.run(*words, "--yes").output == f"Deleted the endpoint {ENDPOINT} with {BLUE}.\n"
         assert desk.azure.resources.there == {}
         again = desk.run(*words, "--yes")
-        assert (again.exit_code, again.output) == (0, f"{ENDPOINT} is not there.\n")
+        assert (again.exit_code, again.output) == (0, f"{ENDPOINT} does not exist.\n")

@@ -129,7 +129,7 @@ def test_it_brings_exactly_what_serving_needs(hub: FakeHub, desk: Path, files: d
     assert all((desk / FOLDER / name).read_bytes() == files[name] for name in WANTED)
     size = sum(len(files[name]) for name in WANTED)
     first, second = done.stdout.splitlines()
-    assert first == f"{FOLDER} is {NAME} at {COMMIT}: {size:,} bytes verified, {size:,} of them downloaded."
+    assert first == f"{FOLDER} holds {NAME} at {COMMIT}: {size:,} bytes verified, {size:,} of them downloaded."
     assert (
         second
         == f"Next: llama-endpoints package --checkpoint {FOLDER} --variant {NAME} --output build/codellama-7b-hf"
@@ -180,7 +180,7 @@ def test_what_was_damaged_on_the_disk_is_fetched_again(
     done = run(hub, desk)
     assert done.returncode == 0, done.stderr
     (sentence,) = told(done.stderr)
-    assert sentence.startswith(f"{FOLDER}/{SHARD} was not what the hub states (sha256 ")
+    assert sentence.startswith(f"{FOLDER}/{SHARD} did not match the checksum of the hub (sha256 ")
     assert hub.sent == {SHARD: len(files[SHARD])}
     assert f" bytes verified, {len(files[SHARD]):,} of them downloaded." in done.stdout
     assert (desk / FOLDER / SHARD).read_bytes() == files[SHARD]
@@ -205,7 +205,7 @@ def test_an_ended_process_is_gone_on_with(
         process.send_signal(number)
         _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code, stderr
-    assert ("run the same command again to go on" in stderr) == (number is signal.SIGINT)
+    assert ("run the same command again to resume" in stderr) == (number is signal.SIGINT)
     assert not (desk / FOLDER / "fetched.json").exists()
     hub.go_on.set()
     hub.faults.clear()
@@ -228,7 +228,7 @@ def test_two_at_a_time_are_refused(hub: FakeHub, desk: Path) -> None:
         process.communicate()
     assert done.returncode == 2
     assert told(done.stderr) == [
-        f"Error: Another process is filling {FOLDER}. Wait for it, or name another --output."
+        f"Error: Another process is downloading to {FOLDER}. Wait for it, or use another --output."
     ]
 
 
@@ -238,7 +238,7 @@ def test_wrong_bytes_are_removed(hub: FakeHub, desk: Path, files: dict[str, byte
     assert done.returncode == 2
     (sentence,) = told(done.stderr)
     assert sentence.startswith(
-        f"Error: {SHARD} came with another checksum than the hub states (sha256 "
+        f"Error: {SHARD} did not match the checksum of the hub (sha256 "
         f"{hashlib.sha256(files[SHARD]).hexdigest()}), and was removed."
     )
     assert not (desk / FOLDER / SHARD).exists()
@@ -276,10 +276,10 @@ class TestToken:
     @pytest.mark.parametrize(
         ("content", "sentence"),
         [
-            (b"hf_one\nhf_two", "{} holds no token: one word of letters, digits and signs is needed."),
-            (b"", "{} holds no token: one word of letters, digits and signs is needed."),
-            (b"\xff\xfe", "{} can't be read as text. --token-file names a file with the hub's token."),
-            (None, "{} can't be read as text. --token-file names a file with the hub's token."),
+            (b"hf_one\nhf_two", "{} holds no token. A token is one word of letters, digits and signs."),
+            (b"", "{} holds no token. A token is one word of letters, digits and signs."),
+            (b"\xff\xfe", "Cannot read {} as text. --token-file must be a file with the hub's token."),
+            (None, "Cannot read {} as text. --token-file must be a file with the hub's token."),
         ],
     )
     def test_a_file_without_one_is_refused(
@@ -308,54 +308,54 @@ class TestRefusals:
     def test_gated(self, hub: FakeHub, desk: Path, code: int) -> None:
         hub.faults["config.json"] = [Status(code, {"X-Error-Code": "GatedRepo"})]
         assert self.refused(hub, desk) == (
-            f"{NAME} is gated. Accept its licence on {hub.url}/{NAME}, and then set HF_TOKEN to a token of your account, "
+            f"{NAME} is gated. Accept its licence on {hub.url}/{NAME}, then set HF_TOKEN to a token of your account, "
             "or run `hf auth login` that has access."
         )
 
     def test_the_token_may_not_read(self, hub: FakeHub, desk: Path) -> None:
         hub.faults["api"] = [Status(403)]
         assert self.refused(hub, desk).startswith(
-            f"The token may not read {NAME} (403). Give it the right to, or set HF_TOKEN"
+            f"The token may not read {NAME} (403). Grant it access, or set HF_TOKEN"
         )
 
     def test_no_such_repository(self, hub: FakeHub, desk: Path) -> None:
         hub.repos.clear()
         assert self.refused(hub, desk).startswith(
-            f"The hub refuses {NAME} (401): there is none of that name, or the token is missing or wrong."
+            f"The hub refused {NAME} (401): it does not exist, or the token is missing or wrong."
         )
 
     def test_no_such_revision(self, hub: FakeHub, desk: Path) -> None:
         assert self.refused(hub, desk, "--revision", "v9/x") == (
-            f"{NAME} has no revision v9/x. --revision takes a branch, a tag or a commit of it."
+            f"{NAME} has no revision v9/x. --revision takes a branch, a tag or a commit."
         )
 
     def test_no_such_hub(self, hub: FakeHub, desk: Path) -> None:
         assert self.refused(hub, desk, HF_ENDPOINT=f"{hub.url}/elsewhere").startswith(
-            f"{hub.url}/elsewhere has no such thing (404): {NAME}, revision main. Check HF_ENDPOINT and --revision."
+            f"{hub.url}/elsewhere has no {NAME} at revision main (404). Check HF_ENDPOINT and --revision."
         )
 
     def test_no_network(self, hub: FakeHub, desk: Path) -> None:
         hub_is = "http://127.0.0.1:9"  # the port of the discard service, where nothing listens
         assert self.refused(hub, desk, HF_ENDPOINT=hub_is) == (
-            f"{hub_is} can't be reached: [Errno 111] Connection refused. Check the network and its proxy (HTTPS_PROXY), "
-            "or name another hub in HF_ENDPOINT."
+            f"Cannot reach {hub_is}: [Errno 111] Connection refused. Check the network and its proxy (HTTPS_PROXY), "
+            "or set another hub in HF_ENDPOINT."
         )
 
     def test_offline(self, hub: FakeHub, desk: Path) -> None:
         assert self.refused(hub, desk, HF_HUB_OFFLINE="1") == (
-            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to reach a hub. Unset it."
+            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids downloads. Unset it."
         )
 
     def test_no_address(self, hub: FakeHub, desk: Path) -> None:
         assert self.refused(hub, desk, HF_ENDPOINT="hub.example") == (
-            "hub.example is no hub's address. HF_ENDPOINT must be an http(s) URL."
+            "Invalid hub address hub.example: HF_ENDPOINT must be an http(s) URL."
         )
 
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [
-            ("codellama/CodeLlama-7b", f"codellama/CodeLlama-7b {NOT_LISTED} The closest name is {NAME}."),
-            ("nano", "nano comes with this package, and there is nothing to fetch. Use --checkpoint nano."),
+            ("codellama/CodeLlama-7b", f"codellama/CodeLlama-7b {NOT_LISTED} Did you mean {NAME}?"),
+            ("nano", "nano is part of this package and needs no download. Use --checkpoint nano."),
         ],
     )
     def test_not_in_the_catalog(self, hub: FakeHub, desk: Path, name: str, sentence: str) -> None:
@@ -367,8 +367,8 @@ class TestRefusals:
         hub.publish(NAME, {**files, "generation_config.json": b'{"other": 1}\n'}, LATER)
         hub.sent.clear()
         assert self.refused(hub, desk) == (
-            f"{FOLDER} holds {NAME} at {COMMIT[:12]}, and this is {NAME} at {LATER[:12]}. Name another --output, add "
-            f"--overwrite to replace it, or go on with that commit by --revision {COMMIT}."
+            f"{FOLDER} holds {NAME} at {COMMIT[:12]}, not {NAME} at {LATER[:12]}. Use another --output, add "
+            f"--overwrite to replace it, or resume that commit with --revision {COMMIT}."
         )
         assert run(hub, desk, "--revision", COMMIT).returncode == 0
         assert hub.sent == {}
@@ -402,5 +402,5 @@ def test_a_quantized_checkpoint_comes_from_a_repository_of_its_own(
 def test_a_repository_that_is_none_is_refused(hub: FakeHub, desk: Path, name: str) -> None:
     done = run(hub, desk, "--repo", name)
     assert done.returncode == 2
-    assert told(done.stderr) == [f"Error: --repo must be a repository of the hub, OWNER/NAME, not {name}."]
+    assert told(done.stderr) == [f"Error: Invalid --repo {name}: give a hub repository as OWNER/NAME."]
     assert list(desk.iterdir()) == []

@@ -140,7 +140,7 @@ def test_it_waits_as_long_as_the_hub_asks(
 ) -> None:
     hub.faults[name] = [Status(429, headers)]
     fetched()
-    assert fetched.said == [f"{what}: the hub says 429; trying again in 1 s."]
+    assert fetched.said == [f"{what}: the hub answered 429; retrying in 1 s."]
     assert is_right(fetched.folder)
 
 
@@ -159,8 +159,8 @@ def test_a_connection_that_stands_still_is_left(
 def test_it_gives_up_and_is_gone_on_with(hub: FakeHub, fetched: Watched) -> None:
     hub.faults[WEIGHTS] = [BreakOff(1000), *[Status(503)] * 4]
     assert fetched.refused() == (
-        f"{WEIGHTS} can't be had: the hub says 503, 4 times in a row. What is there is kept: run the same command again "
-        "to go on."
+        f"Cannot download {WEIGHTS}: the hub answered 503, 4 times in a row. Progress is kept: run the same command again "
+        "to resume."
     )
     assert (fetched.folder / FETCHING).is_file()
     done = fetched()
@@ -173,13 +173,13 @@ def test_it_gives_up_and_is_gone_on_with(hub: FakeHub, fetched: Watched) -> None
 
 def test_what_is_no_hub(hub: FakeHub, fetched: Watched) -> None:
     hub.faults["api"] = [Status(200)]
-    assert fetched.refused() == f"{hub.url} does not answer as a hub does. Check HF_ENDPOINT."
+    assert fetched.refused() == f"{hub.url} does not answer like a hub. Check HF_ENDPOINT."
 
 
 def test_a_hub_that_does_not_say_what_it_has(hub: FakeHub, fetched: Watched) -> None:
     hub.faults["api"] = [Status(503)] * 4
     assert fetched.refused() == (
-        f"{hub.url} does not say what is in {NAME}: the hub says 503. Try again later."
+        f"{hub.url} does not list the files of {NAME}: the hub answered 503. Try again later."
     )
     assert not fetched.folder.exists()
 
@@ -193,7 +193,7 @@ def test_a_part_that_is_of_no_use(hub: FakeHub, fetched: Watched, content: bytes
     (part,) = fetched.folder.glob(".*.part")
     part.write_bytes(content)
     if len(content) == SIZE:
-        assert "came with another checksum" in fetched.refused()
+        assert "did not match the checksum" in fetched.refused()
     fetched()
     assert is_right(fetched.folder)
 
@@ -212,7 +212,7 @@ class TestFolder:
         fetched.folder.mkdir()
         (fetched.folder / "config.json").write_text("{}")
         assert fetched.refused().startswith(
-            f"{fetched.folder}/config.json was there before, and is not what the hub states (git's sha1 "
+            f"{fetched.folder}/config.json exists and does not match the checksum of the hub (git's sha1 "
         )
         assert (fetched.folder / "config.json").read_text() == "{}"
 
@@ -227,7 +227,7 @@ class TestFolder:
         (fetched.folder / "model-00001-of-00002.safetensors").write_bytes(b"")
         assert fetched.refused() == (
             f"{fetched.folder} also has model-00001-of-00002.safetensors, which {NAME} at {COMMIT[:12]} does not. Remove "
-            "what does not belong there, or name another --output."
+            "these files, or use another --output."
         )
         assert hub.sent == {}
 
@@ -237,10 +237,10 @@ class TestFolder:
         hub.publish(NAME, sharded, LATER)
         hub.faults["model-00002-of-00002.safetensors"] = [BreakOff(10), *[Status(503)] * 4]
         with pytest.raises(
-            SetupError, match="Name another --output, add --overwrite to replace it, or go on with that"
+            SetupError, match="Use another --output, add --overwrite to replace it, or resume that"
         ):
             fetched()
-        with pytest.raises(SetupError, match="can't be had"):
+        with pytest.raises(SetupError, match="Cannot download"):
             fetched(overwrite=True)
         fetched()  # (a broken-off --overwrite has begun: the folder is the new commit's)
         assert is_right(fetched.folder, sharded)
@@ -259,7 +259,7 @@ class TestFolder:
         hub.publish(other.name, tiny_files(seed=1))
         with pytest.raises(SetupError) as error:
             Watched(hub, fetched.folder, other)()
-        assert str(error.value).endswith("Name another --output, add --overwrite to replace it.")
+        assert str(error.value).endswith("Use another --output, add --overwrite to replace it.")
         Watched(hub, fetched.folder, other)(overwrite=True)
         assert is_right(fetched.folder, tiny_files(seed=1))
 
@@ -289,7 +289,7 @@ class TestFolder:
         )
         if done.returncode == 77 or "unshare" in done.stderr:
             pytest.skip(f"a disk of our own needs root: {done.stderr.strip()}")
-        assert f"bytes free, and {SIZE:,} are still to come. Make room, or name an --output" in done.stdout
+        assert f"bytes free, but {SIZE:,} are needed. Free some space, or use an --output" in done.stdout
         assert hub.starts(WEIGHTS) == []
 
 
@@ -304,18 +304,18 @@ class TestRepository:
             ),
             pytest.param(
                 {**FILES, WEIGHTS: b"", "model.safetensors.index.json": b"{}"},
-                f"The hub states no size and checksum of {NAME}'s {WEIGHTS}, so it can't be verified. HF_ENDPOINT must name "
-                "a hub that does.",
+                f"The hub returned no size and checksum for {WEIGHTS} of {NAME}, so it cannot be verified. HF_ENDPOINT must be "
+                "a hub that returns them.",
                 id="an empty file",
             ),
             pytest.param(
                 {name: content for name, content in FILES.items() if name != WEIGHTS},
-                f"{NAME} at {COMMIT[:12]} has no weights as safetensors. Try a --revision that has them.",
+                f"{NAME} at {COMMIT[:12]} has no safetensors weights. Try a --revision that has them.",
                 id="no weights",
             ),
             pytest.param(
                 {**{name: content for name, content in FILES.items() if name != WEIGHTS}, "pytorch_model.bin": b"-"},
-                f"{NAME} at {COMMIT[:12]} has no weights as safetensors but as pickles (pytorch_model.bin), and loading a "
+                f"{NAME} at {COMMIT[:12]} has no safetensors weights except as pickles (pytorch_model.bin), and loading a "
                 "pickle runs whatever code is in it. Try a --revision that has them.",
                 id="pickles",
             ),
@@ -325,7 +325,7 @@ class TestRepository:
                     for name, content in tiny_files(shards=2).items()
                     if name != "model-00002-of-00002.safetensors"
                 },
-                f"{NAME} at {COMMIT[:12]} lacks model-00002-of-00002.safetensors, which its index names. Try another "
+                f"{NAME} at {COMMIT[:12]} lacks model-00002-of-00002.safetensors, which its index lists. Try another "
                 "--revision.",
                 id="a shard is missing",
             ),
@@ -340,7 +340,7 @@ class TestRepository:
 
     def test_without_checksums(self, hub: FakeHub, fetched: Watched) -> None:
         hub.states_sizes = False
-        assert "The hub states no size and checksum of" in fetched.refused()
+        assert "The hub returned no size and checksum for" in fetched.refused()
 
     def test_another_model_is_noticed_before_its_weights_come(self, hub: FakeHub, fetched: Watched) -> None:
         hub.publish(NAME, {**FILES, "config.json": json.dumps({**tiny_config(), "hidden_size": 128}).encode()})

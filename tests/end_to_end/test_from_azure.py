@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from llama_endpoints.download.azureml_cache import CACHE, here
+from llama_endpoints.download.azureml_cache import CACHE, resolve
 from llama_endpoints.download.resolve import folder_of
 from llama_endpoints.download.transfer import alone
 from llama_serving.errors import SetupError
@@ -60,7 +60,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def refused(name: str) -> str:
     with pytest.raises(SetupError) as error:
-        here(name)
+        resolve(name)
     assert "\n" not in str(error.value)
     assert not any(secret in str(error.value) for secret in ("sig=", KEY, SECRET))
     return str(error.value)
@@ -80,7 +80,7 @@ class TestForms:
         ],
     )
     def test_each_becomes_a_folder(self, azure: FakeAzure, name: str) -> None:
-        folder = here(name)
+        folder = resolve(name)
         assert content(folder) == FILES
         assert folder.name == "tiny"
         assert sum(azure.sent.values()) == SIZE
@@ -91,16 +91,16 @@ class TestForms:
     def test_the_workspace_may_be_said_elsewhere(
         self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        assert refused(name).startswith("Which workspace? Set AZUREML_ARM_SUBSCRIPTION, ")
+        assert refused(name).startswith("No workspace given. Set AZUREML_ARM_SUBSCRIPTION, ")
         monkeypatch.setenv("AZUREML_ARM_SUBSCRIPTION", SUBSCRIPTION)
         monkeypatch.setenv("AZUREML_ARM_RESOURCEGROUP", GROUP)
         monkeypatch.setenv("AZUREML_ARM_WORKSPACE_NAME", WORKSPACE)
-        assert content(here(name)) == FILES
+        assert content(resolve(name)) == FILES
 
     def test_a_jobs_output_is_refused(self) -> None:
         assert refused("azureml://jobs/pear/outputs/model") == (
-            "azureml://jobs/pear/outputs/model is a job's output, which is not downloaded here. Run `az ml job download "
-            "--name pear --output-name model --download-path build/from-azure`, and name the folder that it makes; or "
+            "azureml://jobs/pear/outputs/model is a job's output, which cannot be downloaded here. Run `az ml job download "
+            "--name pear --output-name model --download-path build/from-azure`, and pass the resulting folder; or "
             "register the output as a model."
         )
 
@@ -122,7 +122,7 @@ class TestForms:
 )
 def test_whatever_a_datastore_keeps_is_used(azure: FakeAzure, credentials: str, kind: str) -> None:
     azure.add_datastore("store", credentials, kind)
-    assert content(here(STORE)) == FILES
+    assert content(resolve(STORE)) == FILES
     if credentials != "None":  # (who may not read the storage but by what the datastore keeps)
         assert any(path.endswith("/listSecrets") for _, _, path in azure.asked)
 
@@ -130,56 +130,56 @@ def test_whatever_a_datastore_keeps_is_used(azure: FakeAzure, credentials: str, 
 class TestCache:
     @pytest.mark.parametrize("name", [f"{OF_REGISTRY}/versions/7", MODEL])
     def test_a_version_is_asked_for_once(self, azure: FakeAzure, name: str) -> None:
-        folder = here(name)
+        folder = resolve(name)
         azure.asked.clear()
-        assert here(name) == folder
+        assert resolve(name) == folder
         assert azure.asked == []
 
     def test_a_label_costs_a_question(self, azure: FakeAzure) -> None:
-        folder = here(MODEL)
+        folder = resolve(MODEL)
         azure.sent.clear()
-        assert here(MODEL.replace("versions/3", "labels/latest")) == folder
+        assert resolve(MODEL.replace("versions/3", "labels/latest")) == folder
         azure.register("tiny", "4", FOLDER)
-        assert here(MODEL.replace("versions/3", "labels/latest")) != folder
+        assert resolve(MODEL.replace("versions/3", "labels/latest")) != folder
 
     def test_a_datastore_is_listed_each_time(self, azure: FakeAzure) -> None:
-        folder = here(STORE)
+        folder = resolve(STORE)
         azure.sent.clear()
-        assert here(STORE) == folder
+        assert resolve(STORE) == folder
         assert azure.sent == {}
         azure.put(FOLDER, {"MLmodel": b"changed:"})
-        other = here(STORE)
+        other = resolve(STORE)
         assert content(other) == {**FILES, "MLmodel": b"changed:"}
         assert content(folder) == FILES, "whoever serves from it goes on"
 
     def test_a_prompt_needs_no_weights(self, azure: FakeAzure) -> None:
-        folder = here(MODEL, weights=False)
+        folder = resolve(MODEL, weights=False)
         assert content(folder).keys() == {name for name in FILES if not name.endswith(".safetensors")}
-        assert here(MODEL, weights=False) == folder
-        whole = here(MODEL)
+        assert resolve(MODEL, weights=False) == folder
+        whole = resolve(MODEL)
         assert content(whole) == FILES
-        assert here(MODEL, weights=False) == whole
+        assert resolve(MODEL, weights=False) == whole
 
     def test_two_processes(self, azure: FakeAzure, tmp_path: Path) -> None:
         azure.faults["model.safetensors"] = [Status(404)]
         refused(MODEL)
         (stage,) = (path for path in (tmp_path / "cache").rglob(".*") if path.is_dir())
         with alone(stage, ""):
-            assert refused(MODEL) == f"Another process is filling {stage}. Wait for it."
-        assert content(here(MODEL)) == FILES
+            assert refused(MODEL) == f"Another process is downloading to {stage}. Wait for it."
+        assert content(resolve(MODEL)) == FILES
         assert not stage.exists()
 
     def test_another_process_was_faster(self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch) -> None:
-        folder = here(STORE)
+        folder = resolve(STORE)
         monkeypatch.setattr(Path, "is_dir", Late(folder.parent))
-        assert here(STORE) == folder
+        assert resolve(STORE) == folder
         assert not folder.parent.with_name(f".{folder.parent.name}").exists()
 
     def test_what_was_changed_meanwhile_leaves_nothing(self, azure: FakeAzure, tmp_path: Path) -> None:
         azure.faults["model.safetensors"] = [Status(404)]
         refused(MODEL)
         azure.put(FOLDER, {"artifacts/llama/config.json": b"[]"})
-        assert content(here(MODEL)) == {**FILES, "artifacts/llama/config.json": b"[]"}
+        assert content(resolve(MODEL)) == {**FILES, "artifacts/llama/config.json": b"[]"}
         assert not list((tmp_path / "cache").rglob(".*"))
 
     def test_by_default_it_is_the_users(
@@ -187,19 +187,19 @@ class TestCache:
     ) -> None:
         monkeypatch.delenv(CACHE)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        assert here(MODEL).is_relative_to(tmp_path / "home" / "llama-endpoints" / "azure")
+        assert resolve(MODEL).is_relative_to(tmp_path / "home" / "llama-endpoints" / "azure")
 
     def test_a_disk_without_room(self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         assert (
-            f"has 1,000 bytes free, and {SIZE:,} are still to come. Make room, or set {CACHE} to a"
+            f"has 1,000 bytes free, but {SIZE:,} are needed. Free some space, or set {CACHE} to a"
             in refused(MODEL)
         )
         assert azure.sent == {}
 
     def test_a_place_that_can_not_be_written(self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(CACHE, "/proc/none")
-        assert "can't be written: " in refused(MODEL)
+        assert "Cannot write " in refused(MODEL)
 
 
 class Late:
@@ -222,16 +222,16 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [
-            (MODEL.replace("/3", "/9"), f"There is no {MODEL.replace('/3', '/9')}. Of tiny it has version 3, 2."),
-            (MODEL.replace("versions/3", "labels/best"), f"There is no {MODEL.replace('versions/3', 'labels/best')}. Of tiny it"),
-            (MODEL.replace("tiny", "huge"), "lists what there is."),
-            (f"{OF_REGISTRY}/versions/1", f"There is no {OF_REGISTRY}/versions/1. Of tiny it has version 7."),
-            (OF_REGISTRY.replace(REGISTRY, "other") + "/versions/1", "`az ml model list --name tiny --registry-name other` lists"),
+            (MODEL.replace("/3", "/9"), f"{MODEL.replace('/3', '/9')} not found. Of tiny there is version 3, 2."),
+            (MODEL.replace("versions/3", "labels/best"), f"{MODEL.replace('versions/3', 'labels/best')} not found. Of tiny there"),
+            (MODEL.replace("tiny", "huge"), "List what exists with"),
+            (f"{OF_REGISTRY}/versions/1", f"{OF_REGISTRY}/versions/1 not found. Of tiny there is version 7."),
+            (OF_REGISTRY.replace(REGISTRY, "other") + "/versions/1", "List what exists with `az ml model list --name tiny --registry-name other`"),
             (STORE.replace("store/", "shop/"), "`az ml datastore list --workspace-name ws --resource-group my.group "),
-            (f"{IN_WORKSPACE}x/models/tiny/versions/3", "There is no "),
-            (STORE.replace("tiny", "none"), f"There is no folder models/none/ in {NOWHERE}. A folder with files is needed: "),
-            (f"{STORE}/MLmodel", f"There is no folder {FOLDER}/MLmodel/ in {NOWHERE}. A folder with files is needed: "),
-            ("azureml:tiny", "azureml:tiny names no model in Azure. Allowed are "),
+            (f"{IN_WORKSPACE}x/models/tiny/versions/3", " not found"),
+            (STORE.replace("tiny", "none"), f"Folder models/none/ not found in {NOWHERE}. A folder with files is needed: "),
+            (f"{STORE}/MLmodel", f"Folder {FOLDER}/MLmodel/ not found in {NOWHERE}. A folder with files is needed: "),
+            ("azureml:tiny", "azureml:tiny is not a model in Azure. Allowed are "),
         ],
     )  # fmt: skip
     def test_what_is_not_there(self, azure: FakeAzure, name: str, sentence: str) -> None:
@@ -240,86 +240,86 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("end", "status", "sentence"),
         [
-            ("versions/3", 401, f"Azure does not know who asks for {MODEL}: (Because) It said Because. Run `az login`, again where"),
-            ("versions/3", 403, f"{MODEL} may not be read: (Because) It said Because. Ask for the role AzureML Data Scientist"),
-            ("listSecrets", 403, f"{MODEL} may not be read: (Because) It said Because. Ask for the role AzureML Data Scientist"),
-            ("versions/3", 409, f"Azure says 409 to {MODEL}: (Because) It said Because. Try again later."),
-            ("list", 403, f"{NOWHERE} may not be read (403 Because). Ask for the role Storage Blob Data Reader on the storage"),
-            ("list", 400, f"{NOWHERE} refuses the folder (400 Because)."),
-            ("MLmodel", 404, f"MLmodel is not in {NOWHERE} any more (Because). Run the same command again."),
+            ("versions/3", 401, f"Azure authentication failed for {MODEL}: (Because) It said Because. Run `az login`"),
+            ("versions/3", 403, f"Permission denied for {MODEL}: (Because) It said Because. Ask for the role AzureML Data Scientist"),
+            ("listSecrets", 403, f"Permission denied for {MODEL}: (Because) It said Because. Ask for the role AzureML Data Scientist"),
+            ("versions/3", 409, f"Azure answered 409 for {MODEL}: (Because) It said Because. Try again later."),
+            ("list", 403, f"Permission denied for {NOWHERE} (403 Because). Ask for the role Storage Blob Data Reader on the storage"),
+            ("list", 400, f"{NOWHERE} refused the folder (400 Because)."),
+            ("MLmodel", 404, f"MLmodel no longer exists in {NOWHERE} (Because). Run the same command again."),
             ("MLmodel", 412, "MLmodel was changed in Azure while it was being downloaded. Run the same command again."),
         ],
     )  # fmt: skip
     def test_what_azure_refuses(self, azure: FakeAzure, end: str, status: int, sentence: str) -> None:
         azure.faults[end] = [Status(status)]
         assert sentence in refused(MODEL)
-        assert content(here(MODEL)) == FILES
+        assert content(resolve(MODEL)) == FILES
 
     def test_nobody_is_logged_in(self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzureCliCredential")
         monkeypatch.setenv("PATH", "/nowhere")
-        assert refused(MODEL).startswith(f"Azure does not know who asks for {MODEL}: ")
-        assert "Run `az login`, again where the login has expired" in refused(MODEL)
+        assert refused(MODEL).startswith(f"Azure authentication failed for {MODEL}: ")
+        assert "Run `az login`" in refused(MODEL)
 
     def test_nobody_is_logged_in_at_the_storage(
         self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         azure.add_datastore("store", "ServicePrincipal")
         monkeypatch.setattr("tests.support.fake_azure.world.SECRET", "another")
-        assert refused(MODEL).startswith("Azure's storage does not know who asks: ")
+        assert refused(MODEL).startswith("Azure Storage authentication failed: ")
 
     def test_azure_can_not_be_reached(self, azure: FakeAzure, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("llama_endpoints.download.azureml_assets._RETRIES", 0)
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-        assert refused(MODEL).startswith(f"Azure can't be asked for {MODEL}: ")
+        assert refused(MODEL).startswith(f"Cannot reach Azure for {MODEL}: ")
         assert refused(MODEL).endswith("Check the network and its proxy (HTTPS_PROXY).")
 
     @pytest.mark.parametrize("kind", ["AzureFile", "AzureDataLakeGen1"])
     def test_another_sort_of_datastore(self, azure: FakeAzure, kind: str) -> None:
         place = {"fileShareName": "share"} if kind == "AzureFile" else {"storeName": "lake"}
         azure.add_datastore("store", "None", kind, **place)
-        assert f"The datastore store is of type {kind}. Allowed are AzureBlob and AzureDataLakeGen2" in refused(
+        assert f"Datastore store has the type {kind}. Allowed are AzureBlob and AzureDataLakeGen2" in refused(
             MODEL
         )
 
     def test_nothing_goes_in_the_clear(self, azure: FakeAzure) -> None:
         azure.add_datastore("store", protocol="http")
         assert refused(MODEL) == (
-            f"http://{ACCOUNT}.blob.core.windows.net is not https, and nothing is sent there in the clear."
+            f"http://{ACCOUNT}.blob.core.windows.net must use https: nothing is sent unencrypted."
         )
 
     @pytest.mark.parametrize("name", ["../up", "a//b", "./a", "a\\b", "a\x7fb"])
     def test_a_name_that_can_not_be_a_files(self, azure: FakeAzure, name: str) -> None:
         azure.put(FOLDER, {name: b"-"})
-        assert "which can't be one's name here. Rename it there." in refused(MODEL)
+        assert "is impossible on this machine. Rename the file in Azure." in refused(MODEL)
 
     def test_a_model_that_is_no_folder_of_a_datastore(self, azure: FakeAzure) -> None:
         azure.management.models[next(iter(azure.management.models))]["tiny"]["3"] = (
             "azureml://jobs/pear/outputs/model"
         )
-        assert refused(MODEL).endswith("which is no folder of a datastore. Register a folder as the model.")
+        assert refused(MODEL).endswith("which is not a datastore folder. Register a folder as the model.")
 
 
 def test_folders_of_a_data_lake_are_no_files(azure: FakeAzure) -> None:
     azure.put(FOLDER, {"artifacts": b""}, metadata={"hdi_isfolder": "true"})
-    assert content(here(MODEL)) == FILES
+    assert content(resolve(MODEL)) == FILES
 
 
 class TestPatience:
     @pytest.mark.parametrize(("end", "status"), [("versions/3", 429), ("listSecrets", 503)])
     def test_azures_own_client_asks_again(self, azure: FakeAzure, end: str, status: int) -> None:
         azure.faults[end] = [Status(status, {"Retry-After": "1"})]
-        assert content(here(MODEL)) == FILES
+        assert content(resolve(MODEL)) == FILES
         assert sum(path.endswith(end) for _, _, path in azure.asked) == 2
 
     def test_the_storage_is_waited_for(self, azure: FakeAzure, capsys: pytest.CaptureFixture[str]) -> None:
         azure.faults["list"] = [Status(429, {"Retry-After": "2"})]
-        assert content(here(MODEL)) == FILES
-        assert f"{MODEL}: Azure says 429; trying again in 2 s." in capsys.readouterr().err
+        assert content(resolve(MODEL)) == FILES
+        assert f"{MODEL}: Azure answered 429; retrying in 2 s." in capsys.readouterr().err
 
     def test_no_signature_is_told(self, azure: FakeAzure, capsys: pytest.CaptureFixture[str]) -> None:
         azure.faults["list"] = [BreakOff(5)]
-        assert content(here(f"{OF_REGISTRY}/versions/7")) == FILES
+        assert content(resolve(f"{OF_REGISTRY}/versions/7")) == FILES
         told = capsys.readouterr().err
-        assert "trying again in 1 s." in told
+        assert "retrying in 1 s." in told
         assert "sig=" not in told

@@ -93,7 +93,7 @@ def test_the_installed_command_packages(desk: Path, weights: str) -> None:
 def test_a_write_that_fails_leaves_nothing(desk: Path, limit: int, weights: str) -> None:
     command = (*PACKAGE, "--weights", weights, "--output", "made/nano")
     done = run((sys.executable, "-c", LIMITED, str(limit), *command), desk)
-    assert told(done.stderr) == ["Error: made/nano can't be written: File too large. Nothing was left behind."]
+    assert told(done.stderr) == ["Error: Cannot write made/nano: File too large. Nothing was left behind."]
     assert done.returncode == 2
     assert done.stdout == ""
     assert names(desk) == []
@@ -107,7 +107,7 @@ def test_a_write_that_fails_leaves_nothing(desk: Path, limit: int, weights: str)
         pytest.param(
             "8m",
             "link",
-            r"a copy of the weights \(a link is not possible: Invalid cross-device link\) "
+            r"a copy of the weights \(cannot link: Invalid cross-device link\) "
             rf"needs {WEIGHT_BYTES:,} bytes "
             r"where [\d,]+ are free \(--weights reference needs none\)",
             id="the weights",
@@ -122,9 +122,7 @@ def test_a_full_disk_leaves_nothing(desk: Path, size: str, weights: str, reason:
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"a disk of our own needs root: {done.stderr.strip()}")
     (sentence,) = told(done.stderr)
-    assert re.fullmatch(
-        f"Error: {desk}/made/nano can't be written: {reason}. Nothing was left behind.", sentence
-    )
+    assert re.fullmatch(f"Error: Cannot write {desk}/made/nano: {reason}. Nothing was left behind.", sentence)
     assert done.returncode == 2
     assert done.stdout == "left: \n"
 
@@ -243,5 +241,5 @@ def test_a_merge_on_a_full_disk_leaves_nothing(desk: Path, adapter: Path, limit:
     command = (*PACKAGE, "--adapter", str(adapter), "--output", "made/nano")
     done = run((sys.executable, "-c", LIMITED, str(limit), *command), desk)
     sentences = [line for line in told(done.stderr) if not line.startswith("merging:")]
-    assert sentences == ["Error: made/nano can't be written: File too large. Nothing was left behind."]
+    assert sentences == ["Error: Cannot write made/nano: File too large. Nothing was left behind."]
     assert names(desk) == []

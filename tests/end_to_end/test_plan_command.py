@@ -54,21 +54,21 @@ def test_quota_says_what_the_fifth_more_comes_to() -> None:
         "--model", "codellama/CodeLlama-7b-hf", "--context", "12288", "--precision", "int4", "--instances", "3"
     )
     assert "  quota: 16 cores of standard NCASv3_T4 Family, 4 instances of 4\n" in ran.stdout
-    assert "    (3, and a fifth more for upgrades, rounded up)\n" in ran.stdout
+    assert "    (3, plus 20 % for upgrades, rounded up)\n" in ran.stdout
 
 
 @pytest.mark.parametrize(
     ("offer", "says"),
     [
-        ("managed_online", "  up to 2,048 tokens for each in the 178 s that a request may take\n"),
-        ("kubernetes", "  up to 2,048 tokens for each in the 148 s that a request may take\n"),
-        ("batch", "  26.0 GB to copy to a new instance: 130 s, on a slow day 1,041 s\n"),
+        ("managed_online", "  up to 2,048 tokens for each within the request limit of 178 s\n"),
+        ("kubernetes", "  up to 2,048 tokens for each within the request limit of 148 s\n"),
+        ("batch", "  26.0 GB to copy to a new instance: usually 130 s, at worst 1,041 s\n"),
     ],
 )
 def test_what_an_offer_allows(offer: str, says: str) -> None:
     ran = plan("--model", MODEL, "--context", "2048", "--for", offer)
     assert says in ran.stdout
-    assert ("a request may take" in ran.stdout) == (offer != "batch")
+    assert ("request limit" in ran.stdout) == (offer != "batch")
     assert "12 to 18 minutes" in ran.stdout
 
 
@@ -76,14 +76,14 @@ def test_nothing_that_fits_is_exit_code_1_and_says_what_would() -> None:
     ran = plan("--model", MODEL, "--context", "2048", "--sku", "p3.2xlarge", "--dtype", "fp16")
     assert ran.returncode == 1
     assert (
-        "p3.2xlarge can't run it:\n  it takes 27,114 MiB, and 15,073 may be used of 1 x V100 16 GB.\n"
+        "p3.2xlarge cannot run it:\n  it takes 27,114 MiB of 15,073 MiB usable on 1 x V100 16 GB.\n"
         in ran.stdout
     )
     assert "\np3.8xlarge " in ran.stdout
     ran = plan("--model", "codellama/CodeLlama-70b-hf", "--concurrency", "400", "--context", "16384")
     assert ran.returncode == 1
-    assert "No machine of azure that is offered for managed_online holds it." in ran.stdout
-    assert "It would be held with one of these options:\n  --concurrency 1   NC80adis_H100_v5\n" in ran.stdout
+    assert "No azure machine offered for managed_online holds it." in ran.stdout
+    assert "One of these options would make it fit:\n  --concurrency 1   NC80adis_H100_v5\n" in ran.stdout
     ran = plan("--model", MODEL, "--cloud", "aws")
     assert (ran.returncode, "  --dtype fp16      p3.8xlarge\n" in ran.stdout) == (1, True)
 
@@ -91,10 +91,10 @@ def test_nothing_that_fits_is_exit_code_1_and_says_what_would() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--model", f"{MODEL}-typo"), f"models` lists it. The closest name is {MODEL}.\n"),
-        (("--model", MODEL, "--context", "8192"), "reads 16 to 4,096 tokens"),
+        (("--model", f"{MODEL}-typo"), f"models` lists it. Did you mean {MODEL}?\n"),
+        (("--model", MODEL, "--context", "8192"), "supports a context of 16 to 4,096 tokens"),
         (("--model", MODEL, "--sku", "NC24ads_A100"), "Standard_NC24ads_A100_v4"),
-        (("--model", MODEL, "--sku", ""), "'' is no machine that is known here"),
+        (("--model", MODEL, "--sku", ""), "Unknown machine ''"),
         (
             ("--model", MODEL, "--sku", "p3.2xlarge", "--cloud", "azure"),
             "p3.2xlarge is a machine of aws, not of azure",
@@ -102,14 +102,14 @@ def test_nothing_that_fits_is_exit_code_1_and_says_what_would() -> None:
         (("--model", MODEL, "--engine", "pipeline", "--concurrency", "16"), "one sequence at a time, not 16"),
         (("--model", MODEL, "--engine", "pipeline", "--dtype", "int4"), "has no int4 weights"),
         (("--model", MODEL, "--instances", "999999999"), "1 to 50 instances, not 999,999,999"),
-        (("--model", MODEL, "--prices", "West Europe"), "write it as Azure does"),
-        (("--model", MODEL, "--prices", ""), "write it as Azure does"),
+        (("--model", MODEL, "--prices", "West Europe"), "use Azure's name"),
+        (("--model", MODEL, "--prices", ""), "use Azure's name"),
         (
             ("--model", MODEL, "--cloud", "aws", "--prices", "westeurope"),
-            "has no prices of aws. Give --prices-file",
+            "has no prices for aws. Use --prices-file",
         ),
         (("--model", MODEL, "--prices", "westeurope", "--prices-file", "p.json"), "not both"),
-        (("--model", MODEL, "--prices-file", "absent.json"), "can't be read as prices"),
+        (("--model", MODEL, "--prices-file", "absent.json"), "Cannot read prices from"),
     ],
 )
 def test_refusals(options: tuple[str, ...], says: str) -> None:
@@ -227,7 +227,7 @@ def test_a_list_that_leads_elsewhere_or_is_none_is_refused(tmp_path: Path) -> No
         ran = plan(
             "--model", MODEL, "--prices", "westeurope", LLAMA_PRICES_URL=address, XDG_CACHE_HOME=str(tmp_path)
         )
-        assert (ran.returncode, "goes on at another place" in ran.stderr) == (2, True)
+        assert (ran.returncode, "continues at another host" in ran.stderr) == (2, True)
     with price_list(([],)) as (address, _):
         ran = plan(
             "--model", MODEL, "--prices", "westeurope", LLAMA_PRICES_URL=address, XDG_CACHE_HOME=str(tmp_path)
@@ -238,8 +238,7 @@ def test_a_list_that_leads_elsewhere_or_is_none_is_refused(tmp_path: Path) -> No
     host = urlsplit(address).netloc
     assert ran.returncode == 2
     assert (
-        f"Azure's price list can't be read: {host} can't be reached. Give --prices-file instead.\n"
-        in ran.stderr
+        f"Cannot read Azure's price list: cannot connect to {host}. Use --prices-file instead.\n" in ran.stderr
     )
 
 
@@ -247,9 +246,9 @@ def test_a_list_that_leads_elsewhere_or_is_none_is_refused(tmp_path: Path) -> No
     ("status", "body", "says"),
     [
         (503, b"", "answered 503"),
-        (200, b"<html>", "answered something else than a page of prices"),
-        (200, b"{}", "answered something else than a page of prices"),
-        (200, b"[]", "answered something else than a page of prices"),
+        (200, b"<html>", "did not answer with a page of prices"),
+        (200, b"{}", "did not answer with a page of prices"),
+        (200, b"[]", "did not answer with a page of prices"),
     ],
 )
 def test_a_list_that_answers_otherwise(status: int, body: bytes, says: str, tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ def test_a_list_that_answers_otherwise(status: int, body: bytes, says: str, tmp_
         variables = {"LLAMA_PRICES_URL": f"http://{host}/prices", "XDG_CACHE_HOME": str(tmp_path)}
         ran = plan("--model", MODEL, "--prices", "westeurope", **variables)
     assert ran.returncode == 2
-    assert f"Azure's price list can't be read: {host} {says}. Give --prices-file instead.\n" in ran.stderr
+    assert f"Cannot read Azure's price list: {host} {says}. Use --prices-file instead.\n" in ran.stderr
 
 
 def test_prices_from_a_file(tmp_path: Path) -> None:
@@ -292,7 +291,7 @@ def test_prices_from_a_file(tmp_path: Path) -> None:
         (f'{{"{A100}": NaN}}', "must be a JSON object"),
         (
             '{"Standard_NC24": 1}',
-            "'Standard_NC24' is no machine that is known here. The closest: Standard_NC24ads",
+            "Unknown machine 'Standard_NC24'. The closest: Standard_NC24ads",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def test_check_names_what_differs_and_writes_nothing(tmp_path: Path) -> None:
     gone.unlink()
     ran = render(*options, "--check")
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[:2] == [f"{changed} differs", f"{gone} is not there"]
+    assert ran.stderr.splitlines()[:2] == [f"{changed} differs", f"{gone} does not exist"]
     assert "instance_count: 2" in changed.read_text()
     assert not gone.exists()
     ran = render(*options)
@@ -83,7 +83,7 @@ def test_options_go_into_the_files(tmp_path: Path) -> None:
         (("--model", "gpt"), "is not in the catalog"),
         (
             ("--model", "codellama/CodeLlama-70b-hf", "--sku", "NC24ads_A100_v4"),
-            "may be used of 1 x A100 80 GB PCIe",
+            "usable on 1 x A100 80 GB PCIe",
         ),
         (("--model", MODEL, "--sku", "NC6s_v3"), "does not compute in bf16"),
         (("--endpoint", "code_llama"), "3 to 32 letters, digits and single hyphens"),

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
-from llama_endpoints.endpoints.rollout import Rollout, State, forward
+from llama_endpoints.endpoints.rollout import Rollout, TrafficState, forward
 from tests.support.fake_azure.desk import BLUE, ENDPOINT, GREEN, ROOT, WHERE, Desk, a_desk
 from tests.support.fake_azure.network import Answer
 
@@ -67,7 +67,7 @@ def test_a_dry_run_changes_nothing(desk: Desk) -> None:
         "> step 2 of 4: codellama-7b-hf 90 %, green 10 %",
         "> step 3 of 4: codellama-7b-hf 50 %, green 50 %",
         "> step 4 of 4: green 100 %",
-        "Nothing was done.",
+        "Nothing was applied.",
     ]
     assert desk.azure.resources.changes == []
 
@@ -83,7 +83,7 @@ def test_to_the_end_and_back_again(desk: Desk) -> None:
     again = desk.run(*TO_GREEN)
     assert (again.exit_code, desk.traffic) == (2, {GREEN: 100})
     back = desk.run("rollout", "--endpoint", ENDPOINT, "--back")
-    assert back.output == f"The traffic is {BLUE} 100 % again.\n"
+    assert back.output == f"The traffic was restored to {BLUE} 100 %.\n"
     assert desk.traffic == {BLUE: 100}
     assert desk.run("rollout", "--endpoint", ENDPOINT, "--back").exit_code == 2
 
@@ -111,11 +111,11 @@ def test_where_it_fails_the_traffic_goes_back(desk: Desk, steps_done: int) -> No
 
 @pytest.mark.parametrize("edited", [{"rollout-steps": "ten"}, {"rollout-was": f"{BLUE}=ninety"}])
 def test_tags_that_somebody_edited_are_a_sentence(desk: Desk, edited: dict[str, str]) -> None:
-    state = forward(Rollout(GREEN, {BLUE: 100}), -1, State({BLUE: 100}))
+    state = forward(Rollout(GREEN, {BLUE: 100}), -1, TrafficState({BLUE: 100}))
     endpoint = desk.azure.resources.of("onlineEndpoints", ENDPOINT)
     assert endpoint is not None
     endpoint["tags"] = {**state.tags, **edited}
-    said = f"{next(iter(edited))}, where its roll-out keeps"
+    said = f"{next(iter(edited))}, which must hold"
     shown = desk.run("status", "--endpoint", ENDPOINT)
     assert (shown.exit_code, said in shown.output) == (0, True), shown.output
     for asked in (TO_GREEN, (*TO_GREEN, "--dry-run"), ("rollout", "--endpoint", ENDPOINT, "--back")):
@@ -149,7 +149,7 @@ def test_no_traffic_to_what_is_not_up_or_not_there(desk: Desk) -> None:
     there = desk.azure.resources.of("onlineEndpoints", ENDPOINT, GREEN)
     assert there is not None
     there["properties"]["provisioningState"] = "Failed"
-    assert "is Failed. It gets no traffic" in desk.run(*TO_GREEN).output
+    assert "is Failed and cannot get traffic" in desk.run(*TO_GREEN).output
     missing = desk.run("rollout", "--endpoint", ENDPOINT, "--to", "red")
     assert missing.exit_code == 2
     assert "has no deployment red" in missing.output
@@ -160,14 +160,14 @@ def test_no_traffic_to_what_is_not_up_or_not_there(desk: Desk) -> None:
 def test_what_somebody_moved_by_hand_is_left_alone(desk: Desk) -> None:
     endpoint = desk.azure.resources.of("onlineEndpoints", ENDPOINT)
     assert endpoint is not None
-    endpoint["tags"] = dict(forward(Rollout(GREEN, {BLUE: 100}), -1, State({BLUE: 100})).tags)
+    endpoint["tags"] = dict(forward(Rollout(GREEN, {BLUE: 100}), -1, TrafficState({BLUE: 100})).tags)
     endpoint["properties"] |= {"traffic": {BLUE: 70, GREEN: 30}, "mirrorTraffic": {}}
     refused = desk.run(*TO_GREEN)
     assert refused.exit_code == 2
-    assert "which is no step of the roll-out" in refused.output
+    assert "which is not a step of the roll-out" in refused.output
     assert desk.traffic == {BLUE: 70, GREEN: 30}
     other = desk.run("rollout", "--endpoint", ENDPOINT, "--to", BLUE)
-    assert "A roll-out to green is under way" in other.output
+    assert "A roll-out to green is in progress" in other.output
     assert desk.run("rollout", "--endpoint", ENDPOINT, "--back").exit_code == 0
     assert desk.traffic == {BLUE: 100}
 
@@ -198,7 +198,7 @@ def with_death(desk: Desk, *, changes: int, number: signal.Signals = signal.SIGK
 def test_killed_in_the_middle_another_machine_goes_on(desk: Desk) -> None:
     with_death(desk, changes=2)
     assert desk.traffic == {BLUE: 90, GREEN: 10}, "Azure has gone on with what it was told"
-    assert "A roll-out to green is under way" in desk.run("status", "--endpoint", ENDPOINT).output
+    assert "A roll-out to green is in progress" in desk.run("status", "--endpoint", ENDPOINT).output
     desk.azure.resources.changes.clear()
     done = desk.run(*TO_GREEN)
     assert done.exit_code == 0, done.output
@@ -209,7 +209,7 @@ def test_killed_in_the_middle_another_machine_goes_on(desk: Desk) -> None:
 def test_stopped_it_says_how_to_look_again(desk: Desk) -> None:
     said = with_death(desk, changes=1, number=signal.SIGINT)
     assert (
-        "Not waited for any longer: traffic of code-llama. Azure goes on with it; look again with: llama-endpoints status"
+        "Stopped waiting for traffic of code-llama. The operation continues in Azure; check it with: llama-endpoints status"
         in said
     )
     assert desk.run("rollout", "--endpoint", ENDPOINT, "--back").exit_code == 0

@@ -49,5 +49,5 @@ def test_a_job_of_azures_is_loaded_without_its_chatter(tmp_path: Path) -> None:
     done = run("job.yml", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith(
-        "job.yml:5: experiment_nam: is no field of Azure's here. Did you mean experiment_name?"
+        "job.yml:5: experiment_nam: is not a field here. Did you mean experiment_name?"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_endpoints.cli.tables import table
-from llama_endpoints.planning.planner import Wanted, plan, usual
+from llama_endpoints.planning.planner import PlanRequest, plan, plan_with_max_concurrency
 from llama_endpoints.planning.sizing import Workload
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
 
@@ -25,8 +25,8 @@ def workloads(variant: ModelVariant) -> Iterator[Workload]:
 
 
 def line(variant: ModelVariant, workload: Workload) -> tuple[str, ...]:
-    wanted = Wanted(variant, workload)
-    found = usual(wanted) if workload.concurrency == 1 else plan(wanted)
+    wanted = PlanRequest(variant, workload)
+    found = plan_with_max_concurrency(wanted) if workload.concurrency == 1 else plan(wanted)
     assert found.chosen is not None
     placed, memory = found.chosen.placement, found.chosen.memory
     return (

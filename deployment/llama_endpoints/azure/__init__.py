@@ -1,1 +1,1 @@
-"""Azure ML as it is: its client, credentials, limits, and schemas."""
+"""Azure ML's client, credentials, limits and schemas."""

@@ -1,4 +1,4 @@
-"""A secret out of an Azure key vault: read when it is needed, written nowhere."""
+"""Read secrets from Azure Key Vault. They are never stored."""
 
 import re
 from typing import Any, Final
@@ -12,21 +12,19 @@ _ADDRESS: Final = re.compile(
 
 
 def secret_of(address: str, credential: Any = None, **client: Any) -> str:
-    """The secret at an address such as `https://VAULT.vault.azure.net/secrets/NAME`, of its latest version if none is named.
+    """Return the secret at an address such as `https://VAULT.vault.azure.net/secrets/NAME`, by default its latest version.
 
     Args:
-        address: of the secret.
-        credential: who asks; None is whoever azure-identity finds.
-        client: what azure-keyvault-secrets' client takes beside.
+        address: the secret's address.
+        credential: the credential; None is azure-identity's default.
+        client: further arguments for azure-keyvault-secrets' client.
 
     Raises:
-        SetupError: it is no such address, or the secret can't be read.
+        SetupError: the address is invalid, or the secret cannot be read.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None:
-        raise SetupError(
-            f"{address} is no secret's address. It must be https://VAULT.vault.azure.net/secrets/NAME."
-        )
+        raise SetupError(f"Invalid secret address {address}: use https://VAULT.vault.azure.net/secrets/NAME.")
     try:
         from azure.core.exceptions import AzureError
         from azure.keyvault.secrets import SecretClient
@@ -39,8 +37,8 @@ def secret_of(address: str, credential: Any = None, **client: Any) -> str:
     except (AzureError, ValueError) as error:
         why = str(error).partition("\n")[0]
         raise SetupError(
-            f"{address} can't be read: {why} Give who asks the role Key Vault Secrets User, and "
-            "check vault and name."
+            f"Cannot read {address}: {why} Assign the role Key Vault Secrets User to your identity, and "
+            "check the vault and the name."
         ) from error
     if not value:
         raise SetupError(f"{address} is empty. Set it with `az keyvault secret set`.")

@@ -1,4 +1,4 @@
-"""What Azure ML reads out of our files, by its own client."""
+"""Check files with azure-ai-ml's own schemas."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from llama_serving.errors import SetupError
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """Something that azure-ai-ml refuses.
+    """An error from azure-ai-ml.
 
     Attributes:
-        place: keys and indices of what is at fault; empty where it does not say.
-        message: its own words.
-        unknown: whether it is a field that it does not know.
-        known: the fields that it knows there, where one is unknown.
+        place: keys and indices of the value; empty if unknown.
+        message: azure-ai-ml's message.
+        unknown: whether the field is unknown.
+        known: the known fields there, if the field is unknown.
     """
 
     place: tuple[str | int, ...]
@@ -31,26 +31,26 @@ class Complaint:
 
 
 def complaints(kind: str, path: Path) -> list[Complaint]:
-    """What its own loader says of a file of a kind, by the name of its `$schema`.
+    """Return the errors of azure-ai-ml's loader for a file of a kind, the name of its `$schema`.
 
     Raises:
-        SetupError: azure-ai-ml is not there.
+        SetupError: azure-ai-ml is not installed.
     """
     with quiet():
         try:
             load, schema_of = _loaders()[kind]
         except ImportError as error:
             raise SetupError(f"{NOT_INSTALLED} ({error})") from error
-    with quiet():  # (again: while it is imported it makes its log talk)
+    with quiet():  # again: its import enables its log
         schema = schema_of(context={"base_path": path.parent})
         try:
             return list(_complaints(_said(kind, path, load, schema), schema))
-        except Exception as error:  # (for files of other shapes it has no error of its own)
+        except Exception as error:  # on unexpected shapes it raises arbitrary errors
             return [Complaint((), f"{type(error).__name__}: {error}")]
 
 
 def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
-    """By field; nothing where the file is taken."""
+    """Return the errors by field; nothing if the file is valid."""
     from marshmallow import ValidationError
 
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
         load(source=path, params_override=[{name: value} for name, value in later.items()])
     except ValidationError as error:
         said = getattr(error.__cause__, "messages", None)
-        # Of a job its loader keeps a text alone, so its schema is asked again.
+        # A job's loader keeps only the text of its errors, so its schema is called again.
         return said if isinstance(said, dict) else _validated(schema, given) or {"_schema": [str(error)]}
     return {}
 
@@ -86,7 +86,7 @@ LATER: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "commandJob": (),
 }
-"""Fields that a file may leave to the command line of `az ml`."""
+"""Fields that may be given on the command line of `az ml` instead."""
 _LATER: Final = "given-later"
 _DEFAULT_TYPE: Final = "managed"
 _TYPES: Final = {
@@ -99,7 +99,7 @@ _TYPES: Final = {
 
 @cache
 def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Kind -> what loads it, and its schema."""
+    """Return the loader and schema of each kind."""
     from azure.ai import ml
     from azure.ai.ml import _schema as schemas
     from azure.ai.ml._schema._deployment.batch.batch_deployment import BatchDeploymentSchema
@@ -130,7 +130,7 @@ def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
 
 
 def _validated(schema: Any, given: Mapping[str, Any]) -> Any:
-    """What marshmallow says, by field."""
+    """Return marshmallow's errors by field."""
     return schema.validate({name: value for name, value in given.items() if name != "$schema"})
 
 
@@ -143,10 +143,10 @@ def _complaints(said: Any, schema: Any) -> Iterator[Complaint]:
 
 
 def _by_place(place: tuple[str | int, ...], said: Any) -> Iterator[tuple[tuple[str | int, ...], list[str]]]:
-    """Leaves of what marshmallow says; of a field that may be one of several things, the thing that came nearest."""
+    """Yield the leaves of marshmallow's errors; for a field with several allowed forms, those of the closest form."""
     if isinstance(said, dict):
         for name, inner in said.items():
-            marks = ("_schema", "value", "key", None)  # (the middle two: of a mapping with any keys)
+            marks = ("_schema", "value", "key", None)  # the middle two for a mapping with arbitrary keys
             yield from _by_place(place if name in marks else (*place, name), inner)
         return
     if not isinstance(said, list):
@@ -162,7 +162,7 @@ def _by_place(place: tuple[str | int, ...], said: Any) -> Iterator[tuple[tuple[s
 
 
 def _known(schema: Any, place: tuple[str | int, ...]) -> tuple[str, ...]:
-    """The fields of all schemas that may hold there."""
+    """Return the fields of all schemas that are allowed there."""
     level = [schema]
     for step in place:
         level = [inner for one in level for inner in _below(one, step)]
@@ -171,7 +171,7 @@ def _known(schema: Any, place: tuple[str | int, ...]) -> tuple[str, ...]:
 
 
 def _below(one: Any, step: str | int) -> Iterator[Any]:
-    """What may stand behind a key of a schema, or of a mapping with any keys."""
+    """Yield what a schema allows below a key, or below any key of a mapping."""
     if hasattr(one, "value_field"):
         yield from _inside(one.value_field)
     elif step in one.fields:
@@ -179,7 +179,7 @@ def _below(one: Any, step: str | int) -> Iterator[Any]:
 
 
 def _inside(field: Any) -> Iterator[Any]:
-    """Schemas of what a field may hold, and mappings with any keys."""
+    """Yield the schemas and mappings that a field may hold."""
     if hasattr(field, "union_fields"):
         for one in field.union_fields:
             yield from _inside(one)

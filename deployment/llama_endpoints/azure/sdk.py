@@ -1,4 +1,4 @@
-"""Azure's client, azure-ai-ml."""
+"""Helpers for azure-ai-ml."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Azure's client without its warnings. It is written for marshmallow 3, which warns that 4 is near; and it logs which of its classes are experimental."""
+    """Silence azure-ai-ml's warnings: marshmallow 3 warns about version 4, and experimental classes are logged."""
     logs = [logging.getLogger(name) for name in ("azure", "azure.ai.ml")]
     levels = [log.level for log in logs]
     for log in logs:

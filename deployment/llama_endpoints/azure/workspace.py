@@ -1,4 +1,4 @@
-"""The workspace that is meant where a name does not say: an Azure ML job's own, that of a config.json, that of `az configure`."""
+"""The default workspace: an Azure ML job's own, that of a config.json, or that of `az configure`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ _CONFIG: Final = ("subscription_id", "resource_group", "workspace_name")
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A workspace of Azure ML: its subscription, its resource group, its name."""
+    """An Azure ML workspace: subscription, resource group and name."""
 
     subscription: str
     group: str
@@ -24,23 +24,23 @@ class Workspace:
 
 
 def default(environment: Mapping[str, str] | None = None, here: Path | None = None) -> Workspace:
-    """The first that is said: by the variables of a job, by a config.json here or above, by az's own defaults.
+    """Return the first workspace found: in a job's variables, in a config.json here or above, in az's defaults.
 
     Args:
-        environment: of this process by default.
-        here: where config.json (or .azureml/config.json) is looked for, and above; the working directory by default.
+        environment: variables; those of this process by default.
+        here: the first folder to look for config.json (or .azureml/config.json) in; the working directory by default.
 
     Raises:
-        SetupError: none is said.
+        SetupError: there is none.
     """
     given = os.environ if environment is None else environment
     for found in (_of_job(given), *_of_configs(here or Path.cwd()), _of_az(given)):
         if found is not None and all((found.subscription, found.group, found.name)):
             return found
     raise SetupError(
-        f"Which workspace? Set {', '.join(_JOB)}, or put the workspace's config.json here, or run `az configure --defaults "
-        "group=GROUP workspace=WORKSPACE` after `az login`; or write azureml://subscriptions/ID/resourcegroups/GROUP/"
-        "workspaces/WORKSPACE/ in front."
+        f"No workspace given. Set {', '.join(_JOB)}, or add the workspace's config.json here, or run `az configure --defaults "
+        "group=GROUP workspace=WORKSPACE` after `az login`; or prefix the URI with azureml://subscriptions/ID/resourcegroups/GROUP/"
+        "workspaces/WORKSPACE/."
     )
 
 
@@ -49,7 +49,7 @@ def _of_job(given: Mapping[str, str]) -> Workspace:
 
 
 def _of_configs(here: Path) -> Iterator[Workspace | None]:
-    """As `MLClient.from_config` looks; a checkpoint's config.json is none of them."""
+    """Yield the workspaces of config.json files, like `MLClient.from_config`; a checkpoint's config.json is skipped."""
     for folder in (here, *here.parents):
         for path in (folder / "config.json", folder / ".azureml" / "config.json"):
             said = _json(path)
@@ -57,7 +57,7 @@ def _of_configs(here: Path) -> Iterator[Workspace | None]:
 
 
 def _of_az(given: Mapping[str, str]) -> Workspace | None:
-    """What `az configure --defaults` wrote, in the subscription that `az account set` chose."""
+    """Return the workspace of `az configure --defaults`, in the subscription of `az account set`."""
     folder = Path(given.get("AZURE_CONFIG_DIR") or Path.home() / ".azure")
     config = ConfigParser(interpolation=None)
     try:
@@ -71,7 +71,7 @@ def _of_az(given: Mapping[str, str]) -> Workspace | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object in a file, which Azure's tools may begin with a byte order mark; nothing where there is none."""
+    """Return the JSON object of a file, which may begin with a byte order mark; empty if there is none."""
     try:
         said = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):

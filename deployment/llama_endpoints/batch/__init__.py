@@ -1,1 +1,1 @@
-"""Batch jobs on this machine: a dry run, and a batch deployment run as Azure runs it."""
+"""Local batch tools: a dry run, and an emulator of Azure ML's batch deployments."""

@@ -1,4 +1,4 @@
-"""A batch deployment's file, as Azure ML reads it."""
+"""Read a batch deployment's file as Azure ML does."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,26 +15,26 @@ _LARGEST: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class BatchDeployment:
-    """A batch deployment of type `model`, with Azure's defaults where its file says nothing.
+    """A batch deployment of type `model`, with Azure's defaults for missing fields.
 
     Attributes:
-        name: of the deployment.
+        name: name of the deployment.
         script: the scoring script.
-        environment: variables of each process.
-        mini_batch_size: files that `run` is given at once.
-        processes: on an instance.
-        instances: that the job asks for.
+        environment: environment variables of each process.
+        mini_batch_size: files per call of `run`.
+        processes: processes per instance.
+        instances: instances that the job requests.
         output_action: `append_row` or `summary_only`.
-        output_file_name: with `append_row`.
-        timeout_s: of one call of `run`.
-        max_retries: of a mini-batch, after its first try.
-        error_threshold: files that may fail; -1 is any number.
-        logging_level: what is logged.
+        output_file_name: output file for `append_row`.
+        timeout_s: time limit of a call of `run`.
+        max_retries: retries of a mini-batch.
+        error_threshold: files that may fail; -1 is no limit.
+        logging_level: level of the log.
     """
 
     name: str
     script: Path
-    environment: Mapping[str, str] = field(repr=False)  # (a key may be among them)
+    environment: Mapping[str, str] = field(repr=False)  # may contain a key
     mini_batch_size: int
     processes: int
     instances: int
@@ -47,15 +47,15 @@ class BatchDeployment:
 
     @property
     def runs_our_driver(self) -> bool:
-        """Whether the scoring script is ours, which needs a model that we packaged; others know their own models."""
+        """Whether the scoring script is ours, which needs a model packaged by us."""
         return (self.script.parent / "llama_serving" / "hosts" / "azureml_batch.py").is_file()
 
     @classmethod
     def read(cls, path: Path) -> "BatchDeployment":
-        """A deployment's file.
+        """Read a deployment's file.
 
         Raises:
-            SetupError: azure-ai-ml is not there, it refuses the file, or a value is out of its range.
+            SetupError: azure-ai-ml is not installed or refuses the file, or a value is out of range.
         """
         given = _load(path)
         settings, retry = given.settings, given.settings.retry_settings
@@ -64,7 +64,7 @@ class BatchDeployment:
             _refuse(path, "it has no code_configuration with code and scoring_script")
         script = (path.parent / code.code / code.scoring_script).resolve()
         if not script.is_file():
-            _refuse(path, f"its scoring script {script} is not there")
+            _refuse(path, f"its scoring script {script} does not exist")
         return cls(
             name=given.name,
             script=script,
@@ -91,22 +91,22 @@ def _load(path: Path) -> Any:
         raise SetupError(NOT_INSTALLED) from None
     if not path.is_file():
         raise SetupError(
-            f"{path} is no file. Name a batch deployment's, such as yaml/batch/codellama-7b-hf.yml."
+            f"{path} is not a file. Pass a batch deployment's file, such as yaml/batch/codellama-7b-hf.yml."
         )
     try:
         with quiet():
             given = load_model_batch_deployment(path)
     except ValidationError as error:
         _refuse(path, f"azure-ai-ml says: {'; '.join(_messages(error))}")
-    except (ValidationException, AttributeError, TypeError) as error:  # (the last two: a file of another shape)
-        _refuse(path, f"azure-ai-ml does not take it: {error}")
+    except (ValidationException, AttributeError, TypeError) as error:  # the last two on unexpected shapes
+        _refuse(path, f"azure-ai-ml does not accept it: {error}")
     if given.settings is None:
         _refuse(path, "it has no settings")
     return given
 
 
 def _messages(error: Exception) -> Iterator[str]:
-    """`settings.mini_batch_size: Not a valid integer.`; azure-ai-ml wraps what marshmallow has said in advertisements."""
+    """Yield lines such as `settings.mini_batch_size: Not a valid integer.`, without the text azure-ai-ml wraps around them."""
     said: Any = getattr(error.__cause__, "messages", None) or getattr(error, "messages", str(error))
     yield from _flat("", said)
 
@@ -123,22 +123,22 @@ def _flat(place: str, said: Any) -> Iterator[str]:
 
 
 def _refuse(path: Path, why: str) -> NoReturn:
-    raise SetupError(f"{path} can't be used as a batch deployment of type model: {why}.")
+    raise SetupError(f"{path} cannot be used as a batch deployment of type model: {why}.")
 
 
 def _variables(path: Path, given: Any) -> dict[str, str]:
     if given.environment_variables:
-        _refuse(path, "its environment_variables stand beside settings, from where Azure's client does not send them. Move "
-                      "them into settings")  # fmt: skip
+        _refuse(path, "its environment_variables are beside settings, where azure-ai-ml ignores them. Move "
+               "them into settings")  # fmt: skip
     found = given.settings.environment_variables or {}
     empty = [name for name, value in found.items() if value is None]
     if empty:
         _refuse(path, f"its variable {empty[0]} has no value")
-    return {str(name): str(value) for name, value in found.items()}  # (what YAML takes for a number, too)
+    return {str(name): str(value) for name, value in found.items()}  # also YAML numbers
 
 
 def _number(path: Path, given: Any, name: str, default: int, *, least: int) -> int:
-    # (azure-ai-ml gives resources as an object that is a dict as well, and retry settings as none at all)
+    # azure-ai-ml returns resources as an object that is also a dict, and missing retry settings as None.
     value = getattr(given, name, None)
     if value is None:
         return default
@@ -157,5 +157,5 @@ def _one_of(path: Path, given: Any, name: str, allowed: tuple[str, ...], default
 def _file_name(path: Path, value: str | None) -> str:
     name = value or "predictions.csv"
     if Path(name).name != name:
-        _refuse(path, f"output_file_name must be a file's name, not {name}")
+        _refuse(path, f"output_file_name must be a file name, not {name}")
     return name

@@ -1,11 +1,11 @@
-"""A batch job as Azure ML would run it, on this machine: the deployment's own processes around its own script.
+"""Run a batch job locally as Azure ML would: the deployment's processes with its own script.
 
-    OUTPUT/score/            what the job's output `score` would hold
-    OUTPUT/logs/0.txt …      what each process said
+    OUTPUT/score/            the content of the job's output `score`
+    OUTPUT/logs/0.txt …      the log of each process
 
-Files are handed out by mini-batches; one that fails, or is not done in its time, is tried again by whoever is free. Files
-that failed are counted: those of a mini-batch that failed at every try, and those that `run` returned no item for
-(`ParallelRunConfig` of azureml-pipeline-steps, which runs batch deployments, says so).
+Files are processed in mini-batches. One that fails or times out is retried by the next free process. Failed files are counted:
+those of a mini-batch that failed at every try, and those for which `run` returned no item (as documented for
+`ParallelRunConfig` of azureml-pipeline-steps, which runs batch deployments).
 """
 
 import asyncio
@@ -32,15 +32,15 @@ _OF_VLLM: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be done.
+class EmulatedJob:
+    """A job to run.
 
     Attributes:
-        deployment: how.
-        model: a file or a folder, as it would be registered.
+        deployment: the deployment.
+        model: a file or folder, as it would be registered.
         given: the input, a file or a folder.
-        output: a folder that is empty or not there.
-        flags: variables that win over the deployment's.
+        output: a new or empty folder.
+        flags: variables that override the deployment's.
     """
 
     deployment: BatchDeployment
@@ -51,17 +51,17 @@ class Job:
 
     @property
     def ours(self) -> dict[str, str]:
-        """The variables that the deployment gives its processes; those of vLLM only where no flag names another engine."""
+        """Return the deployment's variables; vLLM's only if no flag selects another engine."""
         named = self.flags.get("LLAMA_ENGINE")
         dropped = _OF_VLLM if named not in {None, "auto", "vllm"} else ()
         kept = {name: value for name, value in self.deployment.environment.items() if name not in dropped}
         return {**kept, **self.flags}
 
     def environment(self, models: Path) -> dict[str, str]:
-        """All variables of a process. What this shell has set for our other commands is not among them.
+        """Return all variables of a process, without this shell's settings for our other commands.
 
         Args:
-            models: the folder that the model's is in.
+            models: the parent folder of the model.
         """
         shell = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
         given = self.given.absolute()
@@ -74,7 +74,7 @@ class Job:
         }
 
     def files(self) -> tuple[Path, ...]:
-        """What Azure would hand out: a file, or every file below a folder, whatever its name.
+        """Return the files Azure would process: one file, or every file below a folder.
 
         Raises:
             SetupError: there is none.
@@ -82,41 +82,37 @@ class Job:
         path = self.given.absolute()
         files = (path,) if path.is_file() else tuple(sorted(file for file in path.rglob("*") if file.is_file()))
         if not files:
-            raise SetupError(
-                f"{self.given} is no file, and no folder with files. A job of Azure's has one of both."
-            )
+            raise SetupError(f"{self.given} is neither a file nor a folder with files.")
         return files
 
     def check(self) -> None:
-        """Refuse what would lose records, or write over something.
+        """Refuse a job that would lose or overwrite records.
 
         Raises:
-            SetupError: driver and deployment don't agree on who writes the records, or the output is in use.
+            SetupError: the driver and the deployment disagree on who writes the records, or the output is in use.
         """
         action, driver = self.deployment.output_action, self.ours.get("LLAMA_BATCH_OUTPUT", "append_row")
         if self.deployment.runs_our_driver and driver != action:
             raise SetupError(
-                f"output_action is {action}, and LLAMA_BATCH_OUTPUT is {driver}: no records would be written. Set "
-                "both to the same, the second one in the deployment's settings.environment_variables."
+                f"output_action is {action}, but LLAMA_BATCH_OUTPUT is {driver}, so no records would be written. Set both "
+                "to the same value; LLAMA_BATCH_OUTPUT in the deployment's settings.environment_variables."
             )
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise SetupError(
-                f"{self.output} is no empty folder. Give another --output: a job has one of its own."
-            )
+            raise SetupError(f"{self.output} is not an empty folder. Use another --output.")
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the files.
+    """The progress of a job.
 
     Attributes:
-        files: all.
-        done: those that are not tried any more.
-        failed: of these.
-        retries: tries of mini-batches beyond the first.
-        items: that `run` returned.
-        aborted: why the job has failed.
-        stopped: the signal that ended it.
+        files: number of files.
+        done: files that are finished.
+        failed: finished files that failed.
+        retries: retries of mini-batches.
+        items: items that `run` returned.
+        aborted: why the job failed; None if it did not.
+        stopped: the signal that ended it; None if there was none.
     """
 
     files: int
@@ -130,23 +126,23 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """Some files, and how many tries of them have failed."""
+    """Files of one call of `run`, and its failed tries."""
 
     number: int
     files: tuple[Path, ...]
     failures: int = 0
 
 
-async def run(job: Job, told: Callable[[Tally], None], say: Callable[[str], None]) -> Tally:
-    """Run a job to its end. SIGINT, SIGTERM and SIGHUP end it, and all its processes.
+async def run(job: EmulatedJob, told: Callable[[Tally], None], say: Callable[[str], None]) -> Tally:
+    """Run a job to its end. SIGINT, SIGTERM and SIGHUP end it and its processes.
 
     Args:
-        job: what is to be done.
-        told: called with the tally whenever it changed.
-        say: called with a sentence when something failed.
+        job: the job.
+        told: called with every change of the tally.
+        say: called with a sentence for each failure.
 
     Raises:
-        SetupError: it can't begin, or what it wrote did not fit on the disk.
+        SetupError: the job cannot start, or the disk is full.
     """
     job.check()
     files = job.files()
@@ -162,7 +158,7 @@ async def run(job: Job, told: Callable[[Tally], None], say: Callable[[str], None
 class _Running:
     def __init__(
         self,
-        job: Job,
+        job: EmulatedJob,
         files: Sequence[Path],
         scratch: Path,
         told: Callable[[Tally], None],
@@ -198,7 +194,7 @@ class _Running:
             for task in (*processes, *ends):
                 task.cancel()
             outcomes = await asyncio.gather(*processes, *ends, return_exceptions=True)
-            for started in self._started:  # (one may have been about to be ended)
+            for started in self._started:  # one may already be ending
                 await started.end()
             for number in STOPS:
                 loop.remove_signal_handler(number)
@@ -209,13 +205,13 @@ class _Running:
         return self._tally
 
     def _look_for_output(self) -> None:
-        """A job that is to append rows is complete only when there is a file of them, whatever failures are ignored."""
+        """Abort if a job that appends rows has written none, even if failures are ignored."""
         ended = self._tally.aborted is not None or self._tally.stopped is not None
         if not ended and self._deployment.output_action == "append_row" and not self._tally.items:
-            self._tally.aborted = "run() has returned no item at all, so there is no output"
+            self._tally.aborted = "run() returned no items, so there is no output"
 
     async def _process(self, number: int) -> None:
-        """One of the places for a process: whatever becomes of it, there is a next one, until one can't begin."""
+        """Keep one process running, and replace it when it ends, until one cannot start."""
         models = self._models()
         log = self._job.output / LOGS / f"{number}.txt"
         while True:
@@ -237,17 +233,17 @@ class _Running:
                 await process.end()
 
     def _models(self) -> Path:
-        """Azure names the folder that the model's file or folder is in, by the name that it was registered with."""
+        """Return the parent folder of the model, which Azure passes, with the model under its registered name."""
         models = self._scratch / "models"
         models.mkdir(exist_ok=True)
-        model = Path(os.path.abspath(self._job.model))  # noqa: PTH100  (a link keeps its own name)
+        model = Path(os.path.abspath(self._job.model))  # noqa: PTH100  (keeps a link's own name)
         link = models / (model.name or "model")
         if not link.is_symlink():
             link.symlink_to(model, target_is_directory=model.is_dir())
         return models
 
     async def _try(self, process: Process, batch: MiniBatch) -> bool:
-        """Whether the process can be asked again."""
+        """Run a mini-batch. Return whether the process can be used again."""
         results = self._scratch / f"{batch.number}.{batch.failures}.txt"
         try:
             items = await process.run(batch.files, results, timeout_s=self._deployment.timeout_s)
@@ -282,10 +278,10 @@ class _Running:
         self._tally.done += len(batch.files)
         self._tally.failed += failed
         if failed:
-            self._say(f"{failed} of {len(batch.files)} files have failed ({_shown(batch.files)}): {why}.")
+            self._say(f"{failed} of {len(batch.files)} files failed ({_shown(batch.files)}): {why}.")
         allowed = self._deployment.error_threshold
         if 0 <= allowed < self._tally.failed:
-            self._abort(f"{self._tally.failed} files failed, and error_threshold allows {allowed}")
+            self._abort(f"{self._tally.failed} files failed, but error_threshold allows {allowed}")
 
     def _unable(self, why: str) -> None:
         self._say(f"{why}.")

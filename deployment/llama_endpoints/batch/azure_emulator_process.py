@@ -1,4 +1,4 @@
-"""A process of `azure_emulator_worker`, asked from here."""
+"""Control one process of `azure_emulator_worker`."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ from llama_endpoints.batch import azure_emulator_worker
 
 
 class Failed(Exception):
-    """What was asked was not done; the words say why.
+    """A call failed; the message says why.
 
     Attributes:
-        alive: the process can be asked again.
+        alive: whether the process can be used again.
     """
 
     def __init__(self, why: str, *, alive: bool) -> None:
@@ -26,25 +26,25 @@ class Failed(Exception):
 
 
 class Process:
-    """A scoring script in a process of its own; `start` makes one."""
+    """A scoring script in its own process. Create it with `start`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
     async def start(cls, script: Path, *, level: str, environment: Mapping[str, str], log: Path) -> "Process":
-        """Import the script, and wait for its `init`.
+        """Start a process, import the script, and wait for its `init`.
 
         Args:
             script: path of a file with `init` and `run`.
-            level: of its log.
-            environment: all variables.
-            log: file that its standard output and error are appended to.
+            level: level of the log.
+            environment: all environment variables.
+            log: file to append standard output and error to.
 
         Raises:
-            Failed: `init` did. The process has ended.
+            Failed: `init` failed, and the process has ended.
         """
-        # (By its path: a script may bring a package that is called as one of ours. -P: our folder is none of its own.)
+        # Started by path, since a script may bring a package with the name of one of ours. -P keeps our folder off its sys.path.
         command = (sys.executable, "-P", azure_emulator_worker.__file__, str(script), level)
         with log.open("ab") as file:
             pipe = asyncio.subprocess.PIPE
@@ -60,10 +60,10 @@ class Process:
         return process
 
     async def run(self, files: Sequence[Path], results: Path, *, timeout_s: float) -> int:
-        """`run` of the script; the number of items that it returned, which are lines of `results` then.
+        """Call the script's `run`. Return the number of items, which are written to `results` as lines.
 
         Raises:
-            Failed: it did, or took too long. (Then the process is not alive: `end` it.)
+            Failed: `run` failed or timed out. After a timeout the process is not alive: `end` it.
         """
         assert self._process.stdin is not None  # noqa: S101
         asked = {"files": [str(file) for file in files], "results": str(results)}
@@ -72,11 +72,11 @@ class Process:
                 self._process.stdin.write(json.dumps(asked).encode() + b"\n")
                 told = await self._answer()
         except TimeoutError:
-            raise Failed(f"it was not done after its timeout of {timeout_s:g} s", alive=False) from None
+            raise Failed(f"it exceeded its timeout of {timeout_s:g} s", alive=False) from None
         return int(told["results"])
 
     async def end(self) -> None:
-        """Kill it, and whatever it has started; may be called again."""
+        """Kill the process and its children. May be called again."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

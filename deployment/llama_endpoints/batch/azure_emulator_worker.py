@@ -1,10 +1,10 @@
-"""One process of a batch job, as Azure runs them: `python -P .../azure_emulator_worker.py SCRIPT LOGGING_LEVEL`.
+"""One process of an emulated batch job: `python -P .../azure_emulator_worker.py SCRIPT LOGGING_LEVEL`.
 
-It imports the scoring script by its path and calls init(), if there is one. Then each line of standard input is a
-mini-batch, {"files": [...], "results": PATH}, and the answer a line of standard output: {"results": n} where run() has
-returned n items, which are lines of PATH then, or {"error": "..."}. What the script prints goes where its log goes.
+It imports the scoring script by path and calls init() if defined. Each line of standard input is a mini-batch,
+{"files": [...], "results": PATH}. Each answer is a line of standard output: {"results": n} after run() returned n items, which
+are then lines of PATH, or {"error": "..."}. The script's own output goes to its log.
 
-It is started by its path, and knows Python's own library alone: the script's imports find what the script brings.
+It is started by path and uses only the standard library, so that the script's imports find only what the script brings.
 """
 
 import ctypes
@@ -23,15 +23,15 @@ from typing import Any, TextIO
 
 LONGEST = 1000
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2): a signal for when the parent ends, however it does."""
+"""prctl(2): the signal to get when the parent ends."""
 
 
 def main(script: Path, level: str) -> None:
-    """Answer until standard input ends."""
+    """Answer requests until standard input ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = _kept_for_answers()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=level.upper())
-    logging.disable(logging.getLevelName(level.upper()) - 1)  # (whatever level a script gives its own loggers)
+    logging.disable(logging.getLevelName(level.upper()) - 1)  # regardless of levels the script sets
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script)]
     os.chdir(script.parent)
@@ -43,7 +43,7 @@ def main(script: Path, level: str) -> None:
 
 
 def _kept_for_answers() -> TextIO:
-    """Standard output as it was; under its name everything else goes to standard error."""
+    """Return the original standard output, and redirect everything else written to it to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
@@ -54,7 +54,7 @@ def _answer(answers: TextIO, do: Callable[[], dict[str, Any]]) -> bool:
         told = do()
     except Exception as error:
         traceback.print_exc()
-        told = {"error": f"{type(error).__name__}: {error}"[:LONGEST]}  # (the log has all of it)
+        told = {"error": f"{type(error).__name__}: {error}"[:LONGEST]}  # the log has the whole message
     print(json.dumps(told), file=answers, flush=True)
     return "error" not in told
 
@@ -70,11 +70,11 @@ def _init(script: Path, found: list[ModuleType]) -> dict[str, Any]:
 
 
 def _imported(script: Path) -> ModuleType:
-    """The script as a module of its name; of another one where that is loaded already (a script may be called json.py)."""
+    """Import the script under its own name, or another one if that is taken (by a script called json.py, for example)."""
     name = script.stem if script.stem not in sys.modules else f"{script.stem}_of_the_deployment"
     spec = importlib.util.spec_from_file_location(name, script)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{script.name} is no Python file")
+        raise ImportError(f"{script.name} is not a Python file")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -88,13 +88,13 @@ def _run(module: ModuleType, files: list[str], results: str) -> dict[str, Any]:
         Path(results).write_text("".join(f"{item}\n" for item in items), encoding="utf-8")
     else:
         raise TypeError(
-            f"run() returned {type(items).__name__}, and must return a list, an array or a DataFrame"
+            f"run() returned {type(items).__name__}; it must return a list, an array or a DataFrame"
         )
     return {"results": len(items)}
 
 
 def _is(library: str, kind: str, value: object) -> bool:
-    """Whether a value is of a library's class: if it is, the script has imported the library."""
+    """Whether a value is an instance of a library's class, which implies that the library is imported."""
     of = getattr(sys.modules.get(library), kind, None)
     return isinstance(of, type) and isinstance(value, of)
 

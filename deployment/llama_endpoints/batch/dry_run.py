@@ -1,4 +1,4 @@
-"""A batch job without the model: what would fail, how many tokens there are, and how long they would take."""
+"""A batch job without the model: count errors and tokens, and estimate the time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from llama_serving.settings import Settings
 
 
 @dataclass(slots=True)
-class Found:
-    """What is in the rows.
+class DryRunResult:
+    """The result of a dry run.
 
     Attributes:
-        rows: all.
-        errors: of them, those that would fail.
-        amount: what the others would take: the model may end any answer earlier.
+        rows: number of rows.
+        errors: rows that would fail.
+        amount: work of the other rows, if every answer has its full length.
     """
 
     rows: int = 0
@@ -32,7 +32,7 @@ class Found:
     amount: Amount = field(default_factory=Amount)
 
     def told(self, seconds: float | None) -> dict[str, Any]:
-        """As JSON, beside the seconds that it would take."""
+        """Return it as JSON, with the estimated seconds."""
         return {"rows": self.rows, "errors": self.errors, "prompt_tokens": self.amount.prompt_tokens,
                 "new_tokens_at_most": self.amount.new_tokens,
                 "seconds_about": None if seconds is None else round(seconds, 1)}  # fmt: skip
@@ -40,23 +40,23 @@ class Found:
 
 def checked(
     files: ModelFiles, settings: Settings, job: BatchJob, say: Callable[[str], None], told: Callable[[], object]
-) -> Found:
-    """Look at every row.
+) -> DryRunResult:
+    """Check every row.
 
     Args:
-        files: the model's.
-        settings: of the engine that would run.
-        job: its sources and parameters.
-        say: given a sentence for each bad row.
+        files: the model's files.
+        settings: settings of the engine that would run.
+        job: the job's sources and parameters.
+        say: called with a sentence for each bad row.
         told: called after each row.
 
     Raises:
-        SetupError: a source can't be read.
+        SetupError: a source cannot be read.
     """
     tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
     builder = PromptBuilder(tokenizer, files.variant, context_of(files.variant, settings))
     preparer = RequestPreparer(files.variant, builder, settings)
-    found = Found()
+    found = DryRunResult()
     for todo in todos(job.sources, job.defaults, settings.max_body):
         found.rows += 1
         try:
@@ -77,8 +77,8 @@ def _work(preparer: RequestPreparer, todo: Todo) -> PreparedInput:
     return work
 
 
-def seconds(files: ModelFiles, settings: Settings, found: Found) -> float | None:
-    """What the good rows would take on this machine, were every answer as long as it may be; None where that is not known."""
+def seconds(files: ModelFiles, settings: Settings, found: DryRunResult) -> float | None:
+    """Estimate the seconds for the good rows on this machine, if every answer has its full length; None if unknown."""
     from llama_serving.engine.batching import speed
     from llama_serving.engine.batching.backends.selection import BackendRequest
     from llama_serving.engine.batching.checkpoint import read_config

@@ -1,4 +1,4 @@
-"""What rows of a batch get where they say nothing."""
+"""Default parameters for the rows of a batch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def defaults_of(text: str) -> "tuple[Parameters, dict[str, Any]]":
-    """Parameters for all rows, and as they were given.
+    """Parse --parameters. Return the parameters, and the JSON as given.
 
     Raises:
-        SetupError: it is no JSON object, or no parameters.
+        SetupError: it is not a JSON object, or a parameter is invalid.
     """
     from llama_serving.contract import rows, strict_json
 

@@ -1,1 +1,1 @@
-"""Checkpoint folders: what is in them, adapters merged into them, and the MLflow models that are packaged from them."""
+"""Inspect checkpoints, merge adapters into them, and package them as MLflow models."""

@@ -1,8 +1,8 @@
-"""A PEFT adapter on disk: does it merge into a checkpoint exactly, and what becomes of which tensor?
+"""Read a PEFT adapter, check that it merges exactly, and map its tensors to the base's.
 
 LoRA adds a product of two thin matrices to a weight: W + scale * B @ A, where scale is alpha / r, or
 alpha / sqrt(r) with `use_rslora` (arXiv 2106.09685 section 4.1, arXiv 2312.03732). That is all that is merged here.
-The files and their keys are those of the library `peft` 0.21, which the tests hold this against.
+The file format is that of the library `peft` 0.21; the tests compare the results with it.
 """
 
 import math
@@ -35,7 +35,7 @@ _INERT: Final = frozenset(
         "eva_config",
         "exclude_modules",
         "inference_mode",
-        "init_lora_weights",  # (checked by itself)
+        "init_lora_weights",  # checked separately
         "layers_pattern",
         "layers_to_transform",
         "loftq_config",
@@ -50,33 +50,33 @@ _INERT: Final = frozenset(
         "task_type",
     }
 )  # fmt: skip
-"""Keys of adapter_config.json that say how it was trained; the tensors say what came of it."""
+"""Keys of adapter_config.json about the training; the tensors hold its result."""
 _READ: Final = frozenset(
     {"alpha_pattern", "bias", "lora_alpha", "modules_to_save", "peft_type", "r", "rank_pattern", "use_rslora"}
 )
 _WHY: Final[Mapping[str, str]] = {
-    "use_dora": "DoRA scales each row of the sum, and its magnitudes are no part of this merge",
-    "fan_in_fan_out": "its weights lie the other way round, which no Llama's do",
+    "use_dora": "DoRA rescales each row of the sum, which this merge does not support",
+    "fan_in_fan_out": "its weights are transposed, which no Llama's are",
     "lora_bias": "no Llama has biases to add it to",
     "layer_replication": "the merged model would have more layers than the base",
     "trainable_token_indices": "it replaces single rows of the embedding",
-    "alora_invocation_tokens": "it is switched on in the middle of a prompt",
-    "target_parameters": "it changes parameters that are no linear layer's weight",
+    "alora_invocation_tokens": "it is activated in the middle of a prompt",
+    "target_parameters": "it changes parameters that are not weights of linear layers",
 }
 _FREE_INITS: Final = (True, False, "gaussian", "eva", "orthogonal")
-"""Ways to begin that leave the base's weights as they are; PiSSA, OLoRA, CorDA and LoftQ change them."""
+"""Initializations that leave the base's weights unchanged; PiSSA, OLoRA, CorDA and LoftQ change them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What happens to one tensor of the base.
+    """The change of one tensor of the base.
 
     Attributes:
-        replacement: the adapter's tensor that takes its place first, if any (`modules_to_save`).
-        a: name of the factor (r, inputs), if there is a product to add.
+        replacement: the adapter's tensor that replaces it first, if any (`modules_to_save`).
+        a: name of the factor (r, inputs), if a product is added.
         b: name of the factor (outputs, r).
-        scale: of the product.
-        embedding: the product is turned over: an embedding is (vocabulary, hidden), its factors (r, vocabulary)
+        scale: factor of the product.
+        embedding: whether the product is transposed: an embedding is (vocabulary, hidden), its factors (r, vocabulary)
             and (hidden, r).
     """
 
@@ -89,11 +89,11 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter that has been looked at.
+    """A checked adapter.
 
     Attributes:
-        updates: by the names of the base's tensors.
-        base: the model that it says it was trained on.
+        updates: changes by name of the base's tensors.
+        base: the model it was trained on, as it says.
     """
 
     folder: Path
@@ -103,10 +103,10 @@ class Adapter:
 
 
 def read_adapter(folder: Path, shape: Shape) -> Adapter:
-    """The adapter in `folder`, for a base of `shape`.
+    """Read the adapter in `folder` for a base of `shape`.
 
     Raises:
-        SetupError: it is missing, damaged, of another shape, or can't be merged exactly.
+        SetupError: it is missing, damaged, of another shape, or cannot be merged exactly.
     """
     config = _config(folder)
     _check_config(config, folder)
@@ -165,7 +165,7 @@ def _base_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """What was trained, and the shapes of the base's tensors."""
+    """The adapter's tensors, and the shapes of the base's."""
 
     file: TensorFile
     config: Mapping[str, Any]
@@ -231,7 +231,7 @@ def _low_rank(trained: _Trained, module: str, parts: Mapping[str, str], replacem
 
 
 def _rank_and_alpha(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """R and alpha of a module: a pattern that matches the end of its name, or what holds for all."""
+    """Return r and alpha of a module: from a pattern that matches the end of its name, or the defaults."""
     rank = _pattern_value(config, "rank_pattern", module, config.get("r"))
     alpha = _pattern_value(config, "alpha_pattern", module, config.get("lora_alpha"))
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -248,7 +248,7 @@ def _rank_and_alpha(config: Mapping[str, Any], module: str) -> tuple[int, float]
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer beyond the range of floats
         return False
 
 

@@ -1,6 +1,6 @@
-"""A checkpoint on disk: is it whole, is it safe, is it the model that it is said to be?
+"""Inspect a checkpoint on disk: is it complete, safe, and the model it is said to be?
 
-Reads config, tokenizer and the headers of the weights; never the weights themselves.
+Reads the config, the tokenizer and the headers of the weights, but not the weights.
 """
 
 import re
@@ -25,14 +25,14 @@ INFILL_PIECES: Final = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "�
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that has been looked at.
+    """An inspected checkpoint.
 
     Attributes:
-        folder: where it lies.
-        weights: the safetensors files, and the index where there are several.
-        small: everything else that is needed or worth keeping.
-        warnings: where its own config differs from the catalog; the config wins.
-        config: what config.json is to be in the packaged model, where it can't stay as it is.
+        folder: the checkpoint's folder.
+        weights: the safetensors files, and the index if there are several.
+        small: other files that are needed or worth keeping.
+        warnings: differences between its config and the catalog; the config takes precedence.
+        config: the config.json of the packaged model, if it must differ from the checkpoint's.
         merged: what it was made of, where an adapter was merged into it; for the model's record.
     """
 
@@ -46,12 +46,12 @@ class Checkpoint:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights on disk."""
+        """The size of the weights on disk, in bytes."""
         return sum(path.stat().st_size for path in self.weights)
 
 
 def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:
-    """Everything that packaging has to know.
+    """Read and check everything that packaging needs.
 
     Raises:
         SetupError: a file is missing or damaged, the weights are pickles, or it is another model.
@@ -70,9 +70,9 @@ def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:
 
 
 def _quantized(folder: Path, config: dict[str, Any]) -> tuple[Layout | None, dict[str, Any] | None]:
-    """How the checkpoint is quantized, and its config with that said in it where another file says it.
+    """Return the quantization, and the config with the quantization added if another file gives it.
 
-    vLLM looks into config.json alone.
+    vLLM reads config.json only.
     """
     if config.get("quantization_config") is not None:
         return layout_of(config["quantization_config"], f"{folder}/config.json's quantization_config"), None
@@ -89,10 +89,10 @@ def _quantized(folder: Path, config: dict[str, Any]) -> tuple[Layout | None, dic
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a Llama.
+    """Read the `config.json` of a Llama.
 
     Raises:
-        SetupError: it is missing, damaged, or another architecture's.
+        SetupError: it is missing, damaged, or of another architecture.
     """
     path, config = folder / FILE, load(folder)
     if config.get("model_type") != "llama":
@@ -105,7 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def shape_of(config: LlamaConfig) -> Shape:
-    """The shape that a checkpoint's config says."""
+    """Return the shape that a config describes."""
     return Shape(
         layers=config.layers,
         hidden=config.hidden,
@@ -121,16 +121,16 @@ def shape_of(config: LlamaConfig) -> Shape:
 def adapt(
     variant: ModelVariant, config: Mapping[str, Any], folder: Path
 ) -> tuple[ModelVariant, tuple[str, ...]]:
-    """The row with what the checkpoint's own config says differently, and a sentence for each difference.
+    """Return the catalog row adjusted to the checkpoint's config, and a sentence for each difference.
 
     Raises:
-        SetupError: the shape is another one.
+        SetupError: the shape differs.
     """
     said = LlamaConfig.of(config, folder)
     shape = shape_of(said)
     if shape != variant.shape:
         fields = [name for name in Shape.__slots__ if getattr(shape, name) != getattr(variant.shape, name)]
-        names = [name.removeprefix("own_") for name in fields]  # (of a head there is always a width)
+        names = [name.removeprefix("own_") for name in fields]  # a head always has a width
         found = ", ".join(f"{n} {getattr(shape, n)} instead of {getattr(variant.shape, n)}" for n in names)
         raise SetupError(f"{folder} is not {variant.name}: its config has {found}. Name the right --variant.")
     warnings = []
@@ -156,7 +156,7 @@ def adapt(
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:
-    """The files that transformers would load: the single one before the shards of an index."""
+    """Return the files that transformers would load: a single file takes precedence over an index."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return (single,)
@@ -176,10 +176,10 @@ def _weights(folder: Path) -> tuple[Path, ...]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """The safetensors files that an index names.
+    """Return the safetensors files that an index lists.
 
     Raises:
-        SetupError: it can't be read, or names anything else.
+        SetupError: it cannot be read, or lists other files.
     """
     weight_map = json_object(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
@@ -189,7 +189,7 @@ def shards_of(index: Path) -> list[str]:
 
 
 def _check_headers(weights: tuple[Path, ...], variant: ModelVariant, layout: Layout | None) -> None:
-    """Every tensor that the config asks for is there, in its size and type; a file cut short is noticed here."""
+    """Check that every tensor exists with the right shape and type, and that no file is cut short."""
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     places: dict[str, Path] = {}
     for path in weights:
@@ -225,26 +225,26 @@ def _check_tensor(name: str, found: tuple[tuple[int, ...], str] | None, expected
 def _check_small_tensors(
     places: Mapping[str, Path], found: Mapping[str, tuple[tuple[int, ...], str]], layout: Layout
 ) -> None:
-    """What vLLM does not look at, or drops, must say nothing: the only values that are read here, and they are few."""
+    """Check small tensors that vLLM ignores or drops: their values must have no effect."""
     files = {path: TensorFile.read(path) for path in set(places.values())}
     size = layout.quantization.group_size
     for name, path in places.items():
         module, _, part = name.rpartition(".")
         if part == "g_idx" and _orders(files[path].integers(name).tolist(), size):
             raise SetupError(
-                f"{name} puts the weights into an order of their own (desc_act), which vLLM has given up. "
+                f"{name} reorders the weights (desc_act), which vLLM no longer supports. "
                 "Use a checkpoint without activation order."
             )
         if part == "bias" and f"{module}.qweight" in places and files[path].floats(name).any():
             raise SetupError(
-                f"{name} is not zero, and no Llama has biases: vLLM would drop it. Download it again."
+                f"{name} is not zero, but no Llama has biases and vLLM would drop it. Download it again."
             )
         if part == "weight_shape" and f"{module}.weight_packed" in found:
             packed = found[f"{module}.weight_packed"][0]
             rows, columns = files[path].integers(name).tolist()
             if (rows, columns) != (packed[0], packed[1] * (32 // layout.quantization.bits)):
                 raise SetupError(
-                    f"{name} says {rows} x {columns}, which weight_packed is not. Download it again."
+                    f"{name} says {rows} x {columns}, but weight_packed has another shape. Download it again."
                 )
 
 
@@ -254,10 +254,10 @@ def _orders(g_idx: list[int], group_size: int | None) -> bool:
 
 
 def expected_tensors(shape: Shape, layout: Layout | None = None) -> dict[str, Expected]:
-    """The tensors of a Llama, by the hub's names; embeddings, norms and head are never quantized.
+    """Return the tensors of a Llama, by the hub's names. Embeddings, norms and head are never quantized.
 
     Raises:
-        SetupError: a linear layer of this shape can't be quantized so.
+        SetupError: a linear layer of this shape cannot be quantized this way.
     """
     plain = {name: Expected((size,), FLOATS) for name, size in _plain_tensors(shape).items()}
     if layout is None:

@@ -1,4 +1,4 @@
-"""How far an adapter moves a model: logits after a few fixed prompts, of the base and of the merged checkpoint."""
+"""Measure how far an adapter moves a model: compare logits of the base and the merged checkpoint after fixed prompts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,15 @@ PROMPTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LogitShift:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        dtype: that both models were computed in.
-        prompts: number of them.
-        mean: absolute difference of a logit.
-        largest: likewise.
-        divergence: Kullback-Leibler, of the merged model's next token from the base's, in nats; the mean.
-        changed: prompts after which another token is now the most likely one.
+        dtype: type both models were computed in.
+        prompts: number of prompts.
+        mean: mean absolute difference of a logit.
+        largest: largest absolute difference.
+        divergence: mean Kullback-Leibler divergence of the merged model's next token from the base's, in nats.
+        changed: number of prompts with another most likely next token.
     """
 
     dtype: str
@@ -44,7 +44,7 @@ class LogitShift:
     changed: int
 
     def __str__(self) -> str:
-        """A sentence."""
+        """Return the result as a sentence."""
         return (
             f"Logits after {self.prompts} fixed prompts moved by {self.mean:.3g} on average and {self.largest:.3g} at most "
             f"(KL divergence {self.divergence:.3g}, {self.dtype}); the most likely next token is another one after "
@@ -53,29 +53,27 @@ class LogitShift:
 
 
 def measure(base: Path, merged: Path, variant: ModelVariant) -> LogitShift | str:
-    """The shift, or why it was not computed: a sentence.
+    """Return the shift, or a sentence why it was not computed.
 
     Raises:
-        SetupError: a checkpoint can't be read.
+        SetupError: a checkpoint cannot be read.
     """
     parameters = variant.shape.parameters
     dtype = dtype_that_fits(parameters)
     if dtype is None:
         needed = int(parameters * min(DTYPES.values()) * SPARE)
-        return (
-            f"Logits were not compared: that takes about {needed:,} bytes of free memory, more than there is."
-        )
+        return f"Logits were not compared: that takes about {needed:,} bytes of free memory, more than is available."
     tokenizer = Tokenizer.from_folder(base, variant.special_ids)
     prompts = [[variant.bos_id, *tokenizer.encode(text)] for text in PROMPTS]
     try:
         before, after = (next_token_logits(folder, prompts, dtype) for folder in (base, merged))
-    except SetupError as error:  # our own engine can't compute it; another one may
+    except SetupError as error:  # our own engine cannot run it; another one may
         return f"Logits were not compared: {error}"
     return compare(before, after, dtype)
 
 
 def compare(before: Any, after: Any, dtype: str) -> LogitShift:
-    """The shift from one array of logits (prompts, vocabulary) to another."""
+    """Compare two arrays of logits (prompts, vocabulary)."""
     moved = np.abs(after.astype(np.float64) - before)
     old, new = _log_softmax(before), _log_softmax(after)
     divergence = (np.exp(old) * (old - new)).sum(-1).mean()

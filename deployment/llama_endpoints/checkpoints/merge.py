@@ -1,7 +1,7 @@
-"""An adapter into the weights of a checkpoint: file by file, a few rows at a time, in float32.
+"""Merge an adapter into a checkpoint's weights: file by file, a block of rows at a time, in float32.
 
-A merged tensor has the type and the shape of the base's, so a merged file is the base's file with other bytes in some
-places: its header is copied as it is, and no more than one block of rows is in memory.
+A merged tensor keeps the base's type and shape, so a merged file differs from the base's only in some bytes: the header is
+copied, and at most one block of rows is in memory.
 """
 
 import errno
@@ -29,14 +29,14 @@ from llama_endpoints.checkpoints.tensor_file import (
 from llama_serving.errors import SetupError
 
 _BLOCK_VALUES: Final = 4 * 1024 * 1024
-"""Numbers of a weight that are in memory at a time."""
+"""The most elements of a weight in memory at a time."""
 _CHUNK: Final = 16 * 1024 * 1024
 
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class TensorChange:
     """How far a tensor was moved: Frobenius norms of the difference and of the base."""
 
     difference: float
@@ -44,7 +44,7 @@ class Change:
 
     @property
     def relative(self) -> float:
-        """The difference as a part of the base; a base of zeros moves by infinity."""
+        """The difference relative to the base; infinity for a base of zeros."""
         if self.base:
             return self.difference / self.base
         return math.inf if self.difference else 0.0
@@ -55,34 +55,34 @@ class Merged:
     """A merged checkpoint.
 
     Attributes:
-        checkpoint: inspected as any other, with the record of what it was made of.
-        changes: by the names of the tensors.
+        checkpoint: inspected, with a record of its origin.
+        changes: by name of the tensor.
     """
 
     checkpoint: Checkpoint
-    changes: Mapping[str, Change]
+    changes: Mapping[str, TensorChange]
 
 
 def merge(
     base: Checkpoint, adapter: Adapter, folder: Path, *, link: bool = True, progress: Progress = lambda _: None
 ) -> Merged:
-    """Writes the checkpoint `folder`, which must not exist.
+    """Write the merged checkpoint to `folder`, which must not exist.
 
     Args:
         base: an unquantized checkpoint.
-        adapter: read for its shape.
-        folder: on a disk with room for another copy of the weights.
-        link: files that the adapter leaves alone are hard links to the base's, where that can be done.
-        progress: told bytes of the base that have been dealt with.
+        adapter: the adapter, read for the base's shape.
+        folder: a folder on a disk with room for another copy of the weights.
+        link: whether unchanged files are hard-linked to the base's if possible.
+        progress: called with processed bytes of the base.
 
     Raises:
-        SetupError: a sum is too large for its type.
+        SetupError: a sum overflows its type.
     """
     folder.mkdir()
     _check_room(base, folder)
     for path in base.small:
         shutil.copyfile(path, folder / path.name)
-    changes: dict[str, Change] = {}
+    changes: dict[str, TensorChange] = {}
     digests: dict[str, str] = {}
     for path in base.weights:
         digests[path.name] = _merge_file(
@@ -93,8 +93,10 @@ def merge(
     return Merged(merged, changes)
 
 
-def _record(digests: Mapping[str, str], adapter: Adapter, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """What the model's record says of where its weights come from."""
+def _record(
+    digests: Mapping[str, str], adapter: Adapter, changes: Mapping[str, TensorChange]
+) -> dict[str, Any]:
+    """Return the record of the weights' origin."""
     files = (adapter.folder / CONFIG, adapter.folder / WEIGHTS)
     return {
         "base": dict(digests),
@@ -104,14 +106,20 @@ def _record(digests: Mapping[str, str], adapter: Adapter, changes: Mapping[str, 
 
 
 def _six_digits(value: float) -> float | None:
-    """A number for JSON, which has no infinity."""
+    """Round a number for JSON, which has no infinity."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _merge_file(  # noqa: PLR0913  (a file, and what is told of it)
-    source: Path, target: Path, adapter: Adapter, changes: dict[str, Change], *, link: bool, progress: Progress
+    source: Path,
+    target: Path,
+    adapter: Adapter,
+    changes: dict[str, TensorChange],
+    *,
+    link: bool,
+    progress: Progress,
 ) -> str:
-    """One file; returns the SHA-256 of the base's."""
+    """Merge one file. Return the SHA-256 of the base's file."""
     file = TensorFile.read(source) if source.suffix == ".safetensors" else None
     if file is None or not file.tensors.keys() & adapter.updates.keys():
         if not (link and _linked(source, target)):
@@ -133,7 +141,7 @@ def _merge_file(  # noqa: PLR0913  (a file, and what is told of it)
 
 
 class _Stream:
-    """The base's file, read once from its first byte to its last, and the merged one."""
+    """The base's file, read sequentially, and the merged one."""
 
     def __init__(self, reader: IO[bytes], writer: IO[bytes], progress: Progress) -> None:
         self.writer = writer
@@ -142,7 +150,7 @@ class _Stream:
         self._progress = progress
 
     def take(self, count: int) -> bytes:
-        """The next bytes of the base's."""
+        """Return the next bytes of the base's file."""
         raw = self._reader.read(count)
         if len(raw) != count:
             raise OSError(errno.EIO, "a file of the base became shorter while it was read")
@@ -151,15 +159,15 @@ class _Stream:
         return raw
 
     def copy(self, count: int) -> None:
-        """So many bytes as they are."""
+        """Copy bytes unchanged."""
         while count:
             size = min(_CHUNK, count)
             self.writer.write(self.take(size))
             count -= size
 
 
-def _add(stream: _Stream, tensor: Tensor, update: Update, adapter: TensorFile) -> Change:
-    """Merge one tensor, block by block of its rows."""
+def _add(stream: _Stream, tensor: Tensor, update: Update, adapter: TensorFile) -> TensorChange:
+    """Merge one tensor by blocks of rows."""
     rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
     product = _product(update, adapter)
     replacement = (
@@ -179,11 +187,11 @@ def _add(stream: _Stream, tensor: Tensor, update: Update, adapter: TensorFile) -
         stream.writer.write(told)
         difference += float(np.square(after - before, dtype=np.float64).sum())
         norm += float(np.square(before, dtype=np.float64).sum())
-    return Change(math.sqrt(difference), math.sqrt(norm))
+    return TensorChange(math.sqrt(difference), math.sqrt(norm))
 
 
 def _product(update: Update, adapter: TensorFile) -> Callable[[int, int], Floats] | None:
-    """The product with its scale, some rows at a time."""
+    """Return a function that computes rows of the scaled product."""
     if update.a is None or update.b is None:
         return None
     a, b, scale = adapter.floats(update.a), adapter.floats(update.b), np.float32(update.scale)
@@ -195,7 +203,7 @@ def _product(update: Update, adapter: TensorFile) -> Callable[[int, int], Floats
 def _check_finite(raw: bytes, tensor: Tensor) -> None:
     if not np.isfinite(as_float32(raw, tensor.dtype)).all():
         raise SetupError(
-            f"{tensor.name} with the adapter added holds numbers that {tensor.dtype} can't: the adapter, its scale or the base "
+            f"{tensor.name} with the adapter added exceeds the range of {tensor.dtype}: the adapter, its scale or the base "
             "is damaged. Nothing was written."
         )
 
@@ -208,7 +216,7 @@ def _digest(path: Path) -> str:
 def _linked(source: Path, target: Path) -> bool:
     try:
         os.link(source.resolve(), target)
-    except OSError:  # whatever the reason: a copy does as well
+    except OSError:  # a copy works too
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""A checkpoint and an adapter -> an MLflow model with the merged weights, all or nothing."""
+"""Package a checkpoint with a merged adapter as an MLflow model, atomically."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +13,15 @@ from llama_serving.model_files import ARTIFACT, CHECKPOINT
 
 
 def open_adapter(base: Checkpoint, folder: Path) -> Adapter:
-    """The adapter in `folder`, for this checkpoint.
+    """Read the adapter in `folder` for a checkpoint.
 
     Raises:
-        SetupError: it can't be merged into it exactly.
+        SetupError: it cannot be merged exactly.
     """
     if base.variant.quantization is not None:
         raise SetupError(
-            f"{base.folder} is quantized ({base.variant.quantization}), and an adapter can't be added to rounded weights "
-            "exactly. Merge it into the unquantized checkpoint, and quantize that."
+            f"{base.folder} is quantized ({base.variant.quantization}), and an adapter cannot be added exactly to rounded weights. "
+            "Merge it into the unquantized checkpoint, and quantize the result."
         )
     return read_adapter(folder, base.variant.shape)
 
@@ -35,26 +35,25 @@ def package_merged(  # noqa: PLR0913  (the options of a command)
     overwrite: bool = False,
     progress: Callable[[int], object] = lambda _: None,
 ) -> tuple[Checkpoint, Packaged, tuple[str, ...]]:
-    """Writes the MLflow model `output`; on any failure, and when stopped, nothing of it is left.
+    """Write the MLflow model `output`. If it fails or is interrupted, nothing remains.
 
     Args:
         base: the checkpoint.
-        adapter: opened for it.
-        output: becomes the model.
-        weights: files that the adapter leaves alone are linked or copied.
-        overwrite: replace a model that is there.
-        progress: told bytes of the base that have been merged.
+        adapter: the adapter, read for this checkpoint.
+        output: folder of the new model.
+        weights: whether unchanged files are linked or copied.
+        overwrite: whether to replace an existing model.
+        progress: called with merged bytes of the base.
 
     Returns:
-        The merged checkpoint in `output`, what packaging did, and sentences on how far the
-        adapter moved the model.
+        The merged checkpoint in `output`, the packaging result, and sentences on how far the adapter moved the model.
 
     Raises:
-        SetupError: a sum is too large for its type, or `output` can't be written.
+        SetupError: a sum overflows its type, or `output` cannot be written.
     """
     if weights is Weights.REFERENCE:
         raise SetupError(
-            "Merged weights have no other place than the model. Use --weights link or copy with --adapter."
+            "Merged weights cannot be referenced: they exist only in the model. Use --weights link or copy with --adapter."
         )
     with writing(output):
         check_output(base, output, overwrite=overwrite)
@@ -67,11 +66,9 @@ def package_merged(  # noqa: PLR0913  (the options of a command)
 
 
 def base_differs(base: Checkpoint, adapter: Adapter) -> str | None:
-    """A warning where the adapter names another model of the hub than the checkpoint is; None where not."""
+    """Return a warning if the adapter names another base model; None if not."""
     if adapter.base and adapter.base.count("/") == 1 and adapter.base != base.variant.name:
-        return (
-            f"the adapter says that it was trained on {adapter.base}, and the checkpoint is {base.variant.name}"
-        )
+        return f"the adapter was trained on {adapter.base}, but the checkpoint is {base.variant.name}"
     return None
 
 

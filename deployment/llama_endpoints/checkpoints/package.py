@@ -1,4 +1,4 @@
-"""A checkpoint -> an MLflow model: hard links for the weights, all or nothing."""
+"""Package a checkpoint as an MLflow model, with hard-linked weights, atomically."""
 
 import errno
 import os
@@ -27,28 +27,28 @@ _UNLINKABLE: Final = (
     errno.EMLINK,
     errno.EOPNOTSUPP,
     errno.EACCES,
-    errno.ENOSYS,  # what a FUSE file system without links says, such as a mounted blob container
+    errno.ENOSYS,  # FUSE file systems without links, such as a mounted blob container
 )
 
 Progress = Callable[[int], object]
-"""Called with the number of bytes that have been dealt with since the last call."""
+"""Called with the number of bytes processed since the last call."""
 
 
 class Weights(StrEnum):
-    """How the weights come into the model."""
+    """How the weights get into the model."""
 
     LINK = "link"  # hard links: no second copy; the checkpoint may be deleted afterwards
     COPY = "copy"
-    REFERENCE = "reference"  # only the checkpoint's path is recorded: nothing but this machine can use it
+    REFERENCE = "reference"  # only the checkpoint's path is recorded: the model works on this machine only
 
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """What `package` did.
+    """The result of `package`.
 
     Attributes:
-        copied: why the weights were copied though links were wanted.
-        no_kernels: why there are no compiled kernels for CPUs in it.
+        copied: why the weights were copied instead of linked.
+        no_kernels: why the model has no compiled CPU kernels.
     """
 
     output: Path
@@ -65,10 +65,10 @@ def package(
     overwrite: bool = False,
     progress: Progress = lambda _: None,
 ) -> Packaged:
-    """Writes the MLflow model `output`; on any failure nothing of it is left.
+    """Write the MLflow model `output`. If it fails, nothing remains.
 
     Raises:
-        SetupError: `output` exists, the disk is full, or something can't be written.
+        SetupError: `output` exists, the disk is full, or a file cannot be written.
     """
     with writing(output):
         check_output(checkpoint, output, overwrite=overwrite)
@@ -84,54 +84,58 @@ def package(
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Says in one sentence what keeps `output` from being written.
+    """Turn errors while writing `output` into one sentence.
 
     Raises:
-        SetupError: in the place of any OSError.
+        SetupError: instead of any OSError.
     """
     try:
         yield
     except OSError as error:
-        raise SetupError(f"{output} can't be written: {_reason(error)}. Nothing was left behind.") from error
+        raise SetupError(f"Cannot write {output}: {_reason(error)}. Nothing was left behind.") from error
 
 
 def check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
-    """What exists is replaced only where that is wanted, and only a model that isn't the checkpoint's home.
+    """Check that `output` is free, or is a model that may be replaced and does not contain the checkpoint.
 
     Raises:
-        SetupError: `output` can't be written to.
+        SetupError: `output` cannot be written to.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise SetupError(f"{output} exists already. Name another --output, or add --overwrite.")
+        raise SetupError(f"{output} already exists. Use another --output, or add --overwrite.")
     needed = (checkpoint.folder, *checkpoint.weights, *checkpoint.small)
     if any(path.resolve().is_relative_to(output.resolve()) for path in needed):
-        raise SetupError(f"{output} holds the checkpoint itself, which --overwrite would delete. Name another.")
+        raise SetupError(
+            f"{output} holds the checkpoint itself, which --overwrite would delete. Use another --output."
+        )
     if not (output / "MLmodel").is_file():
-        raise SetupError(f"{output} is no MLflow model, so --overwrite leaves it alone. Name another --output.")
+        raise SetupError(
+            f"{output} is not an MLflow model, so --overwrite does not replace it. Use another --output."
+        )
 
 
 def _check_dtype(checkpoint: Checkpoint) -> None:
     variant = checkpoint.variant
     if variant.quantization is not None and variant.dtype == "float32":
         raise SetupError(
-            f"{checkpoint.folder} is quantized ({variant.quantization}), and vLLM computes such models in bfloat16 or float16, "
-            "not float32. Give one of them as --dtype."
+            f"{checkpoint.folder} is quantized ({variant.quantization}); vLLM runs such models in bfloat16 or float16, "
+            "not float32. Pass one of these as --dtype."
         )
 
 
 def _check_reference(checkpoint: Checkpoint, weights: Weights) -> None:
     if weights is Weights.REFERENCE and checkpoint.config is not None:
         raise SetupError(
-            f"{checkpoint.folder} says in a file of its own how it is quantized, and vLLM looks for it in config.json alone, "
-            "which a reference can't change. Use --weights link or copy."
+            f"The quantization of {checkpoint.folder} is in a separate file, but vLLM reads only config.json, "
+            "which a reference cannot change. Use --weights link or copy."
         )
 
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, on the same file system, that is gone afterwards whatever happens."""
+    """Create a temporary folder beside `output`, on the same file system, and remove it afterwards."""
     parent = output.absolute().parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
@@ -142,7 +146,7 @@ def staged(output: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        with suppress(OSError):  # not empty: the model is in it
+        with suppress(OSError):  # not empty: it holds the model
             for empty in made:
                 empty.rmdir()
 
@@ -155,22 +159,22 @@ def _put(stage: Path, output: Path) -> None:
     try:
         output.rename(old)
         stage.rename(output)
-    except BaseException:  # a stop from outside too: what was there before goes back
+    except BaseException:  # also on interruption: restore what was there
         if old.exists() and not output.exists():
             old.rename(output)
         raise
 
 
 def _reason(error: OSError) -> str:
-    """Why, without the paths: they are of a folder that is gone by now."""
+    """Return the cause without paths, which are of a temporary folder."""
     if error.strerror:
         return error.strerror
-    first = re.search(r"\[Errno \d+\] ([^:]+)", str(error))  # shutil.Error lists all files of a tree
+    first = re.search(r"\[Errno \d+\] ([^:]+)", str(error))  # shutil.Error lists all files
     return first[1] if first else str(error)
 
 
 def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
-    """Everything but the weights; MLflow copies artifacts, so it never sees those."""
+    """Save everything except the weights, so that MLflow does not copy them."""
     from llama_serving.hosts.mlflow_pyfunc import save_model
 
     artifact = stage.parent / ARTIFACT
@@ -196,7 +200,7 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
         save_model(stage, artifact=artifact, metadata=metadata, size=checkpoint.weight_bytes)
     except OSError:
         raise
-    except Exception as error:  # MLflow wraps what it stumbles over
+    except Exception as error:  # MLflow raises arbitrary errors
         cause = error.__cause__ or error.__context__
         if isinstance(cause, OSError):
             raise cause from error
@@ -204,7 +208,7 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
 
 
 def _add_kernels(stage: Path) -> str | None:
-    """The code in the model brings its compiled library along; why not, where it can't."""
+    """Compile the kernels into the model's code. Return why not, if that fails."""
     try:
         library = build.found_or_made()
     except build.BuildError as error:
@@ -234,18 +238,18 @@ def _place_weights(checkpoint: Checkpoint, stage: Path, weights: Weights, progre
             if error.errno not in _UNLINKABLE:
                 raise
             copied = str(error.strerror)
-            _check_room(checkpoint, target, f" (a link is not possible: {copied})")
+            _check_room(checkpoint, target, f" (cannot link: {copied})")
             _copy(file, target / file.name, progress)
     return copied
 
 
 def _check_room(checkpoint: Checkpoint, target: Path, why: str = "") -> None:
-    """Known before hours of copying, not after."""
+    """Check the free disk space before copying."""
     free = shutil.disk_usage(target).free
     if free < checkpoint.weight_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"a copy of the weights{why} needs {checkpoint.weight_bytes:,} bytes where {free:,} are free "
+            f"a copy of the weights{why} needs {checkpoint.weight_bytes:,} bytes, but {free:,} are free "
             "(--weights reference needs none)",
         )
 

@@ -1,9 +1,9 @@
-"""A quantized checkpoint's config: which linear layers are quantized, and which tensors each of them must have.
+"""Parse a quantized checkpoint's config: which linear layers are quantized, and which tensors each one has.
 
 The layouts are those that vLLM 0.32 loads: its `auto_awq.py`, `auto_gptq.py` and `compressed_tensors/` under
 `vllm/model_executor/layers/quantization/`, and the packing of compressed-tensors 0.17 (`pack_quantized/helpers.py`).
-What those sources refuse is refused here, before anything is deployed. So is what they load by ways that only
-few GPUs have, or by none that could be tested.
+What those sources refuse is refused here, before anything is deployed. So is what only few GPUs support, or what could not be
+tested.
 """
 
 import re
@@ -16,18 +16,18 @@ from llama_serving.errors import SetupError
 
 METHODS: Final = ("awq", "gptq", "compressed-tensors")
 OLD_FILES: Final[Mapping[str, str]] = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Where checkpoints said how they are quantized before `quantization_config` was in config.json, and their method."""
+"""Files that gave the quantization before config.json had `quantization_config`, and their method."""
 GROUP_SIZES: Final = (32, 64, 128)
 MOST_REPETITIONS: Final = 4
-"""In a pattern of `ignore`. Each further `.*` makes a match some six times as long."""
+"""The most repetitions in a pattern of `ignore`. Each further `.*` makes matching about six times slower."""
 FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 INT32: Final = frozenset({"I32"})
 INT8: Final = frozenset({"I8"})
 FP8: Final = frozenset({"F8_E4M3"})
 FUSED: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Linear layers that vLLM computes as one: all of them are quantized alike, or none."""
+"""Linear layers that vLLM fuses: all of them are quantized alike, or none."""
 _BLOCK: Final = 128
-"""Rows and columns of a block of fp8 weights with one scale."""
+"""Rows and columns of a block of fp8 weights that shares one scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Expected:
     """What a tensor must be.
 
     Attributes:
-        shapes: any of them.
-        dtypes: any of them, by safetensors' names.
-        optional: it may be missing.
+        shapes: allowed shapes.
+        dtypes: allowed types, by safetensors' names.
+        optional: whether it may be missing.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -54,8 +54,8 @@ class Layout:
     """How a checkpoint is quantized.
 
     Attributes:
-        quantization: in short, for the model's record.
-        tensors: of a linear layer with so many outputs and inputs.
+        quantization: short name, for the model's record.
+        tensors: returns the tensors of a linear layer with given outputs and inputs.
         leaves_out: whether a linear layer, by its module's name, is not quantized.
     """
 
@@ -65,7 +65,7 @@ class Layout:
 
 
 class _Reader:
-    """Typed values of a JSON object; each refusal names the key, what is allowed and what to do."""
+    """Typed access to a JSON object. Errors name the key, what is allowed and what to do."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
@@ -77,7 +77,7 @@ class _Reader:
         return SetupError(f"{self.where} has {name} {shown}; it must be {allowed}. {todo}")
 
     def one_of(self, name: str, allowed: tuple[Any, ...], *, default: Any = ...) -> Any:
-        """A value among `allowed`, of the same type."""
+        """Return a value, which must be one of `allowed` and of the same type."""
         value = self.values.get(name, ...)
         if value is ... and default is not ...:
             return default
@@ -86,7 +86,7 @@ class _Reader:
         return value
 
     def strings(self, name: str) -> tuple[str, ...]:
-        """A list of strings, or of lists of them; missing and null are none."""
+        """Return a list of strings, flattened; empty if missing or null."""
         value = self.values.get(name)
         if value is None:
             return ()
@@ -98,36 +98,36 @@ class _Reader:
         return names
 
     def object(self, name: str) -> "_Reader":
-        """An object in it."""
+        """Return a nested object."""
         value = self.values.get(name)
         if not isinstance(value, dict):
             raise self.refuse(name, "an object", "Download config.json again.")
         return _Reader(value, f"{self.where}'s {name}")
 
     def none(self, name: str, todo: str) -> None:
-        """Refuse anything that asks for more than nothing."""
+        """Refuse any value except an empty one."""
         if self.values.get(name) not in (None, False, "", [], {}):
             raise self.refuse(name, "absent", todo)
 
     def renamed(self, name: str, older: str) -> "_Reader":
-        """The same with an older name of a key taken for the newer one."""
+        """Return the object with an older name of a key replaced by the newer one."""
         if name in self.values or older not in self.values:
             return self
         return _Reader({**self.values, name: self.values[older]}, self.where)
 
 
 def layout_of(values: object, where: str) -> Layout:
-    """The layout that a `quantization_config` describes.
+    """Return the layout that a `quantization_config` describes.
 
     Args:
         values: the object.
-        where: it stands, for messages.
+        where: its place, for messages.
 
     Raises:
         SetupError: it is damaged, or vLLM would not load such a checkpoint.
     """
     if not isinstance(values, dict):
-        raise SetupError(f"{where} is no object. Download it again.")
+        raise SetupError(f"{where} is not an object. Download it again.")
     reader = _Reader(values, where)
     method = values.get("quant_method")
     if method not in METHODS:
@@ -142,10 +142,10 @@ def layout_of(values: object, where: str) -> Layout:
 
 
 def check_fused(layout: Layout, at: str, where: str) -> None:
-    """Refuse a decoder layer of whose fused linear layers only some are quantized.
+    """Refuse a decoder layer in which only some of the fused linear layers are quantized.
 
     Raises:
-        SetupError: there is one.
+        SetupError: there is such a layer.
     """
     for names in FUSED:
         block = "self_attn" if "q_proj" in names else "mlp"
@@ -153,7 +153,7 @@ def check_fused(layout: Layout, at: str, where: str) -> None:
         if left_out and len(left_out) < len(names):
             raise SetupError(
                 f"{where} leaves {', '.join(left_out)} of {at}.{block} unquantized, but not all of {', '.join(names)}, "
-                "which vLLM computes as one. Use a checkpoint that quantizes all of them or none."
+                "which vLLM fuses. Use a checkpoint that quantizes all of them or none."
             )
 
 
@@ -190,7 +190,7 @@ def _gptq(reader: _Reader) -> Layout:
         raise reader.refuse(
             "desc_act",
             "false (or group_size -1)",
-            "vLLM has given up activation order: use a checkpoint without it.",
+            "vLLM no longer supports activation order: use a checkpoint without it.",
         )
     reader.one_of("checkpoint_format", ("gptq", "gptq_v2"), default="gptq")
     reader.one_of("pack_dtype", ("int32",), default="int32")
@@ -218,13 +218,13 @@ def _compressed_tensors(reader: _Reader) -> Layout:
     reader.one_of("quantization_status", ("compressed", "frozen"), default="compressed")
     reader.none(
         "kv_cache_scheme",
-        "Use a checkpoint without it; LLAMA_VLLM_KV_DTYPE=fp8 is the setting for keys and values.",
+        "Use a checkpoint without it, and set LLAMA_VLLM_KV_DTYPE=fp8 for an fp8 cache.",
     )
     reader.none("transform_config", "Use a checkpoint without transforms.")
     sparsity = reader.values.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
         raise reader.refuse(
-            "sparsity_config", "absent", "vLLM has given up sparse weights: use a dense checkpoint."
+            "sparsity_config", "absent", "vLLM no longer supports sparse weights: use a dense checkpoint."
         )
     groups = reader.object("config_groups")
     if len(groups.values) != 1:
@@ -252,7 +252,7 @@ _Scheme = tuple[Quantization, Callable[[int, int], Tensors]]
 
 
 def _packed(weights: _Reader, inputs: _Reader | None) -> _Scheme:
-    """int4 and int8, weights only, several of them in an int32."""
+    """int4 and int8 weights only, several of them packed in an int32."""
     weights.one_of("type", ("int",))
     bits = weights.one_of("num_bits", (4, 8))
     symmetric = weights.one_of("symmetric", (True, False) if bits == 4 else (True,), default=True)
@@ -261,7 +261,7 @@ def _packed(weights: _Reader, inputs: _Reader | None) -> _Scheme:
     _static(weights)
     if inputs is not None:
         raise SetupError(
-            f"{inputs.where} asks for activations beside packed weights, which vLLM computes on few GPUs. Use a checkpoint "
+            f"{inputs.where} quantizes activations in addition to packed weights, which few GPUs support. Use a checkpoint "
             "with int-quantized or float-quantized weights, or without input_activations."
         )
 
@@ -290,7 +290,7 @@ def _int8(weights: _Reader, inputs: _Reader | None) -> _Scheme:
     _static(weights)
     if inputs is None:
         raise SetupError(
-            f"{weights.where} is int8 without input_activations, which vLLM takes as pack-quantized alone. Use a checkpoint "
+            f"{weights.where} is int8 without input_activations, which vLLM accepts only as pack-quantized. Use a checkpoint "
             "of that format, or one with input_activations."
         )
     inputs.one_of("type", ("int",))
@@ -314,7 +314,7 @@ def _int8(weights: _Reader, inputs: _Reader | None) -> _Scheme:
 
 
 def _fp8(weights: _Reader, inputs: _Reader | None) -> _Scheme:
-    """fp8 weights, with fp8 activations or without."""
+    """fp8 weights, with or without fp8 activations."""
     weights.one_of("type", ("float",))
     weights.one_of("num_bits", (8,))
     weights.one_of("symmetric", (True,), default=True)
@@ -366,7 +366,7 @@ _SCHEMES: Final[Mapping[str, Callable[[_Reader, _Reader | None], _Scheme]]] = {
 
 
 def _strategy(reader: _Reader, allowed: tuple[str, ...]) -> str:
-    """The strategy; where none is named, the group size says it, as in compressed-tensors' own model of it."""
+    """Return the strategy. If none is given, the group size determines it, as in compressed-tensors."""
     if reader.values.get("strategy") is None:
         size = reader.values.get("group_size")
         meant = "tensor" if size is None else "channel" if size == -1 else "group"
@@ -380,7 +380,7 @@ def _static(weights: _Reader) -> None:
         raise weights.refuse(
             "actorder",
             "null, weight or static",
-            "vLLM has given up activation order by groups: use a checkpoint without it.",
+            "vLLM no longer supports activation order by groups: use a checkpoint without it.",
         )
     if weights.values.get("scale_dtype") not in (None, "torch.float32", "torch.float16", "torch.bfloat16"):
         raise weights.refuse("scale_dtype", "a floating-point type")
@@ -404,17 +404,17 @@ def _divides(by: int, *sizes: int) -> None:
     for size in sizes:
         if size % by:
             raise SetupError(
-                f"config.json has a linear layer of width {size}, which is no multiple of {by}: it can't be quantized that way. "
+                f"config.json has a linear layer of width {size}, which is not a multiple of {by}, so it cannot be quantized that way. "
                 "Download the checkpoint again, or use another one."
             )
 
 
 def _pattern(name: str, where: str) -> re.Pattern[str]:
-    """What `ignore` names: a module, or with `re:` in front a regular expression that begins at its name's start."""
+    """Compile an entry of `ignore`: a module's name, or after `re:` a regular expression matched at its start."""
     if not name.startswith("re:"):
         return re.compile(re.escape(name) + r"\Z")
     text = name.removeprefix("re:")
-    # A repeated group, or many repetitions, could keep the matching busy for ever, and no checkpoint needs them to name modules.
+    # Nested groups or many repetitions could make matching take forever; names of modules need neither.
     if (
         len(text) <= 200
         and not re.search(r"\)[*+?{]", text)
@@ -425,7 +425,7 @@ def _pattern(name: str, where: str) -> re.Pattern[str]:
         except re.error:
             pass
     raise SetupError(
-        f"{where} has {name[:60]!r} in ignore, which is no regular expression of names. Name the modules themselves."
+        f"{where} has {name[:60]!r} in ignore, which is not a supported regular expression. List the modules instead."
     )
 
 

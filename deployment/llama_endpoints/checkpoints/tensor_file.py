@@ -1,7 +1,7 @@
-"""A safetensors file by its bytes: where each tensor lies, and floating-point numbers as float32 and back.
+"""Read a safetensors file's header, and convert floating-point tensors to float32 and back.
 
-The `safetensors` library hands bfloat16 to torch only, and writes whole files at once; both are too much for a
-command that reads one tensor at a time. (The format: 8 bytes of length, a JSON header, the tensors.)
+The `safetensors` library returns bfloat16 only to torch and writes only whole files; this module reads and writes one tensor
+at a time. (The format: 8 bytes of length, a JSON header, the tensors.)
 """
 
 import json
@@ -28,18 +28,18 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
     "I8": 1,
     "F8_E4M3": 1,
 }
-"""Bytes of a number, by safetensors' name of its type."""
+"""Bytes per element, by safetensors' name of the type."""
 FLOATING: Final = ("F32", "F16", "BF16")
-_LONGEST_HEADER: Final = 100_000_000  # (as in safetensors itself)
+_LONGEST_HEADER: Final = 100_000_000  # as in safetensors
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor in a file.
+    """A tensor's place in a file.
 
     Attributes:
-        start: of its bytes in the file.
-        stop: their end.
+        start: offset of its first byte.
+        stop: offset after its last byte.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """A safetensors file whose header has been read.
+    """A safetensors file with its header parsed.
 
     Attributes:
-        tensors: by name, in the order of their bytes.
-        header_bytes: in front of the first tensor's.
+        tensors: by name, in file order.
+        header_bytes: bytes before the first tensor.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class TensorFile:
 
     @classmethod
     def read(cls, path: Path) -> "TensorFile":
-        """The header of a file.
+        """Parse a file's header.
 
         Raises:
             SetupError: it is damaged or cut short.
@@ -95,14 +95,14 @@ class TensorFile:
         found.sort(key=lambda tensor: (tensor.start, tensor.stop))
         ends = [8 + length, *(tensor.stop for tensor in found)]
         if [tensor.start for tensor in found] != ends[:-1] or ends[-1] != size:
-            raise ValueError("its tensors don't fill it")
+            raise ValueError("its tensors do not fill it")
         return cls(path, {tensor.name: tensor for tensor in found}, 8 + length)
 
     def floats(self, name: str) -> Floats:
-        """A tensor of floating-point numbers, as float32 (which holds each of them exactly).
+        """Return a floating-point tensor as float32, which represents its values exactly.
 
         Raises:
-            SetupError: it has no floating-point type.
+            SetupError: its type is not floating-point.
         """
         tensor = self.tensors[name]
         with self.path.open("rb") as file:
@@ -110,7 +110,7 @@ class TensorFile:
             return as_float32(file.read(tensor.stop - tensor.start), tensor.dtype, name).reshape(tensor.shape)
 
     def integers(self, name: str) -> NDArray[np.int64]:
-        """A tensor of I32 or I64."""
+        """Return a tensor of I32 or I64."""
         tensor = self.tensors[name]
         kind = np.dtype("<i4" if tensor.dtype == "I32" else "<i8")
         with self.path.open("rb") as file:
@@ -120,10 +120,10 @@ class TensorFile:
 
 
 def as_float32(raw: bytes, dtype: str, name: str = "a tensor") -> Floats:
-    """The numbers in `raw`, flat.
+    """Return the elements of `raw` as a flat array.
 
     Raises:
-        SetupError: `dtype` is none of float32, float16 and bfloat16.
+        SetupError: `dtype` is not float32, float16 or bfloat16.
     """
     if dtype == "F32":
         return np.frombuffer(raw, "<f4").astype(np.float32)
@@ -135,11 +135,11 @@ def as_float32(raw: bytes, dtype: str, name: str = "a tensor") -> Floats:
 
 
 def from_float32(values: Floats, dtype: str) -> bytes:
-    """Numbers as bytes of `dtype`, rounded to the nearest and ties to even; NaN stays NaN."""
+    """Return the bytes of `values` as `dtype`, rounded to nearest, ties to even. NaN stays NaN."""
     if dtype == "F32":
         return values.astype("<f4").tobytes()
     if dtype == "F16":
-        with np.errstate(over="ignore"):  # (beyond float16 is infinity; who merges looks for it)
+        with np.errstate(over="ignore"):  # overflow in float16 gives infinity, which the merge checks
             return values.astype("<f2").tobytes()
     bits = np.ascontiguousarray(values).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
@@ -152,7 +152,7 @@ def _tensor(name: str, entry: Mapping[str, Any], base: int) -> Tensor:
     start, stop = entry["data_offsets"]
     shape, dtype = tuple(entry["shape"]), str(entry["dtype"])
     if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
-        raise ValueError(f"{name} has a size or place that is no number of things")
+        raise ValueError(f"{name} has an invalid shape or offset")
     if dtype in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[dtype] != stop - start:
-        raise ValueError(f"{name} has not the bytes of its shape")
+        raise ValueError(f"{name} has another number of bytes than its shape needs")
     return Tensor(name, dtype, shape, base + start, base + stop)

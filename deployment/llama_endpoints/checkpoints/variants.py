@@ -1,4 +1,4 @@
-"""A row for a checkpoint outside the catalog: its shape from its config, all else from explicit options."""
+"""Describe a checkpoint outside the catalog: its shape from its config, the rest from options."""
 
 from dataclasses import replace
 from difflib import get_close_matches
@@ -21,16 +21,16 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
     top_p: float = 0.9,
     max_context: int | None = None,
 ) -> ModelVariant:
-    """The row.
+    """Return the row of a checkpoint.
 
     Args:
-        folder: the checkpoint; its name becomes the model's.
+        folder: the checkpoint; its name becomes the model's name.
         dialog: `inst`, `source` or `none`.
         infill: four ids PRE,SUF,MID,EOT, or `none`.
         step_id: the id of `<step>`; the SOURCE format needs it.
-        temperature: sampled with by default.
-        top_p: likewise.
-        max_context: how far it may read; None is its config's positions.
+        temperature: default temperature.
+        top_p: default top_p.
+        max_context: longest context; None is the config's positions.
 
     Raises:
         SetupError: the options contradict each other or the config.
@@ -39,7 +39,7 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
     said = LlamaConfig.of(config, folder)
     shape = shape_of(said)
     if (dialog == "source") != (step_id is not None):
-        raise SetupError("--dialog source needs --step-id, and nothing else does.")
+        raise SetupError("--dialog source requires --step-id, and no other dialog takes it.")
     if step_id is not None and not 0 <= step_id < shape.vocab:
         raise SetupError(f"--step-id must be an id below {shape.vocab}, not {step_id}.")
     positions = positions_of(config, folder)
@@ -84,28 +84,28 @@ def _one_id(config: dict[str, object], name: str, default: int, vocab: int) -> i
 
 
 def variant_of(name: str, otherwise: str = "") -> ModelVariant:
-    """The catalog's row `name`.
+    """Return a row of the catalog.
 
     Args:
-        name: of it.
-        otherwise: what else may be given, for the message.
+        name: its name.
+        otherwise: an alternative to mention in the message.
 
     Raises:
-        SetupError: there is none.
+        SetupError: the catalog has no such row.
     """
     if name not in CATALOG:
         near = get_close_matches(name, CATALOG, n=1)
         told = (
             f"{name} is not in the catalog: `llama-endpoints models` lists it.",
             otherwise,
-            f"The closest name is {near[0]}." if near else "",
+            f"Did you mean {near[0]}?" if near else "",
         )
         raise SetupError(" ".join(filter(None, told)))
     return CATALOG[name]
 
 
 def infilling_in(row: "ModelVariant", order: str | None) -> "ModelVariant":
-    """A row with another order of infilling prompts.
+    """Return a row with another order of infilling prompts.
 
     Raises:
         SetupError: the model has no infilling.
@@ -115,30 +115,30 @@ def infilling_in(row: "ModelVariant", order: str | None) -> "ModelVariant":
     if order is None:
         return row
     if row.infill.value is None:
-        raise SetupError(f"{row.name} has no infilling, so --infill-order says nothing. Leave it out.")
+        raise SetupError(f"{row.name} has no infilling. Remove --infill-order.")
     tokens = replace(row.infill.value, order=InfillOrder(order))
     return replace(row, infill=Fact(tokens, row.infill.source))
 
 
 def row_for(checkpoint: str, folder: Path, variant: str | None, described: dict[str, Any]) -> "ModelVariant":
-    """The catalog's row, or one made from explicit options. Nothing is read off the checkpoint's name."""
+    """Return the catalog's row, or one made from options. Nothing is derived from the checkpoint's name."""
     from llama_endpoints.checkpoints.variants import custom_variant, variant_of
     from llama_endpoints.nano import FOLDER
 
     given = {name: value for name, value in described.items() if value is not None}
     if variant is not None and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise SetupError(f"--variant says all of a model; {options} would describe one outside the catalog. "
-                         "Give the one or the other.")  # fmt: skip
+        raise SetupError(f"--variant describes the model completely, but {options} describes one outside the catalog. "
+                         "Use one or the other.")  # fmt: skip
     if variant is not None:
         return variant_of(
-            variant, "For a checkpoint outside it give --dialog and --infill instead of --variant."
+            variant, "For a checkpoint outside it, use --dialog and --infill instead of --variant."
         )
     if not given and folder.samefile(FOLDER):
         return NANO
     if not {"dialog", "infill"} <= given.keys():
         raise SetupError(
-            f"Which model is {checkpoint}? Give --variant with a name of `llama-endpoints models`, or both "
+            f"Unknown model {checkpoint}. Pass --variant with a name from `llama-endpoints models`, or "
             "--dialog and --infill for a checkpoint outside the catalog."
         )
     return custom_variant(folder, **given)

@@ -1,4 +1,4 @@
-"""`llama-endpoints batch`: files of rows -> a file of records."""
+"""`llama-endpoints batch`: score files of rows into a file of records."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llama_serving.settings import Settings
 
 CONCURRENCY: Final = "64"
-"""Sequences at a time, where LLAMA_MAX_NUM_SEQS does not say: nobody waits for a single row."""
+"""The default of LLAMA_MAX_NUM_SEQS here. Batch jobs favour throughput over a row's latency."""
 TOO_MANY_ERRORS: Final = 1
 STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -36,7 +36,7 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 @click.option(
     "--model",
     required=True,
-    help="Folder of a packaged model, azureml:...; or nano. With --as-azure any model's file or folder that the script can load.",
+    help="Folder of a packaged model, an azureml: URI, or nano. With --as-azure: any file or folder that the script can load.",
 )
 @click.option(
     "--input",
@@ -44,54 +44,50 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
     required=True,
     multiple=True,
     metavar="FILE|FOLDER|GLOB",
-    help="JSONL or CSV, also .gz; may be repeated.",
+    help="JSONL or CSV file, optionally .gz. Repeatable.",
 )
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="File for the records, JSONL. With --as-azure a new folder.",
+    help="JSONL file to write. With --as-azure: a new folder.",
 )
-@click.option(
-    "--parameters", default="{}", help="JSON object: parameters of rows that bring none of their own."
-)
-@click.option(
-    "--max-errors", help="Stop with exit code 1 when more rows fail: a number, or a share such as 1%."
-)
+@click.option("--parameters", default="{}", help="JSON object of parameters for rows without their own.")
+@click.option("--max-errors", help="Stop with exit code 1 when more rows fail: a count, or a share such as 1%.")
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace what is there. A journal of the very same job is still gone on with.",
+    help="Replace an existing output. A journal of the same job is still resumed.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Check every row, count tokens and say how long it would take; the model is not loaded.",
+    help="Check every row, count tokens and estimate the time, without loading the model.",
 )
 @click.option(
     "--as-azure",
     "deployment",
     type=click.Path(path_type=Path),
     metavar="DEPLOYMENT.yml",
-    help="Run this batch deployment as Azure ML would: its script, processes, mini-batches, retries, timeouts.",
+    help="Run this batch deployment as Azure ML would: its script, processes, mini-batches, retries and timeouts.",
 )
 @setting_options
-@click.option("--concurrency", "max_num_seqs", help=f"LLAMA_MAX_NUM_SEQS: sequences at a time; {CONCURRENCY} by default.")  # fmt: skip
+@click.option("--concurrency", "max_num_seqs", help=f"LLAMA_MAX_NUM_SEQS: sequences at a time. Default: {CONCURRENCY}.")  # fmt: skip
 def batch(  # noqa: PLR0913  (the options of a command)
     *, model: str, inputs: "Sequence[str]", output: Path, parameters: str, max_errors: str | None, overwrite: bool,
     dry_run: bool, deployment: Path | None, **flags: str | None,
 ) -> None:  # fmt: skip
-    """Score files of rows: one record for each row, in order, none lost and none twice.
+    """Score files of rows. Write one record per row, in order.
 
     \b
     A row is any of {"input_string"}, {"prompt"}, {"messages"}, {"prefix", "suffix"}, with
     optional "parameters" and "id"; a whole request body; or a line of OpenAI's Batch format.
     A CSV has a column input_string.
 
-    What is done is kept in OUTPUT.journal. Killed, out of disk or stopped with Ctrl-C, the
-    same command goes on where it ended. Exit codes: 0 done, whatever rows failed; 1 too many
-    failed, or the model stopped; 2 it can't begin or go on (files, disk, settings);
-    128 + signal where one ended it.
+    Progress is kept in OUTPUT.journal. After a crash, a full disk or Ctrl-C, run the same command
+    again to resume. Exit codes: 0 done, even if rows failed; 1 too many rows failed, or the model
+    stopped; 2 the job cannot start or continue (files, disk, settings); 128 + signal if a signal
+    ended it.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     if deployment is not None:
         from llama_endpoints.cli.batch_as_azure import as_azure
@@ -118,7 +114,7 @@ def batch(  # noqa: PLR0913  (the options of a command)
         jobs.make_room(job)
     counts = jobs.finished(job)
     if counts is not None:
-        Journal.remove(job.outputs.journal)  # of a run that was killed with everything in its place
+        Journal.remove(job.outputs.journal)  # left by a run that was killed after its last step
         click.echo(f"{output} is done already: {_told(counts)}.", err=True)
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -128,7 +124,7 @@ def batch(  # noqa: PLR0913  (the options of a command)
                 job.rows_at_most, lambda told: asyncio.run(jobs.run(service, job, told, stops=STOPS))
             )
         except ServingError as error:
-            click.echo(f"{error.message} What is done is kept: give the same command again to go on.", err=True)
+            click.echo(f"{error.message} Progress is kept: run the same command again to resume.", err=True)
             raise SystemExit(1) from None
     raise SystemExit(_end(result, output))
 
@@ -136,7 +132,9 @@ def batch(  # noqa: PLR0913  (the options of a command)
 def _refuse_for_azure(**options: object) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
     if given:
-        raise SetupError(f"A job of Azure's has no {' and no '.join(given)}. Leave it out with --as-azure.")
+        raise SetupError(
+            f"--as-azure cannot be combined with {' or '.join(given)}. Remove {'it' if len(given) == 1 else 'them'}."
+        )
 
 
 def _job(
@@ -149,7 +147,7 @@ def _job(
     outputs = Outputs(output)
     found = sources.find(inputs, but=outputs.all)
     if not output.parent.is_dir():
-        raise SetupError(f"{output.parent} is no folder. Make it first.")
+        raise SetupError(f"The folder {output.parent} does not exist. Create it first.")
     defaults, given = defaults_of(parameters)
     size = sum(source.path.stat().st_size for source in found)
     with _bar(size, "reading", unit="B", unit_scale=True) as bar:
@@ -166,7 +164,7 @@ def _limit(text: str | None) -> "Limit":
         return Limit(count=int(text))
     if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?%", text) and float(text[:-1]) <= 100:
         return Limit(share=Fraction(text[:-1]) / 100)
-    raise SetupError(f"--max-errors {text} is neither a number nor a share. Give one such as 10, or 0.5%.")
+    raise SetupError(f"Invalid --max-errors {text}: give a count such as 10, or a share such as 0.5%.")
 
 
 def _bar(total: int | None, description: str, **options: Any) -> Any:
@@ -182,7 +180,7 @@ def _with_bar(rows: int | None, run: "Callable[[Callable[[Counts], None]], Resul
         def told(counts: "Counts") -> None:
             if not began:
                 began.append((bar.format_dict["elapsed"], counts.completion_tokens))
-                bar.initial = bar.n = counts.rows  # (what was done before took no time now)
+                bar.initial = bar.n = counts.rows  # rows of earlier runs do not count for the speed
                 bar.refresh()
                 return
             bar.update(counts.rows - bar.n)
@@ -196,14 +194,14 @@ def _with_bar(rows: int | None, run: "Callable[[Callable[[Counts], None]], Resul
 
 
 def _end(result: "Result", output: Path) -> int:
-    before = f", {result.resumed} of them before" if result.resumed else ""
+    before = f", {result.resumed} of them from an earlier run" if result.resumed else ""
     if result.too_many_errors:
         click.echo(f"Stopped: {result.counts.errors} rows failed, more than --max-errors allows. {_told(result.counts)}{before}; "
-                   f"they are kept in {output}.journal.", err=True)  # fmt: skip
+                   f"Progress is kept in {output}.journal.", err=True)  # fmt: skip
         return TOO_MANY_ERRORS
     if result.stopped is not None:
         click.echo(
-            f"{result.stopped.name}: {_told(result.counts)}{before}. Give the same command again to go on.",
+            f"{result.stopped.name}: {_told(result.counts)}{before}. Run the same command again to resume.",
             err=True,
         )
         return 128 + result.stopped
@@ -214,7 +212,7 @@ def _end(result: "Result", output: Path) -> int:
 def _told(counts: "Counts") -> str:
     return (
         f"{counts.rows} rows = {counts.ok} ok + {counts.errors} errors; "
-        f"{counts.prompt_tokens} tokens of prompts, {counts.completion_tokens} generated"
+        f"{counts.prompt_tokens} prompt tokens, {counts.completion_tokens} generated"
     )
 
 

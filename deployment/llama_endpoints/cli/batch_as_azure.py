@@ -1,4 +1,4 @@
-"""`llama-endpoints batch --as-azure DEPLOYMENT.yml`: a batch job as Azure ML would run it."""
+"""`llama-endpoints batch --as-azure DEPLOYMENT.yml`: run a batch job as Azure ML would."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llama_endpoints.batch import azure_emulator
 from llama_endpoints.batch.azure_deployment import BatchDeployment
-from llama_endpoints.batch.azure_emulator import Job, Tally
+from llama_endpoints.batch.azure_emulator import EmulatedJob, Tally
 from llama_endpoints.download import azureml_cache
 from llama_serving.catalog import NANO
 from llama_serving.errors import SetupError
@@ -24,34 +24,32 @@ FAILED = 1
 def as_azure(
     deployment: Path, *, model: str, inputs: Sequence[str], output: Path, flags: Mapping[str, str | None]
 ) -> int:
-    """Run a job, show how it goes and what it leaves; the exit code.
+    """Run a job, print its progress and outputs, and return the exit code.
 
     Args:
-        deployment: its file.
-        model: file or folder of a model, one of Azure's names of it, or nano.
+        deployment: the deployment's file.
+        model: file or folder of a model, an azureml: URI, or nano.
         inputs: one file or folder.
         output: a new folder.
-        flags: settings by their names without `LLAMA_`; they win over the deployment's.
+        flags: settings by name without `LLAMA_`; they override the deployment's.
 
     Raises:
-        SetupError: the deployment or the model can't be used, there are several inputs, or the job can't begin.
+        SetupError: the deployment or model cannot be used, there are several inputs, or the job cannot start.
     """
     if len(inputs) != 1:
-        raise SetupError(
-            "A job of Azure's has one input, a file or a folder. Give --input once with --as-azure."
-        )
+        raise SetupError("--as-azure takes one input, a file or a folder. Give --input once.")
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
-    there, read = azureml_cache.here(model), BatchDeployment.read(deployment)
+    there, read = azureml_cache.resolve(model), BatchDeployment.read(deployment)
     with _model(model, there, read) as path:
-        return _run(Job(read, path, Path(inputs[0]), output, given))
+        return _run(EmulatedJob(read, path, Path(inputs[0]), output, given))
 
 
 @contextmanager
 def _model(name: str, path: Path, deployment: BatchDeployment) -> Iterator[Path]:
-    """Where the model `name` lies, if it is not at `path`: nano is packaged for the time of the job.
+    """Yield the folder of a model: `path`, or nano packaged for the duration of the job.
 
     Raises:
-        SetupError: there is none, or our driver can't use it.
+        SetupError: there is no model, or our batch driver cannot use it.
     """
     if name == NANO.name and not (path.is_file() or any(path.rglob("MLmodel"))):
         with tempfile.TemporaryDirectory(prefix="llama-nano-") as folder:
@@ -60,7 +58,7 @@ def _model(name: str, path: Path, deployment: BatchDeployment) -> Iterator[Path]
     if deployment.runs_our_driver:
         ModelFiles.find(path)
     elif not path.exists():
-        raise SetupError(f"{path} is not there. Name a model's file or folder, or nano.")
+        raise SetupError(f"{path} does not exist. Pass a model's file or folder, or nano.")
     yield path
 
 
@@ -73,7 +71,7 @@ def _nano_in(folder: Path) -> Path:
     return folder / NANO.name
 
 
-def _run(job: Job) -> int:
+def _run(job: EmulatedJob) -> int:
     _announce(job)
     with tqdm(total=len(job.files()), desc="files", unit=" files", file=sys.stderr, disable=None) as bar:
 
@@ -85,7 +83,7 @@ def _run(job: Job) -> int:
     return _end(job, tally)
 
 
-def _announce(job: Job) -> None:
+def _announce(job: EmulatedJob) -> None:
     has = job.deployment
     click.echo(
         f"{has.name}: {has.processes} processes, mini-batches of {has.mini_batch_size} files, {has.timeout_s} s each, "
@@ -93,13 +91,13 @@ def _announce(job: Job) -> None:
         err=True,
     )
     if has.instances > 1:
-        click.echo(f"One of its {has.instances} instances runs here.", err=True)
+        click.echo(f"Running one of its {has.instances} instances.", err=True)
 
 
-def _end(job: Job, tally: Tally) -> int:
+def _end(job: EmulatedJob, tally: Tally) -> int:
     click.echo(
         f"{tally.files} files: {tally.done - tally.failed} succeeded, {tally.failed} failed, "
-        f"{tally.files - tally.done} not done; {tally.items} items of run(), {tally.retries} retries.",
+        f"{tally.files - tally.done} not done; run() returned {tally.items} items, {tally.retries} retries.",
         err=True,
     )
     for path in sorted(file for file in job.output.rglob("*") if file.is_file()):
@@ -107,6 +105,6 @@ def _end(job: Job, tally: Tally) -> int:
     if tally.stopped is not None:
         return 128 + tally.stopped
     if tally.aborted is not None:
-        click.echo(f"The job has failed: {tally.aborted}.", err=True)
+        click.echo(f"The job failed: {tally.aborted}.", err=True)
         return FAILED
     return 0

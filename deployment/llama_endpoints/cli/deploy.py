@@ -1,11 +1,11 @@
-"""`llama-endpoints deploy`: an endpoint and its deployment, from their files, to what Azure runs."""
+"""`llama-endpoints deploy`: create or update an endpoint and its deployment from their files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llama_endpoints.cli.workspace_options import client_of, where_options
+from llama_endpoints.cli.workspace_options import client_of, workspace_options
 
 if TYPE_CHECKING:
     from llama_endpoints.endpoints.files import Files
@@ -13,16 +13,14 @@ if TYPE_CHECKING:
 
 FAILED: Final = 1
 _FILE: Final = click.argument("file", metavar="DEPLOYMENT.yml", type=click.Path(path_type=Path))
-_NAME: Final = click.option("--endpoint", help="Name of the endpoint, where it is another than the file's.")
-_DRY: Final = click.option("--dry-run", is_flag=True, help="Print the plan of changes, and change nothing.")
-_KEEP: Final = click.option(
-    "--keep-failed", is_flag=True, help="Leave a deployment that fails as it is, to be looked at."
-)
+_NAME: Final = click.option("--endpoint", help="Name of the endpoint, instead of the file's.")
+_DRY: Final = click.option("--dry-run", is_flag=True, help="Print the plan without changing anything.")
+_KEEP: Final = click.option("--keep-failed", is_flag=True, help="Keep a failed deployment for inspection.")
 
 
 @click.group()
 def deploy() -> None:
-    """Bring up an endpoint in Azure ML from its files; given again, only what differs is changed."""
+    """Create or update an Azure ML endpoint from its files. Only differences are applied."""
 
 
 @deploy.command()
@@ -31,16 +29,16 @@ def deploy() -> None:
 @click.option(
     "--request",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What a new deployment is asked before it gets traffic; yaml/online/samples/completion.json by default.",
+    help="JSON body of the test request a new deployment must answer. Default: yaml/online/samples/completion.json.",
 )
 @click.option(
     "--all-traffic",
     is_flag=True,
-    help="All traffic goes there; by default only where nobody has any (see rollout).",
+    help="Send all traffic to the deployment, even if another one has traffic (see rollout).",
 )
 @_DRY
 @_KEEP
-@where_options
+@workspace_options
 def online(  # noqa: PLR0913  (one argument an option)
     *,
     file: Path,
@@ -49,17 +47,17 @@ def online(  # noqa: PLR0913  (one argument an option)
     all_traffic: bool,
     dry_run: bool,
     keep_failed: bool,
-    **where: Any,
+    **workspace: Any,
 ) -> None:
-    """Bring up a deployment of an online endpoint: managed, or on Kubernetes.
+    """Create or update a managed or Kubernetes online deployment.
 
-    Model, environment, endpoint and deployment are made where they are not there, the deployment is asked with --request, and gets the
-    traffic where nobody has any. The endpoint's file, the model's and the environment's are found around the deployment's. A deployment
-    that fails is deleted again, or becomes what it was before.
+    Creates the model, environment, endpoint and deployment that do not exist, sends the deployment the --request, and gives it
+    the traffic if no deployment has any. The other files are found in the folders around the deployment's. A failed deployment
+    is deleted, or restored to its previous version.
 
     \b
-    Signs: = stays, + is made, ~ is changed, . is waited for, ? is asked, > gets the traffic.
-    Exit code 1 where the deployment has failed, 2 where Azure refuses something.
+    Signs: = unchanged, + create, ~ update, . wait, ? test request, > move traffic.
+    Exit codes: 1 the deployment failed, 2 Azure refused a step.
 
     \b
     Examples:
@@ -72,24 +70,22 @@ def online(  # noqa: PLR0913  (one argument an option)
 
     files = Files.around(file, *ONLINE_DEPLOYMENTS)
     target = OnlineTarget(
-        client_of(**where), files, _named(files, endpoint), all_traffic, request=request or sample(files)
+        client_of(**workspace), files, _named(files, endpoint), all_traffic, request=request or sample(files)
     )
-    _carry_out(target, dry_run=dry_run, keep_failed=keep_failed)
+    _apply(target, dry_run=dry_run, keep_failed=keep_failed)
 
 
 @deploy.command()
 @_FILE
 @_NAME
-@click.option(
-    "--set-default", is_flag=True, help="Make it the endpoint's default; by default only where there is none."
-)
+@click.option("--set-default", is_flag=True, help="Make it the endpoint's default, even if there is one.")
 @_DRY
 @_KEEP
-@where_options
+@workspace_options
 def batch(
-    *, file: Path, endpoint: str | None, set_default: bool, dry_run: bool, keep_failed: bool, **where: Any
+    *, file: Path, endpoint: str | None, set_default: bool, dry_run: bool, keep_failed: bool, **workspace: Any
 ) -> None:
-    """Bring up a deployment of a batch endpoint, and the cluster that it runs on.
+    """Create or update a batch deployment and its compute cluster.
 
     \b
     Example:
@@ -97,32 +93,32 @@ def batch(
     """  # noqa: D301
     from llama_endpoints.endpoints.batch import BatchTarget
     from llama_endpoints.endpoints.files import Files
-    from llama_endpoints.validate.kinds import Kind
+    from llama_endpoints.validate.kinds import SpecKind
 
-    files = Files.around(file, Kind.BATCH_DEPLOYMENT)
-    target = BatchTarget(client_of(**where, batch=True), files, _named(files, endpoint), set_default)
-    _carry_out(target, dry_run=dry_run, keep_failed=keep_failed)
+    files = Files.around(file, SpecKind.BATCH_DEPLOYMENT)
+    target = BatchTarget(client_of(**workspace, batch=True), files, _named(files, endpoint), set_default)
+    _apply(target, dry_run=dry_run, keep_failed=keep_failed)
 
 
 def _named(files: "Files", endpoint: str | None) -> str:
     return endpoint or files.deployment.text("endpoint_name") or files.endpoint.name
 
 
-def _carry_out(target: "Target", *, dry_run: bool, keep_failed: bool) -> None:
-    from llama_endpoints.endpoints.apply import Deploying, Unsuccessful
-    from llama_endpoints.endpoints.plan import Act
+def _apply(target: "Target", *, dry_run: bool, keep_failed: bool) -> None:
+    from llama_endpoints.endpoints.apply import DeploymentFailed, DeployRunner
+    from llama_endpoints.endpoints.plan import Action
 
-    deploying = Deploying(target, click.echo, keep_failed)
+    runner = DeployRunner(target, click.echo, keep_failed)
     if dry_run:
-        steps = deploying.steps()
+        steps = runner.steps()
         for step in steps:
             click.echo(str(step))
-        changes = sum(step.act not in {Act.KEEP, Act.ASK} for step in steps)
-        click.echo(f"{changes} change{'' if changes == 1 else 's'}. Nothing was done.")
+        changes = sum(step.action not in {Action.KEEP, Action.ASK} for step in steps)
+        click.echo(f"{changes} change{'' if changes == 1 else 's'}. Nothing was applied.")
         return
     try:
-        deploying.run()
-    except Unsuccessful as error:
+        runner.run()
+    except DeploymentFailed as error:
         click.echo(str(error), err=True)
         raise SystemExit(FAILED) from error
     click.echo(f"{target.endpoint}/{target.name} is up. {_cost(target)}")
@@ -131,4 +127,4 @@ def _carry_out(target: "Target", *, dry_run: bool, keep_failed: bool) -> None:
 def _cost(target: "Target") -> str:
     if target.client.kind == "batch":
         return "It costs nothing while no job runs."
-    return f"It costs money as long as it is there: `llama-endpoints delete --endpoint {target.endpoint}` takes it away."
+    return f"It is billed until you delete it: `llama-endpoints delete --endpoint {target.endpoint}`."

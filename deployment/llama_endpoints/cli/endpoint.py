@@ -1,4 +1,4 @@
-"""`llama-endpoints status`, `logs`, `invoke`, `keys` and `delete`: an endpoint that Azure ML has."""
+"""`llama-endpoints status`, `logs`, `invoke`, `keys` and `delete`: manage an existing Azure ML endpoint."""
 
 import json
 from collections.abc import Mapping
@@ -7,33 +7,33 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llama_endpoints.cli.workspace_options import client_of, where_options
+from llama_endpoints.cli.workspace_options import client_of, workspace_options
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
-    from llama_endpoints.endpoints.client import Client
+    from llama_endpoints.endpoints.client import EndpointsClient
 
 FAILED: Final = 1
-_ENDPOINT: Final = click.option("--endpoint", required=True, help="Its name.")
-_BATCH: Final = click.option("--batch", is_flag=True, help="It is a batch endpoint.")
-_JSON: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+_ENDPOINT: Final = click.option("--endpoint", required=True, help="Name of the endpoint.")
+_BATCH: Final = click.option("--batch", is_flag=True, help="The endpoint is a batch endpoint.")
+_JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.command()
 @_ENDPOINT
 @_BATCH
 @_JSON
-@where_options
-def status(*, endpoint: str, batch: bool, as_json: bool, **where: Any) -> None:
-    """How an endpoint in Azure ML is: its deployments, their traffic, a roll-out under way.
+@workspace_options
+def status(*, endpoint: str, batch: bool, as_json: bool, **workspace: Any) -> None:
+    """Show an endpoint's deployments, traffic and roll-out.
 
     \b
     Like: az ml online-endpoint show --name NAME; az ml online-deployment list --endpoint-name NAME
     """  # noqa: D301
-    from llama_endpoints.endpoints.status import overview
+    from llama_endpoints.endpoints.status import endpoint_status
     from llama_serving.contract.json_lines import json_line
 
-    found = overview(client_of(**where, batch=batch), endpoint)
+    found = endpoint_status(client_of(**workspace, batch=batch), endpoint)
     if as_json:
         click.echo(json_line(found.to_dict()))
         return
@@ -43,23 +43,25 @@ def status(*, endpoint: str, batch: bool, as_json: bool, **where: Any) -> None:
 
 @click.command()
 @_ENDPOINT
-@click.option("--deployment", required=True, help="Of the endpoint.")
-@click.option("--lines", default=100, show_default=True, type=click.IntRange(1), help="The last ones.")
+@click.option("--deployment", required=True, help="Name of the deployment.")
+@click.option(
+    "--lines", default=100, show_default=True, type=click.IntRange(1), help="Number of lines, from the end."
+)
 @click.option(
     "--container",
     default="inference-server",
     show_default=True,
     type=click.Choice(["inference-server", "storage-initializer"]),
-    help="The second one brings model and code.",
+    help="storage-initializer downloads the model and the code.",
 )
-@where_options
-def logs(*, endpoint: str, deployment: str, lines: int, container: str, **where: Any) -> None:
-    """What a deployment of an online endpoint said last.
+@workspace_options
+def logs(*, endpoint: str, deployment: str, lines: int, container: str, **workspace: Any) -> None:
+    """Print the last log lines of an online deployment.
 
     \b
     Like: az ml online-deployment get-logs --endpoint-name NAME --name DEPLOYMENT --lines 100
     """  # noqa: D301
-    client = client_of(**where)
+    client = client_of(**workspace)
     client.existing(endpoint)
     get = client.deployments.get_logs
     asked = f"the log of {endpoint}/{deployment}"
@@ -71,21 +73,20 @@ def logs(*, endpoint: str, deployment: str, lines: int, container: str, **where:
 
 @click.command()
 @_ENDPOINT
-@click.option("--deployment", help="This one alone, with or without traffic.")
+@click.option("--deployment", help="Use this deployment, regardless of traffic.")
 @click.option(
     "--request",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with a JSON body, for an online endpoint.",
 )
-@click.option("--input", "rows", help="File or folder of rows, or azureml:..., for a job of a batch endpoint.")
-@where_options
+@click.option("--input", "rows", help="File, folder or azureml: URI with rows, for a job of a batch endpoint.")
+@workspace_options
 def invoke(
-    *, endpoint: str, deployment: str | None, request: Path | None, rows: str | None, **where: Any
+    *, endpoint: str, deployment: str | None, request: Path | None, rows: str | None, **workspace: Any
 ) -> None:
     """Send a request to an online endpoint, or start a job of a batch endpoint.
 
-    The answer goes to standard output; with another status than 200 the body goes to standard error, and the exit code is 1. For a job
-    it is the job's name.
+    Prints the answer, or the job's name. If the status is not 200, the body goes to standard error and the exit code is 1.
 
     \b
     Like: az ml online-endpoint invoke --name NAME --request-file FILE
@@ -95,8 +96,8 @@ def invoke(
     from llama_endpoints.endpoints.scoring import OK, Scoring
 
     if (request is None) == (rows is None):
-        raise SetupError("Give --request for an online endpoint or --input for a batch endpoint, one of them.")
-    client = client_of(**where, batch=rows is not None)
+        raise SetupError("Give either --request (online endpoint) or --input (batch endpoint).")
+    client = client_of(**workspace, batch=rows is not None)
     if deployment is not None and client.deployment(endpoint, deployment) is None:
         client.existing(endpoint)
         raise SetupError(_no_deployment(client, endpoint, deployment))
@@ -116,11 +117,11 @@ def invoke(
 @click.option(
     "--regenerate",
     type=click.Choice(["primary", "secondary"]),
-    help="Make this one anew first; the old one is refused then.",
+    help="Regenerate this key first. The old one stops working.",
 )
-@where_options
-def keys(*, endpoint: str, regenerate: str | None, **where: Any) -> None:
-    """The keys of an online endpoint (or its token), as JSON.
+@workspace_options
+def keys(*, endpoint: str, regenerate: str | None, **workspace: Any) -> None:
+    """Print the keys (or token) of an online endpoint as JSON.
 
     \b
     Like: az ml online-endpoint get-credentials --name NAME
@@ -128,7 +129,7 @@ def keys(*, endpoint: str, regenerate: str | None, **where: Any) -> None:
     """  # noqa: D301
     from llama_endpoints.endpoints.client import asked
 
-    client = client_of(**where)
+    client = client_of(**workspace)
     client.existing(endpoint)
     if regenerate is not None:
         begin = client.endpoints.begin_regenerate_keys
@@ -144,21 +145,21 @@ def keys(*, endpoint: str, regenerate: str | None, **where: Any) -> None:
 
 @click.command()
 @_ENDPOINT
-@click.option("--deployment", help="This one alone; by default the endpoint with all of them.")
+@click.option("--deployment", help="Delete this deployment only.")
 @_BATCH
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@where_options
-def delete(*, endpoint: str, deployment: str | None, batch: bool, yes: bool, **where: Any) -> None:
-    """Delete an endpoint, or one of its deployments. What is not there is no error.
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@workspace_options
+def delete(*, endpoint: str, deployment: str | None, batch: bool, yes: bool, **workspace: Any) -> None:
+    """Delete an endpoint, or one of its deployments. Succeeds if it does not exist.
 
     \b
     Like: az ml online-endpoint delete --name NAME --yes
           az ml online-deployment delete --endpoint-name NAME --name DEPLOYMENT --yes
     """  # noqa: D301
-    client = client_of(**where, batch=batch)
+    client = client_of(**workspace, batch=batch)
     there = client.endpoint(endpoint)
     if there is None or (deployment and client.deployment(endpoint, deployment) is None):
-        click.echo(f"{endpoint}{f'/{deployment}' if deployment else ''} is not there.")
+        click.echo(f"{endpoint}{f'/{deployment}' if deployment else ''} does not exist.")
         return
     what = (
         f"the deployment {endpoint}/{deployment}"
@@ -181,33 +182,32 @@ def delete(*, endpoint: str, deployment: str | None, batch: bool, yes: bool, **w
     click.echo(f"Deleted {what}.")
 
 
-def _check_unused(client: "Client", endpoint: Any, deployment: str) -> None:
+def _check_unused(client: "EndpointsClient", endpoint: Any, deployment: str) -> None:
     from llama_endpoints.endpoints.status import traffic_of
 
     share = traffic_of(client.kind, endpoint).get(deployment, 0)
     mirrored = (getattr(endpoint, "mirror_traffic", None) or {}).get(deployment, 0)
     if share or mirrored:
         raise SetupError(
-            f"{endpoint.name}/{deployment} has {share or mirrored} % of the {'traffic' if share else 'mirrored traffic'}, and Azure keeps "
-            "it. Give the traffic to another one first (`llama-endpoints rollout`, `llama-endpoints deploy batch --set-default`), or "
-            "delete the endpoint."
+            f"{endpoint.name}/{deployment} has {share or mirrored} % of the {'traffic' if share else 'mirrored traffic'}, so Azure cannot delete it. "
+            "Move the traffic first (`llama-endpoints rollout`, `llama-endpoints deploy batch --set-default`), or delete the endpoint."
         )
 
 
-def _all_of(client: "Client", endpoint: str) -> str:
+def _all_of(client: "EndpointsClient", endpoint: str) -> str:
     names = [
         one.name
         for one in client.found("its deployments", lambda: list(client.deployments.list(endpoint))) or ()
     ]
-    return ", ".join(names) or "no deployment"
+    return ", ".join(names) or "none"
 
 
-def _no_deployment(client: "Client", endpoint: str, deployment: str) -> str:
-    return f"{endpoint} has no deployment {deployment}. It has {_all_of(client, endpoint)}."
+def _no_deployment(client: "EndpointsClient", endpoint: str, deployment: str) -> str:
+    return f"{endpoint} has no deployment {deployment}. Its deployments: {_all_of(client, endpoint)}."
 
 
 def _credentials(found: Any) -> Mapping[str, Any]:
-    """As `az` shows them."""
+    """Return the credentials under the names that `az` uses."""
     names = {
         "primary_key": "primaryKey",
         "secondary_key": "secondaryKey",

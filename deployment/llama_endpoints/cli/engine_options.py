@@ -1,4 +1,4 @@
-"""Options that `plan` and `render` have in common: what computes, and what it is given."""
+"""Options shared by `plan` and `render`: the engine and its settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """What the options say.
+    """The values of the options.
 
     Attributes:
-        runner: the engine; None is the planner's choice.
-        usual_tokens: of a sequence; None is the planner's assumption.
-        options: of vLLM.
+        runner: the engine; None lets the planner choose.
+        usual_tokens: usual tokens of a sequence; None is the planner's assumption.
+        options: vLLM's options.
     """
 
     runner: "Runner | None"
@@ -32,46 +32,46 @@ _OPTIONS: Final = (
         type=click.Choice(["auto", "pipeline", "vllm"]),
         default="auto",
         show_default=True,
-        help="vllm: many sequences at a time, on all GPUs at once; pipeline: transformers in the scoring process, one sequence after "
-        "the other. auto is vllm, and on a GPU that is too old for it the pipeline.",
+        help="vllm: many sequences at a time, on all GPUs; pipeline: transformers in the scoring process, one sequence at a time. "
+        "auto: vllm, or pipeline on a GPU too old for vLLM.",
     ),
     click.option(
         "--usual-tokens",
         type=int,
-        help="Tokens of prompt and completion that a sequence usually has; vLLM is given as many sequences as have room so. "
-        "2048 by default.",
+        help="Usual tokens of a sequence (prompt and completion). Sets how many sequences vLLM runs at a time. "
+        " Default: 2048.",
     ),
     click.option(
         "--kv-dtype",
         type=click.Choice(["auto", "fp8"]),
         default="auto",
         show_default=True,
-        help="vLLM's keys and values: the model's 16 bits, or half of that (Ada, Hopper).",
+        help="Type of vLLM's KV cache: the model's 16 bits, or fp8 (Ada and Hopper GPUs).",
     ),
     click.option(
         "--pipeline-parallel",
         type=click.IntRange(1, 64),
         default=1,
         show_default=True,
-        help="Groups of GPUs that vLLM's layers are spread over; within a group each layer is cut.",
+        help="Pipeline stages: groups of GPUs that share the layers. Within a group, layers are split by tensor parallelism.",
     ),
     click.option(
         "--prefill-tokens",
         type=click.IntRange(64, 1 << 20),
-        help="Tokens of prompts that vLLM computes in one step; by default its own choice, 2048 or 8192.",
+        help="Prompt tokens that vLLM computes in one step. Default: vLLM's own, 2048 or 8192.",
     ),
     click.option(
         "--speculative-tokens",
         type=click.IntRange(0, 16),
         default=0,
         show_default=True,
-        help="Tokens that vLLM guesses in each step, by looking them up in the prompt.",
+        help="Speculative tokens per step, from an n-gram lookup in the prompt.",
     ),
 )
 
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command these options; it gets them as one argument, `engine`."""
+    """Add these options to a command, which gets them as one argument, `engine`."""
 
     @wraps(command)
     def with_choice(  # noqa: PLR0913  (one argument an option)

@@ -1,4 +1,4 @@
-"""`llama-endpoints fetch`: a model of the catalog from a hub onto this disk."""
+"""`llama-endpoints fetch`: download a catalog model from a hub."""
 
 import re
 import shlex
@@ -17,31 +17,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--variant", required=True, help="Its name in the catalog (`llama-endpoints models`), which is the hub's."
+    "--variant",
+    required=True,
+    help="The model's name in the catalog (`llama-endpoints models`) and on the hub.",
 )
 @click.option(
     "--repo",
     metavar="OWNER/NAME",
-    help="The hub's repository, where it has another name: quantized checkpoints do. By default --variant.",
+    help="The hub's repository, if it has another name, as quantized checkpoints do. Default: --variant.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder for the files; by default the last part of the name.",
+    help="Folder to write. Default: the last part of the name.",
 )
-@click.option("--revision", help="Branch, tag or commit of the hub's repository; its main branch by default.")
+@click.option("--revision", help="Branch, tag or commit of the repository. Default: its main branch.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="File with the hub's token. By default HF_TOKEN, or what `hf auth login` left.",
+    help="File with the hub's token. Default: HF_TOKEN, or the token saved by `hf auth login`.",
 )
 @click.option(
     "--token-secret",
     metavar="ADDRESS",
     envvar="HUB_TOKEN_SECRET",
-    help="Secret of an Azure key vault with the hub's token: https://VAULT.vault.azure.net/secrets/NAME.",
+    help="Azure Key Vault secret that holds the hub's token: https://VAULT.vault.azure.net/secrets/NAME.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what OUTPUT holds of another commit or origin.")
+@click.option("--overwrite", is_flag=True, help="Replace files of another commit or repository in OUTPUT.")
 def fetch(  # noqa: PLR0913  (the options of a command)
     *,
     variant: str,
@@ -52,15 +54,14 @@ def fetch(  # noqa: PLR0913  (the options of a command)
     token_secret: str | None,
     overwrite: bool,
 ) -> None:
-    """Download a model from a hub: config, tokenizer and safetensors, never a pickle, never code.
+    """Download a model's config, tokenizer and safetensors from a hub. Pickles and code are never downloaded.
 
-    Killed, out of network or stopped with Ctrl-C, the same command goes on where it ended. Every file
-    is verified by the checksum that the hub states; with all there, it verifies and downloads nothing.
-    OUTPUT/fetched.json says which commit it is.
+    After an interruption, run the same command again to resume. Every file is verified against the
+    hub's checksum; if all files are complete, nothing is downloaded. OUTPUT/fetched.json records the commit.
 
     \b
-    Gated models (Llama-2): accept the licence on the model's page, then give the token in HF_TOKEN.
-    HF_ENDPOINT names another hub.
+    Gated models (Llama-2): accept the licence on the model's page, then set the token in HF_TOKEN.
+    HF_ENDPOINT sets another hub.
 
     \b
     Examples:
@@ -75,13 +76,13 @@ def fetch(  # noqa: PLR0913  (the options of a command)
         done = _fetch(row, source, folder, revision, token, overwrite=overwrite)
     except KeyboardInterrupt:
         with suppress(OSError):
-            click.echo(f"Stopped. {folder} keeps what is there: run the same command again to go on.", err=True)
+            click.echo(f"Stopped. Files in {folder} are kept: run the same command again to resume.", err=True)
         raise
     for warning in done.checkpoint.warnings:
         click.echo(f"Warning: {warning}.", err=True)
     size = sum(file.size for file in done.record.files)
     click.echo(
-        f"{folder} is {source} at {done.record.commit}: {size:,} bytes verified, {done.downloaded:,} of them downloaded."
+        f"{folder} holds {source} at {done.record.commit}: {size:,} bytes verified, {done.downloaded:,} of them downloaded."
     )
     click.echo(f"Next: {_package(row.name, folder)}")
 
@@ -91,13 +92,13 @@ def _on_a_hub(name: str) -> "ModelVariant":
     from llama_serving.catalog import NANO
 
     if name == NANO.name:
-        raise SetupError("nano comes with this package, and there is nothing to fetch. Use --checkpoint nano.")
+        raise SetupError("nano is part of this package and needs no download. Use --checkpoint nano.")
     return variant_of(name)
 
 
 def _repository(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) or ".." in name:
-        raise SetupError(f"--repo must be a repository of the hub, OWNER/NAME, not {name}.")
+        raise SetupError(f"Invalid --repo {name}: give a hub repository as OWNER/NAME.")
     return name
 
 
@@ -107,7 +108,7 @@ def _token(file: Path | None, secret: str | None) -> str | None:
 
     if file is not None and secret is not None:
         raise SetupError(
-            "--token-file and --token-secret (or HUB_TOKEN_SECRET) both name the token. Give one of them."
+            "--token-file and --token-secret (or HUB_TOKEN_SECRET) both give a token. Remove one of them."
         )
     hub.quiet()
     return hub.token_of(file, None if secret is None else lambda: key_vault.secret_of(secret))

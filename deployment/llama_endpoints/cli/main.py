@@ -1,4 +1,4 @@
-"""The command `llama-endpoints`. Heavy libraries are imported by the commands that need them."""
+"""The command `llama-endpoints`. Each command imports the heavy libraries it needs."""
 
 import signal
 from typing import Any, NoReturn
@@ -23,17 +23,17 @@ from llama_serving.errors import SetupError
 
 
 class _Refusal(click.ClickException):
-    """One clear sentence and exit code 2."""
+    """An error as one sentence, with exit code 2."""
 
     exit_code = 2
 
 
 class _Group(click.Group):
-    """Turns what can't succeed into a sentence, and a stop from outside into an orderly end."""
+    """Turns setup errors into one sentence, and SIGTERM into an orderly exit."""
 
     def invoke(self, context: click.Context) -> Any:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # where nohup ignores one, that stays
+            if signal.getsignal(number) is signal.SIG_DFL:  # keep a signal ignored if nohup ignores it
                 signal.signal(number, _terminate)
         try:
             return super().invoke(context)
@@ -60,12 +60,12 @@ def main() -> None:
     """Code Llama and Llama-2 behind Azure-ML-style endpoints.
 
     \b
-    A first look, with the embedded model and no download:
+    Try the embedded model, without a download:
       llama-endpoints package --checkpoint nano --output build/nano
       llama-endpoints score --model build/nano --request yaml/online/samples/completion.json
       mlflow models serve --model-uri build/nano --env-manager local
 
-    Settings come from the environment (LLAMA_CONTEXT, LLAMA_DTYPE, LLAMA_THREADS, …); docs/configuration.md lists them.
+    Settings are environment variables (LLAMA_CONTEXT, LLAMA_DTYPE, LLAMA_THREADS, …); docs/configuration.md lists them.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
 
 

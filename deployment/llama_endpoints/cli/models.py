@@ -1,4 +1,4 @@
-"""`llama-endpoints models`: the catalog."""
+"""`llama-endpoints models`: list the catalog."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +11,7 @@ _GIB: Final = 1 << 30
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with sources.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, with sources.")
 def models(*, as_json: bool) -> None:
     """List the models of the catalog."""
     from llama_endpoints.cli.tables import table

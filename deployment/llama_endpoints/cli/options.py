@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they mean."""
+"""Options shared by several commands."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ Command = Callable[..., None]
 
 
 def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator; `--help` shows them in this order."""
+    """Combine several options into one decorator. `--help` shows them in this order."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(added):
@@ -29,35 +29,35 @@ def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
-# What describes a checkpoint that the catalog does not have.
+# Options that describe a checkpoint outside the catalog.
 format_options = options(
     click.option("--dialog", type=click.Choice(["inst", "source", "none"]),
-                 help="Outside the catalog: the dialog format it was tuned on."),
+                 help="Outside the catalog: the dialog format the model was tuned on."),
     click.option("--infill", metavar="PRE,SUF,MID,EOT|none",
-                 help="Outside the catalog: its infilling ids, such as 32007,32008,32009,32010."),
+                 help="Outside the catalog: infilling ids, such as 32007,32008,32009,32010."),
     click.option("--step-id", type=int, help="Outside the catalog: the id of <step>, for --dialog source."),
 )  # fmt: skip
 default_options = options(
     click.option("--temperature", type=click.FloatRange(0, 2),
-                 help="Outside the catalog: what it samples with by default; 0.2 if not given."),
+                 help="Outside the catalog: default temperature. Default: 0.2."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True),
-                 help="Outside the catalog: likewise; 0.9 if not given."),
+                 help="Outside the catalog: default top_p. Default: 0.9."),
     click.option("--max-context", type=click.IntRange(16),
-                 help="Outside the catalog: how far it may read; its config's positions by default."),
+                 help="Outside the catalog: longest context. Default: the config's positions."),
 )  # fmt: skip
 
 
 def warn(warnings: Sequence[str]) -> None:
-    """Print warnings on standard error."""
+    """Print warnings to standard error."""
     for warning in warnings:
         click.echo(f"Warning: {warning}.", err=True)
 
 
 def settings_of(flags: dict[str, str | None]) -> "Settings":
-    """The environment's settings, under the flags of a command.
+    """Return the environment's settings, overridden by a command's flags.
 
     Raises:
-        SetupError: a value can't be used.
+        SetupError: a value is invalid.
     """
     from llama_serving.settings import Settings
 
@@ -66,14 +66,14 @@ def settings_of(flags: dict[str, str | None]) -> "Settings":
 
 
 def deadline_of(settings: "Settings") -> float | None:
-    """When a request that begins now must have ended, by the monotonic clock; None without a limit."""
+    """Return the deadline of a request that starts now, on the monotonic clock; None without a limit."""
     import time
 
     return None if settings.deadline_s is None else time.monotonic() + settings.deadline_s
 
 
 def refuse(error: ServingError) -> NoReturn:
-    """Print the error object on standard error and end with exit code 1."""
+    """Print the error object to standard error and exit with code 1."""
     stream: TextIO = sys.stderr
     click.echo(json_line(error.body()), file=stream)
     raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""`llama-endpoints package`."""
+"""`llama-endpoints package`: turn a checkpoint into an MLflow model."""
 
 import sys
 from pathlib import Path
@@ -26,33 +26,35 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint",
     required=True,
-    help="Folder with config.json, tokenizer.json and safetensors, azureml:...; or nano.",
+    help="Folder with config.json, tokenizer.json and safetensors, an azureml: URI, or nano.",
 )
-@click.option("--variant", help="Its name in the catalog (`llama-endpoints models`); not needed for nano.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder that becomes the model.")
+@click.option(
+    "--variant", help="The model's name in the catalog (`llama-endpoints models`). Not needed for nano."
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the new model.")
 @click.option(
     "--weights",
     type=click.Choice(["link", "copy", "reference"]),
     default="link",
     show_default=True,
-    help="Hard links need no space; a reference records the checkpoint's path and nothing else.",
+    help="Hard links take no disk space; reference records only the checkpoint's path.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
-    help="What to serve in; the catalog's by default (bfloat16, nano float32).",
+    help="Type to serve in. Default: the catalog's: bfloat16; nano float32.",
 )
 @click.option(
     "--infill-order",
     type=click.Choice(["psm", "spm"]),
-    help="Order of infilling prompts; the catalog's by default (psm, nano spm).",
+    help="Order of infilling prompts. Default: the catalog's: psm; nano spm.",
 )
 @click.option(
     "--adapter",
     type=click.Path(path_type=Path),
-    help="Folder of a PEFT LoRA adapter to merge into the weights: adapter_config.json, adapter_model.safetensors.",
+    help="PEFT LoRA adapter to merge: a folder with adapter_config.json and adapter_model.safetensors.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a model already.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a model.")
 @format_options
 @default_options
 def package(  # noqa: PLR0913  (one argument an option)
@@ -67,13 +69,13 @@ def package(  # noqa: PLR0913  (one argument an option)
     overwrite: bool,
     **described: Any,
 ) -> None:
-    """Make an MLflow model of a checkpoint.
+    """Turn a checkpoint into an MLflow model.
 
-    OUTPUT becomes the model itself: `mlflow models serve --model-uri OUTPUT` and every --model of this
-    command take it. On any failure nothing is left of it.
+    OUTPUT is the model: pass it to `mlflow models serve --model-uri` and to every --model option.
+    If the command fails, OUTPUT is removed.
 
-    AWQ, GPTQ and compressed-tensors checkpoints are recognized by their config and checked tensor by
-    tensor; LLAMA_ENGINE=vllm serves them. With --adapter the weights are merged in float32 and written anew.
+    AWQ, GPTQ and compressed-tensors checkpoints are detected by their config and checked tensor by
+    tensor; serve them with LLAMA_ENGINE=vllm. --adapter merges the weights in float32 and writes a copy.
 
     \b
     Examples:
@@ -99,9 +101,9 @@ def package(  # noqa: PLR0913  (one argument an option)
     else:
         found, done = _merge(found, adapter, output, Weights(weights), overwrite=overwrite)
     if done.copied:
-        click.echo(f"The weights were copied: they can't be linked ({done.copied}).", err=True)
+        click.echo(f"The weights were copied, since they cannot be linked ({done.copied}).", err=True)
     if done.no_kernels:
-        click.echo(f"It brings no compiled kernels for CPUs along: {done.no_kernels}.", err=True)
+        click.echo(f"The model contains no compiled CPU kernels: {done.no_kernels}.", err=True)
     verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[done.weights]
     if adapter is not None:
         verb = "merged and written"
@@ -119,7 +121,7 @@ def _weights_bar(what: str, size: int) -> "tqdm[NoReturn]":
 def _merge(
     base: "Checkpoint", folder: Path, output: Path, weights: "Weights", *, overwrite: bool
 ) -> tuple["Checkpoint", "Packaged"]:
-    """Merge an adapter, say how far it moved the model, and package what comes of it."""
+    """Merge an adapter, print how far it moved the model, and package the result."""
     from llama_endpoints.checkpoints.merge_package import base_differs, open_adapter, package_merged
 
     adapter = open_adapter(base, folder)
@@ -139,6 +141,6 @@ def _served_in(row: "ModelVariant", dtype: str | None) -> "ModelVariant":
 
     if dtype is None and row.dtype not in DTYPES:
         raise SetupError(
-            f"{row.name} has weights in {row.dtype}, which is not served. Give the --dtype to serve it in."
+            f"{row.name} has weights in {row.dtype}, which cannot be served. Choose a type with --dtype."
         )
     return row if dtype is None else replace(row, dtype=dtype)

@@ -1,4 +1,4 @@
-"""`llama-endpoints plan`: which machine a model needs, with all numbers, before anything is bought."""
+"""`llama-endpoints plan`: choose a machine for a model, and show the numbers."""
 
 import json
 from pathlib import Path
@@ -17,15 +17,17 @@ NOTHING_FITS: Final = 1
 
 
 @click.command()
-@click.option("--model", required=True, help="Its name in the catalog (`llama-endpoints models`).")
+@click.option("--model", required=True, help="The model's name in the catalog (`llama-endpoints models`).")
 @click.option(
-    "--context", type=int, help="Tokens of prompt and completion; those it was trained on by default."
+    "--context",
+    type=int,
+    help="Tokens of prompt and completion. Default: the trained context.",
 )
 @click.option(
     "--concurrency",
     type=int,
-    help="Sequences that are computed at a time, each as long as the context. By default 1 in the pipeline, and in vLLM as many as the "
-    "memory holds at their usual length, up to 256.",
+    help="Concurrent sequences, each as long as the context. Default: 1 in the pipeline; in vLLM as many as memory holds "
+    "at their usual length, up to 256.",
 )
 @click.option(
     "--dtype",
@@ -34,47 +36,47 @@ NOTHING_FITS: Final = 1
     default="bf16",
     show_default=True,
     type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
-    help="Of the weights; fp8, int8 and int4 (AWQ, GPTQ, compressed-tensors) need a quantized checkpoint and vLLM.",
+    help="Type of the weights. fp8, int8 and int4 (AWQ, GPTQ, compressed-tensors) need a quantized checkpoint and vLLM.",
 )
 @engine_options
-@click.option("--sku", help="This machine, such as Standard_NC24ads_A100_v4, and no other.")
+@click.option("--sku", help="Use this machine, such as Standard_NC24ads_A100_v4.")
 @click.option(
     "--for",
     "offer",
     type=click.Choice(["managed_online", "batch", "kubernetes"]),
     default="managed_online",
     show_default=True,
-    help="What Azure ML must offer the machine for.",
+    help="Azure ML offer the machine must support.",
 )
 @click.option(
     "--cloud",
     type=click.Choice(["azure", "aws", "paperspace"]),
     show_default="azure, or that of --sku",
-    help="Whose machines.",
+    help="Cloud to choose machines from.",
 )
 @click.option(
-    "--instances", type=int, default=1, show_default=True, help="Machines, up to 50; quota is counted for all."
+    "--instances", type=int, default=1, show_default=True, help="Number of machines, up to 50, for the quota."
 )
 @click.option(
     "--prices",
     "region",
     metavar="REGION",
-    help="Ask Azure's public price list, for such as westeurope, and "
-    "choose the cheapest machine. Kept for a day.",
+    help="Azure region, such as westeurope. Choose the cheapest machine by Azure's public price list, "
+    "cached for a day.",
 )
 @click.option(
     "--prices-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help='JSON instead: {"SKU": price an hour}.',
+    help='JSON file with hourly prices: {"SKU": PRICE}.',
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(  # noqa: PLR0913  (one argument an option)
     *, model: str, context: int | None, concurrency: int | None, dtype: str, engine: EngineChoice, sku: str | None, offer: str,
     cloud: str | None, instances: int, region: str | None, prices_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose the smallest machine that holds a model, and show the arithmetic.
 
-    Nothing is asked of Azure (but prices, with --prices), and nothing is bought. Exit code 1 where nothing fits.
+    Runs offline (except for --prices). Exit code 1 if no machine fits.
 
     \b
     Examples:
@@ -85,7 +87,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from llama_endpoints.checkpoints.variants import variant_of
     from llama_endpoints.cli import plan_report
-    from llama_endpoints.planning.planner import Wanted, to_dict, usual
+    from llama_endpoints.planning.planner import PlanRequest, plan_with_max_concurrency, to_dict
     from llama_endpoints.planning.planner import plan as planned
     from llama_endpoints.planning.sizing import Precision, Workload
     from llama_endpoints.planning.skus import Cloud, Offer, sku_of
@@ -93,7 +95,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
     variant = variant_of(model)
     machine = None if sku is None else sku_of(sku)
     whose = Cloud(cloud) if cloud else machine.cloud if machine else Cloud.AZURE
-    wanted = Wanted(
+    wanted = PlanRequest(
         variant,
         Workload(
             variant.trained_positions.value if context is None else context,
@@ -109,7 +111,11 @@ def plan(  # noqa: PLR0913  (one argument an option)
         engine.options,
     )
     prices = _prices(region, prices_file, whose)
-    found = usual(wanted, prices=prices) if concurrency is None else planned(wanted, prices=prices)
+    found = (
+        plan_with_max_concurrency(wanted, prices=prices)
+        if concurrency is None
+        else planned(wanted, prices=prices)
+    )
     if as_json:
         click.echo(json.dumps(to_dict(found), allow_nan=False))
     else:
@@ -129,5 +135,7 @@ def _prices(region: str | None, file: Path | None, cloud: "Cloud") -> "Prices":
     if region is None:
         return {}
     if cloud is not Cloud.AZURE:
-        raise SetupError(f"--prices asks Azure, which has no prices of {cloud}. Give --prices-file instead.")
+        raise SetupError(
+            f"--prices uses Azure's price list, which has no prices for {cloud}. Use --prices-file instead."
+        )
     return prices.of_region(region, [sku.name for sku in SKUS.values() if sku.cloud is Cloud.AZURE])

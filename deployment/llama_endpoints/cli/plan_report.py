@@ -1,4 +1,4 @@
-"""A plan as a person reads it: every number with what it was made of, in 80 columns."""
+"""A plan as text of 80 columns, with the terms of every sum."""
 
 import textwrap
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Final
 from llama_endpoints.azure.limits import START_MIN
 from llama_endpoints.cli.tables import table
 from llama_endpoints.planning.advice import advice
-from llama_endpoints.planning.planner import Plan, Wanted
+from llama_endpoints.planning.planner import Plan, PlanRequest
 from llama_endpoints.planning.sizing import (
     CONTEXT_MIB,
     GRAPHS_MIB,
@@ -25,7 +25,7 @@ _LEFT: Final = ("MACHINE", "NOTES", "")
 
 
 def of(plan: Plan) -> str:
-    """All of it, in lines."""
+    """Return the whole report."""
     return "\n".join((
         _title(plan.wanted),
         "",
@@ -35,7 +35,7 @@ def of(plan: Plan) -> str:
     ))  # fmt: skip
 
 
-def _title(wanted: Wanted) -> str:
+def _title(wanted: PlanRequest) -> str:
     sequences, work = _count(wanted.workload.concurrency, "sequence"), wanted.workload
     usually = f" (usually {work.length:,})" if work.length < work.context else ""
     return f"{wanted.variant.name} in {wanted.precision}: {sequences} of {work.context:,} tokens{usually}"
@@ -51,11 +51,11 @@ def _short(sku: Sku) -> str:
 
 def _none(plan: Plan) -> Iterator[str]:
     wanted = plan.wanted
-    yield f"No machine of {wanted.cloud} that is offered for {wanted.offer} holds it."
+    yield f"No {wanted.cloud} machine offered for {wanted.offer} holds it."
     if any(one.fits for one in plan.alternatives):
-        yield "The first of these would: give it as --sku if you can have it."
+        yield "The first machine below would hold it: pass it as --sku if you can get it."
         return
-    yield "It would be held with one of these options:"
+    yield "One of these options would make it fit:"
     yield from (f"  {option:<16}  {_short(sku)}" for option, sku in advice(wanted))
 
 
@@ -68,7 +68,7 @@ def _chosen(plan: Plan, one: Fit) -> Iterator[str]:
         yield f"{one.sku.name} runs it with {placed.runner} on {where}."
         yield from (f"  {line}" for line in _consequences(plan, one))
     else:
-        yield f"{one.sku.name} can't run it:"
+        yield f"{one.sku.name} cannot run it:"
         for reason in one.reasons:
             yield from textwrap.wrap(f"{reason}.", _WIDTH, initial_indent="  ", subsequent_indent="    ")
 
@@ -80,7 +80,7 @@ def _memory(plan: Plan, one: Fit) -> Iterator[str]:
     made_of = {
         "weights": f"{variant.shape.parameters:,} in {placed.precision}",
         "kv_cache": f"{_cached(workload)} x {kv:,} bytes",
-        "activations": f"{rows:,} tokens of prompts in one layer, and the logits",
+        "activations": f"{rows:,} prompt tokens in one layer, and the logits",
         "overhead": f"CUDA, {CONTEXT_MIB} on each of {_count(placed.gpus, 'GPU')}",
         "graphs": f"CUDA graphs of vLLM, {GRAPHS_MIB} on each GPU (an assumption)",
         "total": f"of {placed.limit_mib:,.1f}: {USABLE:.0%} of {placed.gpus} x {one.sku.gpu.memory_mib:,}",
@@ -97,14 +97,14 @@ def _cached(work: Workload) -> str:
 
 def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
     speed, (usual, slow) = one.speed, plan.start_s
-    yield f"about {speed.one:,.0f} tokens/s for one sequence ({speed.limit:,.0f} if nothing were lost)"
-    yield f"  {speed.all:,.0f} for all sequences, {speed.prompt:,.0f} of prompts"
+    yield f"about {speed.one:,.0f} tokens/s for one sequence (theoretical limit {speed.limit:,.0f})"
+    yield f"  {speed.all:,.0f} for all sequences, {speed.prompt:,.0f} for prompts"
     yield from _longest(plan, one)
     if plan.request_s is not None:
-        yield f"up to {plan.longest_answer:,} tokens for each in the {plan.request_s} s that a request may take"
-    yield f"{plan.copy_bytes / _GB:,.1f} GB to copy to a new instance: {usual:,.0f} s, on a slow day {slow:,.0f} s"
+        yield f"up to {plan.longest_answer:,} tokens for each within the request limit of {plan.request_s} s"
+    yield f"{plan.copy_bytes / _GB:,.1f} GB to copy to a new instance: usually {usual:,.0f} s, at worst {slow:,.0f} s"
     if one.sku.cloud is Cloud.AZURE:
-        yield "  (and {} to {} minutes were seen until Azure had a GPU instance up)".format(*START_MIN)
+        yield "  (Azure took {} to {} minutes to start a GPU instance)".format(*START_MIN)
         yield from _quota(plan, one.sku)
     if one.sku.name in plan.prices:
         yield f"{plan.prices[one.sku.name] * plan.wanted.instances:,.2f} an hour"
@@ -112,7 +112,7 @@ def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
 
 
 def _longest(plan: Plan, one: Fit) -> Iterator[str]:
-    """What happens where sequences are longer than usual."""
+    """Yield what happens if sequences are longer than usual."""
     work = plan.wanted.workload
     if work.length < work.context:
         number = full_length(one, plan.wanted.variant.shape, work)
@@ -123,20 +123,20 @@ def _quota(plan: Plan, sku: Sku) -> Iterator[str]:
     wanted, needed = plan.wanted.instances, plan.quota_instances
     yield f"quota: {plan.quota_cores:,} cores of {sku.family}, {_count(needed, 'instance')} of {sku.cores}"
     if needed > wanted:
-        yield f"  ({wanted}, and a fifth more for upgrades, rounded up)"
+        yield f"  ({wanted}, plus 20 % for upgrades, rounded up)"
 
 
 def _warnings(plan: Plan, one: Fit) -> Iterator[str]:
     wanted = plan.wanted
     if one.sku.retired:
-        yield f"Warning: it is retired ({one.sku.retired.value})."
+        yield f"Warning: the machine is retired ({one.sku.retired.value})."
     if one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(wanted.offer):
-        yield f"Warning: whether it is offered for {wanted.offer} is not known." if wanted.offer not in one.sku.offered else (
-            f"Warning: it is not offered for {wanted.offer}.")  # fmt: skip
+        yield f"Warning: it is unknown whether the machine is offered for {wanted.offer}." if wanted.offer not in one.sku.offered else (
+            f"Warning: the machine is not offered for {wanted.offer}.")  # fmt: skip
     if wanted.precision is Precision.FP8 and not one.sku.gpu.fp8:
         yield f"Warning: {one.sku.gpu.name} has no fp8; vLLM widens the weights."
     if wanted.workload.context > wanted.variant.trained_positions.value:
-        yield f"Warning: it was trained on {wanted.variant.trained_positions.value:,} tokens, and extrapolates beyond."
+        yield f"Warning: the model was trained on {wanted.variant.trained_positions.value:,} tokens and extrapolates beyond."
 
 
 def _others(plan: Plan) -> Iterator[str]:
@@ -167,15 +167,15 @@ def _notes(plan: Plan, one: Fit) -> Iterator[str]:
     if one.sku.retired:
         yield "retired"
     elif one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(plan.wanted.offer):
-        yield "not offered" if plan.wanted.offer in one.sku.offered else "not known"
+        yield "not offered" if plan.wanted.offer in one.sku.offered else "unknown offer"
 
 
 def _misfits(plan: Plan) -> Iterator[str]:
     lines = [
-        (_short(one.sku), "; ".join(lack.short for lack in one.lacks))
+        (_short(one.sku), "; ".join(shortfall.short for shortfall in one.shortfalls))
         for one in plan.alternatives
         if not one.fits
     ]
     if lines:
         yield ""
-        yield table([("MACHINE", "CAN'T RUN IT"), *lines], left=("MACHINE", "CAN'T RUN IT"))
+        yield table([("MACHINE", "CANNOT RUN IT"), *lines], left=("MACHINE", "CANNOT RUN IT"))

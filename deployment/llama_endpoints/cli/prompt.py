@@ -1,4 +1,4 @@
-"""`llama-endpoints prompt`."""
+"""`llama-endpoints prompt`: show the prompt of a request."""
 
 from typing import Any
 
@@ -13,21 +13,24 @@ from llama_serving.errors import ServingError
 @click.option(
     "--checkpoint",
     required=True,
-    help="Folder with tokenizer.json (config.json is checked if there), azureml:...; or nano.",
+    help="Folder with tokenizer.json (config.json is checked if present), an azureml: URI, or nano.",
 )
-@click.option("--variant", help="Its name in the catalog; not needed for nano.")
+@click.option("--variant", help="The model's name in the catalog. Not needed for nano.")
 @click.option(
-    "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
+    "--request",
+    required=True,
+    type=click.File("rb"),
+    help="File with one JSON body, or - for standard input.",
 )
 @click.option(
     "--context",
     type=click.IntRange(16),
-    help="Tokens of prompt and completion; the trained positions by default.",
+    help="Tokens of prompt and completion. Default: the trained context.",
 )
 @click.option(
     "--infill-order",
     type=click.Choice(["psm", "spm"]),
-    help="Order of infilling prompts; the catalog's by default (psm, nano spm).",
+    help="Order of infilling prompts. Default: the catalog's: psm; nano spm.",
 )
 @format_options
 def prompt(
@@ -39,7 +42,7 @@ def prompt(
     infill_order: str | None,
     **described: Any,
 ) -> None:
-    """Show what the model reads for a request: text and token ids. Needs no weights."""
+    """Show the text and token ids the model reads for a request. Needs no weights."""
     from llama_endpoints.checkpoints.inspection import adapt, read_config
     from llama_endpoints.checkpoints.variants import infilling_in, row_for
     from llama_endpoints.download.resolve import folder_of

@@ -1,4 +1,4 @@
-"""`llama-endpoints render`: the files under yaml/, from the catalog and the planner."""
+"""`llama-endpoints render`: write the files under yaml/ from the catalog and the planner."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -29,11 +29,11 @@ _NAMES: Final = {
 
 
 def _name(_context: click.Context, option: click.Parameter, given: str | None) -> str | None:
-    """Refuses what Azure would."""
+    """Refuse a name that Azure would refuse."""
     name = option.opts[0].removeprefix("--")
     names: Names = _NAMES[name]
     if given is not None and not names.take(given):
-        raise SetupError(f"--{name} {given!r} can't be one: {names.allowed}.")
+        raise SetupError(f"Invalid --{name} {given!r}: {names.allowed}.")
     return given
 
 
@@ -43,17 +43,20 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     default=".",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for yaml/ and environments/. Where it is no checkout itself, the files name score/ and samples of the one that "
-    "you are in.",
+    help="Folder for yaml/ and environments/. If it is not a checkout, the files refer to score/ and samples in the current "
+    "one.",
+)
+@click.option("--check", is_flag=True, help="Write nothing. Exit with code 1 if a file differs.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Render only this model's deployments. Repeatable. Default: all.",
 )
 @click.option(
-    "--check", is_flag=True, help="Write nothing; exit code 1 where a file is not as it would be written."
-)
-@click.option(
-    "--model", "models", multiple=True, help="This model's deployments only; may be repeated. All by default."
-)
-@click.option(
-    "--context", type=int, help="Tokens of prompt and completion; those a model was trained on by default."
+    "--context",
+    type=int,
+    help="Tokens of prompt and completion. Default: the trained context.",
 )
 @click.option(
     "--dtype",
@@ -62,16 +65,16 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
     default="bf16",
     show_default=True,
-    help="Of the weights; fp8, int8 and int4 need a quantized checkpoint and vLLM.",
+    help="Type of the weights. fp8, int8 and int4 need a quantized checkpoint and vLLM.",
 )
 @engine_options
-@click.option("--sku", help="This machine; by default the smallest that holds the model, as `plan` chooses it.")
+@click.option("--sku", help="Machine. Default: the smallest that holds the model, as `plan` chooses it.")
 @click.option(
     "--instances",
     type=click.IntRange(1, MOST_INSTANCES),
     default=1,
     show_default=True,
-    help="Of each deployment.",
+    help="Instances of each deployment.",
 )
 @click.option(
     "--endpoint",
@@ -87,7 +90,7 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     default="code-llama-k8s",
     show_default=True,
     callback=_name,
-    help="On a cluster.",
+    help="Name of the Kubernetes endpoint.",
 )
 @click.option(
     "--batch-endpoint",
@@ -95,7 +98,7 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     default="code-llama-batch",
     show_default=True,
     callback=_name,
-    help="For files of rows.",
+    help="Name of the batch endpoint.",
 )
 @click.option(
     "--cluster",
@@ -107,12 +110,12 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
 @click.option(
     "--instance-type",
     callback=_name,
-    help="One that the cluster has; without it, yaml/kubernetes/instance-types/ is written, too.",
+    help="Instance type that the cluster defines. Without it, yaml/kubernetes/instance-types/ is written.",
 )
 @click.option(
     "--identity",
     callback=_name,
-    help="Resource id of a user-assigned identity for the endpoints; the system's by default.",
+    help="Resource id of a user-assigned identity for the endpoints. Default: a system-assigned one.",
 )
 @click.option(
     "--public-network-access",
@@ -120,44 +123,54 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     type=click.Choice(["enabled", "disabled"]),
     default="enabled",
     show_default=True,
-    help="Of the managed endpoint.",
+    help="Authentication of the managed endpoint.",
 )
 @click.option(
     "--registry",
     callback=_name,
-    help="Registry of Azure ML that the packaged models are in; the workspace's own models by default.",
+    help="Azure ML registry that holds the packaged models. Default: the workspace's models.",
 )
 @click.option(
     "--front",
     type=click.Choice(["azmlinfsrv", "server"]),
     default="azmlinfsrv",
     show_default=True,
-    help="In the containers of the managed endpoint: Azure's server with our scoring script (/score), or our own with every route, so "
-    "that OpenAI's clients work.",
+    help="Server of the managed endpoint: Azure's with our scoring script (/score), or ours with every route, for OpenAI "
+    "clients.",
 )
 @click.option(
-    "--local", is_flag=True, help="yaml/online/local.yml as well, for `az ml online-deployment create --local`."
+    "--local",
+    is_flag=True,
+    help="Also write yaml/online/local.yml, for `az ml online-deployment create --local`.",
 )
 def render(  # noqa: PLR0913  (one argument an option)
     *, output: Path, check: bool, models: tuple[str, ...], context: int | None, dtype: str, sku: str | None, instances: int,
     engine: EngineChoice, public: str, front: str, **site: Any,
 ) -> None:  # fmt: skip
-    """Write what Azure ML is told: endpoints, a deployment for each model, clusters, models, data.
+    """Write Azure ML's files: endpoints, a deployment for each model, clusters, models, data.
 
     \b
     Examples:
       llama-endpoints render                      # all 18 models, into ./yaml
-      llama-endpoints render --check              # in CI: is what is committed what would be written?
+      llama-endpoints render --check              # in CI: are the committed files up to date?
       llama-endpoints render --model codellama/CodeLlama-7b-hf --context 4096 --endpoint my-code --output ~/deploy
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from llama_endpoints.checkpoints.variants import variant_of
     from llama_endpoints.planning.sizing import Precision
     from llama_endpoints.planning.skus import sku_of
-    from llama_endpoints.render.files import MODELS, Choice, checkout_of, differences, files, left_over, write
+    from llama_endpoints.render.files import (
+        MODELS,
+        RenderOptions,
+        checkout_of,
+        differences,
+        files,
+        left_over,
+        write,
+    )
     from llama_endpoints.render.spec import FrontServer, Site
 
     machine = sku_of(sku) if sku else None
-    choice = Choice(
+    choice = RenderOptions(
         context, Precision(dtype), machine, instances, engine.runner, engine.usual_tokens, engine.options
     )
     place = Site(
@@ -175,7 +188,7 @@ def render(  # noqa: PLR0913  (one argument an option)
     for path in changed:
         click.echo(path)
     for path in left_over(made, output):
-        click.echo(f"{path} is of other options: remove it", err=True)
+        click.echo(f"{path} does not belong to these options: remove it", err=True)
     click.echo(f"{len(changed)} of {len(made)} files written.", err=True)
 
 
@@ -183,6 +196,6 @@ def _compare(wrong: list[str], files: int) -> None:
     for line in wrong:
         click.echo(line, err=True)
     if wrong:
-        click.echo("The same command without --check writes them.", err=True)
+        click.echo("Run the same command without --check to write them.", err=True)
         raise SystemExit(DIFFERENT)
-    click.echo(f"{files} files are as they would be written.")
+    click.echo(f"{files} files are up to date.")

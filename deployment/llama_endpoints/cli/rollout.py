@@ -1,96 +1,96 @@
-"""`llama-endpoints rollout`: another deployment of an online endpoint takes over, step by step."""
+"""`llama-endpoints rollout`: move an online endpoint's traffic to another deployment in steps."""
 
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from llama_endpoints.cli.workspace_options import client_of, where_options
+from llama_endpoints.cli.workspace_options import client_of, workspace_options
 from llama_serving.errors import SetupError
 
-TAKEN_BACK: Final = 1
+ROLLED_BACK: Final = 1
 SAMPLE: Final = Path("yaml/online/samples/completion.json")
 
 
-class Steps(click.ParamType):  # type: ignore[type-arg]  # (generic for type checkers alone)
-    """`10,50,100`."""
+class Steps(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
+    """Percentages, such as `10,50,100`."""
 
     name = "PERCENT,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Whole numbers; whether they can be gone is said later."""
+        """Parse integers. The roll-out checks their order."""
         try:
             return tuple(int(step) for step in str(value).split(","))
         except ValueError:
-            self.fail(f"{value} is no list of percentages. Write one such as 10,50,100.", param, ctx)
+            self.fail(f"Invalid percentages {value}: use the form 10,50,100.", param, ctx)
 
 
 @click.command()
-@click.option("--endpoint", required=True, help="Its name.")
-@click.option("--to", help="The deployment that is to have all the traffic.")
-@click.option("--back", is_flag=True, help="Take the traffic back to where it was before the roll-out.")
-@click.option("--dry-run", is_flag=True, help="Print the steps from where it stands, and change nothing.")
+@click.option("--endpoint", required=True, help="Name of the endpoint.")
+@click.option("--to", help="Deployment to send all traffic to.")
+@click.option("--back", is_flag=True, help="Restore the traffic from before the roll-out.")
+@click.option("--dry-run", is_flag=True, help="Print the remaining steps without changing anything.")
 @click.option(
     "--steps",
     default="10,50,100",
     show_default=True,
     type=Steps(),
-    help="Percent that it gets, one after the other.",
+    help="Percentages of traffic, increasing.",
 )
 @click.option(
     "--mirror",
     default=10,
     show_default=True,
-    help="Percent of the traffic that is copied to it first; 0 is none.",
+    help="Percentage of traffic mirrored first; 0 turns mirroring off.",
 )
 @click.option(
     "--probes",
     default=20,
     show_default=True,
     type=click.IntRange(1),
-    help="Requests that are sent to it before each step.",
+    help="Requests sent to the deployment before each step.",
 )
 @click.option(
     "--over",
     default=60.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds over which they are spread.",
+    help="Seconds over which the probes are spread.",
 )
 @click.option(
     "--request", "requests", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help=f"File with a body that is sent; may be repeated. {SAMPLE} by default.",
+    help=f"File with a JSON body to send. Repeatable. Default: {SAMPLE}.",
 )  # fmt: skip
 @click.option(
     "--max-error-rate",
     default=0.01,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Of the probes that may fail.",
+    help="Highest share of failed probes.",
 )
 @click.option(
     "--max-slowdown",
     default=1.5,
     show_default=True,
     type=click.FloatRange(0),
-    help="Its p95 by that of the one before; 0 is any.",
+    help="Highest ratio of its p95 to the previous deployment's; 0 is no limit.",
 )
 @click.option("--max-p50", type=click.FloatRange(0), help="Seconds.")
 @click.option("--max-p95", type=click.FloatRange(0), help="Seconds.")
-@where_options
+@workspace_options
 def rollout(  # noqa: PLR0913  (one argument an option)
     *, endpoint: str, to: str | None, back: bool, dry_run: bool, steps: tuple[int, ...], mirror: int, probes: int, over: float,
     requests: tuple[Path, ...], max_error_rate: float, max_slowdown: float, max_p50: float | None, max_p95: float | None,
-    **where: Any,
+    **workspace: Any,
 ) -> None:  # fmt: skip
     """Move an online endpoint's traffic to another deployment: mirrored first, then 10, 50 and 100 %.
 
-    Before each step, and after the last one, it is sent probes, and the one before as well. Where it fails, or is too slow, the traffic
-    goes back to what it was, in one change. What is under way stands in tags of the endpoint: stopped at any moment, the same command goes
-    on, from any machine.
+    Before each step, and after the last one, both deployments are probed. If the new one fails or is too slow, the previous
+    traffic is restored in one change. The endpoint's tags hold the progress: after an interruption, run the same command again,
+    on any machine.
 
     \b
-    Exit code 0 when it has all the traffic, 1 where it was taken back, 2 where a step can't be done.
+    Exit codes: 0 the roll-out completed, 1 the traffic was restored, 2 a step could not be applied.
 
     \b
     Examples:
@@ -99,49 +99,47 @@ def rollout(  # noqa: PLR0913  (one argument an option)
       llama-endpoints rollout --endpoint code-llama --back
     """  # noqa: D301
     from llama_endpoints.endpoints.rollout_gates import Limits
-    from llama_endpoints.endpoints.rollout_runner import Moving, Probing, TakenBack, samples
+    from llama_endpoints.endpoints.rollout_runner import Probing, RolledBack, RolloutRunner, samples
 
     if (to is None) is not back:
-        raise SetupError("Give --to with the deployment that takes over, or --back; one of them.")
-    moving = Moving(client_of(**where), endpoint, click.echo)
+        raise SetupError("Give either --to with a deployment, or --back.")
+    runner = RolloutRunner(client_of(**workspace), endpoint, click.echo)
     if to is None:
-        _back(moving, dry_run=dry_run)
+        _back(runner, dry_run=dry_run)
         return
-    going = moving.begin(to, steps, mirror)
+    current = runner.begin(to, steps, mirror)
     if dry_run:
-        _announce(moving, going)
+        _announce(runner, current)
         return
     limits = Limits(max_error_rate, max_slowdown or None, max_p50, max_p95)
     try:
-        moving.run(going, Probing(limits, samples(requests, SAMPLE), probes, over))
-    except TakenBack as error:
+        runner.run(current, Probing(limits, samples(requests, SAMPLE), probes, over))
+    except RolledBack as error:
         click.echo(str(error), err=True)
-        raise SystemExit(TAKEN_BACK) from error
+        raise SystemExit(ROLLED_BACK) from error
 
 
-def _announce(moving: Any, going: Any) -> None:
+def _announce(runner: Any, current: Any) -> None:
     from llama_endpoints.endpoints.rollout import position
 
-    at = position(going, moving.state())
-    for number, stage in enumerate(going.stages):
+    at = position(current, runner.state())
+    for number, stage in enumerate(current.stages):
         mark = "." if number <= at else ">"
-        click.echo(f"{mark} step {number + 1} of {len(going.stages)}: {stage}")
-    click.echo("Nothing was done.")
+        click.echo(f"{mark} step {number + 1} of {len(current.stages)}: {stage}")
+    click.echo("Nothing was applied.")
 
 
-def _back(moving: Any, *, dry_run: bool) -> None:
+def _back(runner: Any, *, dry_run: bool) -> None:
     from llama_endpoints.endpoints.plan import split
-    from llama_endpoints.endpoints.rollout import is_done, of_tags
+    from llama_endpoints.endpoints.rollout import from_tags, is_done
 
-    state = moving.state()
-    going = of_tags(state.tags) or (of_tags(state.tags, ended=True) if is_done(state) else None)
-    if going is None:
-        raise SetupError(
-            f"{moving.endpoint} has no roll-out to take back. Its traffic: {split(state.traffic)}."
-        )
+    state = runner.state()
+    current = from_tags(state.tags) or (from_tags(state.tags, ended=True) if is_done(state) else None)
+    if current is None:
+        raise SetupError(f"{runner.endpoint} has no roll-out to revert. Its traffic: {split(state.traffic)}.")
     if dry_run:
-        click.echo(f"> {split(going.was)}")
-        click.echo("Nothing was done.")
+        click.echo(f"> {split(current.previous_traffic)}")
+        click.echo("Nothing was applied.")
         return
-    moving.take_back(going, "somebody asked for it")
-    click.echo(f"The traffic is {split(going.was)} again.")
+    runner.restore_traffic(current, "by --back")
+    click.echo(f"The traffic was restored to {split(current.previous_traffic)}.")

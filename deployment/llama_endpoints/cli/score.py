@@ -1,4 +1,4 @@
-"""`llama-endpoints score`."""
+"""`llama-endpoints score`: answer one request in this process."""
 
 import logging
 from contextlib import closing
@@ -17,17 +17,20 @@ from llama_serving.errors import ServingError
 
 
 @click.command()
-@click.option("--model", required=True, help="Folder of a packaged model, azureml:...; or nano.")
+@click.option("--model", required=True, help="Folder of a packaged model, an azureml: URI, or nano.")
 @click.option(
-    "--request", required=True, type=click.File("rb"), help="File with one JSON body; - is standard input."
+    "--request",
+    required=True,
+    type=click.File("rb"),
+    help="File with one JSON body, or - for standard input.",
 )
 @setting_options
-@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that the request may take.")
+@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: time limit of the request in seconds.")
 def score(*, model: str, request: Any, **flags: str | None) -> None:
     """Answer one request in this process.
 
-    Takes every body that the endpoints take: Azure's, MLflow's, OpenAI's. The answer goes to standard
-    output; a refusal is the error object on standard error and exit code 1.
+    Takes every body that the endpoints take: Azure's, MLflow's and OpenAI's. Prints the answer. On an
+    error, prints the error object to standard error and exits with code 1.
     """
     from llama_endpoints.download.resolve import model_files
     from llama_serving.contract import mlflow, protocol, strict_json
@@ -37,7 +40,7 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         decoded = strict_json.decode(request.read())
-        parsed = protocol.parse(decoded)  # before the model is loaded: a bad body is known at once
+        parsed = protocol.parse(decoded)  # before the model is loaded, so that a bad body fails at once
         with closing(Service.start(files, settings)) as service:
             generations = service.generate(parsed, deadline=deadline_of(settings))
     except ServingError as error:

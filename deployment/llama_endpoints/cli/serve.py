@@ -1,4 +1,4 @@
-"""`llama-endpoints serve`."""
+"""`llama-endpoints serve`: serve a model over HTTP."""
 
 import click
 
@@ -9,15 +9,15 @@ from llama_endpoints.cli.setting_options import setting_options
 
 
 @click.command()
-@click.option("--model", required=True, help="Folder of a packaged model, azureml:...; or nano.")
+@click.option("--model", required=True, help="Folder of a packaged model, an azureml: URI, or nano.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8453, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
 )
-@click.option("--open-to-all", is_flag=True, help="Let an address that others reach be used without a key.")
-@click.option("--strict-model", is_flag=True, help="Answer 404 to the name of another model.")
+@click.option("--open-to-all", is_flag=True, help="Allow a non-local --host without API keys.")
+@click.option("--strict-model", is_flag=True, help="Answer 404 if a request names another model.")
 @setting_options
-@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: seconds that a request may take.")
+@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: time limit of a request in seconds.")
 def serve(
     *, model: str, host: str, port: int, open_to_all: bool, strict_model: bool, **flags: str | None
 ) -> None:
@@ -26,8 +26,8 @@ def serve(
     \b
     Paths: /score, /invocations, /v1/completions, /v1/chat/completions, /v1/models,
     /health/live, /health/ready, /ping, /version, /metrics, /openapi.json.
-    Keys:  LLAMA_API_KEYS or LLAMA_API_KEYS_FILE; without one it listens on this machine alone.
-    End:   SIGTERM or Ctrl-C finishes what is inside; a second one refuses it.
+    Keys:  LLAMA_API_KEYS or LLAMA_API_KEYS_FILE; required unless --host is local.
+    Stop:  SIGTERM or Ctrl-C finishes running requests; a second one cancels them.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from llama_endpoints.download.resolve import model_files
     from llama_serving.server.app import Options
@@ -38,7 +38,10 @@ def serve(
 
     files, settings = model_files(model), settings_of(flags)
     log_as_json()
-    click.echo(f"http://{host}:{port} serves {files.variant.name} once it is loaded; Ctrl-C ends it.", err=True)
+    click.echo(
+        f"Serving {files.variant.name} at http://{host}:{port} once it is loaded. Press Ctrl-C to stop.",
+        err=True,
+    )
     binding = Binding(host, port, open_to_all)
     code = run(lambda: Service.start(files, settings), settings, binding, Options(strict_model=strict_model))
     raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""Options of the commands that load a model: each is a setting, under its variable's name, and names every value it takes."""
+"""Options of the commands that load a model. Each one sets the variable named in its help."""
 
 from collections.abc import Callable
 from typing import Final
@@ -13,12 +13,12 @@ _OPTIONS: Final = (
     click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion."),
     click.option("--dtype", help=f"LLAMA_DTYPE: {', '.join(DTYPES)}."),
     click.option("--engine", help=f"LLAMA_ENGINE: {', '.join(ENGINES)}."),
-    click.option("--threads", help="LLAMA_THREADS: threads of torch."),
+    click.option("--threads", help="LLAMA_THREADS: number of torch threads."),
 )
 
 
 def setting_options(command: _Command) -> _Command:
-    """Give a command these options; it gets them as `context`, `dtype`, `engine` and `threads`, None where not given."""
+    """Add these options to a command. It gets them as `context`, `dtype`, `engine` and `threads`, None if not given."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

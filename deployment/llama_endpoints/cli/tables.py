@@ -1,14 +1,14 @@
-"""Columns of text."""
+"""Text tables."""
 
 from collections.abc import Collection, Sequence
 
 
 def table(lines: Sequence[Sequence[str]], *, left: Collection[str]) -> str:
-    """Lines in columns as wide as they must be.
+    """Return lines as aligned columns.
 
     Args:
-        lines: the first is the header.
-        left: headers of columns that stand to the left; the others are numbers.
+        lines: rows of cells, the header first.
+        left: headers of left-aligned columns; the others are right-aligned.
     """
     columns = [
         [cell.ljust(width) if column[0] in left else cell.rjust(width) for cell in column]

@@ -1,4 +1,4 @@
-"""`llama-endpoints validate`: Azure's files, before Azure sees them."""
+"""`llama-endpoints validate`: check Azure ML's files offline."""
 
 import json
 from collections.abc import Mapping
@@ -8,29 +8,32 @@ from typing import Any, Final
 import click
 
 _ENDS_OF_LINES: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
-"""What JSON may hold as it is, and what many programs that read by lines take for the end of one."""
+"""Line separators that JSON leaves unescaped and that many line-based tools split on."""
 
 
 @click.command()
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object a finding; the summary goes to standard error."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object per finding; the summary goes to standard error.",
 )
 @click.option(
-    "--strict", is_flag=True, help="Warnings end with exit code 1, too; what is not checked never does."
+    "--strict", is_flag=True, help="Exit with code 1 on warnings too, but not for what was not checked."
 )
 def validate(*, paths: tuple[Path, ...], as_json: bool, strict: bool) -> None:
-    """Check files for Azure ML, offline: with Azure's own client, and for what it lets through.
+    """Check Azure ML's files offline: with Azure's own client, and for errors it misses.
 
     Takes files and folders: endpoints, deployments (managed, Kubernetes, batch), environments, models, data, clusters,
-    command jobs, and autoscale settings of Azure Monitor. `$schema` says which one a file is. What a file names is looked up
-    in those that lie around it.
+    command jobs, and autoscale settings of Azure Monitor. `$schema` gives a file's kind. References are resolved in the
+    folders around a file.
 
     \b
-    Each finding is FILE:LINE: field: what is wrong, what is allowed, what to do.
-    An error is what Azure refuses or what can't work, a warning what is legal and costs something or surprises.
-    "not checked" is what is not ours to know, such as other kinds of files and other people's containers.
-    Exit code 1 with errors, 0 without, 2 where nothing could be checked.
+    Findings have the form FILE:LINE: field: what is wrong, what is allowed, what to do.
+    An error is refused by Azure or cannot work. A warning is legal, but costly or surprising.
+    "not checked" marks what cannot be checked, such as other kinds of files and third-party containers.
+    Exit codes: 0 no errors, 1 errors, 2 nothing could be checked.
 
     \b
     Examples:
@@ -49,5 +52,5 @@ def validate(*, paths: tuple[Path, ...], as_json: bool, strict: bool) -> None:
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    """JSON that is one line to everybody."""
+    """Return JSON without any character that splits lines."""
     return json.dumps(value, ensure_ascii=False).translate(_ENDS_OF_LINES)

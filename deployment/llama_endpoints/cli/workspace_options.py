@@ -1,4 +1,4 @@
-"""The options that say which workspace, as `az ml` calls them; and the client for it."""
+"""Options that select the workspace, named as in `az ml`, and the client for it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,18 +10,21 @@ from llama_endpoints.azure import workspace
 from llama_endpoints.azure.workspace import Workspace
 
 if TYPE_CHECKING:
-    from llama_endpoints.endpoints.client import Client
+    from llama_endpoints.endpoints.client import EndpointsClient
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
-def where_options(command: _Command) -> _Command:
-    """`--workspace-name`, `--resource-group` and `--subscription`."""
+def workspace_options(command: _Command) -> _Command:
+    """Add `--workspace-name`, `--resource-group` and `--subscription`."""
     for option in (
-        click.option("--subscription", help="Its id; what `az` is set to by default."),
-        click.option("--resource-group", "-g", "group", help="Of the workspace; likewise."),
+        click.option("--subscription", help="Subscription id. Default: az's."),
+        click.option("--resource-group", "-g", "group", help="Resource group of the workspace. Default: az's."),
         click.option(
-            "--workspace-name", "-w", "name", help="Of Azure ML; a job's own, config.json's or az's default."
+            "--workspace-name",
+            "-w",
+            "name",
+            help="Azure ML workspace. Default: the job's, config.json's or az's.",
         ),
     ):
         command = option(command)
@@ -29,10 +32,10 @@ def where_options(command: _Command) -> _Command:
 
 
 def chosen(subscription: str | None, group: str | None, name: str | None) -> Workspace:
-    """What was given, and the default workspace's for what was not.
+    """Return the workspace given, completed from the default workspace.
 
     Raises:
-        SetupError: neither says it.
+        SetupError: a part is neither given nor in the default.
     """
     if subscription and group and name:
         return Workspace(subscription, group, name)
@@ -42,12 +45,14 @@ def chosen(subscription: str | None, group: str | None, name: str | None) -> Wor
 
 def client_of(
     subscription: str | None, group: str | None, name: str | None, *, batch: bool = False
-) -> "Client":
-    """Of a workspace's online endpoints, or of its batch endpoints.
+) -> "EndpointsClient":
+    """Return a client for a workspace's online or batch endpoints.
 
     Raises:
-        SetupError: no workspace is said, or azure-ai-ml is not there.
+        SetupError: no workspace is given, or azure-ai-ml is not installed.
     """
-    from llama_endpoints.endpoints.client import Client, EndpointKind
+    from llama_endpoints.endpoints.client import EndpointKind, EndpointsClient
 
-    return Client.of(chosen(subscription, group, name), EndpointKind.BATCH if batch else EndpointKind.ONLINE)
+    return EndpointsClient.of(
+        chosen(subscription, group, name), EndpointKind.BATCH if batch else EndpointKind.ONLINE
+    )

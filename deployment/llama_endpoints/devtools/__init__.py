@@ -1,1 +1,1 @@
-"""What only the development of this project needs."""
+"""Tools for the development of this project."""

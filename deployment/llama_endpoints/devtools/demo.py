@@ -1,4 +1,4 @@
-"""`make run` and `make serve`: the main job on the embedded model, with the real servers."""
+"""`make run` and `make serve`: the embedded model behind the real servers."""
 
 import importlib.util
 import json
@@ -28,12 +28,12 @@ SAMPLES: Final = ROOT / "yaml" / "online" / "samples"
 ROWS: Final = ROOT / "yaml" / "batch" / "samples" / "rows.jsonl"
 TIMEOUT_S: Final = 120
 SEED: Final = 2
-"""So that every run shows the same."""
+"""Makes every run print the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A request and its answer, and the endpoint that it was sent to."""
+    """A request, its answer, and the endpoint."""
 
     endpoint: str
     request: Any
@@ -45,14 +45,14 @@ class Shown:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Show the main job on the embedded model."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # an orderly end: no server may outlive us
+    """Run the demo."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # exit orderly, so that no server is left running
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 @main.command()
 def run() -> None:
-    """Package nano, ask the real servers, score a batch; one line of JSON for each request."""
+    """Package nano, query the real servers, and score a batch. Print one line of JSON per request."""
     bar = tqdm(total=5, desc="package nano", unit="step", file=sys.stderr)
     package_nano()
     samples = [json.loads((SAMPLES / name).read_text(encoding="utf-8"))
@@ -76,12 +76,12 @@ def run() -> None:
 @main.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=8453, show_default=True)
 def serve(*, port: int) -> None:
-    """Keep `mlflow models serve` up with nano, on loopback, until Ctrl-C."""
+    """Run `mlflow models serve` with nano on loopback until Ctrl-C."""
     package_nano()
     body = {"inputs": json.loads((SAMPLES / "completion.json").read_text(encoding="utf-8"))["input_data"]}
     with mlflow_serve(MODEL, port=port) as server:
         click.echo(
-            f"Ready. Call it from another shell; Ctrl-C stops it.\n"
+            f"Ready. Press Ctrl-C to stop. Call it from another shell:\n"
             f"curl {server.url}/invocations -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
         )
         try:
@@ -91,19 +91,19 @@ def serve(*, port: int) -> None:
 
 
 def package_nano() -> None:
-    """The embedded model as an MLflow model in build/."""
+    """Package the embedded model as an MLflow model in build/."""
     package(inspect(FOLDER, NANO), MODEL, overwrite=True)
 
 
 def through_azmlinfsrv(samples: Sequence[Any]) -> Iterator[Shown]:
-    """Azure's bodies to Azure's own inference server."""
+    """Send Azure's bodies to Azure's inference server."""
     with azmlinfsrv(MODEL, score=ROOT / "score") as server:
         for sample in samples:
             yield Shown("azmlinfsrv /score", sample, _post(f"{server.url}/score", sample))
 
 
 def through_mlflow(samples: Sequence[Any]) -> Iterator[Shown]:
-    """The same prompts as MLflow's `inputs`, and one OpenAI body."""
+    """Send the same prompts as MLflow's `inputs`, and one OpenAI body."""
     bodies = [{"inputs": sample["input_data"]} for sample in samples]
     bodies.append({"messages": [{"role": "user", "content": "Write a haiku about loops."}], "max_tokens": 32})
     with mlflow_serve(MODEL) as server:
@@ -112,7 +112,7 @@ def through_mlflow(samples: Sequence[Any]) -> Iterator[Shown]:
 
 
 def through_own_server(sample: Any) -> Iterator[Shown]:
-    """Azure's body to our own server, and OpenAI's client with a completion and a streaming chat."""
+    """Send Azure's body to our own server, and a completion and a streaming chat with OpenAI's client."""
     from openai import OpenAI
 
     prompt = sample["input_data"]["input_string"][0]
@@ -129,7 +129,7 @@ def through_own_server(sample: Any) -> Iterator[Shown]:
 
 
 def through_batch_driver(rows: Path) -> Iterator[Shown]:
-    """A JSONL file to the batch driver, loaded by path and called as Azure calls it."""
+    """Pass a JSONL file to the batch driver, loaded by path and called as Azure does."""
     os.environ["AZUREML_MODEL_DIR"] = str(MODEL)
     driver = _load(ROOT / "score" / "batch_driver.py")
     driver.init()
@@ -141,7 +141,7 @@ def through_batch_driver(rows: Path) -> Iterator[Shown]:
 def _load(script: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("entry_module", script)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{script} can't be loaded")
+        raise ImportError(f"cannot load {script}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

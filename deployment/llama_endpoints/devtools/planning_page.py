@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llama_endpoints.devtools.blocks import table
-from llama_endpoints.planning.planner import Plan, Wanted, fit_of, usual
+from llama_endpoints.planning.planner import Plan, PlanRequest, fit_of, plan_with_max_concurrency
 from llama_endpoints.planning.published import PUBLISHED
 from llama_endpoints.planning.sizing import Precision, Runner, Workload, full_length
 from llama_endpoints.planning.skus import SKUS, Offer, Sku
@@ -15,7 +15,7 @@ GPUS: Final = {
     "A100 80 GB": ("NC24ads_A100_v4", "NC48ads_A100_v4", "NC96ads_A100_v4"),
     "H100 NVL": ("NC40ads_H100_v5", "NC80adis_H100_v5"),
 }
-"""Machines with one, two and four of a GPU."""
+"""Machines with one, two and four GPUs of a kind."""
 SIZES: Final = ("7b", "13b", "34b", "70b")
 
 
@@ -52,16 +52,18 @@ def _cells(variant: ModelVariant, context: int, precision: Precision = Precision
 
 
 def _cell(variant: ModelVariant, context: int, precision: Precision, machines: Sequence[Sku]) -> str:
-    wanted = Wanted(variant, Workload(context), precision, Offer.KUBERNETES, runner=Runner.VLLM)
+    wanted = PlanRequest(variant, Workload(context), precision, Offer.KUBERNETES, runner=Runner.VLLM)
     sku = next((one for one in machines if fit_of(wanted, one).fits), None)
     if sku is None:
         return "-"
-    found = usual(Wanted(variant, Workload(context), precision, Offer.KUBERNETES, sku=sku), [sku])
+    found = plan_with_max_concurrency(
+        PlanRequest(variant, Workload(context), precision, Offer.KUBERNETES, sku=sku), [sku]
+    )
     return _numbers(found)
 
 
 def _numbers(found: Plan) -> str:
-    assert found.chosen is not None  # noqa: S101  (it fits)
+    assert found.chosen is not None  # noqa: S101  (the machine is given)
     work, one = found.wanted.workload, found.chosen
     longest = full_length(one, found.wanted.variant.shape, work)
     return f"{one.placement.gpus}: {work.concurrency} ({longest}), **{one.speed.all:,.0f}**"

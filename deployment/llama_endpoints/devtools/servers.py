@@ -1,4 +1,4 @@
-"""Start the two stock servers, and our own, for real, and stop them again.
+"""Start the two stock servers and our own as processes, and stop them.
 
     with azmlinfsrv(model, score=Path("score")) as server:
         post(f"{server.url}/score", body)
@@ -9,11 +9,11 @@
     with own_server(model) as server:
         post(f"{server.url}/v1/completions", body)
 
-Each server runs in a session of its own, answers before the block is entered, and is gone with
-everything that it started when the block is left. Nothing else is ever signalled. Its output goes to
-`server.log`; a start that fails raises `ServerStartError` with the end of that file.
+Each server runs in its own session, answers before the block starts, and is stopped with all its children when the block
+ends. No other process is signalled. Its output goes to `server.log`; a failed start raises `ServerStartError` with the end of
+that file.
 
-Standard library only, so that tests, load tests and `make run` can all use it.
+Standard library only, for tests, load tests and `make run`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 ANY_ADDRESS = ""
-"""azmlinfsrv binds 0.0.0.0 and has no option for it: its port must be free on every address."""
+"""azmlinfsrv always binds 0.0.0.0: its port must be free on every address."""
 
 START_TIMEOUT_S = 180.0
 STOP_GRACE_S = 10.0
@@ -48,21 +48,21 @@ PROBE_TIMEOUT_S = 2.0
 PROBE_INTERVAL_S = 0.1
 TAIL_LINES = 60
 THREADS = 84
-"""Of azmlinfsrv: the requests that are taken in by default, 16 + 64, and some for the probes."""
+"""azmlinfsrv's threads: the default number of admitted requests, 16 + 64, and some for probes."""
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 
-# What azmlinfsrv reads of its surroundings. None of it may leak in from the caller's shell.
+# Variables that azmlinfsrv reads. They must not leak in from the caller's shell.
 OWN_VARIABLES = ("AML_", "AZUREML_", "WORKER_", "GUNICORN_", "HEALTH_PORT", "SEPERATE_HEALTH_ENDPOINT")
 
 
 class ServerStartError(RuntimeError):
-    """The server ended, or did not become ready in time. The message holds the end of its log."""
+    """The server exited, or was not ready in time. The message contains the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. `process` leads a process group of its own."""
+    """A running server. `process` leads its own process group."""
 
     url: str
     log: Path
@@ -70,11 +70,11 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The leader's process id, which is also the group's."""
+        """The process id of the leader, which is also the group's."""
         return self.process.pid
 
     def tail(self, lines: int = TAIL_LINES) -> str:
-        """The end of what the server has written so far."""
+        """Return the last lines of the server's output."""
         text = self.log.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
@@ -88,10 +88,10 @@ def azmlinfsrv(
     threads: int = THREADS,
     port: int | None = None,
 ) -> Iterator[Server]:
-    """Azure ML's inference server on `score/score.py`, as a managed online deployment runs it.
+    """Run Azure ML's inference server on `score/score.py`, as a managed online deployment does.
 
-    The console script, not `python -m`: the latter would put `score/` first on `sys.path`, where
-    Azure has it last. `/` answers once `init()` has returned.
+    Uses the console script, since `python -m` would put `score/` first on `sys.path`, where Azure has it last. `/` answers once
+    `init()` has returned.
     """
     port = port or free_port(ANY_ADDRESS)
     settings = {
@@ -115,10 +115,9 @@ def mlflow_serve(
     env: Mapping[str, str] = NO_ENV,
     port: int | None = None,
 ) -> Iterator[Server]:
-    """`mlflow models serve` on a model folder.
+    """Run `mlflow models serve` on a model folder.
 
-    It imports from its working directory; without `cwd` that is an empty one, so that a model which
-    only works beside its own sources does not pass.
+    It imports from its working directory. The default is an empty folder, so that a model that needs its own sources fails.
     """
     port = port or free_port(LOOPBACK)
     settings = {"MLFLOW_DISABLE_TELEMETRY": "true", **env}
@@ -140,7 +139,7 @@ def own_server(
     ready: str = "/health/ready",
     start_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
-    """Our own server, `llama-endpoints serve`, once `ready` answers 200; it has `start_s` seconds until then."""
+    """Run our own server, `llama-endpoints serve`, and wait at most `start_s` seconds until `ready` answers 200."""
     port = port or free_port(LOOPBACK)
     name = str(model.resolve()) if isinstance(model, Path) else model
     command = [console_script("llama-endpoints"), "serve", "--model", name, "--port", str(port), *options]
@@ -150,7 +149,7 @@ def own_server(
 
 
 def free_port(address: str) -> int:
-    """A port that is free now on `address`. The kernel does not give it out again soon."""
+    """Return a port that is free on `address`. The kernel does not reuse it soon."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
@@ -158,19 +157,17 @@ def free_port(address: str) -> int:
 
 
 def console_script(name: str) -> str:
-    """The command `name` of the interpreter that runs this, whether or not its environment is active."""
+    """Return the console script `name` of this interpreter, even if its environment is not active."""
     script = Path(sysconfig.get_path("scripts")) / name
     if not script.exists():
-        raise ServerStartError(
-            f"{name} is not installed beside {sys.executable}: install the package that has it."
-        )
+        raise ServerStartError(f"{name} is not installed beside {sys.executable}: install its package.")
     return str(script)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment without the servers' own variables, and `settings` on top.
+    """Return the caller's environment without the servers' variables, plus `settings`.
 
-    `mlflow` starts `uvicorn` by its bare name: this interpreter's scripts come first on the path.
+    `mlflow` starts `uvicorn` by name, so this interpreter's scripts come first on the path.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
     path = os.pathsep.join((sysconfig.get_path("scripts"), inherited.get("PATH", os.defpath)))
@@ -179,7 +176,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def _workplace() -> Iterator[tuple[Path, Path]]:
-    """An empty folder and a log file. Both go at the end, or stay to be read if the block fails."""
+    """Create an empty folder and a log file. Both are removed, unless the block fails."""
     root = Path(tempfile.mkdtemp(prefix="llama-server-"))
     log = root / "server.log"
     empty = root / "cwd"
@@ -196,10 +193,10 @@ def _workplace() -> Iterator[tuple[Path, Path]]:
 def _running(
     command: Sequence[str], cwd: Path, settings: Mapping[str, str], log: Path, port: int
 ) -> Iterator[Server]:
-    """The process group of `command`, for as long as the block lasts.
+    """Run `command` in its own process group during the block.
 
-    Every process in it inherits the read end of one pipe as its stdin, so the write end tells when the
-    last of them has ended: also those that the leader left behind, and also where nobody reaps them.
+    Every process inherits the read end of a pipe as stdin, so the write end reports when the last one has ended, even one that the
+    leader left behind and nobody reaps.
     """
     read_end, write_end = os.pipe()
     try:
@@ -223,7 +220,7 @@ def _running(
 
 
 def _stop(process: subprocess.Popen[bytes], write_end: int) -> None:
-    """Ask the group to end, then insist; at once where a second signal to us cuts the waiting short."""
+    """Terminate the group, then kill it; at once if a second signal interrupts the wait."""
     try:
         if not _all_ended(write_end, within=0):
             _signal_group(process.pid, signal.SIGTERM)
@@ -235,7 +232,7 @@ def _stop(process: subprocess.Popen[bytes], write_end: int) -> None:
 
 
 def _all_ended(write_end: int, *, within: float) -> bool:
-    """Whether nobody holds the other end of the pipe any more, waiting at most `within` seconds."""
+    """Wait at most `within` seconds until all readers of the pipe have ended. Return whether they have."""
     poller = select.poll()
     poller.register(write_end, 0)  # errors and hang-ups are always reported
     return bool(poller.poll(within * 1000))
@@ -257,7 +254,7 @@ def _wait_until_ready(server: Server, path: str, start_s: float = START_TIMEOUT_
 
 
 def _answers(url: str, path: str) -> bool:
-    """One probe. `http.client` knows no proxies, so the shell's proxy settings do not reach it."""
+    """Send one probe. `http.client` ignores proxies, so the shell's proxy settings do not apply."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PROBE_TIMEOUT_S)
     try:
         connection.request("GET", path)

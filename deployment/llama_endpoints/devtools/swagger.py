@@ -1,4 +1,4 @@
-"""Writes the descriptions of `/score` that azmlinfsrv serves: `python -m llama_endpoints.devtools.swagger`."""
+"""Write the descriptions of `/score` that azmlinfsrv serves: `python -m llama_endpoints.devtools.swagger`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +11,17 @@ SCORE = Path(__file__).parents[3] / "score"
 
 
 def documents() -> Mapping[str, dict[str, Any]]:
-    """File name -> document; the names are those that azmlinfsrv looks for."""
+    """Return the documents by file name; azmlinfsrv looks for these names."""
     return {"swagger.json": swagger(), "swagger3.1.json": openapi()}
 
 
 def dumps(document: Mapping[str, Any]) -> str:
-    """As committed."""
+    """Serialize a document as it is committed."""
     return json_document(document, indent=1)
 
 
 def main() -> None:
-    """Writes the files."""
+    """Write the files."""
     for name, document in documents().items():
         (SCORE / name).write_text(dumps(document), encoding="utf-8")
 

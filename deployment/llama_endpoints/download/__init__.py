@@ -1,1 +1,1 @@
-"""Model files fetched from a hub, a registry or a workspace."""
+"""Download model files from a hub, a registry or a workspace."""

@@ -1,7 +1,7 @@
-"""A folder of blobs in Azure's storage, by its own client: which files, and a file's bytes from an offset on.
+"""Read a folder of blobs in Azure Storage through Azure's client: list its files, and read a file from an offset.
 
-Each answer has 4 MiB at most, since Azure states the MD5 of no longer one; the client checks it. `If-Match` holds every answer
-to the content that was listed.
+Each range has at most 4 MiB, the longest for which Azure returns an MD5; the client checks it. `If-Match` ties every range to
+the listed content.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A file as the storage states it.
+    """A file as the storage lists it.
 
     Attributes:
         name: its path in the folder.
-        etag: another one with every change.
-        md5: of all of it, in hexadecimal, where whoever uploaded it has said so.
+        etag: changes with every change of the file.
+        md5: of the whole file, in hexadecimal, if the uploader set it.
     """
 
     name: str
@@ -48,22 +48,22 @@ class Blob:
 
     @property
     def part(self) -> str:
-        """The path of what is there of it while it comes in."""
+        """The path of the partial file while it is downloaded."""
         path = PurePosixPath(self.name)
         return str(path.with_name(f".{path.name}.{re.sub(r'[^0-9A-Za-z]', '', self.etag)[:32]}.part"))
 
     @property
     def digest(self) -> str:
-        """The checksum that is stated."""
+        """The expected checksum."""
         return self.md5 or ""
 
     @property
     def stated(self) -> str:
-        """The checksum in words."""
+        """The expected checksum in words."""
         return f"MD5 {self.md5}" if self.md5 else "no checksum"
 
     def hasher(self) -> Any:
-        """What the checksum is computed by."""
+        """Return a hash object for the checksum."""
         return hashlib.md5(usedforsecurity=False)
 
 
@@ -73,9 +73,9 @@ class Place:
 
     Attributes:
         account_url: such as `https://ACCOUNT.blob.core.windows.net`.
-        prefix: of the folder's files, with a `/` at its end.
-        credential: an account's key, a signature or an identity; None is nobody.
-        version: of the model that lies there, where it is a model.
+        prefix: prefix of the folder's files, ending with `/`.
+        credential: an account key, a signature or an identity; None is anonymous.
+        version: version of the model stored there, if it is a model.
     """
 
     account_url: str
@@ -93,9 +93,9 @@ class _Connection:
 
 
 class Blobs:
-    """The files of a place.
+    """The files of a folder in Azure Storage.
 
-    A signature expires while hours of bytes come: what has worked before and is refused now is asked for again.
+    A signature may expire during a long download: if a request that worked before is refused, the credential is renewed.
     """
 
     name = "Azure"
@@ -105,11 +105,11 @@ class Blobs:
         self._connection = _connect(place, size_of_range)
 
     def list(self) -> tuple[Blob, ...]:
-        """All files, by their names.
+        """Return all files, ordered by name.
 
         Raises:
-            SetupError: they may not be listed, there are none, or one has a name that no file here can have.
-            BrokenOff: it may be answered later.
+            SetupError: they cannot be listed, there are none, or a name is impossible on this machine.
+            BrokenOff: a later try may work.
         """
         now = self._connection
         with self._errors(now, "the folder"):
@@ -121,18 +121,18 @@ class Blobs:
         now.worked = True
         if not found:
             raise SetupError(
-                f"There is no folder {now.prefix} in {now.client.url.partition('?')[0]}. A folder with files is needed: "
-                "check the path, and that it names no single file."
+                f"Folder {now.prefix} not found in {now.client.url.partition('?')[0]}. A folder with files is needed: "
+                "check the path, and that it is not a single file."
             )
         return tuple(sorted(found, key=lambda blob: blob.name))
 
     @contextmanager
     def open(self, file: Blob, start: int) -> Iterator[Reading]:
-        """One file's bytes, from `start` on.
+        """Open a file's bytes from `start` on.
 
         Raises:
-            SetupError: it may not be read, or it is not there any more, or another.
-            BrokenOff: the connection failed, now or in the middle, or Azure asks for patience.
+            SetupError: it cannot be read, no longer exists, or has changed.
+            BrokenOff: the connection failed, or Azure asks to retry later.
         """
         from azure.core import MatchConditions
 
@@ -153,43 +153,43 @@ class Blobs:
         try:
             yield
         except RequestException as error:
-            # (An answer that is checked is read where the client does not translate these.)
+            # Ranges whose checksum is verified are read where the client does not translate these errors.
             raise BrokenOff(said(error)) from error
         except AzureError as error:
             status = getattr(error, "status_code", None)
             if status is None and isinstance(error, ClientAuthenticationError):
                 raise SetupError(
-                    f"Azure's storage does not know who asks: {said(error)}. Run `az login`."
+                    f"Azure Storage authentication failed: {said(error)}. Run `az login`."
                 ) from error
             if status in _NO_RIGHT and connection.worked:
                 self._renew(connection)
-                raise BrokenOff(f"Azure says {status}, what it gave has expired") from error
+                raise BrokenOff(f"Azure answered {status}, since the credential expired") from error
             if status is None or status in _TRANSIENT:
-                why = said(error) if status is None else f"Azure says {status}"
+                why = said(error) if status is None else f"Azure answered {status}"
                 raise BrokenOff(why, _retry_after(error)) from error
             _refused(error, connection, what)
 
     def _renew(self, old: _Connection) -> None:
-        with self._lock:  # several files come at a time
+        with self._lock:  # several files are downloaded at a time
             if self._connection is old:
                 self._connection = _connect(self._renewed(), self._range)
 
 
 def _refused(error: "AzureError", connection: _Connection, what: str) -> NoReturn:
-    """What the storage has said, and what can be done about it."""
+    """Raise the storage's error with advice."""
     status, where = getattr(error, "status_code", None), connection.client.url.partition("?")[0]
     code = getattr(error, "error_code", None) or "no code"
     if status in _NO_RIGHT:
         sentence = (
-            f"{where} may not be read ({status} {code}). Ask for the role Storage Blob Data Reader on the storage account; "
-            "with a firewall around it, ask from inside"
+            f"Permission denied for {where} ({status} {code}). Ask for the role Storage Blob Data Reader on the storage account; "
+            "if it has a firewall, connect from inside"
         )
     elif status == 412:
         sentence = f"{what} was changed in Azure while it was being downloaded. Run the same command again"
     elif status == 404:
-        sentence = f"{what} is not in {where} any more ({code}). Run the same command again"
+        sentence = f"{what} no longer exists in {where} ({code}). Run the same command again"
     else:
-        sentence = f"{where} refuses {what} ({status} {code})"
+        sentence = f"{where} refused {what} ({status} {code})"
     raise SetupError(f"{sentence}.") from error
 
 
@@ -198,7 +198,7 @@ def _connect(place: Place, size_of_range: int) -> _Connection:
 
     address = urlsplit(place.account_url)
     if address.scheme != "https" and address.hostname not in _LOOPBACK:
-        raise SetupError(f"{place.account_url} is not https, and nothing is sent there in the clear.")
+        raise SetupError(f"{place.account_url} must use https: nothing is sent unencrypted.")
     client = ContainerClient(
         place.account_url, place.container, place.credential, retry_total=0, max_chunk_get_size=size_of_range,
         max_single_get_size=size_of_range, connection_timeout=_CONNECT_S, read_timeout=_READ_S,
@@ -209,12 +209,14 @@ def _connect(place: Place, size_of_range: int) -> _Connection:
 def _name_in(prefix: str, name: str) -> str:
     inner = name.removeprefix(prefix)
     if not all(_PART.fullmatch(part) for part in inner.split("/")):
-        raise SetupError(f"Azure has a file {inner!r}, which can't be one's name here. Rename it there.")
+        raise SetupError(
+            f"The Azure file name {inner!r} is impossible on this machine. Rename the file in Azure."
+        )
     return inner
 
 
 def _is_folder(blob: Any) -> bool:
-    """Accounts with folders of their own list those as blobs without bytes."""
+    """Whether a blob is a folder, which hierarchical accounts list as an empty blob."""
     marks = {key.lower(): value for key, value in (blob.metadata or {}).items()}
     return str(marks.get("hdi_isfolder", "")).lower() == "true" or bool(blob.name.endswith("/"))
 

@@ -1,4 +1,4 @@
-"""Where in Azure's storage a model of a workspace, of a registry or of a datastore lies, by azure-ai-ml."""
+"""Locate a model of a workspace, registry or datastore in Azure Storage, through azure-ai-ml."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,7 +7,7 @@ from typing import Any, Final
 from llama_endpoints.azure.credentials import NOT_INSTALLED, login, said
 from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.download.azure_blobs import Place
-from llama_endpoints.download.azureml_uri import Kind, ModelUri
+from llama_endpoints.download.azureml_uri import ModelUri, UriKind
 from llama_serving.errors import SetupError
 
 _RETRIES: Final = 4
@@ -15,13 +15,13 @@ _SHOWN: Final = 5
 
 
 def locate(uri: ModelUri) -> Place:
-    """Where its files lie.
+    """Return where a model's files are.
 
     Args:
-        uri: with its workspace, where it is in one.
+        uri: the model, with its workspace if it is in one.
 
     Raises:
-        SetupError: there is no such thing, who asks may not have it, or Azure can't be reached.
+        SetupError: it does not exist, cannot be read, or Azure cannot be reached.
     """
     try:
         with quiet():
@@ -30,17 +30,17 @@ def locate(uri: ModelUri) -> Place:
         raise SetupError(NOT_INSTALLED) from None
     with quiet(), _errors(uri):
         client = _client(uri)
-        if uri.kind is Kind.DATASTORE:
+        if uri.kind is UriKind.DATASTORE:
             return _in_datastore(client, uri, None)
         model = _model(client, uri)
-        if uri.kind is Kind.REGISTRY:
+        if uri.kind is UriKind.REGISTRY:
             from llama_endpoints.download import azureml_registry
 
             return azureml_registry.place_of(client, uri.parts["registry"], model)
         inner = ModelUri.parse(str(model.path))
-        if inner.kind is not Kind.DATASTORE:
+        if inner.kind is not UriKind.DATASTORE:
             raise SetupError(
-                f"{uri} is {model.path}, which is no folder of a datastore. Register a folder as the model."
+                f"{uri} is stored at {model.path}, which is not a datastore folder. Register a folder as the model."
             )
         return _in_datastore(client, inner, str(model.version))
 
@@ -49,7 +49,7 @@ def _client(uri: ModelUri) -> Any:
     from azure.ai.ml import MLClient
 
     given = {"show_progress": False, "enable_telemetry": False, "retry_total": _RETRIES}
-    if uri.kind is Kind.REGISTRY:
+    if uri.kind is UriKind.REGISTRY:
         return MLClient(login(), registry_name=uri.parts["registry"], **given)
     where = (uri.parts[part] for part in ("subscription", "group", "workspace"))
     return MLClient(login(), *where, **given)
@@ -63,19 +63,19 @@ def _model(client: Any, uri: ModelUri) -> Any:
         return client.models.get(
             uri.parts["name"], version=uri.parts.get("version"), label=uri.parts.get("label")
         )
-    except (ResourceNotFoundError, ValidationException) as error:  # (the second: of a label)
+    except (ResourceNotFoundError, ValidationException) as error:  # the second for a label
         there = _versions(client, uri.parts["name"])
         if there:
-            raise SetupError(f"There is no {uri}. Of {uri.parts['name']} it has {there}.") from error
+            raise SetupError(f"{uri} not found. Of {uri.parts['name']} there is {there}.") from error
         raise
 
 
 def _versions(client: Any, name: str) -> str:
-    """In words; empty where there are none, or it is not said."""
+    """Return the existing versions in words; empty if there are none or they cannot be listed."""
     from azure.core.exceptions import AzureError
 
     found: list[str] = []
-    with suppress(AzureError):  # (what was asked for is not there: that is the error to tell)
+    with suppress(AzureError):  # the missing model is the error to report
         found = [str(model.version) for model in client.models.list(name)]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return f"version {', '.join(found[:_SHOWN])}{more}" if found else ""
@@ -87,18 +87,18 @@ def _in_datastore(client: Any, uri: ModelUri, version: str | None) -> Place:
     store = client.datastores.get(uri.parts["datastore"], include_secrets=True)
     if not isinstance(store, AzureBlobDatastore | AzureDataLakeGen2Datastore):
         raise SetupError(
-            f"The datastore {store.name} is of type {store.type.value}. Allowed are AzureBlob and AzureDataLakeGen2: copy the "
+            f"Datastore {store.name} has the type {store.type.value}. Allowed are AzureBlob and AzureDataLakeGen2: copy the "
             "model to one of those."
         )
     container = store.container_name if isinstance(store, AzureBlobDatastore) else store.filesystem
-    account = f"{store.protocol}://{store.account_name}.blob.{store.endpoint}"  # (of a data lake, too)
+    account = f"{store.protocol}://{store.account_name}.blob.{store.endpoint}"  # also for a data lake
     return Place(
         account, container, f"{uri.parts['path'].strip('/')}/", _credential(store.credentials), version
     )
 
 
 def _credential(given: Any) -> Any:
-    """Whoever may read a datastore: what it keeps, else who asks."""
+    """Return the datastore's stored credential, or the user's."""
     from azure.ai.ml.entities import (
         AccountKeyConfiguration,
         SasTokenConfiguration,
@@ -120,7 +120,7 @@ def _credential(given: Any) -> Any:
 
 @contextmanager
 def _errors(uri: ModelUri) -> Iterator[None]:
-    """What Azure has said, and what can be done about it."""
+    """Turn Azure's errors into one sentence that says what to do."""
     from azure.core.exceptions import AzureError, ClientAuthenticationError
 
     try:
@@ -128,19 +128,16 @@ def _errors(uri: ModelUri) -> Iterator[None]:
     except AzureError as error:
         status, why = getattr(error, "status_code", None), said(error)
         if isinstance(error, ClientAuthenticationError) or status == 401:
-            sentence = (
-                f"Azure does not know who asks for {uri}: {why}. Run `az login`, again where the login has expired; in a job "
-                "give the compute an identity"
-            )
+            sentence = f"Azure authentication failed for {uri}: {why}. Run `az login`; in a job, give the compute an identity"
         elif status == 403:
             sentence = (
-                f"{uri} may not be read: {why}. Ask for the role AzureML Data Scientist on the workspace, of a registry "
+                f"Permission denied for {uri}: {why}. Ask for the role AzureML Data Scientist on the workspace, or for a registry "
                 "AzureML Registry User"
             )
         elif status == 404:
-            sentence = f"There is no {uri}: {why}. `{uri.listing()}` lists what there is"
+            sentence = f"{uri} not found: {why}. List what exists with `{uri.listing()}`"
         elif status is None:
-            sentence = f"Azure can't be asked for {uri}: {why}. Check the network and its proxy (HTTPS_PROXY)"
+            sentence = f"Cannot reach Azure for {uri}: {why}. Check the network and its proxy (HTTPS_PROXY)"
         else:
-            sentence = f"Azure says {status} to {uri}: {why}. Try again later"
+            sentence = f"Azure answered {status} for {uri}: {why}. Try again later"
         raise SetupError(f"{sentence}.") from error

@@ -1,9 +1,9 @@
-"""A model that Azure names, in a folder of this machine: downloaded once, verified, and only then there.
+"""Local cache of models stored in Azure. A model is downloaded once, verified, and appears only when complete.
 
     CACHE/registries/azureml-meta/models/NAME/versions/3/all/CONTENT/NAME/
 
-CONTENT is a digest of what Azure lists: names, sizes and ETags. A model's version never changes, so what is there of it is taken
-without a question; a datastore's folder is listed each time. `.CONTENT` is what comes in, until it is whole.
+CONTENT is a digest of Azure's listing: names, sizes and ETags. A model's version never changes, so a cached one is used
+without a request; a datastore's folder is listed each time. `.CONTENT` is an incomplete download.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from llama_endpoints.azure import workspace
 from llama_endpoints.checkpoints.file_patterns import PICKLES
 from llama_endpoints.download import azureml_uri
-from llama_endpoints.download.azureml_uri import Kind, ModelUri
+from llama_endpoints.download.azureml_uri import ModelUri, UriKind
 from llama_endpoints.download.progress import download_bar
 from llama_endpoints.download.source import BrokenOff, patiently
 from llama_endpoints.download.transfer import Download, alone
@@ -32,20 +32,20 @@ CACHE: Final = "LLAMA_AZURE_CACHE"
 WEIGHTS: Final = "*.safetensors"
 
 
-def here(name: str, *, weights: bool = True) -> Path:
-    """The folder that `name` is, or that it has been downloaded into. Pickles are left where they are.
+def resolve(name: str, *, weights: bool = True) -> Path:
+    """Return the local folder of a model, and download it if needed. Pickles are never downloaded.
 
     Args:
-        name: a path, or one of Azure's names of a model.
-        weights: whether the safetensors files are needed as well.
+        name: a path, or an azureml: URI.
+        weights: whether the safetensors files are needed.
 
     Raises:
-        SetupError: it can't be had, or there is no room.
+        SetupError: it cannot be downloaded, or the disk is full.
     """
     if not ModelUri.is_one(name):
         return Path(name)
     uri = ModelUri.parse(name)
-    if uri.kind is Kind.JOB:
+    if uri.kind is UriKind.JOB:
         raise SetupError(azureml_uri.refusal(uri))
     if uri.needs_workspace:
         found = workspace.default()
@@ -54,14 +54,14 @@ def here(name: str, *, weights: bool = True) -> Path:
 
 
 def cache() -> Path:
-    """Where all of it lies: `LLAMA_AZURE_CACHE`, by default a folder of the user's cache."""
+    """Return the cache folder: `LLAMA_AZURE_CACHE`, or a folder in the user's cache."""
     given = os.environ.get(CACHE, "").strip()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(given).absolute() if given else home / "llama-endpoints" / "azure"
 
 
 def _there(uri: ModelUri, *, weights: bool) -> Path | None:
-    """What can't have changed since."""
+    """Return the cached folder of a model that cannot have changed since."""
     if "version" not in uri.parts:
         return None
     parts = ("all",) if weights else ("all", "small")
@@ -86,7 +86,7 @@ def _bring(uri: ModelUri, *, weights: bool) -> Path:
         try:
             listed = patiently(blobs.list, str(uri), tell=bar.tell)
         except BrokenOff as error:
-            raise SetupError(f"Azure does not say what is in {uri}: {error}. Try again later.") from error
+            raise SetupError(f"Azure does not list the files of {uri}: {error}. Try again later.") from error
         files = tuple(blob for blob in listed if _is_wanted(blob.name, weights=weights))
         whole = cache() / uri.place / ("all" if weights else "small") / _content(files)
         if not whole.is_dir():
@@ -94,15 +94,15 @@ def _bring(uri: ModelUri, *, weights: bool) -> Path:
             stage = whole.with_name(f".{whole.name}")
             coming = Download(blobs, stage / uri.title, ours=True, progress=bar.progress, tell=bar.tell)
             _fill(coming, files, stage, whole)
-            bar.tell(f"{uri} is in {whole / uri.title} now.")
+            bar.tell(f"{uri} is now in {whole / uri.title}.")
     return whole / uri.title
 
 
 def _fill(download: Download, files: "tuple[Blob, ...]", stage: Path, whole: Path) -> None:
-    """`whole` is there, with all of `files`; or it is not."""
+    """Download `files` to `stage`, and rename it to `whole` when complete."""
     try:
         with alone(stage, "Wait for it"):
-            if whole.is_dir():  # another process was faster
+            if whole.is_dir():  # another process finished first
                 stage.rmdir()
                 return
             download.folder.mkdir(exist_ok=True)
@@ -113,12 +113,12 @@ def _fill(download: Download, files: "tuple[Blob, ...]", stage: Path, whole: Pat
             _tidy(whole.parent)
     except OSError as error:
         raise SetupError(
-            f"{stage} can't be written: {error.strerror or error}. What is there is kept: run the same command again to go on."
+            f"Cannot write {stage}: {error.strerror or error}. Progress is kept: run the same command again to resume."
         ) from error
 
 
 def _keep(stage: Path) -> None:
-    """Every folder's names are on the disk before it is called whole."""
+    """Flush every folder to disk before the download counts as complete."""
     for path in (stage, *(inner for inner in stage.rglob("*") if inner.is_dir())):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -128,7 +128,7 @@ def _keep(stage: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Nothing stays of what was changed in Azure while it came, unless another process is at it."""
+    """Remove incomplete downloads of older content, unless another process is using them."""
     for stale in folder.glob(".*"):
         with suppress(SetupError), alone(stale, ""):
             shutil.rmtree(stale)

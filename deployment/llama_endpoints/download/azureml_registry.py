@@ -1,7 +1,7 @@
-"""Where a registry keeps a model's files, and a signature to read them by.
+"""Locate a registry model's files, with a signature to read them.
 
-azure-ai-ml has no public way to it but a download that reads each file whole into memory: this is the one file that takes of it
-what is private.
+azure-ai-ml's only public way is a download that reads each file into memory as a whole. Only this file uses private parts of
+azure-ai-ml.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from llama_serving.errors import SetupError
 
 
 def place_of(client: Any, registry: str, model: Any) -> Place:
-    """The place of a model.
+    """Return where a model's files are.
 
     Args:
-        client: azure-ai-ml's, of the registry.
-        registry: its name.
-        model: what the client says of it.
+        client: azure-ai-ml's client for the registry.
+        registry: the registry's name.
+        model: the client's entity of the model.
 
     Raises:
-        SetupError: its files don't lie in a container.
+        SetupError: its files are not in a blob container.
     """
     from azure.ai.ml._utils._registry_utils import get_storage_details_for_registry_assets
     from azure.core.credentials import AzureSasCredential
@@ -29,7 +29,7 @@ def place_of(client: Any, registry: str, model: Any) -> Place:
     container, _, folder = path.path.lstrip("/").partition("/")
     if not path.netloc or not container or not folder:
         raise SetupError(
-            f"The registry {registry} keeps {model.name} in no container of blobs. Use one that does."
+            f"Registry {registry} does not store {model.name} in a blob container. Use a registry that does."
         )
     address, _ = get_storage_details_for_registry_assets(
         service_client=client.models._registry_service_client,  # noqa: SLF001
@@ -41,6 +41,6 @@ def place_of(client: Any, registry: str, model: Any) -> Place:
         uri=model.path,
     )
     given = urlsplit(address)
-    credential = AzureSasCredential(given.query) if given.query else None  # (a public one asks for none)
+    credential = AzureSasCredential(given.query) if given.query else None  # public registries need none
     prefix = f"{folder.rstrip('/')}/"
     return Place(f"{given.scheme}://{given.netloc}", container, prefix, credential, str(model.version))

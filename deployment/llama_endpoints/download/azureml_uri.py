@@ -1,12 +1,12 @@
-"""Azure ML's names of a model that lies in Azure. Pure: nothing here asks Azure.
+"""URIs of models stored in Azure ML. Pure functions: no requests.
 
 azureml:NAME:VERSION            azureml:NAME@LABEL
 azureml://registries/REGISTRY/models/NAME/versions/VERSION            (or /labels/LABEL)
 azureml://datastores/DATASTORE/paths/PATH
 azureml://jobs/JOB/outputs/OUTPUT[/paths/PATH]
-azureml://subscriptions/ID/resourcegroups/GROUP/workspaces/WORKSPACE/   with models/..., datastores/... or jobs/... behind it
+azureml://subscriptions/ID/resourcegroups/GROUP/workspaces/WORKSPACE/   followed by models/..., datastores/... or jobs/...
 
-`from_azure` brings one onto this disk.
+`azureml_cache` downloads them.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ ALLOWED: Final = (
     "azureml://subscriptions/ID/resourcegroups/GROUP/workspaces/WORKSPACE/..."
 )
 _ANY_CASE: Final = ("subscription", "group", "workspace", "registry")
-"""What Azure knows in capitals and in small letters."""
+"""Parts that Azure compares without case."""
 
 
-class Kind(StrEnum):
-    """Where a model lies."""
+class UriKind(StrEnum):
+    """Where a model is stored."""
 
     MODEL = "model"  # an asset of a workspace
     REGISTRY = "registry"  # an asset of a registry
@@ -50,98 +50,96 @@ _PATH: Final = r"paths/(?P<path>[^?#\s]+)"
 _FORMS: Final = tuple(
     (kind, re.compile(form))
     for kind, form in (
-        (Kind.MODEL, rf"azureml:(?P<name>{_NAME})(?::(?P<version>{_NAME})|@(?P<label>{_NAME}))"),
-        (Kind.REGISTRY, rf"azureml://registries/(?P<registry>{_NAME})/{_MODEL}"),
-        (Kind.MODEL, rf"azureml:/{{1,2}}(?:{_WORKSPACE})?{_MODEL}"),
-        (Kind.DATASTORE, rf"azureml://(?:{_WORKSPACE})?datastores/(?P<datastore>{_NAME})/{_PATH}"),
-        (Kind.JOB, rf"azureml://(?:{_WORKSPACE})?jobs/(?P<job>{_NAME})/outputs/(?P<output>{_NAME})(?:/{_PATH})?/?"),
+        (UriKind.MODEL, rf"azureml:(?P<name>{_NAME})(?::(?P<version>{_NAME})|@(?P<label>{_NAME}))"),
+        (UriKind.REGISTRY, rf"azureml://registries/(?P<registry>{_NAME})/{_MODEL}"),
+        (UriKind.MODEL, rf"azureml:/{{1,2}}(?:{_WORKSPACE})?{_MODEL}"),
+        (UriKind.DATASTORE, rf"azureml://(?:{_WORKSPACE})?datastores/(?P<datastore>{_NAME})/{_PATH}"),
+        (UriKind.JOB, rf"azureml://(?:{_WORKSPACE})?jobs/(?P<job>{_NAME})/outputs/(?P<output>{_NAME})(?:/{_PATH})?/?"),
     )
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ModelUri:
-    """A model's place in Azure.
+    """The URI of a model stored in Azure.
 
     Attributes:
-        kind: what sort of place.
-        parts: of the URI, by the names in this file's table, in small letters; those that it does not have are not there.
+        kind: where it is stored.
+        parts: the parts of the URI, by lower-case name; absent ones are missing.
     """
 
-    kind: Kind
+    kind: UriKind
     parts: Mapping[str, str]
 
     @staticmethod
     def is_one(text: str) -> bool:
-        """Whether a text is meant as one, rather than as a folder."""
+        """Whether a text is meant as a URI rather than a folder."""
         return text.startswith(PREFIX)
 
     @classmethod
     def parse(cls, text: str) -> "ModelUri":
-        """The parts of a URI.
+        """Parse a URI.
 
         Raises:
-            SetupError: it is none of the known forms.
+            SetupError: it has none of the known forms.
         """
         for kind, form in _FORMS:
             found = form.fullmatch(text)
             if found is not None:
                 return cls(kind, {name: part for name, part in found.groupdict().items() if part is not None})
-        raise SetupError(
-            f"{text} names no model in Azure. Allowed are {ALLOWED}; or the folder of a model here."
-        )
+        raise SetupError(f"{text} is not a model in Azure. Allowed are {ALLOWED}; or a local model folder.")
 
     @property
     def needs_workspace(self) -> bool:
-        """Whether it is in a workspace, and does not say in which."""
-        return self.kind is not Kind.REGISTRY and "workspace" not in self.parts
+        """Whether it is in a workspace, but does not name it."""
+        return self.kind is not UriKind.REGISTRY and "workspace" not in self.parts
 
     @property
     def place(self) -> PurePosixPath:
-        """Where it lies in a folder of models: another one for each version of each model, and each path in storage."""
+        """Its relative path in the cache, unique for each version of a model and each path in storage."""
         parts = {name: part.lower() if name in _ANY_CASE else part for name, part in self.parts.items()}
-        if self.kind is Kind.DATASTORE:
+        if self.kind is UriKind.DATASTORE:
             digest = hashlib.sha256(parts["path"].strip("/").encode()).hexdigest()
             return PurePosixPath(_within(parts), "datastores", parts["datastore"], digest[:16])
         return PurePosixPath(_within(parts), *_asset(parts))
 
     @property
     def title(self) -> str:
-        """The model's name, or its folder's."""
+        """The model's name, or its folder's name."""
         last = self.parts.get("name") or self.parts["path"].strip("/").rpartition("/")[2]
         return re.sub(r"[^\w.-]", "-", last).lstrip(".")[-100:] or "model"
 
     def in_workspace(self, subscription: str, group: str, workspace: str) -> "ModelUri":
-        """The same in a workspace."""
+        """Return the URI with a workspace added."""
         return replace(
             self, parts={**self.parts, "subscription": subscription, "group": group, "workspace": workspace}
         )
 
     def of_version(self, version: str) -> "ModelUri":
-        """The version that a label stands for."""
+        """Return the URI with a label replaced by its version."""
         rest = {name: part for name, part in self.parts.items() if name != "label"}
         return replace(self, parts={**rest, "version": version})
 
     def listing(self) -> str:
-        """The shell command that lists what there is beside it."""
-        if self.kind is Kind.DATASTORE:
+        """Return the shell command that lists its siblings."""
+        if self.kind is UriKind.DATASTORE:
             return shlex.join(["az", "ml", "datastore", "list", *self._where()])
         return shlex.join(["az", "ml", "model", "list", "--name", self.parts["name"], *self._where()])
 
     def job_download(self, folder: str) -> str:
-        """The shell command that brings a job's output into `folder`."""
+        """Return the shell command that downloads a job's output into `folder`."""
         what = ["--name", self.parts["job"], "--output-name", self.parts["output"]]
         return shlex.join(["az", "ml", "job", "download", *what, "--download-path", folder, *self._where()])
 
     def __str__(self) -> str:
-        if self.kind is Kind.JOB:
+        if self.kind is UriKind.JOB:
             return f"azureml://{_within(self.parts)}jobs/{self.parts['job']}/outputs/{self.parts['output']}"
-        if self.kind is Kind.DATASTORE:
+        if self.kind is UriKind.DATASTORE:
             return f"azureml://{_within(self.parts)}datastores/{self.parts['datastore']}/paths/{self.parts['path']}"
         return f"azureml://{_within(self.parts)}{'/'.join(_asset(self.parts))}"
 
     def _where(self) -> list[str]:
-        if self.kind is Kind.REGISTRY:
+        if self.kind is UriKind.REGISTRY:
             return ["--registry-name", self.parts["registry"]]
         given = (
             ("--workspace-name", "workspace"),
@@ -152,7 +150,7 @@ class ModelUri:
 
 
 def _within(parts: Mapping[str, str]) -> str:
-    """The registry, the workspace, or nothing where neither is said; with a `/` at its end."""
+    """Return the prefix of the registry or workspace, ending with `/`; empty if neither is given."""
     if "registry" in parts:
         return f"registries/{parts['registry']}/"
     if "workspace" in parts:
@@ -166,8 +164,8 @@ def _asset(parts: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def refusal(uri: ModelUri) -> str:
-    """Why a job's output is not downloaded, and what to do."""
+    """Return why a job's output is not downloaded, and what to do."""
     return (
-        f"{uri} is a job's output, which is not downloaded here. Run `{uri.job_download('build/from-azure')}`, and name the "
-        "folder that it makes; or register the output as a model."
+        f"{uri} is a job's output, which cannot be downloaded here. Run `{uri.job_download('build/from-azure')}`, and pass the "
+        "resulting folder; or register the output as a model."
     )

@@ -1,4 +1,4 @@
-"""A model of the catalog from a hub into a folder: exactly what serving needs, one commit, every byte verified."""
+"""Download a catalog model from a hub: the files that serving needs, at one commit, every byte verified."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ Expect = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A folder with all of a model; `downloaded` bytes of it came just now."""
+    """A folder with a complete model; `downloaded` is the number of bytes downloaded by this run."""
 
     checkpoint: Checkpoint
     record: Record
@@ -32,15 +32,17 @@ def look_up(
     tell: Tell = lambda _: None,
     pauses: Sequence[float] = PAUSES_S,
 ) -> Snapshot:
-    """What a hub has of `repo` at a branch, tag or commit; None is its main branch.
+    """Return the files of `repo` at a branch, tag or commit; None is its main branch.
 
     Raises:
-        SetupError: it has no such thing, or does not say.
+        SetupError: it does not exist, or the hub does not answer.
     """
     try:
         return patiently(lambda: hub.snapshot(repo, revision), repo, tell=tell, pauses=pauses)
     except BrokenOff as error:
-        raise SetupError(f"{hub.address} does not say what is in {repo}: {error}. Try again later.") from error
+        raise SetupError(
+            f"{hub.address} does not list the files of {repo}: {error}. Try again later."
+        ) from error
 
 
 def fetch(
@@ -51,21 +53,21 @@ def fetch(
     overwrite: bool = False,
     expect: Expect = lambda _: None,
 ) -> Fetched:
-    """Downloads what is missing, verifies everything. Whenever it ends, the next call goes on.
+    """Download missing files and verify everything. An interrupted call is resumed by the next one.
 
     Args:
-        download: where from and where to; `fetched.json` will say what is in the folder.
-        snapshot: what.
+        download: source and folder; `fetched.json` in the folder records what it holds.
+        snapshot: the files.
         variant: the catalog's row of the same model.
-        overwrite: replace what the folder has of another commit or origin.
-        expect: told bytes that will come, or be verified, beside those that it was told before.
+        overwrite: replace files of another commit or repository.
+        expect: called with additional bytes to download or verify.
 
     Raises:
-        SetupError: it can't be had, there is no room, or it is not the model that the catalog describes.
+        SetupError: it cannot be downloaded, the disk is full, or it is not the model that the catalog describes.
     """
     folder, small = download.folder, snapshot.small()
     try:
-        with alone(folder, "Wait for it, or name another --output"):
+        with alone(folder, "Wait for it, or use another --output"):
             ours = _claim(folder, snapshot, overwrite=overwrite)
             Record(snapshot.repo, snapshot.commit, small).write(folder, whole=False)
             files, downloaded = _bring(
@@ -76,8 +78,8 @@ def fetch(
             record.write(folder, whole=True)
     except OSError as error:
         raise SetupError(
-            f"{folder} can't be written: {error.strerror or error}. What is there is kept: run the same command again "
-            "to go on."
+            f"Cannot write {folder}: {error.strerror or error}. Progress is kept: run the same command again "
+            "to resume."
         ) from error
     return Fetched(found, record, downloaded)
 
@@ -85,7 +87,7 @@ def fetch(
 def _bring(
     download: Download, snapshot: Snapshot, small: tuple[HubFile, ...], variant: ModelVariant, expect: Expect
 ) -> tuple[tuple[HubFile, ...], int]:
-    """The small files first: they say whether it is the right model, and which weights are its own."""
+    """Download the small files first: they show whether it is the right model, and which weights belong to it."""
     folder = download.folder
     expect(sum(file.size for file in small))
     downloaded = download.bring(small)
@@ -93,28 +95,28 @@ def _bring(
     indexed = any(file.name == INDEX for file in small)
     weights = snapshot.weights(shards_of(folder / INDEX) if indexed else None)
     Record(snapshot.repo, snapshot.commit, (*small, *weights)).write(folder, whole=False)
-    download.check_room(weights, "name an --output on another disk")
+    download.check_room(weights, "use an --output on another disk")
     expect(sum(file.size for file in weights))
     downloaded += download.bring(weights)
     return (*small, *weights), downloaded
 
 
 def _claim(folder: Path, snapshot: Snapshot, *, overwrite: bool) -> bool:
-    """Whether what is in `folder` was put there for this very commit.
+    """Return whether the folder's files belong to this commit.
 
-    With `overwrite` what was put there for another one goes, so that nothing stale lies between the new files.
+    With `overwrite`, files of another commit are removed, so that no stale file remains.
     """
     record = Record.read(folder)
     if record is not None and (record.repo, record.commit) != (snapshot.repo, snapshot.commit):
         if not overwrite:
             same = (
-                f", or go on with that commit by --revision {record.commit}"
+                f", or resume that commit with --revision {record.commit}"
                 if record.repo == snapshot.repo
                 else ""
             )
             raise SetupError(
-                f"{folder} holds {record.repo} at {record.commit[:12]}, and this is {snapshot.repo} at "
-                f"{snapshot.commit[:12]}. Name another --output, add --overwrite to replace it{same}."
+                f"{folder} holds {record.repo} at {record.commit[:12]}, not {snapshot.repo} at "
+                f"{snapshot.commit[:12]}. Use another --output, add --overwrite to replace it{same}."
             )
         for file in record.files:
             (folder / file.part).unlink(missing_ok=True)
@@ -129,6 +131,6 @@ def _claim(folder: Path, snapshot: Snapshot, *, overwrite: bool) -> bool:
     if foreign:
         raise SetupError(
             f"{folder} also has {', '.join(foreign[:3])}, which {snapshot.repo} at {snapshot.commit[:12]} does not. "
-            "Remove what does not belong there, or name another --output."
+            "Remove these files, or use another --output."
         )
     return record is not None

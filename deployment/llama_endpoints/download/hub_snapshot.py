@@ -1,4 +1,4 @@
-"""The files of a model at one commit of a hub, those that serving needs, and the record that is kept beside them."""
+"""The files of a hub repository at one commit that serving needs, and the record kept beside them."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from llama_endpoints.checkpoints.file_patterns import OPTIONAL_FILES, PICKLES, S
 from llama_serving.errors import SetupError
 
 FETCHED: Final = "fetched.json"
-"""The record of a folder that holds all of it."""
+"""The record of a complete folder."""
 FETCHING: Final = "fetching.json"
-"""The record of a folder that some of it is still to come into."""
+"""The record of an incomplete folder."""
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 
 _EXTRA_FILES: Final = (*OPTIONAL_FILES, "special_tokens_map.json")
-_TEXTS: Final = ("", ".json", ".md", ".txt")  # a licence may be called LICENSE.md, and hardly LICENSE.py
+_TEXTS: Final = ("", ".json", ".md", ".txt")  # LICENSE.md is a licence; LICENSE.py is not
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -28,11 +28,11 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file as the hub states it; one of the checksums is there.
+    """A file as the hub lists it, with one of the checksums.
 
     Attributes:
-        sha256: of what is kept outside of git (LFS), the weights.
-        git_sha1: of what is in git itself: git's own name of the content.
+        sha256: of files outside git (LFS), such as weights.
+        git_sha1: of files in git: git's blob id.
     """
 
     name: str
@@ -42,7 +42,7 @@ class HubFile:
 
     @property
     def digest(self) -> str:
-        """The checksum that holds for this file."""
+        """The checksum that applies to this file."""
         return self.sha256 or self.git_sha1 or ""
 
     @property
@@ -51,14 +51,14 @@ class HubFile:
         return f"sha256 {self.sha256}" if self.sha256 else f"git's sha1 {self.git_sha1}"
 
     def hasher(self) -> Any:
-        """What the checksum is computed by; git puts a line in front of a file's content."""
+        """Return a hash object for the checksum; git hashes a header before the content."""
         if self.sha256:
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
     @property
     def part(self) -> str:
-        """The name of what is there of it while it comes in; another content's has another name."""
+        """The name of the partial file while it is downloaded; it depends on the content."""
         return f".{self.name}.{self.digest[:16]}.part"
 
 
@@ -72,22 +72,22 @@ class Snapshot:
 
     @classmethod
     def of(cls, repo: str, commit: object, files: Iterable[HubFile]) -> "Snapshot":
-        """What a hub has said.
+        """Build a snapshot from the hub's answer.
 
         Raises:
-            SetupError: it names no commit.
+            SetupError: the answer has no commit.
         """
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise SetupError(
-                f"The hub names no commit of {repo}. HF_ENDPOINT must name a hub that has its API."
+                f"The hub returned no commit for {repo}. HF_ENDPOINT must be a hub with the Hugging Face API."
             )
         return cls(repo, commit, {file.name: file for file in files})
 
     def small(self) -> tuple[HubFile, ...]:
-        """Everything but the weights: config, tokenizer, the index, licences.
+        """Return all files except weights: config, tokenizer, index, licences.
 
         Raises:
-            SetupError: one that is needed is missing, or there are no weights to serve.
+            SetupError: a required file is missing, or there are no weights to serve.
         """
         missing = [name for name in SMALL_FILES if name not in self.files]
         if missing:
@@ -96,19 +96,19 @@ class Snapshot:
             )
         if SINGLE not in self.files and INDEX not in self.files:
             pickles = [name for name in self.files if any(fnmatchcase(name, one) for one in PICKLES)]
-            has = f" but as pickles ({', '.join(sorted(pickles)[:3])}), and loading a pickle runs whatever code is in it"
+            has = f" except as pickles ({', '.join(sorted(pickles)[:3])}), and loading a pickle runs whatever code is in it"
             raise SetupError(
-                f"{self._here} has no weights as safetensors{has if pickles else ''}. Try a --revision that has them."
+                f"{self._here} has no safetensors weights{has if pickles else ''}. Try a --revision that has them."
             )
         extra = [file.name for file in self.files.values() if _is_extra(file)]
         index = [INDEX] if SINGLE not in self.files else []
         return tuple(self._stated(name) for name in (*SMALL_FILES, *sorted(extra), *index))
 
     def weights(self, shards: Iterable[str] | None) -> tuple[HubFile, ...]:
-        """The safetensors files: the single one, or those that the index names.
+        """Return the safetensors files: the single one, or those in the index.
 
         Raises:
-            SetupError: the index names one that is not there.
+            SetupError: a file in the index does not exist.
         """
         if shards is None:
             return (self._stated(SINGLE),)
@@ -116,7 +116,7 @@ class Snapshot:
         missing = [name for name in names if name not in self.files]
         if missing:
             raise SetupError(
-                f"{self._here} lacks {', '.join(missing[:3])}, which its index names. Try another --revision."
+                f"{self._here} lacks {', '.join(missing[:3])}, which its index lists. Try another --revision."
             )
         return tuple(self._stated(name) for name in names)
 
@@ -129,21 +129,21 @@ class Snapshot:
         good = file.size > 0 and (_SHA256 if file.sha256 else _COMMIT).fullmatch(file.digest)
         if not good or not _NAME.fullmatch(name):
             raise SetupError(
-                f"The hub states no size and checksum of {self.repo}'s {name}, so it can't be verified. "
-                "HF_ENDPOINT must name a hub that does."
+                f"The hub returned no size and checksum for {name} of {self.repo}, so it cannot be verified. "
+                "HF_ENDPOINT must be a hub that returns them."
             )
         return file
 
 
 def _is_extra(file: HubFile) -> bool:
-    """Worth having where it is there."""
+    """Whether a file is downloaded if it exists."""
     wanted = any(fnmatchcase(file.name, pattern) for pattern in _EXTRA_FILES)
     return wanted and file.size > 0 and Path(file.name).suffix in _TEXTS and bool(_NAME.fullmatch(file.name))
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a folder holds, or is being filled with."""
+    """What a folder holds, complete or not."""
 
     repo: str
     commit: str
@@ -151,7 +151,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
-        """The record of `folder`, where it has one.
+        """Return the record of `folder`, if it has one.
 
         Raises:
             SetupError: it is damaged.
@@ -162,7 +162,7 @@ class Record:
                     return cls._of(json.loads(path.read_text(encoding="utf-8")))
                 except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                     raise SetupError(
-                        f"{path} is damaged. Remove it and run the same command again: what is there is verified anyway."
+                        f"{path} is damaged. Remove it and run the same command again: existing files are verified anyway."
                     ) from error
         return None
 
@@ -175,7 +175,7 @@ class Record:
         return cls(str(value["repo"]), str(value["commit"]), tuple(files))
 
     def write(self, folder: Path, *, whole: bool) -> None:
-        """Put it into `folder`, all or nothing."""
+        """Write the record atomically."""
         files = {
             file.name: {"size": file.size}
             | ({"sha256": file.sha256} if file.sha256 else {"git_sha1": file.git_sha1})

@@ -1,4 +1,4 @@
-"""Files that lie somewhere else: what is known of one, and its bytes as they come."""
+"""Interfaces of remote files and where they come from, and retries."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 PAUSES_S: Final = (1, 2, 4, 8, 16, 30, 30)
-"""Between tries that brought not one byte; after as many it ends, to be gone on with later."""
+"""Pauses between tries that brought no data. After the last one the command ends and can be resumed."""
 
 Tell = Callable[[str], object]
 _Answer = TypeVar("_Answer")
 
 
 class BrokenOff(Exception):
-    """A request that may well succeed when it is made again.
+    """A request failed that may succeed later.
 
     Attributes:
-        retry_after: seconds that the other side asks to wait, where it does.
+        retry_after: seconds the server asks to wait, if it says so.
     """
 
     def __init__(self, why: str, retry_after: float | None = None) -> None:
@@ -27,14 +27,14 @@ class BrokenOff(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The bytes of a file as they come, from `start` on: the other side may ignore where it was asked to begin."""
+    """A file's bytes as they arrive, from `start` on. A server without ranges may start at 0."""
 
     start: int
     chunks: Iterator[bytes]
 
 
 class RemoteFile(Protocol):
-    """A file as the other side states it."""
+    """A file as its source lists it."""
 
     @property
     def name(self) -> str:
@@ -42,22 +42,22 @@ class RemoteFile(Protocol):
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
 
     @property
     def part(self) -> str:
-        """The path of what is there of it while it comes in; another content's has another name."""
+        """The path of the partial file while it is downloaded; it depends on the content."""
 
     @property
     def digest(self) -> str:
-        """The checksum that is stated, in hexadecimal; empty where none is."""
+        """The expected checksum, in hexadecimal; empty if there is none."""
 
     @property
     def stated(self) -> str:
         """The checksum in words."""
 
     def hasher(self) -> Any:
-        """What the checksum is computed by, of hashlib."""
+        """Return a hashlib object for the checksum."""
 
 
 class Source(Protocol):
@@ -65,30 +65,30 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Who it is, in a sentence."""
+        """The source's name, for messages."""
 
     def open(self, file: Any, start: int) -> AbstractContextManager[Reading]:
-        """One file's bytes, from `start` on.
+        """Open a file's bytes from `start` on.
 
         Raises:
-            SetupError: it may not be read, or is not there.
-            BrokenOff: the connection failed, now or in the middle, or the other side asks for patience.
+            SetupError: it cannot be read, or does not exist.
+            BrokenOff: the connection failed, or the server asks to retry later.
         """
 
 
 def patiently(
     ask: Callable[[], _Answer], what: str, *, tell: Tell = lambda _: None, pauses: Sequence[float] = PAUSES_S
 ) -> _Answer:
-    """The answer of `ask`, which is asked again after each of `pauses`; `tell` hears what is asked for, and why not.
+    """Return the result of `ask`, retried after each of `pauses`. `tell` gets each failure.
 
     Raises:
-        BrokenOff: of the last try.
+        BrokenOff: the last try failed.
     """
     for pause in pauses:
         try:
             return ask()
         except BrokenOff as error:
             seconds = max(pause, error.retry_after or 0)
-            tell(f"{what}: {error}; trying again in {seconds:g} s.")
+            tell(f"{what}: {error}; retrying in {seconds:g} s.")
             time.sleep(seconds)
     return ask()

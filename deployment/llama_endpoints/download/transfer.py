@@ -1,4 +1,4 @@
-"""Files from elsewhere onto a disk: each goes on where it ended, is verified, and only then has its name."""
+"""Download files to a folder. Each file is resumed after an interruption, verified, and only then gets its name."""
 
 import fcntl
 import os
@@ -16,16 +16,16 @@ from llama_endpoints.download.source import PAUSES_S, BrokenOff, RemoteFile, Sou
 from llama_serving.errors import SetupError
 
 CONNECTIONS: Final = 4
-"""Files at a time: a store gives each connection only so much."""
+"""Parallel downloads: stores limit the rate of each connection."""
 
 _CHUNK: Final = 1 << 20
 
 Progress = Callable[[int], object]
-"""Called with bytes that are there now; with a negative number for bytes that turned out to be of no use."""
+"""Called with bytes that arrived; negative for bytes that were discarded."""
 
 
 class _Stopped(Exception):
-    """Another file has failed, or somebody stopped the command."""
+    """Another file failed, or the command was interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Download:
     """A folder that is being filled.
 
     Attributes:
-        ours: what is in the folder under a file's name and is not that file may be removed.
+        ours: whether existing files that differ may be replaced.
     """
 
     source: Source
@@ -45,20 +45,20 @@ class Download:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def bring(self, files: Iterable[RemoteFile]) -> int:
-        """All of `files`, several at a time. What is there at the end of a failure is gone on with by the next call.
+        """Download all files, several at a time. After a failure, the next call resumes.
 
         Returns:
-            The bytes that came for it.
+            The number of bytes downloaded.
 
         Raises:
-            SetupError: one can't be had, or is not what is stated.
-            OSError: one can't be written.
+            SetupError: a file cannot be downloaded, or does not match its checksum.
+            OSError: a file cannot be written.
         """
         with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download") as pool:
             futures = [pool.submit(self._one, file) for file in files]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
-            finally:  # a stop from outside, too
+            finally:  # also on an interruption
                 if not all(_is_good(future) for future in futures):
                     self._stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -68,20 +68,20 @@ class Download:
         return sum(future.result() for future in futures)
 
     def missing(self, files: Iterable[RemoteFile]) -> int:
-        """Bytes that are still to come."""
+        """Return the number of bytes to download."""
         paths = [(file, self.folder / file.name, self.folder / file.part) for file in files]
         return sum(file.size - _size(part) for file, path, part in paths if _size(path) != file.size)
 
     def check_room(self, files: Iterable[RemoteFile], remedy: str) -> None:
-        """Known before hours of downloading, not after.
+        """Check the free disk space before the download.
 
         Raises:
-            SetupError: what is still to come does not fit on the disk.
+            SetupError: the missing files do not fit on the disk.
         """
         needed, free = self.missing(files), shutil.disk_usage(self.folder).free
         if free < needed:
             raise SetupError(
-                f"{self.folder} has {free:,} bytes free, and {needed:,} are still to come. Make room, or {remedy}."
+                f"{self.folder} has {free:,} bytes free, but {needed:,} are needed. Free some space, or {remedy}."
             )
 
     def _one(self, file: RemoteFile) -> int:
@@ -94,8 +94,8 @@ class Download:
         if not self._is(part, file, counted=False):
             part.unlink()
             raise SetupError(
-                f"{file.name} came with another checksum than {self.source.name} states ({file.stated}), and was removed. "
-                "Run the same command again; if it stays so, something on the way changes what it passes on."
+                f"{file.name} did not match the checksum of {self.source.name} ({file.stated}), and was removed. "
+                "Run the same command again; if it fails again, something on the network alters the data."
             )
         with part.open("rb") as done:
             os.fsync(done.fileno())
@@ -105,17 +105,19 @@ class Download:
     def _remove(self, path: Path, file: RemoteFile) -> None:
         if not self.ours:
             raise SetupError(
-                f"{path} was there before, and is not what {self.source.name} states ({file.stated}). Name another --output, or "
+                f"{path} exists and does not match the checksum of {self.source.name} ({file.stated}). Use another --output, or "
                 "add --overwrite."
             )
         path.unlink()
-        self.tell(f"{path} was not what {self.source.name} states ({file.stated}): removed, and fetched again.")
+        self.tell(
+            f"{path} did not match the checksum of {self.source.name} ({file.stated}): downloading it again."
+        )
 
     def _is(self, path: Path, file: RemoteFile, *, counted: bool = True) -> bool:
-        """Whether a file on the disk is the one that is stated."""
+        """Whether a local file matches the listed one."""
         if _size(path) != file.size:
             return False
-        if not file.digest:  # its length, and what each answer was checked by, must do
+        if not file.digest:  # only its length can be checked; each range was verified on arrival
             self.progress(file.size if counted else 0)
             return True
         digest = file.hasher()
@@ -133,7 +135,7 @@ class Download:
         return False
 
     def _receive(self, file: RemoteFile, part: Path) -> int:
-        """The part becomes as long as the file; the bytes that came for it."""
+        """Complete the partial file, and return the number of bytes downloaded."""
         received = 0
 
         def came(size: int) -> None:
@@ -156,11 +158,11 @@ class Download:
         return received
 
     def _read_on(self, file: RemoteFile, out: FileIO, start: int, came: Progress) -> None:
-        """What one answer brings; more than the file's bytes are left to its checksum."""
+        """Write one answer's bytes. Bytes beyond the file's size are left to its checksum."""
         with self.source.open(file, start) as reading:
             if reading.start > start:
-                raise BrokenOff(f"{self.source.name} sends another range than it was asked for")
-            if reading.start < start:  # it has no ranges: all of it comes again
+                raise BrokenOff(f"{self.source.name} sent another range than requested")
+            if reading.start < start:  # no range support: the file starts over
                 out.truncate(reading.start)
                 self.progress(reading.start - start)
             done = reading.start
@@ -172,16 +174,16 @@ class Download:
                 if done > file.size:
                     return
         if done < file.size:
-            raise BrokenOff("it ended early")
+            raise BrokenOff("the connection ended early")
 
     def _pause(self, file: RemoteFile, error: BrokenOff, tries: int) -> None:
         if tries > len(self.pauses):
             raise SetupError(
-                f"{file.name} can't be had: {error}, {tries} times in a row. What is there is kept: run the same "
-                "command again to go on."
+                f"Cannot download {file.name}: {error}, {tries} times in a row. Progress is kept: run the same "
+                "command again to resume."
             ) from error
         seconds = max(self.pauses[max(tries - 1, 0)], error.retry_after or 0)
-        self.tell(f"{file.name}: {error}; trying again in {seconds:g} s.")
+        self.tell(f"{file.name}: {error}; retrying in {seconds:g} s.")
         self._stop.wait(seconds)
         self._check()
 
@@ -192,10 +194,10 @@ class Download:
 
 @contextmanager
 def alone(folder: Path, remedy: str) -> Iterator[None]:
-    """`folder` is there, and no other process is filling it.
+    """Create and lock `folder` for one process.
 
     Raises:
-        SetupError: another process is.
+        SetupError: another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -203,7 +205,7 @@ def alone(folder: Path, remedy: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SetupError(f"Another process is filling {folder}. {remedy}.") from None
+            raise SetupError(f"Another process is downloading to {folder}. {remedy}.") from None
         except OSError:  # a mounted store without locks
             pass
         yield

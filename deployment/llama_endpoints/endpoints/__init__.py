@@ -1,1 +1,1 @@
-"""Endpoints in Azure ML: what is there against what the files say, the steps between, and traffic that moves in steps."""
+"""Azure ML endpoints: compare them with their files, plan the changes, apply them, and roll traffic out in steps."""

@@ -1,30 +1,30 @@
-"""A job of a batch endpoint."""
+"""Start jobs of a batch endpoint."""
 
 from pathlib import Path
 
 from llama_endpoints.endpoints import polling
-from llama_endpoints.endpoints.client import Client, asked
+from llama_endpoints.endpoints.client import EndpointsClient, asked
 from llama_serving.errors import SetupError
 
 
-def started(client: Client, endpoint: str, deployment: str | None, rows: str) -> str:
-    """Start one; its name.
+def started(client: EndpointsClient, endpoint: str, deployment: str | None, rows: str) -> str:
+    """Start a job and return its name.
 
     Args:
-        client: of batch endpoints.
-        endpoint: its name.
-        deployment: None is the endpoint's default.
-        rows: a file or a folder here, which is uploaded, or one of Azure's names.
+        client: a client for batch endpoints.
+        endpoint: the endpoint's name.
+        deployment: the deployment's name; None is the endpoint's default.
+        rows: a local file or folder, which is uploaded, or an Azure data reference.
 
     Raises:
-        SetupError: there are no such rows, or Azure refuses it.
+        SetupError: `rows` does not exist, or Azure refuses the job.
     """
     from azure.ai.ml import Input
 
     client.existing(endpoint)
     if not Path(rows).exists() and ":" not in rows:
         raise SetupError(
-            f"{rows} is no file, no folder and no name of Azure's. Name one, such as yaml/batch/samples."
+            f"{rows} is not a file, a folder or an Azure data reference. Pass one, such as yaml/batch/samples."
         )
     given = Input(type="uri_file" if Path(rows).is_file() else "uri_folder", path=rows)
     with asked(f"a job of {endpoint}"), polling.silent():

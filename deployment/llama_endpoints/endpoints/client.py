@@ -1,4 +1,4 @@
-"""Azure ML's endpoints by azure-ai-ml: one question, one change, and what Azure says to it in one sentence."""
+"""Azure ML's endpoint operations through azure-ai-ml, with retries, progress and one-sentence errors."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,44 +14,44 @@ from llama_endpoints.endpoints import polling
 from llama_serving.errors import SetupError
 
 PATIENCE_S = 600.0
-"""So long a change is tried again while somebody else has one under way."""
+"""How long a change is retried while another one is in progress."""
 _RETRIES: Final = 4
 _BAD: Final = 400
 _CONFLICT: Final = 409
 
 
 class EndpointKind(StrEnum):
-    """Azure ML's two kinds of endpoints."""
+    """The two kinds of Azure ML endpoints."""
 
     ONLINE = "online"
     BATCH = "batch"
 
 
 class OperationFailed(SetupError):
-    """Azure took a change on, and then it failed; the words say why."""
+    """Azure accepted a change, and the operation then failed. The message says why."""
 
 
 class Refused(SetupError):
-    """Azure does not do what it was asked for."""
+    """Azure refused a request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
-    """A workspace's endpoints of a kind.
+class EndpointsClient:
+    """A workspace's endpoints of one kind.
 
     Attributes:
-        ml: azure-ai-ml's client.
+        ml: azure-ai-ml's `MLClient`.
     """
 
     ml: Any
     kind: EndpointKind
 
     @classmethod
-    def of(cls, where: Workspace, kind: EndpointKind) -> "Client":
-        """Nobody is asked yet.
+    def of(cls, where: Workspace, kind: EndpointKind) -> "EndpointsClient":
+        """Create a client. No request is sent yet.
 
         Raises:
-            SetupError: azure-ai-ml is not there.
+            SetupError: azure-ai-ml is not installed.
         """
         import sys
 
@@ -66,43 +66,43 @@ class Client:
 
     @property
     def endpoints(self) -> Any:
-        """Operations on endpoints of its kind."""
+        """The operations on endpoints of this kind."""
         return self.ml.online_endpoints if self.kind is EndpointKind.ONLINE else self.ml.batch_endpoints
 
     @property
     def deployments(self) -> Any:
-        """Operations on their deployments."""
+        """The operations on their deployments."""
         return self.ml.online_deployments if self.kind is EndpointKind.ONLINE else self.ml.batch_deployments
 
     def endpoint(self, name: str) -> Any:
-        """azure-ai-ml's entity, or None."""
+        """Return azure-ai-ml's entity, or None if there is none."""
         return self.found(f"the endpoint {name}", lambda: self.endpoints.get(name))
 
     def deployment(self, endpoint: str, name: str) -> Any:
-        """azure-ai-ml's entity, or None."""
+        """Return azure-ai-ml's entity, or None if there is none."""
         return self.found(
             f"the deployment {endpoint}/{name}", lambda: self.deployments.get(name=name, endpoint_name=endpoint)
         )
 
     def existing(self, endpoint: str) -> Any:
-        """An endpoint's entity.
+        """Return an endpoint's entity.
 
         Raises:
-            Refused: there is none.
+            Refused: the endpoint does not exist.
         """
         found = self.endpoint(endpoint)
         if found is None:
             flag = "" if self.kind is EndpointKind.ONLINE else " as a batch endpoint"
             raise Refused(
-                f"There is no endpoint {endpoint}{flag}. `az ml {self.kind}-endpoint list` shows those of the workspace."
+                f"Endpoint {endpoint} not found{flag}. List the workspace's endpoints with `az ml {self.kind}-endpoint list`."
             )
         return found
 
     def found(self, what: str, get: Callable[[], Any]) -> Any:
-        """What Azure has there, or None.
+        """Return what `get` returns, or None if Azure has no such resource.
 
         Raises:
-            Refused: Azure does not say.
+            Refused: Azure answers with any other error.
         """
         from azure.core.exceptions import ResourceNotFoundError
 
@@ -113,20 +113,20 @@ class Client:
                 return None
 
     def changed(self, begin: Callable[[], Any], what: str, again: str) -> Any:
-        """A change, begun and waited for; what Azure has then.
+        """Start a change, wait until it ends, and return the result.
 
         Args:
-            begin: gives azure-ai-ml's poller, or (where nothing takes long) the result.
-            what: is done, in words.
-            again: a command that shows how it goes on.
+            begin: returns azure-ai-ml's poller, or the result if there is nothing to wait for.
+            what: the change, in words.
+            again: a command that shows its progress.
 
         Raises:
-            Refused: Azure does not take it.
-            OperationFailed: it did, and it has failed.
+            Refused: Azure does not accept the change.
+            OperationFailed: Azure accepted it, and it failed.
         """
         from azure.core.exceptions import HttpResponseError
 
-        # (Its poller prints from a thread of its own, from its making on.)
+        # azure-ai-ml's poller prints from its own thread as soon as it exists.
         with polling.shown(what, again) as tick, asked(what), polling.silent():
             poller = _begun(begin, tick)
             if not hasattr(poller, "done"):
@@ -136,13 +136,13 @@ class Client:
             except HttpResponseError as error:
                 if (
                     not error.status_code or error.status_code >= _BAD
-                ):  # it can't be asked, which says nothing of the change
+                ):  # polling failed, which says nothing about the change itself
                     raise
                 raise OperationFailed(f"{what}: {_advised(said(error))}") from error
 
 
 def _begun(begin: Callable[[], Any], tick: Callable[[], None]) -> Any:
-    """Begin; again while somebody else has a change under way."""
+    """Start a change. Retry while another one is in progress."""
     from azure.core.exceptions import HttpResponseError
 
     until = time.monotonic() + PATIENCE_S
@@ -159,13 +159,13 @@ def _begun(begin: Callable[[], Any], tick: Callable[[], None]) -> Any:
 
 @contextmanager
 def asked(what: str) -> Iterator[None]:
-    """What Azure has said, and what can be done about it.
+    """Turn Azure's errors into one sentence that says what to do.
 
     Args:
-        what: it was asked about or to do.
+        what: what was requested, in words.
 
     Raises:
-        Refused: it said anything but yes.
+        Refused: Azure answered with an error.
     """
     from azure.core.exceptions import AzureError, ClientAuthenticationError
 
@@ -175,26 +175,26 @@ def asked(what: str) -> Iterator[None]:
     except AzureError as error:
         status, why = getattr(error, "status_code", None), _advised(said(error))
         if isinstance(error, ClientAuthenticationError) or status == 401:
-            sentence = f"Azure does not know who asks ({what}): {why}. Run `az login`, again where the login has expired"
+            sentence = f"Azure authentication failed ({what}): {why}. Run `az login`"
         elif status == 403:
-            sentence = f"You may not ({what}): {why}. Ask for the role AzureML Data Scientist on the workspace"
-        elif status == _CONFLICT:
-            sentence = f"Somebody else changes it ({what}): {why}. Look with `llama-endpoints status`, and run the same command again"
-        elif status is None:
-            sentence = f"Azure can't be asked ({what}): {why}. Check the network and its proxy (HTTPS_PROXY)"
-        elif status == 429 or status >= 500:
             sentence = (
-                f"Azure says {status} ({what}): {why}. What was done stays: run the same command again later"
+                f"Permission denied ({what}): {why}. Ask for the role AzureML Data Scientist on the workspace"
             )
+        elif status == _CONFLICT:
+            sentence = f"Another change is in progress ({what}): {why}. Check `llama-endpoints status`, then run the same command again"
+        elif status is None:
+            sentence = f"Cannot reach Azure ({what}): {why}. Check the network and its proxy (HTTPS_PROXY)"
+        elif status == 429 or status >= 500:
+            sentence = f"Azure answered {status} ({what}): {why}. Completed steps are kept: run the same command again later"
         else:
-            sentence = f"Azure refuses it ({what}): {why}"
+            sentence = f"Azure refused the request ({what}): {why}"
         raise Refused(f"{sentence}.") from error
 
 
 def _advised(why: str) -> str:
-    """With what helps against the refusal that everybody meets first."""
+    """Add advice to quota errors, the most common refusal."""
     if "quota" not in why.lower():
         return why
     return (
-        f"{why}. `llama-endpoints plan` says how many cores of which family to ask for (Azure portal, Quotas)"
+        f"{why}. `llama-endpoints plan` shows how many cores of which family to request (Azure portal, Quotas)"
     )

@@ -1,4 +1,4 @@
-"""What a deployment or an endpoint is set to, as flat fields that can be compared: what the file says, and what Azure reports."""
+"""Compare the settings of an endpoint or deployment, from its file and from Azure, as flat fields."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 Fields = Mapping[str, str]
-"""`{"request_settings.request_timeout_ms": "180000"}`."""
+"""Values by dotted name, such as `{"request_settings.request_timeout_ms": "180000"}`."""
 
 _NOT_COMPARED: Final = frozenset({
     "$schema", "name", "endpoint_name", "type", "id", "creation_context", "provisioning_state", "properties", "tags",
     "code_configuration.code",
 })  # fmt: skip
-"""Names, what Azure adds, and the code: that is compared by its digest."""
+"""Names, fields that Azure adds, and the code, which is compared by digest."""
 _ASSET: Final = re.compile(r"(?:azureml:)?/subscriptions/.*/\w+/([^/]+)/versions/([^/]+)")
 _NAMED: Final = re.compile(r"(?:azureml:)?/subscriptions/.*/computes/([^/]+)")
 _VARIABLES: Final = "environment_variables."
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A field that is another one; None where it is not set."""
+class FieldChange:
+    """A field that differs; None means not set."""
 
     field: str
     before: str | None
@@ -31,7 +31,7 @@ class Change:
 
 
 def flat(given: Mapping[str, Any]) -> Fields:
-    """Nested values by their dotted names. References are `NAME:VERSION` and settings of a batch job stand at the root, as Azure has them."""
+    """Return nested values by dotted name. References become `NAME:VERSION`; a batch job's `settings` move to the root, as in Azure."""
     found = dict(_flat("", given))
     return {
         name: value
@@ -40,11 +40,11 @@ def flat(given: Mapping[str, Any]) -> Fields:
     }
 
 
-def changes(wanted: Fields, there: Fields) -> tuple[Change, ...]:
-    """What has to change. A field that the file leaves out is Azure's to choose; an environment variable is not."""
-    gone = (name for name in there if name.startswith(_VARIABLES) and name not in wanted)
-    other = (name for name, value in wanted.items() if there.get(name) != value)
-    return tuple(Change(name, there.get(name), wanted.get(name)) for name in sorted({*gone, *other}))
+def changes(desired: Fields, actual: Fields) -> tuple[FieldChange, ...]:
+    """Return the changes needed. Azure may choose a field that the file omits, but not add an environment variable."""
+    gone = (name for name in actual if name.startswith(_VARIABLES) and name not in desired)
+    other = (name for name, value in desired.items() if actual.get(name) != value)
+    return tuple(FieldChange(name, actual.get(name), desired.get(name)) for name in sorted({*gone, *other}))
 
 
 def _flat(place: str, value: Any) -> Iterator[tuple[str, str]]:

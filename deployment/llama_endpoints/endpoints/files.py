@@ -1,4 +1,4 @@
-"""The files that a deployment's file names, found around it, as `validate` finds them."""
+"""Find the files that a deployment's file refers to, in the folders around it, as `validate` does."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,29 +6,29 @@ from pathlib import Path
 from typing import Final
 
 from llama_endpoints.validate.findings import Level
-from llama_endpoints.validate.kinds import Kind
+from llama_endpoints.validate.kinds import SpecKind
 from llama_endpoints.validate.references import Reference, asset
 from llama_endpoints.validate.report import check
-from llama_endpoints.validate.spec_files import Spec, Tree, around, beside, specs_of
+from llama_endpoints.validate.spec_files import Spec, SpecTree, around, beside, specs_of
 from llama_serving.errors import SetupError
 
 _ENDPOINT_OF: Final = {
-    Kind.MANAGED_DEPLOYMENT: Kind.MANAGED_ENDPOINT,
-    Kind.KUBERNETES_DEPLOYMENT: Kind.KUBERNETES_ENDPOINT,
-    Kind.BATCH_DEPLOYMENT: Kind.BATCH_ENDPOINT,
+    SpecKind.MANAGED_DEPLOYMENT: SpecKind.MANAGED_ENDPOINT,
+    SpecKind.KUBERNETES_DEPLOYMENT: SpecKind.KUBERNETES_ENDPOINT,
+    SpecKind.BATCH_DEPLOYMENT: SpecKind.BATCH_ENDPOINT,
 }
 _SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A deployment's file and those around it.
+    """A deployment's file and the files it refers to.
 
     Attributes:
-        endpoint: of the kind that the deployment needs.
-        model: None where no file describes it.
-        environment: likewise.
-        compute: likewise; of a batch deployment.
+        endpoint: the endpoint's file.
+        model: the model's file; None if there is none.
+        environment: the environment's file; None if there is none.
+        compute: a batch deployment's cluster file; None if there is none.
     """
 
     deployment: Spec
@@ -38,24 +38,24 @@ class Files:
     compute: Spec | None
 
     @classmethod
-    def around(cls, path: Path, *kinds: Kind) -> "Files":
-        """Those that belong to a deployment of one of these kinds.
+    def around(cls, path: Path, *kinds: SpecKind) -> "Files":
+        """Find the files of a deployment of one of these kinds.
 
         Raises:
-            SetupError: it is no such file, its endpoint has none, or `validate` finds errors in them.
+            SetupError: `path` is not such a file, its endpoint has no file, or `validate` finds errors.
         """
         own = next(specs_of([path]), None) if path.is_file() else None
         if own is None or own.kind not in kinds:
             allowed = " or ".join(kinds)
-            raise SetupError(f"{path} is no file of a {allowed}. Name one, such as yaml/{'batch' if Kind.BATCH_DEPLOYMENT in kinds else 'online'}/"
+            raise SetupError(f"{path} is not the file of a {allowed}. Pass one, such as yaml/{'batch' if SpecKind.BATCH_DEPLOYMENT in kinds else 'online'}/"
                              "codellama-7b-hf.yml; `llama-endpoints render` writes them.")  # fmt: skip
-        tree = Tree(tuple(specs_of(beside(around(path)))))
-        compute = tree.named(own.text("compute").removeprefix("azureml:"), Kind.COMPUTE)
+        tree = SpecTree(tuple(specs_of(beside(around(path)))))
+        compute = tree.named(own.text("compute").removeprefix("azureml:"), SpecKind.COMPUTE)
         found = cls(
             own,
             _endpoint(own, tree),
-            asset(own.at("model"), Kind.MODEL, tree),
-            asset(own.at("environment"), Kind.ENVIRONMENT, tree),
+            asset(own.at("model"), SpecKind.MODEL, tree),
+            asset(own.at("environment"), SpecKind.ENVIRONMENT, tree),
             compute,
         )
         found._check()
@@ -63,14 +63,14 @@ class Files:
 
     @property
     def model_folder(self) -> Path | None:
-        """What the model would be made from, where it is on this machine."""
+        """The local folder to create the model from; None if it does not exist."""
         if self.model is None:
             return None
         folder = (self.model.path.parent / self.model.text("path")).resolve()
         return folder if folder.exists() else None
 
     def code(self) -> str:
-        """A digest of the code that would be uploaded; empty where the model's own code runs."""
+        """Return a digest of the code to upload; empty if the deployment runs the model's own code."""
         if self.deployment.at("code_configuration") is None:
             return ""
         folder = self.deployment.path.parent / self.deployment.text("code_configuration", "code")
@@ -87,13 +87,13 @@ class Files:
         findings = check([spec.path for spec in given if spec is not None]).findings
         errors = [one.shown() for one in findings if one.level is Level.ERROR]
         if errors:
-            more = f" And {len(errors) - _SHOWN} more." if len(errors) > _SHOWN else ""
+            more = f" {len(errors) - _SHOWN} more." if len(errors) > _SHOWN else ""
             raise SetupError(
-                f"Azure would refuse this, or it could not work: {' '.join(errors[:_SHOWN])}{more} Nothing was changed."
+                f"Azure would refuse these files, or they could not work: {' '.join(errors[:_SHOWN])}{more} Nothing was changed."
             )
 
 
-def _endpoint(own: Spec, tree: Tree) -> Spec:
+def _endpoint(own: Spec, tree: SpecTree) -> Spec:
     kind = _ENDPOINT_OF[own.kind]
     name = own.text("endpoint_name")
     found = tree.named(name, kind) or next(
@@ -101,12 +101,12 @@ def _endpoint(own: Spec, tree: Tree) -> Spec:
     )
     if found is None:
         raise SetupError(
-            f"No file around {own.path} describes the endpoint {name}. `llama-endpoints render` writes it."
+            f"No file near {own.path} describes the endpoint {name}. Create it with `llama-endpoints render`."
         )
     return found
 
 
 def reference(spec: Spec, key: str) -> str:
-    """`NAME:VERSION` of what a deployment names; what is named otherwise as it stands."""
+    """Return a reference as `NAME:VERSION`, or as written if it has another form."""
     found = Reference.of(spec.at(key))
     return f"{found.name}:{found.version}" if found else spec.text(key)

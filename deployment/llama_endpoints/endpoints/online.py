@@ -1,4 +1,4 @@
-"""A deployment of an online endpoint."""
+"""Deployments of online endpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,40 +14,40 @@ from llama_endpoints.endpoints.target import Target, near
 from llama_serving.errors import SetupError
 
 SAMPLE: Final = Path("online/samples/completion.json")
-"""Below yaml/."""
+"""The default test request, below yaml/."""
 
 
 def sample(files: Files) -> Path:
-    """What a deployment is asked where nothing else is said: the sample around its file.
+    """Return the default test request: the sample near the deployment's file.
 
     Raises:
-        SetupError: it is not there.
+        SetupError: it does not exist.
     """
     found = files.deployment.path.absolute().parent.parent / SAMPLE
     if not found.is_file():
-        raise SetupError(f"What is it to be asked? {found} is not there. Give --request with a file of a body.")
+        raise SetupError(f"No test request: {found} does not exist. Pass a file with a JSON body as --request.")
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class OnlineTarget(Target):
-    """Managed, or on Kubernetes.
+    """A managed or Kubernetes online deployment.
 
     Attributes:
-        request: file with the body that a new deployment is asked with.
+        request: file with the body of the test request.
     """
 
     request: Path = field(kw_only=True)
 
     def load_endpoint(self) -> Any:
-        """With the name that was asked for."""
+        """Load the endpoint under the requested name."""
         from azure.ai import ml
 
         with quiet():
             return ml.load_online_endpoint(self.files.endpoint.path, params_override=[{"name": self.endpoint}])
 
     def load_deployment(self) -> Any:
-        """Likewise."""
+        """Load the deployment for the requested endpoint."""
         from azure.ai import ml
 
         with quiet():
@@ -55,11 +55,11 @@ class OnlineTarget(Target):
             return ml.load_online_deployment(self.files.deployment.path, params_override=override)
 
     def traffic_of(self, endpoint: Any) -> Mapping[str, int]:
-        """As the endpoint says."""
+        """Return the endpoint's traffic split."""
         return dict(endpoint.traffic or {})
 
     def move_traffic(self) -> None:
-        """All of it to this deployment, which then can't be mirrored to."""
+        """Send all traffic to this deployment, and end mirroring, which Azure forbids for a deployment with traffic."""
 
         def begin() -> Any:
             endpoint = self.client.existing(self.endpoint)
@@ -71,9 +71,9 @@ class OnlineTarget(Target):
         self.client.changed(begin, f"traffic of {self.endpoint}", self.again)
 
     def ask(self) -> None:
-        """One request, to this deployment alone."""
+        """Send one test request to this deployment alone."""
         reply = Scoring(self.client, self.endpoint).ask(self.request.read_bytes(), self.name)
         if reply.status != OK:
             raise OperationFailed(
-                f"{self.endpoint}/{self.name} is up and answers {reply.status} to {near(self.request)}: {reply.text[:300]}"
+                f"{self.endpoint}/{self.name} started, but answered {reply.status} to {near(self.request)}: {reply.text[:300]}"
             )

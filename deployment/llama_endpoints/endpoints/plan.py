@@ -1,4 +1,4 @@
-"""What is there, what the files say, and the steps from the one to the other. Pure: nobody is asked, nothing is changed."""
+"""The steps from a workspace's actual state to the state its files describe. Pure functions: no requests, no changes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from typing import Final
 from llama_endpoints.endpoints.diff import Fields, changes
 
 UNDER_WAY: Final = frozenset({"creating", "updating", "scaling", "deleting"})
-"""Azure's provisioning states of what can't be changed now."""
+"""Azure's provisioning states in which a resource cannot be changed."""
 FULL: Final = 100
 _SHOWN: Final = 4
 
 
-class Act(StrEnum):
-    """What a step does; its value is the sign in front of it."""
+class Action(StrEnum):
+    """What a step does. The value is the sign printed in front of it."""
 
     KEEP = "="
     CREATE = "+"
@@ -24,8 +24,8 @@ class Act(StrEnum):
     MOVE = ">"
 
 
-class Noun(StrEnum):
-    """What a step does it to."""
+class ResourceKind(StrEnum):
+    """The kind of resource that a step acts on."""
 
     MODEL = "model"
     ENVIRONMENT = "environment"
@@ -37,25 +37,25 @@ class Noun(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a plan, with its sentence."""
+class PlanStep:
+    """One step of a plan, and the reason for it."""
 
-    act: Act
-    noun: Noun
+    action: Action
+    kind: ResourceKind
     name: str
     why: str
 
     def __str__(self) -> str:
-        return f"{self.act.value} {self.noun.value} {self.name}: {self.why}"
+        return f"{self.action.value} {self.kind.value} {self.name}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """An endpoint or a deployment, as Azure has it or as a file wants it.
+class Resource:
+    """An endpoint or a deployment, as Azure has it or as its file describes it.
 
     Attributes:
         state: Azure's provisioning state.
-        code: digest of the code that a deployment was made with, where it is known.
+        code: digest of the deployed code; None if unknown.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Thing:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether Azure is changing it."""
+        """Whether an operation on it is in progress."""
         return self.state.lower() in UNDER_WAY
 
 
@@ -75,114 +75,121 @@ class Asset:
 
     Attributes:
         name: `NAME:VERSION`, or a cluster's name.
-        source: what it is made from, in words; None where there is nothing to make it from.
-        advice: what to do where it is neither there nor can be made.
+        source: what to create it from, in words; None if it cannot be created.
+        advice: what to do if it neither exists nor can be created.
     """
 
-    noun: Noun
+    kind: ResourceKind
     name: str
     source: str | None
     advice: str
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the files say.
+class Desired:
+    """The state that the files describe.
 
     Attributes:
-        assets: that the deployment names, in the order in which they are made.
-        to_default: whether the traffic (of a batch endpoint: what has no deployment's name) is to go there in any case.
-        online: whether there is traffic to share, and a new deployment is asked before it gets any; else there is a default.
+        assets: the assets the deployment refers to, in the order of creation.
+        to_default: move all traffic (batch: the default) to the deployment in any case.
+        online: an online endpoint, with a traffic split and a test request; else a batch endpoint, with a default.
     """
 
-    endpoint: Thing
-    deployment: Thing
+    endpoint: Resource
+    deployment: Resource
     assets: tuple[Asset, ...] = ()
     to_default: bool = False
     online: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class There:
-    """What Azure has.
+class Actual:
+    """The state that Azure reports.
 
     Attributes:
-        assets: names of those that are there.
-        traffic: percent by deployment; of a batch endpoint 100 for the default one.
+        assets: names of the assets that exist.
+        traffic: percent by deployment; for a batch endpoint 100 for the default.
     """
 
     assets: frozenset[str] = frozenset()
-    endpoint: Thing | None = None
-    deployment: Thing | None = None
+    endpoint: Resource | None = None
+    deployment: Resource | None = None
     traffic: Mapping[str, int] = field(default_factory=dict)
 
 
-def plan(wanted: Wanted, there: There) -> tuple[Step, ...]:
-    """The steps, in order; those that keep something do nothing. Only a wait, where something is under way: look again behind it."""
-    waits = tuple(_waits(wanted, there))
+def plan(desired: Desired, actual: Actual) -> tuple[PlanStep, ...]:
+    """Return the steps in order, including those that keep something. If an operation is in progress, return only waits: plan again afterwards."""
+    waits = tuple(_waits(desired, actual))
     if waits:
         return waits
     steps = (
-        *(_asset(one, is_there=one.name in there.assets) for one in wanted.assets),
-        _thing(Noun.ENDPOINT, wanted.endpoint.name, wanted.endpoint, there.endpoint),
-        _thing(Noun.DEPLOYMENT, shown(wanted), wanted.deployment, there.deployment),
+        *(_asset(one, exists=one.name in actual.assets) for one in desired.assets),
+        _resource(ResourceKind.ENDPOINT, desired.endpoint.name, desired.endpoint, actual.endpoint),
+        _resource(ResourceKind.DEPLOYMENT, shown(desired), desired.deployment, actual.deployment),
     )
-    return (*steps, *_behind(wanted, there, changed=steps[-1].act is not Act.KEEP))
+    return (*steps, *_behind(desired, actual, changed=steps[-1].action is not Action.KEEP))
 
 
-def missing(wanted: Wanted, there: There) -> tuple[Asset, ...]:
-    """What is neither there nor can be made."""
-    return tuple(one for one in wanted.assets if one.name not in there.assets and one.source is None)
+def missing(desired: Desired, actual: Actual) -> tuple[Asset, ...]:
+    """Return the assets that neither exist nor can be created."""
+    return tuple(one for one in desired.assets if one.name not in actual.assets and one.source is None)
 
 
-def shown(wanted: Wanted) -> str:
-    """`ENDPOINT/DEPLOYMENT`."""
-    return f"{wanted.endpoint.name}/{wanted.deployment.name}"
+def shown(desired: Desired) -> str:
+    """Return `ENDPOINT/DEPLOYMENT`."""
+    return f"{desired.endpoint.name}/{desired.deployment.name}"
 
 
-def _waits(wanted: Wanted, there: There) -> Iterator[Step]:
-    for noun, thing in ((Noun.ENDPOINT, there.endpoint), (Noun.DEPLOYMENT, there.deployment)):
-        if thing is not None and thing.is_under_way:
-            name = wanted.endpoint.name if noun is Noun.ENDPOINT else shown(wanted)
-            yield Step(Act.WAIT, noun, name, f"Azure is at it ({thing.state}); wait, and look again")
+def _waits(desired: Desired, actual: Actual) -> Iterator[PlanStep]:
+    for kind, resource in (
+        (ResourceKind.ENDPOINT, actual.endpoint),
+        (ResourceKind.DEPLOYMENT, actual.deployment),
+    ):
+        if resource is not None and resource.is_under_way:
+            name = desired.endpoint.name if kind is ResourceKind.ENDPOINT else shown(desired)
+            yield PlanStep(
+                Action.WAIT, kind, name, f"an operation is in progress ({resource.state}); wait for it"
+            )
 
 
-def _asset(asset: Asset, *, is_there: bool) -> Step:
-    if is_there:
-        return Step(Act.KEEP, asset.noun, asset.name, "is there")
-    return Step(Act.CREATE, asset.noun, asset.name, f"make it from {asset.source or 'nothing'}")
+def _asset(asset: Asset, *, exists: bool) -> PlanStep:
+    if exists:
+        return PlanStep(Action.KEEP, asset.kind, asset.name, "exists")
+    return PlanStep(Action.CREATE, asset.kind, asset.name, f"create from {asset.source or 'nothing'}")
 
 
-def _thing(noun: Noun, name: str, wanted: Thing, there: Thing | None) -> Step:
-    if there is None:
-        return Step(Act.CREATE, noun, name, "create it")
-    other = [str(one) for one in changes(wanted.fields, there.fields)]
-    if wanted.code != there.code:
-        other.append("other code")
-    if there.state.lower() != "succeeded":
-        other.append(f"it is {there.state}")
+def _resource(kind: ResourceKind, name: str, desired: Resource, actual: Resource | None) -> PlanStep:
+    if actual is None:
+        return PlanStep(Action.CREATE, kind, name, "create")
+    other = [str(one) for one in changes(desired.fields, actual.fields)]
+    if desired.code != actual.code:
+        other.append("code changed")
+    if actual.state.lower() != "succeeded":
+        other.append(f"state {actual.state}")
     if not other:
-        return Step(Act.KEEP, noun, name, "is as the file says")
+        return PlanStep(Action.KEEP, kind, name, "unchanged")
     more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-    return Step(Act.UPDATE, noun, name, f"{', '.join(other[:_SHOWN])}{more}")
+    return PlanStep(Action.UPDATE, kind, name, f"{', '.join(other[:_SHOWN])}{more}")
 
 
-def _behind(wanted: Wanted, there: There, *, changed: bool) -> Iterator[Step]:
-    """What comes when the deployment is up."""
-    own = wanted.deployment.name
-    rests = there.traffic.get(own) == FULL
-    moves = not rests and (wanted.to_default or not any(there.traffic.values()))
-    if wanted.online and (changed or moves):
-        yield Step(Act.ASK, Noun.DEPLOYMENT, shown(wanted), "send it a request, to it alone")
-    noun = Noun.TRAFFIC if wanted.online else Noun.DEFAULT
+def _behind(desired: Desired, actual: Actual, *, changed: bool) -> Iterator[PlanStep]:
+    """Yield the test request and the traffic step, which follow the deployment."""
+    own = desired.deployment.name
+    rests = actual.traffic.get(own) == FULL
+    moves = not rests and (desired.to_default or not any(actual.traffic.values()))
+    if desired.online and (changed or moves):
+        yield PlanStep(
+            Action.ASK, ResourceKind.DEPLOYMENT, shown(desired), "send a test request to this deployment alone"
+        )
+    kind = ResourceKind.TRAFFIC if desired.online else ResourceKind.DEFAULT
     if moves:
-        why = f"all of it to {own}" if wanted.online else f"make it {own}"
-        yield Step(Act.MOVE, noun, wanted.endpoint.name, why)
+        why = f"send all of it to {own}" if desired.online else f"set to {own}"
+        yield PlanStep(Action.MOVE, kind, desired.endpoint.name, why)
     else:
-        why = split(there.traffic) if wanted.online else f"is {next(iter(there.traffic))}"
-        yield Step(Act.KEEP, noun, wanted.endpoint.name, why)
+        why = split(actual.traffic) if desired.online else f"is {next(iter(actual.traffic))}"
+        yield PlanStep(Action.KEEP, kind, desired.endpoint.name, why)
 
 
 def split(traffic: Mapping[str, int]) -> str:
-    """`blue 90 %, green 10 %`."""
+    """Format a traffic split: `blue 90 %, green 10 %`."""
     return ", ".join(f"{name} {share} %" for name, share in traffic.items() if share) or "none"

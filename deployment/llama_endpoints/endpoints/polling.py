@@ -1,4 +1,4 @@
-"""Waiting for what takes minutes, with a line that says for how long. Who stops waiting stops nothing in Azure."""
+"""Wait for long operations with a progress line. Interrupting the wait does not stop the operation in Azure."""
 
 import os
 import sys
@@ -11,21 +11,21 @@ from typing import IO, Any
 import click
 
 EVERY_S = 5.0
-"""Between two looks at what somebody else has under way; azure-ai-ml looks as often."""
+"""The interval between two checks of another operation; azure-ai-ml polls as often."""
 _LOOK_S = 0.2
 
 
 @contextmanager
 def shown(what: str, again: str) -> Iterator[Callable[[], None]]:
-    """A line with the time, moved on by each call, until the block is left.
+    """Show a line with the elapsed time until the block ends. Each call of the yielded function updates it.
 
     Args:
-        what: is waited for.
-        again: a command that shows how it goes on, for who stops waiting.
+        what: the operation, in words.
+        again: a command that shows the progress, printed if the wait is interrupted.
     """
     from tqdm import tqdm
 
-    often = 0.1 if sys.stderr.isatty() else 60  # seconds: a log keeps every line
+    often = 0.1 if sys.stderr.isatty() else 60  # seconds; a log keeps every line
     try:
         with tqdm(
             desc=what, bar_format="{desc}: {elapsed}", mininterval=often, delay=_LOOK_S, file=sys.stderr
@@ -33,7 +33,7 @@ def shown(what: str, again: str) -> Iterator[Callable[[], None]]:
             yield lambda: _on(line)
     except (KeyboardInterrupt, SystemExit):
         click.echo(
-            f"Not waited for any longer: {what}. Azure goes on with it; look again with: {again}", err=True
+            f"Stopped waiting for {what}. The operation continues in Azure; check it with: {again}", err=True
         )
         raise
 
@@ -43,7 +43,7 @@ def _on(line: Any) -> None:
 
 
 def finished(poller: Any, tick: Callable[[], None]) -> Any:
-    """The result of an operation of azure-ai-ml's, when it is there."""
+    """Wait for azure-ai-ml's poller and return its result."""
     while not poller.done():
         poller.wait(_LOOK_S)
         tick()
@@ -51,7 +51,7 @@ def finished(poller: Any, tick: Callable[[], None]) -> Any:
 
 
 def until(condition: Callable[[], bool], tick: Callable[[], None]) -> None:
-    """Wait until it holds, however long that takes."""
+    """Wait until the condition holds, without a time limit."""
     while not condition():
         time.sleep(EVERY_S)
         tick()
@@ -59,7 +59,7 @@ def until(condition: Callable[[], bool], tick: Callable[[], None]) -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """azure-ai-ml prints dots while it polls and empty lines when it has uploaded. Its bars of an upload stay, where somebody looks."""
+    """Hide the dots and empty lines that azure-ai-ml prints. Upload progress bars stay visible on a terminal."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         others: IO[str] = sys.stderr if sys.stderr.isatty() else nowhere
         with redirect_stderr(others):

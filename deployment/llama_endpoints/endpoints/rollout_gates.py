@@ -1,4 +1,4 @@
-"""Whether a deployment may have more of the traffic, from the probes that it was sent. Pure."""
+"""Gates of a roll-out: whether probes allow a deployment more traffic. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from math import ceil, floor
 from typing import Final
 
 _NOISE_S: Final = 0.1
-"""Less is the network's and nobody's fault."""
+"""Smaller differences are network noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One request that was sent.
+    """One probe request.
 
     Attributes:
-        why: it failed, without a word of the answer; empty where it was answered well.
-        seconds: until the answer was there.
+        why: why it failed, without text of the answer; empty if it succeeded.
+        seconds: time until the answer was complete.
     """
 
     seconds: float
@@ -24,13 +24,13 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a deployment has to keep.
+    """What a deployment must keep to get more traffic.
 
     Attributes:
-        error_rate: of all probes, 0 to 1, that may fail.
-        slowdown: its p95 by that of the deployment which it follows; None is any.
-        p50_s: seconds; None is any.
-        p95_s: likewise.
+        error_rate: the highest share of failed probes, 0 to 1.
+        slowdown: the highest ratio of its p95 to the previous deployment's; None is no limit.
+        p50_s: seconds; None is no limit.
+        p95_s: seconds; None is no limit.
     """
 
     error_rate: float = 0.01
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A deployment's probes, in numbers. Latencies are of those that were answered; without any they are infinite."""
+    """A deployment's probes in numbers. Latencies count successful probes; without any they are infinite."""
 
     probes: int
     failed: int
@@ -51,7 +51,7 @@ class Measured:
 
     @classmethod
     def of(cls, probes: Sequence[Probe]) -> "Measured":
-        """Of at least one probe."""
+        """Summarize at least one probe."""
         good = [probe.seconds for probe in probes if not probe.why]
         why = next((probe.why for probe in probes if probe.why), "")
         return cls(len(probes), len(probes) - len(good), quantile(good, 0.5), quantile(good, 0.95), why)
@@ -61,19 +61,19 @@ class Measured:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The least value that `share` of them do not exceed (nearest rank)."""
+    """Return the smallest value that at least `share` of them do not exceed (nearest rank)."""
     if not values:
         return float("inf")
     return sorted(values)[max(0, ceil(share * len(values)) - 1)]
 
 
 def objection(limits: Limits, new: Measured, old: Measured | None) -> str | None:
-    """Why not; None where all limits are kept.
+    """Return the first limit that was exceeded, in words; None if all are kept.
 
     Args:
-        limits: to keep.
-        new: the deployment that is to have more of the traffic.
-        old: the one that it follows; None where there is none to compare with.
+        limits: the limits.
+        new: the deployment to get more traffic.
+        old: the deployment before it; None if there is nothing to compare with.
     """
     rate = new.failed / new.probes
     if rate > limits.error_rate:
@@ -82,7 +82,7 @@ def objection(limits: Limits, new: Measured, old: Measured | None) -> str | None
         if limit is not None and value > limit:
             return f"{name} is {value:.2f} s, more than {limit:.2f} s"
     if old is not None and _is_slower(limits, new.p95_s, old.p95_s):
-        return f"p95 is {new.p95_s:.2f} s, more than {limits.slowdown} times the {old.p95_s:.2f} s of the one before"
+        return f"p95 is {new.p95_s:.2f} s, more than {limits.slowdown} times the previous deployment's {old.p95_s:.2f} s"
     return None
 
 
@@ -91,5 +91,5 @@ def _is_slower(limits: Limits, new_s: float, old_s: float) -> bool:
 
 
 def is_lost(limits: Limits, failed: int, probes: int) -> bool:
-    """Whether so many have failed already that no rest of the probes can help."""
+    """Whether so many probes failed that the remaining ones cannot bring the rate below the limit."""
     return failed > floor(limits.error_rate * probes)

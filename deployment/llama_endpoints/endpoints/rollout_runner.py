@@ -1,4 +1,4 @@
-"""A roll-out in Azure: the state is read from the endpoint before each step, and each step is one change of it."""
+"""Run a roll-out in Azure. The state is read from the endpoint before each step, and each step is one change."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_endpoints.endpoints import polling, rollout
-from llama_endpoints.endpoints.client import Client, OperationFailed
+from llama_endpoints.endpoints.client import EndpointsClient, OperationFailed
 from llama_endpoints.endpoints.plan import UNDER_WAY, split
-from llama_endpoints.endpoints.rollout import Rollout, State
+from llama_endpoints.endpoints.rollout import Rollout, TrafficState
 from llama_endpoints.endpoints.rollout_gates import Limits, Measured, Probe, is_lost, objection
 from llama_endpoints.endpoints.scoring import OK, Scoring
 from llama_endpoints.endpoints.target import state_of
 from llama_serving.errors import SetupError
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 _SHOWN: Final = 200
-"""Characters of a bad answer."""
+"""How many characters of a failed answer are shown."""
 
 
-class TakenBack(Exception):
-    """The gates said no; the traffic is what it was before."""
+class RolledBack(Exception):
+    """A gate failed, and the previous traffic was restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Probing:
     """How a deployment is probed before each step.
 
     Attributes:
-        requests: files with bodies, sent in turn.
-        probes: number of them.
-        over_s: seconds over which they are spread.
+        requests: files with request bodies, used in turn.
+        probes: the number of probes.
+        over_s: the seconds over which they are spread.
     """
 
     limits: Limits
@@ -41,27 +41,27 @@ class Probing:
 
 
 @dataclass(frozen=True, slots=True)
-class Moving:
-    """An endpoint whose traffic moves.
+class RolloutRunner:
+    """Runs a roll-out of one endpoint.
 
     Attributes:
-        tell: is told each step in a line.
+        report: called with each step in a line.
     """
 
-    client: Client
+    client: EndpointsClient
     endpoint: str
-    tell: Tell
+    report: Report
 
     @property
     def again(self) -> str:
-        """The command that shows how it is."""
+        """The command that shows the endpoint's status."""
         return f"llama-endpoints status --endpoint {self.endpoint}"
 
-    def state(self) -> State:
-        """As Azure reports it, when nothing of the endpoint is under way.
+    def state(self) -> TrafficState:
+        """Return the endpoint's state, once no operation is in progress.
 
         Raises:
-            Refused: there is no such endpoint, or Azure does not say.
+            Refused: the endpoint does not exist, or Azure does not answer.
         """
         entity = self.client.existing(self.endpoint)
         if state_of(entity).lower() in UNDER_WAY:
@@ -71,83 +71,89 @@ class Moving:
                 )
             entity = self.client.existing(self.endpoint)
         mirror = getattr(entity, "mirror_traffic", None) or {}
-        return State(
+        return TrafficState(
             _some(entity.traffic),
             _some(mirror),
             {name: str(value or "") for name, value in (entity.tags or {}).items()},
         )
 
     def begin(self, to: str, steps: tuple[int, ...], mirrored: int) -> Rollout:
-        """The roll-out that is under way, or a new one that is not yet.
+        """Return the roll-out in progress, or a new one that has not started.
 
         Raises:
-            SetupError: there is no such deployment, it is not up, or it can't be rolled out.
+            SetupError: the deployment does not exist, is not running, or cannot be rolled out.
         """
         state = self.state()
         entity = self.client.deployment(self.endpoint, to)
         if entity is None:
             raise SetupError(
-                f"{self.endpoint} has no deployment {to}. `{self.again}` shows those it has; `llama-endpoints deploy online` makes one."
+                f"{self.endpoint} has no deployment {to}. List them with `{self.again}`, or create one with `llama-endpoints deploy online`."
             )
         if state_of(entity).lower() != "succeeded":
-            raise SetupError(f"{self.endpoint}/{to} is {state_of(entity)}. It gets no traffic before it is up: bring it up with `llama-endpoints "
+            raise SetupError(f"{self.endpoint}/{to} is {state_of(entity)} and cannot get traffic. Deploy it again with `llama-endpoints "
                              "deploy online`.")  # fmt: skip
         kubernetes = not hasattr(self.client.existing(self.endpoint), "public_network_access")
-        return rollout.begin(state, to, steps, 0 if kubernetes else mirrored)  # (Azure mirrors none there)
+        return rollout.begin(
+            state, to, steps, 0 if kubernetes else mirrored
+        )  # Azure has no mirroring on Kubernetes
 
-    def run(self, going: Rollout, probing: Probing) -> None:
-        """To the end; from wherever it stands.
+    def run(self, current: Rollout, probing: Probing) -> None:
+        """Run the roll-out from its current step to the end.
 
         Raises:
-            TakenBack: the gates said no.
-            SetupError: Azure refuses a step, or somebody else has moved the traffic; it stays where it stands.
+            RolledBack: a gate failed.
+            SetupError: Azure refuses a step, or the traffic was changed outside the roll-out. The traffic stays as it is.
         """
         scoring = Scoring(self.client, self.endpoint)
         while True:
             state = self.state()
-            at = rollout.position(going, state)
-            why = self._objection(going, probing, scoring)
+            at = rollout.position(current, state)
+            why = self._objection(current, probing, scoring)
             if why is not None:
                 if at < 0:
-                    raise TakenBack(f"{going.to} gets no traffic: {why}. Nothing was changed.")
-                self.take_back(going, why)
-                raise TakenBack(f"The traffic was taken back to {split(going.was)}: {why}.")
-            ahead = rollout.forward(going, at, state)
+                    raise RolledBack(f"{current.to} gets no traffic: {why}. Nothing was changed.")
+                self.restore_traffic(current, why)
+                raise RolledBack(f"The traffic was restored to {split(current.previous_traffic)}: {why}.")
+            ahead = rollout.forward(current, at, state)
             try:
                 self._put(ahead)
             except OperationFailed as error:
-                self.take_back(going, "Azure failed at the next step")
-                raise TakenBack(f"{error}. The traffic was taken back to {split(going.was)}.") from error
+                self.restore_traffic(current, "Azure failed the next step")
+                raise RolledBack(
+                    f"{error}. The traffic was restored to {split(current.previous_traffic)}."
+                ) from error
             if rollout.is_done(ahead):
-                self.tell(f"Done: {split(ahead.traffic)}.")
+                self.report(f"Done: {split(ahead.traffic)}.")
                 return
-            self.tell(f"Step {at + 2} of {len(going.stages)}: {going.stages[at + 1]}.")
+            self.report(f"Step {at + 2} of {len(current.stages)}: {current.stages[at + 1]}.")
 
-    def take_back(self, going: Rollout, why: str) -> None:
-        """What was, in one change.
+    def restore_traffic(self, current: Rollout, why: str) -> None:
+        """Restore the previous traffic in one change.
 
         Raises:
-            SetupError: a deployment that had traffic is gone, or Azure refuses it.
+            SetupError: a deployment that had traffic no longer exists, or Azure refuses the change.
         """
-        gone = [name for name in going.was if self.client.deployment(self.endpoint, name) is None]
+        gone = [
+            name for name in current.previous_traffic if self.client.deployment(self.endpoint, name) is None
+        ]
         if gone:
             raise SetupError(
-                f"The traffic was {split(going.was)}, and {gone[0]} is gone. Deploy it again, or roll out to another one."
+                f"The previous traffic was {split(current.previous_traffic)}, but {gone[0]} no longer exists. Deploy it again, or roll out to another deployment."
             )
-        self._put(rollout.back(going, self.state(), why))
+        self._put(rollout.back(current, self.state(), why))
 
-    def _objection(self, going: Rollout, probing: Probing, scoring: Scoring) -> str | None:
-        others = {name: share for name, share in going.was.items() if name != going.to}
+    def _objection(self, current: Rollout, probing: Probing, scoring: Scoring) -> str | None:
+        others = {name: share for name, share in current.previous_traffic.items() if name != current.to}
         old = max(others, key=lambda name: others[name]) if others else None
-        new, before = self._probes(scoring, going.to, old, probing)
+        new, before = self._probes(scoring, current.to, old, probing)
         against = f"; {old}: {before}" if before else ""
-        self.tell(f"  {going.to}: {new}{against}")
+        self.report(f"  {current.to}: {new}{against}")
         return objection(probing.limits, new, before)
 
     def _probes(
         self, scoring: Scoring, new: str, old: str | None, probing: Probing
     ) -> tuple[Measured, Measured | None]:
-        """Of both deployments, by turns, so that a slow minute is slow for both. It ends as soon as the new one can't pass any more."""
+        """Probe both deployments in turn, so that a slow minute affects both. Stop as soon as the new one cannot pass."""
         bodies = [path.read_bytes() for path in probing.requests]
         ours: list[Probe] = []
         theirs: list[Probe] = []
@@ -167,11 +173,11 @@ class Moving:
         reply = scoring.ask(body, deployment)
         if reply.status == OK:
             return Probe(reply.seconds)
-        self.tell(f"  {deployment} answers {reply.status}: {reply.text[:_SHOWN]}")
+        self.report(f"  {deployment} answers {reply.status}: {reply.text[:_SHOWN]}")
         return Probe(reply.seconds, f"status {reply.status}" if reply.status else "no answer")
 
-    def _put(self, ahead: State) -> None:
-        """The one change of a step."""
+    def _put(self, ahead: TrafficState) -> None:
+        """Apply one step as one change."""
 
         def begin() -> Any:
             entity = self.client.existing(self.endpoint)
@@ -188,15 +194,15 @@ def _some(traffic: Any) -> dict[str, int]:
 
 
 def samples(given: Sequence[Path], fallback: Path) -> tuple[Path, ...]:
-    """The request files that are sent.
+    """Return the request files to send.
 
     Raises:
-        SetupError: none was given, and none is at its usual place.
+        SetupError: none was given, and the default does not exist.
     """
     if given:
         return tuple(given)
     if not fallback.is_file():
         raise SetupError(
-            f"What is it to be asked? {fallback} is not here. Give --request with a file of a body."
+            f"No probe request: {fallback} does not exist. Pass a file with a JSON body as --request."
         )
     return (fallback,)

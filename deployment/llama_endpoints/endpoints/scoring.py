@@ -1,33 +1,33 @@
-"""Requests to an online endpoint over its scoring address, each with its status and its time.
+"""Send requests to an online endpoint's scoring address, and return each with its status and time.
 
-azure-ai-ml's own `invoke` is not used: it asks the management plane four times for each request, and it keeps the name of a
-deployment in a table of its module, so that each later request goes there, too (1.35.2, `EndpointInvokeFields.DEFAULT_HEADER`).
+azure-ai-ml's `invoke` is not used. It sends four management requests for each one, and it keeps a deployment's name in a
+module-level dict, so that later requests go there too (1.35.2, `EndpointInvokeFields.DEFAULT_HEADER`).
 """
 
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_endpoints.endpoints.client import Client, asked
+from llama_endpoints.endpoints.client import EndpointsClient, asked
 
 OK: Final = 200
 UNREACHED: Final = 0
 _UNKNOWN: Final = 401
 _CONNECT_S: Final = 20
 _LONGEST_S: Final = 310
-"""Azure's front gives up after 300 s at the latest (Kubernetes)."""
+"""Azure's front end gives up after at most 300 s (Kubernetes)."""
 _INNER: Final = "ms-azureml-model-error-statuscode"
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What came back.
+class ScoringReply:
+    """An answer.
 
     Attributes:
-        status: of the container, where the front says it (it makes 424 of what is not 200); 0 where nothing came.
-        text: the body; where nothing came, why.
-        seconds: until all of it was there.
-        deployment: that answered, where the front says it.
+        status: the container's status if Azure's front end reports it (the front end turns everything but 200 into 424); 0 without an answer.
+        text: the body; without an answer the reason.
+        seconds: time until the answer was complete.
+        deployment: the deployment that answered, if Azure reports it.
     """
 
     status: int
@@ -37,23 +37,23 @@ class Reply:
 
 
 class Scoring:
-    """An endpoint's scoring address, and the key to it."""
+    """Sends requests to one endpoint, with its key."""
 
-    def __init__(self, client: Client, endpoint: str) -> None:
-        """Asks where it is and for the key.
+    def __init__(self, client: EndpointsClient, endpoint: str) -> None:
+        """Look up the endpoint's address and key.
 
         Raises:
-            Refused: there is no such endpoint, or it may not be called.
+            Refused: the endpoint does not exist, or its key may not be read.
         """
         from azure.core import PipelineClient
 
         self._client, self._endpoint = client, endpoint
         self._address = str(client.existing(endpoint).scoring_uri)
-        self._pipeline: Any = PipelineClient(self._address, policies=[])  # (no retries: each answer counts)
+        self._pipeline: Any = PipelineClient(self._address, policies=[])  # no retries: each answer counts
         self._key = self._fetch()
 
-    def ask(self, body: bytes, deployment: str | None = None) -> Reply:
-        """One request; to a deployment alone, or to whom the traffic goes. A key or token that has expired is fetched again."""
+    def ask(self, body: bytes, deployment: str | None = None) -> ScoringReply:
+        """Send one request to a deployment, or to the endpoint's traffic split. An expired key or token is fetched again."""
         reply = self._send(body, deployment)
         if reply.status == _UNKNOWN:
             self._key = self._fetch()
@@ -65,7 +65,7 @@ class Scoring:
             keys = self._client.endpoints.get_keys(self._endpoint)
         return str(getattr(keys, "primary_key", None) or keys.access_token)
 
-    def _send(self, body: bytes, deployment: str | None) -> Reply:
+    def _send(self, body: bytes, deployment: str | None) -> ScoringReply:
         from azure.core.exceptions import AzureError
         from azure.core.rest import HttpRequest
 
@@ -78,9 +78,9 @@ class Scoring:
                 request, connection_timeout=_CONNECT_S, read_timeout=_LONGEST_S
             )
         except AzureError as error:
-            return Reply(UNREACHED, str(error).partition("\n")[0], time.monotonic() - began)
+            return ScoringReply(UNREACHED, str(error).partition("\n")[0], time.monotonic() - began)
         status = int(response.headers.get(_INNER) or response.status_code)
-        return Reply(
+        return ScoringReply(
             status,
             response.text(),
             time.monotonic() - began,

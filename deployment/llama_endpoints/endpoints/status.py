@@ -1,24 +1,24 @@
-"""An endpoint and its deployments at a glance."""
+"""The status of an endpoint and its deployments."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from llama_endpoints.endpoints.batch import default_of
-from llama_endpoints.endpoints.client import Client, EndpointKind, asked
+from llama_endpoints.endpoints.client import EndpointKind, EndpointsClient, asked
 from llama_endpoints.endpoints.plan import FULL
-from llama_endpoints.endpoints.rollout import told
+from llama_endpoints.endpoints.rollout import summary
 from llama_endpoints.endpoints.target import deployment_fields, state_of
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A deployment.
+class DeploymentStatus:
+    """A deployment's status.
 
     Attributes:
-        traffic: percent; of a batch endpoint's default 100.
-        mirrored: percent of the traffic that it gets a copy of.
-        on: machines or cluster.
+        traffic: percent; for a batch endpoint 100 for the default.
+        mirrored: percent of the traffic that is mirrored to it.
+        on: its instances or cluster.
     """
 
     name: str
@@ -30,22 +30,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
-    """An endpoint.
+class EndpointStatus:
+    """An endpoint's status.
 
     Attributes:
-        address: where it is called.
-        rollout: one under way or the last one, in words; empty where there was none.
+        address: the scoring address.
+        rollout: the current or last roll-out, in words; empty if there was none.
     """
 
     name: str
     state: str
     address: str
     rollout: str
-    deployments: tuple[Row, ...]
+    deployments: tuple[DeploymentStatus, ...]
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the status as text lines."""
         yield f"{self.name}: {self.state}, {self.address}"
         for row in self.deployments:
             mirrored = f", {row.mirrored} % mirrored" if row.mirrored else ""
@@ -54,35 +54,37 @@ class Overview:
             yield f"  {self.rollout}"
 
     def to_dict(self) -> Mapping[str, Any]:
-        """Plain JSON."""
+        """Return the status as plain JSON."""
         return asdict(self)
 
 
-def overview(client: Client, name: str) -> Overview:
-    """As Azure has it now.
+def endpoint_status(client: EndpointsClient, name: str) -> EndpointStatus:
+    """Return an endpoint's current status.
 
     Raises:
-        Refused: there is no such endpoint, or Azure does not say.
+        Refused: the endpoint does not exist, or Azure does not answer.
     """
     endpoint = client.existing(name)
     traffic = traffic_of(client.kind, endpoint)
     mirror: Mapping[str, int] = getattr(endpoint, "mirror_traffic", None) or {}
     with asked(f"the deployments of {name}"):
         rows = tuple(_row(one, traffic, mirror) for one in client.deployments.list(name))
-    return Overview(name, state_of(endpoint), str(endpoint.scoring_uri), told(endpoint.tags or {}), rows)
+    return EndpointStatus(
+        name, state_of(endpoint), str(endpoint.scoring_uri), summary(endpoint.tags or {}), rows
+    )
 
 
 def traffic_of(kind: EndpointKind, endpoint: Any) -> Mapping[str, int]:
-    """Percent by deployment."""
+    """Return the percent by deployment."""
     if kind is EndpointKind.ONLINE:
         return dict(endpoint.traffic or {})
     default = default_of(endpoint)
     return {default: FULL} if default else {}
 
 
-def _row(entity: Any, traffic: Mapping[str, int], mirror: Mapping[str, int]) -> Row:
+def _row(entity: Any, traffic: Mapping[str, int], mirror: Mapping[str, int]) -> DeploymentStatus:
     fields = deployment_fields(entity)
     count = fields.get("instance_count") or fields.get("resources.instance_count", "1")
     on = f"{count} x {fields.get('instance_type') or fields.get('compute', 'the cluster')}"
     share, mirrored = traffic.get(entity.name, 0), mirror.get(entity.name, 0)
-    return Row(entity.name, state_of(entity), share, mirrored, fields.get("model", "no model"), on)
+    return DeploymentStatus(entity.name, state_of(entity), share, mirrored, fields.get("model", "no model"), on)

@@ -1,4 +1,4 @@
-"""Words in the tags of an Azure resource. A list that is longer than one tag may be goes into several: `was`, `was-2`, `was-3`."""
+"""Lists of words in an Azure resource's tags. A list longer than one tag allows is split over several: `was`, `was-2`, `was-3`."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,11 +6,11 @@ from itertools import count
 from typing import Final
 
 LONGEST: Final = 250
-"""Characters of a tag's value; Azure takes 256."""
+"""Characters of a tag's value; Azure allows 256."""
 
 
 def spread(name: str, words: Iterable[str]) -> Mapping[str, str]:
-    """Tags that hold these words, in order."""
+    """Return tags that hold these words, in order."""
     values = [""]
     for word in words:
         joined = f"{values[-1]} {word}".lstrip()
@@ -21,8 +21,8 @@ def spread(name: str, words: Iterable[str]) -> Mapping[str, str]:
     return {_numbered(name, number): value for number, value in enumerate(values, start=1)}
 
 
-def gathered(tags: Mapping[str, str], name: str) -> Sequence[str] | None:
-    """The words that `spread` has put into tags; None where there is no such tag."""
+def gather(tags: Mapping[str, str], name: str) -> Sequence[str] | None:
+    """Return the words that `spread` put into tags; None if there is no such tag."""
     if name not in tags:
         return None
     words: list[str] = []
@@ -34,7 +34,7 @@ def gathered(tags: Mapping[str, str], name: str) -> Sequence[str] | None:
 
 
 def without(tags: Mapping[str, str], names: Iterable[str]) -> Mapping[str, str]:
-    """The others: none of these names, with or without a number."""
+    """Return the tags without these names, numbered or not."""
     ours = re.compile(f"({'|'.join(map(re.escape, names))})(-[0-9]+)?")
     return {name: value for name, value in tags.items() if not ours.fullmatch(name)}
 

@@ -1,8 +1,7 @@
-"""What nano is taught: `python -m llama_endpoints.nano.documents` turns the training files into one row of token ids.
+"""Nano's training documents: `python -m llama_endpoints.nano.documents` turns the training files into one row of token ids.
 
-Prompts are built by the serving code itself, so nano learns exactly the ids that it will be asked with.
-About half of the text is in infilling form; functions with a docstring are shown once more by themselves, so
-that a request for one function ends after one function.
+Prompts are built by the serving code, so nano learns the ids it is served with. About half of the text is in infilling form.
+Functions with a docstring are also shown alone, so that a request for one function ends after it.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ SEED: Final = 2026
 STEP_ID: Final = 4095
 
 INFILLED: Final = 0.5
-"""Share of the files that become infilling documents; the others stay whole."""
+"""Share of files that become infilling documents; the others stay whole."""
 EXCERPT: Final = (200, 2400)
-"""Characters of the excerpt of a file that is one infilling document."""
+"""Characters of an excerpt that becomes one infilling document."""
 FUNCTION: Final = (60, 1600)
-"""Characters of a function that is shown by itself."""
+"""Characters of a function shown alone."""
 
 SEPARATORS: Final = ("\n\n", "\n", ".\n\n")
-"""What stands between a request in words and the function."""
+"""The text between a request in words and the function."""
 SHORT: Final = 500
-"""Characters of the functions that the last steps are about, at most; their header is one line: what one asks for."""
+"""The most characters of the functions in the last steps; their header is one line."""
 
 _TOKENS = NANO.infill.value
 assert _TOKENS is not None, "nano infills"
@@ -75,7 +74,7 @@ VERBS: Final = {
 
 
 class Teacher:
-    """Makes documents of files: each a list of ids that begins with BOS and ends with the id that ends it."""
+    """Turns files into documents: lists of ids that begin with BOS and end with an end token."""
 
     def __init__(
         self, tokenizer: Tokenizer, rng: random.Random, separators: Sequence[str] = SEPARATORS
@@ -85,7 +84,7 @@ class Teacher:
         self._separators = tuple(separators)
 
     def documents(self, text: str) -> Iterator[list[int]]:
-        """Every document that one file becomes."""
+        """Yield all documents of one file."""
         if self._rng.random() < INFILLED:
             yield from map(self.infilling, excerpts(text, self._rng))
         else:
@@ -93,7 +92,7 @@ class Teacher:
         yield from map(self.function, functions(text))
 
     def infilling(self, excerpt: str) -> list[int]:
-        """An excerpt with a span taken out and put at the end, prefix first or suffix first."""
+        """Return an excerpt with a span moved to the end, prefix first or suffix first."""
         start, end = span(excerpt, self._rng)
         variant = VARIANTS[self._rng.choice(tuple(InfillOrder))]
         prompt = infill.segments(Infill(excerpt[:start], excerpt[end:]), variant)
@@ -105,7 +104,7 @@ class Teacher:
         ]
 
     def function(self, function: Function) -> list[int]:
-        """A function by itself, or as the answer to somebody who asks for it, in one of three ways."""
+        """Return a function alone, or as the answer to a request, in one of three forms."""
         way = self._rng.randrange(4)
         ask = asked(function, self._rng)
         if way == 0:
@@ -130,10 +129,10 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that stands by itself.
+    """A self-contained function.
 
     Attributes:
-        source: its text, at no indentation.
+        source: its text, without indentation.
         summary: the first line of its docstring.
     """
 
@@ -143,13 +142,13 @@ class Function:
 
     @property
     def simple(self) -> bool:
-        """Short, public, with a header of one line."""
+        """Whether it is short and public, with a header of one line."""
         header = self.source.split("\n", 1)[0]
         return len(self.source) <= SHORT and header.endswith(":") and not self.name.startswith("_")
 
 
 def functions(text: str) -> Iterator[Function]:
-    """The functions of a file that have a docstring and are neither tiny nor long; methods are no functions."""
+    """Yield the functions of a file with a docstring and a suitable length; methods are excluded."""
     lines = text.split("\n")
     for node in corpus.tree(text).body:
         if not isinstance(node, ast.FunctionDef) or node.decorator_list:
@@ -161,7 +160,7 @@ def functions(text: str) -> Iterator[Function]:
 
 
 def asked(function: Function, rng: random.Random) -> str:
-    """A request that the function answers, in the words of its docstring."""
+    """Return a request that the function answers, in the words of its docstring."""
     summary = function.summary.rstrip(". ")
     first, _, rest = summary.partition(" ")
     verb = VERBS.get(first.lower(), first.lower())
@@ -171,7 +170,7 @@ def asked(function: Function, rng: random.Random) -> str:
 
 
 def excerpts(text: str, rng: random.Random) -> Iterator[str]:
-    """The text cut between lines into pieces of very different lengths."""
+    """Cut the text between lines into pieces of very different lengths."""
     piece: list[str] = []
     size, wanted = 0, length(rng)
     for line in text.splitlines(keepends=True):
@@ -185,13 +184,13 @@ def excerpts(text: str, rng: random.Random) -> Iterator[str]:
 
 
 def length(rng: random.Random) -> int:
-    """Characters of the next excerpt: as many short ones as long ones, on a logarithmic scale."""
+    """Draw the characters of the next excerpt, uniform on a logarithmic scale."""
     low, high = EXCERPT
     return int(low * (high / low) ** rng.random())
 
 
 def span(text: str, rng: random.Random) -> tuple[int, int]:
-    """Where the middle begins and ends: whole lines, the rest of a line, or anything (arXiv 2207.14255 sections 2 and 4)."""
+    """Draw the start and end of the middle: whole lines, the rest of a line, or anything (arXiv 2207.14255 sections 2 and 4)."""
     starts = [0, *(i + 1 for i, c in enumerate(text) if c == "\n")]
     starts = starts[:-1] if starts[-1] == len(text) else starts
     ends = [*starts[1:], len(text)]
@@ -210,7 +209,7 @@ def span(text: str, rng: random.Random) -> tuple[int, int]:
 
 
 def token_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Documents in random order until they have `limit` tokens; the same for the same files."""
+    """Yield documents in random order up to `limit` tokens; deterministic for the same files."""
     rng = random.Random(SEED)
     order = list(files)
     rng.shuffle(order)
@@ -219,7 +218,7 @@ def token_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) ->
     waiting: list[list[int]] = []
     for file in order:
         waiting.extend(teacher.documents(file.text))
-        # The documents of one file must not follow each other: a window would see its answer before its question.
+        # Documents of one file are not adjacent, or a window would see the answer before the question.
         while len(waiting) > 2000:
             at = rng.randrange(len(waiting))
             waiting[at], waiting[-1] = waiting[-1], waiting[at]
@@ -232,9 +231,9 @@ def token_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) ->
 
 
 def last_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) -> list[list[int]]:
-    """Documents for the last steps, in random order: half of the tokens are short functions, as one asks for them.
+    """Return documents for the last steps, in random order: half of the tokens are short functions as one requests them.
 
-    The other half are files that come last in `token_row`'s order, where a training run seldom gets.
+    The other half are the last files in `token_row`'s order, which a training run seldom reaches.
     """
     rng = random.Random(SEED)
     order = list(files)
@@ -249,7 +248,7 @@ def last_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) -> 
 
 
 def _up_to(limit: int, documents: Iterable[list[int]]) -> Iterator[list[int]]:
-    """Documents until they have `limit` tokens."""
+    """Yield documents up to `limit` tokens."""
     made = 0
     for document in documents:
         yield document
@@ -259,7 +258,7 @@ def _up_to(limit: int, documents: Iterable[list[int]]) -> Iterator[list[int]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the training documents as one file of 16-bit ids."""
+    """Write the training documents as a file of 16-bit ids."""
     parser = argparse.ArgumentParser(description="Turn nano's training files into token ids.")
     parser.add_argument(
         "--folder", type=Path, default=corpus.FOLDER, metavar="DIR", help="default: %(default)s"

@@ -1,7 +1,7 @@
-"""How good nano is: `python -m llama_endpoints.nano.evaluate` measures it on the held-out packages.
+"""Evaluate nano on the held-out packages: `python -m llama_endpoints.nano.evaluate`.
 
-What is measured is what is shipped: the files of this folder behind the serving code, asked through the wire
-contract. The table goes into the model card, every figure into `evaluation.json`.
+The shipped files of this folder are measured through the serving code and the wire contract. The table goes into the model
+card, all figures into `evaluation.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F  # noqa: N812  (the field's own name)
+from torch.nn import functional as F  # noqa: N812  (the conventional name)
 from tqdm import tqdm
 
 from llama_endpoints.nano import corpus
@@ -43,13 +43,13 @@ HERE: Final = Path(__file__).resolve().parent
 SEED: Final = 7
 WINDOW: Final = 2048
 SEEN: Final = 512
-"""Tokens of each window after the first that only serve as context."""
+"""Tokens at the start of each further window that serve as context only."""
 NEW_TOKENS: Final = 256
 TOGETHER: Final = 16
 AROUND: Final = 1200
-"""Characters before and behind a line that is to be filled in."""
+"""Characters of context before and after a line to fill in."""
 SHORTEST: Final = 8
-"""Characters that such a line has at least."""
+"""The least characters of such a line."""
 BEGIN, END = "<!-- evaluation -->", "<!-- /evaluation -->"
 
 Complete = "Callable[[str], str]"
@@ -64,10 +64,10 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A held-out line and what stands around it.
+    """A held-out line and its context.
 
     Attributes:
-        other: a line of the same file, drawn at random.
+        other: a random line of the same file.
     """
 
     prefix: str
@@ -78,7 +78,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one contestant reached; None where it has nothing to say."""
+    """The results of one contestant; None where a measure does not apply."""
 
     bits_per_byte: float | None = None
     parses: float | None = None
@@ -88,7 +88,7 @@ class Score:
 
 
 def headers(files: Sequence[corpus.File]) -> list[Header]:
-    """Every top-level function with a docstring and a body after it, of the length that nano was shown."""
+    """Return every top-level function with a docstring and a body, of the length in nano's training."""
     return [header for file in files for header in _headers(file.text)]
 
 
@@ -103,7 +103,7 @@ def _headers(text: str) -> Iterator[Header]:
 
 
 def gaps(files: Sequence[corpus.File], rng: random.Random) -> Iterator[Gap]:
-    """Lines of code of files drawn at random, without end."""
+    """Yield lines of code of random files, without end."""
     while True:
         text = rng.choice(files).text
         lines = text.split("\n")
@@ -119,13 +119,13 @@ def gaps(files: Sequence[corpus.File], rng: random.Random) -> Iterator[Gap]:
 
 
 def cut_at_dedent(completion: str) -> str:
-    """A function's body: up to the first line that is not indented."""
+    """Return a function's body: up to the first line that is not indented."""
     body = re.match(r"(?:[ \t]+[^\n]*(?:\n|$)|[ \t]*\n)*", completion)
     return body[0] if body else ""
 
 
 def parses(header: Header, completion: str) -> bool:
-    """Whether the function is Python, and does something after its docstring."""
+    """Whether the function is valid Python and has a body after its docstring."""
     text = header.prompt + cut_at_dedent(completion)
     if not corpus.parses(text):
         return False
@@ -134,18 +134,18 @@ def parses(header: Header, completion: str) -> bool:
 
 
 def similarity(one: str, other: str) -> float:
-    """1 for equal lines, 0 for lines with nothing in common."""
+    """Return the similarity of two lines: 1 if equal, 0 if they have nothing in common."""
     return difflib.SequenceMatcher(None, one.strip(), other.strip(), autojunk=False).ratio()
 
 
 def xz_bits_per_byte(files: Sequence[corpus.File]) -> float:
-    """`xz -9e` over the files, one after the other."""
+    """Return the size of the concatenated files under `xz -9e`."""
     text = "".join(file.text for file in files).encode()
     return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
 
 
 def ids_of(file: corpus.File, tokenizer: Tokenizer) -> list[int]:
-    """A file as nano reads it; its end has to be predicted as well."""
+    """Return a file's ids including the end token, which must be predicted too."""
     return [NANO.bos_id, *tokenizer.encode(file.text), NANO.eos_id]
 
 
@@ -160,7 +160,7 @@ class Reader:
 
     @torch.inference_mode()
     def bits(self, ids: Sequence[int]) -> float:
-        """Bits that the ids after the first cost; each sees at least `SEEN` before it, where there are as many."""
+        """Return the bits of all ids but the first; each has at least `SEEN` ids of context, if there are as many."""
         total, done = 0.0, 1
         while done < len(ids):
             start = max(0, done - SEEN)
@@ -176,14 +176,14 @@ class Reader:
 def bits_per_byte(
     bits: Callable[[list[int]], float], files: Sequence[corpus.File], tokenizer: Tokenizer
 ) -> float:
-    """Over all files, each read by itself."""
+    """Return the average over all files, each read separately."""
     size = sum(len(file.text.encode()) for file in files)
     bar = tqdm(files, desc="bits per byte", unit=" files", leave=False)
     return sum(bits(ids_of(file, tokenizer)) for file in bar) / size
 
 
 def asked(service: Service, prompts: Sequence[object], parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Greedy answers through the wire contract: their texts and why they ended; `TOGETHER` prompts a request."""
+    """Yield greedy answers through the wire contract: text and finish reason, `TOGETHER` prompts per request."""
     for first in tqdm(range(0, len(prompts), TOGETHER), desc="prompts", leave=False):
         some = list(prompts[first : first + TOGETHER])
         body = {"input_data": {"input_string": some, "parameters": {"do_sample": False, **parameters}}}
@@ -194,7 +194,7 @@ def asked(service: Service, prompts: Sequence[object], parameters: dict[str, Any
 def nano_score(
     folder: Path, files: Sequence[corpus.File], heads: Sequence[Header], holes: Sequence[Gap]
 ) -> Score:
-    """Everything about nano."""
+    """Measure nano."""
     tokenizer = Tokenizer.from_folder(folder, NANO.special_ids)
     bits = bits_per_byte(Reader(folder).bits, files, tokenizer)
     service = Service.start(ModelFiles(folder, NANO), Settings())
@@ -219,7 +219,7 @@ def trigram_score(
     folder: Path,
     tokenizer: Tokenizer,
 ) -> Score:
-    """Everything about the trigram model, which sees what stands before and nothing else."""
+    """Measure the trigram model, which uses only the preceding tokens."""
     row = np.fromfile(folder / "train.bin", dtype="<u2").astype(np.int64)
     trigram = Trigram(row)
 
@@ -249,7 +249,7 @@ def _share(hits: Iterator[bool]) -> float:
 
 
 def table(scores: dict[str, Score]) -> str:
-    """The scores as the card shows them."""
+    """Return the table of the model card."""
     names = {
         "bits_per_byte": "bits per byte",
         "parses": "functions that parse",
@@ -272,7 +272,7 @@ def table(scores: dict[str, Score]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, write the figures and the card's table."""
+    """Measure, and write the figures and the card's table."""
     parser = argparse.ArgumentParser(description="Measure nano on the held-out packages.")
     parser.add_argument(
         "--folder", type=Path, default=corpus.FOLDER, metavar="DIR", help="default: %(default)s"
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(folder: Path, scores: dict[str, Score], counts: dict[str, int]) -> None:
-    """Write `evaluation.json`, and the table into the card if there is one."""
+    """Write `evaluation.json`, and the table into the card if it exists."""
     figures = {"counts": counts, "scores": {name.strip("`"): asdict(score) for name, score in scores.items()}}
     (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     card = folder / "README.md"

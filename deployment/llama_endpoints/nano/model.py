@@ -1,7 +1,7 @@
-"""nano as a PyTorch module, for training only: what it is served by reads the weights on its own.
+"""nano as a PyTorch module, for training only; serving reads the weights with its own code.
 
-Llama's architecture (arXiv 2302.13971 section 2.2; grouped heads arXiv 2307.09288) under the names that the
-hub's checkpoints have.
+Llama's architecture (arXiv 2302.13971 section 2.2; grouped heads arXiv 2307.09288) with the tensor names of the
+hub's checkpoints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the field's own name)
+from torch.nn import functional as F  # noqa: N812  (the conventional name)
 
 from llama_serving.catalog import NANO
 
@@ -33,7 +33,7 @@ class Angles:
 
     @classmethod
     def of(cls, positions: int) -> Angles:
-        """Those of positions 0 to `positions` - 1."""
+        """Return those of positions 0 to `positions` - 1."""
         width = NANO.shape.head_dim
         frequencies = NANO.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
@@ -41,19 +41,19 @@ class Angles:
         return cls(angles.cos(), angles.sin())
 
     def rotate(self, x: Tensor) -> Tensor:
-        """(batch, heads, positions, head_dim), turned by position."""
+        """Rotate (batch, heads, positions, head_dim) by position."""
         first, second = x.chunk(2, dim=-1)
         return x * self.cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * self.sin.to(x.dtype)
 
 
 class Linear(nn.Linear):
-    """No bias; fp32 weights that compute in the dtype of what comes in."""
+    """A linear layer without bias; fp32 weights are cast to the input's dtype."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) -> (…, outputs)."""
+        """Map (…, inputs) to (…, outputs)."""
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -65,7 +65,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(NANO.shape.hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, hidden), each scaled to a root mean square of 1, times the weight."""
+        """Scale (…, hidden) to a root mean square of 1, times the weight."""
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), EPSILON)
 
 
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(shape.heads * shape.head_dim, shape.hidden)
 
     def forward(self, x: Tensor, angles: Angles) -> Tensor:
-        """(batch, positions, hidden) in and out."""
+        """Map (batch, positions, hidden) to the same shape."""
         batch, positions, _ = x.shape
 
         def heads(projected: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,13 +105,13 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(NANO.shape.ffn, NANO.shape.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, hidden) in and out."""
+        """Map (…, hidden) to the same shape."""
         result: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return result
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each on a normalized copy of the stream."""
+    """Attention and feed-forward, each on a normalized copy of the residual stream."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,14 +119,14 @@ class Layer(nn.Module):
         self.post_attention_layernorm, self.mlp = Norm(), FeedForward()
 
     def forward(self, x: Tensor, angles: Angles) -> Tensor:
-        """(batch, positions, hidden) in and out."""
+        """Map (batch, positions, hidden) to the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), angles)
         result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return result
 
 
 class Nano(nn.Module):
-    """The whole model; it computes in `compute` and keeps its weights in fp32."""
+    """The whole model. It computes in `compute` and keeps its weights in fp32."""
 
     def __init__(self, compute: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Nano(nn.Module):
         self.norm = Norm()
 
     def start(self, seed: int) -> None:
-        """Draw the weights: small everywhere, smaller where a layer writes into the stream (GPT-2 section 2.3)."""
+        """Initialize the weights: small, and smaller where a layer writes into the residual stream (GPT-2 section 2.3)."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
@@ -145,11 +145,11 @@ class Nano(nn.Module):
                 nn.init.normal_(weight, std=std, generator=generator)
 
     def forward(self, ids: Tensor, targets: Tensor, angles: Angles) -> Tensor:
-        """The mean loss in nats per token."""
+        """Return the mean loss in nats per token."""
         return F.cross_entropy(self.logits(ids, angles).flatten(0, 1).float(), targets.flatten())
 
     def logits(self, ids: Tensor, angles: Angles) -> Tensor:
-        """(batch, positions, vocabulary), of ids (batch, positions)."""
+        """Return logits (batch, positions, vocabulary) of ids (batch, positions)."""
         x = self.embed_tokens(ids).to(self._compute)
         for layer in self.layers:
             x = layer(x, angles)
@@ -157,12 +157,12 @@ class Nano(nn.Module):
 
 
 def checkpoint(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the hub's names, in bf16; the output is tied to the embedding and has none of its own."""
+    """Return the weights under the hub's names, in bf16; the output is tied to the embedding."""
     return {f"model.{name}": weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
 
 
 def config() -> dict[str, Any]:
-    """The hub's `config.json` of this shape."""
+    """Return the hub's `config.json` of this shape."""
     shape = NANO.shape
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -1,7 +1,7 @@
-"""nano's tokenizer: `python -m llama_endpoints.nano.tokenizer` learns it anew from the training files.
+"""Nano's tokenizer: `python -m llama_endpoints.nano.tokenizer` trains it on the training files.
 
-BPE in the form that the hub ships for Llama: no pre-tokenizer, bytes for what has no piece, ▁ for a space.
-What may merge is decided while it learns, and only there: text is cut into words first.
+BPE in the form the hub uses for Llama: no pre-tokenizer, byte fallback, ▁ for a space. Only the training restricts what may
+merge: it splits text into words first.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ BYTES: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
 SPECIALS: Final = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>", "<step>")
 RESERVED: Final = (*CONTROLS, *BYTES, *SPECIALS)
 SPACE: Final = "▁"
-# Infilling puts a ☺ before the suffix and cuts its tokens off again: it must merge with nothing.
+# Infilling prepends a ☺ to the suffix and removes its tokens again, so it must never merge.
 SMILEY: Final = "☺"
 CHARACTERS: Final = (SPACE, *map(chr, range(0x21, 0x7F)), SMILEY)
 
-# What one piece may span: a run of spaces (indentation), or a word with the one space or symbol before
-# it, or symbols, or a digit. All else (newlines, tabs, what is not ASCII) is bytes, as in Llama.
+# What one piece may span: a run of spaces (indentation), a word with one space or symbol before it, symbols, or a digit.
+# Everything else (newlines, tabs, non-ASCII) is bytes, as in Llama.
 WORD: Final = re.compile(r"▁{2,}|[▁!-/:-@\[-^`{-~]?[A-Za-z]+|▁?[0-9]|▁?[!-/:-@\[-^_`{-~]+|▁")
 MAX_PIECE: Final = 16
 
 SAMPLE: Final = 30_000_000
-"""Characters that it learns from: more change next to nothing."""
+"""Characters to train on; more changes next to nothing."""
 
 
 def words() -> Iterator[str]:
-    """Each training file's pieces-to-be, separated by blanks, so that no merge crosses a word."""
+    """Yield each training file's words, separated by blanks, so that no merge crosses a word."""
     files = corpus.load("train")
     random.Random(0).shuffle(files)
     size = 0
@@ -60,7 +60,7 @@ def words() -> Iterator[str]:
 
 
 def learn_merges() -> tuple[list[str], list[str]]:
-    """Learn the merged pieces, in the order of their making, and the merges that make them."""
+    """Train the merges. Return the merged pieces in order, and the merges that form them."""
     count = VOCAB_SIZE - len(RESERVED)
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -78,7 +78,7 @@ def learn_merges() -> tuple[list[str], list[str]]:
 
 
 def tokenizer_spec(pieces: Sequence[str], merges: Sequence[str]) -> dict[str, Any]:
-    """Lay the vocabulary out in the form that the hub ships for Llama: no pre-tokenizer at all."""
+    """Return the vocabulary in the hub's form for Llama, without a pre-tokenizer."""
     tokens = (*CONTROLS, *BYTES, *pieces, *CHARACTERS, *SPECIALS)
     vocab = {token: index for index, token in enumerate(tokens)}
     bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
@@ -151,7 +151,7 @@ SAMPLES: Final = (
 
 
 def check_vocabulary(vocab: dict[str, int], merges: Sequence[str]) -> None:
-    """Raise ValueError where a piece is missing or a merge makes what it must not."""
+    """Raise ValueError if a piece is missing or a merge forms a reserved piece."""
     if list(vocab.values()) != list(range(VOCAB_SIZE)):
         raise ValueError(f"the vocabulary's ids must be 0 to {VOCAB_SIZE - 1}, in order")
     if made := {merge.replace(" ", "") for merge in merges} & set(RESERVED):
@@ -161,10 +161,9 @@ def check_vocabulary(vocab: dict[str, int], merges: Sequence[str]) -> None:
 
 
 def check_text(spec: dict[str, Any]) -> None:
-    """Raise ValueError unless text comes back unchanged and never turns into a special token.
+    """Raise ValueError unless text round-trips and never becomes a special token.
 
-    Special-token parsing is off, as the prompts have it. That a literal ▁ comes back as a space is
-    the one change that Llama's form makes.
+    Special-token parsing is off, as in prompts. Llama's form makes one change: a literal ▁ comes back as a space.
     """
     tokenizer = Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
     special = {token["id"] for token in spec["added_tokens"]}
@@ -189,7 +188,7 @@ def check_text(spec: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Learn the tokenizer, check it, write it."""
+    """Train the tokenizer, check it and write it."""
     parser = argparse.ArgumentParser(description="Learn nano's tokenizer from the training files.")
     parser.add_argument("--output", type=Path, default=FILE, metavar="FILE", help="default: %(default)s")
     output = parser.parse_args(arguments).output

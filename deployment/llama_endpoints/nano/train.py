@@ -1,7 +1,7 @@
 """Train nano: `python -m llama_endpoints.nano.train`, after `corpus`, `tokenizer` and `documents`.
 
-Ctrl-C or a crash loses at most the steps since the last checkpoint: the same command goes on from there. On
-the CPU it takes hours, with a GPU minutes; `--device` takes one where torch sees it.
+After Ctrl-C or a crash, run the same command again: it resumes from the last checkpoint. Training takes hours on a CPU and
+minutes on a GPU; `--device` selects the device.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).resolve().parent
 SEED: Final = 2026
 BATCH: Final = 16_384
-"""Tokens a step."""
+"""Tokens per step."""
 MICRO: Final = 8_192
-"""Tokens that go through the model at once."""
+"""Tokens per forward pass."""
 PHASES: Final = ((256, 0.45), (512, 0.40), (1024, 0.10), (2048, 0.05))
-"""Window lengths and the share of the steps at each: short windows are cheap, long ones teach long contexts."""
+"""Window lengths and the share of steps at each: short windows are cheap, long ones teach long contexts."""
 PEAK: Final = 4e-3
 LAST: Final = 0.02
-"""The learning rate at its highest, and its last share of that."""
+"""The peak learning rate, and the final share of it."""
 WARM_UP: Final = 60
 WEIGHT_DECAY: Final = 0.1
 CLIP: Final = 1.0
 LAST_PHASES: Final = ((512, 1.0),)
 LAST_STEPS: Final = 100
 LAST_PEAK: Final = 1e-3
-"""The last steps are about short functions; their rate falls from this to nothing."""
+"""The last steps train on short functions; their rate falls from this to zero."""
 EVERY: Final = 100
 """Steps between checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One step of the loss curve; the loss is in nats per token, before the step."""
+    """One point of the loss curve: the loss in nats per token before the step."""
 
     step: int
     tokens: int
@@ -66,7 +66,7 @@ class Point:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine."""
+    """Return the rate of a step: linear warm-up, then a cosine."""
     if step < WARM_UP:
         return PEAK * (step + 1) / WARM_UP
     progress = (step - WARM_UP) / max(1, steps - WARM_UP)
@@ -74,12 +74,12 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def last_rate(step: int) -> float:
-    """The learning rate of the last steps, counted from their first."""
+    """Return the rate of one of the last steps, counted from their first."""
     return LAST_PEAK * (1 - step / LAST_STEPS)
 
 
 def windows(steps: int, phases: Sequence[tuple[int, float]] = PHASES) -> list[int]:
-    """The window length of each step."""
+    """Return the window length of each step."""
     ends = np.cumsum([share for _, share in phases]) * steps
     lengths = [length for length, _ in phases]
     return [
@@ -92,10 +92,10 @@ def batches(
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield (step, inputs, targets) from `first` on, both (rows, window).
 
-    No token is shown twice; within a phase the windows come in random order.
+    No token is used twice; within a phase the windows come in random order.
 
     Raises:
-        ValueError: the row is too short for so many steps.
+        ValueError: the row is too short for the steps.
     """
     if len(row) <= steps * BATCH:
         raise ValueError(f"{steps} steps take {steps * BATCH + 1:,} tokens, there are {len(row):,}")
@@ -115,7 +115,7 @@ def batches(
 
 
 class Trainer:
-    """The model, its optimizers and its loss curve: all that a checkpoint holds."""
+    """The model, its optimizers and its loss curve, as a checkpoint holds them."""
 
     def __init__(self, device: torch.device, folder: Path, steps: int) -> None:
         self.model = Nano().to(device)
@@ -126,14 +126,14 @@ class Trainer:
         self._compiled = torch.compile(self.model, dynamic=False)
         matrices = [w for n, w in self.model.named_parameters() if w.dim() > 1 and "embed" not in n]
         others = [w for n, w in self.model.named_parameters() if w.dim() == 1 or "embed" in n]
-        # Muon for the matrices (torch's own), AdamW for the rest.
+        # Muon (torch's own) for matrices, AdamW for the rest.
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(matrices, lr=PEAK, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=PEAK, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         )
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor, rate: float) -> None:
-        """One step of both optimizers."""
+        """Take one step of both optimizers."""
         number = len(self.curve)
         started, length = time.monotonic(), inputs.shape[1]
         angles = Angles(self._angles.cos[:length].to(self._device), self._angles.sin[:length].to(self._device))
@@ -153,7 +153,7 @@ class Trainer:
         self.curve.append(Point(number, (number + 1) * BATCH, length, rate, total, time.monotonic() - started))
 
     def save(self) -> None:
-        """Write a checkpoint beside the old one, then over it."""
+        """Write a checkpoint, then replace the old one."""
         partial = self._path.with_suffix(".partial")
         state = {
             "steps": self._steps,
@@ -165,17 +165,17 @@ class Trainer:
         partial.replace(self._path)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one.
+        """Load the checkpoint, if there is one.
 
         Raises:
-            ValueError: it is of a run of another length, whose learning rates were others.
+            ValueError: it is from a run of another length, which has other learning rates.
         """
         if not self._path.exists():
             return
         state: dict[str, Any] = torch.load(self._path, map_location=self._device, weights_only=True)
         if state["steps"] != self._steps:
             raise ValueError(
-                f"{self._path} is of a run of {state['steps']} steps; give --steps {state['steps']} or delete it"
+                f"{self._path} is from a run of {state['steps']} steps; pass --steps {state['steps']} or delete it"
             )
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
@@ -183,7 +183,7 @@ class Trainer:
         self.curve = [Point(**point) for point in state["curve"]]
 
     def export(self, output: Path) -> None:
-        """Write the weights, config and loss curve where the model lies."""
+        """Write the weights, the config and the loss curve to the model's folder."""
         output.mkdir(parents=True, exist_ok=True)
         save_file(checkpoint(self.model.state_dict()), output / "model.safetensors", metadata={"format": "pt"})
         write_config(output / "config.json")
@@ -229,13 +229,13 @@ def draw(curve: Sequence[Point], path: Path) -> None:
 
 
 def _row(path: Path) -> npt.NDArray[np.uint16]:
-    """The token ids of a file that `documents` wrote."""
+    """Return the token ids of a file that `documents` wrote."""
     return np.memmap(path, dtype="<u2", mode="r")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, or go on training, and write the model."""
-    parser = argparse.ArgumentParser(description="Train nano; the same command goes on where it was stopped.")
+    """Train or resume, and write the model."""
+    parser = argparse.ArgumentParser(description="Train nano. Run the same command again to resume.")
     parser.add_argument(
         "--folder", type=Path, default=corpus.FOLDER, metavar="DIR", help="default: %(default)s"
     )

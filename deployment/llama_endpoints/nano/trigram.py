@@ -1,4 +1,4 @@
-"""What nano must beat: a trigram model over the same tokens, learned from the same documents."""
+"""The baseline for nano: a trigram model over the same tokens, trained on the same documents."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Counts:
         self._totals = np.add.reduceat(self._counts, first)
 
     def discounted(self, packed: Ids, below: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Absolute discounting, interpolated with the shorter context's probabilities (Chen and Goodman 1998, 2.7)."""
+        """Return probabilities with absolute discounting, interpolated with the shorter context's (Chen and Goodman 1998, 2.7)."""
         count = _found(self._packed, self._counts, packed)
         total = _found(self._contexts, self._totals, packed // VOCAB)
         kinds = _found(self._contexts, self._kinds, packed // VOCAB)
@@ -39,13 +39,13 @@ class _Counts:
         return np.where(total > 0, mixed, below)
 
     def likeliest(self, context: int) -> int | None:
-        """What follows a context most often; None where it was never seen."""
+        """Return the most frequent id after a context; None if it was never seen."""
         low, high = np.searchsorted(self._packed, [context * VOCAB, (context + 1) * VOCAB])
         return None if low == high else int(self._packed[low + self._counts[low:high].argmax()] % VOCAB)
 
 
 class Trigram:
-    """Learned from one row of ids."""
+    """A trigram model trained on one row of ids."""
 
     def __init__(self, row: Ids) -> None:
         self._one = np.bincount(row, minlength=VOCAB)
@@ -53,7 +53,7 @@ class Trigram:
         self._three = _Counts((row[:-2] * VOCAB + row[1:-1]) * VOCAB + row[2:])
 
     def bits(self, ids: Ids) -> float:
-        """Bits that the ids after the first cost."""
+        """Return the bits of all ids but the first."""
         one = (self._one[ids[1:]] + 1) / (self._one.sum() + VOCAB)
         probabilities = self._two.discounted(ids[:-1] * VOCAB + ids[1:], one)
         packed = (ids[:-2] * VOCAB + ids[1:-1]) * VOCAB + ids[2:]
@@ -61,7 +61,7 @@ class Trigram:
         return float(-np.log2(probabilities).sum())
 
     def continuation(self, ids: Ids) -> Iterator[int]:
-        """The likeliest ids after a prompt, without end."""
+        """Yield the likeliest ids after a prompt, without end."""
         last = int(ids[-1])
         before = int(ids[-2]) if len(ids) > 1 else last
         while True:
@@ -73,6 +73,6 @@ class Trigram:
 
 
 def _found(keys: Ids, values: Ids, wanted: Ids) -> Ids:
-    """The value of each wanted key; 0 where it is not among the keys, which are sorted."""
+    """Return the value of each wanted key; 0 if it is not among the keys, which are sorted."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, values[at], 0)

@@ -1,9 +1,9 @@
-"""What to ask for where nothing holds a model: one thing changed, and the machine that comes out."""
+"""Suggest options with which a model fits: one change each, and the resulting machine."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from llama_endpoints.planning.planner import LEAST_CONTEXT, Wanted, plan
+from llama_endpoints.planning.planner import LEAST_CONTEXT, PlanRequest, plan
 from llama_endpoints.planning.sizing import (
     SIXTEEN_BITS,
     USUAL_OPTIONS,
@@ -15,12 +15,12 @@ from llama_endpoints.planning.sizing import (
 from llama_endpoints.planning.skus import Cloud, Sku
 
 
-def advice(wanted: Wanted) -> list[tuple[str, Sku]]:
-    """Options of `llama-endpoints plan` that would do, each alone, and the machine for it."""
+def advice(wanted: PlanRequest) -> list[tuple[str, Sku]]:
+    """Return options of `llama-endpoints plan` that would make it fit, each alone, with the machine."""
     return [(option, found.chosen.sku) for option, one in _changes(wanted) if (found := plan(one)).chosen]
 
 
-def _changes(wanted: Wanted) -> Iterator[tuple[str, Wanted]]:
+def _changes(wanted: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
     for precision in Precision:
         runs = wanted.runner is not Runner.PIPELINE or precision in SIXTEEN_BITS
         if precision is not wanted.precision and runs:
@@ -40,8 +40,8 @@ def _changes(wanted: Wanted) -> Iterator[tuple[str, Wanted]]:
         yield "--cloud azure", replace(wanted, cloud=Cloud.AZURE, sku=None)
 
 
-def _context(wanted: Wanted) -> int | None:
-    """The longest that fits, of a half, a quarter and so on."""
+def _context(wanted: PlanRequest) -> int | None:
+    """Return the longest context that fits, among a half, a quarter and so on."""
     context = wanted.workload.context // 2
     while context >= LEAST_CONTEXT:
         if plan(replace(wanted, workload=replace(wanted.workload, context=context))).chosen:

@@ -1,4 +1,4 @@
-"""Model x workload -> the machine to rent, with what else would do and why others don't."""
+"""Choose a machine for a model and a workload, and explain why others do not fit."""
 
 import math
 from bisect import bisect_left
@@ -25,41 +25,40 @@ from llama_serving.errors import SetupError
 
 COPY_BYTES_S: Final = 200e6
 SLOW_COPY_BYTES_S: Final = 25e6
-"""Bytes a second from a registry or a storage account to a node: usually, and on a slow day. Assumptions."""
+"""Bytes a second from a registry or storage account to a node: usually, and at worst. Assumptions."""
 REQUESTS_S: Final[Mapping[Offer, int]] = MappingProxyType(
     {Offer.MANAGED_ONLINE: MANAGED.deadline_s, Offer.KUBERNETES: KUBERNETES.deadline_s}
 )
-"""How long a request may take, where something ends it. A batch job's rows have no limit of their own."""
+"""The time limit of a request in seconds. Rows of a batch job have none."""
 LEAST_CONTEXT: Final = 16
 MOST_AT_A_TIME: Final = 256
-"""Sequences that vLLM is given at a time where nobody says how many: its own default on most GPUs (vLLM 0.32, engine/arg_utils.py,
-get_batch_defaults). Its CUDA graphs are captured up to here, and beyond it a step of 7B is bound by operations."""
+"""The default number of concurrent sequences, vLLM's own default on most GPUs (vLLM 0.32, engine/arg_utils.py,
+get_batch_defaults). Its CUDA graphs are captured up to here; beyond it a step of 7B is compute-bound."""
 USUAL_TOKENS: Final = 2048
-"""Tokens of prompt and completion that a sequence usually has at its end, where nobody says how many. An assumption: a file of code
-as prompt and a long answer. vLLM's cache is paged, and holds so many of these at a time; where more of them grow longer than there
-is room for, vLLM computes the youngest again later."""
+"""The usual tokens of a finished sequence, prompt and completion. An assumption: a file of code as prompt and a long answer.
+vLLM's cache is paged and sized for this many; if more sequences grow longer, vLLM preempts the youngest."""
 RESERVE: Final = 1.2
-"""Managed endpoints want quota for a fifth more instances, in whole ones, to replace those that run while they are updated
-(azure-ai-docs, quota-allocation-online-deployment.md); the large GPUs' families are exempt."""
+"""Managed endpoints need quota for 20 % more instances, rounded up, to replace running ones during updates
+(azure-ai-docs, quota-allocation-online-deployment.md). The families of large GPUs are exempt."""
 
 Prices = Mapping[str, float]
-"""Of sizes, an hour."""
+"""Hourly prices by machine name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be planned.
+class PlanRequest:
+    """What to plan for.
 
     Attributes:
         variant: the model.
-        workload: what is asked of it.
-        precision: of its weights.
-        offer: what the machine must be offered for.
-        cloud: whose machines.
-        sku: this machine and no other.
-        runner: this one and no other.
-        instances: so many machines.
-        options: of vLLM.
+        workload: the context and the number of sequences.
+        precision: type of the weights.
+        offer: the Azure ML offer the machine must support.
+        cloud: the cloud to choose from.
+        sku: the only machine to consider; None considers all.
+        runner: the only engine to consider; None considers all.
+        instances: number of machines.
+        options: vLLM's options.
     """
 
     variant: ModelVariant
@@ -75,68 +74,67 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to rent.
+    """A machine for a request, and the alternatives.
 
     Attributes:
-        wanted: what it is for.
-        chosen: the smallest machine that holds it (with prices: the cheapest), or the one that was asked for; None
-            where there is none.
-        alternatives: all other machines: those that hold it first, the smallest (cheapest) first.
-        prices: of machines, an hour.
+        wanted: the request.
+        chosen: the smallest machine that holds the model (with prices: the cheapest), or the requested one; None if there is none.
+        alternatives: all other machines, those that fit first, ordered by size (with prices: by price).
+        prices: hourly prices by machine.
     """
 
-    wanted: Wanted
+    wanted: PlanRequest
     chosen: Fit | None
     alternatives: tuple[Fit, ...]
     prices: Prices
 
     @property
     def fits(self) -> bool:
-        """Whether there is a machine for it."""
+        """Whether a machine holds the model."""
         return self.chosen is not None and self.chosen.fits
 
     @property
     def copy_bytes(self) -> int:
-        """What a new instance fetches before it answers: the checkpoint, quantized where that is wanted."""
+        """Bytes that a new instance copies before it answers: the checkpoint, quantized if requested."""
         return round(weight_bytes(self.wanted.variant.shape, self.wanted.precision))
 
     @property
     def start_s(self) -> tuple[float, float]:
-        """Seconds to fetch that: usually, and on a slow day."""
+        """Seconds to copy it: usually, and at worst."""
         return self.copy_bytes / COPY_BYTES_S, self.copy_bytes / SLOW_COPY_BYTES_S
 
     @property
     def quota_instances(self) -> int:
-        """Instances that quota is needed for: with what a managed endpoint sets aside."""
+        """Instances to request quota for, including those a managed endpoint reserves."""
         wanted, chosen = self.wanted, self.chosen
         reserved = wanted.offer is Offer.MANAGED_ONLINE and chosen is not None and chosen.sku.reserve
         return math.ceil(wanted.instances * RESERVE) if reserved else wanted.instances
 
     @property
     def quota_cores(self) -> int:
-        """Cores of quota to ask for."""
+        """Cores of quota to request."""
         if self.chosen is None or self.chosen.sku.cloud is not Cloud.AZURE:
             return 0
         return self.chosen.sku.cores * self.quota_instances
 
     @property
     def request_s(self) -> int | None:
-        """How long a request may take; None where nothing ends it."""
+        """The time limit of a request in seconds; None if there is none."""
         return REQUESTS_S.get(self.wanted.offer) if self.wanted.cloud is Cloud.AZURE else None
 
     @property
     def spread(self) -> int:
-        """GPUs that the model is spread over."""
+        """The number of GPUs that hold the model."""
         return self.chosen.placement.gpus if self.chosen else 0
 
     @property
     def answers_in_time(self) -> bool:
-        """Whether an answer of the usual length ends within the longest request, though all prompts come at once."""
+        """Whether an answer of the usual length ends within the time limit, even if all prompts arrive at once."""
         return self.longest_answer >= min(ANSWER_TOKENS, self.wanted.workload.context)
 
     @property
     def longest_answer(self) -> int:
-        """Tokens that one sequence among all that run gets within the longest request, less reading all their prompts first."""
+        """Tokens that each concurrent sequence gets within the time limit, after all their prompts are read."""
         if self.chosen is None:
             return 0
         workload, speed = self.wanted.workload, self.chosen.speed
@@ -149,7 +147,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class DeployablePlan(Plan):
-    """A plan whose machine holds the model and can be had.
+    """A plan whose machine holds the model and is available.
 
     Attributes:
         chosen: the machine.
@@ -159,23 +157,23 @@ class DeployablePlan(Plan):
 
 
 def deployable(plan: Plan) -> DeployablePlan:
-    """The plan, if it can be deployed.
+    """Return the plan as deployable.
 
     Raises:
-        SetupError: it can't, and why.
+        SetupError: it cannot be deployed; the message says why.
     """
     why = _obstacles(plan)
     if plan.chosen is None or why:
         raise SetupError(
-            f"{plan.wanted.variant.name} can't be deployed: {'; '.join(why)}. `llama-endpoints plan` shows what would do."
+            f"{plan.wanted.variant.name} cannot be deployed: {'; '.join(why)}. Run `llama-endpoints plan` for alternatives."
         )
     return DeployablePlan(plan.wanted, plan.chosen, plan.alternatives, plan.prices)
 
 
 def _obstacles(plan: Plan) -> list[str]:
-    """Why its machine won't do; what is not known of it is left to who tries."""
+    """Return why the machine cannot be used. Unknown facts do not count."""
     if plan.chosen is None:
-        return [f"no machine that is offered for {plan.wanted.offer} holds it"]
+        return [f"no machine offered for {plan.wanted.offer} holds it"]
     sku, offer = plan.chosen.sku, plan.wanted.offer
     found = list(plan.chosen.reasons)
     if sku.retired:
@@ -185,19 +183,21 @@ def _obstacles(plan: Plan) -> list[str]:
     return found
 
 
-def usual(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
-    """The plan where nobody says how many sequences: what `render` writes, and `plan` shows.
+def plan_with_max_concurrency(
+    wanted: PlanRequest, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None
+) -> Plan:
+    """Plan with the highest useful concurrency, as `render` writes and `plan` shows by default.
 
-    The machine is the smallest that holds one sequence at its longest. Where vLLM computes there, it is given as many sequences as
-    the same GPUs hold at their usual length, and of which each has an answer of `ANSWER_TOKENS` in time; `MOST_AT_A_TIME` at most.
+    The machine is the smallest that holds one sequence of full length. vLLM then gets as many sequences as the same GPUs hold at
+    their usual length, if each still gets `ANSWER_TOKENS` within the time limit; at most `MOST_AT_A_TIME`.
 
     Args:
-        wanted: what is to be planned, with one sequence.
-        skus: the machines that there are.
-        prices: of them, an hour, if known.
+        wanted: the request, with one sequence.
+        skus: the machines to choose from.
+        prices: their hourly prices, if known.
 
     Raises:
-        SetupError: as `plan`.
+        SetupError: as for `plan`.
     """
     found = plan(wanted, skus, prices)
     if found.chosen is None or not found.fits or found.chosen.placement.runner is Runner.PIPELINE:
@@ -218,24 +218,23 @@ def usual(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices 
         more = with_sequences(number)
         return more.fits and more.spread == found.spread and more.answers_in_time
 
-    # What holds so many holds fewer as well, and is as fast for each.
+    # If a number of sequences fits, every lower number fits too, and is as fast for each.
     most = min(MOST_AT_A_TIME, wanted.options.prefill_tokens or MOST_AT_A_TIME)
     number = bisect_left(range(2, most + 1), x=True, key=lambda number: not will_do(number)) + 1
     workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
     return plan(replace(asked, workload=workload), skus, prices)
 
 
-def plan(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
-    """The machine for it.
+def plan(wanted: PlanRequest, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
+    """Choose a machine.
 
     Args:
-        wanted: what is to be planned.
-        skus: the machines that there are.
-        prices: of them, an hour, if known; then the cheapest is chosen.
+        wanted: the request.
+        skus: the machines to choose from.
+        prices: their hourly prices, if known; then the cheapest is chosen.
 
     Raises:
-        SetupError: the model can't read so far, a number is out of its range, or two things that are wanted exclude each
-            other.
+        SetupError: the context is too long for the model, a number is out of range, or two options exclude each other.
     """
     _check(wanted)
     known = prices or {}
@@ -251,9 +250,9 @@ def plan(wanted: Wanted, skus: Collection[Sku] = SKUS.values(), prices: Prices |
     return Plan(wanted, chosen, tuple(one for one in fits if one is not chosen), known)
 
 
-def fit_of(wanted: Wanted, sku: Sku) -> Fit:
-    """What is wanted, on a machine."""
-    own_disk = wanted.offer is not Offer.KUBERNETES  # a cluster's nodes have the disks that its owner gave them
+def fit_of(wanted: PlanRequest, sku: Sku) -> Fit:
+    """Return how a request fits on a machine."""
+    own_disk = wanted.offer is not Offer.KUBERNETES  # the owner of a cluster chooses its nodes' disks
     return fit(
         wanted.variant,
         wanted.workload,
@@ -265,13 +264,13 @@ def fit_of(wanted: Wanted, sku: Sku) -> Fit:
     )
 
 
-def _may_be_chosen(one: Fit, wanted: Wanted) -> bool:
+def _may_be_chosen(one: Fit, wanted: PlanRequest) -> bool:
     offered = one.sku.cloud is not Cloud.AZURE or one.sku.is_offered(wanted.offer)
     return one.fits and one.sku.retired is None and offered
 
 
 def _order(prices: Prices) -> Callable[[Fit], tuple[float, ...]]:
-    """The cheapest first, those without a price behind them; else the fewest GPUs, then the smallest machine."""
+    """Return a sort key: the lowest price first, unknown prices last; without prices the fewest GPUs, then the smallest machine."""
 
     def key(one: Fit) -> tuple[float, ...]:
         price = prices.get(one.sku.name, math.inf) if prices else 0.0
@@ -280,11 +279,11 @@ def _order(prices: Prices) -> Callable[[Fit], tuple[float, ...]]:
     return key
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: PlanRequest) -> None:
     context, reach = wanted.workload.context, wanted.variant.max_context.value
     if not LEAST_CONTEXT <= context <= reach:
         raise SetupError(
-            f"{wanted.variant.name} reads {LEAST_CONTEXT} to {reach:,} tokens of prompt and completion, not {context:,}."
+            f"{wanted.variant.name} supports a context of {LEAST_CONTEXT} to {reach:,} tokens, not {context:,}."
         )
     if wanted.workload.concurrency < 1:
         raise SetupError("Concurrency must be at least 1.")
@@ -294,37 +293,37 @@ def _check(wanted: Wanted) -> None:
         raise SetupError(f"A deployment has 1 to {MOST_INSTANCES} instances, not {wanted.instances:,}.")
     if wanted.sku and wanted.sku.cloud is not wanted.cloud:
         raise SetupError(
-            f"{wanted.sku.name} is a machine of {wanted.sku.cloud}, not of {wanted.cloud}. Name one of the two."
+            f"{wanted.sku.name} is a machine of {wanted.sku.cloud}, not of {wanted.cloud}. Change one of them."
         )
     prefill = wanted.options.prefill_tokens
     if prefill is not None and prefill < wanted.workload.concurrency:
         raise SetupError(
-            f"vLLM computes at least a token of each sequence in a step: {wanted.workload.concurrency:,} sequences need a prefill "
-            f"budget of as many tokens, not {prefill:,}."
+            f"vLLM computes at least one token per sequence and step: {wanted.workload.concurrency:,} sequences need a prefill "
+            f"budget of at least as many tokens, not {prefill:,}."
         )
     if wanted.runner is Runner.PIPELINE:
         _check_pipeline(wanted)
 
 
-def _check_pipeline(wanted: Wanted) -> None:
+def _check_pipeline(wanted: PlanRequest) -> None:
     if wanted.workload.concurrency > 1:
         raise SetupError(
             f"The engine pipeline computes one sequence at a time, not {wanted.workload.concurrency:,}. "
-            "Ask for a concurrency of 1, or for the engine vllm."
+            "Use a concurrency of 1, or the engine vllm."
         )
     if wanted.precision not in SIXTEEN_BITS:
         raise SetupError(
-            f"The engine pipeline has no {wanted.precision} weights. Ask for bf16 or fp16, or for the engine vllm."
+            f"The engine pipeline has no {wanted.precision} weights. Use bf16 or fp16, or the engine vllm."
         )
     if wanted.options != USUAL_OPTIONS:
         raise SetupError(
-            "The cache in fp8, pipeline parallel, a prefill budget and guessed tokens are of the engine vllm. Leave them out, or ask "
-            "for that engine."
+            "The fp8 cache, pipeline parallelism, a prefill budget and speculative tokens require the engine vllm. Remove them, or use "
+            "that engine."
         )
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """A plan as plain JSON."""
+    """Return a plan as plain JSON."""
     wanted, chosen = plan.wanted, plan.chosen
     usual, slow = plan.start_s
     about = {

@@ -1,4 +1,4 @@
-"""Prices of machines, an hour: from Azure's public price list, kept for a day, or from a file. None is written down here.
+"""Hourly prices of machines, from Azure's public price list (cached for a day) or from a file. None is built in.
 
 The list: https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices
 """
@@ -25,37 +25,37 @@ _REGION: Final = re.compile(r"[a-z0-9]{2,40}")
 
 
 def read(path: Path) -> dict[str, float]:
-    """Prices from a JSON object, of machines' names and their price an hour.
+    """Read prices from a JSON object of machine names and hourly prices.
 
     Raises:
-        SetupError: it is not such a file, or names a machine that is not known.
+        SetupError: the file is invalid, or names an unknown machine.
     """
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SetupError(f"{path} can't be read as prices: {error}.") from error
+        raise SetupError(f"Cannot read prices from {path}: {error}.") from error
     numbers = isinstance(given, dict) and all(_is_price(price) for price in given.values())
     if not numbers or not given:
         raise SetupError(f'{path} must be a JSON object such as {{"Standard_NC24ads_A100_v4": 3.67}}.')
     try:
         return {sku_of(name).name: float(price) for name, price in given.items()}
     except SetupError as error:
-        raise SetupError(f"{path} can't be read as prices: {error}") from error
+        raise SetupError(f"Cannot read prices from {path}: {error}") from error
 
 
 def of_region(region: str, skus: Collection[str], url: str | None = None) -> dict[str, float]:
-    """Prices of machines in a region, in US dollars, pay as you go, for Linux.
+    """Return the prices of machines in a region, in US dollars, pay as you go, for Linux.
 
     Args:
-        region: as Azure writes it, such as `westeurope`.
-        skus: the machines.
-        url: of the list, or of a mirror; `LLAMA_PRICES_URL` or Azure's if not given.
+        region: Azure's name of the region, such as `westeurope`.
+        skus: names of the machines.
+        url: address of the list or a mirror; `LLAMA_PRICES_URL` or Azure's by default.
 
     Raises:
-        SetupError: the list can't be had, or does not have the region.
+        SetupError: the list cannot be read, or does not have the region.
     """
     if not _REGION.fullmatch(region):
-        raise SetupError(f"{region} is no region: write it as Azure does, such as westeurope or eastus2.")
+        raise SetupError(f"Invalid region {region}: use Azure's name, such as westeurope or eastus2.")
     kept = _cache() / f"prices-{region}.json"
     if (fresh := _fresh(kept)) is not None:
         return fresh
@@ -65,14 +65,14 @@ def of_region(region: str, skus: Collection[str], url: str | None = None) -> dic
     )
     if not found:
         raise SetupError(
-            f"Azure's price list has none of these machines in {region}. Is it written as Azure does (westeurope)?"
+            f"Azure's price list has none of these machines in {region}. Check the region's name, such as westeurope."
         )
     _keep(kept, found)
     return found
 
 
 def _items(url: str, region: str, skus: Collection[str]) -> Iterator[Mapping[str, Any]]:
-    """All items of the list, page by page."""
+    """Yield all items of the list, page by page."""
     import requests
 
     names = " or ".join(f"armSkuName eq '{name}'" for name in sorted(skus))
@@ -88,21 +88,21 @@ def _items(url: str, region: str, skus: Collection[str]) -> Iterator[Mapping[str
             address, query = page["NextPageLink"], None
         except (requests.RequestException, KeyError, TypeError, ValueError) as error:
             raise SetupError(
-                f"Azure's price list can't be read: {_cause(error, url)}. Give --prices-file instead."
+                f"Cannot read Azure's price list: {_cause(error, url)}. Use --prices-file instead."
             ) from error
         if not address:
             return
         if urlsplit(address).netloc != urlsplit(url).netloc:
             raise SetupError(
-                f"Azure's price list goes on at another place, {urlsplit(address).netloc}. Give --prices-file instead."
+                f"Azure's price list continues at another host, {urlsplit(address).netloc}. Use --prices-file instead."
             )
     raise SetupError(
-        f"Azure's price list has more than {PAGES} pages for one region. Give --prices-file instead."
+        f"Azure's price list has more than {PAGES} pages for one region. Use --prices-file instead."
     )
 
 
 def _cause(error: Exception, url: str) -> str:
-    """What went wrong, in a few words: requests puts the whole query into its messages."""
+    """Return the cause in a few words; requests puts the whole query into its messages."""
     import requests
 
     host = urlsplit(url).netloc
@@ -111,14 +111,14 @@ def _cause(error: Exception, url: str) -> str:
     if isinstance(error, requests.Timeout):
         return f"{host} did not answer within {TIMEOUT_S} s"
     if isinstance(error, requests.ConnectionError):
-        return f"{host} can't be reached"
+        return f"cannot connect to {host}"
     if isinstance(error, requests.RequestException) and not isinstance(error, ValueError):
-        return f"{host} can't be asked ({type(error).__name__})"
-    return f"{host} answered something else than a page of prices"
+        return f"the request to {host} failed ({type(error).__name__})"
+    return f"{host} did not answer with a page of prices"
 
 
 def _current(items: Iterable[Mapping[str, Any]], today: str) -> dict[str, float]:
-    """One price a machine: the newest that holds already."""
+    """Return one price per machine: the newest already in effect."""
     found: dict[str, tuple[str, float]] = {}
     for item in items:
         name, price, since = (
@@ -132,7 +132,7 @@ def _current(items: Iterable[Mapping[str, Any]], today: str) -> dict[str, float]
 
 
 def _is_plain(item: Mapping[str, Any]) -> bool:
-    """Whether it is Linux, paid as it goes; Windows, Spot, Low Priority and hosts of one's own are in the list as well."""
+    """Whether the item is Linux, pay as you go. The list also has Windows, Spot, Low Priority and dedicated hosts."""
     product = str(item.get("productName", ""))
     sold = f"{item.get('skuName', '')} {item.get('meterName', '')}"
     cheaper = any(word in sold for word in ("Spot", "Low Priority"))
@@ -150,7 +150,7 @@ def _cache() -> Path:
 
 
 def _fresh(kept: Path) -> dict[str, float] | None:
-    """What was kept, unless it is old or damaged: then it is asked for again."""
+    """Return the cached prices, unless they are old or damaged."""
     try:
         return read(kept) if time.time() - kept.stat().st_mtime < FRESH_S else None
     except (OSError, SetupError):
@@ -163,5 +163,5 @@ def _keep(kept: Path, found: Mapping[str, float]) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(found), encoding="utf-8")
         part.replace(kept)
-    except OSError:  # a home that can't be written costs a question the next time
+    except OSError:  # an unwritable home only costs another request
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What others measured of such models, each with its source, and what the planner says of the same."""
+"""Published measurements of such models, with sources, to compare the planner with."""
 
 from dataclasses import dataclass, replace
 from typing import Final
@@ -20,18 +20,18 @@ _GPT_FAST: Final = "pytorch.org/blog/accelerating-generative-ai-2"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A measurement.
+    """A published measurement.
 
     Attributes:
-        model: in words.
-        shape: of it.
-        gpu: one of these.
-        precision: of the weights.
-        runner: what the planner compares it with.
-        workload: sequences at a time, and their tokens.
-        measured: tokens of completions a second, of all sequences.
-        source: who, with what software, and where.
-        with_prompts: a token of a prompt was read for each of a completion, in the same time.
+        model: the model, in words.
+        shape: its shape.
+        gpu: the GPU; one was used.
+        precision: type of the weights.
+        runner: the planner's engine to compare with.
+        workload: the number of sequences and their tokens.
+        measured: completion tokens a second, all sequences together.
+        source: author, software and place.
+        with_prompts: whether one prompt token was read per completion token in the same time.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Published:
 
     @property
     def planned(self) -> float:
-        """What the planner says of it."""
+        """The planner's prediction."""
         sku = replace(SKUS["Standard_ND96amsr_A100_v4"], gpu=self.gpu)
         found = speed(self.shape, self.workload, Placement(sku, 1, self.precision, self.runner))
         return 1 / (1 / found.all + 1 / found.prompt) if self.with_prompts else found.all
@@ -68,4 +68,4 @@ PUBLISHED: Final = (
     Published("Llama-3.1-8B", _8B, _A100_40, _BF16, _COMPILED, Workload(2304), 75, "vLLM 0.23, 1,024 in and 128 out: johnmusgrave.com, vLLM sweep on A100"),
     Published("7B", _7B, _A100, _FP16, _COMPILED, Workload(384, 384), 5586, "TensorRT-LLM 0.6.1, 128 in and 128 out: its performance page", with_prompts=True),
 )  # fmt: skip
-"""The constants of `sizing` are taken from gpt-fast's and TensorRT-LLM's; the others check them."""
+"""The constants of `sizing` come from gpt-fast and TensorRT-LLM; the other rows check them."""

@@ -1,6 +1,6 @@
-"""Model x workload x machine -> memory and speed. Pure arithmetic; every constant has its source.
+"""Memory and speed of a model, workload and machine. Pure arithmetic; every constant has its source.
 
-Memory is counted for as many sequences as may run, each as long as the workload says: the whole context, or the usual length.
+Memory is counted for the concurrent sequences, each of the workload's length: the whole context, or the usual length.
 """
 
 import math
@@ -14,47 +14,47 @@ from llama_serving.catalog import ModelVariant, Shape
 
 
 class Runner(StrEnum):
-    """What computes on the GPU."""
+    """The engine on the GPU."""
 
-    PIPELINE = "pipeline"  # in the scoring process: one sequence after the other, one GPU after the other
-    VLLM = "vllm"  # beside the scoring process: many sequences at a time, all GPUs at once
+    PIPELINE = "pipeline"  # in the scoring process: one sequence, and one GPU, at a time
+    VLLM = "vllm"  # a separate process: many sequences at a time, on all GPUs at once
 
 
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 
 CONTEXT_MIB: Final = 500
-"""On each GPU, before the first weight: CUDA's context and the kernels of torch and cuBLAS. The rule of thumb of
-pytorch/serve#2128; reports go from 102 (T4) to 426 MiB, none of them of an H100."""
+"""Per GPU, before the first weight: the CUDA context and the kernels of torch and cuBLAS. The rule of thumb of
+pytorch/serve#2128; reports range from 102 (T4) to 426 MiB, none of them for an H100."""
 USABLE: Final = 0.92
-"""Share of a GPU that may be planned with, as vLLM's `gpu_memory_utilization`; the rest is what an allocator can't use."""
+"""The usable share of a GPU's memory, as vLLM's `gpu_memory_utilization`; allocators cannot use the rest."""
 COMPUTE: Final = 0.48
-"""Share of a GPU's operations that is reached: TensorRT-LLM 0.6.1, 7B in fp16 on an A100, 128 tokens in and 128 out,
+"""The achieved share of a GPU's peak operations: TensorRT-LLM 0.6.1, 7B in fp16 on an A100, 128 tokens in and 128 out,
 5,586 tokens/s."""
 
 GRAPHS_MIB: Final = 1024
-"""On each GPU, for the CUDA graphs that vLLM captures up to 256 sequences. An assumption: vLLM's own pull request #22897 logs 24 to
-28 MiB for a graph, 35 of which reach 256; up to 0.6 vLLM warned of 1 to 3 GiB."""
+"""Per GPU, for vLLM's CUDA graphs of up to 256 sequences. An assumption: vLLM's pull request #22897 logs 24 to 28 MiB per graph,
+35 of which reach 256; up to 0.6 vLLM warned of 1 to 3 GiB."""
 VLLM_CAPABILITY: Final = 75
-"""The least compute capability, times ten, of the image's vLLM: its wheels and its torch are built for CUDA 13, which begins with
-Turing (pytorch/pytorch#172352, support matrix). vLLM's sources themselves still name 7.0."""
+"""The lowest compute capability, times ten, of the image's vLLM: its wheels and its torch are built for CUDA 13, which starts with
+Turing (pytorch/pytorch#172352, support matrix). vLLM's sources still allow 7.0."""
 LARGE_MIB: Final = 70 * 1024
 PREFILL_TOKENS: Final = 2048
 LARGE_PREFILL_TOKENS: Final = 8192
-"""vLLM's default for its server: tokens of prompts in one step, on a GPU of 70 GiB or more that is no A100 the second (vLLM 0.32,
+"""The defaults of vLLM's server for prompt tokens per step; the second on a GPU of 70 GiB or more that is not an A100 (vLLM 0.32,
 engine/arg_utils.py, get_batch_defaults)."""
 
 IMAGE_GIB: Final = {Runner.PIPELINE: 10, Runner.VLLM: 20}
-"""Of the machine's disk: image and scratch, beside the weights. Assumptions; Python with torch and CUDA's libraries unpacks to
-about 8, and vLLM's kernels and what it compiles them with come on top. (Azure's "OutOfQuota: Disk" is told to be met with a smaller image or model, and its own catalog has no 16-bit model of
-70B on a disk of 128 GiB.)"""
+"""Disk space for image and scratch, besides the weights. Assumptions: Python with torch and CUDA's libraries unpacks to
+about 8; vLLM's kernels and its compiler add to that. (For "OutOfQuota: Disk" Azure advises a smaller image or model, and its own
+catalog has no 16-bit 70B model on a disk of 128 GiB.)"""
 HOST_GIB: Final = 8
-"""Of the host's memory: Python, torch, CUDA's libraries, and a tensor on its way. An assumption; the files are mapped, so that the
-kernel takes their pages back."""
+"""Host memory for Python, torch, CUDA's libraries and a tensor in transit. An assumption; the files are mapped, so the kernel
+can reclaim their pages."""
 
 
 class Precision(StrEnum):
-    """What the weights of the layers are held in. Activations, embeddings and head have 16 bits in all of them."""
+    """The type of the layers' weights. Activations, embeddings and head always have 16 bits."""
 
     BF16 = "bf16"
     FP16 = "fp16"
@@ -64,14 +64,14 @@ class Precision(StrEnum):
 
 
 class KvDtype(StrEnum):
-    """What vLLM holds keys and values in, as `LLAMA_VLLM_KV_DTYPE` names it."""
+    """The type of vLLM's KV cache, as in `LLAMA_VLLM_KV_DTYPE`."""
 
     AUTO = "auto"  # the model's 16 bits
     FP8 = "fp8"
 
 
 SCALE_GROUP: Final = 128
-"""Weights of four bits that share a 16-bit scale, in the checkpoints that people publish."""
+"""Four-bit weights that share a 16-bit scale, in usual published checkpoints."""
 _LINEAR_BITS: Final = {
     Precision.BF16: 16.0,
     Precision.FP16: 16.0,
@@ -79,11 +79,11 @@ _LINEAR_BITS: Final = {
     Precision.INT8: 8.0,
     Precision.INT4: 4.125,
 }
-"""Of a weight of the layers; embeddings, norms and head stay in 16. Four bits share a 16-bit scale in each group."""
+"""Bits per weight of the layers; embeddings, norms and head stay in 16. Four-bit groups include their 16-bit scale."""
 SIXTEEN_BITS: Final = (Precision.BF16, Precision.FP16)
 BANDWIDTH: Final = 0.69
-"""Share of the memory's bandwidth that is reached. PyTorch's gpt-fast, 7B in bf16 on an A100-80, one sequence, compiled:
-104.9 tokens/s where 151 is the limit."""
+"""The achieved share of memory bandwidth. PyTorch's gpt-fast, 7B in bf16 on an A100-80, one sequence, compiled:
+104.9 tokens/s of a limit of 151."""
 _WEIGHTS_BANDWIDTH: Final = {
     Precision.BF16: BANDWIDTH,
     Precision.FP16: BANDWIDTH,
@@ -91,22 +91,22 @@ _WEIGHTS_BANDWIDTH: Final = {
     Precision.INT8: 0.53,
     Precision.INT4: 0.41,
 }
-"""The same while weights are read that have to be widened. gpt-fast's 155.6 tokens/s in int8, and between its 196.8 in int4 and the
-25.3 of 70B (pytorch.org/blog/accelerating-generative-ai-2); fp8 as int8, an assumption."""
+"""The same for weights that are widened while they are read. gpt-fast's 155.6 tokens/s in int8, and between its 196.8 in int4 and
+the 25.3 of 70B (pytorch.org/blog/accelerating-generative-ai-2). fp8 as int8, an assumption."""
 LAUNCH_S: Final = 1 / 25.5 / 32
-"""Until Python has launched one layer's kernels. The same without compiling: 25.5 tokens/s and "heavily CPU overhead bound", 32
-layers (pytorch.org/blog/accelerating-generative-ai-2). The GPU works meanwhile, so that a step takes the longer of the two."""
+"""Seconds for Python to launch one layer's kernels. gpt-fast without compilation: 25.5 tokens/s and "heavily CPU overhead bound", 32
+layers (pytorch.org/blog/accelerating-generative-ai-2). The GPU works meanwhile, so a step takes the longer of the two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is asked of a model.
+    """The load on a model.
 
     Attributes:
-        context: tokens of prompt and completion, at most.
-        concurrency: sequences that are computed at a time.
-        usual: tokens that a sequence has when it ends, usually; None is all of the context. vLLM gives out its cache in blocks, as
-            sequences grow, so that this is what decides how many there is room for.
+        context: the most tokens of prompt and completion.
+        concurrency: concurrent sequences.
+        usual: usual tokens of a finished sequence; None is the whole context. vLLM allocates its cache in blocks as sequences grow, so
+        this decides how many sequences fit.
     """
 
     context: int
@@ -115,24 +115,24 @@ class Workload:
 
     @property
     def length(self) -> int:
-        """Tokens of a sequence that are reckoned with."""
+        """Tokens planned per sequence."""
         return self.context if self.usual is None else min(self.usual, self.context)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that there has to be room for: one sequence at its longest, and all at their usual length."""
+        """Tokens the cache must hold: one sequence of full length, and all at their usual length."""
         return max(self.context, self.concurrency * self.length)
 
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """What an operator may ask of vLLM, and what memory and speed follow from.
+    """The vLLM options that affect memory and speed.
 
     Attributes:
-        pipeline_parallel: groups of GPUs that share the layers among them.
-        kv_dtype: of keys and values.
-        prefill_tokens: of prompts in one step; None is vLLM's own choice for the GPU.
-        speculative_tokens: guessed in each step by looking into the prompt; no weights, but room for them and their logits.
+        pipeline_parallel: groups of GPUs that share the layers.
+        kv_dtype: type of the KV cache.
+        prefill_tokens: prompt tokens per step; None is vLLM's default for the GPU.
+        speculative_tokens: tokens speculated per step by prompt lookup. They need no weights, but cache and logits.
     """
 
     pipeline_parallel: int = 1
@@ -142,16 +142,16 @@ class VllmOptions:
 
 
 USUAL_OPTIONS: Final = VllmOptions()
-"""Where nobody asks for anything else."""
+"""The default options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model's weights are, and what computes with them.
+    """Where a model's weights are, and which engine uses them.
 
     Attributes:
-        gpus: of the machine's, that it is spread over.
-        options: of vLLM.
+        gpus: number of the machine's GPUs in use.
+        options: vLLM's options.
     """
 
     sku: Sku
@@ -162,34 +162,34 @@ class Placement:
 
     @property
     def limit_mib(self) -> float:
-        """What may be planned with."""
+        """Usable memory."""
         return self.gpus * self.sku.gpu.memory_mib * USABLE
 
     @property
     def tensor_parallel(self) -> int:
-        """GPUs that share each layer."""
+        """The number of GPUs that share each layer."""
         return self.gpus // self.options.pipeline_parallel
 
     def prompt_rows(self, workload: Workload) -> int:
-        """Tokens of prompts that go through the model at once: whole prompts in the pipeline; vLLM cuts them, and reserves so many."""
+        """Return prompt tokens per forward pass: a whole prompt in the pipeline; in vLLM the budget it reserves."""
         if self.runner is Runner.PIPELINE:
             return workload.context
         return self.options.prefill_tokens or max(workload.concurrency, prefill_tokens(self.sku.gpu))
 
     def kv_bytes_per_token(self, shape: Shape) -> int:
-        """Bytes of keys and values."""
+        """Return bytes of keys and values per token."""
         return shape.kv_bytes_per_token(1 if self.options.kv_dtype is KvDtype.FP8 else 2)
 
 
 def prefill_tokens(gpu: Gpu) -> int:
-    """What vLLM's server takes of prompts in one step, where nobody says how much."""
+    """Return the default prefill budget of vLLM's server."""
     large = gpu.memory_mib >= LARGE_MIB and "A100" not in gpu.name
     return LARGE_PREFILL_TOKENS if large else PREFILL_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """MiB, over all GPUs that are used."""
+    """Memory in MiB, over all GPUs in use."""
 
     weights: float
     kv_cache: float
@@ -199,11 +199,11 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum."""
         return self.weights + self.kv_cache + self.activations + self.overhead + self.graphs
 
     def to_dict(self) -> dict[str, float]:
-        """The items and their sum."""
+        """Return the items and their sum."""
         return {name: round(mib, 1) for name, mib in {**asdict(self), "total": self.total}.items()}
 
 
@@ -213,9 +213,9 @@ class Speed:
 
     Attributes:
         one: of a sequence that runs alone.
-        all: of all that may run at a time, together.
-        prompt: at which prompts are read.
-        limit: what `one` would be if nothing were lost: the bandwidth, or the operations.
+        all: of all concurrent sequences together.
+        prompt: of prompts.
+        limit: the theoretical limit of `one`, by bandwidth or operations.
     """
 
     one: float
@@ -224,17 +224,17 @@ class Speed:
     limit: float
 
     def to_dict(self) -> dict[str, float]:
-        """Rounded; nobody knows the tenth of a token."""
+        """Return rounded values; estimates have no meaningful decimals."""
         return {name: round(rate) for name, rate in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
-    """Why a machine can't run a model.
+class Shortfall:
+    """Why a machine cannot run a model.
 
     Attributes:
-        short: in a column.
-        sentence: with the numbers.
+        short: for a table's column.
+        sentence: in full, with numbers.
     """
 
     short: str
@@ -243,26 +243,26 @@ class Lack:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A model on a machine.
+    """How a model fits on a machine.
 
     Attributes:
-        lacks: why it can't run there; none where it can.
+        shortfalls: why it cannot run there; empty if it can.
     """
 
     placement: Placement
     memory: Memory
     speed: Speed
-    lacks: tuple[Lack, ...] = ()
+    shortfalls: tuple[Shortfall, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it can't run there, in sentences."""
-        return tuple(lack.sentence for lack in self.lacks)
+        """Why it cannot run there, in sentences."""
+        return tuple(shortfall.sentence for shortfall in self.shortfalls)
 
     @property
     def fits(self) -> bool:
-        """Whether it can run."""
-        return not self.lacks
+        """Whether it can run there."""
+        return not self.shortfalls
 
     @property
     def sku(self) -> Sku:
@@ -271,21 +271,21 @@ class Fit:
 
 
 def weight_bytes(shape: Shape, precision: Precision) -> float:
-    """Bytes of all weights."""
+    """Return the bytes of all weights."""
     linear = shape.linear_parameters
     return linear * _LINEAR_BITS[precision] / 8 + (shape.parameters - linear) * 2
 
 
 def memory(shape: Shape, workload: Workload, placement: Placement) -> Memory:
-    """What a model takes.
+    """Return the memory a model takes.
 
-    Weights and the cache are spread over the GPUs; what is computed on the way is in part on each, CUDA and graphs on each.
+    Weights and cache are spread over the GPUs. Part of the activations, CUDA and the graphs are needed on each.
     """
     gpus, guesses = placement.gpus, placement.options.speculative_tokens
     tokens = workload.cached_tokens + workload.concurrency * guesses
-    # Of one layer: residual, norm, queries and attention's output on each GPU; gate and up where their columns are.
+    # Per layer: residual, norm, queries and attention output on each GPU; gate and up sharded with their columns.
     activations = placement.prompt_rows(workload) * 2 * (4 * shape.hidden * gpus + 2 * shape.ffn)
-    # In 32 bits, and once more while they are drawn from.
+    # Logits in 32 bits, and a copy while sampling.
     logits = workload.concurrency * (1 + guesses) * shape.vocab * 4 * 2
     return Memory(
         weights=weight_bytes(shape, placement.precision) / _MIB,
@@ -297,11 +297,11 @@ def memory(shape: Shape, workload: Workload, placement: Placement) -> Memory:
 
 
 def speed(shape: Shape, workload: Workload, placement: Placement) -> Speed:
-    """Expected tokens a second.
+    """Return the expected tokens a second.
 
-    A step reads all weights once, and the keys and values of each sequence, half of whose tokens are there; or it has so
-    many sequences that its operations take longer than that; or the pipeline's Python is not done launching it. No format is
-    credited with more operations than 16 bits have, and no guess with being right.
+    A step reads all weights once, and the KV cache of each sequence, on average half full. With many sequences operations take
+    longer than that, and in the pipeline Python's launches may. No format is credited with more operations than 16 bits have, and
+    speculation is not credited at all.
     """
     gpu, pipeline = placement.sku.gpu, placement.runner is Runner.PIPELINE
     weights = weight_bytes(shape, placement.precision)
@@ -315,7 +315,7 @@ def speed(shape: Shape, workload: Workload, placement: Placement) -> Speed:
         computing_s = 2 * shape.parameters * sequences / (operations * COMPUTE)
         return sequences / max(reading_s, computing_s, launching_s)
 
-    # A sequence is in one group of GPUs at a time; groups are all at work where there is a sequence for each.
+    # A sequence occupies one pipeline stage at a time; all stages work if there is a sequence for each.
     groups = placement.options.pipeline_parallel
     alone = 1 if pipeline else placement.tensor_parallel
     together = 1 if pipeline else alone * min(groups, workload.concurrency)
@@ -337,16 +337,16 @@ def fit(  # noqa: PLR0913  (each says something else)
     options: VllmOptions = USUAL_OPTIONS,
     own_disk: bool = True,
 ) -> Fit:
-    """A model on a machine, over as few of its GPUs as hold it; or why it can't be.
+    """Fit a model on a machine, over as few of its GPUs as hold it, or say why it does not fit.
 
     Args:
         variant: the model.
-        workload: what is asked of it.
-        precision: of its weights.
+        workload: the load.
+        precision: type of the weights.
         sku: the machine.
-        runner: the one that will do, if not given: vLLM, or the pipeline where a GPU is too old for vLLM.
-        options: of vLLM.
-        own_disk: whether weights and image lie on the disk that comes with the machine.
+        runner: the engine; by default vLLM, or the pipeline on a GPU too old for vLLM.
+        options: vLLM's options.
+        own_disk: whether weights and image are on the machine's own disk.
     """
     runner = runner or usual_runner(sku.gpu, workload, precision)
     spread = spreads(variant.shape, sku.gpus, runner, options.pipeline_parallel, precision)
@@ -355,16 +355,16 @@ def fit(  # noqa: PLR0913  (each says something else)
         placement = Placement(sku, gpus, precision, runner, options)
         takes = memory(variant.shape, workload, placement)
         rates = speed(variant.shape, workload, placement)
-        lacks = (*_engine_lacks(placement), *_gpu_lacks(placement, takes), *_host_lacks(variant.shape, placement, own_disk=own_disk))  # fmt: skip
-        tried = Fit(placement, takes, rates, lacks)
+        shortfalls = (*_engine_shortfalls(placement), *_gpu_shortfalls(placement, takes), *_host_shortfalls(variant.shape, placement, own_disk=own_disk))  # fmt: skip
+        tried = Fit(placement, takes, rates, shortfalls)
         if takes.total <= placement.limit_mib:
             break
-    assert tried is not None  # noqa: S101  (one is always tried)
+    assert tried is not None  # noqa: S101  (at least one is tried)
     return tried
 
 
 def full_length(one: Fit, shape: Shape, workload: Workload) -> int:
-    """Sequences that there is room for where all of them are as long as the context."""
+    """Return how many sequences fit if all have the full context."""
     room = (one.placement.limit_mib - one.memory.total + one.memory.kv_cache) * _MIB
     return min(
         workload.concurrency, math.floor(room / (workload.context * one.placement.kv_bytes_per_token(shape)))
@@ -372,12 +372,12 @@ def full_length(one: Fit, shape: Shape, workload: Workload) -> int:
 
 
 def is_for_pipeline(workload: Workload, precision: Precision) -> bool:
-    """Whether ours could compute it: one sequence at a time, in 16 bits."""
+    """Whether the pipeline can serve it: one sequence at a time, in 16 bits."""
     return workload.concurrency == 1 and precision in SIXTEEN_BITS
 
 
 def usual_runner(gpu: Gpu, workload: Workload, precision: Precision) -> Runner:
-    """What computes on a GPU where nobody says what: vLLM where it can, as `LLAMA_ENGINE=auto` has it."""
+    """Return the default engine on a GPU: vLLM if possible, as with `LLAMA_ENGINE=auto`."""
     too_old = gpu.capability < VLLM_CAPABILITY
     return Runner.PIPELINE if too_old and is_for_pipeline(workload, precision) else Runner.VLLM
 
@@ -385,12 +385,11 @@ def usual_runner(gpu: Gpu, workload: Workload, precision: Precision) -> Runner:
 def spreads(
     shape: Shape, most: int, runner: Runner, groups: int = 1, precision: Precision = Precision.BF16
 ) -> list[int]:
-    """Over how many GPUs a model can be spread.
+    """Return the numbers of GPUs a model can be spread over.
 
-    The pipeline gives each whole layers. vLLM cuts each layer, and refuses a cut that leaves a rest: of heads, of keys' and
-    values' heads, of the columns between (in four bits: of the groups of them that share a scale), of the vocabulary (filled up to a
-    multiple of 64). With groups (pipeline parallel) each
-    has whole layers, and each of its GPUs a part of them.
+    The pipeline puts whole layers on each GPU. vLLM splits each layer and needs an even split: of heads, of KV heads, of the FFN's
+    columns (in four bits: of the groups that share a scale), and of the vocabulary (padded to a multiple of 64). With pipeline
+    parallelism each group has whole layers, and each of its GPUs a part of them.
     """
     numbers = range(1, most + 1)
     if runner is Runner.PIPELINE:
@@ -401,49 +400,49 @@ def spreads(
     return [gpus * groups for gpus in parts if gpus * groups <= most] if groups <= shape.layers else []
 
 
-def _engine_lacks(placement: Placement) -> Iterator[Lack]:
-    """What vLLM can't do on such a GPU, or on so many."""
+def _engine_shortfalls(placement: Placement) -> Iterator[Shortfall]:
+    """Yield what vLLM cannot do on this GPU, or on this many."""
     gpu, groups = placement.sku.gpu, placement.options.pipeline_parallel
     if placement.runner is Runner.PIPELINE:
         return
     if gpu.capability < VLLM_CAPABILITY:
-        yield Lack(
+        yield Shortfall(
             "too old for vLLM",
-            f"{gpu.name} has compute capability {gpu.capability / 10}, and vLLM's wheels for CUDA 13 begin with "
-            f"{VLLM_CAPABILITY / 10}: the engine pipeline takes it, in fp16",
+            f"{gpu.name} has compute capability {gpu.capability / 10}, but vLLM's wheels for CUDA 13 need "
+            f"{VLLM_CAPABILITY / 10}: use the engine pipeline, in fp16",
         )
     if placement.options.kv_dtype is KvDtype.FP8 and not gpu.fp8:
-        yield Lack(
+        yield Shortfall(
             "no fp8 cache",
-            f"{gpu.name} does not compute in fp8, and vLLM keeps keys and values in it from Ada and Hopper on",
+            f"{gpu.name} does not compute in fp8; vLLM's fp8 cache needs Ada or Hopper",
         )
     if placement.gpus > placement.sku.gpus:
-        yield Lack(
-            f"{groups} groups", f"it has {placement.sku.gpus} GPUs for {groups} groups (pipeline parallel)"
+        yield Shortfall(
+            f"{groups} groups", f"it has {placement.sku.gpus} GPUs for {groups} groups (pipeline parallelism)"
         )
 
 
-def _gpu_lacks(placement: Placement, takes: Memory) -> Iterator[Lack]:
+def _gpu_shortfalls(placement: Placement, takes: Memory) -> Iterator[Shortfall]:
     gpu, gpus, limit = placement.sku.gpu, placement.gpus, placement.limit_mib
     if placement.precision is Precision.BF16 and not gpu.bf16:
-        yield Lack("no bf16", f"{gpu.name} does not compute in bf16")
+        yield Shortfall("no bf16", f"{gpu.name} does not compute in bf16")
     if takes.total > limit:
-        yield Lack(
+        yield Shortfall(
             f"{takes.total - limit:,.0f} MiB short",
-            f"it takes {takes.total:,.0f} MiB, and {limit:,.0f} may be used of {gpus} x {gpu.name}",
+            f"it takes {takes.total:,.0f} MiB of {limit:,.0f} MiB usable on {gpus} x {gpu.name}",
         )
 
 
-def _host_lacks(shape: Shape, placement: Placement, *, own_disk: bool) -> Iterator[Lack]:
+def _host_shortfalls(shape: Shape, placement: Placement, *, own_disk: bool) -> Iterator[Shortfall]:
     sku, weights = placement.sku, weight_bytes(shape, placement.precision) / _GIB
     image = IMAGE_GIB[placement.runner]
     if own_disk and sku.disk_gib is not None and weights + image > sku.disk_gib:
-        yield Lack(
+        yield Shortfall(
             f"{weights + image - sku.disk_gib:,.1f} GiB of disk short",
-            f"weights of {weights:,.1f} GiB and an image of {image} don't fit on its disk of {sku.disk_gib:,} GiB",
+            f"weights of {weights:,.1f} GiB and an image of {image} GiB do not fit on its disk of {sku.disk_gib:,} GiB",
         )
     if sku.ram_gib < HOST_GIB:
-        yield Lack(
+        yield Shortfall(
             f"{HOST_GIB - sku.ram_gib} GiB of RAM short",
-            f"its {sku.ram_gib} GiB of RAM are less than the {HOST_GIB} that loading takes",
+            f"its {sku.ram_gib} GiB of RAM are less than the {HOST_GIB} GiB that loading takes",
         )

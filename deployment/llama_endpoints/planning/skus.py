@@ -1,4 +1,4 @@
-"""Machines with GPUs: one frozen row each, with the source of each fact. Nothing is read off a name."""
+"""Machines with GPUs, one row each, with the source of each fact. Nothing is derived from names."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from llama_serving.errors import SetupError
 
 
 class Cloud(StrEnum):
-    """Who rents the machine out."""
+    """Who offers the machine."""
 
     AZURE = "azure"
     AWS = "aws"
@@ -20,7 +20,7 @@ class Cloud(StrEnum):
 
 
 class Offer(StrEnum):
-    """What Azure ML lets a size be used for."""
+    """A use of a machine size in Azure ML."""
 
     MANAGED_ONLINE = "managed_online"
     BATCH = "batch"
@@ -32,12 +32,12 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: the maker's.
-        memory_mib: all of it, as nvidia-smi shows it.
-        bandwidth_gb_s: of that memory, 10^9 bytes a second.
+        name: the manufacturer's name.
+        memory_mib: total memory, as nvidia-smi shows it.
+        bandwidth_gb_s: memory bandwidth, 10^9 bytes a second.
         tflops: dense, in 16 bits, 10^12 operations a second.
         capability: the compute capability, times ten (NVIDIA's list of CUDA GPUs): 75 is Turing, 80 Ampere, 90 Hopper.
-        source: of the other figures.
+        source: source of the other figures.
     """
 
     name: str
@@ -49,30 +49,30 @@ class Gpu:
 
     @property
     def bf16(self) -> bool:
-        """Whether it computes in bfloat16: from 8.0 on (vLLM 0.32, platforms/cuda.py, supported_dtypes)."""
+        """Whether it computes in bfloat16, from 8.0 on (vLLM 0.32, platforms/cuda.py, supported_dtypes)."""
         return self.capability >= 80
 
     @property
     def fp8(self) -> bool:
-        """Whether it computes in 8-bit floats: from 8.9 on, Ada and Hopper (vLLM 0.32, platforms/cuda.py, supports_fp8)."""
+        """Whether it computes in 8-bit floats, from 8.9 on: Ada and Hopper (vLLM 0.32, platforms/cuda.py, supports_fp8)."""
         return self.capability >= 89
 
 
 @dataclass(frozen=True, slots=True)
 class Sku:
-    """One size of machine.
+    """A machine size.
 
     Attributes:
-        name: as Azure's `instance_type` and `size` have it, or the other cloud's own.
-        gpus: how many it has.
-        cores: virtual ones; quota is counted in them.
-        ram_gib: of the host.
-        disk_gib: of the disk that comes with it; None where it is rented apart.
-        source: of GPUs, cores, RAM and disk.
-        family: the quota's name, as Azure ML's list of sizes has it, or Azure's virtual machines; empty where nobody counts.
-        offered: for what; a use that is not there is not known.
-        retired: since or from when, where it is gone or will be.
-        reserve: whether managed endpoints set aside a fifth more of the quota, for upgrades.
+        name: as in Azure's `instance_type` and `size`, or the other cloud's name.
+        gpus: number of GPUs.
+        cores: virtual cores, the unit of quota.
+        ram_gib: host memory.
+        disk_gib: the machine's own disk; None if disks are rented separately.
+        source: source of GPUs, cores, RAM and disk.
+        family: name of the quota, as in Azure ML's list of sizes or Azure's virtual machines; empty if there is none.
+        offered: known uses; other uses are unknown.
+        retired: since or from when, if it is retired or will be.
+        reserve: whether managed endpoints reserve 20 % more quota for upgrades.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Sku:
     reserve: bool = True
 
     def is_offered(self, offer: Offer) -> bool:
-        """Whether it is known to be."""
+        """Whether it is known to be offered."""
         return offer in self.offered and self.offered[offer].value
 
     @property
     def memory_mib(self) -> int:
-        """Of all GPUs."""
+        """Memory of all GPUs."""
         return self.gpus * self.gpu.memory_mib
 
 
@@ -146,10 +146,10 @@ class _Size(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Sizes of Azure with the same GPU.
+    """Azure sizes with the same GPU.
 
     Attributes:
-        page: of azure-compute-docs, below articles/virtual-machines/sizes/gpu-accelerated: cores, "Memory" and "Temp Disk Size".
+        page: page of azure-compute-docs, below articles/virtual-machines/sizes/gpu-accelerated: cores, "Memory" and "Temp Disk Size".
     """
 
     family: str
@@ -189,11 +189,11 @@ _SERIES: Final = (
     _Series("standardNCADSH100v5Family", "ncadsh100v5-series", _H100_NVL, {
         "NC40ads_H100_v5": _Size(1, 40, 320, 3576), "NC80adis_H100_v5": _Size(2, 80, 640, 7152)}, _ONLINE | _BATCH_SEEN, reserve=False),
     _Series(_H100_FAMILY, "ndh100v5-series", _H100, {"ND96isr_H100_v5": _Size(8, 96, 1900, 1024)}, _ONLINE | _BATCH, reserve=False),
-    # On the list of sizes for endpoints; the page has only its twin with InfiniBand, whose RAM and disk these are.
+    # In the list of sizes for endpoints. The page has only its twin with InfiniBand, whose RAM and disk these are.
     _Series(_H100_FAMILY, "ndh100v5-series", _H100, {"ND96is_H100_v5": _Size(8, 96, 1900, 1024)}, _ONLINE, reserve=False),
     _Series("standardNDISRH200V5Family", "nd-h200-v5-series", _H200, {"ND96isr_H200_v5": _Size(8, 96, 1850, 1024)},
             _NOT_ONLINE | _BATCH, reserve=False),
-    # The old model cards' machines: still on the list of sizes for endpoints, and gone or going.
+    # Machines of the old model cards: still in the list of sizes for endpoints, but retired or retiring.
     _Series("standardNCSv3Family", "ncv3-series", _V100, {
         "NC6s_v3": _Size(1, 6, 112, 736), "NC12s_v3": _Size(2, 12, 224, 1474), "NC24s_v3": _Size(4, 24, 448, 2948)},
             _ONLINE | _BATCH, reserve=True, retired=Fact("since 2025-09-30", _RETIREMENTS)),
@@ -201,8 +201,8 @@ _SERIES: Final = (
             retired=Fact("retiring, no date given", f"the model cards' size of 2018; no row in {_RETIREMENTS}")),
 )  # fmt: skip
 
-_P3: Final = "AWS's instance types; disks are volumes of their own"
-_MACHINES: Final = "Paperspace's machine types; the disk's size is chosen"
+_P3: Final = "AWS's instance types; disks are separate volumes"
+_MACHINES: Final = "Paperspace's machine types; the disk size is configurable"
 
 _ELSEWHERE: Final = (
     Sku("p3.2xlarge", Cloud.AWS, _V100_SXM, 1, 8, 61, None, _P3),
@@ -220,20 +220,20 @@ SKUS: Final[Mapping[str, Sku]] = MappingProxyType(
 
 
 def sku_of(name: str) -> Sku:
-    """The row of a machine; `NC24ads_A100_v4` will do for `Standard_NC24ads_A100_v4`, in any case.
+    """Return a machine's row. The prefix `Standard_` may be omitted; case is ignored.
 
     Raises:
-        SetupError: there is none.
+        SetupError: the machine is unknown.
     """
     key = _key(name)
     known = {_key(sku.name): sku for sku in SKUS.values()}
     if key not in known:
-        raise SetupError(f"{name!r} is no machine that is known here. {_nearest(key)}")
+        raise SetupError(f"Unknown machine {name!r}. {_nearest(key)}")
     return known[key]
 
 
 def azure_size(name: str) -> Sku | None:
-    """The row of a size as Azure's files name it: with its prefix, in any case; None where there is none."""
+    """Return the row of a size as Azure's files name it, with its prefix, in any case; None if unknown."""
     sizes = {sku.name.lower(): sku for sku in SKUS.values() if sku.cloud is Cloud.AZURE}
     return sizes.get(name.lower())
 
@@ -243,7 +243,7 @@ def _key(name: str) -> str:
 
 
 def _nearest(key: str) -> str:
-    """What may be meant, of machines that can still be had."""
+    """Return suggestions among machines that are not retired."""
     alive = {_key(sku.name): sku.name for sku in SKUS.values() if sku.retired is None}
     near = [known for known in alive if key and key in known] or get_close_matches(key, alive, n=3)
     if not near:

@@ -1,1 +1,1 @@
-"""Plans as YAML specifications for Azure ML."""
+"""Write plans as YAML files for Azure ML."""

@@ -1,4 +1,4 @@
-"""Azure Monitor's object that scales a managed deployment, which has no scaling of its own."""
+"""Azure Monitor's autoscale settings for managed deployments, which cannot scale by themselves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from llama_endpoints.render.serving import admitted, answer_s, running
 from llama_endpoints.render.spec import Site, slug
 
 IDLE: Final = 10
-"""Per cent, the average of the instances' GPUs, below which one is given back. High numbers say nothing: in vLLM one request is enough
-to keep all of them busy, and in the pipeline they wait for Python."""
+"""Average GPU utilization in percent, below which an instance is removed. High values mean little: in vLLM one request keeps
+all GPUs busy, and in the pipeline they wait for Python."""
 _DEPLOYMENT: Final = (
     "[resourceId('Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments', parameters('workspace'), "
     "parameters('endpoint'), parameters('deployment'))]"
@@ -25,15 +25,15 @@ _CAPACITY: Final = {
 
 
 def busy_ms(plan: DeployablePlan) -> int:
-    """How long answers take where half of the places are taken, or all that run at a time: with all the next are refused."""
+    """Return the latency with half of the admitted requests, or with as many as run at a time: beyond it requests are refused soon."""
     return 1000 * math.ceil(answer_s(plan) * max(running(plan), admitted(plan, MANAGED) / 2))
 
 
 def template(plans: Sequence[DeployablePlan], site: Site) -> Mapping[str, Any]:
-    """An ARM template: one more instance where requests wait, one less where the GPUs idle.
+    """Return an ARM template that adds an instance when requests wait, and removes one when GPUs idle.
 
     Args:
-        plans: of the deployments, which it knows by their names.
+        plans: the deployments' plans.
         site: names.
     """
     rules = [
@@ -81,6 +81,6 @@ def _rule(metric: str, operator: str, threshold: int | str, direction: str) -> d
             "operator": operator,
             "threshold": threshold,
         },
-        # A new GPU instance takes 12 to 18 minutes to answer: sooner it would be decided twice.
+        # A new GPU instance takes 12 to 18 minutes to answer. A shorter cooldown would decide twice.
         "scaleAction": {"direction": direction, "type": "ChangeCount", "value": "1", "cooldown": "PT20M"},
     }

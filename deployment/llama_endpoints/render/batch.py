@@ -1,4 +1,4 @@
-"""The batch endpoint, its deployments and the clusters that they run on."""
+"""The batch endpoint, its deployments and their clusters."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -7,15 +7,24 @@ from llama_endpoints.azure.limits import schema
 from llama_endpoints.planning.planner import DeployablePlan
 from llama_endpoints.planning.skus import Sku
 from llama_endpoints.render.serving import sequences_note
-from llama_endpoints.render.spec import BATCH, Site, Spec, compute_name, engine_of, has_vllm, model_of, slug
+from llama_endpoints.render.spec import (
+    BATCH,
+    RenderedFile,
+    Site,
+    compute_name,
+    engine_of,
+    has_vllm,
+    model_of,
+    slug,
+)
 
 DAY_S: Final = 86_400
 FOLDER: Final = "yaml/batch"
 
 
-def endpoint(site: Site) -> Spec:
-    """The batch endpoint."""
-    return Spec(
+def endpoint(site: Site) -> RenderedFile:
+    """Return the batch endpoint."""
+    return RenderedFile(
         {
             "$schema": schema("batchEndpoint"),
             "name": site.batch,
@@ -23,16 +32,16 @@ def endpoint(site: Site) -> Spec:
             "auth_mode": "aad_token",
         },
         {
-            ("name",): "Unique in its region: give another one with `--name` where this is taken.",
-            ("auth_mode",): "The only one that batch endpoints have.",
-            (): "No default deployment here: it has to exist first (`az ml batch-deployment create --set-default`).",
+            ("name",): "Unique in the region. If it is taken, pass another one as `--name`.",
+            ("auth_mode",): "Batch endpoints have no other.",
+            (): "No default deployment yet: it must exist first (`az ml batch-deployment create --set-default`).",
         },
     )
 
 
-def compute(sku: Sku, instances: int) -> Spec:
-    """A cluster of such machines, as many as a job asks for."""
-    return Spec(
+def compute(sku: Sku, instances: int) -> RenderedFile:
+    """Return a cluster of such machines, with as many as a job requests."""
+    return RenderedFile(
         {
             "$schema": schema("amlCompute"),
             "name": compute_name(sku),
@@ -45,16 +54,14 @@ def compute(sku: Sku, instances: int) -> Spec:
             "ssh_public_access_enabled": False,
         },
         {
-            ("min_instances",): "Nothing is paid for between jobs.",
-            (
-                "idle_time_before_scale_down",
-            ): "Long enough that the next job of a series finds the node up, and the image pulled.",
+            ("min_instances",): "No machine is billed between jobs.",
+            ("idle_time_before_scale_down",): "Keeps the node and its image for the next job of a series.",
         },
     )
 
 
-def deployment(plan: DeployablePlan, site: Site) -> Spec:
-    """A batch deployment of type `model`."""
+def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
+    """Return a batch deployment of type `model`."""
     placed = plan.chosen.placement
     sequences = {"LLAMA_MAX_NUM_SEQS": str(plan.wanted.workload.concurrency)} if has_vllm(plan) else {}
     settings: dict[str, Any] = {
@@ -79,40 +86,40 @@ def deployment(plan: DeployablePlan, site: Site) -> Spec:
         "resources": {"instance_count": plan.wanted.instances},
         "settings": settings,
     }
-    return Spec(values, {**_NOTES, **_of_engine(plan)})
+    return RenderedFile(values, {**_NOTES, **_of_engine(plan)})
 
 
 def _of_engine(plan: DeployablePlan) -> Mapping[tuple[str, ...], str]:
-    """What is said of what computes."""
+    """Return the notes about the engine."""
     variables, placed = ("settings", "environment_variables"), plan.chosen.placement
     if has_vllm(plan):
         return {
-            ("environment",): "Its vLLM needs a driver from 580 on.",
+            ("environment",): "Its vLLM needs driver 580 or newer.",
             (*variables, "LLAMA_MAX_NUM_SEQS"): sequences_note(plan),
         }
     if placed.gpus == 1:
         return {}
-    said = f"One sequence after the other, and one of the {placed.gpus} GPUs at a time."
+    said = f"One sequence, and one of the {placed.gpus} GPUs, at a time."
     return {(*variables, "LLAMA_ENGINE"): said}
 
 
 _NOTES: Final = {
-    ("code_configuration",): "Azure's own driver for MLflow models reads CSV and parquet only.",
-    ("settings", "mini_batch_size"): "Files, not rows.",
+    ("code_configuration",): "Azure's own driver for MLflow models reads only CSV and parquet.",
+    ("settings", "mini_batch_size"): "Counts files, not rows.",
     (
         "settings",
         "max_concurrency_per_instance",
-    ): "A second process would load the weights a second time on the same GPU.",
-    ("settings", "output_action"): "One JSON record a row, all in one file.",
+    ): "A second process would load the weights again on the same GPU.",
+    ("settings", "output_action"): "One JSON record per row, all in one file.",
     (
         "settings",
         "retry_settings",
         "timeout",
-    ): "Seconds for one whole file; what is done by then is kept, and the next try goes on from "
-    "there. The default is 30.",
+    ): "Seconds for a whole file; the default is 30. After a timeout, finished rows are kept, and the next try resumes "
+    "there.",
     (
         "settings",
         "error_threshold",
-    ): "A file that fails fails the job. The default of -1 ignores every failure. A bad row fails no "
-    "file: its record says what was wrong.",
+    ): "A failed file fails the job; the default of -1 ignores all failures. A bad row does not fail its file: "
+    "its record holds the error.",
 }

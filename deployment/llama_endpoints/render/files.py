@@ -1,4 +1,4 @@
-"""All files that Azure ML is told with: written from the catalog and the planner, or compared with what is there."""
+"""Write all files for Azure ML from the catalog and the planner, or compare them with existing ones."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from llama_endpoints.planning.planner import DeployablePlan, Wanted, deployable, usual
+from llama_endpoints.planning.planner import DeployablePlan, PlanRequest, deployable, plan_with_max_concurrency
 from llama_endpoints.planning.sizing import USUAL_OPTIONS, Precision, Runner, VllmOptions, Workload
 from llama_endpoints.planning.skus import Offer, Sku
 from llama_endpoints.render import autoscale, batch, kubernetes, online, spec
@@ -22,17 +22,17 @@ LOCAL: Final = "yaml/online/local.yml"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What may differ from the defaults.
+class RenderOptions:
+    """Options that differ from the defaults.
 
     Attributes:
-        context: tokens; those that a model was trained on by default.
-        precision: of the weights.
+        context: tokens; the trained context by default.
+        precision: type of the weights.
         sku: the machine; the smallest that holds the model by default.
-        instances: of each deployment.
-        runner: what computes; vLLM by default.
-        usual: tokens of a sequence that the number of sequences is reckoned with.
-        options: of vLLM.
+        instances: instances of each deployment.
+        runner: the engine; vLLM by default.
+        usual: usual tokens of a sequence, which determine the concurrency.
+        options: vLLM's options.
     """
 
     context: int | None = None
@@ -45,7 +45,7 @@ class Choice:
 
 
 def checkout_of(output: Path) -> Path:
-    """The folder that files name scripts and samples in: the output, or else the one that we are in.
+    """Return the folder whose scripts and samples the files refer to: the output, or the current folder.
 
     Raises:
         SetupError: neither has them.
@@ -54,27 +54,27 @@ def checkout_of(output: Path) -> Path:
         if (folder / "score" / "score.py").is_file():
             return folder.resolve()
     raise SetupError(
-        f"Neither {output} nor the folder you are in has score/score.py, which Azure is given: run this in a checkout of the project."
+        f"Neither {output} nor the current folder has score/score.py, which the files refer to. Run this in a checkout of the project."
     )
 
 
 def files(
-    models: Sequence[ModelVariant] = MODELS, choice: Choice | None = None, site: Site | None = None
+    models: Sequence[ModelVariant] = MODELS, choice: RenderOptions | None = None, site: Site | None = None
 ) -> dict[str, str]:
-    """Every file and its text, by its path below the root.
+    """Return every file's text by its path below the root.
 
     Args:
-        models: that are deployed.
-        choice: what differs from the defaults.
+        models: the models to deploy.
+        choice: options that differ from the defaults.
         site: names and network.
 
     Raises:
-        SetupError: a model can't be deployed so.
+        SetupError: a model cannot be deployed with these options.
     """
-    return dict(_files(models, choice or Choice(), site or Site()))
+    return dict(_files(models, choice or RenderOptions(), site or Site()))
 
 
-def _files(models: Sequence[ModelVariant], choice: Choice, site: Site) -> Iterator[tuple[str, str]]:
+def _files(models: Sequence[ModelVariant], choice: RenderOptions, site: Site) -> Iterator[tuple[str, str]]:
     plans = {offer: [_plan(variant, choice, offer) for variant in models] for offer in Offer}
     yield from _shared(site)
     yield from _online(plans[Offer.MANAGED_ONLINE], site)
@@ -123,9 +123,9 @@ def _file(folder: str, plan: DeployablePlan) -> str:
     return f"{folder}/{spec.slug(plan.wanted.variant)}.yml"
 
 
-def _plan(variant: ModelVariant, choice: Choice, offer: Offer) -> DeployablePlan:
+def _plan(variant: ModelVariant, choice: RenderOptions, offer: Offer) -> DeployablePlan:
     context = variant.trained_positions.value if choice.context is None else choice.context
-    wanted = Wanted(
+    wanted = PlanRequest(
         variant,
         Workload(context, usual=choice.usual),
         choice.precision,
@@ -135,34 +135,37 @@ def _plan(variant: ModelVariant, choice: Choice, offer: Offer) -> DeployablePlan
         instances=choice.instances,
         options=choice.options,
     )
-    return deployable(usual(wanted))
+    return deployable(plan_with_max_concurrency(wanted))
 
 
 def differences(made: Mapping[str, str], root: Path) -> list[str]:
-    """What is not as it would be written: a line for each file, empty where all is.
+    """Return a line for each file that differs; empty if none does.
 
     Raises:
-        SetupError: a file can't be read.
+        SetupError: a file cannot be read.
     """
     with _said(root):
         found = [line for name, text in made.items() if (line := _difference(root / name, text))]
-        return [*found, *(f"{path} is of other options: remove it" for path in left_over(made, root))]
+        return [
+            *found,
+            *(f"{path} does not belong to these options: remove it" for path in left_over(made, root)),
+        ]
 
 
 def _difference(path: Path, text: str) -> str:
     if not path.is_file():
-        return f"{path} is not there"
+        return f"{path} does not exist"
     return "" if _is(path, text) else f"{path} differs"
 
 
 def write(made: Mapping[str, str], root: Path) -> list[Path]:
-    """Write what differs, each file whole or not at all.
+    """Write the files that differ, each atomically.
 
     Returns:
-        the files that were written.
+        the files written.
 
     Raises:
-        SetupError: one can't be written.
+        SetupError: a file cannot be written.
     """
     with _said(root):
         changed = [root / name for name, text in made.items() if not _is(root / name, text)]
@@ -173,7 +176,7 @@ def write(made: Mapping[str, str], root: Path) -> list[Path]:
 
 
 def left_over(made: Mapping[str, str], root: Path) -> list[Path]:
-    """What other options have written: files beside those made, but other models' and what these name."""
+    """Return files that other options wrote, except other models' files and those they refer to."""
     folders = sorted({PurePosixPath(name).parent for name in made})
     beside = (path for folder in folders for path in sorted((root / folder).glob("*.*")) if path.is_file())
     return [
@@ -209,6 +212,6 @@ def _said(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SetupError(
-            f"{error.filename or root}: {error.strerror}. --output must be a folder that can be written, and what is "
-            "to be written there no folder."
+            f"{error.filename or root}: {error.strerror}. --output must be a writable folder, and the paths "
+            "of the files below it must not be folders."
         ) from error

@@ -1,4 +1,4 @@
-"""Online endpoints on an attached Kubernetes cluster: endpoint, deployments, and the types of instances that these ask for."""
+"""Online endpoints on an attached Kubernetes cluster: endpoint, deployments, and their instance types."""
 
 import math
 from typing import Any, Final
@@ -6,18 +6,18 @@ from typing import Any, Final
 from llama_endpoints.azure.limits import CREATION_MIN, INSTANCE_TYPE, KUBERNETES, NODE_SIZE, REQUEST_MS, schema
 from llama_endpoints.planning.planner import DeployablePlan
 from llama_endpoints.render.serving import Notes, admitted, code, identity, machine, notes, serving
-from llama_endpoints.render.spec import Site, Spec, compute_name, has_vllm, model_here
+from llama_endpoints.render.spec import RenderedFile, Site, compute_name, has_vllm, model_here
 
 FOLDER: Final = "yaml/kubernetes"
 TYPES: Final = f"{FOLDER}/instance-types"
 _OURS: Final = 0.9
 _KEPT_GIB: Final = 2
-"""Of a node's CPUs and memory, less what it has in any case: AKS keeps some of both (azure-aks-docs,
+"""The share of a node's CPUs and memory left to us. AKS reserves some of both (azure-aks-docs,
 node-resource-reservations.md), and the cluster's own pods need some."""
 
 
-def endpoint(site: Site) -> Spec:
-    """The endpoint."""
+def endpoint(site: Site) -> RenderedFile:
+    """Return the endpoint."""
     values: dict[str, Any] = {
         "$schema": schema("kubernetesOnlineEndpoint"),
         "name": site.kubernetes,
@@ -26,18 +26,20 @@ def endpoint(site: Site) -> Spec:
         "auth_mode": "key",
         **identity(site),
     }
-    return Spec(values, {("compute",): "A cluster with the extension of Azure ML, attached to the workspace."})
+    return RenderedFile(
+        values, {("compute",): "A cluster with the Azure ML extension, attached to the workspace."}
+    )
 
 
 def type_name(plan: DeployablePlan, site: Site) -> str:
-    """What the cluster calls such an instance."""
+    """Return the name of the instance type."""
     placed = plan.chosen.placement
     part = "" if placed.gpus == placed.sku.gpus else f"-{placed.gpus}gpu"
     return site.instance_type or f"{compute_name(placed.sku)}{part}"
 
 
-def instance_type(plan: DeployablePlan, site: Site) -> Spec:
-    """A cluster's custom resource: as many of a node's GPUs as the model takes, and their share of all else."""
+def instance_type(plan: DeployablePlan, site: Site) -> RenderedFile:
+    """Return an instance type, a custom resource: the GPUs that the model needs, and their share of the node's CPUs and memory."""
     sku, gpus = plan.chosen.sku, plan.chosen.placement.gpus
     rest = {
         "cpu": str(math.floor(sku.cores * _OURS * gpus / sku.gpus)),
@@ -45,7 +47,7 @@ def instance_type(plan: DeployablePlan, site: Site) -> Spec:
     }
     api, kind = INSTANCE_TYPE
     name = type_name(plan, site)
-    return Spec(
+    return RenderedFile(
         {
             "apiVersion": api,
             "kind": kind,
@@ -56,16 +58,16 @@ def instance_type(plan: DeployablePlan, site: Site) -> Spec:
             },
         },
         {
-            ("apiVersion",): f"kubectl apply -f {TYPES}/{name}.yml, once on each cluster. Where a deployment names no type it gets "
+            ("apiVersion",): f"kubectl apply -f {TYPES}/{name}.yml, once per cluster. A deployment without an instance type gets "
             "2 CPUs, 2 GiB and no GPU.",
-            ("spec", "nodeSelector"): "AKS labels its nodes so. Take it out where the cluster's nodes have no such label.",
-            ("spec", "resources"): "A node keeps some of its own. Kubernetes shares no GPU, and Azure takes it among the limits only.",
+            ("spec", "nodeSelector"): "The label that AKS gives its nodes. Remove it if the cluster's nodes do not have it.",
+            ("spec", "resources"): "A node reserves some of its own. Kubernetes does not share GPUs, and Azure reads them from limits only.",
         },
     )  # fmt: skip
 
 
-def deployment(plan: DeployablePlan, site: Site) -> Spec:
-    """A deployment."""
+def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
+    """Return a deployment."""
     values: dict[str, Any] = {
         "$schema": schema("kubernetesOnlineDeployment"),
         "type": "kubernetes",
@@ -75,22 +77,22 @@ def deployment(plan: DeployablePlan, site: Site) -> Spec:
         "scale_settings": {"type": "default"},
         **serving(plan, KUBERNETES),
     }
-    return Spec(values, {**_notes(plan, site), **notes(plan, KUBERNETES)})
+    return RenderedFile(values, {**_notes(plan, site), **notes(plan, KUBERNETES)})
 
 
 def _notes(plan: DeployablePlan, site: Site) -> Notes:
-    made = "The cluster must have it" if site.instance_type else f"{TYPES}/ has it, for kubectl"
+    made = "Must exist on the cluster" if site.instance_type else f"Defined in {TYPES}/, for kubectl"
     registry = (
-        " Azure takes no model of a registry here: register it in the workspace, too." if site.registry else ""
+        " Azure uses no registry's model here: register it in the workspace too." if site.registry else ""
     )
     with_it = "this copy, the start of vLLM" if has_vllm(plan) else "this copy"
     return {
-        ("model",): f"{plan.copy_bytes / 1e9:.0f} GB. Creating the deployment ends after {CREATION_MIN} minutes, with {with_it} and the "
-        f"pull of the image: pull that beforehand.{registry}",
+        ("model",): f"{plan.copy_bytes / 1e9:.0f} GB. Creating the deployment times out after {CREATION_MIN} minutes, including {with_it} and the "
+        f"image pull: pull the image beforehand.{registry}",
         ("instance_type",): f"{made}. {machine(plan)}",
-        ("scale_settings",): "Without it Azure would scale by requests, from one instance to one.",
-        ("request_settings", "request_timeout_ms"): "Azure's extension has been seen to refuse more, though "
-        f"{KUBERNETES.most_s} s are allowed. The default of {REQUEST_MS // 1000} s is less than one long completion takes.",
+        ("scale_settings",): "Without it, Azure would scale by requests, with a minimum and a maximum of one instance.",
+        ("request_settings", "request_timeout_ms"): "Some versions of Azure's extension refuse more, although "
+        f"{KUBERNETES.most_s} s are allowed. The default of {REQUEST_MS // 1000} s is too short for a long completion.",
         ("request_settings", "max_concurrent_requests_per_instance"): f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = {admitted(plan, KUBERNETES)}. "
-        f"azureml-fe gives an instance no more at a time, and answers {KUBERNETES.refusal} to what waits longer than max_queue_wait_ms (500).",
+        f"azureml-fe sends an instance no more at a time, and answers {KUBERNETES.refusal} to requests that wait longer than max_queue_wait_ms (500).",
     }  # fmt: skip

@@ -15,14 +15,14 @@ from llama_endpoints.render.serving import (
     serving,
     serving_ourselves,
 )
-from llama_endpoints.render.spec import SERVER, FrontServer, Site, Spec, has_vllm, model_of, slug
+from llama_endpoints.render.spec import SERVER, FrontServer, RenderedFile, Site, has_vllm, model_of, slug
 from llama_serving.errors import SetupError
 
 FOLDER: Final = "yaml/online"
 
 
-def endpoint(site: Site) -> Spec:
-    """The managed endpoint."""
+def endpoint(site: Site) -> RenderedFile:
+    """Return the managed endpoint."""
     values: dict[str, Any] = {
         "$schema": schema("managedOnlineEndpoint"),
         "name": site.online,
@@ -32,30 +32,30 @@ def endpoint(site: Site) -> Spec:
         **identity(site),
     }
     open_to_all = (
-        "Callers come with a key over the public address. `disabled` needs a private endpoint of the workspace."
+        "Requests need a key and use the public address. `disabled` needs a private endpoint of the workspace."
     )
-    return Spec(
+    return RenderedFile(
         values,
         {
-            ("name",): "Unique in its region: give another one with `--name` where this is taken.",
+            ("name",): "Unique in the region. If it is taken, pass another one as `--name`.",
             ("public_network_access",): open_to_all
             if site.public
-            else "Callers come through the workspace's private endpoint.",
-            (): "No traffic here: Azure refuses it before there is a deployment to send it to.",
+            else "Requests use the workspace's private endpoint.",
+            (): "No traffic yet: Azure refuses it before a deployment exists.",
         },
     )
 
 
-def deployment(plan: DeployablePlan, site: Site) -> Spec:
-    """A deployment: behind azmlinfsrv, or behind our own server.
+def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
+    """Return a deployment behind azmlinfsrv, or behind our own server.
 
     Raises:
-        SetupError: our own server is wanted, and another engine than vLLM.
+        SetupError: our own server is requested with another engine than vLLM.
     """
     ours = site.front is FrontServer.SERVER
     if ours and not has_vllm(plan):
         raise SetupError(
-            "--front server is the image with vLLM. Leave --engine pipeline out, or --front server."
+            "--front server needs the image with vLLM. Remove --engine pipeline, or --front server."
         )
     model = model_of(plan.wanted.variant, site)
     what = {
@@ -71,29 +71,31 @@ def deployment(plan: DeployablePlan, site: Site) -> Spec:
         "instance_count": plan.wanted.instances,
         **(serving_ourselves(plan, MANAGED) if ours else serving(plan, MANAGED)),
     }
-    return Spec(values, {**_notes(plan), **(server_notes(plan, MANAGED) if ours else notes(plan, MANAGED))})
+    return RenderedFile(
+        values, {**_notes(plan), **(server_notes(plan, MANAGED) if ours else notes(plan, MANAGED))}
+    )
 
 
 def _notes(plan: DeployablePlan) -> Notes:
     places = admitted(plan, MANAGED)
     return {
         ("instance_type",): machine(plan),
-        ("instance_count",): "autoscale.json is for Azure Monitor, which can change it.",
+        ("instance_count",): "Azure Monitor may change it, by autoscale.json.",
         (
             "request_settings",
             "request_timeout_ms",
-        ): f"The most that Azure allows. The default of {REQUEST_MS // 1000} s is less than one long completion takes.",
-        ("request_settings", "max_concurrent_requests_per_instance"): f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = {places}. The "
-        f"front lets {MANAGED.passes} times this through, and answers {MANAGED.refusal} above.",
+        ): f"The most that Azure allows. The default of {REQUEST_MS // 1000} s is too short for a long completion.",
+        ("request_settings", "max_concurrent_requests_per_instance"): f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = {places}. Azure's "
+        f"front end lets {MANAGED.passes} times as many through, and answers {MANAGED.refusal} above.",
     }  # fmt: skip
 
 
-def local(site: Site, image: Spec) -> Spec:
-    """A deployment for `az ml online-deployment create --local`: the embedded model in our image, on one's own machine.
+def local(site: Site, image: RenderedFile) -> RenderedFile:
+    """Return a deployment for `az ml online-deployment create --local`: the embedded model in our image, on your own machine.
 
     Args:
         site: names.
-        image: of the online deployments.
+        image: the environment of the online deployments.
     """
     build = {**image.values["build"], "path": site.path("environments/online", FOLDER)}
     values: dict[str, Any] = {
@@ -112,14 +114,14 @@ def local(site: Site, image: Spec) -> Spec:
             "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
         },
     }
-    return Spec(
+    return RenderedFile(
         values,
         {
-            (): "For --local alone: it names files of this machine, which must be there. docs/azure-ml.md says how.",
+            (): "For --local only: it refers to files of this machine. See docs/azure-ml.md.",
             (
                 "model",
-            ): "llama-endpoints package --checkpoint nano --output build/local/model (the folder above it is mounted: nothing "
-            "else may lie there).",
-            ("instance_type",): "Asked for, and of no consequence here.",
+            ): "llama-endpoints package --checkpoint nano --output build/local/model (the parent folder is mounted and must hold nothing "
+            "else).",
+            ("instance_type",): "Required, but ignored here.",
         },
     )

@@ -1,6 +1,6 @@
-"""What managed deployments and those on Kubernetes are told alike: code, queue, threads, times, probes.
+"""Settings shared by managed and Kubernetes deployments: code, queue, threads, timeouts, probes.
 
-What has to agree is computed from the plan once: requests that are let in with threads and time, probes with bytes.
+Values that must agree are computed from the plan once: admitted requests with threads and timeouts, probes with bytes.
 """
 
 import math
@@ -19,7 +19,7 @@ from llama_endpoints.planning.sizing import Runner, full_length
 from llama_endpoints.render.spec import ONLINE, Site, engine_of, has_vllm, slug
 
 MOST_WAITING: Final = {Runner.PIPELINE: 15, Runner.VLLM: 64}
-"""Requests, at most: each holds a thread. Ours; vLLM's as `LLAMA_QUEUE` has it."""
+"""The most waiting requests: each holds a thread. Our limit; vLLM's is the default of `LLAMA_QUEUE`."""
 _EARLY_S: Final = 30
 _PROBE: Final = {
     "initial_delay": 10,
@@ -32,54 +32,54 @@ Notes = dict[tuple[str, ...], str]
 
 
 def answer_s(plan: DeployablePlan) -> float:
-    """Seconds that an answer of the usual length takes of the GPUs."""
+    """Return the seconds of GPU time that an answer of the usual length takes."""
     return ANSWER_TOKENS / plan.chosen.speed.all
 
 
 def running(plan: DeployablePlan) -> int:
-    """Requests that are computed at a time."""
+    """Return the requests computed at a time."""
     return plan.wanted.workload.concurrency
 
 
 def admitted(plan: DeployablePlan, front: Front) -> int:
-    """Requests that are let in at a time: those that run, and those that wait and have a chance to end within the time limit."""
+    """Return the requests admitted at a time: those that run, and those that can still end within the time limit."""
     in_time, most = math.floor(front.deadline_s / answer_s(plan)), MOST_WAITING[plan.chosen.placement.runner]
     return max(running(plan), min(running(plan) + most, in_time))
 
 
 def reading_s(plan: DeployablePlan) -> int:
-    """Seconds until the weights are on the GPUs, from a slow disk."""
+    """Return the seconds to read the weights from a slow disk to the GPUs."""
     return math.ceil(plan.copy_bytes / DISK_BYTES_S)
 
 
 def loading_s(plan: DeployablePlan) -> int:
-    """Seconds until the container answers."""
+    """Return the seconds until the container answers."""
     return reading_s(plan) + (VLLM_START_S if has_vllm(plan) else 0)
 
 
 def machine(plan: DeployablePlan) -> str:
-    """A sentence about what runs on it."""
+    """Return a sentence about the machine."""
     placed, memory = plan.chosen.placement, plan.chosen.memory
-    return (f"{placed.gpus} x {placed.sku.gpu.name}: the weights take {memory.weights / 1024:.1f} GiB in {placed.precision}, all "
-            f"together {memory.total / 1024:.1f}; `llama-endpoints plan` shows the arithmetic.")  # fmt: skip
+    return (f"{placed.gpus} x {placed.sku.gpu.name}: the weights take {memory.weights / 1024:.1f} GiB in {placed.precision}, in total "
+            f"{memory.total / 1024:.1f} GiB are used; `llama-endpoints plan` shows the arithmetic.")  # fmt: skip
 
 
 def identity(site: Site) -> dict[str, Any]:
-    """Of an endpoint; Azure makes one where none is given."""
+    """Return an endpoint's identity; empty lets Azure create one."""
     if site.identity is None:
         return {}
     return {"identity": {"type": "user_assigned", "user_assigned_identities": [{"resource_id": site.identity}]}}
 
 
 def code(plan: DeployablePlan, site: Site, endpoint_name: str, folder: str, model: str) -> dict[str, Any]:
-    """What runs behind which endpoint.
+    """Return the fields that say what runs behind which endpoint.
 
     Args:
-        plan: of the deployment.
+        plan: the deployment's plan.
         site: names.
-        endpoint_name: that it stands behind.
-        folder: that its file is in.
-        model: as Azure names it.
+        endpoint_name: name of its endpoint.
+        folder: the folder of its file.
+        model: Azure's reference to the model.
     """
     return {
         "name": slug(plan.wanted.variant),
@@ -91,7 +91,7 @@ def code(plan: DeployablePlan, site: Site, endpoint_name: str, folder: str, mode
 
 
 def serving(plan: DeployablePlan, front: Front) -> dict[str, Any]:
-    """Queue, threads, times and probes of a scoring script behind azmlinfsrv."""
+    """Return queue, threads, timeouts and probes of a scoring script behind azmlinfsrv."""
     places = admitted(plan, front)
     start_s = _start_s(plan)
     return {
@@ -111,7 +111,7 @@ def serving(plan: DeployablePlan, front: Front) -> dict[str, Any]:
 
 
 def serving_ourselves(plan: DeployablePlan, front: Front) -> dict[str, Any]:
-    """The same of our own server, which answers probes from the first second on and needs no thread for each request."""
+    """Return the same for our own server, which answers probes at once and needs no thread per request."""
     return {
         "request_settings": _requests(plan, front),
         "environment_variables": _variables(plan, front),
@@ -140,29 +140,29 @@ def _variables(plan: DeployablePlan, front: Front) -> dict[str, str]:
 
 
 def _start_s(plan: DeployablePlan) -> int:
-    """Until the last probe gives up."""
+    """Return the seconds until the last probe gives up."""
     return _patience_s(plan) + _PROBE["period"] * _PROBE["failure_threshold"]
 
 
 def _readiness(start_s: int) -> dict[str, int]:
-    """Asks from early on, and for as long as a start may take."""
+    """Return a readiness probe that starts early and lasts as long as a start may take."""
     tries = (start_s - _EARLY_S) // _PROBE["period"]
     return {**_PROBE, "initial_delay": _EARLY_S, "failure_threshold": tries}
 
 
 def notes(plan: DeployablePlan, front: Front) -> Notes:
-    """Sentences to that."""
+    """Return the notes to these fields."""
     variables = ("environment_variables",)
     return {
         **(_of_vllm(plan, front) if has_vllm(plan) else _of_pipeline(plan, front)),
-        (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before the front gives up, so that the answer is ours.",
-        (*variables, "WORKER_TIMEOUT"): "gunicorn kills a worker whose init() takes longer. The same time as the liveness probe allows.",
+        (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before Azure's front end gives up, so that the error is ours.",
+        (*variables, "WORKER_TIMEOUT"): "gunicorn kills a worker whose init() takes longer. As long as the liveness probe allows.",
         (*variables, "GUNICORN_CMD_ARGS"): f"Threads: LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE + {SPARE_THREADS}, so that a probe "
-        "always finds a free one. A drain lasts as long as a request may.",
-        (*variables, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"): "Completions stay out of Application Insights even where somebody turns that on.",
-        ("app_insights_enabled",): "Both would keep what callers send. data_collector is off where it is not given.",
-        ("liveness_probe",): f"`/` answers once {_read(plan)}. (The copy to that disk comes before the container starts.) A probe that "
-        "gives up sooner restarts the container for ever.",
+        "always finds a free one. A drain may take as long as a request.",
+        (*variables, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"): "Keeps completions out of Application Insights even if it is enabled.",
+        ("app_insights_enabled",): "Both would store requests. data_collector is off by default.",
+        ("liveness_probe",): f"`/` answers once {_read(plan)}. (The copy to that disk precedes the container's start.) A probe that "
+        "gives up sooner restarts the container forever.",
         ("readiness_probe",): "Asks from early on, so that a fast start takes traffic at once, and goes on for as "
         "long.",
     }  # fmt: skip
@@ -173,7 +173,7 @@ def _of_pipeline(plan: DeployablePlan, front: Front) -> Notes:
     return {
         (*variables, "LLAMA_MAX_NUM_SEQS"): f"One request at a time on the GPU; {_waiting(plan, front)}.",
         (*variables, "WORKER_COUNT"): "Every worker would load the weights again.",
-        (*variables, "WORKER_PRELOAD"): "A forked process can't use the CUDA context of its parent.",
+        (*variables, "WORKER_PRELOAD"): "A forked process cannot use its parent's CUDA context.",
     }
 
 
@@ -181,52 +181,56 @@ def _of_vllm(plan: DeployablePlan, front: Front) -> Notes:
     variables = ("environment_variables",)
     return {
         **_vllm_notes(plan, front),
-        (*variables, "WORKER_COUNT"): "Every worker would start a vLLM of its own.",
-        (*variables, "WORKER_PRELOAD"): "A forked process has not the thread that asks vLLM.",
+        (*variables, "WORKER_COUNT"): "Every worker would start its own vLLM.",
+        (*variables, "WORKER_PRELOAD"): "A forked process does not have the thread that talks to vLLM.",
     }
 
 
 def _vllm_notes(plan: DeployablePlan, front: Front) -> Notes:
     variables, placed = ("environment_variables",), plan.chosen.placement
     shared = (
-        "They share each layer, so that all work at once." if placed.gpus > 1 else "GPUs that share each layer."
+        "They share each layer (tensor parallelism)."
+        if placed.gpus > 1
+        else "Number of GPUs that share each layer."
     )
     return {
-        ("environment",): "Its vLLM needs a driver from 580 on.",
+        ("environment",): "Its vLLM needs driver 580 or newer.",
         (*variables, "LLAMA_VLLM_TENSOR_PARALLEL"): shared,
-        (*variables, "LLAMA_VLLM_GPU_SHARE"): "Of each GPU's memory; the plan has reckoned with it.",
+        (*variables, "LLAMA_VLLM_GPU_SHARE"): "Share of each GPU's memory, as in the plan.",
         (*variables, "LLAMA_VLLM_START_S"): "As long as the probes wait.",
         (*variables, "LLAMA_MAX_NUM_SEQS"): f"{sequences_note(plan)} {_waiting(plan, front).capitalize()}.",
     }
 
 
 def sequences_note(plan: DeployablePlan) -> str:
-    """How the number of sequences was counted."""
+    """Return how the number of sequences was determined."""
     work = plan.wanted.workload
     longest = full_length(plan.chosen, plan.wanted.variant.shape, work)
     if work.length == work.context:
-        return f"As many as have room for {work.context:,} tokens each beside the weights, {MOST_AT_A_TIME} at most."
+        return (
+            f"As many sequences of {work.context:,} tokens as fit beside the weights, at most {MOST_AT_A_TIME}."
+        )
     return (
-        f"As many as have room for {work.length:,} tokens each beside the weights, {MOST_AT_A_TIME} at most. {longest} have room "
-        f"for all {work.context:,}; where more grow so long, vLLM computes the youngest again."
+        f"As many sequences of {work.length:,} tokens as fit beside the weights, at most {MOST_AT_A_TIME}. Of {work.context:,} tokens "
+        f"{longest} fit; if more grow so long, vLLM preempts the youngest."
     )
 
 
 def server_notes(plan: DeployablePlan, front: Front) -> Notes:
-    """Sentences to a deployment behind our own server."""
+    """Return the notes to a deployment behind our own server."""
     variables = ("environment_variables",)
     return {
         **_vllm_notes(plan, front),
-        ("model",): "No code_configuration: the container runs the code that the packaged model carries.",
-        (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before the front gives up, so that the answer is ours.",
-        ("app_insights_enabled",): "It would keep what callers send. data_collector is off where it is not given.",
-        ("liveness_probe",): "/health/live answers from the first second on.",
-        ("readiness_probe",): f"/health/ready answers once {_read(plan)}. (The copy to that disk comes before the container starts.)",
+        ("model",): "No code_configuration: the container runs the code inside the packaged model.",
+        (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before Azure's front end gives up, so that the error is ours.",
+        ("app_insights_enabled",): "It would store requests. data_collector is off by default.",
+        ("liveness_probe",): "/health/live answers at once.",
+        ("readiness_probe",): f"/health/ready answers once {_read(plan)}. (The copy to that disk precedes the container's start.)",
     }  # fmt: skip
 
 
 def _read(plan: DeployablePlan) -> str:
-    """What the probes have to sit out."""
+    """Return what the probes wait for."""
     placed = plan.chosen.placement
     to = "the GPU" if placed.gpus == 1 else f"{placed.gpus} GPUs"
     read = f"{plan.copy_bytes / 1e9:.1f} GB from the node's disk to {to}, {reading_s(plan)} s at {DISK_BYTES_S / 1e6:.0f} MB/s"
@@ -236,14 +240,14 @@ def _read(plan: DeployablePlan) -> str:
 
 
 def _patience_s(plan: DeployablePlan) -> int:
-    """Until a probe may give up: a tenth more than loading takes, in whole minutes."""
+    """Return the seconds after which a probe may give up: loading plus a tenth, in whole minutes."""
     return 60 * math.ceil(1.1 * loading_s(plan) / 60)
 
 
 def _waiting(plan: DeployablePlan, front: Front) -> str:
     number = admitted(plan, front) - running(plan)
     if number == 0:
-        return f"none that waits for one of {ANSWER_TOKENS} tokens would end in time"
+        return f"no request that waits for an answer of {ANSWER_TOKENS} tokens would end in time"
     if number < MOST_WAITING[plan.chosen.placement.runner]:
-        return f"of answers of {ANSWER_TOKENS} tokens, more than {number} that wait would not end in time"
-    return f"{number} that wait for answers of {ANSWER_TOKENS} tokens end in time"
+        return f"with answers of {ANSWER_TOKENS} tokens, at most {number} waiting requests end in time"
+    return f"{number} requests waiting for answers of {ANSWER_TOKENS} tokens end in time"

@@ -1,6 +1,6 @@
-"""Plan -> what Azure ML is told, as plain values; beside each the sentences that explain it.
+"""Azure ML specifications as plain values, with explanatory notes, made from plans.
 
-A spec is what `az ml` reads. Its notes stand above the key they are about, by the path to it.
+A spec is what `az ml` reads. Its notes are written above the key they are about, addressed by its path.
 """
 
 import posixpath
@@ -18,18 +18,18 @@ from llama_serving.catalog import ModelVariant
 ONLINE: Final = {Runner.PIPELINE: "azureml:llama-online:1", Runner.VLLM: "azureml:llama-gpu:1"}
 BATCH: Final = {Runner.PIPELINE: "azureml:llama-batch:1", Runner.VLLM: "azureml:llama-gpu-batch:1"}
 SERVER: Final = "azureml:llama-gpu-server:1"
-"""The environments of deployments, by what computes in them."""
+"""The environments of deployments, by engine."""
 
 _DTYPES: Final = {Precision.BF16: "bfloat16", Precision.FP16: "float16"}
 PORT: Final = 5001
 WEIGHTS: Final = "weights"
-"""The property of a model's file that says what its weights are held in, where that is not 16 bits."""
+"""The property of a model's file that gives the type of its weights, unless it is 16 bits."""
 
 
 class FrontServer(StrEnum):
-    """Which server answers in the container of a managed deployment."""
+    """The server in the container of a managed deployment."""
 
-    AZMLINFSRV = "azmlinfsrv"  # Azure's, with our scoring script: /score alone
+    AZMLINFSRV = "azmlinfsrv"  # Azure's, with our scoring script: /score only
     SERVER = "server"  # our own, from the model's code: every route
 
 
@@ -42,12 +42,12 @@ def _routes(live: str, ready: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """One file.
+class RenderedFile:
+    """One file's content.
 
     Attributes:
-        values: of it.
-        notes: sentences above a key, by the path to it; `()` is the head of the file.
+        values: the content as plain values.
+        notes: comments above a key, by its path; `()` is the head of the file.
     """
 
     values: Mapping[str, Any]
@@ -56,21 +56,21 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is the same for all deployments of one place.
+    """Names and paths shared by all deployments.
 
     Attributes:
         online: name of the managed endpoint.
-        kubernetes: of the endpoint on a cluster.
-        batch: of the batch endpoint.
+        kubernetes: name of the endpoint on a cluster.
+        batch: name of the batch endpoint.
         cluster: name of the attached Kubernetes cluster.
-        instance_type: one that this cluster has; made for each machine if not given.
-        identity: resource id of a user-assigned identity; the system's if not given.
-        public: whether the endpoint has an address that is open to the public network.
-        registry: that the models are in; the workspace's own models if not given.
-        local: whether a deployment for `az ml ... --local` is written, too.
+        instance_type: an instance type of this cluster; one is written for each machine by default.
+        identity: resource id of a user-assigned identity; system-assigned by default.
+        public: whether the endpoint is open to the public network.
+        registry: registry of the models; the workspace's own models by default.
+        local: whether to write a deployment for `az ml ... --local`.
         front: the server in the containers of the managed endpoint.
-        output: the folder that the files are written below, from the root of all folders.
-        checkout: the folder with score/, environments/, build/ and the samples, which the files name.
+        output: the folder to write to, as an absolute path.
+        checkout: the folder with score/, environments/, build/ and the samples that the files refer to.
     """
 
     online: str = "code-llama"
@@ -87,41 +87,41 @@ class Site:
     checkout: str = "/"
 
     def path(self, of: str, folder: str) -> str:
-        """A file or folder of the checkout, as a file in a folder below the output names it."""
+        """Return the path of a file of the checkout, relative to a folder below the output."""
         return posixpath.relpath(posixpath.join(self.checkout, of), posixpath.join(self.output, folder))
 
 
 def model_here(variant: ModelVariant) -> str:
-    """How a deployment names its model in the workspace."""
+    """Return the reference to a model of the workspace."""
     return f"azureml:{slug(variant)}:1"
 
 
 def model_of(variant: ModelVariant, site: Site) -> str:
-    """How a deployment names its model, in the workspace or the registry."""
+    """Return the reference to a model of the workspace or the registry."""
     if site.registry is None:
         return model_here(variant)
     return f"azureml://registries/{site.registry}/models/{slug(variant)}/versions/1"
 
 
 def slug(variant: ModelVariant) -> str:
-    """A model's name as Azure takes one: `codellama-7b-instruct-hf`."""
+    """Return a model's name in Azure: `codellama-7b-instruct-hf`."""
     return variant.name.rpartition("/")[2].lower()
 
 
 def compute_name(sku: Sku) -> str:
-    """Of a cluster of such machines."""
+    """Return the name of a cluster of such machines."""
     return "llama-" + sku.name.removeprefix("Standard_").lower().replace("_", "-")
 
 
 def has_vllm(plan: DeployablePlan) -> bool:
-    """Whether vLLM computes, beside the scoring script, and not the pipeline in it."""
+    """Whether vLLM serves, rather than the pipeline in the scoring script."""
     return plan.chosen.placement.runner is Runner.VLLM
 
 
 def engine_of(plan: DeployablePlan) -> dict[str, str]:
-    """The settings of the engine.
+    """Return the engine's settings.
 
-    The context is said where it is not the one that the model was trained on.
+    The context is set only if it differs from the trained one.
     """
     context, variant = plan.wanted.workload.context, plan.wanted.variant
     placed = plan.chosen.placement
@@ -138,12 +138,12 @@ def engine_of(plan: DeployablePlan) -> dict[str, str]:
 
 
 def _dtype(precision: Precision, gpu: Gpu) -> str:
-    """What is computed in; quantized weights are widened to what the GPU has."""
+    """Return the type to compute in; quantized weights are widened to one the GPU supports."""
     return _DTYPES.get(precision, "bfloat16" if gpu.bf16 else "float16")
 
 
 def _vllm_settings(tensor_parallel: int, options: VllmOptions) -> dict[str, str]:
-    """What the plan has reckoned with, and what differs from vLLM's own."""
+    """Return the plan's options, and those that differ from vLLM's defaults."""
     return {
         "LLAMA_VLLM_TENSOR_PARALLEL": str(tensor_parallel),
         "LLAMA_VLLM_GPU_SHARE": str(USABLE),
@@ -162,12 +162,12 @@ def _vllm_settings(tensor_parallel: int, options: VllmOptions) -> dict[str, str]
     }
 
 
-def model(variant: ModelVariant, site: Site, precision: Precision) -> Spec:
-    """The registered model, packaged by `llama-endpoints package`."""
+def model(variant: ModelVariant, site: Site, precision: Precision) -> RenderedFile:
+    """Return the registered model, packaged by `llama-endpoints package`."""
     name = slug(variant)
     quantized = {} if precision in SIXTEEN_BITS else {WEIGHTS: str(precision)}
-    checkpoint = f" DIR is a checkpoint whose weights are in {precision}." if quantized else ""
-    return Spec(
+    checkpoint = f" DIR is a checkpoint with {precision} weights." if quantized else ""
+    return RenderedFile(
         {
             "$schema": schema("model"),
             "name": name,
@@ -180,37 +180,33 @@ def model(variant: ModelVariant, site: Site, precision: Precision) -> Spec:
         {
             (
                 "type",
-            ): "It is one, and the registry shows its signature and example. Our deployments name their own code and "
-            "environment, which turns Azure's no-code deployment off: that one has no JSONL, no queue and no deadline.",
+            ): "It is an MLflow model, and the registry shows its signature and example. Our deployments set their own code and "
+            "environment instead of Azure's no-code deployment, which has no JSONL, no queue and no deadline.",
             (
                 "path",
             ): f"llama-endpoints package --variant {variant.name} --checkpoint DIR --output build/{name}{checkpoint}",
-            ("properties",): "By which `llama-endpoints validate` knows its size.",
+            ("properties",): "`llama-endpoints validate` derives the model's size from it.",
         },
     )
 
 
-def data(site: Site) -> Spec:
-    """The sample rows."""
-    return Spec(
+def data(site: Site) -> RenderedFile:
+    """Return the sample rows."""
+    return RenderedFile(
         {
             "$schema": schema("data"),
             "name": "code-llama-rows",
             "version": "1",
-            "description": "JSONL rows for the batch endpoint, one request a line.",
+            "description": "JSONL rows for the batch endpoint, one request per line.",
             "type": "uri_folder",
             "path": site.path("yaml/batch/samples", "yaml/data"),
         },
-        {
-            (
-                "type",
-            ): "A folder, since a batch deployment hands out whole files: more files are more instances at work."
-        },
+        {("type",): "A folder, since batch deployments distribute whole files: more files use more instances."},
     )
 
 
-def images(site: Site) -> dict[str, Spec]:
-    """The environments, by their folder below environments/. The three of `gpu` are one image."""
+def images(site: Site) -> dict[str, RenderedFile]:
+    """Return the environments by their folder below environments/. The three of `gpu` share one image."""
     return {
         "online": _image(
             site,
@@ -220,7 +216,7 @@ def images(site: Site) -> dict[str, Spec]:
             {
                 (
                     "inference_config",
-                ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
+                ): "The image starts its own server, so Azure needs its routes. All three are azmlinfsrv's."
             },
         ),
         "batch": _image(
@@ -231,16 +227,16 @@ def images(site: Site) -> dict[str, Spec]:
             {
                 (
                     "build",
-                ): "An image of its own: Azure's job runtime needs older numpy, pyarrow and packaging than the online one has."
+                ): "A separate image: Azure's job runtime needs older numpy, pyarrow and packaging than the online image has."
             },
         ),
         **_gpu_images(site),
     }
 
 
-def _gpu_images(site: Site) -> dict[str, Spec]:
+def _gpu_images(site: Site) -> dict[str, RenderedFile]:
     what = "Python 3.12 and vLLM with torch for CUDA 13 (driver 580 or newer)"
-    same = "The folder of llama-gpu: one image, and an environment for each way to run it."
+    same = "Uses llama-gpu's folder: one image with an environment for each way to run it."
     return {
         "gpu": _image(
             site,
@@ -250,7 +246,7 @@ def _gpu_images(site: Site) -> dict[str, Spec]:
             {
                 (
                     "inference_config",
-                ): "The image starts its own server, so Azure has to be told where it answers. All three are azmlinfsrv's."
+                ): "The image starts its own server, so Azure needs its routes. All three are azmlinfsrv's."
             },
         ),
         "gpu-batch": _image(
@@ -271,7 +267,7 @@ def _gpu_images(site: Site) -> dict[str, Spec]:
                 ): f"{same} Without a scoring script it starts our server, from the code in the model.",
                 (
                     "inference_config",
-                ): "Azure's front passes other paths on as well, such as /v1/chat/completions.",
+                ): "Azure's front end also passes other paths on, such as /v1/chat/completions.",
             },
         ),
     }
@@ -279,7 +275,7 @@ def _gpu_images(site: Site) -> dict[str, Spec]:
 
 def _image(
     site: Site, folder: str, description: str, more: Mapping[str, Any], notes: Mapping[tuple[str, ...], str]
-) -> Spec:
+) -> RenderedFile:
     here = f"environments/{folder}"
     built = "environments/gpu" if folder.startswith("gpu") else here
     values = {
@@ -289,4 +285,4 @@ def _image(
         "description": description,
         "build": {"path": site.path(built, here), "dockerfile_path": "Dockerfile"},
     }
-    return Spec({**values, **more}, notes)
+    return RenderedFile({**values, **more}, notes)

@@ -1,4 +1,4 @@
-"""Plain values -> YAML with sentences above its keys."""
+"""Write plain values as YAML with notes as comments."""
 
 import textwrap
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from typing import Any, Final
 
 import yaml
 
-from llama_endpoints.render.spec import Spec
+from llama_endpoints.render.spec import RenderedFile
 
 _WIDTH: Final = 112
 
 
-def dump(spec: Spec) -> str:
-    """YAML by the library's safe dumper, in the order of the values, with the notes as comments above their keys."""
+def dump(spec: RenderedFile) -> str:
+    """Return YAML in the order of the values, with the notes as comments above their keys."""
     text = yaml.safe_dump(dict(spec.values), sort_keys=False, allow_unicode=True, width=_WIDTH)
     lines = text.splitlines()
     marks = dict(_marks(yaml.compose(text, Loader=yaml.SafeLoader), ()))
@@ -35,7 +35,7 @@ def _comment(note: str, indent: int) -> list[str]:
 
 
 def _marks(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The line of each key, by the path to it."""
+    """Yield the line of each key, by its path."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:

@@ -1,10 +1,10 @@
-"""A batch job on Spark: JSONL files -> one record a row, in order, by the packaged model as a UDF of MLflow's.
+"""A batch job on Spark: JSONL files to one record per row, in order, with the packaged model as an MLflow UDF.
 
     spark-submit --conf spark.task.cpus=N deployment/llama_endpoints/spark/job.py --model MODEL --input FOLDER --output FOLDER
 
-with N the cores of an executor (`spark.executor.cores`): one task at a time, so that one Python worker an executor holds the
-model. All paths must be such that every executor finds them. Of a large model package only a reference
-(`llama-endpoints package --weights reference`): what is not small Spark would send to every executor.
+N is the number of cores of an executor (`spark.executor.cores`): with one task at a time, one Python worker per executor holds the
+model. Every executor must find all paths. For a large model, use a package with a reference
+(`llama-endpoints package --weights reference`): Spark sends the packaged files to every executor.
 """
 
 import os
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 READ: Final = "number int, file string, line long, row binary, record string"
-"""Of each line: the number of its file, and its bytes, or the record that says why it can't be read."""
+"""Per line: the number of its file, and its bytes, or a record that says why it cannot be read."""
 ROWS_AT_ONCE: Final = 256
 WAVES: Final = 4
-"""Partitions for each task that can run at a time: what a failed one costs, and how uneven the end is."""
+"""Partitions per task slot: fewer make a failed task costlier and the end more uneven."""
 PARTITION: Final = 4 << 20
-"""Bytes of input in a partition, at most: executors may still come when the job is planned."""
+"""The most input bytes of a partition; executors may still join after the job is planned."""
 
 
 def main() -> None:
-    """Parse the command line, and do the job."""
+    """Parse the command line and run the job."""
     parser = ArgumentParser(description=__doc__, prog="job.py")
-    parser.add_argument("--model", required=True, help="folder of a packaged model, or azureml:...")
+    parser.add_argument("--model", required=True, help="folder of a packaged model, or an azureml: URI")
     parser.add_argument(
-        "--input", required=True, type=Path, help="a JSONL file (also .gz), or a folder with such"
+        "--input", required=True, type=Path, help="a JSONL file (optionally .gz), or a folder of such files"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, help="folder that Spark makes: part-00000... in order"
+        "--output", required=True, type=Path, help="folder that Spark creates, with part-00000... in order"
     )
     parser.add_argument(
-        "--parameters", default="{}", help="JSON object: parameters of rows that bring none of their own"
+        "--parameters", default="{}", help="JSON object of parameters for rows without their own"
     )
     parser.add_argument(
         "--partitions",
         type=int,
-        help="how many tasks; by default four for each that can run at a time, and more for large files",
+        help="number of tasks; by default four per task slot, and more for large files",
     )
-    parser.add_argument("--master", help="only without spark-submit, such as local-cluster[2,1,2048]")
+    parser.add_argument("--master", help="only without spark-submit; for example local-cluster[2,1,2048]")
     given = parser.parse_args()
     model = _model(given.model)
     spark = _session(given.master)
@@ -65,12 +65,12 @@ def main() -> None:
 
 
 def _model(name: str) -> Path:
-    """Where it lies: one that Azure names is downloaded first, before Spark takes machines for the job."""
-    from llama_endpoints.download.azureml_cache import here
+    """Return the model's folder. Download it before Spark allocates machines for the job."""
+    from llama_endpoints.download.azureml_cache import resolve
     from llama_serving.errors import SetupError
 
     try:
-        return here(name)
+        return resolve(name)
     except SetupError as error:
         raise SystemExit(f"--model: {error}") from None
 
@@ -83,14 +83,14 @@ def score(
     parameters: dict[str, Any],
     partitions: int | None = None,
 ) -> "DataFrame":
-    """The records of a file or a folder: one column `value`, JSON, its partitions in the order of the rows.
+    """Return the records of a file or folder: one column `value` of JSON, with partitions in row order.
 
     Args:
-        spark: a session.
+        spark: the session.
         model: folder of a packaged model, on a path that every executor has.
-        given: JSONL files, likewise.
-        parameters: of rows that bring none of their own; only what MLflow's params schema of the model has.
-        partitions: how many; None is `WAVES` for each task that can run at a time, and one for each `PARTITION` bytes.
+        given: JSONL files, on such a path too.
+        parameters: parameters for rows without their own, limited to MLflow's params schema of the model.
+        partitions: number of partitions; None is `WAVES` per task slot, and at least one per `PARTITION` bytes.
     """
     import mlflow.pyfunc
     from pyspark.sql import functions as f
@@ -100,7 +100,7 @@ def score(
     named = spark.createDataFrame([(number, str(path), name) for number, (path, name) in enumerate(files)],
                                   "number int, path string, name string")  # fmt: skip
     lines = named.repartition(len(files), "number").mapInPandas(partial(read, code=code), READ)
-    # In order before the model has it, and not after: to sort, Spark computes what it sorts twice.
+    # Sorted before the model runs: Spark computes the input of a sort twice.
     ordered = lines.repartitionByRange(
         partitions or _partitions(spark, files), "number", "line"
     ).sortWithinPartitions("number", "line")
@@ -112,11 +112,11 @@ def score(
 
 
 def read(tables: "Iterator[pd.DataFrame]", code: str) -> "Iterator[pd.DataFrame]":
-    """On an executor: the lines of files, read by the model's own code, so that a line is what it is to our command.
+    """Read lines of files on an executor, with the model's own code, so that lines mean the same as in our command.
 
     Args:
-        tables: of files: number, path, name.
-        code: the folder `code` of the model.
+        tables: files: number, path, name.
+        code: the model's folder `code`.
     """
     import pandas as pd
 
@@ -146,20 +146,20 @@ def _partitions(spark: "SparkSession", files: "Sequence[tuple[Path, str]]") -> i
 
 
 def _files(given: Path) -> list[tuple[Path, str]]:
-    """Each file with the name that its records get, as `llama-endpoints batch` names and orders them."""
+    """Return each file with the name its records get, as named and ordered by `llama-endpoints batch`."""
     from llama_serving.batch import inputs, reader
 
     found = inputs.find([str(given)])
     tables = [source.name for source in found if reader.is_csv(source.path)]
     if tables:
         raise SystemExit(
-            f"{tables[0]} is CSV, and this job reads JSONL: spark.read.csv and to_json(struct('*')) make it of it."
+            f"{tables[0]} is CSV, but this job reads JSONL. Convert it with spark.read.csv and to_json(struct('*'))."
         )
     return [(source.path, source.name) for source in found]
 
 
 def _params(text: str) -> dict[str, Any]:
-    """Parameters by the names that the model's params schema has: MLflow drops all others."""
+    """Return the parameters under the names of the model's params schema; MLflow drops all others."""
     from llama_endpoints.batch.row_defaults import defaults_of
 
     given = {name: value for name, value in asdict(defaults_of(text)[0]).items() if value is not None}
@@ -185,7 +185,7 @@ def _session(master: str | None) -> "SparkSession":
 
 
 def _check(spark: "SparkSession") -> None:
-    """Say so where an executor would hold the model several times."""
+    """Warn if an executor would hold the model several times."""
     cpus, cores = _number(spark, "spark.task.cpus"), spark.conf.get("spark.executor.cores", None)
     master = spark.sparkContext.master
     if given := re.fullmatch(r"local-cluster\[ *[0-9]+ *, *([0-9]+) *,.*\]", master):
@@ -194,8 +194,8 @@ def _check(spark: "SparkSession") -> None:
         cores = str(spark.sparkContext.defaultParallelism)
     if cores is None or int(cores) // cpus > 1:
         tasks = "as many tasks as it has cores" if cores is None else f"{int(cores) // cpus} tasks"
-        print(f"An executor may run {tasks} at a time, and each has a Python worker with the model: so many times its "  # noqa: T201
-              "memory, and threads that get in each other's way. Set spark.executor.cores, and spark.task.cpus to the same.",
+        print(f"An executor may run {tasks} at a time, and each has a Python worker with a copy of the model, with more memory and "  # noqa: T201
+              "competing threads. Set spark.executor.cores, and spark.task.cpus to the same value.",
               file=sys.stderr)  # fmt: skip
 
 

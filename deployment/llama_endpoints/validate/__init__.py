@@ -1,1 +1,1 @@
-"""`llama-endpoints validate`: what Azure ML would refuse, or would take and then fail with."""
+"""Check Azure ML files offline: what Azure ML refuses, and what it accepts but cannot work."""

@@ -1,4 +1,4 @@
-"""What azure-ai-ml's own loaders refuse, with lines, and in words that name what is allowed."""
+"""Findings of azure-ai-ml's own schemas, with lines and allowed values."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _WORDS: Final = {
 
 
 def findings(spec: Spec) -> Iterator[Finding]:
-    """Of a file whose kind has a loader."""
+    """Yield the findings of a file whose kind has a loader."""
     if spec.kind in WITHOUT_LOADER:
         return
     kind = "batchDeployment" if is_flat(spec) else spec.kind
@@ -38,7 +38,7 @@ def findings(spec: Spec) -> Iterator[Finding]:
 def _unknown(complaint: Complaint) -> str:
     close = get_close_matches(str(complaint.place[-1]), complaint.known, n=1)
     nearest = f" Did you mean {close[0]}?" if close else ""
-    return f"is no field of Azure's here.{nearest} Allowed: {', '.join(sorted(complaint.known)) or 'none'}."
+    return f"is not a field here.{nearest} Allowed: {', '.join(sorted(complaint.known)) or 'none'}."
 
 
 def _said(spec: Spec, complaint: Complaint) -> str:
@@ -50,7 +50,7 @@ def _said(spec: Spec, complaint: Complaint) -> str:
     if of_type:
         return f"must be {_WORDS.get(of_type[1], of_type[1])}{found}."
     if message == "Missing data for required field.":
-        return "is missing, and Azure requires it. Add it."
+        return "is missing and required. Add it."
     if message == "Field may not be null.":
-        return "has no value. Write one, or leave the field out."
-    return f"is not what azure-ai-ml takes: {' '.join(message.split())}"
+        return "has no value. Set one, or remove the field."
+    return f"is not accepted by azure-ai-ml: {' '.join(message.split())}"

@@ -1,4 +1,4 @@
-"""A YAML file as plain values that know their lines."""
+"""A YAML file as plain values with line numbers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from yaml.constructor import SafeConstructor
 from llama_endpoints.validate.findings import Finding, Rule
 
 Place = tuple[str | int, ...]
-"""Where a value stands: keys and indices from the root."""
+"""The path of a value: keys and indices from the root."""
 
 MOST_BYTES: Final = 1 << 20
 MOST_NODES: Final = 10_000
-"""Behind all aliases: a few lines of them can stand for billions of values."""
+"""After expanding aliases: a few lines of them can stand for billions of values."""
 _MERGE: Final = "tag:yaml.org,2002:merge"
 
 
@@ -25,10 +25,10 @@ class Document:
     """One file's mapping.
 
     Attributes:
-        path: of the file.
-        text: of the file.
-        root: keys and plain values.
-        lines: of every value, from 1; of a key's value it is the key's.
+        path: the file's path.
+        text: the file's text.
+        root: the mapping as plain values.
+        lines: the line of every value, from 1. A mapping's value has its key's line.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Document:
     lines: Mapping[Place, int]
 
     def at(self, *place: str | int) -> Any:
-        """The value there, or None."""
+        """Return the value at a place, or None."""
         value: Any = self.root
         for step in place:
             if isinstance(value, Mapping):
@@ -49,14 +49,14 @@ class Document:
         return value
 
     def line(self, place: Place) -> int:
-        """Of a value; of what it should be in, where it is not there."""
+        """Return the line of a value; if it does not exist, the line of the mapping it belongs in."""
         while place not in self.lines:
             place = place[:-1]
         return self.lines[place]
 
 
 class _Unusable(Exception):
-    """No document; the finding says why."""
+    """The file is not a usable document. The finding says why."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.message)
@@ -64,16 +64,16 @@ class _Unusable(Exception):
 
 
 def read(path: Path) -> tuple[Document | None, list[Finding]]:
-    """A file, as far as it can be read, and what is wrong with it as YAML."""
+    """Return a file's document, if it can be parsed, and the findings about its YAML."""
     try:
         text = _text(path)
-        return _Reading(path, text).document(_node(path, text))
+        return _Parser(path, text).document(_node(path, text))
     except _Unusable as unusable:
         return None, [unusable.finding]
 
 
 def dotted(place: Place) -> str:
-    """`("profiles", 0, "name")` -> `profiles[0].name`."""
+    """Format a place: `("profiles", 0, "name")` -> `profiles[0].name`."""
     text = ""
     for step in place:
         text += f"[{step}]" if isinstance(step, int) else f".{step}"
@@ -89,11 +89,11 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except OSError as error:
-        _refuse(
-            path, 1, Rule.FILE, f"can't be read: {error.strerror}. Name a YAML file that is there, or a folder."
-        )
+        _refuse(path, 1, Rule.FILE, f"cannot be read: {error.strerror}. Pass an existing YAML file or folder.")
     if len(raw) > MOST_BYTES:
-        _refuse(path, 1, Rule.FILE, f"has more than {MOST_BYTES:,} bytes. Azure's files are small: is it one?")
+        _refuse(
+            path, 1, Rule.FILE, f"has more than {MOST_BYTES:,} bytes and is too large for an Azure ML file."
+        )
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -107,40 +107,42 @@ def _node(path: Path, text: str) -> yaml.MappingNode:
         expanded = _expanded(nodes[0], {}) if nodes else 0
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        tab = " YAML is indented with spaces, never with tabs." if "'\\t'" in (error.problem or "") else ""
+        tab = " Indent YAML with spaces, not tabs." if "'\\t'" in (error.problem or "") else ""
         _refuse(path, line, Rule.YAML, f"is not YAML: {error.problem or error.context}.{tab}")
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         _refuse(
-            path, line, Rule.YAML, f"is not YAML: it holds the character #x{error.character:04x}. Remove it."
+            path, line, Rule.YAML, f"is not YAML: it contains the character #x{error.character:04x}. Remove it."
         )
     except RecursionError:
-        _refuse(path, 1, Rule.YAML, "is nested too deeply. Write it flat.")
+        _refuse(path, 1, Rule.YAML, "is nested too deeply. Flatten it.")
     if len(nodes) > 1:
         line = nodes[1].start_mark.line + 1
         _refuse(
             path,
             line,
             Rule.SHAPE,
-            "holds several documents. Azure reads one: put the others into files of their own.",
+            "contains several documents, and Azure reads one. Move the others to separate files.",
         )
     if expanded > MOST_NODES:
         _refuse(
             path,
             1,
             Rule.YAML,
-            f"stands for more than {MOST_NODES:,} values, its aliases followed. Write it out.",
+            f"expands to more than {MOST_NODES:,} values by its aliases. Write them out.",
         )
     if not nodes or (isinstance(nodes[0], yaml.ScalarNode) and not nodes[0].value):
         _refuse(path, 1, Rule.YAML, "is empty. It must be a mapping that begins with $schema.")
     if not isinstance(nodes[0], yaml.MappingNode):
         line = nodes[0].start_mark.line + 1
-        _refuse(path, line, Rule.SHAPE, "is no mapping. It must be `key: value` lines that begin with $schema.")
+        _refuse(
+            path, line, Rule.SHAPE, "is not a mapping. It must be `key: value` lines that begin with $schema."
+        )
     return nodes[0]
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for. One that holds itself stands for too many."""
+    """Return how many values a node expands to; too many if it contains itself."""
     if id(node) not in known:
         known[id(node)] = MOST_NODES + 1
         known[id(node)] = 1 + sum(_expanded(inner, known) for inner in _inner(node))
@@ -157,8 +159,8 @@ def _inner(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 @dataclass(slots=True)
-class _Reading:
-    """Nodes -> values, with lines and findings on the way."""
+class _Parser:
+    """Converts nodes to values, and records lines and findings."""
 
     path: Path
     text: str
@@ -188,7 +190,7 @@ class _Reading:
                 first = self.lines[(*place, name)]
                 self._find(
                     key, (*place, name), Rule.DUPLICATE_KEY,
-                    f"stands twice (first in line {first}), and the last one wins. Keep one.",
+                    f"is defined twice (first in line {first}); the last one wins. Keep one.",
                 )  # fmt: skip
             self.lines[(*place, name)] = key.start_mark.line + 1
             values[name] = self._value(value, (*place, name))
@@ -197,12 +199,12 @@ class _Reading:
         return values
 
     def _merged(self, node: yaml.Node, place: Place) -> dict[str, Any]:
-        """What `<<` brings: a mapping, or a list of them of which the first wins."""
+        """Return what `<<` merges: a mapping, or a list of mappings of which the first wins."""
         others = node.value if isinstance(node, yaml.SequenceNode) else [node]
         values: dict[str, Any] = {}
         for other in others:
             if not isinstance(other, yaml.MappingNode):
-                self._find(node, place, Rule.KEY, "`<<` must name a mapping. Write its keys out.")
+                self._find(node, place, Rule.KEY, "`<<` must refer to a mapping. Write its keys out.")
                 continue
             known = dict(self.lines)
             values = {**self._mapping(other, place), **values}
@@ -221,16 +223,16 @@ class _Reading:
         name = str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
         self._find(
             node, (*place, name), Rule.KEY,
-            "is no text to YAML (a number, a boolean or a list). Put the key into quotes.",
+            "is not a string in YAML (but a number, a boolean or a list). Quote the key.",
         )  # fmt: skip
         return name
 
     def _scalar(self, node: yaml.Node, place: Place) -> Any:
         try:
             return SafeConstructor().construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:  # (ValueError: 2024-99-99 is no date)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date such as 2024-99-99
             said = getattr(error, "problem", None) or error
-            self._find(node, place, Rule.YAML, f"can't be read: {said}. Put it into quotes.")
+            self._find(node, place, Rule.YAML, f"cannot be read: {said}. Quote it.")
             return None
 
     def _find(self, node: yaml.Node, place: Place, rule: Rule, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What `validate` finds: one value each, and the names of all rules."""
+"""The findings of `validate`, and the names of all rules."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 
 class Rule(StrEnum):
-    """Every rule there is; a finding names the one it comes from."""
+    """All rules. A finding names the rule that raised it."""
 
     # the file
     FILE = "file"
@@ -20,8 +20,8 @@ class Rule(StrEnum):
     UNKNOWN_FIELD = "unknown-field"
     KIND = "kind"
     SHAPE = "shape"
-    SECRET = "secret"  # noqa: S105  (the name of a rule)
-    PASSWORD = "password"  # noqa: S105  (the name of a rule)
+    SECRET = "secret"  # noqa: S105  (a rule's name)
+    PASSWORD = "password"  # noqa: S105  (a rule's name)
     NOT_CHECKED = "not-checked"
     # names and references
     NAME = "name"
@@ -109,13 +109,13 @@ class Rule(StrEnum):
 
 
 class Level(StrEnum):
-    """What a finding means: the one place that says what an error is.
+    """What a finding means.
 
-    ERROR is what Azure refuses, or what can't work once Azure has taken it. One thing more is an error: a secret whose form
-    leaves no doubt, since what was published can't be taken back.
-    WARNING is legal and works, but costs something or surprises.
-    INFORMATION is not checked, because it is not ours to know: other kinds of Azure's, conda and CI files, containers and MLflow
-    models of other people. It never changes the exit code.
+    ERROR: Azure refuses it, or it cannot work once Azure has accepted it. A secret that is certain is an error too, since
+    publishing it cannot be undone.
+    WARNING: it is legal and works, but is costly or surprising.
+    INFORMATION: not checked, since nothing is known about it: other kinds of Azure files, conda and CI files, third-party containers
+    and MLflow models. It never changes the exit code.
     """
 
     ERROR = "error"
@@ -129,21 +129,21 @@ WARNINGS: Final = frozenset({
     Rule.LATE, Rule.CROWDED, Rule.DUPLICATE_KEY, Rule.SCHEMA, Rule.PASSWORD, Rule.GIVEN_LATER, Rule.UNPINNED, Rule.NUMBER_TYPE,
     Rule.VARIABLE_TYPE, Rule.ID_CASE, Rule.IMPORT, Rule.PROBE, Rule.RETIRING, Rule.UNIT, Rule.ROUTE_PORT, Rule.DEADLINE, Rule.QUEUE, Rule.DRAIN, Rule.WORKERS, Rule.PLACE, Rule.CREATION,
 })  # fmt: skip
-"""Rules whose findings Azure takes, and which work."""
+"""Rules whose findings Azure accepts, and which work."""
 INFORMATION: Final = frozenset({Rule.NOT_CHECKED})
-"""Rules whose findings say that nothing was looked at."""
+"""Rules that report what was not checked."""
 _MARKS: Final = {Level.ERROR: "", Level.WARNING: "warning: ", Level.INFORMATION: "not checked: "}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """Something that was found in a file.
+    """One finding in a file.
 
     Attributes:
-        file: as it was given.
-        line: from 1.
-        field: such as `settings.retry_settings.timeout`; empty where it is the file itself.
-        message: what was wrong, what is allowed, what to do.
+        file: the path as given.
+        line: the line, from 1.
+        field: the field, such as `settings.retry_settings.timeout`; empty for the file itself.
+        message: what is wrong, what is allowed, what to do.
     """
 
     file: Path
@@ -154,18 +154,18 @@ class Finding:
 
     @property
     def level(self) -> Level:
-        """A rule always has the same one."""
+        """The level, which depends on the rule alone."""
         if self.rule in INFORMATION:
             return Level.INFORMATION
         return Level.WARNING if self.rule in WARNINGS else Level.ERROR
 
     def shown(self) -> str:
-        """One line of text."""
+        """Return the finding as one line of text."""
         field = f"{self.field}: " if self.field else ""
         return " ".join(f"{self.file}:{self.line}: {field}{_MARKS[self.level]}{self.message}".split())
 
     def to_dict(self) -> Mapping[str, Any]:
-        """Plain JSON."""
+        """Return the finding as plain JSON."""
         return {
             "file": str(self.file),
             "line": self.line,

@@ -1,4 +1,4 @@
-"""What a Dockerfile says: bases, variables, ports, the user."""
+"""What a Dockerfile sets: base images, variables, ports and the user."""
 
 import re
 import shlex
@@ -16,13 +16,13 @@ _PORTS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A Dockerfile's facts.
+    """The facts of a Dockerfile.
 
     Attributes:
-        bases: what is behind each FROM but the names of its own stages.
-        variables: its ENV.
-        ports: that it exposes or listens on.
-        user: the last one.
+        bases: the image of each FROM, except its own stages.
+        variables: the variables of ENV.
+        ports: the ports it exposes or listens on.
+        user: the last USER.
     """
 
     bases: tuple[str, ...]
@@ -32,7 +32,7 @@ class Image:
 
     @classmethod
     def of(cls, text: str) -> "Image":
-        """From a Dockerfile's text."""
+        """Parse a Dockerfile."""
         lines = list(_instructions(text))
         return cls(
             bases=tuple(_bases(lines)),
@@ -45,7 +45,7 @@ class Image:
 
     @classmethod
     def built_by(cls, environment: Spec, *prefix: str) -> "Image | None":
-        """Of an environment's file, or of one inside of another; None where it builds none, or its Dockerfile is not there."""
+        """Return the image that an environment builds; None if it builds none, or the Dockerfile does not exist."""
         path = dockerfile(environment, *prefix)
         try:
             return cls.of(path.read_text(encoding="utf-8")) if path else None
@@ -54,7 +54,7 @@ class Image:
 
 
 def dockerfile(spec: Spec, *prefix: str) -> Path | None:
-    """Where a `build` looks for it; None where nothing is built, or not from a folder."""
+    """Return the path of a build's Dockerfile; None if nothing is built, or not from a local folder."""
     folder = spec.text(*prefix, "build", "path")
     if not folder or "://" in folder:
         return None
@@ -62,7 +62,7 @@ def dockerfile(spec: Spec, *prefix: str) -> Path | None:
 
 
 def tagged(image: str) -> bool:
-    """Whether an image's name says which version."""
+    """Whether an image reference fixes a version."""
     name, at, digest = image.partition("@")
     if at:
         return digest.startswith("sha256:")
@@ -84,7 +84,7 @@ def _bases(lines: list[tuple[str, str]]) -> Iterator[str]:
             names = [name for name in rest.split() if not name.startswith("--")]
             if names and names[0].lower() not in stages:
                 yield names[0]
-            stages.update(name.lower() for name in names[2:])  # (FROM base AS stage)
+            stages.update(name.lower() for name in names[2:])  # FROM base AS stage
 
 
 def _variables(rest: str) -> Iterator[tuple[str, str]]:
@@ -92,7 +92,7 @@ def _variables(rest: str) -> Iterator[tuple[str, str]]:
         words = shlex.split(rest)
     except ValueError:
         return
-    if words and "=" not in words[0]:  # the old form: ENV NAME all the rest
+    if words and "=" not in words[0]:  # the old form, `ENV NAME value`
         yield words[0], " ".join(words[1:])
         return
     for word in words:

@@ -1,4 +1,4 @@
-"""The kinds of files that Azure ML and Azure Monitor read, as `$schema` names them."""
+"""The kinds of files that Azure ML and Azure Monitor read, as `$schema` identifies them."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ TEMPLATE: Final = "https://schema.management.azure.com/schemas/2019-04-01/deploy
 AUTOSCALE_TYPE: Final = "Microsoft.Insights/autoscaleSettings"
 
 
-class Kind(StrEnum):
+class SpecKind(StrEnum):
     """What a file describes."""
 
     MANAGED_ENDPOINT = "managedOnlineEndpoint"
@@ -29,52 +29,52 @@ class Kind(StrEnum):
     AUTOSCALE = "autoscaleSettings"
 
 
-ONLINE_ENDPOINTS: Final = (Kind.MANAGED_ENDPOINT, Kind.KUBERNETES_ENDPOINT)
-ONLINE_DEPLOYMENTS: Final = (Kind.MANAGED_DEPLOYMENT, Kind.KUBERNETES_DEPLOYMENT)
-ENDPOINTS: Final = (*ONLINE_ENDPOINTS, Kind.BATCH_ENDPOINT)
-DEPLOYMENTS: Final = (*ONLINE_DEPLOYMENTS, Kind.BATCH_DEPLOYMENT)
-ASSETS: Final = (Kind.ENVIRONMENT, Kind.MODEL, Kind.DATA)
+ONLINE_ENDPOINTS: Final = (SpecKind.MANAGED_ENDPOINT, SpecKind.KUBERNETES_ENDPOINT)
+ONLINE_DEPLOYMENTS: Final = (SpecKind.MANAGED_DEPLOYMENT, SpecKind.KUBERNETES_DEPLOYMENT)
+ENDPOINTS: Final = (*ONLINE_ENDPOINTS, SpecKind.BATCH_ENDPOINT)
+DEPLOYMENTS: Final = (*ONLINE_DEPLOYMENTS, SpecKind.BATCH_DEPLOYMENT)
+ASSETS: Final = (SpecKind.ENVIRONMENT, SpecKind.MODEL, SpecKind.DATA)
 
-WITHOUT_LOADER: Final = (Kind.INSTANCE_TYPE, Kind.AUTOSCALE)
-"""Not of Azure ML's client: a cluster reads the one, Azure Monitor the other."""
-_LOADED: Final = tuple(kind for kind in Kind if kind not in WITHOUT_LOADER)
+WITHOUT_LOADER: Final = (SpecKind.INSTANCE_TYPE, SpecKind.AUTOSCALE)
+"""Not read by azure-ai-ml, but by a Kubernetes cluster and by Azure Monitor."""
+_LOADED: Final = tuple(kind for kind in SpecKind if kind not in WITHOUT_LOADER)
 
 ALLOWED: Final = f"{limits.schema('X')} with X one of {', '.join(_LOADED)}; or {TEMPLATE} for a template with a {AUTOSCALE_TYPE}"
 
-BATCH_SCHEMAS: Final = (str(Kind.BATCH_DEPLOYMENT), "batchDeployment")
-"""Azure's YAML reference names the second for batch deployments of models, its examples the first."""
-_BY_NAME: Final[Mapping[str, Kind]] = {
+BATCH_SCHEMAS: Final = (str(SpecKind.BATCH_DEPLOYMENT), "batchDeployment")
+"""Azure's YAML reference uses the second for batch deployments of models, its examples the first."""
+_BY_NAME: Final[Mapping[str, SpecKind]] = {
     **{str(kind): kind for kind in _LOADED},
-    **dict.fromkeys(BATCH_SCHEMAS, Kind.BATCH_DEPLOYMENT),
+    **dict.fromkeys(BATCH_SCHEMAS, SpecKind.BATCH_DEPLOYMENT),
 }
 _SCHEMA: Final = re.compile(r"https?://\S+/(\w+)\.schema\.json#?")
-"""Azure has served its schemas from several hosts; the name at the end says what a file is."""
+"""Azure has served its schemas from several hosts; only the file name identifies the kind."""
 _TEMPLATES: Final = re.compile(
     r"https?://schema\.management\.azure\.com/schemas/[\d-]+/\w*deploymentTemplate\.json#?", re.IGNORECASE
 )
 
 
 def schema_name(schema: Any) -> str:
-    """The `X` of a `$schema` that ends in `X.schema.json`; empty for all others."""
+    """Return the `X` of a `$schema` that ends in `X.schema.json`; empty for others."""
     match = _SCHEMA.fullmatch(schema.strip()) if isinstance(schema, str) else None
     return match[1] if match else ""
 
 
-def kind_of(root: Mapping[str, Any]) -> Kind | None:
-    """By its `$schema`; a resource of Azure Monitor has a `type` in its place, one of a cluster `apiVersion` and `kind`."""
+def kind_of(root: Mapping[str, Any]) -> SpecKind | None:
+    """Return a file's kind by its `$schema`, an Azure Monitor resource's by `type`, a cluster resource's by `apiVersion` and `kind`."""
     schema = root.get("$schema")
     if (root.get("apiVersion"), root.get("kind")) == limits.INSTANCE_TYPE:
-        return Kind.INSTANCE_TYPE
+        return SpecKind.INSTANCE_TYPE
     if schema is None and root.get("type") == AUTOSCALE_TYPE:
-        return Kind.AUTOSCALE
+        return SpecKind.AUTOSCALE
     if isinstance(schema, str) and _TEMPLATES.fullmatch(schema):
-        return Kind.AUTOSCALE if _holds_autoscale(root) else None
+        return SpecKind.AUTOSCALE if _holds_autoscale(root) else None
     kind = _BY_NAME.get(schema_name(schema))
-    return None if kind is Kind.BATCH_DEPLOYMENT and _runs_pipeline(root) else kind
+    return None if kind is SpecKind.BATCH_DEPLOYMENT and _runs_pipeline(root) else kind
 
 
 def _runs_pipeline(root: Mapping[str, Any]) -> bool:
-    """Whether a batch deployment is one of a pipeline, which its `type` may say where its schema does not."""
+    """Whether a batch deployment runs a pipeline component, which `type` may say if the schema does not."""
     return str(root.get("type")).lower() == "pipeline"
 
 

@@ -1,4 +1,4 @@
-"""Which model of our catalog one of Azure's registries means by a name: their own names, without `-hf` or with it."""
+"""Map models of public Azure registries to catalog rows: by the registries' names, with or without `-hf`."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from llama_serving.catalog import CATALOG, ModelVariant
 
 _MODEL: Final = re.compile(r"azureml://registries/([^/]+)/models/([^/]+)(?:/.*)?")
 _REGISTRIES: Final = frozenset({"azureml", "azureml-meta", "huggingface"})
-"""Microsoft's, in which a name is the same model for everybody."""
+"""Microsoft's registries, in which a name means the same model for everybody."""
 
 
 def _key(name: str) -> str:
@@ -21,10 +21,10 @@ _BY_NAME: Final[Mapping[str, ModelVariant]] = {
     if "/" in name
     for key in (_key(name.partition("/")[2]), _key(name.replace("/", "-")))
 }
-"""As Meta's registry has them, and as Hugging Face's does, with the owner in front."""
+"""Names as in Meta's registry, and as in Hugging Face's, prefixed with the owner."""
 
 
 def variant_in_registry(reference: object) -> ModelVariant | None:
-    """The row of the catalog; None for all other models and registries."""
+    """Return the catalog row of a registry reference; None for other models and registries."""
     match = _MODEL.fullmatch(reference) if isinstance(reference, str) else None
     return _BY_NAME.get(_key(match[2])) if match and match[1].lower() in _REGISTRIES else None

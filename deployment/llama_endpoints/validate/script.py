@@ -1,16 +1,16 @@
-"""A scoring script, as far as it can be read without running it: what it defines and imports, and how its functions are called."""
+"""Static analysis of a scoring script: what it defines and imports, and how its functions are called."""
 
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_endpoints.validate import disk
+from llama_endpoints.validate import filesystem
 from llama_endpoints.validate.spec_files import Spec
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _LOOSE = "*"
-"""What `from x import *` brings: it may be anything."""
+"""Marks `from x import *`, after which any name may exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class Script:
     """One Python file.
 
     Attributes:
-        path: of the file.
-        defined: names that the module has once it is imported, at least.
-        imported: modules, and what is imported from them.
-        functions: those that are written in the file, by name.
+        path: the file's path.
+        defined: names the module defines, at least.
+        imported: imported modules and names.
+        functions: functions defined in the file, by name.
     """
 
     path: Path
@@ -31,12 +31,12 @@ class Script:
 
     @classmethod
     def read(cls, path: Path) -> "Script":
-        """Reads a file.
+        """Parse a file.
 
         Raises:
-            SyntaxError: it is no Python.
-            OSError: it can't be read.
-            ValueError: it is no text.
+            SyntaxError: it is not Python.
+            OSError: it cannot be read.
+            ValueError: it is not text.
         """
         module = ast.parse(path.read_bytes())
         statements = list(_statements(module.body))
@@ -49,20 +49,20 @@ class Script:
 
     @classmethod
     def of(cls, spec: Spec) -> "Script | None":
-        """The script of a deployment; None where it names none, or it can't be read from here."""
+        """Return a deployment's script; None if it has none, or it cannot be read here."""
         path = script_path(spec)
         try:
-            return cls.read(path) if path is not None and disk.is_file(path) else None
+            return cls.read(path) if path is not None and filesystem.is_file(path) else None
         except (SyntaxError, ValueError, OSError):
             return None
 
     def lacks(self, name: str) -> bool:
-        """Whether the module certainly has no such name."""
+        """Whether the module certainly does not define a name."""
         return name not in self.defined and _LOOSE not in self.defined
 
 
 def script_path(spec: Spec) -> Path | None:
-    """Where a deployment's script is on this machine; None where its code is somewhere else, or it names none."""
+    """Return the local path of a deployment's script; None if it has none, or the code is remote."""
     code, script = spec.text("code_configuration", "code"), spec.text("code_configuration", "scoring_script")
     if not code or not script or is_remote(code):
         return None
@@ -70,12 +70,12 @@ def script_path(spec: Spec) -> Path | None:
 
 
 def is_remote(code: str) -> bool:
-    """Whether code is registered, or fetched from somewhere."""
+    """Whether code is registered in Azure, or fetched from elsewhere."""
     return "://" in code or code.startswith("azureml:")
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Those that run when the module is imported, on whichever branch."""
+    """Yield the statements that run on import, on any branch."""
     for statement in body:
         yield statement
         if isinstance(statement, ast.If | ast.For | ast.While | ast.With | ast.Try):

@@ -1,4 +1,4 @@
-"""What a deployment would run with: variables of its image and its own, our settings, the model, gunicorn's flags."""
+"""What a deployment runs with: variables of its image and its own, our settings, the model, gunicorn's flags."""
 
 import math
 import shlex
@@ -12,11 +12,17 @@ from llama_endpoints.planning.sizing import SIXTEEN_BITS, KvDtype, Precision, Vl
 from llama_endpoints.render.spec import WEIGHTS
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.image import Image
-from llama_endpoints.validate.kinds import Kind
-from llama_endpoints.validate.ours import KEYS_FILE, OURS, is_ours, runs_our_server, variables_place
+from llama_endpoints.validate.kinds import SpecKind
+from llama_endpoints.validate.llama_deployments import (
+    KEYS_FILE,
+    OURS,
+    runs_our_code,
+    runs_our_server,
+    variables_place,
+)
 from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.registry import variant_in_registry
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
@@ -31,19 +37,19 @@ _SHORT_FLAGS: Final = {"-w": "--workers", "-t": "--timeout"}
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a deployment would run with.
+    """What a deployment runs with.
 
     Attributes:
-        place: of its variables in the file.
-        variables: the image's, under its own.
-        image_known: whether those of the image are among them.
-        images: the variables of the image alone.
-        ours: whether it is our code that runs.
-        has_server: whether it is our own server that runs it, and not azmlinfsrv or a job's runner.
-        waits: whether the first probe is answered once the model is loaded, as by azmlinfsrv; of other servers nobody knows.
-        settings: what our code reads out of them; the defaults where they can't be used.
-        variant: the model, if it is known.
-        precision: of its weights, as the model's file says; None is what LLAMA_DTYPE says.
+        place: place of its variables in the file.
+        variables: the image's variables, overridden by the deployment's.
+        image_known: whether the image's variables are known.
+        images: the image's variables alone.
+        ours: whether our code runs.
+        has_server: whether our own server runs, rather than azmlinfsrv or a job's runner.
+        waits: whether the first probe is answered only once the model is loaded, as by azmlinfsrv; unknown servers count as not.
+        settings: our settings from the variables; the defaults if a value is invalid.
+        variant: the model, if known.
+        precision: type of its weights, as the model's file says; None leaves it to LLAMA_DTYPE.
     """
 
     place: Place
@@ -58,10 +64,10 @@ class Serving:
     precision: Precision | None
 
     @classmethod
-    def of(cls, spec: Spec, tree: Tree) -> "Serving":
-        """From a deployment's file and those around it."""
+    def of(cls, spec: Spec, tree: SpecTree) -> "Serving":
+        """Derive it from a deployment's file and the files around it."""
         place = variables_place(spec)
-        environment = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
+        environment = asset(spec.at("environment"), SpecKind.ENVIRONMENT, tree)
         image = Image.built_by(environment) if environment else None
         own = {
             name: read for name, value in spec.mapping(*place).items() if (read := _as_text(value)) is not None
@@ -73,9 +79,9 @@ class Serving:
             variables,
             image is not None,
             images,
-            is_ours(spec, tree),
+            runs_our_code(spec, tree),
             runs_our_server(spec, tree),
-            is_ours(spec, tree) or spec.at("code_configuration") is not None,
+            runs_our_code(spec, tree) or spec.at("code_configuration") is not None,
             _settings(variables),
             variant_of(spec, tree),
             precision_of(spec, tree),
@@ -83,34 +89,34 @@ class Serving:
 
     @property
     def inside(self) -> int:
-        """Requests that are taken in at a time."""
+        """The number of requests admitted at a time."""
         return self.settings.max_num_seqs + self.settings.queue
 
     @property
     def engine(self) -> str:
-        """Which one it is on a GPU; `auto` is vLLM where the image says that it is there, else the pipeline."""
+        """The engine on a GPU. `auto` is vLLM if the image says that it has it, else the pipeline."""
         if self.settings.engine != "auto":
             return self.settings.engine
         return "vllm" if self.settings.vllm else "pipeline"
 
     @property
     def has_vllm(self) -> bool:
-        """Whether vLLM computes, started by our engine."""
+        """Whether our engine starts vLLM."""
         return self.engine == "vllm"
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another server is asked, on whichever machine."""
+        """Whether another server, on any machine, generates."""
         return self.settings.engine == "upstream"
 
     @property
     def gpus(self) -> int:
-        """That vLLM spreads the model over."""
+        """The number of GPUs that vLLM uses."""
         return self.settings.vllm_tensor_parallel * self.settings.vllm_pipeline_parallel
 
     @property
     def options(self) -> VllmOptions:
-        """Of vLLM, as the planner has them."""
+        """The vLLM options in the planner's form."""
         settings = self.settings
         return VllmOptions(
             settings.vllm_pipeline_parallel,
@@ -121,35 +127,35 @@ class Serving:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the checkpoint; 0 where it is not known which it is."""
+        """The checkpoint's size in bytes; 0 if the model is unknown."""
         if self.variant is None:
             return 0
         return round(weight_bytes(self.variant.shape, self.precision or Precision.BF16))
 
     @property
     def loading_s(self) -> int:
-        """Seconds until the weights are read from a slow disk, and vLLM is up; 0 where nothing is loaded, or it is not known what."""
+        """Seconds to read the weights from a slow disk and to start vLLM; 0 if nothing is loaded, or the model is unknown."""
         if self.variant is None or self.is_elsewhere:
             return 0
         reading_s = math.ceil(self.weight_bytes / DISK_BYTES_S)
         return reading_s + (VLLM_START_S if self.has_vllm else 0)
 
     def flag(self, name: str, default: int) -> int | None:
-        """An integer of GUNICORN_CMD_ARGS; None where it is none."""
+        """Return an integer flag of GUNICORN_CMD_ARGS; None if the value is not an integer."""
         flags = dict(_flags(self.variables.get("GUNICORN_CMD_ARGS", "")))
         text = flags.get(name, str(default))
         return int(text) if text.isdecimal() else None
 
 
 def _as_text(value: Any) -> str | None:
-    """A variable as the container sees it; Azure's client makes a text of a number. None for what is no variable."""
+    """Return a variable as the container sees it (azure-ai-ml converts numbers); None if it is not a variable."""
     if isinstance(value, bool | int | float):
         return str(value)
     return value if isinstance(value, str) else None
 
 
 def variant_name(model: Mapping[str, Any]) -> str:
-    """The hub's name of a model, as its file gives it: its property or tag `variant`, or a word of its description."""
+    """Return a model's hub name from its file: its property or tag `variant`, or a word of its description."""
     for field in ("properties", "tags"):
         given = model.get(field)
         if isinstance(given, Mapping) and isinstance(given.get("variant"), str):
@@ -158,22 +164,22 @@ def variant_name(model: Mapping[str, Any]) -> str:
     return next((word.rstrip(".;:") for word in words if word.rstrip(".;:") in CATALOG), "")
 
 
-def precision_of(spec: Spec, tree: Tree) -> Precision | None:
-    """What a quantized model's weights are held in, as its file says; None where it says nothing that is known."""
+def precision_of(spec: Spec, tree: SpecTree) -> Precision | None:
+    """Return the type of a quantized model's weights, as its file says; None if it says nothing known."""
     inline = spec.at("model")
-    model = None if isinstance(inline, Mapping) else asset(inline, Kind.MODEL, tree)
+    model = None if isinstance(inline, Mapping) else asset(inline, SpecKind.MODEL, tree)
     root = inline if isinstance(inline, Mapping) else model.document.root if model else {}
     properties = root.get("properties")
     given = properties.get(WEIGHTS) if isinstance(properties, Mapping) else None
     return Precision(given) if given in QUANTIZED else None
 
 
-def variant_of(spec: Spec, tree: Tree) -> ModelVariant | None:
-    """The model of a deployment, if the files around say which it is."""
+def variant_of(spec: Spec, tree: SpecTree) -> ModelVariant | None:
+    """Return a deployment's catalog row, if the files around it identify the model."""
     inline = spec.at("model")
     if isinstance(inline, Mapping):
         return CATALOG.get(variant_name(inline))
-    model = asset(inline, Kind.MODEL, tree)
+    model = asset(inline, SpecKind.MODEL, tree)
     return CATALOG.get(variant_name(model.document.root)) if model else variant_in_registry(inline)
 
 
@@ -184,7 +190,7 @@ def _settings(variables: Mapping[str, str]) -> Settings:
         try:
             Settings.from_environment({name: value})
         except SetupError:
-            continue  # (said by `variables`, at its line)
+            continue  # `variables` reports it at its line
         usable[name] = value
     return Settings.from_environment(usable)
 

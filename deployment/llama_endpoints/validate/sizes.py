@@ -1,8 +1,8 @@
-"""Which names of Azure's machines exist, as far as a series is known whole; of all others nobody here knows.
+"""Which sizes of Azure machines exist, for the series that are fully known. Nothing is said about other series.
 
 The series DSv2, Dsv3, Dsv5, Dasv5, Esv3, Fs and Fsv2 were compared with the sizes that .NET Aspire lists for AKS (aspire.dev,
-Aspire.Hosting.Azure.Kubernetes, generated from Azure's own list); the others are written as Azure's pages of them have them. What Azure adds to a
-series has to be added here. A series that does not stand here is not known, and nothing is said of its sizes.
+Aspire.Hosting.Azure.Kubernetes, generated from Azure's list). The others follow Azure's documentation pages. Sizes that Azure
+adds to a series have to be added here.
 """
 
 import re
@@ -28,7 +28,7 @@ _SERIES: Final[Mapping[str, tuple[int, ...]]] = {
     **dict.fromkeys(("F{}", "F{}s"), (1, 2, 4, 8, 16)),
     "FX{}mds": (4, 12, 24, 36, 48),
 }
-"""Without GPUs, by the number in the name."""
+"""Series without GPUs, by the number in the name."""
 _WITH_GPUS: Final = (
     "NC24rs_v3",
     "NV12s_v3",
@@ -39,7 +39,7 @@ _WITH_GPUS: Final = (
     "NV16as_v4",
     "NV32as_v4",
 )
-"""Those that the planner has no row for."""
+"""GPU sizes without a row in the planner."""
 
 
 def _names() -> Iterator[str]:
@@ -52,7 +52,7 @@ KNOWN: Final[Mapping[str, str]] = {name.lower(): name for name in _names()}
 
 
 def _series(name: str) -> str:
-    """`standard_ds33_v2` -> `standard_ds{}_v2`."""
+    """Return a size's series: `standard_ds33_v2` -> `standard_ds{}_v2`."""
     return re.sub(r"(?<=[a-z])\d+", "{}", name.lower(), count=1)
 
 
@@ -60,7 +60,7 @@ _WHOLE: Final = frozenset(map(_series, KNOWN))
 
 
 def exists(name: str) -> bool | None:
-    """Whether Azure has a size; None where nobody here knows."""
+    """Whether Azure has a size; None if unknown."""
     if name.lower() in KNOWN:
         return True
     if _FORM.fullmatch(name) is None:
@@ -69,5 +69,5 @@ def exists(name: str) -> bool | None:
 
 
 def nearest(name: str, alike: float = 0.6) -> list[str]:
-    """The sizes with the most similar names."""
+    """Return the sizes with the most similar names."""
     return [KNOWN[close] for close in get_close_matches(name.lower(), KNOWN, n=3, cutoff=alike)]

@@ -1,4 +1,4 @@
-"""A file of a known kind, and the files that lie around it."""
+"""Files of known kinds, and the files around them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,84 +8,84 @@ from typing import Any, Final
 
 from llama_endpoints.validate.document import Document, Place, dotted, read
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import Kind, kind_of
+from llama_endpoints.validate.kinds import SpecKind, kind_of
 
 FOLDERS: Final = ("yaml", "environments")
 SUFFIXES: Final = (".yml", ".yaml")
 MOST_FILES: Final = 1000
-"""Beside a file; a tree of Azure's has some dozens."""
+"""The most files read around a file; a usual tree has some dozens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A file whose kind is known."""
+    """A file of a known kind."""
 
     document: Document
-    kind: Kind
+    kind: SpecKind
 
     @classmethod
     def of(cls, document: Document) -> "Spec | None":
-        """None where its kind is not known."""
+        """Return the spec of a document; None if its kind is unknown."""
         kind = kind_of(document.root)
         return None if kind is None else cls(document, kind)
 
     @property
     def path(self) -> Path:
-        """Of the file."""
+        """The file's path."""
         return self.document.path
 
     @property
     def name(self) -> str:
-        """Of what it describes."""
+        """The name of what it describes."""
         return str(self.at("name") or self.at("metadata", "name") or "")
 
     def at(self, *place: str | int) -> Any:
-        """The value there, or None."""
+        """Return the value at a place, or None."""
         return self.document.at(*place)
 
     def mapping(self, *place: str | int) -> Mapping[str, Any]:
-        """The mapping there, or an empty one."""
+        """Return the mapping at a place, or an empty one."""
         value = self.document.at(*place)
         return value if isinstance(value, Mapping) else {}
 
     def text(self, *place: str | int) -> str:
-        """The string there, or an empty one."""
+        """Return the string at a place, or an empty one."""
         value = self.document.at(*place)
         return value if isinstance(value, str) else ""
 
     def number(self, *place: str | int, default: int) -> int:
-        """The integer there, or what Azure takes; what is no integer is another rule's."""
+        """Return the integer at a place, as Azure reads it, or the default. Other rules report values that are not integers."""
         value = self.document.at(*place)
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def find(self, rule: Rule, place: Place, message: str) -> Finding:
-        """Something is wrong there."""
+        """Return a finding at a place of this file."""
         return Finding(self.path, self.document.line(place), dotted(place), rule, message)
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """The files around the one that is looked at, and itself."""
+class SpecTree:
+    """A file and the files around it."""
 
     specs: tuple[Spec, ...] = ()
 
-    def of_kind(self, *kinds: Kind) -> Iterator[Spec]:
-        """All of these kinds."""
+    def of_kind(self, *kinds: SpecKind) -> Iterator[Spec]:
+        """Yield the specs of these kinds."""
         return (spec for spec in self.specs if spec.kind in kinds)
 
-    def named(self, name: str, *kinds: Kind) -> Spec | None:
-        """The first of these kinds and that name."""
+    def named(self, name: str, *kinds: SpecKind) -> Spec | None:
+        """Return the first spec of these kinds with that name."""
         return next((spec for spec in self.of_kind(*kinds) if spec.name == name), None)
 
 
 def around(path: Path) -> Path:
-    """The folder that holds `yaml/` and `environments/`, where a file lies below one of them; else its own."""
+    """Return the folder that holds `yaml/` and `environments/` if the file is below one of them, else the file's folder."""
     here = path.absolute()
     return next((folder.parent for folder in here.parents if folder.name in FOLDERS), here.parent)
 
 
 def beside(root: Path) -> Iterator[Path]:
-    """The files that others may name: all below `yaml/` and `environments/`, or those of the folder itself."""
+    """Yield the files that others may refer to: all below `yaml/` and `environments/`, or those in the folder itself."""
     folders = [root / name for name in FOLDERS if (root / name).is_dir()]
     found = (file for folder in folders for file in sorted(folder.rglob("*.[yY]*[mM][lL]")))
     files = found if folders else iter(sorted(root.glob("*.[yY]*[mM][lL]")))
@@ -93,7 +93,7 @@ def beside(root: Path) -> Iterator[Path]:
 
 
 def specs_of(paths: Iterable[Path]) -> Iterator[Spec]:
-    """Those among the files whose kind is known; what is wrong with others is said where they are looked at."""
+    """Yield the specs among the files. Other files are reported where they are checked themselves."""
     for path in paths:
         document, _ = read(path)
         spec = Spec.of(document) if document else None

@@ -1,4 +1,4 @@
-"""Values of a file: what Azure's client reads, and how messages show them."""
+"""How azure-ai-ml reads values, and how messages show them."""
 
 import math
 import re
@@ -9,7 +9,7 @@ _DIGITS: Final = re.compile(r"\s*[+-]?\d{1,18}\s*")
 
 
 def read_by_azure(value: Any) -> int | None:
-    """The integer that Azure's client makes of a value; None for what it refuses."""
+    """Return the integer that azure-ai-ml makes of a value; None if it refuses it."""
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and math.isfinite(value):
@@ -20,20 +20,20 @@ def read_by_azure(value: Any) -> int | None:
 
 
 def within(value: Any, low: int, high: int) -> bool:
-    """Whether it is an integer (to Azure, true is 1 and 1.7 is 1) from low to high."""
+    """Whether it is an integer (to azure-ai-ml, true is 1 and 1.7 is 1) from low to high."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short, and a string in quotes."""
+    """Format a value for a message: shortened, strings quoted."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def article(value: Any) -> str:
-    """What YAML takes a value for, in words."""
+    """Return the YAML type of a value, in words."""
     words = {
-        str: "a text",
+        str: "a string",
         bool: "a boolean",
         int: "an integer",
         float: "a number",

@@ -68,5 +68,7 @@ def test_a_checkpoints_config_is_none(az: Path, here: Path, text: str) -> None:
 )
 def test_half_of_one_is_none(az: Path, here: Path, file: str, text: str) -> None:
     (az / file).write_text(text)
-    with pytest.raises(SetupError, match=r"^Which workspace\? Set AZUREML_ARM_SUBSCRIPTION, .*in front\.$"):
+    with pytest.raises(
+        SetupError, match=r"^No workspace given\. Set AZUREML_ARM_SUBSCRIPTION, .*workspaces/WORKSPACE/\.$"
+    ):
         default({"AZURE_CONFIG_DIR": str(az)}, here)

@@ -344,7 +344,7 @@ def test_names_are_looked_up_not_guessed(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(variant_of(name) is row for name, row in CATALOG.items())
     with pytest.raises(SetupError, match="CodeLlama-7b is not in the catalog: `llama-endpoints models`"):
         variant_of("CodeLlama-7b")
-    with pytest.raises(SetupError, match=r"absent is not a folder\. Name the folder of a checkpoint, or nano"):
+    with pytest.raises(SetupError, match=r"absent is not a folder\. Pass the folder of a checkpoint, or nano"):
         folder_of("absent")
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match="file is not a folder"):
@@ -383,8 +383,8 @@ def test_outside_the_catalog_nothing_is_on_that_was_not_asked_for(checkpoint: Pa
 @pytest.mark.parametrize(
     ("changes", "options", "told"),
     [
-        ({}, {"dialog": "source"}, "--dialog source needs --step-id"),
-        ({}, {"step_id": 5}, "--dialog source needs --step-id, and nothing else does"),
+        ({}, {"dialog": "source"}, "--dialog source requires --step-id"),
+        ({}, {"step_id": 5}, "--dialog source requires --step-id, and no other dialog takes it"),
         ({}, {"dialog": "source", "step_id": VOCAB}, f"--step-id must be an id below {VOCAB}, not {VOCAB}"),
         ({}, {"dialog": "source", "step_id": -1}, f"--step-id must be an id below {VOCAB}, not -1"),
         (

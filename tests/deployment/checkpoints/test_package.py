@@ -183,7 +183,9 @@ class TestWeights:
             "package", "--checkpoint", checkpoint, "--variant", "nano", "--output", elsewhere / "model"
         )
         assert result.exit_code == 0
-        assert told(result) == ["The weights were copied: they can't be linked (Invalid cross-device link)."]
+        assert told(result) == [
+            "The weights were copied, since they cannot be linked (Invalid cross-device link)."
+        ]
         assert f"{WEIGHT_BYTES:,} bytes of weights copied." in result.stdout
         assert (inside(elsewhere / "model") / WEIGHTS).read_bytes() == (checkpoint / WEIGHTS).read_bytes()
         assert (checkpoint / WEIGHTS).stat().st_nlink == 1
@@ -208,7 +210,7 @@ class TestWeights:
             shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9_000_000, 8_500_000, 500_000)
         )
         with pytest.raises(
-            SetupError, match=rf"needs {WEIGHT_BYTES:,} bytes where 500,000 are free \(--weights reference"
+            SetupError, match=rf"needs {WEIGHT_BYTES:,} bytes, but 500,000 are free \(--weights reference"
         ):
             package(inspect(checkpoint, NANO), desk / "model", weights=weights)
         assert tree(desk) == {}
@@ -264,7 +266,7 @@ class TestOutput:
             result = run("package", "--checkpoint", "nano", "--output", desk / name)
             assert result.exit_code == 2
             assert told(result) == [
-                f"Error: {desk / name} exists already. Name another --output, or add --overwrite."
+                f"Error: {desk / name} already exists. Use another --output, or add --overwrite."
             ]
         assert tree(desk) == before
 
@@ -284,7 +286,9 @@ class TestOutput:
         (desk / "photos" / "1.jpg").write_text("mine")
         (desk / "file").write_text("mine")
         before = tree(desk)
-        with pytest.raises(SetupError, match=f"{name} is no MLflow model, so --overwrite leaves it alone"):
+        with pytest.raises(
+            SetupError, match=f"{name} is not an MLflow model, so --overwrite does not replace it"
+        ):
             package(inspect(FOLDER, NANO), desk / name, overwrite=True)
         assert tree(desk) == before
 
@@ -338,7 +342,7 @@ class TestFaults:
             pytest.param(
                 ["--variant", "nano"],
                 shutil.rmtree,
-                "{folder} is not a folder. Name the folder of a checkpoint, or nano.",
+                "{folder} is not a folder. Pass the folder of a checkpoint, or nano.",
                 id="wrong folder",
             ),
             pytest.param(
@@ -374,47 +378,47 @@ class TestFaults:
                 ["--variant", "CodeLlama-7b-hf"],
                 lambda _: None,
                 "CodeLlama-7b-hf is not in the catalog: `llama-endpoints models` lists it. For a checkpoint "
-                "outside it give --dialog and --infill instead of --variant. The closest name is "
-                "codellama/CodeLlama-7b-hf.",
+                "outside it, use --dialog and --infill instead of --variant. Did you mean "
+                "codellama/CodeLlama-7b-hf?",
                 id="unknown variant",
             ),
             pytest.param(
                 [],
                 lambda _: None,
-                "Which model is {folder}? Give --variant with a name of `llama-endpoints models`, or both "
+                "Unknown model {folder}. Pass --variant with a name from `llama-endpoints models`, or "
                 "--dialog and --infill for a checkpoint outside the catalog.",
                 id="no variant",
             ),
             pytest.param(
                 ["--dialog", "none"],
                 lambda _: None,
-                "Which model is {folder}? Give --variant with a name of `llama-endpoints models`, or both "
+                "Unknown model {folder}. Pass --variant with a name from `llama-endpoints models`, or "
                 "--dialog and --infill for a checkpoint outside the catalog.",
                 id="half of what describes it",
             ),
             pytest.param(
                 ["--variant", "nano", "--infill", "none", "--max-context", "4096"],
                 lambda _: None,
-                "--variant says all of a model; --infill, --max-context would describe one outside the catalog. "
-                "Give the one or the other.",
+                "--variant describes the model completely, but --infill, --max-context describes one outside the catalog. "
+                "Use one or the other.",
                 id="a variant and a description",
             ),
             pytest.param(
                 ["--dialog", "none", "--infill", "none"],
                 lambda folder: edit_config(folder, dtype="int8"),
-                "checkpoint has weights in int8, which is not served. Give the --dtype to serve it in.",
+                "checkpoint has weights in int8, which cannot be served. Choose a type with --dtype.",
                 id="a dtype that is none",
             ),
             pytest.param(
                 ["--dialog", "none", "--infill", "none"],
                 lambda folder: edit_config(folder, dtype="auto"),
-                "checkpoint has weights in auto, which is not served. Give the --dtype to serve it in.",
+                "checkpoint has weights in auto, which cannot be served. Choose a type with --dtype.",
                 id="a dtype that is any",
             ),
             pytest.param(
                 ["--dialog", "none", "--infill", "none", "--infill-order", "spm"],
                 lambda _: None,
-                "checkpoint has no infilling, so --infill-order says nothing. Leave it out.",
+                "checkpoint has no infilling. Remove --infill-order.",
                 id="an order of nothing",
             ),
         ],
@@ -448,14 +452,14 @@ class TestFaults:
         result = run("package", "--checkpoint", "nano", "--output", desk / "made" / "model")
         assert result.exit_code == 2
         assert told(result) == [
-            f"Error: {desk / 'made' / 'model'} can't be written: {os.strerror(number)}. Nothing was left behind."
+            f"Error: Cannot write {desk / 'made' / 'model'}: {os.strerror(number)}. Nothing was left behind."
         ]
         assert tree(desk) == {}
 
     @pytest.mark.parametrize(
         ("cause", "sentence"),
         [
-            (OSError(errno.ENOSPC, "disk full"), "can't be written: disk full. Nothing was left behind."),
+            (OSError(errno.ENOSPC, "disk full"), ": disk full. Nothing was left behind."),
             (ValueError("no such thing"), "MLflow could not write the model: wrapped"),
         ],
     )

@@ -28,7 +28,7 @@ WEIGHTS = "model.safetensors"
 MODULE = "model.layers.1.self_attn.k_proj"
 GONE = object()
 
-Change = Callable[[Path], object]
+TensorChange = Callable[[Path], object]
 
 
 def looked_at(folder: Path) -> Checkpoint:
@@ -77,7 +77,7 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def said(**changes: Any) -> Change:
+def said(**changes: Any) -> TensorChange:
     """Changes in quantization_config; `__` stands for a key in a key."""
 
     def change(folder: Path) -> None:
@@ -88,7 +88,7 @@ def said(**changes: Any) -> Change:
     return change
 
 
-def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Change:
+def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> TensorChange:
     def change(folder: Path) -> None:
         loaded = load_file(folder / WEIGHTS)
         edit(loaded)
@@ -97,11 +97,11 @@ def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Change:
     return change
 
 
-def without(part: str) -> Change:
+def without(part: str) -> TensorChange:
     return tensors(lambda all_: all_.pop(f"{MODULE}.{part}"))
 
 
-def in_place_of(part: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+def in_place_of(part: str, make: Callable[[torch.Tensor], torch.Tensor]) -> TensorChange:
     name = f"{MODULE}.{part}"
     return tensors(lambda all_: all_.update({name: make(all_[name]).contiguous()}))
 
@@ -153,7 +153,7 @@ def test_rows_of_before_have_no_quantization() -> None:
     assert ModelVariant.from_dict(old) == row
 
 
-FAULTS: dict[str, tuple[str, Change, str]] = {
+FAULTS: dict[str, tuple[str, TensorChange, str]] = {
     "another method": ("awq", said(quant_method="bitsandbytes"),
                        "has quant_method 'bitsandbytes'; it must be one of awq, gptq, compressed-tensors. Use a"),
     "no method": ("gptq int4", said(quant_method=GONE), "has quant_method missing; it must be one of awq, gptq"),
@@ -178,9 +178,9 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "GPTQ of many kinds": ("gptq int4", said(dynamic={"+:mlp": {"bits": 8}}), "must be absent. Use a checkpoint that"),
     "GPTQ 8 said, 4 there": ("gptq int4", said(bits=8), ".qweight has the shape (16, 128); it should be (32, 128)"),
     "GPTQ in an order of its own": ("gptq int4", in_place_of("g_idx", lambda g: g.flip(0)),
-                                    "k_proj.g_idx puts the weights into an order of their own (desc_act)"),
+                                    "k_proj.g_idx reorders the weights (desc_act)"),
     "GPTQ with biases": ("gptq int4", tensors(lambda all_: all_.update({f"{MODULE}.bias": torch.ones(128)})),
-                         "k_proj.bias is not zero, and no Llama has biases"),
+                         "k_proj.bias is not zero, but no Llama has biases"),
     "another format": ("packed int4", said(format="nvfp4-pack-quantized"),
                        "must be pack-quantized or int-quantized or float-quantized"),
     "two groups": ("packed int4", said(config_groups__group_1={}), "has 2 config_groups; it must be one"),
@@ -194,20 +194,20 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "packed with activations": (
         "packed int4",
         said(config_groups__group_0__input_activations={"num_bits": 8, "type": "int"}),
-        "asks for activations beside packed weights",
+        "quantizes activations in addition to packed weights",
     ),
     "int8 without activations": ("int8 by rows", said(config_groups__group_0__input_activations=None),
-                                 "int8 without input_activations, which vLLM takes as pack-quantized alone"),
+                                 "int8 without input_activations, which vLLM accepts only as pack-quantized"),
     "rounded outputs": ("int8 by rows", said(config_groups__group_0__output_activations={"num_bits": 8}),
                         "output_activations"),
     "blocks of another size": ("fp8 by blocks", said(config_groups__group_0__weights__block_structure=[64, 64]),
                                "must be [128, 128]"),
-    "keys and values": ("fp8 by rows", said(kv_cache_scheme={"num_bits": 8}), "LLAMA_VLLM_KV_DTYPE=fp8 is the"),
-    "sparse": ("packed int4", said(sparsity_config={"format": "sparse-24"}), "vLLM has given up sparse weights"),
+    "keys and values": ("fp8 by rows", said(kv_cache_scheme={"num_bits": 8}), "LLAMA_VLLM_KV_DTYPE=fp8 for an"),
+    "sparse": ("packed int4", said(sparsity_config={"format": "sparse-24"}), "vLLM no longer supports sparse weights"),
     "transformed": ("packed int4", said(transform_config={"config_groups": {}}), "has transform_config"),
-    "a pattern without end": ("packed int4", said(ignore=["re:(a+)+$"]), "no regular expression of names"),
-    "a pattern that takes for ever": ("packed int4", said(ignore=["re:" + ".*" * 90 + "!"]), "no regular expression of names"),
-    "a broken pattern": ("packed int4", said(ignore=["re:[a"]), "no regular expression of names"),
+    "a pattern without end": ("packed int4", said(ignore=["re:(a+)+$"]), "not a supported regular expression"),
+    "a pattern that takes for ever": ("packed int4", said(ignore=["re:" + ".*" * 90 + "!"]), "not a supported regular expression"),
+    "a broken pattern": ("packed int4", said(ignore=["re:[a"]), "not a supported regular expression"),
     "a head that is quantized": (
         "packed int4",
         tensors(lambda all_: all_.update({"lm_head.weight_packed": all_.pop("lm_head.weight")})),
@@ -218,14 +218,14 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "scales of another type": ("packed int4", in_place_of("weight_scale", lambda s: s.int()),
                                "k_proj.weight_scale is of I32; it should be of BF16 or F16 or F32"),
     "another original shape": ("packed int4", in_place_of("weight_shape", lambda s: s * 2),
-                               "k_proj.weight_shape says 256 x 256, which weight_packed is not"),
+                               "k_proj.weight_shape says 256 x 256, but weight_packed has another shape"),
     "numbers are words": ("awq", in_place_of("qweight", lambda q: q.short()), "is of I16; it should be of I32"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "change", "told"), FAULTS.values(), ids=FAULTS)
 def test_what_vllm_would_not_load_is_refused(
-    copy: Callable[[str], Path], name: str, change: Change, told: str
+    copy: Callable[[str], Path], name: str, change: TensorChange, told: str
 ) -> None:
     folder = copy(name)
     looked_at(folder)
@@ -236,7 +236,7 @@ def test_what_vllm_would_not_load_is_refused(
 
 
 def test_a_config_that_is_no_object_is_refused() -> None:
-    with pytest.raises(SetupError, match="the config is no object"):
+    with pytest.raises(SetupError, match="the config is not an object"):
         layout_of([], "the config")
 
 
@@ -249,7 +249,7 @@ def test_a_config_that_is_no_object_is_refused() -> None:
         ("int8 by rows", said(ignore=[f"model.layers.{n}.self_attn.{m}_proj" for n in (0, 1) for m in "qkvo"])),
     ],
 )
-def test_layers_may_be_left_out(copy: Callable[[str], Path], name: str, change: Change) -> None:
+def test_layers_may_be_left_out(copy: Callable[[str], Path], name: str, change: TensorChange) -> None:
     folder, plain = copy(name), torch.zeros(128, 128, dtype=torch.bfloat16)
     change(folder)
     with pytest.raises(SetupError, match=r"self_attn\.q_proj\.weight"):
@@ -278,7 +278,7 @@ def test_float32_is_no_type_to_serve_them_in(copy: Callable[[str], Path], tmp_pa
     folder = copy("awq")
     quantized.write_config(folder, config_of(folder) | {"dtype": "float32"})
     with pytest.raises(
-        SetupError, match=r"quantized \(awq int4 in groups of 32\).* Give one of them as --dtype"
+        SetupError, match=r"quantized \(awq int4 in groups of 32\).* Pass one of these as --dtype"
     ):
         package(looked_at(folder), tmp_path / "model")
 

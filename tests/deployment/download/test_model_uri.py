@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_endpoints.cli.main import main
-from llama_endpoints.download.azureml_cache import here
+from llama_endpoints.download.azureml_cache import resolve
 from llama_endpoints.download.azureml_uri import ModelUri
 from llama_endpoints.spark import job
 from llama_serving.errors import SetupError
@@ -138,7 +138,7 @@ def test_what_is_not_said_is_filled_in() -> None:
 @pytest.mark.parametrize("text", BAD)
 def test_everything_else_is_refused(text: str) -> None:
     with pytest.raises(
-        SetupError, match=r"names no model in Azure\. Allowed are azureml:NAME:VERSION, azureml:NAME@LABEL,"
+        SetupError, match=r"is not a model in Azure\. Allowed are azureml:NAME:VERSION, azureml:NAME@LABEL,"
     ):
         ModelUri.parse(text)
 
@@ -189,7 +189,7 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["nano", "build/model", "./azureml:x:1", "/azureml:/x", ""])
 def test_a_folder_is_none(text: str) -> None:
-    assert here(text) == Path(text)
+    assert resolve(text) == Path(text)
 
 
 URI = "azureml://registries/r/models/m/labels/latest"

@@ -69,7 +69,7 @@ class TestWeights:
         assert [file.name for file in sharded.weights(["b.safetensors"])] == ["b.safetensors"]
 
     def test_a_shard_that_is_not_there(self) -> None:
-        with pytest.raises(SetupError, match=r"a/b at 0123456789ab lacks b.safetensors, which its index names"):
+        with pytest.raises(SetupError, match=r"a/b at 0123456789ab lacks b.safetensors, which its index lists"):
             snapshot(*NEEDED, "a.safetensors").weights(["a.safetensors", "b.safetensors"])
 
 
@@ -83,13 +83,13 @@ class TestWeights:
     ],
 )
 def test_what_can_not_be_verified_is_refused(file: HubFile) -> None:
-    with pytest.raises(SetupError, match=r"The hub states no size and checksum of a/b's config.json"):
+    with pytest.raises(SetupError, match=r"The hub returned no size and checksum for config.json of a/b"):
         Snapshot.of("a/b", COMMIT, [file, small("tokenizer.json"), large("model.safetensors")]).small()
 
 
 @pytest.mark.parametrize("commit", [None, "main", COMMIT.upper(), COMMIT[:-1], 7])
 def test_a_commit_is_needed(commit: object) -> None:
-    with pytest.raises(SetupError, match=r"The hub names no commit of a/b"):
+    with pytest.raises(SetupError, match=r"The hub returned no commit for a/b"):
         Snapshot.of("a/b", commit, [])
 
 

@@ -24,14 +24,14 @@ def test_a_terminal_shows_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
             assert time.monotonic() < until
             tick()
             time.sleep(0.01)
-    assert "Not waited for" not in terminal.getvalue()
+    assert "Stopped waiting" not in terminal.getvalue()
 
 
 def test_who_stops_waiting_is_told_how_to_look_again(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), polling.shown("deployment ep/blue", "llama-endpoints status"):
         raise KeyboardInterrupt
     said = capsys.readouterr().err
-    assert said.endswith("Azure goes on with it; look again with: llama-endpoints status\n")
+    assert said.endswith("The operation continues in Azure; check it with: llama-endpoints status\n")
 
 
 def test_dots_of_others_go_nowhere(capsys: pytest.CaptureFixture[str]) -> None:

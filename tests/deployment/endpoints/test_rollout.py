@@ -11,20 +11,20 @@ from llama_endpoints.endpoints.rollout import (
     MOST_MIRRORED,
     Rollout,
     Stage,
-    State,
+    TrafficState,
     back,
     begin,
     forward,
+    from_tags,
     is_done,
-    of_tags,
     position,
     shared,
-    told,
+    summary,
 )
 from llama_endpoints.endpoints.rollout_gates import Limits, Measured, Probe, is_lost, objection, quantile
 from llama_serving.errors import SetupError
 
-BLUE = State({"blue": 100}, {}, {"team": "search"})
+BLUE = TrafficState({"blue": 100}, {}, {"team": "search"})
 NAMES = ("blue", "red", "old")
 
 
@@ -46,7 +46,7 @@ def splits(draw: st.DrawFn) -> Mapping[str, int]:
 steps_of = st.lists(st.integers(1, 99), unique=True, max_size=4).map(lambda some: (*sorted(some), 100))
 
 
-def whole(state: State) -> None:
+def whole(state: TrafficState) -> None:
     """What Azure takes, and nobody's tags are lost."""
     assert sum(state.traffic.values()) in {0, 100}
     assert all(state.traffic.values())
@@ -67,30 +67,30 @@ def whole(state: State) -> None:
 def test_it_ends_new_or_as_it_was(
     was: Mapping[str, int], steps: tuple[int, ...], mirrored: int, gates: list[bool], deaths: list[str]
 ) -> None:
-    azure = State(was, {}, BLUE.tags)
+    azure = TrafficState(was, {}, BLUE.tags)
     stages, verdicts, dies = [], iter(gates), iter(deaths)
-    going = begin(azure, "green", steps, mirrored)
+    current = begin(azure, "green", steps, mirrored)
     for _ in range(60):
-        at = position(going, azure)
+        at = position(current, azure)
         good = next(verdicts, True)
         if not good and at < 0:
-            assert azure == State(was, {}, BLUE.tags), "what never began has changed nothing"
+            assert azure == TrafficState(was, {}, BLUE.tags), "what never began has changed nothing"
             return
-        ahead = forward(going, at, azure) if good else back(going, azure, "slow")
+        ahead = forward(current, at, azure) if good else back(current, azure, "slow")
         whole(ahead)
         death = next(dies, "none")
         if death != "before":
             azure = ahead
-            if of_tags(azure.tags) is None:
+            if from_tags(azure.tags) is None:
                 break
-            stages.append(position(going, azure))
+            stages.append(position(current, azure))
         if death != "none":  # another machine, which knows nothing but the endpoint
-            going = begin(azure, "green", (100,), 0)
+            current = begin(azure, "green", (100,), 0)
     assert stages == list(range(len(stages))), "one step at a time, none twice, none left out"
     assert azure.mirror == {}
     if is_done(azure):
         assert azure.traffic == {"green": 100}
-        assert len(stages) == len(going.stages)
+        assert len(stages) == len(current.stages)
     else:
         assert azure.traffic == was
 
@@ -114,18 +114,18 @@ def test_shares_are_whole_and_as_near_as_can_be(weights: Mapping[str, int], tota
 
 
 def test_the_usual_way() -> None:
-    going = begin(BLUE, "green", (10, 50, 100), 10)
-    assert going.stages == (
+    current = begin(BLUE, "green", (10, 50, 100), 10)
+    assert current.stages == (
         Stage({"blue": 100}, {"green": 10}),
         Stage({"blue": 90, "green": 10}, {}),
         Stage({"blue": 50, "green": 50}, {}),
         Stage({"green": 100}, {}),
     )
-    state = forward(going, -1, BLUE)
-    assert told(state.tags) == "A roll-out to green is under way, from blue 100 %."
-    assert begin(state, "green", (100,), 0) == going, "the steps are those that it began with"
+    state = forward(current, -1, BLUE)
+    assert summary(state.tags) == "A roll-out to green is in progress, from blue 100 %."
+    assert begin(state, "green", (100,), 0) == current, "the steps are those that it began with"
     assert (
-        told(back(going, state, "slow").tags)
+        summary(back(current, state, "slow").tags)
         == "The last roll-out, to green from blue 100 %: taken back: slow."
     )
 
@@ -133,39 +133,47 @@ def test_the_usual_way() -> None:
 @pytest.mark.parametrize(
     ("state", "to", "steps", "mirrored", "said"),
     [
-        (BLUE, "blue", (100,), 10, "has all the traffic already"),
-        (BLUE, "green", (50, 10, 100), 10, "They rise"),
+        (BLUE, "blue", (100,), 10, "already has all traffic"),
+        (BLUE, "green", (50, 10, 100), 10, "percentages must increase"),
         (BLUE, "green", (10, 50), 10, "end with 100"),
-        (BLUE, "green", (0, 100), 10, "from 1"),
-        (BLUE, "green", (100,), 60, "60 % can't be mirrored"),
-        (forward(Rollout("red", BLUE.traffic), -1, BLUE), "green", (100,), 0, "A roll-out to red is under way"),
+        (BLUE, "green", (0, 100), 10, "from at least 1"),
+        (BLUE, "green", (100,), 60, "Azure mirrors 1 to 50"),
+        (
+            forward(Rollout("red", BLUE.traffic), -1, BLUE),
+            "green",
+            (100,),
+            0,
+            "A roll-out to red is in progress",
+        ),
     ],
     ids=["all", "falling", "not all", "zero", "mirror", "another"],
 )
-def test_what_can_not_begin(state: State, to: str, steps: tuple[int, ...], mirrored: int, said: str) -> None:
+def test_what_can_not_begin(
+    state: TrafficState, to: str, steps: tuple[int, ...], mirrored: int, said: str
+) -> None:
     with pytest.raises(SetupError, match=said):
         begin(state, to, steps, mirrored)
 
 
 def test_traffic_that_somebody_moved_is_not_moved_on() -> None:
-    going = begin(BLUE, "green", (10, 50, 100), 10)
-    state = forward(going, -1, BLUE)
-    with pytest.raises(SetupError, match=r"The traffic is blue 70 %, green 30 %, which is no step"):
-        position(going, State({"blue": 70, "green": 30}, {}, state.tags))
+    current = begin(BLUE, "green", (10, 50, 100), 10)
+    state = forward(current, -1, BLUE)
+    with pytest.raises(SetupError, match=r"The traffic is blue 70 %, green 30 %, which is not a step"):
+        position(current, TrafficState({"blue": 70, "green": 30}, {}, state.tags))
 
 
 def test_twenty_deployments_and_a_hundred_steps_fit_into_tags() -> None:
     """Azure takes 256 characters a value, names of 32 and 20 deployments."""
     was = {f"{number:02}-{'n' * 29}": 5 for number in range(20)}
-    azure = State(was, {}, BLUE.tags)
-    going = begin(azure, "green", tuple(range(1, 101)), 10)
+    azure = TrafficState(was, {}, BLUE.tags)
+    current = begin(azure, "green", tuple(range(1, 101)), 10)
     for at in range(-1, 3):
-        azure = forward(going, at, azure)
+        azure = forward(current, at, azure)
         whole(azure)
-        assert of_tags(azure.tags) == going, "another machine knows all of it"
-    taken = back(going, azure, "slow")
+        assert from_tags(azure.tags) == current, "another machine knows all of it"
+    taken = back(current, azure, "slow")
     whole(taken)
-    assert (taken.traffic, of_tags(taken.tags, ended=True)) == (was, going)
+    assert (taken.traffic, from_tags(taken.tags, ended=True)) == (was, current)
     again = forward(begin(taken, "green", (100,), 10), -1, taken)
     assert again.tags["rollout-steps"] == "10 100"
     assert "rollout-steps-2" not in again.tags, "nothing is left of the steps before"
@@ -204,24 +212,24 @@ def test_tags_that_somebody_edited_are_told(edited: dict[str, str | None], *, en
     if ended:
         tags["rollout-ended"] = "done"
     (name,) = edited
-    said = f"{name}, where its roll-out keeps"
-    assert said in told(tags)
-    assert "remove the tags rollout-to, rollout-was, rollout-steps, rollout-ended" in told(tags)
+    said = f"{name}, which must hold"
+    assert said in summary(tags)
+    assert "remove the tags rollout-to, rollout-was, rollout-steps, rollout-ended" in summary(tags)
     with pytest.raises(SetupError, match=said):
-        of_tags(tags, ended=ended)
+        from_tags(tags, ended=ended)
     if not ended:
         with pytest.raises(SetupError, match=said):
-            begin(State({"blue": 100}, {}, tags), "green", (100,), 0)
+            begin(TrafficState({"blue": 100}, {}, tags), "green", (100,), 0)
         with pytest.raises(SetupError, match=said):
-            position(begin(BLUE, "green", (100,), 0), State({"blue": 100}, {}, tags))
+            position(begin(BLUE, "green", (100,), 0), TrafficState({"blue": 100}, {}, tags))
 
 
 @given(
     st.dictionaries(st.sampled_from([*TAGS, "rollout-ended", "rollout-was-2", "rollout-steps-2"]), st.text())
 )
 def test_no_tags_bring_it_down(edited: dict[str, str]) -> None:
-    assert isinstance(told({**TAGS, **edited}), str)
-    assert isinstance(told(edited), str)
+    assert isinstance(summary({**TAGS, **edited}), str)
+    assert isinstance(summary(edited), str)
 
 
 GOOD = Measured(20, 0, 0.5, 1.0)
@@ -237,7 +245,7 @@ GOOD = Measured(20, 0, 0.5, 1.0)
         (Limits(p50_s=0.4), GOOD, GOOD, "p50 is 0.50 s, more than 0.40 s"),
         (Limits(p95_s=0.9), GOOD, GOOD, "p95 is 1.00 s, more than 0.90 s"),
         (Limits(p95_s=1.0), GOOD, GOOD, None),
-        (Limits(), Measured(20, 0, 0.5, 1.6), GOOD, "p95 is 1.60 s, more than 1.5 times the 1.00 s of the one before"),
+        (Limits(), Measured(20, 0, 0.5, 1.6), GOOD, "p95 is 1.60 s, more than 1.5 times the previous deployment's 1.00 s"),
         (Limits(), Measured(20, 0, 0.01, 0.05), Measured(20, 0, 0.01, 0.01), None),
         (Limits(slowdown=None), Measured(20, 0, 0.5, 9.0), GOOD, None),
         (Limits(), GOOD, Measured.of([Probe(1.0, "status 500")]), None),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_endpoints.endpoints.tag_words import LONGEST, gathered, spread, without
+from llama_endpoints.endpoints.tag_words import LONGEST, gather, spread, without
 
 WORDS = st.lists(st.text("abcdefgh-=0123456789", min_size=1, max_size=40), max_size=60)
 
@@ -12,15 +12,15 @@ WORDS = st.lists(st.text("abcdefgh-=0123456789", min_size=1, max_size=40), max_s
 @given(words=WORDS)
 def test_what_was_spread_is_gathered(words: list[str]) -> None:
     tags = {"team": "search", "was-by": "me", **spread("was", words)}
-    assert gathered(tags, "was") == words
+    assert gather(tags, "was") == words
     assert all(len(value) <= LONGEST < 256 for value in tags.values())
     assert without(tags, ("was",)) == {"team": "search", "was-by": "me"}
 
 
 def test_no_words_are_an_empty_tag() -> None:
     assert spread("was", []) == {"was": ""}
-    assert gathered({"was": ""}, "was") == []
-    assert gathered({}, "was") is None
+    assert gather({"was": ""}, "was") == []
+    assert gather({}, "was") is None
 
 
 @pytest.mark.parametrize("gone", ["was-2", "was-3"])
@@ -29,6 +29,6 @@ def test_what_lies_behind_a_gap_does_not_count(gone: str) -> None:
     tags = dict(spread("was", words))
     assert set(tags) == {"was", "was-2", "was-3", "was-4"}
     del tags[gone]
-    found = gathered(tags, "was")
+    found = gather(tags, "was")
     assert found is not None
     assert list(found) == words[: len(found)] != words

@@ -13,11 +13,11 @@ from llama_endpoints.planning.planner import (
     MOST_AT_A_TIME,
     USUAL_TOKENS,
     Plan,
-    Wanted,
+    PlanRequest,
     deployable,
     plan,
+    plan_with_max_concurrency,
     to_dict,
-    usual,
 )
 from llama_endpoints.planning.published import PUBLISHED, Published
 from llama_endpoints.planning.sizing import (
@@ -78,13 +78,13 @@ def test_llama_2_13b_takes_what_is_published(sku: Sku, precision: Precision, gpu
 
 
 def test_it_is_planned_on_one_a100() -> None:
-    found = plan(Wanted(LLAMA_13B, Workload(2048)))
+    found = plan(PlanRequest(LLAMA_13B, Workload(2048)))
     assert (chosen(found).sku, chosen(found).placement.gpus, found.quota_cores) == (A100, 1, 24)
 
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
 def test_the_page_s_p3_2xlarge_is_refused_with_the_reason(precision: Precision) -> None:
-    found = plan(Wanted(LLAMA_13B, Workload(2048), precision, cloud=Cloud.AWS, sku=SKUS["p3.2xlarge"]))
+    found = plan(PlanRequest(LLAMA_13B, Workload(2048), precision, cloud=Cloud.AWS, sku=SKUS["p3.2xlarge"]))
     assert not found.fits
     assert f"it takes {chosen(found).memory.total:,.0f} MiB" in chosen(found).reasons[-1]
     assert "1 x V100 16 GB" in chosen(found).reasons[-1]
@@ -265,7 +265,7 @@ def test_more_sequences_never_need_less(
 def test_what_is_chosen_is_offered_and_holds_it(
     variant: ModelVariant, context: int, number: int, offer: Offer
 ) -> None:
-    found = plan(Wanted(variant, Workload(context, number), offer=offer))
+    found = plan(PlanRequest(variant, Workload(context, number), offer=offer))
     if found.chosen is None:
         return
     assert found.fits
@@ -298,12 +298,12 @@ def test_v100_and_t4_have_no_bf16_and_v100_is_not_chosen() -> None:
         reasons = fit(CODE_7B, Workload(512), Precision.BF16, SKUS[name], Runner.PIPELINE).reasons
         assert "does not compute in bf16" in reasons[0]
         assert fit(CODE_7B, Workload(512), Precision.FP16, SKUS[name], Runner.PIPELINE).fits
-    found = plan(Wanted(CODE_7B, Workload(12_288), Precision.INT4))
+    found = plan(PlanRequest(CODE_7B, Workload(12_288), Precision.INT4))
     assert chosen(found).sku.name == "Standard_NC4as_T4_v3"
     assert found.quota_cores == 8  # one instance and a fifth, in whole ones
     assert all(sku.retired for name, sku in SKUS.items() if "s_v3" in name and "T4" not in name)
-    assert plan(Wanted(CODE_7B, Workload(12_288), Precision.INT4, instances=10)).quota_cores == 12 * 4
-    assert plan(Wanted(CODE_7B, Workload(12_288), Precision.INT4, offer=Offer.BATCH)).quota_cores == 4
+    assert plan(PlanRequest(CODE_7B, Workload(12_288), Precision.INT4, instances=10)).quota_cores == 12 * 4
+    assert plan(PlanRequest(CODE_7B, Workload(12_288), Precision.INT4, offer=Offer.BATCH)).quota_cores == 4
 
 
 def test_a_v100_is_too_old_for_the_vllm_of_the_image() -> None:
@@ -311,11 +311,11 @@ def test_a_v100_is_too_old_for_the_vllm_of_the_image() -> None:
     v100 = SKUS["Standard_NC6s_v3"]
     (reason,) = fit(CODE_7B, Workload(256), Precision.FP16, v100, Runner.VLLM).reasons
     assert reason == (
-        "V100 16 GB PCIe has compute capability 7.0, and vLLM's wheels for CUDA 13 begin with 7.5: the engine pipeline takes it, in fp16"
+        "V100 16 GB PCIe has compute capability 7.0, but vLLM's wheels for CUDA 13 need 7.5: use the engine pipeline, in fp16"
     )
     assert fit(CODE_7B, Workload(256), Precision.FP16, v100).placement.runner is Runner.PIPELINE
     assert "too old for vLLM" in [
-        lack.short for lack in fit(CODE_7B, Workload(256), Precision.INT4, v100).lacks
+        shortfall.short for shortfall in fit(CODE_7B, Workload(256), Precision.INT4, v100).shortfalls
     ]
 
 
@@ -323,7 +323,7 @@ def test_a_t4_with_ecc_is_too_small_for_7b_in_16_bits() -> None:
     t4 = SKUS["Standard_NC4as_T4_v3"]
     assert not fit(CODE_7B, Workload(2048), Precision.FP16, t4).fits
     assert not fit(CODE_7B, Workload(2048), Precision.FP16, t4, Runner.PIPELINE).fits
-    found = plan(Wanted(CODE_7B, Workload(2048), Precision.FP16))
+    found = plan(PlanRequest(CODE_7B, Workload(2048), Precision.FP16))
     assert chosen(found).sku.name == "Standard_NV36ads_A10_v5"
 
 
@@ -340,7 +340,7 @@ def test_a_t4_with_ecc_is_too_small_for_7b_in_16_bits() -> None:
     ],
 )
 def test_a_precision_that_saves_machines(name: str, precision: Precision, size: str) -> None:
-    found = usual(Wanted(CATALOG[f"codellama/{name}"], Workload(4096), precision))
+    found = plan_with_max_concurrency(PlanRequest(CATALOG[f"codellama/{name}"], Workload(4096), precision))
     assert chosen(found).sku.name == size
     assert chosen(found).placement.gpus == 1
     assert chosen(found).placement.runner is Runner.VLLM
@@ -353,32 +353,38 @@ def test_34b_in_int4_fits_one_a100_of_40_gb() -> None:
 
 def test_a_step_of_vllm_has_a_token_of_each_sequence() -> None:
     few = VllmOptions(prefill_tokens=64)
-    found = usual(Wanted(CODE_7B, Workload(4096, usual=256), sku=H100, options=few))
+    found = plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(4096, usual=256), sku=H100, options=few))
     assert found.wanted.workload.concurrency == 64
-    with pytest.raises(SetupError, match="65 sequences need a prefill budget of as many tokens, not 64"):
-        plan(Wanted(CODE_7B, Workload(4096, 65), sku=H100, options=few))
+    with pytest.raises(
+        SetupError, match="65 sequences need a prefill budget of at least as many tokens, not 64"
+    ):
+        plan(PlanRequest(CODE_7B, Workload(4096, 65), sku=H100, options=few))
 
 
 def test_a_cache_in_fp8_needs_a_gpu_that_has_it_and_holds_twice_as_many() -> None:
     fp8 = VllmOptions(kv_dtype=KvDtype.FP8)
-    (lack,) = fit(CODE_7B, Workload(2048), Precision.BF16, A100, options=fp8).lacks
-    assert lack.short == "no fp8 cache"
-    assert "from Ada and Hopper on" in lack.sentence
+    (shortfall,) = fit(CODE_7B, Workload(2048), Precision.BF16, A100, options=fp8).shortfalls
+    assert shortfall.short == "no fp8 cache"
+    assert "fp8 cache needs Ada or Hopper" in shortfall.sentence
     numbers = [
-        usual(Wanted(CODE_7B, Workload(4096), sku=H100, options=options)).wanted.workload.concurrency
+        plan_with_max_concurrency(
+            PlanRequest(CODE_7B, Workload(4096), sku=H100, options=options)
+        ).wanted.workload.concurrency
         for options in (VllmOptions(), fp8)
     ]
     assert numbers[1] in (2 * numbers[0], 2 * numbers[0] + 1)
 
 
 def test_weights_in_fp8_are_widened_where_the_gpu_has_none() -> None:
-    told = plan_report.of(plan(Wanted(CODE_7B, Workload(2048), Precision.FP8, sku=A100)))
+    told = plan_report.of(plan(PlanRequest(CODE_7B, Workload(2048), Precision.FP8, sku=A100)))
     assert "Warning: A100 80 GB PCIe has no fp8; vLLM widens the weights." in told
-    assert "Warning" not in plan_report.of(plan(Wanted(CODE_7B, Workload(2048), Precision.FP8, sku=H100)))
+    assert "Warning" not in plan_report.of(plan(PlanRequest(CODE_7B, Workload(2048), Precision.FP8, sku=H100)))
 
 
 def test_a_part_of_a_gpu_holds_a_quantized_model() -> None:
-    assert chosen(plan(Wanted(CODE_7B, Workload(2048), Precision.INT8))).sku.name == "Standard_NV18ads_A10_v5"
+    assert (
+        chosen(plan(PlanRequest(CODE_7B, Workload(2048), Precision.INT8))).sku.name == "Standard_NV18ads_A10_v5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -389,11 +395,11 @@ def test_a_part_of_a_gpu_holds_a_quantized_model() -> None:
     ],
 )
 def test_weights_and_image_must_fit_on_the_disk(variant: ModelVariant, size: str, short: str) -> None:
-    lack = fit(variant, Workload(2048), Precision.BF16, SKUS[size]).lacks[-1]
-    assert lack.short == short
+    shortfall = fit(variant, Workload(2048), Precision.BF16, SKUS[size]).shortfalls[-1]
+    assert shortfall.short == short
     assert (
-        f"an image of {IMAGE_GIB[Runner.VLLM]} don't fit on its disk of {SKUS[size].disk_gib} GiB"
-        in lack.sentence
+        f"an image of {IMAGE_GIB[Runner.VLLM]} GiB do not fit on its disk of {SKUS[size].disk_gib} GiB"
+        in shortfall.sentence
     )
     assert fit(variant, Workload(2048), Precision.BF16, SKUS[size], own_disk=False).fits
     assert fit(variant, Workload(2048), Precision.BF16, replace(SKUS[size], disk_gib=None)).fits
@@ -402,7 +408,7 @@ def test_weights_and_image_must_fit_on_the_disk(variant: ModelVariant, size: str
 
 def test_a_cluster_of_one_s_own_has_disks_of_its_own() -> None:
     managed, batch, cluster = (
-        chosen(plan(Wanted(CODE_34B, Workload(2048), offer=offer))).sku.name
+        chosen(plan(PlanRequest(CODE_34B, Workload(2048), offer=offer))).sku.name
         for offer in (Offer.MANAGED_ONLINE, Offer.BATCH, Offer.KUBERNETES)
     )
     assert (managed, batch, cluster) == (*["Standard_NC40ads_H100_v5"] * 2, "Standard_NC24ads_A100_v4")
@@ -410,12 +416,12 @@ def test_a_cluster_of_one_s_own_has_disks_of_its_own() -> None:
 
 def test_a_host_without_memory_loads_nothing() -> None:
     (reason,) = fit(CODE_7B, Workload(512), Precision.BF16, replace(A100, ram_gib=7)).reasons
-    assert reason == "its 7 GiB of RAM are less than the 8 that loading takes"
+    assert reason == "its 7 GiB of RAM are less than the 8 GiB that loading takes"
     assert fit(CODE_7B, Workload(512), Precision.BF16, replace(A100, ram_gib=8)).fits
 
 
 def test_a_retired_machine_is_not_chosen_though_it_is_the_smallest() -> None:
-    wanted = Wanted(CODE_7B, Workload(512), Precision.FP16)
+    wanted = PlanRequest(CODE_7B, Workload(512), Precision.FP16)
     found = plan(wanted, skus=[SKUS["Standard_NC6s_v3"], A100])
     assert (chosen(found).sku, found.alternatives[0].sku.name, found.alternatives[0].fits) == (
         A100,
@@ -431,32 +437,42 @@ def test_vllm_computes_on_every_gpu_in_every_way_of_use() -> None:
     spread = fit(LLAMA_13B, Workload(2048), Precision.BF16, two)
     assert (spread.fits, spread.placement.gpus, spread.placement.runner) == (True, 2, Runner.VLLM)
     for variant in (CODE_7B, CODE_70B):
-        placed = [chosen(usual(Wanted(variant, Workload(4096), offer=offer))).placement for offer in Offer]
+        placed = [
+            chosen(plan_with_max_concurrency(PlanRequest(variant, Workload(4096), offer=offer))).placement
+            for offer in Offer
+        ]
         assert {one.runner for one in placed} == {Runner.VLLM}
         assert {one.gpus for one in placed} == {2 if variant is CODE_70B else 1}
-    asked = usual(Wanted(CODE_7B, Workload(4096), runner=Runner.PIPELINE))
+    asked = plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(4096), runner=Runner.PIPELINE))
     assert (chosen(asked).placement.runner, asked.wanted.workload.concurrency) == (Runner.PIPELINE, 1)
 
 
 def test_vllm_is_given_as_many_sequences_as_the_same_gpus_hold() -> None:
-    long, short = (usual(Wanted(CODE_70B, Workload(context))) for context in (16_384, 2048))
+    long, short = (
+        plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(context))) for context in (16_384, 2048)
+    )
     assert long.wanted.workload.concurrency == short.wanted.workload.concurrency == 62
     assert (long.wanted.workload.length, short.wanted.workload.usual) == (USUAL_TOKENS, USUAL_TOKENS)
     more = replace(long.wanted, workload=replace(long.wanted.workload, concurrency=63))
     assert not plan(more).fits
     four = SKUS["Standard_NC96ads_A100_v4"]
-    assert usual(Wanted(CODE_70B, Workload(4096), sku=four)).spread == 2, "not the machine's other GPUs"
-    assert usual(Wanted(CODE_7B, Workload(16))).wanted.workload.concurrency == MOST_AT_A_TIME
-    long_ones = usual(Wanted(CODE_7B, Workload(16_384, usual=16_384)))
+    assert plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(4096), sku=four)).spread == 2, (
+        "not the machine's other GPUs"
+    )
+    assert (
+        plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(16))).wanted.workload.concurrency
+        == MOST_AT_A_TIME
+    )
+    long_ones = plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(16_384, usual=16_384)))
     assert long_ones.wanted.workload.concurrency == 7
-    assert usual(Wanted(CODE_70B, Workload(100_000), cloud=Cloud.AWS)).chosen is None
+    assert plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(100_000), cloud=Cloud.AWS)).chosen is None
 
 
 def test_each_of_vllm_s_sequences_has_an_answer_in_time() -> None:
     """A slow memory: 256 steps, each reading the weights and all caches, are to end in 178 s, behind all their prompts."""
     h100 = SKUS["Standard_NC80adis_H100_v5"]
     slow = replace(h100, gpu=replace(h100.gpu, bandwidth_gb_s=160))
-    found = usual(Wanted(CODE_70B, Workload(4096), sku=slow), skus=[slow])
+    found = plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(4096), sku=slow), skus=[slow])
     number = found.wanted.workload.concurrency
     assert 1 < number < 62
     workload = replace(found.wanted.workload, concurrency=number + 1)
@@ -467,13 +483,13 @@ def test_each_of_vllm_s_sequences_has_an_answer_in_time() -> None:
 
 def test_h200_is_not_offered_for_managed_endpoints() -> None:
     workload = Workload(100_000, 2)
-    assert chosen(plan(Wanted(CODE_70B, workload, offer=Offer.BATCH))).sku.is_offered(Offer.BATCH)
+    assert chosen(plan(PlanRequest(CODE_70B, workload, offer=Offer.BATCH))).sku.is_offered(Offer.BATCH)
     assert not SKUS["Standard_ND96isr_H200_v5"].is_offered(Offer.MANAGED_ONLINE)
     assert not SKUS["Standard_ND96amsr_A100_v4"].is_offered(Offer.BATCH)  # nobody says so
 
 
 def test_nothing_fits() -> None:
-    found = plan(Wanted(CODE_70B, Workload(100_000, 64)))
+    found = plan(PlanRequest(CODE_70B, Workload(100_000, 64)))
     assert (found.chosen, found.fits, found.quota_cores, found.longest_answer) == (None, False, 0, 0)
     told = to_dict(found)
     assert (told["sku"], told["gpus"], told["fits"], told["memory_mib"]) == (None, 0, False, None)
@@ -481,7 +497,7 @@ def test_nothing_fits() -> None:
 
 
 def test_as_json() -> None:
-    told = to_dict(plan(Wanted(CODE_70B, Workload(4096, 8), instances=2)))
+    told = to_dict(plan(PlanRequest(CODE_70B, Workload(4096, 8), instances=2)))
     assert (told["sku"], told["gpus"], told["fits"], told["engine"]) == (
         "Standard_NC80adis_H100_v5",
         2,
@@ -501,56 +517,64 @@ def test_as_json() -> None:
     ("precision", "gb"), [(Precision.BF16, 13.48), (Precision.INT8, 7.00), (Precision.INT4, 3.86)]
 )
 def test_a_quantized_checkpoint_is_the_one_that_is_copied(precision: Precision, gb: float) -> None:
-    found = plan(Wanted(CODE_7B, Workload(2048), precision))
+    found = plan(PlanRequest(CODE_7B, Workload(2048), precision))
     assert found.copy_bytes / 1e9 == pytest.approx(gb, abs=0.005)
     assert found.start_s == (found.copy_bytes / 200e6, found.copy_bytes / 25e6)
 
 
 def test_a_request_s_limit_is_that_of_the_offer() -> None:
     managed, kubernetes, batch, elsewhere = (
-        plan(Wanted(LLAMA_13B, Workload(4096), Precision.FP16, offer=offer, cloud=cloud))
+        plan(PlanRequest(LLAMA_13B, Workload(4096), Precision.FP16, offer=offer, cloud=cloud))
         for offer, cloud in [*((offer, Cloud.AZURE) for offer in (Offer.MANAGED_ONLINE, Offer.KUBERNETES, Offer.BATCH)),
                              (Offer.MANAGED_ONLINE, Cloud.AWS)]
     )  # fmt: skip
     assert [one.request_s for one in (managed, kubernetes, batch, elsewhere)] == [178, 148, None, None]
     assert managed.longest_answer == 4096, "no more than the context"
     managed, kubernetes = (
-        plan(Wanted(CODE_7B, Workload(16_384, 7), offer=offer, sku=A100))
+        plan(PlanRequest(CODE_7B, Workload(16_384, 7), offer=offer, sku=A100))
         for offer in (Offer.MANAGED_ONLINE, Offer.KUBERNETES)
     )
     reading_s = 7 * 16_384 / chosen(managed).speed.prompt
     assert managed.longest_answer == int((178 - reading_s) * chosen(managed).speed.all / 7) < 16_384
     assert kubernetes.longest_answer == int((148 - reading_s) * chosen(kubernetes).speed.all / 7)
     assert [batch.longest_answer, elsewhere.longest_answer] == [4096, 4096]
-    assert "in the 148 s that a request may take" in plan_report.of(kubernetes)
+    assert "within the request limit of 148 s" in plan_report.of(kubernetes)
     assert "a request may take" not in plan_report.of(batch)
 
 
 def test_the_cheapest_with_prices() -> None:
     prices = {"Standard_NC24ads_A100_v4": 9.0, "Standard_NC40ads_H100_v5": 7.0}
-    assert chosen(plan(Wanted(LLAMA_13B, Workload(2048)), prices=prices)).sku.name == "Standard_NC40ads_H100_v5"
-    assert chosen(plan(Wanted(LLAMA_13B, Workload(2048)), prices={"Standard_NC24ads_A100_v4": 9.0})).sku is A100
+    assert (
+        chosen(plan(PlanRequest(LLAMA_13B, Workload(2048)), prices=prices)).sku.name
+        == "Standard_NC40ads_H100_v5"
+    )
+    assert (
+        chosen(plan(PlanRequest(LLAMA_13B, Workload(2048)), prices={"Standard_NC24ads_A100_v4": 9.0})).sku
+        is A100
+    )
 
 
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        (Wanted(CODE_7B, Workload(100_001)), "16 to 100,000 tokens"),
-        (Wanted(CODE_7B, Workload(0)), "not 0"),
-        (Wanted(CODE_7B, Workload(4096, 0)), "at least 1"),
-        (Wanted(CODE_7B, Workload(4096), instances=0), "1 to 50 instances, not 0"),
-        (Wanted(CODE_7B, Workload(4096), instances=51), "1 to 50 instances, not 51"),
-        (Wanted(CODE_7B, Workload(4096, 16), runner=Runner.PIPELINE), "one sequence at a time, not 16"),
-        (Wanted(CODE_7B, Workload(4096), Precision.INT4, runner=Runner.PIPELINE), "has no int4 weights"),
-        (Wanted(CODE_7B, Workload(4096), cloud=Cloud.AWS, sku=A100), "a machine of azure, not of aws"),
-        (Wanted(CODE_7B, Workload(4096, usual=15)), "at least 16 tokens, not 15"),
+        (PlanRequest(CODE_7B, Workload(100_001)), "16 to 100,000 tokens"),
+        (PlanRequest(CODE_7B, Workload(0)), "not 0"),
+        (PlanRequest(CODE_7B, Workload(4096, 0)), "at least 1"),
+        (PlanRequest(CODE_7B, Workload(4096), instances=0), "1 to 50 instances, not 0"),
+        (PlanRequest(CODE_7B, Workload(4096), instances=51), "1 to 50 instances, not 51"),
+        (PlanRequest(CODE_7B, Workload(4096, 16), runner=Runner.PIPELINE), "one sequence at a time, not 16"),
+        (PlanRequest(CODE_7B, Workload(4096), Precision.INT4, runner=Runner.PIPELINE), "has no int4 weights"),
+        (PlanRequest(CODE_7B, Workload(4096), cloud=Cloud.AWS, sku=A100), "a machine of azure, not of aws"),
+        (PlanRequest(CODE_7B, Workload(4096, usual=15)), "at least 16 tokens, not 15"),
         (
-            Wanted(CODE_7B, Workload(4096), runner=Runner.PIPELINE, options=VllmOptions(speculative_tokens=2)),
-            "are of the engine vllm",
+            PlanRequest(
+                CODE_7B, Workload(4096), runner=Runner.PIPELINE, options=VllmOptions(speculative_tokens=2)
+            ),
+            "require the engine vllm",
         ),
     ],
 )
-def test_what_cannot_be_planned(wanted: Wanted, says: str) -> None:
+def test_what_cannot_be_planned(wanted: PlanRequest, says: str) -> None:
     with pytest.raises(SetupError, match=says):
         plan(wanted)
 
@@ -558,28 +582,31 @@ def test_what_cannot_be_planned(wanted: Wanted, says: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        (Wanted(CODE_70B, Workload(100_000, 64)), "no machine that is offered for managed_online holds it"),
         (
-            Wanted(CODE_7B, Workload(4096), sku=SKUS["Standard_NC4as_T4_v3"]),
+            PlanRequest(CODE_70B, Workload(100_000, 64)),
+            "no machine offered for managed_online holds it",
+        ),
+        (
+            PlanRequest(CODE_7B, Workload(4096), sku=SKUS["Standard_NC4as_T4_v3"]),
             "T4 does not compute in bf16; it takes",
         ),
         (
-            Wanted(CODE_7B, Workload(512), Precision.FP16, sku=SKUS["Standard_NC6s_v3"]),
+            PlanRequest(CODE_7B, Workload(512), Precision.FP16, sku=SKUS["Standard_NC6s_v3"]),
             "Azure retires Standard_NC6s_v3",
         ),
         (
-            Wanted(CODE_7B, Workload(512), sku=SKUS["Standard_ND96isr_H200_v5"]),
+            PlanRequest(CODE_7B, Workload(512), sku=SKUS["Standard_ND96isr_H200_v5"]),
             "is not offered for managed_online",
         ),
     ],
 )
-def test_what_cannot_be_deployed(wanted: Wanted, says: str) -> None:
+def test_what_cannot_be_deployed(wanted: PlanRequest, says: str) -> None:
     with pytest.raises(SetupError, match=says):
         deployable(plan(wanted))
 
 
 def test_a_plan_that_can_be_deployed_has_a_machine() -> None:
-    found = plan(Wanted(CODE_7B, Workload(4096)))
+    found = plan(PlanRequest(CODE_7B, Workload(4096)))
     made = deployable(found)
     assert (made.chosen, made.wanted, made.copy_bytes) == (found.chosen, found.wanted, found.copy_bytes)
 
@@ -599,13 +626,13 @@ CHANGES: Final = {
 @pytest.mark.parametrize(
     ("wanted", "options"),
     [
-        (Wanted(LLAMA_13B, Workload(4096), cloud=Cloud.AWS), ["--dtype fp16", "--cloud azure"]),
-        (Wanted(LLAMA_13B, Workload(4096), Precision.FP16, cloud=Cloud.AWS, runner=Runner.VLLM), ["--engine pipeline", "--cloud azure"]),
-        (Wanted(LLAMA_13B, Workload(4096), cloud=Cloud.AWS, runner=Runner.PIPELINE), ["--dtype fp16", "--cloud azure"]),
-        (Wanted(CODE_70B, Workload(16_384, 200)), ["--concurrency 1", "--context 4096"]),
+        (PlanRequest(LLAMA_13B, Workload(4096), cloud=Cloud.AWS), ["--dtype fp16", "--cloud azure"]),
+        (PlanRequest(LLAMA_13B, Workload(4096), Precision.FP16, cloud=Cloud.AWS, runner=Runner.VLLM), ["--engine pipeline", "--cloud azure"]),
+        (PlanRequest(LLAMA_13B, Workload(4096), cloud=Cloud.AWS, runner=Runner.PIPELINE), ["--dtype fp16", "--cloud azure"]),
+        (PlanRequest(CODE_70B, Workload(16_384, 200)), ["--concurrency 1", "--context 4096"]),
     ],
 )  # fmt: skip
-def test_advice_would_do(wanted: Wanted, options: list[str]) -> None:
+def test_advice_would_do(wanted: PlanRequest, options: list[str]) -> None:
     assert plan(wanted).chosen is None
     found = advice(wanted)
     assert [option for option, _ in found] == options
@@ -629,7 +656,7 @@ def test_a_plan_as_text_has_80_columns(
     *, variant: ModelVariant, context: int, number: int, precision: Precision, cloud: Cloud, offer: Offer, sku: Sku | None,
     price: float | None
 ) -> None:  # fmt: skip
-    wanted = Wanted(
+    wanted = PlanRequest(
         variant, Workload(context, number), precision, offer, sku.cloud if sku else cloud, sku, instances=50
     )
     text = plan_report.of(plan(wanted, prices=dict.fromkeys(SKUS, price) if price else None))

@@ -30,7 +30,7 @@ def test_a_machine_s_name_in_any_case(name: str, size: Sku) -> None:
         ("Standard_NC24", "NC24ads_A100_v4", "NC24s_v3"),
         ("h100", "Standard_NC40ads_H100_v5, Standard_NC80adis_H100_v5", "A100"),
         ("p3.2xlarg", "The closest: p3.2xlarge", "ND40rs_v2"),
-        ("", "'' is no machine that is known here. Known: ", "NC6s_v3"),
+        ("", "Unknown machine ''. Known: ", "NC6s_v3"),
         ("zzzzzz", "Known: Standard_NC4as_T4_v3, ", "NC6s_v3"),
     ],
 )

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from llama_endpoints.planning.planner import Plan, Wanted, usual
+from llama_endpoints.planning.planner import Plan, PlanRequest, plan_with_max_concurrency
 from llama_endpoints.planning.sizing import Runner, Workload, spreads
 from llama_endpoints.planning.skus import SKUS, Offer
 from llama_endpoints.render.files import MODELS
-from llama_endpoints.validate.kinds import Kind, kind_of
+from llama_endpoints.validate.kinds import SpecKind, kind_of
 from llama_endpoints.validate.report import check
 from llama_serving.catalog import CATALOG, ModelVariant
 from tests.support.paths import ROOT
@@ -33,12 +33,12 @@ def files() -> Iterator[str]:
 KINDS = {path: kind_of(spec(path)) for path in files()}
 
 
-def of_kind(kind: Kind) -> list[str]:
+def of_kind(kind: SpecKind) -> list[str]:
     return [path for path, one in KINDS.items() if one is kind]
 
 
-ONLINE, BATCH = of_kind(Kind.MANAGED_DEPLOYMENT), of_kind(Kind.BATCH_DEPLOYMENT)
-KUBERNETES = of_kind(Kind.KUBERNETES_DEPLOYMENT)
+ONLINE, BATCH = of_kind(SpecKind.MANAGED_DEPLOYMENT), of_kind(SpecKind.BATCH_DEPLOYMENT)
+KUBERNETES = of_kind(SpecKind.KUBERNETES_DEPLOYMENT)
 
 
 def test_validate_finds_nothing() -> None:
@@ -49,7 +49,7 @@ def test_validate_finds_nothing() -> None:
 
 
 def test_there_is_a_file_of_each_kind() -> None:
-    assert set(Kind) - set(KINDS.values()) == {Kind.AUTOSCALE}  # (which is JSON)
+    assert set(SpecKind) - set(KINDS.values()) == {SpecKind.AUTOSCALE}  # (which is JSON)
     assert (ROOT / "yaml/online/autoscale.json").is_file()
 
 
@@ -83,7 +83,7 @@ def test_the_cluster_gives_as_many_gpus_as_the_model_needs(path: str) -> None:
 def planned(path: str) -> Plan:
     offer = Offer.MANAGED_ONLINE if path in ONLINE else Offer.KUBERNETES if path in KUBERNETES else Offer.BATCH
     one = variant(path)
-    return usual(Wanted(one, Workload(one.trained_positions.value), offer=offer))
+    return plan_with_max_concurrency(PlanRequest(one, Workload(one.trained_positions.value), offer=offer))
 
 
 def own_variables(path: str) -> dict[str, str]:
@@ -187,7 +187,7 @@ def test_batch_loses_nothing_silently(path: str) -> None:
 
 
 def test_clusters_cost_nothing_at_rest() -> None:
-    assert all(spec(path)["min_instances"] == 0 for path in of_kind(Kind.COMPUTE))
+    assert all(spec(path)["min_instances"] == 0 for path in of_kind(SpecKind.COMPUTE))
 
 
 # --- samples --------------------------------------------------------------------------------------

@@ -181,14 +181,14 @@ def test_without_a_checkout_nothing_is_written(tmp_path: Path, monkeypatch: pyte
     [
         (("--sku", "p3.2xlarge"), "p3.2xlarge is a machine of aws"),
         (("--sku", "NC24s_v3", "--dtype", "fp16"), "Azure retires Standard_NC24s_v3 (since 2025-09-30)"),
-        (("--front", "server", "--engine", "pipeline"), "--front server is the image with vLLM"),
+        (("--front", "server", "--engine", "pipeline"), "--front server needs the image with vLLM"),
         (("--engine", "pipeline", "--precision", "int4"), "has no int4 weights"),
-        (("--kv-dtype", "fp8", "--sku", "NC24ads_A100_v4"), "from Ada and Hopper on"),
+        (("--kv-dtype", "fp8", "--sku", "NC24ads_A100_v4"), "fp8 cache needs Ada or Hopper"),
         (("--sku", "ND96isr_H200_v5"), "Standard_ND96isr_H200_v5 is not offered for managed_online"),
-        (("--endpoint", "code--llama"), "--endpoint 'code--llama' can't be one: 3 to 32 letters"),
+        (("--endpoint", "code--llama"), "Invalid --endpoint 'code--llama': 3 to 32 letters"),
         (("--batch-endpoint", "a-" * 31 + "b"), "--batch-endpoint"),
         (("--registry", "our.models"), "underscores"),
-        (("--instance-type", "Standard_NC24ads_A100_v4"), "small letters"),
+        (("--instance-type", "Standard_NC24ads_A100_v4"), "lower-case letters"),
     ],
 )
 def test_what_azure_would_refuse_is_refused(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
@@ -210,11 +210,13 @@ def test_what_other_options_wrote_is_named(tmp_path: Path) -> None:
     moved = (*options, "--sku", "NC40ads_H100_v5")
     ran = render(*moved)
     assert ran.exit_code == 0
-    assert all(f"{path} is of other options: remove it\n" in ran.stderr for path in (*others, mine))
+    assert all(
+        f"{path} does not belong to these options: remove it\n" in ran.stderr for path in (*others, mine)
+    )
     ran = render(*moved, "--check")
     assert ran.exit_code == 1
     assert ran.stderr.splitlines()[:-1] == [
-        f"{path} is of other options: remove it" for path in (others[0], others[1], mine)
+        f"{path} does not belong to these options: remove it" for path in (others[0], others[1], mine)
     ]
 
 
@@ -251,7 +253,7 @@ def test_what_can_t_be_written_is_said(tmp_path: Path, broken: str, check_only: 
     elif broken == "no-utf8":
         assert (ran.exit_code, read(endpoint)["name"]) == (0, "code-llama")
     else:
-        assert (ran.exit_code, "--output must be a folder" in ran.stderr) == (2, True), ran.stderr
+        assert (ran.exit_code, "--output must be a writable folder" in ran.stderr) == (2, True), ran.stderr
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

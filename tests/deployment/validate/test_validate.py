@@ -20,7 +20,7 @@ from llama_endpoints.validate.document import Place, read
 from llama_endpoints.validate.findings import Finding, Level, Rule
 from llama_endpoints.validate.kinds import kind_of
 from llama_endpoints.validate.report import RULES, check
-from llama_endpoints.validate.spec_files import Spec, Tree, specs_of
+from llama_endpoints.validate.spec_files import Spec, SpecTree, specs_of
 from llama_serving.catalog import Fact
 from tests.support.paths import ROOT
 
@@ -160,7 +160,7 @@ def test_a_model_that_needs_more_than_there_is(tree: Path, monkeypatch: pytest.M
     with_sku(monkeypatch, gpu=gpu)
     (finding,) = online_findings(tree)
     assert finding.rule is Rule.MEMORY
-    assert "13,800 may be used" in finding.message
+    assert "of 13,800 MiB usable" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_dockerfile_that_is_no_text(tree: Path, edited: Any) -> None:
     edited("environments/batch/Dockerfile", b"FROM \xff")
     (finding,) = check([tree / BROKEN["files"]["batch-image"]]).findings
     assert (finding.rule, finding.field) == (Rule.PATH, "build")
-    assert "can't be read" in finding.message
+    assert "cannot be read" in finding.message
 
 
 def test_the_images_variables_count(tree: Path, edited: Any) -> None:
@@ -289,13 +289,13 @@ def test_a_folder_without_files_ends_with_2(tmp_path: Path) -> None:
     (tmp_path / ".hidden.yml").write_text("a: b", encoding="utf-8")
     done = run(tmp_path)
     assert done.exit_code == 2
-    assert "holds no YAML file" in done.output
+    assert "contains no YAML file" in done.output
 
 
 def test_a_file_that_is_not_there_is_a_finding(tmp_path: Path) -> None:
     done = run(tmp_path / "nowhere.yml")
     assert done.exit_code == 1
-    assert f"{tmp_path}/nowhere.yml:1: can't be read: No such file or directory" in done.output
+    assert f"{tmp_path}/nowhere.yml:1: cannot be read: No such file or directory" in done.output
 
 
 @pytest.mark.parametrize("name", ["loop.yml", "n" * 300 + ".yml"])
@@ -303,7 +303,7 @@ def test_a_name_that_leads_nowhere_is_a_finding(name: str, tmp_path: Path) -> No
     (tmp_path / "loop.yml").symlink_to(tmp_path / "loop.yml")
     done = run(tmp_path / name)
     assert done.exit_code == 1
-    assert f"{name}:1: can't be read: " in done.output
+    assert f"{name}:1: cannot be read: " in done.output
 
 
 def test_a_large_file_is_a_finding(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_no_value_breaks_a_rule(name: str, tree: Path) -> None:
     for place in document.lines:
         for value in STRANGE if place else ():
             spec = Spec(replace(document, root=put(document.root, place, value)), kind)
-            around = Tree((spec, *others))
+            around = SpecTree((spec, *others))
             for one in (spec, *(others if value in (None, {}) else ())):
                 for rule in RULES:
                     assert all(finding.shown() for finding in rule(one, around))

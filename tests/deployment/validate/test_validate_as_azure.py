@@ -188,9 +188,9 @@ def test_a_script_with_its_runtime_is_fine(way: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("way", "conda", "says"),
     [
-        ("online", "dependencies: [python=3.12, {pip: [numpy]}]\n", "brings no azureml-inference-server-http"),
-        ("batch", "dependencies: [python=3.12, {pip: [azureml-inference-server-http]}]\n", "brings no azureml-core"),
-        ("online", "dependancies: [python=3.12]\n", "it has dependancies: is it that?"),
+        ("online", "dependencies: [python=3.12, {pip: [numpy]}]\n", "does not install azureml-inference-server-http"),
+        ("batch", "dependencies: [python=3.12, {pip: [azureml-inference-server-http]}]\n", "does not install azureml-core"),
+        ("online", "dependancies: [python=3.12]\n", "did you mean dependancies?"),
         ("online", "dependencies: python=3.12\n", "no list of dependencies"),
         ("online", "dependencies: [python\n", "not YAML in its line 2"),
         ("batch", "- python\n", "a mapping with dependencies"),
@@ -235,7 +235,7 @@ def test_an_import_that_no_package_looks_like(
     write(tmp_path, "", "code/helper.py")
     conda = f"dependencies: [pip, {{pip: [azureml-defaults{packages and ', '}{packages}]}}]\n"
     found = wrong(deployment(tmp_path, "online", script=f"{imports}\n{SCRIPTS['online']}", conda=conda))
-    assert [(rule, f"looks like {missing}," in message) for rule, _, message in found] == (
+    assert [(rule, f"has no package for {missing}," in message) for rule, _, message in found] == (
         [(Rule.IMPORT, True)] if missing else []
     )
 
@@ -243,16 +243,16 @@ def test_an_import_that_no_package_looks_like(
 @pytest.mark.parametrize(
     ("way", "script", "says"),
     [
-        ("online", "def init(): pass\ndef run(data, context): return data\n", "needs context beside data"),
-        ("online", "def init(model_dir): pass\ndef run(data): return data\n", "needs model_dir"),
-        ("online", "def init(): pass\ndef run(): return 1\n", "takes nothing"),
+        ("online", "def init(): pass\ndef run(data, context): return data\n", "requires context besides data"),
+        ("online", "def init(model_dir): pass\ndef run(data): return data\n", "requires model_dir"),
+        ("online", "def init(): pass\ndef run(): return 1\n", "takes no argument"),
         ("online", "def init(): pass\ndef run(*data): return 1\n", "*args or **kwargs"),
         ("online", "def init(): pass\nasync def run(data): return data\n", "is async"),
-        ("online", "def init(): pass\n@rawhttp\ndef run(request, more): return 1\n", "needs more beside request"),
-        ("online", "def run(data): return data\n", "has no init()"),
+        ("online", "def init(): pass\n@rawhttp\ndef run(request, more): return 1\n", "requires more besides request"),
+        ("online", "def run(data): return data\n", "defines no init()"),
         ("batch", "def init(): pass\ndef run(files): print(files)\n", "returns nothing"),
         ("batch", "def init(): pass\ndef run(files):\n    def inner(): return files\n    return None\n", "returns nothing"),
-        ("batch", "def init(): pass\ndef run(files, model): return files\n", "needs model as well"),
+        ("batch", "def init(): pass\ndef run(files, model): return files\n", "also requires model"),
         ("batch", "async def init(): pass\ndef run(files): return files\n", "is async"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama_endpoints.azure import schemas
 from llama_endpoints.validate.findings import Level
-from llama_endpoints.validate.kinds import WITHOUT_LOADER, Kind
+from llama_endpoints.validate.kinds import WITHOUT_LOADER, SpecKind
 from llama_endpoints.validate.report import check
 from tests.support.legal_elsewhere import LEGAL_ELSEWHERE
 from tests.support.legal_specs import FILES, LEGAL
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_is_a_legal_file_of_every_kind_that_azure_loads() -> None:
-    assert set(LEGAL) == {*(str(kind) for kind in Kind if kind not in WITHOUT_LOADER), "batchDeployment"}
+    assert set(LEGAL) == {*(str(kind) for kind in SpecKind if kind not in WITHOUT_LOADER), "batchDeployment"}
 
 
 FEW = settings(

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from llama_endpoints.validate.document import read
-from llama_endpoints.validate.kinds import ONLINE_DEPLOYMENTS, Kind, kind_of
+from llama_endpoints.validate.kinds import ONLINE_DEPLOYMENTS, SpecKind, kind_of
 from llama_endpoints.validate.rules import kubernetes
 from llama_endpoints.validate.rules import limits as ranges
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 
 DATA: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "broken_specs.yml").read_text(encoding="utf-8"))
 TEXTS: dict[str, str] = {file: DATA["good"][name] for file, name in DATA["files"].items()}
@@ -36,7 +36,7 @@ def test_a_number_may_be_from_the_least_to_the_most(row: list[Any], tmp_path: Pa
         inner[place[-1]] = value
         spec = Spec.of(replace(document, root=root))
         assert spec is not None
-        return any(one.field == field for one in ranges.rules(spec, Tree()))
+        return any(one.field == field for one in ranges.rules(spec, SpecTree()))
 
     assert [refused(value) for value in (low - 1, low, high, high + 1)] == [True, False, False, True]
     assert all(refused(value) for value in (str(low), low + 0.5, True, [low]))
@@ -55,8 +55,8 @@ def test_every_number_of_the_table_is_tested() -> None:
                 names = [
                     (other, f"{name}.{one.place[1]}") for other in ONLINE_DEPLOYMENTS for name in ranges.PROBES
                 ]
-            elif kind is Kind.KUBERNETES_DEPLOYMENT:
-                names.append((Kind.MANAGED_DEPLOYMENT, names[0][1]))
+            elif kind is SpecKind.KUBERNETES_DEPLOYMENT:
+                names.append((SpecKind.MANAGED_DEPLOYMENT, names[0][1]))
             assert tested & set(names), names
 
 

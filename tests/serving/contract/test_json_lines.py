@@ -61,9 +61,9 @@ def test_the_manifest_and_the_journal_of_a_job(tmp_path: Path) -> None:
 
 
 def test_what_status_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = status.Overview("e", "Succeeded", "https://e", BREAKS, ())
-    monkeypatch.setattr(status, "overview", lambda client, name: found)
-    monkeypatch.setattr(endpoint, "client_of", lambda **where: None)
+    found = status.EndpointStatus("e", "Succeeded", "https://e", BREAKS, ())
+    monkeypatch.setattr(status, "endpoint_status", lambda client, name: found)
+    monkeypatch.setattr(endpoint, "client_of", lambda **workspace: None)
     done = CliRunner().invoke(main.main, ["status", "--endpoint", "e", "--json"], catch_exceptions=False)
     assert len(done.stdout.splitlines()) == 1
     assert json.loads(done.stdout)["rollout"] == BREAKS

@@ -1,1 +1,1 @@
-"""The rules that `validate` holds specifications to."""
+"""The rules of `validate`. Each module yields the findings of one subject."""

@@ -1,7 +1,7 @@
-"""Azure Monitor's autoscale settings for a managed deployment. azure-ai-ml does not read these.
+"""Azure Monitor's autoscale settings for a managed deployment, which azure-ai-ml does not read.
 
-Forms and limits are those of the resource Microsoft.Insights/autoscaleSettings, API 2022-10-01; the metrics are those that
-Azure Monitor lists for onlineEndpoints and for their deployments.
+Fields and limits are those of the resource Microsoft.Insights/autoscaleSettings, API 2022-10-01. Metrics are those that Azure
+Monitor lists for onlineEndpoints and their deployments.
 """
 
 import math
@@ -14,8 +14,8 @@ from typing import Any, Final
 from llama_endpoints.azure.limits import MOST_INSTANCES, START_MIN
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import AUTOSCALE_TYPE, Kind
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.kinds import AUTOSCALE_TYPE, SpecKind
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import shown
 
 METRICS: Final = (
@@ -24,7 +24,7 @@ METRICS: Final = (
     "GpuMemoryUtilizationPercentage", "GpuUtilizationPercentage", "RequestLatency_P50", "RequestLatency_P90",
     "RequestLatency_P95", "RequestLatency_P99", "RequestsPerMinute",
 )  # fmt: skip
-"""Of a deployment."""
+"""Metrics of a deployment."""
 ENDPOINT_METRICS: Final = (
     "ConnectionsActive", "DataCollectionErrorsPerMinute", "DataCollectionEventsPerMinute", "NetworkBytes", "NewConnectionsPerSecond", "RequestLatency", "RequestLatency_P50",
     "RequestLatency_P90", "RequestLatency_P95", "RequestLatency_P99", "RequestsPerMinute",
@@ -40,12 +40,12 @@ WORDS: Final[Mapping[Place, tuple[str, ...]]] = {
 }  # fmt: skip
 _MINUTE: Final = 60
 START_S: Final = START_MIN[0] * _MINUTE
-"""The least that a new instance with a GPU takes before it answers."""
+"""The shortest time until a new GPU instance answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Where a duration stands, and how long it may be."""
+class DurationField:
+    """A duration field and its limits."""
 
     place: Place
     low_s: int
@@ -53,10 +53,10 @@ class Span:
     allowed: str
 
 
-SPANS: Final = (
-    Span(("metricTrigger", "timeGrain"), _MINUTE, 12 * 60 * _MINUTE, "PT1M to PT12H"),
-    Span(("metricTrigger", "timeWindow"), 5 * _MINUTE, 12 * 60 * _MINUTE, "PT5M to PT12H"),
-    Span(("scaleAction", "cooldown"), _MINUTE, 7 * 24 * 60 * _MINUTE, "PT1M to P7D"),
+DURATIONS: Final = (
+    DurationField(("metricTrigger", "timeGrain"), _MINUTE, 12 * 60 * _MINUTE, "PT1M to PT12H"),
+    DurationField(("metricTrigger", "timeWindow"), 5 * _MINUTE, 12 * 60 * _MINUTE, "PT5M to PT12H"),
+    DurationField(("scaleAction", "cooldown"), _MINUTE, 7 * 24 * 60 * _MINUTE, "PT1M to P7D"),
 )
 _DURATION: Final = re.compile(
     r"P(?:(\d{1,4})W)?(?:(\d{1,4})D)?(?:T(?:(\d{1,5})H)?(?:(\d{1,6})M)?(?:(\d{1,7})S)?)?"
@@ -79,22 +79,22 @@ _FORM: Final = (
 
 
 def seconds(text: Any) -> int | None:
-    """Of a duration in ISO 8601; None for what is none."""
+    """Return the seconds of an ISO 8601 duration; None if it is not one."""
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None or not any(match.groups()):
         return None
     return sum(int(number or 0) * unit for number, unit in zip(match.groups(), _UNITS_S, strict=True))
 
 
-def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    """Of autoscale settings, alone or in a template."""
-    if spec.kind is not Kind.AUTOSCALE:
+def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings of autoscale settings, alone or in a template."""
+    if spec.kind is not SpecKind.AUTOSCALE:
         return
     places = list(_settings(spec))
     if not places:
         yield spec.find(
             Rule.KIND, ("resources",),
-            f"must hold a resource of type {AUTOSCALE_TYPE}: no other template is checked here.",
+            f"must contain a resource of type {AUTOSCALE_TYPE}; other templates are not checked.",
         )  # fmt: skip
     for place in places:
         yield from _location(spec, place[:-1])
@@ -102,7 +102,7 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
 
 
 def _settings(spec: Spec) -> Iterator[Place]:
-    """Where the properties of each one are."""
+    """Yield the place of each setting's properties."""
     if spec.at("type") == AUTOSCALE_TYPE:
         yield ("properties",)
     resources = spec.at("resources")
@@ -115,23 +115,23 @@ def _location(spec: Spec, place: Place) -> Iterator[Finding]:
     if not spec.text(*place, "location"):
         yield spec.find(
             Rule.LOCATION, (*place, "location"),
-            'is missing, and the resource requires it. Write "[resourceGroup().location]", or such as westeurope.',
+            'is missing and required. Set "[resourceGroup().location]", or a region such as westeurope.',
         )  # fmt: skip
 
 
-def _setting(spec: Spec, tree: Tree, place: Place) -> Iterator[Finding]:
+def _setting(spec: Spec, tree: SpecTree, place: Place) -> Iterator[Finding]:
     target = spec.at(*place, "targetResourceUri")
     if isinstance(target, str) and _OTHER_TARGET.match(target):
         yield spec.find(
             Rule.NOT_CHECKED,
             (*place, "targetResourceUri"),
-            "it is no deployment of Azure ML's, and what scales it is not known here.",
+            "is not an Azure ML deployment, so its scaling is not checked.",
         )
         return
     if not _computed(target) and not (isinstance(target, str) and _TARGET.fullmatch(target)):
         yield spec.find(
             Rule.TARGET, (*place, "targetResourceUri"),
-            f"must be a deployment, {_FORM}, or a template's [expression]; it is {shown(target)}.",
+            f"must be a deployment, {_FORM}, or a template's [expression], not {shown(target)}.",
         )  # fmt: skip
     profiles = spec.at(*place, "profiles")
     if not isinstance(profiles, list) or not 1 <= len(profiles) <= 20:
@@ -144,10 +144,10 @@ def _setting(spec: Spec, tree: Tree, place: Place) -> Iterator[Finding]:
         yield from _profile(spec, (*place, "profiles", index), _instances(target, tree))
 
 
-def _instances(target: Any, tree: Tree) -> int | None:
-    """That the deployment's own file starts with."""
+def _instances(target: Any, tree: SpecTree) -> int | None:
+    """Return the instance_count of the deployment's file."""
     match = _TARGET.fullmatch(target) if isinstance(target, str) else None
-    deployment = tree.named(match[1], Kind.MANAGED_DEPLOYMENT) if match else None
+    deployment = tree.named(match[1], SpecKind.MANAGED_DEPLOYMENT) if match else None
     return deployment.number("instance_count", default=1) if deployment else None
 
 
@@ -162,20 +162,20 @@ def _profile(spec: Spec, place: Place, instances: int | None) -> Iterator[Findin
     if len(directions & {"Increase", "Decrease"}) == 1:
         yield spec.find(
             Rule.ONE_WAY, (*place, "rules"),
-            f"only {min(directions & {'Increase', 'Decrease'})}: what goes up stays up, and is paid for. Add "
+            f"only {min(directions & {'Increase', 'Decrease'})}: instances that are added are never removed, and are billed. Add "
             "a rule for the other direction.",
         )  # fmt: skip
 
 
 def _flapping(spec: Spec, rules: Sequence[Place]) -> Iterator[Finding]:
-    """Of one metric, what is too much for some instances must not be too little for one more."""
+    """Yield a finding if adding an instance would at once trigger its removal."""
     for up, down in product(rules, rules):
         high, low = (_threshold(spec.at(*one, "metricTrigger", "threshold")) for one in (up, down))
         if high is None or low is None or low < high or not _contrary(spec, up, down):
             continue
         yield spec.find(
             Rule.FLAPPING, (*down, "metricTrigger", "threshold"),
-            f"is {low:g}, and from {high:g} on instances are added: one would come and go. Set half of that or less.",
+            f"is {low:g}, and instances are added from {high:g} on, so instances would be added and removed in turn. Set half of that or less.",
         )  # fmt: skip
 
 
@@ -197,8 +197,7 @@ def _capacity(spec: Spec, place: Place, instances: int | None) -> Iterator[Findi
         if number is None or not 1 <= number <= MOST_INSTANCES:
             yield spec.find(
                 Rule.CAPACITY, (*place, name),
-                f'must be an integer from 1 to {MOST_INSTANCES}, such as "1", not {shown(given[name])}: a '
-                f'deployment can\'t have none, and has {MOST_INSTANCES} at most.',
+                f'must be an integer from 1 to {MOST_INSTANCES}, such as "1", not {shown(given[name])}.',
             )  # fmt: skip
     least, usual, most = (numbers[name] for name in ("minimum", "default", "maximum"))
     if least is None or usual is None or most is None:
@@ -212,7 +211,7 @@ def _capacity(spec: Spec, place: Place, instances: int | None) -> Iterator[Findi
     elif instances is not None and not least <= instances <= most:
         yield spec.find(
             Rule.CAPACITY, place,
-            f"is {least} to {most}, and the deployment's file has instance_count {instances}. Change one of "
+            f"is {least} to {most}, but the deployment's file has instance_count {instances}. Change one of "
             "them.",
         )  # fmt: skip
 
@@ -250,23 +249,23 @@ def _numbers(spec: Spec, place: Place) -> Iterator[Finding]:
         yield spec.find(
             Rule.METRIC,
             (*place, "metricTrigger", "threshold"),
-            f"must be a number from 0, not {shown(threshold)}.",
+            f"must be a number of at least 0, not {shown(threshold)}.",
         )
     if not _computed(value) and not _count(value):
         yield spec.find(
             Rule.CAPACITY, (*place, "scaleAction", "value"),
-            f'must be how many instances, such as "1", not {shown(value)}.',
+            f'must be a number of instances, such as "1", not {shown(value)}.',
         )  # fmt: skip
 
 
 def _durations(spec: Spec, place: Place) -> Iterator[Finding]:
-    for span in SPANS:
+    for span in DURATIONS:
         value = spec.at(*place, *span.place)
         length = seconds(value)
         if length is None or not span.low_s <= length <= span.high_s:
             yield spec.find(
                 Rule.DURATION, (*place, *span.place),
-                f"must be a duration in ISO 8601, {span.allowed}, not {shown(value)}.",
+                f"must be an ISO 8601 duration, {span.allowed}, not {shown(value)}.",
             )  # fmt: skip
     cooldown = seconds(spec.at(*place, "scaleAction", "cooldown"))
     if (
@@ -276,8 +275,8 @@ def _durations(spec: Spec, place: Place) -> Iterator[Finding]:
     ):
         yield spec.find(
             Rule.IMPATIENCE, (*place, "scaleAction", "cooldown"),
-            f"is {cooldown // _MINUTE} min, and a new instance with a GPU takes {START_MIN[0]} to {START_MIN[1]} before it answers: "
-            "more are started than are needed. Set PT20M.",
+            f"is {cooldown // _MINUTE} min, but a new GPU instance takes {START_MIN[0]} to {START_MIN[1]} min to answer: "
+            "too many would be started. Set PT20M.",
         )  # fmt: skip
 
 
@@ -292,6 +291,6 @@ def _computed(value: Any) -> bool:
 
 
 def _count(value: Any) -> int | None:
-    """Azure's own type is a string; the CLI takes integers as well."""
+    """Return a count. Azure's type is a string; the CLI accepts integers too."""
     text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     return int(text) if re.fullmatch(r"\d{1,9}", text) else None

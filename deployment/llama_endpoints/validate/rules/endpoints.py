@@ -1,4 +1,4 @@
-"""Endpoints: who may call, and traffic that can't be there yet."""
+"""Endpoints: authentication, and traffic to deployments that do not exist yet."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -6,30 +6,29 @@ from typing import Final
 from llama_endpoints.azure.limits import IDENTITIES
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import ENDPOINTS, ONLINE_ENDPOINTS, Kind
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.kinds import ENDPOINTS, ONLINE_ENDPOINTS, SpecKind
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import read_by_azure, shown, within
 
 MOST_MIRRORED: Final = 50
 
 
-def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
-    """Of endpoints."""
+def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings of endpoints."""
     if spec.kind in ENDPOINTS:
         yield from _identity(spec)
     if spec.kind in ONLINE_ENDPOINTS:
         yield from _traffic(spec)
         yield from _mirror(spec)
-    if spec.kind is Kind.KUBERNETES_ENDPOINT and not spec.text("compute"):
+    if spec.kind is SpecKind.KUBERNETES_ENDPOINT and not spec.text("compute"):
         yield spec.find(
             Rule.REFERENCE, ("compute",),
-            "must be azureml:NAME of an attached Kubernetes cluster. Without it Azure's client makes a "
-            "managed endpoint.",
+            "must be azureml:NAME of an attached Kubernetes cluster. Without it, azure-ai-ml creates a managed endpoint.",
         )  # fmt: skip
-    if spec.kind is Kind.BATCH_ENDPOINT and spec.at("defaults", "deployment_name") is not None:
+    if spec.kind is SpecKind.BATCH_ENDPOINT and spec.at("defaults", "deployment_name") is not None:
         yield spec.find(
             Rule.CREATION, ("defaults", "deployment_name"),
-            "can't be set before that deployment is there. Leave it out, and create the deployment with "
+            "cannot be set before that deployment exists. Remove it, and create the deployment with "
             "--set-default.",
         )  # fmt: skip
 
@@ -44,24 +43,23 @@ def _traffic(spec: Spec) -> Iterator[Finding]:
     if total:
         yield spec.find(
             Rule.CREATION, ("traffic",),
-            "can't be set while the endpoint is created: Azure refuses it before there is a deployment. "
-            "Leave it out, and give --all-traffic to the first deployment, or `az ml online-endpoint update "
-            "--traffic` later.",
+            "cannot be set when the endpoint is created, since no deployment exists yet. Remove it. Create the first deployment with "
+            "--all-traffic, or run `az ml online-endpoint update --traffic` later.",
         )  # fmt: skip
 
 
 def _mirror(spec: Spec) -> Iterator[Finding]:
     shares = spec.mapping("mirror_traffic")
     if len(shares) > 1:
-        yield spec.find(Rule.MIRROR, ("mirror_traffic",), f"names {len(shares)} deployments. It must name one.")
+        yield spec.find(Rule.MIRROR, ("mirror_traffic",), f"has {len(shares)} deployments. It must have one.")
     for name in shares:
-        meaning = " (per cent of the traffic that are sent there as well)"
+        meaning = " (percent of the traffic that is mirrored)"
         yield from _share(spec, ("mirror_traffic", name), MOST_MIRRORED, Rule.MIRROR, meaning)
         if spec.mapping("traffic").get(name):
             yield spec.find(
                 Rule.MIRROR,
                 ("mirror_traffic", name),
-                "has live traffic as well. Mirror to a deployment with none.",
+                "also has live traffic. Mirror to a deployment without traffic.",
             )
 
 
@@ -72,7 +70,9 @@ def _share(spec: Spec, place: Place, most: int, rule: Rule, meaning: str) -> Ite
         yield spec.find(rule, place, f"must be an integer from 0 to {most}{meaning}, not {shown(value)}.")
     elif share is not value:
         yield spec.find(
-            Rule.NUMBER_TYPE, place, f"is {shown(value)} to YAML; Azure's client reads {share}. Write {share}."
+            Rule.NUMBER_TYPE,
+            place,
+            f"is {shown(value)} in YAML, which azure-ai-ml reads as {share}. Write {share}.",
         )
 
 
@@ -81,12 +81,12 @@ def _identity(spec: Spec) -> Iterator[Finding]:
     if kind == "user_assigned" and not given:
         yield spec.find(
             Rule.IDENTITY, ("identity",),
-            "is user_assigned and names none. Add user_assigned_identities with one resource_id.",
+            "is user_assigned without an identity. Add user_assigned_identities with one resource_id.",
         )  # fmt: skip
     if kind and kind != "user_assigned" and given:
         yield spec.find(
             Rule.IDENTITY, ("identity", "user_assigned_identities"),
-            f"stands beside type: {kind}. Leave it out, or set type: user_assigned.",
+            f"conflicts with type: {kind}. Remove it, or set type: user_assigned.",
         )  # fmt: skip
     for index, one in enumerate(given if isinstance(given, list) else []):
         name = one.get("resource_id") if isinstance(one, dict) else None

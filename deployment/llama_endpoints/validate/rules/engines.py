@@ -1,4 +1,4 @@
-"""The engine and the image: who computes, whether it is in there, over which GPUs, and which settings are its own."""
+"""The engine: whether the image has it, whether its GPUs suffice, and whether the settings apply to it."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -6,22 +6,22 @@ from typing import Final
 from llama_endpoints.planning.sizing import Precision, Runner, spreads
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
+from llama_endpoints.validate.kinds import DEPLOYMENTS, SpecKind
+from llama_endpoints.validate.llama_deployments import OURS
 from llama_endpoints.validate.machines import machine_of
-from llama_endpoints.validate.ours import OURS
 from llama_endpoints.validate.serving import ENGINE, TENSOR_PARALLEL, VLLM, Serving
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import shown
 from llama_serving.service.engine_factory import UNUSED, UPSTREAM_ONLY, VLLM_ONLY
 from llama_serving.settings import Settings
 
 _WITH_VLLM: Final = {True: "azureml:llama-gpu-batch:1", False: "azureml:llama-gpu:1"}
 _WITH_TORCH: Final = {True: "azureml:llama-batch:1", False: "azureml:llama-online:1"}
-"""By whether it is for batch."""
+"""Environments that have each engine, online and batch."""
 
 
-def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    """Of deployments that run our code."""
+def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings of deployments that run our code."""
     serving = Serving.of(spec, tree) if spec.kind in DEPLOYMENTS else None
     if serving is None or not serving.ours:
         return
@@ -34,7 +34,7 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
 
 
 def _set(serving: Serving, names: tuple[str, ...]) -> list[str]:
-    """Those that differ from what they are by default."""
+    """Return the settings that differ from their defaults."""
     unset = Settings()
     return [name for name in names if getattr(serving.settings, name) != getattr(unset, name)]
 
@@ -44,45 +44,45 @@ def _at(serving: Serving, name: str) -> Place:
 
 
 def _image(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    """Whether the engine is in there."""
-    batch = spec.kind is Kind.BATCH_DEPLOYMENT
+    """Yield a finding if the image does not have the engine."""
+    batch = spec.kind is SpecKind.BATCH_DEPLOYMENT
     if serving.has_vllm and not serving.settings.vllm:
         yield spec.find(
             Rule.ENGINE, _at(serving, ENGINE),
-            f"is vllm, and the image has no vLLM (it sets no {VLLM}). Name {_WITH_VLLM[batch]} as the environment, or another engine.",
+            f"is vllm, but the image has no vLLM (it does not set {VLLM}). Use the environment {_WITH_VLLM[batch]}, or another engine.",
         )  # fmt: skip
     only_vllm = serving.images.get(ENGINE) == "vllm"
     if only_vllm and serving.engine in {"pipeline", "batching"}:
         yield spec.find(
             Rule.ENGINE, _at(serving, ENGINE),
-            f"is {shown(serving.engine)}, and the image has torch for vLLM alone. Leave it out, or name {_WITH_TORCH[batch]} as the "
+            f"is {shown(serving.engine)}, but the image has torch for vLLM only. Remove it, or use {_WITH_TORCH[batch]} as the "
             "environment.",
         )  # fmt: skip
 
 
 def _settings(spec: Spec, serving: Serving) -> Iterator[Finding]:
-    """What stops the start, since the engine does not look at it, or misses it."""
+    """Yield findings for settings with which the server refuses to start: missing ones, and those of another engine."""
     engine = serving.engine
     if engine == "upstream" and serving.settings.upstream_url is None:
         yield spec.find(
             Rule.ENGINE, _at(serving, ENGINE),
-            "is upstream, and LLAMA_UPSTREAM_URL does not say which server is asked. Set it, or name another engine; vllm starts one.",
+            "is upstream, but LLAMA_UPSTREAM_URL is not set. Set it to the server's address, or use vllm, which starts its own.",
         )  # fmt: skip
     for name in _set(serving, UPSTREAM_ONLY) if engine != "upstream" else ():
         yield spec.find(
             Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
-            f"stops the start: the engine is {engine}, and asks no other server. Leave it out, or set {ENGINE} to upstream.",
+            f"prevents the start: the engine {engine} uses no other server. Remove it, or set {ENGINE} to upstream.",
         )  # fmt: skip
     for name in _set(serving, VLLM_ONLY) if engine != "vllm" else ():
         yield spec.find(
             Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
-            f"stops the start: the engine is {engine}. Leave it out, or set {ENGINE} to vllm.",
+            f"prevents the start: the engine is {engine}. Remove it, or set {ENGINE} to vllm.",
         )  # fmt: skip
     not_of = UNUSED.get(engine, {})
     for name in _set(serving, tuple(not_of)):
         yield spec.find(
             Rule.ENGINE, _at(serving, f"{OURS}{name.upper()}"),
-            f"stops the start: the engine {engine} {not_of[name]}. Leave it out.",
+            f"prevents the start: the engine {engine} {not_of[name]}. Remove it.",
         )  # fmt: skip
 
 
@@ -90,17 +90,17 @@ def _quantized(spec: Spec, serving: Serving) -> Iterator[Finding]:
     if serving.precision is not None and not serving.has_vllm and not serving.is_elsewhere:
         yield spec.find(
             Rule.ENGINE, _at(serving, ENGINE),
-            f"is {serving.engine}, and the model's weights are in {serving.precision}, which vllm alone reads. Set {ENGINE} to vllm, or "
-            "name a model in 16 bits.",
+            f"is {serving.engine}, but the model's weights are in {serving.precision}, which only vllm reads. Set {ENGINE} to vllm, or "
+            "use a 16-bit model.",
         )  # fmt: skip
 
 
-def _gpus(spec: Spec, serving: Serving, tree: Tree) -> Iterator[Finding]:
-    """As many as there are, and as cut each layer without a rest."""
+def _gpus(spec: Spec, serving: Serving, tree: SpecTree) -> Iterator[Finding]:
+    """Yield a finding unless there are enough GPUs, and each layer splits evenly over them."""
     sku, settings = machine_of(spec, tree), serving.settings
     if sku is None or serving.variant is None:
         return
-    batch = spec.kind is Kind.BATCH_DEPLOYMENT and settings.batch_gpus is not None
+    batch = spec.kind is SpecKind.BATCH_DEPLOYMENT and settings.batch_gpus is not None
     there = min(sku.gpus, settings.batch_gpus or sku.gpus) if batch else sku.gpus
     groups = settings.vllm_pipeline_parallel
     precision = serving.precision or Precision.BF16
@@ -111,6 +111,6 @@ def _gpus(spec: Spec, serving: Serving, tree: Tree) -> Iterator[Finding]:
         can = f"Set {' or '.join(map(str, allowed))}." if allowed else "Lower one of the two."
         yield spec.find(
             Rule.GPUS, _at(serving, TENSOR_PARALLEL),
-            f"is {settings.vllm_tensor_parallel}{of_groups}. {sku.name} has {there} GPUs for it, and a layer of {serving.variant.name} "
-            f"must be cut without a rest. {can}",
+            f"is {settings.vllm_tensor_parallel}{of_groups}, but {sku.name} has {there} GPUs, and a layer of {serving.variant.name} "
+            f"must split evenly. {can}",
         )  # fmt: skip

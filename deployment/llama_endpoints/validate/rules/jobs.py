@@ -1,23 +1,23 @@
-"""Command jobs: the code is there, and the command uses inputs and outputs that it has."""
+"""Command jobs: the code exists, and the command uses inputs and outputs that are defined."""
 
 import re
 from collections.abc import Iterator
 from typing import Final
 
-from llama_endpoints.validate import disk
+from llama_endpoints.validate import filesystem
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import Kind
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.kinds import SpecKind
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import shown
 
 _USED: Final = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z_]\w*)")
 _IMPLICIT: Final = ("outputs", "default")
-"""Which every job has."""
+"""Outputs that every job has."""
 
 
-def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
-    """Of command jobs."""
-    if spec.kind is not Kind.COMMAND_JOB:
+def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings of command jobs."""
+    if spec.kind is not SpecKind.COMMAND_JOB:
         return
     if not spec.text("command").strip():
         yield spec.find(Rule.COMMAND, ("command",), "must be the command line to run.")
@@ -27,23 +27,25 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             "is missing: the command runs in an image. Write azureml:NAME:VERSION.",
         )  # fmt: skip
     code = spec.at("code")
-    if isinstance(code, str) and ":" not in code and not disk.exists(spec.path.parent / code):
+    if isinstance(code, str) and ":" not in code and not filesystem.exists(spec.path.parent / code):
         yield spec.find(
             Rule.CODE,
             ("code",),
-            f"must be a folder; {spec.path.parent / code} is none. The path begins at this file.",
+            f"must be a folder; {spec.path.parent / code} does not exist. The path is relative to this file.",
         )
     for side, name in dict.fromkeys(_USED.findall(spec.text("command"))):
         if name not in spec.mapping(side) and (side, name) != _IMPLICIT:
             there = ", ".join(spec.mapping(side)) or "none"
             yield spec.find(
-                Rule.COMMAND, ("command",), f"uses {side}.{name}, which is not there. Its {side}: {there}."
+                Rule.COMMAND,
+                ("command",),
+                f"uses {side}.{name}, which is not defined. Defined {side}: {there}.",
             )
     for name in spec.mapping("inputs"):
         path = spec.at("inputs", name, "path")
-        if isinstance(path, str) and ":" not in path and not disk.exists(spec.path.parent / path):
+        if isinstance(path, str) and ":" not in path and not filesystem.exists(spec.path.parent / path):
             yield spec.find(
                 Rule.PATH,
                 ("inputs", name, "path"),
-                f"must be there; {shown(path)} is not. The path begins at this file.",
+                f"must exist; {shown(path)} does not. The path is relative to this file.",
             )

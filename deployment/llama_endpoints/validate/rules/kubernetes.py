@@ -1,4 +1,4 @@
-"""What a deployment asks of a Kubernetes cluster, by itself and by its type of instance: amounts that can be read, and fit."""
+"""Kubernetes resources of deployments and instance types: the amounts are readable, and fit on the node."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,10 +8,10 @@ from llama_endpoints.azure.limits import DEFAULT_INSTANCE_TYPE, INSTANCE_TYPES, 
 from llama_endpoints.planning.skus import azure_size
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import Kind
+from llama_endpoints.validate.kinds import SpecKind
+from llama_endpoints.validate.llama_deployments import runs_our_code
 from llama_endpoints.validate.machines import GPUS, instance_type
-from llama_endpoints.validate.ours import is_ours
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import shown
 
 _AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
@@ -20,9 +20,9 @@ _UNITS: Final[Mapping[str | None, float]] = {
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
 _SIDES: Final = ("requests", "limits")
-_RESOURCES: Final[Mapping[Kind, Place]] = {
-    Kind.KUBERNETES_DEPLOYMENT: ("resources",),
-    Kind.INSTANCE_TYPE: ("spec", "resources"),
+_RESOURCES: Final[Mapping[SpecKind, Place]] = {
+    SpecKind.KUBERNETES_DEPLOYMENT: ("resources",),
+    SpecKind.INSTANCE_TYPE: ("spec", "resources"),
 }
 _FORMS: Final[Mapping[str, str]] = {
     "cpu": 'cores, such as "4" or "500m"',
@@ -32,18 +32,18 @@ _FORMS: Final[Mapping[str, str]] = {
 
 
 def amount(value: Any) -> float | None:
-    """`500m` -> 0.5, `64Gi` -> 68719476736.0; None for what is no amount above 0."""
+    """Parse an amount: `500m` -> 0.5, `64Gi` -> 68719476736.0; None unless it is positive."""
     match = _AMOUNT.fullmatch(value) if isinstance(value, str) else None
     number = float(match[1]) * _UNITS[match[2]] if match else 0.0
     return number if number > 0 else None
 
 
-def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    """Of Kubernetes deployments, and of the cluster's types of instances."""
+def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings of Kubernetes deployments and of instance types."""
     place = _RESOURCES.get(spec.kind)
     if place is None:
         return
-    if spec.kind is Kind.INSTANCE_TYPE or spec.mapping(*place):
+    if spec.kind is SpecKind.INSTANCE_TYPE or spec.mapping(*place):
         yield from _missing(spec, place)
     for side in _SIDES:
         for name, value in spec.mapping(*place, side).items():
@@ -56,38 +56,36 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
     if GPUS in spec.mapping(*place, "requests"):
         yield spec.find(
             Rule.RESOURCES, (*place, "requests", GPUS),
-            "stands among the requests. Azure takes GPUs among the limits only: move it there.",
+            "is in requests, but Azure reads GPUs from limits only: move it there.",
         )  # fmt: skip
-    yield from _of_a_node(spec) if spec.kind is Kind.INSTANCE_TYPE else _type(spec, tree)
+    yield from _of_a_node(spec) if spec.kind is SpecKind.INSTANCE_TYPE else _type(spec, tree)
 
 
 def _missing(spec: Spec, place: Place) -> Iterator[Finding]:
-    """A deployment needs limits only where it needs a GPU."""
+    """Yield findings for missing amounts. Limits are required only for a GPU."""
     needed = [("requests", "cpu"), ("requests", "memory")]
-    if spec.kind is Kind.INSTANCE_TYPE or GPUS in spec.mapping(*place, "limits"):
+    if spec.kind is SpecKind.INSTANCE_TYPE or GPUS in spec.mapping(*place, "limits"):
         needed += [("limits", "cpu"), ("limits", "memory")]
     for side, name in needed:
         if spec.at(*place, side, name) is None:
-            yield spec.find(
-                Rule.RESOURCES, (*place, side, name), f"is missing, and Azure requires it: {_FORMS[name]}."
-            )
+            yield spec.find(Rule.RESOURCES, (*place, side, name), f"is missing and required: {_FORMS[name]}.")
 
 
 def _readable(spec: Spec, name: str, value: Any) -> bool:
-    if spec.kind is Kind.INSTANCE_TYPE and name == GPUS and type(value) is int:
+    if spec.kind is SpecKind.INSTANCE_TYPE and name == GPUS and type(value) is int:
         return value >= 0
     number = amount(value)
     return number is not None and (name != GPUS or (number.is_integer() and str(value).isdecimal()))
 
 
 def _agree(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
-    """Kubernetes lets nobody ask for more than his limit."""
+    """Yield a finding if a request exceeds its limit."""
     asked, limit = (amount(spec.at(*place, side, name)) for side in _SIDES)
     if asked is not None and limit is not None and asked > limit:
         yield spec.find(
             Rule.RESOURCES, (*place, "requests", name),
-            f"is {shown(spec.at(*place, 'requests', name))}, more than its limit of "
-            f"{shown(spec.at(*place, 'limits', name))}. Lower it, or raise that.",
+            f"is {shown(spec.at(*place, 'requests', name))}, but the limit is "
+            f"{shown(spec.at(*place, 'limits', name))}. Lower it, or raise the limit.",
         )  # fmt: skip
 
 
@@ -101,36 +99,36 @@ def _of_a_node(spec: Spec) -> Iterator[Finding]:
         if asked is not None and asked >= has:
             yield spec.find(
                 Rule.RESOURCES, place,
-                f"is {shown(spec.at(*place))}: {sku.name} has {sku.cores} cores and {sku.ram_gib} GiB, and "
-                "keeps some, so that it would wait for ever. Ask for less.",
+                f"is {shown(spec.at(*place))}, but {sku.name} has {sku.cores} cores and {sku.ram_gib} GiB, of which some are reserved: "
+                "the pod would never be scheduled. Request less.",
             )  # fmt: skip
 
 
-def _type(spec: Spec, tree: Tree) -> Iterator[Finding]:
+def _type(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
     name, made = spec.text("instance_type"), instance_type(spec, tree)
-    if not name and is_ours(spec, tree):
+    if not name and runs_our_code(spec, tree):
         yield spec.find(
             Rule.INSTANCE_TYPE, ("instance_type",),
-            f"is missing, and then it is {DEFAULT_INSTANCE_TYPE}: 2 CPUs, 2 GiB and no GPU. Name one of the cluster's; "
+            f"is missing; the default is {DEFAULT_INSTANCE_TYPE}: 2 CPUs, 2 GiB and no GPU. Set one of the cluster's instance types; "
             "`llama-endpoints render` writes one for a machine.",
         )  # fmt: skip
     elif name and not INSTANCE_TYPES.take(name):
         yield spec.find(
             Rule.INSTANCE_TYPE, ("instance_type",),
-            f"must be the name of one of the cluster's types, {INSTANCE_TYPES.allowed}, not {shown(name)}.",
+            f"must be an instance type of the cluster, {INSTANCE_TYPES.allowed}, not {shown(name)}.",
         )  # fmt: skip
     if made is None:
         return
-    if is_ours(spec, tree) and not made.at("spec", "resources", "limits", GPUS):
+    if runs_our_code(spec, tree) and not made.at("spec", "resources", "limits", GPUS):
         yield spec.find(
             Rule.INSTANCE_TYPE, ("instance_type",),
-            f"names {name}, which has no GPU. Give it {GPUS} among its limits, or name another.",
+            f"is {name}, which has no GPU. Add {GPUS} to its limits, or use another type.",
         )  # fmt: skip
     for resource in _FORMS:
         asked, most = (amount(str(one.at(*_RESOURCES[one.kind], "limits", resource))) for one in (spec, made))
         if asked is not None and most is not None and asked > most:
             yield spec.find(
                 Rule.RESOURCES, ("resources", "limits", resource),
-                f"is {asked:g}, and {name} has {most:g}: Azure refuses more than the type's. Leave resources out, and "
-                "it is what the type has.",
+                f"is {asked:g}, but {name} has {most:g}, and Azure refuses more. Remove resources to use the type's "
+                "amounts.",
             )  # fmt: skip

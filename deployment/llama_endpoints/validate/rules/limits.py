@@ -1,4 +1,4 @@
-"""Numbers and choices that have their limits in a table. azure-ai-ml takes -5, 999000 and "yes"."""
+"""Numbers and words with limits that azure-ai-ml does not check: it accepts -5, 999000 and "yes"."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from llama_endpoints.azure.limits import (
 )
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import Kind
+from llama_endpoints.validate.kinds import SpecKind
 from llama_endpoints.validate.places import PROBES, is_flat, placed
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import MOST, article, read_by_azure, shown, within
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """An integer that may stand somewhere."""
+class IntegerField:
+    """An integer field and its limits."""
 
     place: Place
     low: int
@@ -31,7 +31,7 @@ class Range:
 
     @property
     def allowed(self) -> str:
-        """In words."""
+        """The limits in words."""
         if self.low == self.high:
             return str(self.low)
         return (
@@ -42,8 +42,8 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A word that may stand somewhere."""
+class ChoiceField:
+    """A field with a fixed set of words."""
 
     place: Place
     allowed: tuple[str, ...]
@@ -52,111 +52,119 @@ class Choice:
     exact: bool = False
 
     def takes(self, value: Any) -> bool:
-        """Whether it is allowed; Azure's client takes some in any case."""
+        """Whether a value is allowed; azure-ai-ml accepts some words in any case."""
         same = value if self.exact or not isinstance(value, str) else value.lower()
         return same in self.allowed
 
 
-def _online(longest_ms: int, most_instances: int) -> tuple[Range, ...]:
+def _online(longest_ms: int, most_instances: int) -> tuple[IntegerField, ...]:
     return (
-        Range(("request_settings", "request_timeout_ms"), 1, longest_ms),
-        Range(("request_settings", "max_concurrent_requests_per_instance"), 1),
-        Range(("request_settings", "max_queue_wait_ms"), 0, longest_ms),
-        Range(("instance_count",), 1, most_instances),
-        *(Range((probe, name), 1) for probe in PROBES for name in ("period", "timeout", "failure_threshold")),
-        Range(("liveness_probe", "success_threshold"), 1, 1, "Kubernetes allows no other of a liveness probe."),
-        Range(("readiness_probe", "success_threshold"), 1),
-        *(Range((probe, "initial_delay"), 0) for probe in PROBES),
+        IntegerField(("request_settings", "request_timeout_ms"), 1, longest_ms),
+        IntegerField(("request_settings", "max_concurrent_requests_per_instance"), 1),
+        IntegerField(("request_settings", "max_queue_wait_ms"), 0, longest_ms),
+        IntegerField(("instance_count",), 1, most_instances),
+        *(
+            IntegerField((probe, name), 1)
+            for probe in PROBES
+            for name in ("period", "timeout", "failure_threshold")
+        ),
+        IntegerField(
+            ("liveness_probe", "success_threshold"), 1, 1, "Kubernetes requires 1 for a liveness probe."
+        ),
+        IntegerField(("readiness_probe", "success_threshold"), 1),
+        *(IntegerField((probe, "initial_delay"), 0) for probe in PROBES),
     )
 
 
-_LAST_FAILURE: Final = "0 lets no file fail, -1 ignores every failure."
+_LAST_FAILURE: Final = "0 allows no failed file, -1 ignores all failures."
 _ROUTES: Final = ("liveness_route", "readiness_route", "scoring_route")
 
-RANGES: Final[Mapping[Kind, tuple[Range, ...]]] = {
-    Kind.MANAGED_DEPLOYMENT: _online(1000 * MANAGED.most_s, MOST_INSTANCES),
-    Kind.KUBERNETES_DEPLOYMENT: (
-        *_online(1000 * KUBERNETES.most_s, MOST),  # (as many as the cluster holds)
-        Range(("scale_settings", "polling_interval"), 1),
-        Range(("scale_settings", "target_utilization_percentage"), 1, 100),
-        Range(("scale_settings", "min_instances"), 1),
-        Range(("scale_settings", "max_instances"), 1),
+RANGES: Final[Mapping[SpecKind, tuple[IntegerField, ...]]] = {
+    SpecKind.MANAGED_DEPLOYMENT: _online(1000 * MANAGED.most_s, MOST_INSTANCES),
+    SpecKind.KUBERNETES_DEPLOYMENT: (
+        *_online(1000 * KUBERNETES.most_s, MOST),  # as many as the cluster holds
+        IntegerField(("scale_settings", "polling_interval"), 1),
+        IntegerField(("scale_settings", "target_utilization_percentage"), 1, 100),
+        IntegerField(("scale_settings", "min_instances"), 1),
+        IntegerField(("scale_settings", "max_instances"), 1),
     ),
-    Kind.BATCH_DEPLOYMENT: (
-        Range(("resources", "instance_count"), 1),
-        Range(("settings", "instance_count"), 1),
-        Range(("settings", "mini_batch_size"), 1, advice="It counts files, not rows."),
-        Range(("settings", "max_concurrency_per_instance"), 1),
-        Range(
+    SpecKind.BATCH_DEPLOYMENT: (
+        IntegerField(("resources", "instance_count"), 1),
+        IntegerField(("settings", "instance_count"), 1),
+        IntegerField(("settings", "mini_batch_size"), 1, advice="It counts files, not rows."),
+        IntegerField(("settings", "max_concurrency_per_instance"), 1),
+        IntegerField(
             ("settings", "retry_settings", "timeout"),
             1,
             MINI_BATCH_S,
             advice="It is in seconds, for one mini-batch.",
         ),
-        Range(("settings", "retry_settings", "max_retries"), 0),
-        Range(("settings", "error_threshold"), -1, advice=_LAST_FAILURE),
-        Range(("error_threshold",), -1, advice=_LAST_FAILURE),
+        IntegerField(("settings", "retry_settings", "max_retries"), 0),
+        IntegerField(("settings", "error_threshold"), -1, advice=_LAST_FAILURE),
+        IntegerField(("error_threshold",), -1, advice=_LAST_FAILURE),
     ),
-    Kind.COMPUTE: (
-        Range(("min_instances",), 0),
-        Range(("max_instances",), 1),
-        Range(("idle_time_before_scale_down",), 1, advice="It is in seconds."),
+    SpecKind.COMPUTE: (
+        IntegerField(("min_instances",), 0),
+        IntegerField(("max_instances",), 1),
+        IntegerField(("idle_time_before_scale_down",), 1, advice="It is in seconds."),
     ),
-    Kind.ENVIRONMENT: tuple(Range(("inference_config", route, "port"), 1, 65_535) for route in _ROUTES),
-    Kind.COMMAND_JOB: (
-        Range(("resources", "instance_count"), 1),
-        Range(("limits", "timeout"), 1, advice="It is in seconds."),
+    SpecKind.ENVIRONMENT: tuple(
+        IntegerField(("inference_config", route, "port"), 1, 65_535) for route in _ROUTES
+    ),
+    SpecKind.COMMAND_JOB: (
+        IntegerField(("resources", "instance_count"), 1),
+        IntegerField(("limits", "timeout"), 1, advice="It is in seconds."),
     ),
 }
 
-_MODEL_ONLY: Final = Choice(
-    ("type",), ("model",), Rule.KIND, "Without it Azure's client reads the file as another kind."
+_MODEL_ONLY: Final = ChoiceField(
+    ("type",), ("model",), Rule.KIND, "Without it, azure-ai-ml reads the file as another kind."
 )
-_KUBERNETES: Final = Choice(
-    ("type",), ("kubernetes",), Rule.KIND, "Without it Azure's client reads the file as a managed deployment."
+_KUBERNETES: Final = ChoiceField(
+    ("type",), ("kubernetes",), Rule.KIND, "Without it, azure-ai-ml reads the file as a managed deployment."
 )
-_CLUSTER: Final = Choice(("type",), ("amlcompute",), Rule.KIND, "Its $schema says so.")
-_COMMAND: Final = Choice(
-    ("type",), ("command",), Rule.KIND, "Its $schema says so; leave it out, or name another $schema."
+_CLUSTER: Final = ChoiceField(("type",), ("amlcompute",), Rule.KIND, "Its $schema requires it.")
+_COMMAND: Final = ChoiceField(
+    ("type",), ("command",), Rule.KIND, "Its $schema requires it; remove it, or change $schema."
 )
 REQUIRED: Final = frozenset({_MODEL_ONLY, _KUBERNETES, _CLUSTER})
-"""Choices that must be made; without others Azure has a default."""
+"""Fields that must be set; Azure has defaults for the others."""
 
-CHOICES: Final[Mapping[Kind, tuple[Choice, ...]]] = {
-    Kind.MANAGED_DEPLOYMENT: (
-        Choice(("type",), ("managed",), Rule.KIND, "Its $schema says so; leave it out, or name another $schema."),
-        Choice(
+CHOICES: Final[Mapping[SpecKind, tuple[ChoiceField, ...]]] = {
+    SpecKind.MANAGED_DEPLOYMENT: (
+        ChoiceField(("type",), ("managed",), Rule.KIND, "Its $schema requires it; remove it, or change $schema."),
+        ChoiceField(
             ("scale_settings", "type"), ("default",), Rule.SCALE,
-            "A managed deployment has no other: autoscale is an Azure Monitor object of its own.",
+            "Managed deployments have no other: autoscaling is a separate Azure Monitor resource.",
         ),
-        Choice(("egress_public_network_access",), ("enabled", "disabled")),
+        ChoiceField(("egress_public_network_access",), ("enabled", "disabled")),
     ),
-    Kind.KUBERNETES_DEPLOYMENT: (
+    SpecKind.KUBERNETES_DEPLOYMENT: (
         _KUBERNETES,
-        Choice(("scale_settings", "type"), ("default", "target_utilization"), Rule.SCALE),
+        ChoiceField(("scale_settings", "type"), ("default", "target_utilization"), Rule.SCALE),
     ),
-    Kind.BATCH_DEPLOYMENT: (
+    SpecKind.BATCH_DEPLOYMENT: (
         _MODEL_ONLY,
-        Choice(("settings", "logging_level"), LOGGING_LEVELS, exact=True),
-        Choice(("settings", "output_action"), OUTPUT_ACTIONS),
+        ChoiceField(("settings", "logging_level"), LOGGING_LEVELS, exact=True),
+        ChoiceField(("settings", "output_action"), OUTPUT_ACTIONS),
     ),
-    Kind.MANAGED_ENDPOINT: (
-        Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),
-        Choice(("public_network_access",), ("enabled", "disabled")),
+    SpecKind.MANAGED_ENDPOINT: (
+        ChoiceField(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),
+        ChoiceField(("public_network_access",), ("enabled", "disabled")),
     ),
-    Kind.KUBERNETES_ENDPOINT: (Choice(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),),
-    Kind.BATCH_ENDPOINT: (
-        Choice(("auth_mode",), ("aad_token",), Rule.AUTH, "Batch endpoints know no keys."),
+    SpecKind.KUBERNETES_ENDPOINT: (ChoiceField(("auth_mode",), ("key", "aml_token", "aad_token"), Rule.AUTH),),
+    SpecKind.BATCH_ENDPOINT: (
+        ChoiceField(("auth_mode",), ("aad_token",), Rule.AUTH, "Batch endpoints have no keys."),
     ),
-    Kind.MODEL: (Choice(("type",), ("custom_model", "mlflow_model", "triton_model")),),
-    Kind.DATA: (Choice(("type",), ("uri_file", "uri_folder", "mltable")),),
-    Kind.COMMAND_JOB: (_COMMAND,),
-    Kind.COMPUTE: (_CLUSTER, Choice(("tier",), ("dedicated", "low_priority")),),
+    SpecKind.MODEL: (ChoiceField(("type",), ("custom_model", "mlflow_model", "triton_model")),),
+    SpecKind.DATA: (ChoiceField(("type",), ("uri_file", "uri_folder", "mltable")),),
+    SpecKind.COMMAND_JOB: (_COMMAND,),
+    SpecKind.COMPUTE: (_CLUSTER, ChoiceField(("tier",), ("dedicated", "low_priority")),),
 }  # fmt: skip
 
 
-def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
-    """Numbers out of their range, and words that are none of those allowed."""
+def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+    """Yield findings for numbers out of range and words that are not allowed."""
     for limits in RANGES.get(spec.kind, ()):
         yield from _number(spec, limits, placed(spec, limits.place))
     for choice in CHOICES.get(spec.kind, ()):
@@ -170,7 +178,7 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
         yield spec.find(choice.rule, place, f"must be {allowed}, not {shown(value)}. {choice.advice}".strip())
 
 
-def _number(spec: Spec, limits: Range, place: Place) -> Iterator[Finding]:
+def _number(spec: Spec, limits: IntegerField, place: Place) -> Iterator[Finding]:
     value = spec.at(*place)
     number = read_by_azure(value)
     if value is None:
@@ -182,9 +190,9 @@ def _number(spec: Spec, limits: Range, place: Place) -> Iterator[Finding]:
     elif number is not value:
         yield spec.find(
             Rule.NUMBER_TYPE, place,
-            f"is {shown(value)}, {article(value)} to YAML; Azure's client reads {number}. Write {number}.",
+            f"is {shown(value)}, {article(value)} in YAML, which azure-ai-ml reads as {number}. Write {number}.",
         )  # fmt: skip
 
 
-def _must_be_made(spec: Spec, choice: Choice) -> bool:
+def _must_be_made(spec: Spec, choice: ChoiceField) -> bool:
     return choice in REQUIRED and not is_flat(spec)

@@ -1,4 +1,4 @@
-"""Fields that must be mappings. azure-ai-ml fails on many others without saying where."""
+"""Fields that must be mappings. On other values azure-ai-ml often fails without saying where."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import WITHOUT_LOADER
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import shown
 
 MAPPINGS: Final[tuple[Place, ...]] = (
@@ -25,8 +25,8 @@ MAPPINGS: Final[tuple[Place, ...]] = (
 MAPPING_OR_TEXT: Final[tuple[Place, ...]] = (("environment",), ("model",))
 
 
-def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
-    """Of all kinds that azure-ai-ml reads."""
+def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings of all kinds that azure-ai-ml reads."""
     if spec.kind in WITHOUT_LOADER:
         return
     for name in ("tags", "properties"):
@@ -43,16 +43,16 @@ def rules(spec: Spec, _tree: Tree) -> Iterator[Finding]:
             )
             yield spec.find(
                 Rule.SHAPE, place,
-                f"must be {allowed}, not {shown(spec.at(*place))}. Leave it out where there is nothing to say.",
+                f"must be {allowed}, not {shown(spec.at(*place))}. Remove it if it is empty.",
             )  # fmt: skip
 
 
 def _texts(spec: Spec, name: str) -> Iterator[Finding]:
-    """Azure keeps texts alone, and its client lets others through."""
+    """Yield findings for values that are not strings: Azure stores only strings, and azure-ai-ml does not check."""
     for key, value in spec.mapping(name).items():
         if isinstance(value, dict | list):
             yield spec.find(
                 Rule.SHAPE,
                 (name, key),
-                f"must be a text, not {shown(value)}: {name} hold no others. Write it flat.",
+                f"must be a string, not {shown(value)}: {name} hold only strings. Flatten it.",
             )

@@ -1,13 +1,13 @@
-"""What a file names in others: `azureml:NAME:VERSION`, registries, endpoints and clusters."""
+"""References between files: `azureml:NAME:VERSION`, registries, endpoints and clusters."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Final
 
 from llama_endpoints.azure.limits import ENDPOINTS as ENDPOINT_NAMES
-from llama_endpoints.validate import disk
+from llama_endpoints.validate import filesystem
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import DEPLOYMENTS, ENDPOINTS, ONLINE_DEPLOYMENTS, Kind
+from llama_endpoints.validate.kinds import DEPLOYMENTS, ENDPOINTS, ONLINE_DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.references import (
     COMPUTE_NAME,
     PLURAL,
@@ -19,57 +19,57 @@ from llama_endpoints.validate.references import (
     elsewhere,
     is_unpinned,
 )
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import shown
 
 _FILE: Final = "file:"
-"""Before the path of an environment's file; azure-ai-ml takes no other kind so."""
+"""The prefix of an environment file's path; azure-ai-ml accepts it for no other kind."""
 _LOCAL: Final = "local"
-"""The machine that the client runs on."""
-_ENDPOINT_OF: Final[Mapping[Kind, Kind]] = {
-    Kind.MANAGED_DEPLOYMENT: Kind.MANAGED_ENDPOINT,
-    Kind.KUBERNETES_DEPLOYMENT: Kind.KUBERNETES_ENDPOINT,
-    Kind.BATCH_DEPLOYMENT: Kind.BATCH_ENDPOINT,
+"""The machine that runs azure-ai-ml."""
+_ENDPOINT_OF: Final[Mapping[SpecKind, SpecKind]] = {
+    SpecKind.MANAGED_DEPLOYMENT: SpecKind.MANAGED_ENDPOINT,
+    SpecKind.KUBERNETES_DEPLOYMENT: SpecKind.KUBERNETES_ENDPOINT,
+    SpecKind.BATCH_DEPLOYMENT: SpecKind.BATCH_ENDPOINT,
 }
 _ELSEWHERE: Final = (
-    "If it is in the workspace already, all is well; else make a file for it, or correct the name."
+    "If it already exists in the workspace, ignore this; otherwise add a file for it, or correct the name."
 )
 
 
-def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    """Names that are not well formed, or are nowhere."""
+def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+    """Yield findings for references that are malformed, or that no file defines."""
     if spec.kind in DEPLOYMENTS:
-        yield from _asset(spec, tree, Kind.MODEL)
+        yield from _asset(spec, tree, SpecKind.MODEL)
         yield from _endpoint(spec, tree)
-    if spec.kind in (*DEPLOYMENTS, Kind.COMMAND_JOB):
-        yield from _asset(spec, tree, Kind.ENVIRONMENT)
+    if spec.kind in (*DEPLOYMENTS, SpecKind.COMMAND_JOB):
+        yield from _asset(spec, tree, SpecKind.ENVIRONMENT)
         yield from _environment_kind(spec, tree)
-    if spec.kind in (Kind.BATCH_DEPLOYMENT, Kind.COMMAND_JOB):
+    if spec.kind in (SpecKind.BATCH_DEPLOYMENT, SpecKind.COMMAND_JOB):
         yield from _compute(spec, tree)
     if spec.kind in ENDPOINTS:
         yield from _deployments(spec, tree)
 
 
-def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
+def _asset(spec: Spec, tree: SpecTree, kind: SpecKind) -> Iterator[Finding]:
     place = (kind.value,)
     value = spec.at(*place)
     if not isinstance(value, str):
         return
-    if kind is Kind.ENVIRONMENT and value.startswith(_FILE):
+    if kind is SpecKind.ENVIRONMENT and value.startswith(_FILE):
         path = spec.path.parent / value.removeprefix(_FILE)
-        if not disk.is_file(path):
+        if not filesystem.is_file(path):
             yield spec.find(
                 Rule.PATH,
                 place,
-                f"must lead to an environment's file; {path} is none. The path begins at this file.",
+                f"must lead to an environment's file; {path} does not exist. The path is relative to this file.",
             )
         return
     if elsewhere(value, kind):
         if RESOURCE_ID.fullmatch(value) and not RESOURCE_ID_OF_CLIENT.fullmatch(value):
             yield spec.find(
                 Rule.ID_CASE, place,
-                f"is {shown(value)}, an id that Azure reads in any case and azure-ai-ml only as azureml:/subscriptions/S/"
-                f"resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/{PLURAL[kind]}/NAME/versions/VERSION. Write it so.",
+                f"is {shown(value)}, an id that Azure reads in any case, but azure-ai-ml only as azureml:/subscriptions/S/"
+                f"resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/{PLURAL[kind]}/NAME/versions/VERSION. Use that form.",
             )  # fmt: skip
         return
     if is_unpinned(value, kind):
@@ -89,80 +89,80 @@ def _asset(spec: Spec, tree: Tree, kind: Kind) -> Iterator[Finding]:
         there = [f"azureml:{one.name}:{one.at('version')}" for one in tree.of_kind(kind)]
         yield spec.find(
             Rule.NOT_FOUND, place,
-            f"names {value}, which no file around describes{_closest(value, there)}. {_ELSEWHERE}",
+            f"refers to {value}, which no nearby file defines{_closest(value, there)}. {_ELSEWHERE}",
         )  # fmt: skip
 
 
-def _endpoint(spec: Spec, tree: Tree) -> Iterator[Finding]:
+def _endpoint(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
     name, wanted = spec.text("endpoint_name"), _ENDPOINT_OF[spec.kind]
     if not ENDPOINT_NAMES.take(name) or tree.named(name, wanted):
-        return  # (what is no name is said where names are)
+        return  # `names` reports a malformed name
     other = tree.named(name, *ENDPOINTS)
     if other:
         yield spec.find(
             Rule.REFERENCE_KIND, ("endpoint_name",),
-            f"names {name}, a {other.kind}; a {spec.kind} goes behind a {wanted}. Name one of these, or "
+            f"refers to {name}, a {other.kind}, but a {spec.kind} needs a {wanted}. Use one of these, or "
             "change $schema.",
         )  # fmt: skip
     else:
         there = [one.name for one in tree.of_kind(wanted)]
         yield spec.find(
             Rule.NOT_FOUND, ("endpoint_name",),
-            f"names {name}, which no file around describes{_closest(name, there)}. {_ELSEWHERE}",
+            f"refers to {name}, which no nearby file defines{_closest(name, there)}. {_ELSEWHERE}",
         )  # fmt: skip
 
 
-def _environment_kind(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    image = asset(spec.at("environment"), Kind.ENVIRONMENT, tree)
+def _environment_kind(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+    image = asset(spec.at("environment"), SpecKind.ENVIRONMENT, tree)
     if image is None:
         return
     served = bool(image.mapping("inference_config"))
     if spec.kind in ONLINE_DEPLOYMENTS and not served and image.at("build"):
         yield spec.find(
             Rule.REFERENCE_KIND, ("environment",),
-            f"names {image.name}, whose image is built without inference_config: Azure can't tell where its "
-            "server answers. Name an environment for online deployments.",
+            f"refers to {image.name}, whose build has no inference_config, so Azure does not know where its "
+            "server answers. Use an environment for online deployments.",
         )  # fmt: skip
-    if spec.kind is Kind.BATCH_DEPLOYMENT and served:
+    if spec.kind is SpecKind.BATCH_DEPLOYMENT and served:
         yield spec.find(
             Rule.REFERENCE_KIND, ("environment",),
-            f"names {image.name}, whose inference_config makes it one for online deployments. Name an "
+            f"refers to {image.name}, whose inference_config makes it one for online deployments. Use an "
             "environment with Azure's job runtime.",
         )  # fmt: skip
 
 
-def _compute(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    """Azure's client takes a name with and without `azureml:`."""
+def _compute(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings about compute. Azure accepts a name with and without `azureml:`."""
     value = spec.at("compute")
-    if spec.kind is Kind.BATCH_DEPLOYMENT and ("compute",) not in spec.document.lines:
+    if spec.kind is SpecKind.BATCH_DEPLOYMENT and ("compute",) not in spec.document.lines:
         yield spec.find(
             Rule.GIVEN_LATER, ("compute",),
-            "is missing, and must be given with each command (--set compute=...). Write azureml:NAME, and it is looked at.",
+            "is missing, so each command must give it (--set compute=...). Set azureml:NAME, so that it can be checked.",
         )  # fmt: skip
     if value is None or value == _LOCAL or (isinstance(value, str) and RESOURCE_ID.fullmatch(value)):
         return
     if not isinstance(value, str) or not COMPUTE_NAME.fullmatch(value):
         yield spec.find(Rule.REFERENCE, ("compute",), f"must be azureml:NAME, not {shown(value)}.")
     elif cluster(spec, tree) is None:
-        there = [f"azureml:{one.name}" for one in tree.of_kind(Kind.COMPUTE)]
+        there = [f"azureml:{one.name}" for one in tree.of_kind(SpecKind.COMPUTE)]
         yield spec.find(
             Rule.NOT_FOUND, ("compute",),
-            f"names {value}, which no file around describes{_closest(value, there)}. {_ELSEWHERE}",
+            f"refers to {value}, which no nearby file defines{_closest(value, there)}. {_ELSEWHERE}",
         )  # fmt: skip
 
 
-def _deployments(spec: Spec, tree: Tree) -> Iterator[Finding]:
+def _deployments(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
     there = [one.name for one in tree.of_kind(*DEPLOYMENTS) if one.text("endpoint_name") == spec.name]
     for field in ("traffic", "mirror_traffic"):
         for name in spec.mapping(field):
             if name not in there:
                 yield spec.find(
                     Rule.NOT_FOUND, (field, name),
-                    f"names a deployment of {spec.name} that no file around describes{_closest(name, there)}. "
+                    f"refers to a deployment of {spec.name} that no nearby file defines{_closest(name, there)}. "
                     f"{_ELSEWHERE}",
                 )  # fmt: skip
 
 
 def _closest(name: str, there: list[str]) -> str:
     close = get_close_matches(name, there, n=1) or there[:1]
-    return f" (there is {close[0]})" if close else ""
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Environment variables of deployments: strings, and ours with names and values that our code reads."""
+"""Environment variables of deployments: they are strings, and ours have names and values that our code accepts."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -6,28 +6,28 @@ from typing import Any
 
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import DEPLOYMENTS, Kind
-from llama_endpoints.validate.ours import KEYS_FILE, KNOWN, OURS, is_ours, variables_place
+from llama_endpoints.validate.kinds import DEPLOYMENTS, SpecKind
+from llama_endpoints.validate.llama_deployments import KEYS_FILE, KNOWN, OURS, runs_our_code, variables_place
 from llama_endpoints.validate.places import is_flat
-from llama_endpoints.validate.spec_files import Spec, Tree
+from llama_endpoints.validate.spec_files import Spec, SpecTree
 from llama_endpoints.validate.values import article, shown
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
 
-def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
-    """Of deployments."""
+def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+    """Yield the findings of deployments."""
     if spec.kind not in DEPLOYMENTS:
         return
-    if spec.kind is Kind.BATCH_DEPLOYMENT and not is_flat(spec):
+    if spec.kind is SpecKind.BATCH_DEPLOYMENT and not is_flat(spec):
         for name in ("environment_variables", "error_threshold"):
             if spec.at(name) is not None:
                 yield spec.find(
                     Rule.PLACE, (name,),
-                    "stands beside settings, from where Azure's client does not send it. Move it into "
+                    "is beside settings, where azure-ai-ml ignores it. Move it into "
                     "settings.",
                 )  # fmt: skip
-    place, ours = variables_place(spec), is_ours(spec, tree)
+    place, ours = variables_place(spec), runs_our_code(spec, tree)
     for name, value in spec.mapping(*place).items():
         yield from _variable(spec, (*place, name), value)
         if ours and name.startswith(OURS) and isinstance(value, str):
@@ -36,18 +36,15 @@ def rules(spec: Spec, tree: Tree) -> Iterator[Finding]:
 
 def _variable(spec: Spec, place: Place, value: Any) -> Iterator[Finding]:
     if value is None:
-        yield spec.find(
-            Rule.VARIABLE_TYPE, place, 'has no value. Write one, "" for an empty one, or leave it out.'
-        )
+        yield spec.find(Rule.VARIABLE_TYPE, place, 'has no value. Set one ("" if empty), or remove it.')
     elif isinstance(value, dict | list):
         yield spec.find(
-            Rule.SHAPE, place, f"must be a string, not {shown(value)}: a container has no other variables."
+            Rule.SHAPE, place, f"must be a string, not {shown(value)}: environment variables are strings."
         )
     elif not isinstance(value, str):
         yield spec.find(
             Rule.VARIABLE_TYPE, place,
-            f"should be a string; to YAML it is {shown(value)}, {article(value)}. Put it into quotes, as it is "
-            "to be read.",
+            f"should be a string; in YAML it is {shown(value)}, {article(value)}. Quote it with the value you mean.",
         )  # fmt: skip
 
 
@@ -59,11 +56,11 @@ def _ours(spec: Spec, place: Place, name: str, value: str) -> Iterator[Finding]:
         except SetupError as error:
             said = f"is not a setting: {error}"
         close = get_close_matches(name, KNOWN, n=1, cutoff=0.5)
-        nearest = f" The closest one is {close[0]}." if close else ""
+        nearest = f" Did you mean {close[0]}?" if close else ""
         yield spec.find(Rule.VARIABLE_NAME, place, f"{said}{nearest} All: {', '.join(sorted(KNOWN))}.")
         return
     try:
-        if name != KEYS_FILE:  # (it would be opened here, on another machine)
+        if name != KEYS_FILE:  # it would be opened here, on another machine
             Settings.from_environment({name: value})
     except SetupError as error:
-        yield spec.find(Rule.VARIABLE, place, f"stops the start: {error}")
+        yield spec.find(Rule.VARIABLE, place, f"prevents the start: {error}")

@@ -1,10 +1,10 @@
-"""Whether something is there. A name that no disk could have (too long, with NUL) is not there."""
+"""Whether paths exist. A path that no file system can have (too long, or with NUL) does not exist."""
 
 from pathlib import Path
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file."""
+    """Whether the file exists."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -12,7 +12,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_dir(path: Path) -> bool:
-    """Whether there is a folder."""
+    """Whether the folder exists."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -20,5 +20,5 @@ def is_dir(path: Path) -> bool:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything."""
+    """Whether the path exists."""
     return is_file(path) or is_dir(path)
