@@ -13,7 +13,8 @@ WIDTH: Final = 100
 
 def commands() -> dict[str, str]:
     """Return the block `commands`: a heading and the help text for each command, groups before their commands."""
-    root = click.Context(main, info_name="llama-endpoints", terminal_width=WIDTH, max_content_width=WIDTH)
+    settings = {**main.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    root = click.Context(main, info_name="llama-endpoints", **settings)
     return {"commands": "\n".join(_sections(root))}
 
 
