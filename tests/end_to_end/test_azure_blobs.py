@@ -12,7 +12,7 @@ pytest.importorskip("azure.storage.blob", reason="the extra azure is not install
 
 from azure.core.credentials import AzureSasCredential
 
-from llama_endpoints.download.azure_blobs import Blob, Blobs, Place
+from llama_endpoints.download.azure_blobs import Blob, BlobFolder, Blobs
 from llama_endpoints.download.transfer import Download
 from llama_serving.errors import SetupError
 from tests.support.fake_azure.storage import HOST
@@ -48,10 +48,10 @@ class Coming:
     seen: int = 0
     said: list[str] = field(default_factory=list)
 
-    def place(self) -> Place:
+    def place(self) -> BlobFolder:
         """With a signature that is good now."""
         credential = AzureSasCredential(self.azure.storage.sign())
-        return Place(f"https://{ACCOUNT}{HOST}", CONTAINER, "folder/", credential)
+        return BlobFolder(f"https://{ACCOUNT}{HOST}", CONTAINER, "folder/", credential)
 
     def progress(self, size: int) -> None:
         self.seen += size

@@ -284,7 +284,7 @@ class TestFile:
     def test_a_script_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(SetupError, match=r"gone\.py does not exist"):
             BatchDeployment.read(written(tmp_path, tmp_path / "gone.py", mini_batch_size=1))
-        with pytest.raises(SetupError, match="is no file"):
+        with pytest.raises(SetupError, match="is not a file"):
             BatchDeployment.read(tmp_path / "nothing.yml")
 
 

@@ -391,7 +391,7 @@ def test_a_quantized_checkpoint_comes_from_a_repository_of_its_own(
     done = run(hub, desk, "--repo", "someone/Model-GPTQ")
     assert done.returncode == 0, done.stderr
     first, following = done.stdout.splitlines()
-    assert first.startswith("Model-GPTQ is someone/Model-GPTQ at ")
+    assert first.startswith("Model-GPTQ holds someone/Model-GPTQ at ")
     assert following.startswith(f"Next: llama-endpoints package --checkpoint Model-GPTQ --variant {NAME} ")
     assert (desk / "Model-GPTQ" / "quantize_config.json").read_bytes() == (
         folder / "quantize_config.json"

@@ -108,8 +108,8 @@ def test_a_write_that_fails_leaves_nothing(desk: Path, limit: int, weights: str)
             "8m",
             "link",
             r"a copy of the weights \(cannot link: Invalid cross-device link\) "
-            rf"needs {WEIGHT_BYTES:,} bytes "
-            r"where [\d,]+ are free \(--weights reference needs none\)",
+            rf"needs {WEIGHT_BYTES:,} bytes, "
+            r"but [\d,]+ are free \(--weights reference needs none\)",
             id="the weights",
         ),
     ],

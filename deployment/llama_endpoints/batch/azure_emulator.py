@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_endpoints.batch.azure_deployment import BatchDeployment
-from llama_endpoints.batch.azure_emulator_process import Failed, Process
+from llama_endpoints.batch.azure_emulator_process import Failed, ScriptProcess
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
@@ -150,12 +150,12 @@ async def run(job: EmulatedJob, told: Callable[[Tally], None], say: Callable[[st
     (job.output / LOGS).mkdir()
     try:
         with tempfile.TemporaryDirectory(prefix="llama-azure-") as scratch:
-            return await _Running(job, files, Path(scratch), told, say).run()
+            return await _JobRun(job, files, Path(scratch), told, say).run()
     except OSError as error:
         raise SetupError(f"{error.filename or job.output}: {error.strerror}.") from error
 
 
-class _Running:
+class _JobRun:
     def __init__(
         self,
         job: EmulatedJob,
@@ -178,7 +178,7 @@ class _Running:
             self._waiting.put_nowait(MiniBatch(number, tuple(files[at : at + size])))
         self._ended = asyncio.Event()
         self._able = job.deployment.processes
-        self._started: list[Process] = []
+        self._started: list[ScriptProcess] = []
 
     async def run(self) -> Tally:
         loop = asyncio.get_running_loop()
@@ -216,7 +216,7 @@ class _Running:
         log = self._job.output / LOGS / f"{number}.txt"
         while True:
             try:
-                process = await Process.start(
+                process = await ScriptProcess.start(
                     self._deployment.script,
                     level=self._deployment.logging_level,
                     environment=self._job.environment(models),
@@ -242,7 +242,7 @@ class _Running:
             link.symlink_to(model, target_is_directory=model.is_dir())
         return models
 
-    async def _try(self, process: Process, batch: MiniBatch) -> bool:
+    async def _try(self, process: ScriptProcess, batch: MiniBatch) -> bool:
         """Run a mini-batch. Return whether the process can be used again."""
         results = self._scratch / f"{batch.number}.{batch.failures}.txt"
         try:

@@ -25,14 +25,16 @@ class Failed(Exception):
         self.alive = alive
 
 
-class Process:
+class ScriptProcess:
     """A scoring script in its own process. Create it with `start`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
-    async def start(cls, script: Path, *, level: str, environment: Mapping[str, str], log: Path) -> "Process":
+    async def start(
+        cls, script: Path, *, level: str, environment: Mapping[str, str], log: Path
+    ) -> "ScriptProcess":
         """Start a process, import the script, and wait for its `init`.
 
         Args:

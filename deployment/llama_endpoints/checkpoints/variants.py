@@ -5,7 +5,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from llama_endpoints.checkpoints.inspection import read_config, shape_of
 from llama_serving.catalog import CATALOG, NANO, DialogFormat, Fact, InfillTokens, ModelVariant
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig, positions_of
@@ -35,6 +34,11 @@ def custom_variant(  # noqa: PLR0913  (one argument an option)
     Raises:
         SetupError: the options contradict each other or the config.
     """
+    from llama_endpoints.checkpoints.inspection import (  # imports numpy, which --help must not
+        read_config,
+        shape_of,
+    )
+
     config = read_config(folder)
     said = LlamaConfig.of(config, folder)
     shape = shape_of(said)

@@ -68,7 +68,7 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BlobFolder:
     """A folder in a container.
 
     Attributes:
@@ -100,7 +100,9 @@ class Blobs:
 
     name = "Azure"
 
-    def __init__(self, place: Place, renewed: Callable[[], Place], *, size_of_range: int = RANGE) -> None:
+    def __init__(
+        self, place: BlobFolder, renewed: Callable[[], BlobFolder], *, size_of_range: int = RANGE
+    ) -> None:
         self._renewed, self._range, self._lock = renewed, size_of_range, Lock()
         self._connection = _connect(place, size_of_range)
 
@@ -193,7 +195,7 @@ def _refused(error: "AzureError", connection: _Connection, what: str) -> NoRetur
     raise SetupError(f"{sentence}.") from error
 
 
-def _connect(place: Place, size_of_range: int) -> _Connection:
+def _connect(place: BlobFolder, size_of_range: int) -> _Connection:
     from azure.storage.blob import ContainerClient
 
     address = urlsplit(place.account_url)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from llama_endpoints.azure.credentials import NOT_INSTALLED, login, said
 from llama_endpoints.azure.sdk import quiet
-from llama_endpoints.download.azure_blobs import Place
+from llama_endpoints.download.azure_blobs import BlobFolder
 from llama_endpoints.download.azureml_uri import ModelUri, UriKind
 from llama_serving.errors import SetupError
 
@@ -14,7 +14,7 @@ _RETRIES: Final = 4
 _SHOWN: Final = 5
 
 
-def locate(uri: ModelUri) -> Place:
+def locate(uri: ModelUri) -> BlobFolder:
     """Return where a model's files are.
 
     Args:
@@ -81,7 +81,7 @@ def _versions(client: Any, name: str) -> str:
     return f"version {', '.join(found[:_SHOWN])}{more}" if found else ""
 
 
-def _in_datastore(client: Any, uri: ModelUri, version: str | None) -> Place:
+def _in_datastore(client: Any, uri: ModelUri, version: str | None) -> BlobFolder:
     from azure.ai.ml.entities import AzureBlobDatastore, AzureDataLakeGen2Datastore
 
     store = client.datastores.get(uri.parts["datastore"], include_secrets=True)
@@ -92,7 +92,7 @@ def _in_datastore(client: Any, uri: ModelUri, version: str | None) -> Place:
         )
     container = store.container_name if isinstance(store, AzureBlobDatastore) else store.filesystem
     account = f"{store.protocol}://{store.account_name}.blob.{store.endpoint}"  # also for a data lake
-    return Place(
+    return BlobFolder(
         account, container, f"{uri.parts['path'].strip('/')}/", _credential(store.credentials), version
     )
 

@@ -7,11 +7,11 @@ azure-ai-ml.
 from typing import Any
 from urllib.parse import urlsplit
 
-from llama_endpoints.download.azure_blobs import Place
+from llama_endpoints.download.azure_blobs import BlobFolder
 from llama_serving.errors import SetupError
 
 
-def place_of(client: Any, registry: str, model: Any) -> Place:
+def place_of(client: Any, registry: str, model: Any) -> BlobFolder:
     """Return where a model's files are.
 
     Args:
@@ -43,4 +43,4 @@ def place_of(client: Any, registry: str, model: Any) -> Place:
     given = urlsplit(address)
     credential = AzureSasCredential(given.query) if given.query else None  # public registries need none
     prefix = f"{folder.rstrip('/')}/"
-    return Place(f"{given.scheme}://{given.netloc}", container, prefix, credential, str(model.version))
+    return BlobFolder(f"{given.scheme}://{given.netloc}", container, prefix, credential, str(model.version))
