@@ -1,1 +1,1 @@
-"""`make bench`: our engines and servers beside everybody else's, in one run on one machine."""
+"""`make bench`: our engines and servers compared with others, in one run on one machine."""

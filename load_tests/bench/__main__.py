@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[2]
 VLLM: Final = vllm_peer.VllmPeer()
 WEIGHT_BYTES: Final = 2 * (134_105_856 - 32000 * 768)
-"""Of a step: all but the embedding, of which it reads a row a token."""
+"""Weights read per step: all but the embedding, of which a token reads one row."""
 KV_BYTES_PER_TOKEN: Final = 2 * 12 * 768 * 2
 CONTEXT: Final = 60
-"""Tokens that a row of this workload attends to, on the average."""
+"""The average number of tokens that a row of this workload attends to."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,11 +60,11 @@ def main(  # noqa: PLR0913  (the options of a command)
 ) -> None:  # fmt: skip
     """Measure our engines and servers beside the peers, in turn, on a random model of 134 M parameters.
 
-    The peers are those that `make peers` installs, and those given with --peer. Everything is up during the whole
-    run, and one is asked at a time: what the machine does meanwhile hits all alike.
+    The peers are those installed by `make peers`, and those given with --peer. All of them run during the whole benchmark and are
+    queried one at a time, so that other load on the machine affects all alike.
     """
     counts = [int(count) for count in clients.split(",")]
-    output = output.absolute()  # (peers run elsewhere)
+    output = output.absolute()  # peers run in other folders
     checkpoint = output / "model"
     _python("load_tests.bench.model", str(checkpoint))
     chosen = [c for c in _all(checkpoint, output, urls) if not only or any(word in c.name for word in only)]
@@ -88,7 +88,7 @@ def main(  # noqa: PLR0913  (the options of a command)
 
 def _all(checkpoint: Path, output: Path, urls: Sequence[str]) -> list[contestants.Contestant]:
     packaged = output / "packaged"
-    # Anew each time: the package carries the serving code.
+    # Packaged each time, since the package contains the serving code.
     command = [console_script("llama-endpoints"), "package", "--checkpoint", str(checkpoint), "--dialog", "none",
                "--infill", "none", "--overwrite", "--output", str(packaged)]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
@@ -159,7 +159,7 @@ def _scenarios(checkpoint: Path, rounds: int, backends: Sequence[str]) -> dict[s
 
 
 def _backend(checkpoint: Path, rounds: int, name: str) -> dict[str, Any]:
-    """One backend by itself, in a process of its own."""
+    """Measure one backend alone, in its own process."""
     results = scenarios.elsewhere(checkpoint, rounds, name)
     alone = [Sample(**one) for one in results["alone"]]
     for count in sorted({sample.clients for sample in alone}):
@@ -183,7 +183,7 @@ def _backend(checkpoint: Path, rounds: int, name: str) -> dict[str, Any]:
 
 
 def _crowds(model: Path, rounds: int) -> dict[str, Any]:
-    """A thousand clients at our own server, ten times what it takes."""
+    """Send a thousand clients to our own server, ten times its capacity."""
     with own_server(model, env=crowd.CAPACITY) as server:
         came = [
             crowd.once(server.url, crowd.CLIENTS, first=number * crowd.CLIENTS)
@@ -195,7 +195,7 @@ def _crowds(model: Path, rounds: int) -> dict[str, Any]:
 
 
 def _vllm_jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:
-    """A batch job by vLLM's `run-batch`, and by our command with the same vLLM behind it, in turn."""
+    """Compare a batch job of vLLM's `run-batch` with our command in front of the same vLLM, in turn."""
     if reason := vllm_peer.missing():
         click.echo(f"skipped: a batch job against vLLM's run-batch, {reason}", err=True)
         return {}
@@ -211,7 +211,7 @@ def _vllm_jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict
 
 
 def _front(output: Path) -> dict[str, Any]:
-    """Our servers in front of a stub."""
+    """Measure our servers in front of a stub."""
     model = output / "nano"
     command = [console_script("llama-endpoints"), "package", "--checkpoint", "nano", "--overwrite", "--output", str(model)]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
@@ -222,7 +222,7 @@ def _front(output: Path) -> dict[str, Any]:
 
 
 def _jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str, Any]:
-    """A batch job by the command and by a loop around transformers' pipeline, in turn."""
+    """Compare a batch job of our command with a loop around transformers' pipeline, in turn."""
     reason = contestants.missing()
     if reason:
         click.echo(f"skipped: a batch job against a pipeline's loop, {reason}", err=True)
@@ -241,7 +241,7 @@ def _jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str,
 
 
 def _python(module: str, *arguments: str) -> str:
-    """Run a module in a process of its own: torch must have one thread here, the engine's."""
+    """Run a module in its own process: torch must have one thread here, the engine's."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout  # noqa: S603
 

@@ -1,6 +1,6 @@
-"""An engine beside processes that compute: how much slower it becomes than its fair share of the CPUs would make it.
+"""Measure how much an engine slows down beside busy processes, compared with its fair share of the CPUs.
 
-`python -m load_tests.bench.busy CHECKPOINT` keeps an engine, and prints its rate for each number of clients that it reads.
+`python -m load_tests.bench.busy CHECKPOINT` runs an engine, and prints its rate for each number of clients it reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OTHERS: Final = 2
-"""Processes beside it, each of which would keep a CPU busy."""
+"""Other processes, each of which keeps a CPU busy."""
 CLIENTS: Final = (1, 16)
 SPINNING: Final[Mapping[str, str]] = {"GOMP_SPINCOUNT": "300000"}
 """What libgomp does by itself, said so that the engine leaves it alone."""
@@ -33,8 +33,8 @@ class Busy:
     """Tokens a second in one round.
 
     Attributes:
-        quiet: on a machine that has nothing else to do.
-        spinning: likewise, with threads that always spin.
+        quiet: on an otherwise idle machine.
+        spinning: the same, with threads that always spin.
         beside: beside `OTHERS` processes.
     """
 
@@ -45,7 +45,7 @@ class Busy:
 
     @property
     def times_fair_share(self) -> float:
-        """How much slower it becomes, by what its share of the CPUs would make it: 1 is fair."""
+        """The slowdown relative to its fair share: 1 is fair."""
         return self.quiet / self.beside / fair_slowdown(len(os.sched_getaffinity(0)))
 
 
@@ -55,11 +55,11 @@ def fair_slowdown(cpus: int, others: int = OTHERS) -> float:
 
 
 def measure(checkpoint: Path, rounds: int) -> list[Busy]:
-    """Some rounds with each number of clients; engines and conditions in turn."""
+    """Run some rounds with each number of clients; engines and conditions alternate."""
     found = []
     with _engine(checkpoint, {}) as ours, _engine(checkpoint, SPINNING) as spins:
         for number, clients in enumerate(CLIENTS * rounds):
-            if number // len(CLIENTS) % 2:  # (each is the first one in half of the rounds)
+            if number // len(CLIENTS) % 2:  # each comes first in half of the rounds
                 spinning, quiet = _ask(spins, clients), _ask(ours, clients)
             else:
                 quiet, spinning = _ask(ours, clients), _ask(spins, clients)
@@ -70,7 +70,7 @@ def measure(checkpoint: Path, rounds: int) -> list[Busy]:
 
 
 def told(found: list[Busy]) -> list[str]:
-    """A sentence for each number of clients."""
+    """Return a sentence for each number of clients."""
     lines = []
     for clients in CLIENTS:
         mine = [one for one in found if one.clients == clients]
@@ -98,7 +98,7 @@ def _engine(checkpoint: Path, env: Mapping[str, str]) -> Iterator[subprocess.Pop
 
 
 def _ask(process: subprocess.Popen[str], clients: int) -> float:
-    """The engine's rate; it answers twice, so that it has seen what is beside it."""
+    """Return the engine's rate; it answers twice, so that it has noticed the other processes."""
     questions, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)  # (both are pipes)
     for _ in range(2):
         questions.write(f"{clients}\n")

@@ -1,4 +1,4 @@
-"""Who is measured: our engines and carriers, and the peers that are found installed."""
+"""The contestants: our engines and hosts, and installed peers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PEERS: Final = ROOT / "build" / "peers"
 ENGINE: Final = "our engine"
 START_S: Final = 420
-"""Seconds until a server is ready: vLLM compiles for minutes on a GPU."""
+"""Seconds until a server is ready; on a GPU vLLM compiles for minutes."""
 ANSWER_S: Final = 600
 
 
@@ -38,9 +38,9 @@ class Contestant:
     """Something that answers prompts.
 
     Attributes:
-        name: in the table.
-        ours: it is this project's.
-        serve: keeps it up; gives the function that asks it.
+        name: its name in the table.
+        ours: whether it belongs to this project.
+        serve: context manager that runs it, and yields the function to query it.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Contestant:
 
 
 def our_engine(checkpoint: Path) -> Contestant:
-    """The bare engine, in this process: nothing else here may use torch, see `engine/batching`."""
+    """Return the bare engine, in this process: nothing else here may use torch, see `engine/batching`."""
     return Contestant(ENGINE, ours=True, serve=lambda: _engine(checkpoint))
 
 
 def our_carriers(model: Path) -> list[Contestant]:
-    """Our own server, and Azure's and MLflow's stock servers with our model in them."""
+    """Return our own server, and Azure's and MLflow's stock servers with our model."""
     return [
         Contestant("our server", ours=True, serve=lambda: _own(model, stream=False)),
         Contestant("our server, streaming", ours=True, serve=lambda: _own(model, stream=True)),
@@ -64,7 +64,7 @@ def our_carriers(model: Path) -> list[Contestant]:
 
 
 def peers(checkpoint: Path) -> list[Contestant]:
-    """What `make peers` installs."""
+    """Return the peers installed by `make peers`."""
     return [
         Contestant("mlflow, transformers flavour", ours=False, serve=lambda: _stock_mlflow(checkpoint)),
         Contestant(
@@ -74,7 +74,7 @@ def peers(checkpoint: Path) -> list[Contestant]:
 
 
 def at(name: str, url: str) -> Contestant:
-    """An OpenAI-compatible server that somebody else keeps up, such as llama.cpp's."""
+    """Return an OpenAI-compatible server run by someone else, such as llama.cpp's."""
 
     @contextmanager
     def serve() -> Iterator[Callable[[str, int], int]]:
@@ -84,7 +84,7 @@ def at(name: str, url: str) -> Contestant:
 
 
 def missing() -> str | None:
-    """Why the peers can't be started; None where they can."""
+    """Return why the peers cannot be started; None if they can."""
     return None if (PEERS / "bin" / "transformers").exists() else "not installed (make peers)"
 
 
@@ -161,7 +161,7 @@ def _transformers_serve(checkpoint: Path) -> Iterator[Callable[[str, int], int]]
 
 
 def completions(url: str, model: str = "any") -> Callable[[str, int], int]:
-    """A function that asks for whole completions."""
+    """Return a function that requests whole completions."""
 
     def ask(prompt: str, new_tokens: int) -> int:
         body = {
@@ -185,7 +185,7 @@ def completions(url: str, model: str = "any") -> Callable[[str, int], int]:
 
 
 def _exchange(url: str, path: str, body: Any) -> bytes:
-    """The answer's bytes. A client that takes each line apart has half of a small machine's work itself."""
+    """Return the answer's bytes. Parsing each line would take half of a small machine's CPU time."""
     place, encoded = urlsplit(url), json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
@@ -200,13 +200,13 @@ def _exchange(url: str, path: str, body: Any) -> bytes:
 
 
 def streamed(url: str) -> Callable[[str, int], int]:
-    """A function that asks for streamed completions."""
+    """Return a function that requests streamed completions."""
 
     def ask(prompt: str, new_tokens: int) -> int:
         body = {"model": "any", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True,
                 "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
         events = _exchange(url, f"{urlsplit(url).path}/completions", body).split(b"data: ")
-        usage, _ = json.JSONDecoder().raw_decode(events[-2].decode())  # (a chunk's frame is behind it)
+        usage, _ = json.JSONDecoder().raw_decode(events[-2].decode())  # a chunk's frame follows it
         tokens: int = usage["usage"]["completion_tokens"]
         return tokens
 
@@ -224,7 +224,7 @@ def _peer(command: list[str], probe: str) -> Iterator[None]:
 
 @contextmanager
 def process(command: list[str], probe: str, *, log: Path, env: Mapping[str, str]) -> Iterator[None]:
-    """Somebody's server, from its start to its end; what it says goes to a log."""
+    """Run a server, and write its output to a log."""
     with log.open("wb") as output, subprocess.Popen(  # noqa: S603
         command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env}, cwd=log.parent,
         start_new_session=True,

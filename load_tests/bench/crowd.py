@@ -1,8 +1,8 @@
-"""A crowd at ten times a server's capacity: what its clients get, and how long probes wait meanwhile.
+"""Ten times as many clients as a server's capacity: their answers, and the latency of probes meanwhile.
 
-`python -m load_tests.bench.crowd probe URL` and `... ask URL CLIENTS SECONDS FIRST` are its two sides; they and the server
-are processes apart, so that none measures another. Probes go out at their times, whether or not the one before has its
-answer: a server that stands still for a second keeps fifty of them waiting, not one.
+`python -m load_tests.bench.crowd probe URL` and `... ask URL CLIENTS SECONDS FIRST` are the two sides. They and the server are
+separate processes, so that none disturbs another's measurement. Probes are sent on schedule, whether or not the previous one
+was answered: a server that stalls for a second delays fifty of them, not one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 CLIENTS: Final = 1000
 RUNNING: Final = 16
 WAITING: Final = 84
-"""With those that run, a tenth of the clients."""
+"""Queued requests: with the running ones, a tenth of the clients."""
 CAPACITY: Final = {"LLAMA_MAX_NUM_SEQS": str(RUNNING), "LLAMA_QUEUE": str(WAITING)}
 NEW_TOKENS: Final = 64
 LASTS_S: Final = 30.0
@@ -34,13 +34,13 @@ NONE: Final = "none"
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """What came of it.
+    """The result.
 
     Attributes:
-        answers: how often each status came; a connection that broke is "none".
-        again: how many requests came from clients that had been sent away before.
-        probes: the same of the probes.
-        median_s, p99_s, worst_s: what a probe waited for its answer.
+        answers: number of answers by status; a broken connection counts as "none".
+        again: requests of clients that had been refused before.
+        probes: number of probes by status.
+        median_s, p99_s, worst_s: latency of probes.
     """
 
     answers: dict[str, int]
@@ -52,7 +52,7 @@ class Crowd:
 
 
 def once(url: str, clients: int, *, seconds: float = LASTS_S, first: int = 0) -> Crowd:
-    """One crowd that comes for so many seconds, with probes from before its coming until its last answer."""
+    """Run one crowd for some seconds, with probes from before its start until its last answer."""
     side = [sys.executable, "-m", "load_tests.bench.crowd"]
     with subprocess.Popen(  # noqa: S603
         [*side, "probe", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -69,7 +69,7 @@ def once(url: str, clients: int, *, seconds: float = LASTS_S, first: int = 0) ->
 
 
 async def _ask(url: str, clients: int, seconds: float, first: int) -> dict[str, Any]:
-    """All come in the same moment; who is sent away comes again when told to, until the time is over."""
+    """Start all clients at once; refused ones return when told to, until the time is over."""
     together, over = asyncio.Barrier(clients), asyncio.Event()
     answers: Counter[str] = Counter()
     again = 0
@@ -102,7 +102,7 @@ def _request(number: int) -> bytes:
 
 
 async def _exchange(url: str, request: bytes) -> tuple[str, float]:
-    """The status, and after how many seconds to come again."""
+    """Return the status, and the seconds of Retry-After."""
     host, _, port = url.removeprefix("http://").partition(":")
     try:
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -126,7 +126,7 @@ def _status(answer: bytes) -> tuple[str, float]:
 
 
 async def _probe(url: str) -> dict[str, Any]:
-    """A probe every `TICK_S`, answered or not, each on a connection of its own, until standard input ends."""
+    """Send a probe every `TICK_S`, each on its own connection, until standard input ends."""
     loop = asyncio.get_running_loop()
     ended, waits, statuses = asyncio.Event(), list[float](), Counter[str]()
     loop.add_reader(sys.stdin, ended.set)
@@ -150,7 +150,7 @@ async def _probe(url: str) -> dict[str, Any]:
 
 
 def told(crowd: Crowd) -> str:
-    """A line."""
+    """Return the result in one line."""
     answers = ", ".join(f"{count} x {status}" for status, count in sorted(crowd.answers.items()))
     probes = ", ".join(f"{count} x {status}" for status, count in sorted(crowd.probes.items()))
     return (

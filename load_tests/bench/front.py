@@ -1,4 +1,4 @@
-"""The front's own ceiling: our servers in front of a stub that streams as fast as it can, with 256 sequences at a time."""
+"""The limit of our servers themselves, in front of a stub that streams as fast as it can, with 256 sequences at a time."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LIMIT: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """Tokens a second through one front."""
+    """Tokens a second through one server."""
 
     front: str
     rate: float
 
 
 def ceilings(model: Path) -> list[Ceiling]:
-    """Our own server, whole and streamed, and azmlinfsrv; each with a stub of its own."""
+    """Measure our own server, whole and streamed, and azmlinfsrv, each with its own stub."""
     found = []
     with _stub() as env, own_server(MODEL, env=env) as server:
         for stream in (False, True):
@@ -52,10 +52,10 @@ def ceilings(model: Path) -> list[Ceiling]:
 
 
 def rate(url: str, body: dict[str, Any], *, sequences: int = SEQUENCES, requests: int = REQUESTS) -> float:
-    """Tokens a second with so many clients, each with so many requests, one after the other.
+    """Return tokens a second with a number of clients that each send some requests in sequence.
 
     Raises:
-        RuntimeError: an answer has another status than 200.
+        RuntimeError: an answer has a status other than 200.
     """
     content = json.dumps(body).encode()
     place = urlsplit(url)
@@ -77,7 +77,7 @@ def rate(url: str, body: dict[str, Any], *, sequences: int = SEQUENCES, requests
 
 
 async def _exchange(host: str, port: int, request: bytes) -> None:
-    """Read an answer to its end, and look at no more of it than that takes: the client shares the machine."""
+    """Read an answer to its end with minimal work: the client shares the machine."""
     reader, writer = await asyncio.open_connection(host, port, limit=LIMIT)
     try:
         writer.write(request)
@@ -96,7 +96,7 @@ async def _exchange(host: str, port: int, request: bytes) -> None:
 
 @contextmanager
 def _stub() -> Iterator[dict[str, str]]:
-    """A stub, and the settings of who asks it."""
+    """Run a stub, and yield the settings to use it."""
     port = free_port(LOOPBACK)
     command = [sys.executable, "-m", "load_tests.bench.stub", str(port)]
     with subprocess.Popen(command, cwd=ROOT) as process:  # noqa: S603
@@ -113,7 +113,7 @@ def _stub() -> Iterator[dict[str, str]]:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:
-    """Until it listens."""
+    """Wait until it listens."""
     while process.poll() is None:
         try:
             socket.create_connection((LOOPBACK, port), timeout=1).close()

@@ -1,6 +1,6 @@
-"""`python -m load_tests.bench.gpu`: vLLM bare and behind our own server, on a GPU and a random model of a published shape.
+"""`python -m load_tests.bench.gpu`: vLLM alone and behind our own server, on a GPU, with a random model of a published shape.
 
-Text of random weights says nothing; its speed is that of the published ones.
+Random weights produce meaningless text, but at the speed of the published ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CONTEXT: Final = 2048
 def main(  # noqa: PLR0913  (the options of a command)
     *, model: str, clients: str, new_tokens: int, rounds: int, cpu: bool, output: Path
 ) -> None:
-    """Measure vLLM on this machine's GPU, bare and behind our own server, one after the other, and print a table.
+    """Measure vLLM on this machine's GPU, alone and behind our own server, in turn, and print a table.
 
     LLAMA_VLLM names the Python of the environment that has vLLM; default: .venv-vllm. Nothing is downloaded.
     """
@@ -57,13 +57,13 @@ def main(  # noqa: PLR0913  (the options of a command)
     servers = {BARE: partial(peer.bare, checkpoint), BEHIND: partial(peer.behind, packaged)}
     samples: list[Sample] = []
     for name, serve in tqdm(servers.items(), file=sys.stderr, unit=" servers"):
-        with serve() as url:  # (one at a time: each takes its share of the GPU's memory)
+        with serve() as url:  # one at a time: each takes its share of the GPU's memory
             samples += _measured(name, url, counts, rounds, new_tokens)
     click.echo(table(samples, counts))
 
 
 def table(samples: Sequence[Sample], counts: Sequence[int]) -> str:
-    """Tokens a second as a Markdown table, with our server's share of the bare vLLM's."""
+    """Return tokens a second as a Markdown table, with our server's share of the bare vLLM's."""
     lines = ["| clients | vLLM | behind us | share | vLLM, streaming | behind us | share |",
              "|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for count in counts:
@@ -80,7 +80,7 @@ def _rate(samples: Sequence[Sample], name: str, count: int) -> float:
 
 
 def _prepare(checkpoint: Path, packaged: Path, model: str) -> None:
-    """The random checkpoint, once, and its package, anew each time: it carries the serving code."""
+    """Write the random checkpoint once, and package it each time, since the package contains the serving code."""
     write = [sys.executable, "-m", "load_tests.bench.model", str(checkpoint), model]
     subprocess.run(write, check=True, cwd=ROOT)  # noqa: S603
     package = [console_script("llama-endpoints"), "package", "--checkpoint", str(checkpoint), "--dialog", "none",
@@ -89,7 +89,7 @@ def _prepare(checkpoint: Path, packaged: Path, model: str) -> None:
 
 
 def _measured(name: str, url: str, counts: Sequence[int], rounds: int, new_tokens: int) -> list[Sample]:
-    """All rounds of one server, whole and streamed in turn."""
+    """Run all rounds of one server, whole and streamed in turn."""
     asks = {f"{name}{how}": asking(url) for how, asking in WAYS.items()}
     samples, number = [], 0
     for one, ask in asks.items():

@@ -1,7 +1,7 @@
-"""A batch job: a file of prompts of mixed length, answered with texts of mixed length, as fast as they go.
+"""A batch job: prompts and answers of mixed length, as fast as possible.
 
-By `llama-endpoints batch`, and by the loop that one writes with transformers (`pipeline_loop.py`); each a whole process,
-from its start to its end, the loading of the model included.
+It runs by `llama-endpoints batch`, and by a plain loop with transformers (`pipeline_loop.py`). Each is timed as a whole process,
+including loading the model.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 SEED: Final = 5
 PROMPT: Final = (10, 300)
 ANSWER: Final = (8, 128)
-"""Words and tokens, drawn evenly on a logarithmic scale: many short ones, some long ones, as in real files."""
+"""Words and tokens, drawn uniformly on a logarithmic scale: many short ones, some long ones, as in real files."""
 TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A dialog of one message as that message's text."""
+"""Renders a dialog of one message as its text."""
 
 
 def rows(number: int) -> Iterator[dict[str, Any]]:
-    """So many rows, the same for every contestant. The weights are random: no answer would end by itself."""
+    """Return rows, the same for every contestant. With random weights no answer ends by itself."""
     rng = random.Random(SEED)  # noqa: S311
 
     def between(limits: tuple[int, int]) -> int:
@@ -43,26 +43,26 @@ def rows(number: int) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, number: int) -> Path:
-    """The rows as JSONL."""
+    """Return the rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(number)), encoding="utf-8")
     return path
 
 
 def by_the_command(packaged: Path, work: Path, output: Path, *, env: Mapping[str, str] = NO_ENV) -> float:
-    """Seconds that `llama-endpoints batch` takes.
+    """Return the seconds that `llama-endpoints batch` takes.
 
     Args:
         packaged: the model.
         work: the rows.
-        output: where the records go; what is there is replaced.
+        output: the file for the records; an existing one is replaced.
         env: settings.
 
     Raises:
-        RuntimeError: an answer has another length than was asked for.
+        RuntimeError: an answer has another length than requested.
     """
     command = [console_script("llama-endpoints"), "batch", "--model", str(packaged), "--input", str(work),
                "--output", str(output)]  # fmt: skip
-    for path in Outputs(output).all:  # (a journal of a run that was interrupted would be gone on with)
+    for path in Outputs(output).all:  # a journal of an interrupted run would be resumed
         path.unlink(missing_ok=True)
     seconds = _timed(command, env)
     asked = [row["max_tokens"] for row in map(json.loads, work.read_text(encoding="utf-8").splitlines())]
@@ -73,23 +73,23 @@ def by_the_command(packaged: Path, work: Path, output: Path, *, env: Mapping[str
 
 
 def by_a_loop(python: Path, checkpoint: Path, work: Path) -> float:
-    """Seconds that a loop around transformers' pipeline takes, with a Python that has transformers."""
+    """Return the seconds of a loop around transformers' pipeline, with a Python that has transformers."""
     return _timed([str(python), str(Path(__file__).with_name("pipeline_loop.py")), str(checkpoint), str(work)])
 
 
 def by_run_batch(python: Path, options: Sequence[str], work: Path, *, env: Mapping[str, str]) -> float:
-    """Seconds that vLLM's own `run-batch` takes for the same rows, in OpenAI's Batch format.
+    """Return the seconds of vLLM's own `run-batch` for the same rows, in OpenAI's Batch format.
 
-    It takes dialogs alone: each prompt is one message, and a template makes it the prompt again.
+    It takes only dialogs: each prompt is one message, which a template turns back into the prompt.
 
     Args:
-        python: has vLLM.
-        options: of vLLM, with the model.
+        python: a Python that has vLLM.
+        options: vLLM's options, with the model.
         work: the rows.
-        env: of its process.
+        env: environment of its process.
 
     Raises:
-        RuntimeError: it fails, or an answer has another length than was asked for.
+        RuntimeError: it fails, or an answer has another length than requested.
     """
     asked = [json.loads(line) for line in work.read_text(encoding="utf-8").splitlines()]
     lines = [

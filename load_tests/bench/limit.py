@@ -1,4 +1,4 @@
-"""What the machine allows: how fast its memory is read, and what that is in tokens."""
+"""The machine's limit: its memory bandwidth, and the tokens a second it allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIZE = 1 << 29
 
 
 def bandwidth(rounds: int = 5) -> float:
-    """Bytes a second that all cores together read, of what no cache holds; the best of some rounds."""
+    """Return the bytes a second that all cores together read beyond the caches; the best of some rounds."""
     memory = torch.ones(SIZE // 4, dtype=torch.float32)
     best = 0.0
     for _ in range(rounds):
@@ -21,7 +21,7 @@ def bandwidth(rounds: int = 5) -> float:
 
 
 def tokens_per_second(bytes_per_second: float, *, weight_bytes: int, kv_bytes: int, rows: int) -> float:
-    """What a step that reads every weight once, and each row's keys and values, can reach."""
+    """Return the limit of a step that reads every weight once, and each row's KV cache."""
     return rows * bytes_per_second / (weight_bytes + rows * kv_bytes)
 
 

@@ -1,4 +1,4 @@
-"""How fast something that answers prompts is, with so many clients at a time."""
+"""Measure the throughput of a contestant with a number of concurrent clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Ask = "Callable[[str, int], int]"
-"""(prompt, new tokens) -> tokens that came back."""
+"""(prompt, new tokens) -> tokens returned."""
 
 WORDS: Final = (
     "def",
@@ -47,14 +47,14 @@ class Sample:
 
 
 def prompt(number: int, words: int = 12) -> str:
-    """A short prompt; each number's begins differently, so that nothing is reused by accident."""
+    """Return a short prompt; each number's starts differently, so that no prefix is reused by accident."""
     return " ".join([f"n{number}", *(WORDS[(number * 7 + i * i) % len(WORDS)] for i in range(words))])
 
 
 def throughput(  # noqa: PLR0913  (a measurement has its conditions)
     name: str, ask: Callable[[str, int], int], *, clients: int, requests: int, new_tokens: int, first: int
 ) -> Sample:
-    """Let each client send so many requests, one after the other; all clients start together."""
+    """Let each client send some requests in sequence; all clients start together."""
     ready = threading.Barrier(clients + 1)
 
     def client(number: int) -> int:
@@ -70,7 +70,7 @@ def throughput(  # noqa: PLR0913  (a measurement has its conditions)
 
 
 def ratio(samples: Sequence[Sample], one: str, other: str, clients: int) -> float | None:
-    """The median over the rounds of one contestant's rate by the other's; None where one was not measured."""
+    """Return the median over the rounds of one rate divided by another; None if one was not measured."""
     rates = [[s.rate for s in samples if (s.contestant, s.clients) == (name, clients)] for name in (one, other)]
     pairs = list(zip(*rates, strict=False))
     return median(a / b for a, b in pairs) if pairs else None

@@ -1,6 +1,6 @@
-"""The models that are measured: random weights of a shape between nano and 7B, or of a published one.
+"""The models to measure: random weights of a shape between nano and 7B, or of a published one.
 
-They measure as trained ones would: speed does not depend on what the weights say.
+Speed does not depend on the values of the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INDEX: Final = "model.safetensors.index.json"
 
 
 def config(shape: Shape) -> dict[str, Any]:
-    """The `config.json` of a Llama of this shape, with Code Llama's rotary base and context."""
+    """Return the `config.json` of a Llama of this shape, with Code Llama's rotary base and context."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "bos_token_id": 1,
@@ -49,9 +49,9 @@ def config(shape: Shape) -> dict[str, Any]:
 
 
 def write(folder: Path, shape: Shape = BENCH) -> Path:
-    """Write the checkpoint, if it is not there yet: config, a tokenizer of as many pieces, and weights, one file a layer.
+    """Write the checkpoint if it does not exist: config, a tokenizer of matching size, and weights, one file per layer.
 
-    The index is written last, so that a checkpoint with one is whole.
+    The index is written last, so that a checkpoint with an index is complete.
     """
     if (folder / INDEX).exists():
         return folder
@@ -75,7 +75,7 @@ def _dump(path: Path, value: Any) -> None:
 
 
 def _tokenizer(vocab_size: int) -> dict[str, Any]:
-    """nano's, filled up with pieces that no text becomes."""
+    """Return nano's tokenizer, padded with pieces that no text produces."""
     layout: dict[str, Any] = json.loads((NANO / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = layout["model"]["vocab"]
     for number in range(len(vocab), vocab_size):
@@ -84,7 +84,7 @@ def _tokenizer(vocab_size: int) -> dict[str, Any]:
 
 
 def _files(shape: Shape) -> Iterator[Mapping[str, torch.Tensor]]:
-    """The tensors of each file: those outside of the layers, then each layer's. They are drawn on a GPU where there is one."""
+    """Yield the tensors of each file: first those outside layers, then each layer's. They are drawn on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(SEED)
     hidden, ffn, keys = shape.hidden, shape.ffn, shape.kv_heads * shape.head_dim

@@ -1,7 +1,7 @@
-"""The loop that one writes with transformers: `python pipeline_loop.py CHECKPOINT ROWS.jsonl`.
+"""A plain batch loop with transformers: `python pipeline_loop.py CHECKPOINT ROWS.jsonl`.
 
-It runs with the peers' Python, where nothing of this project is installed. Sixteen rows at a time, padded on the
-left; a batch goes on until its longest answer is there, as it would if the model ended them.
+It runs with the peers' Python, without this project. Batches of sixteen rows, padded on the left; a batch ends with its longest
+answer, as it would if the model ended them.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""What fewer bits in the weights cost: bits a byte of Python that nano takes. Fewer are better.
+"""The quality of lower-precision weights: nano's bits per byte of Python. Fewer are better.
 
-`python -m load_tests.bench.quality` prints it. The Python is of this interpreter's own library.
+`python -m load_tests.bench.quality` prints it. The Python is this interpreter's standard library.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 FILES: Final = 40
 SIZES: Final = (1_000, 4_000)
-"""Bytes of a file that is read: each fits nano's context."""
+"""The most bytes of a file: each fits nano's context."""
 QUANTIZATIONS: Final = ("none", "int8")
 
 
 def loaded(quantization: str) -> Backend:
-    """Nano on the native backend.
+    """Return nano on the native backend.
 
     Raises:
-        SetupError: that can't be used here.
+        SetupError: the backend cannot be used here.
     """
     config = read_config(FOLDER)
     selection = select_backend(config, BackendRequest("bfloat16", "native", quantization))
@@ -44,7 +44,7 @@ def loaded(quantization: str) -> Backend:
 
 
 def bits(backend: Backend) -> Callable[[Sequence[int]], float]:
-    """The function that tells how many bits the tokens of a text take, each after those before it."""
+    """Return a function that computes the bits of a text's tokens, each given those before it."""
 
     def of(ids: Sequence[int]) -> float:
         whole = range(backend.num_blocks)
@@ -57,7 +57,7 @@ def bits(backend: Backend) -> Callable[[Sequence[int]], float]:
 
 
 def texts() -> list[File]:
-    """Some small files of the standard library, the same for each run."""
+    """Return some small files of the standard library, the same in each run."""
     folder = Path(sysconfig.get_path("stdlib"))
     small = [path for path in sorted(folder.rglob("*.py")) if SIZES[0] < path.stat().st_size <= SIZES[1]]
     chosen = random.Random(1).sample(small, FILES)  # noqa: S311
@@ -65,7 +65,7 @@ def texts() -> list[File]:
 
 
 def table() -> dict[str, float]:
-    """Bits a byte: in float32 by the training's own forward pass, and by the kernels in bf16 and with int8 weights."""
+    """Return bits per byte: in float32 by the training code, and by the kernels in bf16 and with int8 weights."""
     tokenizer, files = Tokenizer.from_folder(FOLDER, NANO.special_ids), texts()
     ways = {"float32": evaluate.Reader(FOLDER).bits} | {name: bits(loaded(name)) for name in QUANTIZATIONS}
     return {name: evaluate.bits_per_byte(way, files, tokenizer) for name, way in ways.items()}

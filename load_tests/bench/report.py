@@ -1,4 +1,4 @@
-"""The samples as a table, a file with all of them, and a picture."""
+"""The samples as a table, a JSON file and a chart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def table(samples: Sequence[Sample], limits: dict[int, float]) -> str:
-    """One line a contestant: tokens a second at each number of clients, and our engine's by theirs."""
+    """Return one line per contestant: tokens a second at each number of clients, and our engine's rate relative to it."""
     clients = sorted({sample.clients for sample in samples})
     names = list(dict.fromkeys(sample.contestant for sample in samples))
     width = max(map(len, (*names, "limit: weights and cache, read once a step")))
