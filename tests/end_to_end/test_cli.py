@@ -413,8 +413,8 @@ class TestHelp:
             (["package"], ["\n    llama-endpoints package --checkpoint nano --output build/nano\n",
                            "--variant", "[link|copy|reference]", "--overwrite", "OUTPUT is removed", "--dialog"]),
             (["fetch"], ["\n    llama-endpoints fetch --variant codellama/CodeLlama-7b-hf\n", "accept the licence",
-                         "--revision", "--token-file", "goes on"]),
-            (["score"], ["- for standard input", "exit code 1", "LLAMA_CONTEXT", "LLAMA_THREADS"]),
+                         "--revision", "--token-file", "to resume"]),
+            (["score"], ["- for standard input", "exits with code 1", "LLAMA_CONTEXT", "LLAMA_THREADS"]),
             (["prompt"], ["Needs no", "text and token ids", "--variant", "[psm|spm]"]),
         ],
     )  # fmt: skip
