@@ -95,5 +95,5 @@ def test_it_is_packaged(azure: FakeAzure, tmp_path: Path) -> None:
     assert told.startswith("model is tiny as an MLflow model, ")
     (weights,) = (tmp_path / "model").rglob("model.safetensors")
     assert weights.read_bytes() == FILES["model.safetensors"]
-    assert f"{URI} is in {tmp_path / 'cache'}" in why
+    assert f"{URI} is now in {tmp_path / 'cache'}" in why
     assert "WARNING" not in why
