@@ -78,7 +78,7 @@ def test_the_output_is_the_model(code: Path, tmp_path: Path, *, made: bool) -> N
         hub.publish(NAME, tiny_files(shards=2))
         done = run(code, hub.url, output)
     assert done.returncode == 0, done.stderr
-    assert f"checkpoint is {NAME} at {COMMIT}" in done.stdout
+    assert f"checkpoint holds {NAME} at {COMMIT}" in done.stdout
     assert (output / "MLmodel").is_file(), "registered as an mlflow_model, the output is the model itself"
     found = ModelFiles.find(output)
     assert found.variant.name == NAME
