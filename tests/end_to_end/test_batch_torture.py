@@ -8,7 +8,7 @@ import pytest
 
 from load_tests import batch_torture as torture
 
-ROWS = 1000
+ROWS = 600
 KILLS = 3
 
 

@@ -32,7 +32,7 @@ CONFIG: Final = {
     "max-stream-events": 1000,
     "request-timeout": 60,
     "generation": {
-        "max-examples": 20,
+        "max-examples": 14,
         "deterministic": True,  # the same requests in every run
         "database": "none",
         "no-shrink": True,

@@ -68,7 +68,7 @@ def seen(endpoint: Endpoint, service: Service, body: Any) -> Any:
     return {**answer, "extra": None} if isinstance(answer, dict) and "extra" in answer else answer
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(nulls=NULLS)
 @pytest.mark.parametrize("endpoint", [*ENDPOINTS, *MORE_SHAPES], ids=lambda one: one.name)
 def test_nulls_are_absent_at_every_endpoint_and_depth(
