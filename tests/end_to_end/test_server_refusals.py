@@ -11,7 +11,7 @@ from llama_endpoints.devtools.servers import Server
 from llama_serving.contract import openai
 from llama_serving.server.app import PROTOCOLS
 from tests.conftest import post
-from tests.end_to_end.test_bad_requests import JSON, LIMIT, TOO_LARGE, send
+from tests.end_to_end.test_bad_requests import LIMIT, refuses_a_long_chunked_body, send
 from tests.support.bad_bodies import (
     NOT_JSON,
     OPENAI_REFUSED_BY_THE_MODEL,
@@ -206,10 +206,7 @@ def test_a_body_that_says_that_it_is_too_large_is_not_waited_for(route: str) -> 
 
 
 def test_a_body_of_no_declared_length_is_cut_off_while_it_comes(score_url: str) -> None:
-    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (2 * LIMIT, b" " * (2 * LIMIT))
-    answer = send(score_url, "POST", {**JSON, "Transfer-Encoding": "chunked"}, chunked)
-    assert answer.status == 413
-    assert TOO_LARGE.fault(answer.json) is None
+    refuses_a_long_chunked_body(score_url)
 
 
 def test_the_largest_body_is_read(score_url: str) -> None:

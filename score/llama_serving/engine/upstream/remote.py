@@ -13,8 +13,6 @@ from llama_serving.sampling_params import SamplingParams
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{1,64}")
 _SHOWN: Final = 5
 """Most model names in a message."""
-
-
 TOKENS_PER_EVENT: Final = 8
 """In a response that is not streamed to the client. Each event costs time on both servers, relatively more with a small model.
 
