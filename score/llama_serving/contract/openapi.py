@@ -10,6 +10,7 @@ from llama_serving.contract.openai import PREFIXES
 from llama_serving.contract.validation import schema
 
 SCHEMAS: Final = ("azure", "prompts", "parameters", "error", "answers")
+_ANSWERS: Final = ("error", "answers", "openai-answers")
 EXAMPLE: Final = {
     "input_data": {
         "input_string": ["Develop a Python function to sort a list of integers in ascending order"],
@@ -260,16 +261,22 @@ def _json(rule: dict[str, Any], example: Any = None) -> dict[str, Any]:
 
 
 def _local(node: Any, name: str) -> Any:
-    """Return the schema with its references pointing into the document."""
+    """Return the schema with its references pointing into the document.
+
+    A null counts as absent, and is gone before a body is validated: an unknown field may have one.
+    """
     if isinstance(node, list):
         return [_local(item, name) for item in node]
     if not isinstance(node, dict):
         return node
-    return {
+    here = {
         key: _pointer(value, name) if key == "$ref" else _local(value, name)
         for key, value in node.items()
         if key not in ("$id", "$schema")
     }
+    if name not in _ANSWERS and here.get("additionalProperties") is False:
+        here["additionalProperties"] = {"type": "null"}
+    return here
 
 
 def _pointer(reference: str, name: str) -> str:

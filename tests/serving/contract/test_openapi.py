@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from jsonschema import Draft202012Validator
 from schemathesis.config import SchemathesisConfig
 from starlette.routing import Route
 
@@ -48,3 +49,33 @@ def test_a_path_that_scores_has_all_errors(path: str) -> None:
     ]
     described = server_document()["paths"][path]["post"]["responses"].keys()
     assert described == {"200", *(str(fault.status) for fault in faults)}
+
+
+def with_unknown(body: Any, value: Any) -> Any:
+    """The body with a field nobody knows in each of its objects."""
+    if isinstance(body, list):
+        return [with_unknown(item, value) for item in body]
+    if not isinstance(body, dict):
+        return body
+    return {"": value, **{name: with_unknown(item, value) for name, item in body.items()}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/score", {"input_data": {"input_string": [{"role": "user", "content": "a"}], "parameters": {"top_p": 1}}}),
+        ("/score", {"input_data": {"columns": ["input_string"], "data": [["a"]]}, "params": {"top_p": 1}}),
+        ("/invocations", {"inputs": [{"prefix": "a", "suffix": "b"}], "params": {"top_p": 1}}),
+        ("/invocations", {"dataframe_records": [{"input_string": "a"}], "parameters": {"top_p": 1}}),
+        ("/v1/completions", {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}),
+    ],
+)  # fmt: skip
+def test_an_unknown_field_may_be_null(path: str, body: Any) -> None:
+    """As the server has it: a null counts as absent."""
+    document = server_document()
+    ((_, content),) = document["paths"][path]["post"]["requestBody"]["content"].items()
+    described = Draft202012Validator({**content["schema"], "components": document["components"]})
+    assert described.is_valid(body)
+    assert described.is_valid(with_unknown(body, None))
+    assert not described.is_valid({**body, "": 1})
