@@ -23,7 +23,7 @@ from locust import FastHttpUser, constant, events, task
 
 from load_tests.protocols import ROUTES, Reply, Verdict, verdict
 from load_tests.samples import Sample
-from load_tests.workload import DEFAULT, Workload, draw
+from load_tests.workload import DEFAULT, RequestMix, draw
 
 if TYPE_CHECKING:
     from load_tests.protocols import Route
@@ -39,7 +39,7 @@ _numbers = itertools.count()
 class _Test:
     """State shared by all users: the workload, and the start of the test."""
 
-    workload = Workload()
+    workload = RequestMix()
     began = 0.0
     users = 1
 
@@ -188,7 +188,7 @@ def _options(parser: Any) -> None:
 
 def _begin(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
-    _Test.workload = Workload.read(Path(options.workload))
+    _Test.workload = RequestMix.read(Path(options.workload))
     _Test.users, _Test.began = options.num_users or 1, time.perf_counter()
     if options.samples:
         # Closed with the process: requests in flight are reported after the test has stopped.

@@ -25,13 +25,13 @@ from llama_endpoints.devtools.servers import (
 from load_tests import report
 from load_tests.protocols import ROUTES
 from load_tests.samples import Sample, read
-from load_tests.workload import DEFAULT, Workload, WorkloadError
+from load_tests.workload import DEFAULT, RequestMix, WorkloadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from llama_endpoints.devtools.servers import Server
+    from llama_endpoints.devtools.servers import RunningServer
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 USERS: Final = {
@@ -85,9 +85,9 @@ def main(  # noqa: PLR0913  (the options of a command)
     if (model is None) == (url is None):
         raise click.UsageError("Give --model, and a server is started; or --url of one that is up.")
     try:
-        load = _Load(_users(server, Workload.read(workload)), users, seconds, workload, output)
+        load = _Load(_users(server, RequestMix.read(workload)), users, seconds, workload, output)
         with _server(model, server) if url is None else nullcontext() as started:
-            at = url or cast("Server", started).url
+            at = url or cast("RunningServer", started).url
             click.echo(f"{server} at {at}" + (f", its log is {started.log}" if started else ""))
             status, interrupted = load.run(at)
             run = report.Run(server, users, workload.read_text(encoding="utf-8"), seconds, interrupted)
@@ -104,7 +104,7 @@ def _sentence(error: Exception) -> int:
     return 2
 
 
-def _users(server: str, workload: Workload) -> tuple[str, ...]:
+def _users(server: str, workload: RequestMix) -> tuple[str, ...]:
     """Return the users for which the workload has requests."""
     chosen = tuple(name for name in USERS[server] if any(workload.weights(ROUTES[name].kinds)))
     if not chosen:
@@ -112,7 +112,7 @@ def _users(server: str, workload: Workload) -> tuple[str, ...]:
     return chosen
 
 
-def _server(model: Path | None, server: str) -> AbstractContextManager[Server]:
+def _server(model: Path | None, server: str) -> AbstractContextManager[RunningServer]:
     if model is None:
         raise click.UsageError("--model is missing.")
     if server == "mlflow":

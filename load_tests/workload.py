@@ -67,7 +67,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class RequestMix:
     """What a load test sends.
 
     Attributes:
@@ -91,7 +91,7 @@ class Workload:
     bad: float = 0.05
 
     @classmethod
-    def read(cls, path: Path) -> Workload:
+    def read(cls, path: Path) -> RequestMix:
         """Read a YAML file; missing fields get their defaults.
 
         Raises:
@@ -108,7 +108,7 @@ class Workload:
         return cls._of(path, given)
 
     @classmethod
-    def _of(cls, path: Path, given: Mapping[str, Any]) -> Workload:
+    def _of(cls, path: Path, given: Mapping[str, Any]) -> RequestMix:
         fields: dict[str, Any] = dict(given)
         for name in ("prompt_characters", "new_tokens", "prompts"):
             if name in fields:
@@ -154,7 +154,7 @@ class Asked:
         return [_without_middle(text) for text in self.texts]
 
 
-def draw(workload: Workload, random: Random, kinds: Sequence[Kind], *, streams: bool) -> Asked:
+def draw(workload: RequestMix, random: Random, kinds: Sequence[Kind], *, streams: bool) -> Asked:
     """Draw the next request.
 
     Args:

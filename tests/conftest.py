@@ -16,7 +16,7 @@ from requests.structures import CaseInsensitiveDict
 
 from llama_endpoints.checkpoints.inspection import inspect
 from llama_endpoints.checkpoints.package import package
-from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve, own_server
+from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, mlflow_serve, own_server
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.model_files import ModelFiles
@@ -124,21 +124,21 @@ def service() -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session", params=("batching", "pipeline"))
-def azure_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+def azure_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     """The real azmlinfsrv on score/score.py, with either engine."""
     with azmlinfsrv(nano_model, score=ROOT / "score", env={"LLAMA_ENGINE": request.param}) as server:
         yield server
 
 
 @pytest.fixture(scope="session", params=("batching", "pipeline"))
-def mlflow_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+def mlflow_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     """The real `mlflow models serve`, from an empty working directory, with either engine."""
     with mlflow_serve(nano_model, env={"LLAMA_ENGINE": request.param}) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def own() -> Iterator[Server]:
+def own() -> Iterator[RunningServer]:
     """Our own server, with the embedded model."""
     with own_server("nano") as server:
         yield server

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from llama_endpoints.devtools.servers import Server
+    from llama_endpoints.devtools.servers import RunningServer
 ROOT: Final = Path(__file__).resolve().parents[2]
 PEERS: Final = ROOT / "build" / "peers"
 ENGINE: Final = "our engine"
@@ -121,7 +121,7 @@ def _invocations(model: Path) -> Iterator[Callable[[str, int], int]]:
         yield _ours(server, "/invocations", lambda data: {"inputs": data})
 
 
-def _ours(server: Server, path: str, body: Callable[[Any], Any]) -> Callable[[str, int], int]:
+def _ours(server: RunningServer, path: str, body: Callable[[Any], Any]) -> Callable[[str, int], int]:
     def ask(prompt: str, new_tokens: int) -> int:
         parameters = {"max_new_tokens": new_tokens, "do_sample": False, "ignore_eos": True, "details": True}
         answer = _post(server.url + path, body({"input_string": [prompt], "parameters": parameters}))

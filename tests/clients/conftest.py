@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server, azmlinfsrv, own_server
+from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, own_server
 from tests.conftest import ROOT, post
 
 HERE: Final = Path(__file__).parent
@@ -85,21 +85,21 @@ class Expected:
 
 
 @pytest.fixture(scope="session")
-def keyed() -> Iterator[Server]:
+def keyed() -> Iterator[RunningServer]:
     """Our own server, which wants a key."""
     with own_server("nano", env={"LLAMA_API_KEYS": KEY}) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def azure(nano_model: Path) -> Iterator[Server]:
+def azure(nano_model: Path) -> Iterator[RunningServer]:
     """Azure's server on score.py. It checks no key: on Azure the endpoint's front does."""
     with azmlinfsrv(nano_model, score=ROOT / "score") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def expected(keyed: Server) -> Expected:
+def expected(keyed: RunningServer) -> Expected:
     """See `Expected`. An empty text would tell nothing apart."""
     made = Expected(keyed.url)
     texts = (made.chat, made.first, made.second, made.completion)
@@ -139,7 +139,7 @@ Ask = Callable[..., dict[str, Any]]
 def ask(run: Run) -> Ask:
     """Runs one of the programs beside this against a server, and returns what it tells."""
 
-    def asking(program: str, server: Server, **more: Any) -> dict[str, Any]:
+    def asking(program: str, server: RunningServer, **more: Any) -> dict[str, Any]:
         question = Question()
         asked = {
             "url": server.url,

@@ -4,24 +4,24 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.servers import RunningServer
 from tests.clients.conftest import KEY, Expected
 from tests.conftest import post
 
 
-def score(server: Server, body: dict[str, Any]) -> Any:
+def score(server: RunningServer, body: dict[str, Any]) -> Any:
     answer = post(f"{server.url}/score", body, Authorization=f"Bearer {KEY}")
     assert answer.status == 200, answer.text
     return answer.json
 
 
 @pytest.fixture(params=["keyed", "azure"])
-def server(request: pytest.FixtureRequest) -> Server:
-    served: Server = request.getfixturevalue(request.param)
+def server(request: pytest.FixtureRequest) -> RunningServer:
+    served: RunningServer = request.getfixturevalue(request.param)
     return served
 
 
-def test_prompt_flow_completes(server: Server, expected: Expected) -> None:
+def test_prompt_flow_completes(server: RunningServer, expected: Expected) -> None:
     """For Llama the parameters stand inside `input_data`, for the other families beside it."""
     greedy = {"temperature": 0.0, "max_new_tokens": expected.question.max_tokens, "top_p": 1.0}
     prompts = [expected.question.prompt]
@@ -31,7 +31,7 @@ def test_prompt_flow_completes(server: Server, expected: Expected) -> None:
         assert score(server, body)[0]["0"] == expected.completion
 
 
-def test_prompt_flow_chats(server: Server, expected: Expected) -> None:
+def test_prompt_flow_chats(server: RunningServer, expected: Expected) -> None:
     parameters = {
         "temperature": 0.0,
         "max_new_tokens": expected.question.max_tokens,
@@ -42,7 +42,7 @@ def test_prompt_flow_chats(server: Server, expected: Expected) -> None:
     assert score(server, body)["output"] == expected.chat
 
 
-def test_prompt_flow_asks_a_serverless_endpoint(keyed: Server, expected: Expected) -> None:
+def test_prompt_flow_asks_a_serverless_endpoint(keyed: RunningServer, expected: Expected) -> None:
     """It adds `max_tokens` to its own `max_new_tokens`: one value under two names."""
     length = expected.question.max_tokens
     more = {"n": 1, "temperature": 0.0, "max_new_tokens": length, "top_p": 1.0, "max_tokens": length}
@@ -58,7 +58,7 @@ def test_prompt_flow_asks_a_serverless_endpoint(keyed: Server, expected: Expecte
         assert found == (expected.chat if "chat" in path else expected.completion)
 
 
-def test_pyrit_chats(server: Server, expected: Expected) -> None:
+def test_pyrit_chats(server: RunningServer, expected: Expected) -> None:
     """Today's body, and the earlier one: `stop` under two names, and messages with all of their fields."""
     today = {
         "max_new_tokens": expected.question.max_tokens,

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.servers import RunningServer
 from tests.clients.conftest import HERE, KEY, Ask, Expected, Run
 
 
-def test_openai(ask: Ask, keyed: Server, expected: Expected) -> None:
+def test_openai(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     told = ask("use_openai", keyed)
     errors = told.pop("errors")
     assert told.pop("models") == [["nano"], ["nano"]]
@@ -20,7 +20,7 @@ def test_openai(ask: Ask, keyed: Server, expected: Expected) -> None:
     }
 
 
-def test_azure_ai_inference(ask: Ask, keyed: Server, expected: Expected) -> None:
+def test_azure_ai_inference(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     told = ask("use_azure_inference", keyed)
     info = {"model_name": "nano", "model_type": "chat-completion", "model_provider_name": "llama-endpoints"}
     assert told.pop("info") == [info, info, info]
@@ -28,11 +28,11 @@ def test_azure_ai_inference(ask: Ask, keyed: Server, expected: Expected) -> None
     assert told == dict.fromkeys(told, expected.chat)
 
 
-def test_langchain_for_azureml(ask: Ask, keyed: Server, expected: Expected) -> None:
+def test_langchain_for_azureml(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     check_azureml(ask("use_langchain_azureml", keyed), expected)
 
 
-def test_langchain_for_azureml_behind_azures_server(ask: Ask, azure: Server, expected: Expected) -> None:
+def test_langchain_for_azureml_behind_azures_server(ask: Ask, azure: RunningServer, expected: Expected) -> None:
     check_azureml(ask("use_langchain_azureml", azure, serverless=False), expected)
 
 
@@ -57,7 +57,7 @@ def check_azureml(told: dict[str, object], expected: Expected) -> None:
     }
 
 
-def test_langchains_own_suite(run: Run, keyed: Server) -> None:
+def test_langchains_own_suite(run: Run, keyed: RunningServer) -> None:
     """All of its tests but those of tools and schemas: those it skips by the properties that the class states."""
     suite = HERE / "programs" / "standard_suite.py"
     loop = [
@@ -72,7 +72,7 @@ def test_langchains_own_suite(run: Run, keyed: Server) -> None:
     assert int(found[1]) >= 20
 
 
-def test_litellm(ask: Ask, keyed: Server, expected: Expected) -> None:
+def test_litellm(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     told = ask("use_litellm", keyed)
     assert told.pop("completion") == expected.completion
     texts = dict.fromkeys(("chat", "chat in pieces", "async chat"), expected.chat)
@@ -84,7 +84,7 @@ def test_litellm(ask: Ask, keyed: Server, expected: Expected) -> None:
     assert told == {provider: {**texts, "errors": errors} for provider in ("openai", "hosted_vllm", "azure_ai")}
 
 
-def test_autogen(ask: Ask, keyed: Server, expected: Expected) -> None:
+def test_autogen(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     assert ask("use_autogen", keyed) == {
         "chat": expected.first,
         "second": expected.second,
@@ -93,14 +93,14 @@ def test_autogen(ask: Ask, keyed: Server, expected: Expected) -> None:
     }
 
 
-def test_semantic_kernel(ask: Ask, keyed: Server, expected: Expected) -> None:
+def test_semantic_kernel(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     told = ask("use_semantic_kernel", keyed)
     assert told.pop("completion") == expected.completion
     assert told.pop("first") == expected.first
     assert told == dict.fromkeys(told, expected.chat)
 
 
-def test_openai_agents(ask: Ask, keyed: Server, expected: Expected) -> None:
+def test_openai_agents(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     assert ask("use_openai_agents", keyed) == {
         "first": expected.first,
         "second": expected.second,
@@ -108,7 +108,7 @@ def test_openai_agents(ask: Ask, keyed: Server, expected: Expected) -> None:
     }
 
 
-def test_the_llm_command(run: Run, keyed: Server, expected: Expected, tmp_path: Path) -> None:
+def test_the_llm_command(run: Run, keyed: RunningServer, expected: Expected, tmp_path: Path) -> None:
     tmp_path.joinpath("extra-openai-models.yaml").write_text(
         f"- {{model_id: chat, model_name: nano, api_base: '{keyed.url}/v1', api_key_name: ours}}\n"
         f"- {{model_id: text, model_name: nano, api_base: '{keyed.url}/v1', api_key_name: ours, completion: true}}\n"

@@ -8,7 +8,7 @@ from azure.ai.inference.models import AssistantMessage, SystemMessage, UserMessa
 from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import HttpResponseError
 
-from llama_endpoints.devtools.servers import Server, own_server
+from llama_endpoints.devtools.servers import RunningServer, own_server
 from tests.conftest import post
 from tests.support.bad_bodies import user
 
@@ -17,18 +17,18 @@ SHORT = {"max_tokens": 6, "temperature": 0.0}
 
 
 @pytest.fixture(scope="module")
-def keyed() -> Iterator[Server]:
+def keyed() -> Iterator[RunningServer]:
     with own_server("nano", env={"LLAMA_API_KEYS": KEY}) as server:
         yield server
 
 
 @pytest.fixture
-def client(keyed: Server) -> Iterator[ChatCompletionsClient]:
+def client(keyed: RunningServer) -> Iterator[ChatCompletionsClient]:
     with ChatCompletionsClient(keyed.url, AzureKeyCredential(KEY)) as made:
         yield made
 
 
-def test_it_chats(client: ChatCompletionsClient, keyed: Server) -> None:
+def test_it_chats(client: ChatCompletionsClient, keyed: RunningServer) -> None:
     messages = [SystemMessage("Be brief."), UserMessage("a"), AssistantMessage("b"), UserMessage("c")]
     answer = client.complete(messages=messages, **SHORT)
     pieces = client.complete(messages=messages, stream=True, **SHORT)

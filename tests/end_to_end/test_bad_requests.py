@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from requests.structures import CaseInsensitiveDict
 
-from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve
+from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, mlflow_serve
 from tests.conftest import ROOT, Answer, post
 from tests.support.bad_bodies import (
     NOT_JSON,
@@ -55,19 +55,19 @@ def send(url: str, method: str, headers: Mapping[str, str], body: bytes = b"") -
 
 # Nothing here gets to an engine: one will do. What is answered is tested with both.
 @pytest.fixture(scope="module")
-def azure_server(nano_model: Path) -> Iterator[Server]:
+def azure_server(nano_model: Path) -> Iterator[RunningServer]:
     with azmlinfsrv(nano_model, score=ROOT / "score") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(nano_model: Path) -> Iterator[Server]:
+def mlflow_server(nano_model: Path) -> Iterator[RunningServer]:
     with mlflow_serve(nano_model) as server:
         yield server
 
 
 @pytest.fixture
-def url(azure_server: Server) -> Iterator[str]:
+def url(azure_server: RunningServer) -> Iterator[str]:
     """The scoring route of azmlinfsrv; after each test it must still answer, and have logged no prompt."""
     before = azure_server.log.stat().st_size
     yield f"{azure_server.url}/score"
@@ -166,7 +166,7 @@ def test_azure_tells_a_client_that_sends_first_and_reads_then(url: str) -> None:
 
 
 @pytest.fixture
-def invocations(mlflow_server: Server) -> Iterator[str]:
+def invocations(mlflow_server: RunningServer) -> Iterator[str]:
     """The scoring route of `mlflow models serve`, which must still answer after each test."""
     url = f"{mlflow_server.url}/invocations"
     yield url
@@ -179,7 +179,7 @@ def of(stock: Stock, bads: tuple[Bad, ...]) -> list[Bad]:
 
 
 @pytest.mark.parametrize("bad", of(Stock.OURS, BAD), ids=lambda bad: bad.name)
-def test_mlflow_refuses_in_our_words(mlflow_server: Server, invocations: str, bad: Bad) -> None:
+def test_mlflow_refuses_in_our_words(mlflow_server: RunningServer, invocations: str, bad: Bad) -> None:
     before = mlflow_server.log.stat().st_size
     same = bad.for_mlflow()
     answer = post(invocations, same.raw)

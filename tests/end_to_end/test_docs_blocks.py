@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.servers import RunningServer
 from tests.support.paths import ROOT
 
 PAGES = [
@@ -54,7 +54,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_shell(block: str, checkout: Path, request: pytest.FixtureRequest) -> None:
     script = block.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     if SERVERS[0] in script:
-        own: Server = request.getfixturevalue("own")
+        own: RunningServer = request.getfixturevalue("own")
         script = script.replace(SERVERS[0], own.url).replace("curl ", "curl --fail --silent --show-error ")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f"make() {{ :; }}\n{script}"],  # (what make runs has tests of its own)
@@ -64,7 +64,7 @@ def test_shell(block: str, checkout: Path, request: pytest.FixtureRequest) -> No
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python(block: str, own: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python(block: str, own: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
     for address in SERVERS:
         block = block.replace(address, own.url)
     exec(compile(block, "block", "exec"), {})

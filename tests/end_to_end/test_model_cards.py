@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server, console_script, environment, own_server
+from llama_endpoints.devtools.servers import RunningServer, console_script, environment, own_server
 from llama_serving.catalog import NANO
 from llama_serving.contract import azure
 from llama_serving.prompts.builder import PromptBuilder
@@ -77,7 +77,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(wide: Path) -> Iterator[Server]:
+def server(wide: Path) -> Iterator[RunningServer]:
     # (A random model never ends by itself.)
     with own_server(wide, env={"LLAMA_DEADLINE_S": "5"}) as server:
         yield server
@@ -95,7 +95,7 @@ def ids_of(*messages: tuple[str, str]) -> int:
 
 
 @pytest.mark.parametrize(("max_tokens", "template"), CARDS.values(), ids=CARDS)
-def test_the_cards_program(server: Server, max_tokens: int, template: str) -> None:
+def test_the_cards_program(server: RunningServer, max_tokens: int, template: str) -> None:
     before = dict(samples(server))
     given = [server.url.rpartition(":")[2], str(max_tokens), template, ASKED]
     done = subprocess.run(

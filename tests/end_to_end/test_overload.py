@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve
+from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, mlflow_serve
 from tests.conftest import ROOT, Answer, post
 from tests.support.bad_bodies import SECRET, Bad
 from tests.support.shapes import shape
@@ -29,13 +29,13 @@ NO_TIME = {"LLAMA_DEADLINE_S": "0.000001"}
 class Carrier:
     """One of the two stock servers: how it starts, and how the same request is written and answered there."""
 
-    start: Callable[[Path, Mapping[str, str]], AbstractContextManager[Server]]
+    start: Callable[[Path, Mapping[str, str]], AbstractContextManager[RunningServer]]
     path: str
     probe: str
     body: Callable[[dict[str, Any]], dict[str, Any]]
     rows: Callable[[Any], Any]
 
-    def ask(self, server: Server, parameters: dict[str, Any]) -> Answer:
+    def ask(self, server: RunningServer, parameters: dict[str, Any]) -> Answer:
         body = self.body({"input_string": [SECRET], "parameters": parameters})
         return post(server.url + self.path, body)
 
@@ -64,7 +64,7 @@ def carrier(request: pytest.FixtureRequest) -> Carrier:
 
 
 @pytest.fixture(scope="module")
-def narrow(carrier: Carrier, nano_model: Path) -> Iterator[Server]:
+def narrow(carrier: Carrier, nano_model: Path) -> Iterator[RunningServer]:
     """One place, no queue, and a deadline; warmed up, so that its first token is not its slowest."""
     with carrier.start(nano_model, NARROW) as server:
         carrier.ask(server, SHORT)
@@ -72,7 +72,7 @@ def narrow(carrier: Carrier, nano_model: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def crowd(carrier: Carrier, narrow: Server) -> list[Answer]:
+def crowd(carrier: Carrier, narrow: RunningServer) -> list[Answer]:
     """What clients that all ask at once are told, of which there is a place for one."""
     together = Barrier(CLIENTS)
 
@@ -114,7 +114,9 @@ def test_who_is_served_gets_the_text_that_was_done_by_the_deadline(
     assert 0 < written < 16 * 2000
 
 
-def test_afterwards_there_is_a_place_again(carrier: Carrier, crowd: list[Answer], narrow: Server) -> None:
+def test_afterwards_there_is_a_place_again(
+    carrier: Carrier, crowd: list[Answer], narrow: RunningServer
+) -> None:
     assert crowd
     answer = carrier.ask(narrow, SHORT)
     assert (answer.status, shape(carrier.rows(answer.json))) == (200, [{"0": "text"}])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server, console_script
+from llama_endpoints.devtools.servers import RunningServer, console_script
 from llama_serving.contract import azure
 from llama_serving.service.service import Service
 from tests.conftest import ROOT, post
@@ -112,14 +112,14 @@ def test_score(nano_model: Path, process: Callable[..., str], expected: Texts, n
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_azmlinfsrv(azure_server: Server, expected: Texts, name: str) -> None:
+def test_azmlinfsrv(azure_server: RunningServer, expected: Texts, name: str) -> None:
     answer = post(f"{azure_server.url}/score", {"input_data": input_data(*ASKED[name])})
     assert answer.status == 200, answer.text
     assert text_of(answer.json) == expected[name]
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_mlflow_models_serve(mlflow_server: Server, expected: Texts, name: str) -> None:
+def test_mlflow_models_serve(mlflow_server: RunningServer, expected: Texts, name: str) -> None:
     answer = post(f"{mlflow_server.url}/invocations", {"inputs": input_data(*ASKED[name])})
     assert answer.status == 200, answer.text
     assert text_of(answer.json["predictions"]) == expected[name]
@@ -129,7 +129,7 @@ OPENAI = {"max_new_tokens": "max_tokens", "return_full_text": "echo"}
 
 
 @pytest.mark.parametrize("name", [name for name in ASKED if name not in ("full text", "two sequences")])
-def test_openai_bodies_on_mlflow(mlflow_server: Server, expected: Texts, name: str) -> None:
+def test_openai_bodies_on_mlflow(mlflow_server: RunningServer, expected: Texts, name: str) -> None:
     prompt, parameters = ASKED[name]
     given = {OPENAI.get(key, key): value for key, value in parameters.items() if key != "do_sample"}
     sampling = {} if parameters["do_sample"] else {"temperature": 0}

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server, azmlinfsrv, own_server
+from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, own_server
 from tests.conftest import ROOT, post
 from tests.support.bad_bodies import user
 
@@ -18,13 +18,13 @@ KEY = "sesame"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     """One with a key, for the pages of one origin."""
     with own_server("nano", env={"LLAMA_CORS_ORIGINS": ORIGIN, "LLAMA_API_KEYS": KEY}) as started:
         yield started
 
 
-def ask(server: Server, method: str, target: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(server: RunningServer, method: str, target: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One request with exactly this target."""
     connection = http.client.HTTPConnection(str(urlsplit(server.url).netloc), timeout=60)
     try:
@@ -35,7 +35,7 @@ def ask(server: Server, method: str, target: str, **headers: str) -> tuple[int, 
         connection.close()
 
 
-def test_a_browser_may_ask_before_it_sends_its_key(server: Server) -> None:
+def test_a_browser_may_ask_before_it_sends_its_key(server: RunningServer) -> None:
     wanted = {
         "Access_Control_Request_Method": "POST",
         "Access_Control_Request_Headers": "authorization,content-type",
@@ -47,7 +47,7 @@ def test_a_browser_may_ask_before_it_sends_its_key(server: Server) -> None:
     assert (status, headers.get("access-control-allow-origin")) == (400, None)
 
 
-def test_a_page_reads_answers_and_refusals(server: Server) -> None:
+def test_a_page_reads_answers_and_refusals(server: RunningServer) -> None:
     answer = post(
         f"{server.url}/v1/completions",
         {"prompt": "a", "max_tokens": 2},
@@ -60,31 +60,31 @@ def test_a_page_reads_answers_and_refusals(server: Server) -> None:
     assert refusal.json["error"]["code"] == "invalid_api_key"
 
 
-def test_without_the_setting_no_page_may_ask(own: Server) -> None:
+def test_without_the_setting_no_page_may_ask(own: RunningServer) -> None:
     answer = post(f"{own.url}/v1/completions", {"prompt": "a", "max_tokens": 2}, Origin=ORIGIN)
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_health_needs_no_key(server: Server) -> None:
+def test_health_needs_no_key(server: RunningServer) -> None:
     assert [ask(server, "GET", path)[0] for path in ("/health", "/v1/models")] == [200, 401]
 
 
 @pytest.mark.parametrize(
     "path", ["/health", "/metrics", "/version", "/openapi.json", "/v1/models", "/v1/models/nano", "/info"]
 )
-def test_head_is_where_get_is(own: Server, path: str) -> None:
+def test_head_is_where_get_is(own: RunningServer, path: str) -> None:
     got, head = ask(own, "GET", path), ask(own, "HEAD", path)
     assert (got[0], head[0], head[2]) == (200, 200, b"")
     assert got[1]["content-type"] == head[1]["content-type"]
 
 
 @pytest.mark.parametrize("prefix", ["http://elsewhere", "HTTPS://elsewhere:8453"])
-def test_a_target_may_be_absolute(own: Server, prefix: str) -> None:
+def test_a_target_may_be_absolute(own: RunningServer, prefix: str) -> None:
     assert ask(own, "GET", f"{prefix}/v1/models?a=b")[2] == ask(own, "GET", "/v1/models")[2]
     assert ask(own, "GET", prefix)[0] == 404
 
 
-def test_azures_inference_paths_stand_at_the_root(own: Server) -> None:
+def test_azures_inference_paths_stand_at_the_root(own: RunningServer) -> None:
     info = json.loads(ask(own, "GET", "/info")[2])
     assert (info["model_name"], info["model_type"]) == ("nano", "chat-completion")
     for path, body in {"/completions": {"prompt": "a"}, "/chat/completions": {"messages": [user("a")]}}.items():
@@ -93,7 +93,7 @@ def test_azures_inference_paths_stand_at_the_root(own: Server) -> None:
         assert answer.json["choices"] == post(f"{own.url}/v1{path}", given).json["choices"]
 
 
-def test_every_event_is_one_line(own: Server) -> None:
+def test_every_event_is_one_line(own: RunningServer) -> None:
     body = {"prompt": 'a = "x\u2028y\x85"\n', "echo": True, "stream": True, "max_tokens": 3}
     events = [line for line in post(f"{own.url}/v1/completions", body).text.splitlines() if line]
     texts = [
@@ -102,7 +102,7 @@ def test_every_event_is_one_line(own: Server) -> None:
     assert "".join(texts).startswith(body["prompt"])
 
 
-def test_a_body_is_refused_in_the_words_of_its_protocol(own: Server) -> None:
+def test_a_body_is_refused_in_the_words_of_its_protocol(own: RunningServer) -> None:
     long = "x " * 3000
     for body, code in (({"prompt": long}, "context_length_exceeded"), ({"inputs": [long]}, "context_exceeded")):
         refusal = post(f"{own.url}/invocations", body)

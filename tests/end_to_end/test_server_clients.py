@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as LangChainOpenAI
 from requests.structures import CaseInsensitiveDict
 
-from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.servers import RunningServer
 from llama_serving.contract import azure
 from llama_serving.service.service import Service
 from tests.conftest import Answer, post
@@ -64,14 +64,14 @@ def openai_body(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_score(own: Server, expected: Texts, name: str) -> None:
+def test_score(own: RunningServer, expected: Texts, name: str) -> None:
     answer = post(f"{own.url}/score", {"input_data": input_data(*ASKED[name])})
     assert answer.status == 200, answer.text
     assert text_of(answer.json) == expected[name]
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_invocations(own: Server, expected: Texts, name: str) -> None:
+def test_invocations(own: RunningServer, expected: Texts, name: str) -> None:
     answer = post(f"{own.url}/invocations", {"inputs": input_data(*ASKED[name])})
     assert answer.status == 200, answer.text
     assert text_of(answer.json["predictions"]) == expected[name]
@@ -79,14 +79,14 @@ def test_invocations(own: Server, expected: Texts, name: str) -> None:
 
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("path", ["/score", "/invocations"])
-def test_the_pieces_of_a_stream_are_the_text(own: Server, expected: Texts, path: str, name: str) -> None:
+def test_the_pieces_of_a_stream_are_the_text(own: RunningServer, expected: Texts, path: str, name: str) -> None:
     prompt, parameters = ASKED[name]
     data = input_data(prompt, {**parameters, "stream": True})
     pieces = events(own.url + path, {"input_data" if path == "/score" else "inputs": data})
     assert joined(pieces) == expected[name]
 
 
-def test_details_end_a_stream(own: Server) -> None:
+def test_details_end_a_stream(own: RunningServer) -> None:
     data = input_data("x = ", {"max_new_tokens": 3, "details": True, "stream": True, "ignore_eos": True})
     *_, last = events(f"{own.url}/score", {"input_data": data})
     assert last["details"][0]["finish_reason"] == "length"
@@ -98,7 +98,7 @@ def path_of(body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_openai_bodies(own: Server, expected: Texts, name: str) -> None:
+def test_openai_bodies(own: RunningServer, expected: Texts, name: str) -> None:
     body = openai_body(name)
     for path in (path_of(body), "/invocations"):
         answer = post(own.url + path, body)
@@ -107,7 +107,7 @@ def test_openai_bodies(own: Server, expected: Texts, name: str) -> None:
         assert (choice["message"]["content"] if "messages" in body else choice["text"]) == expected[name]
 
 
-def clients(own: Server) -> tuple[openai.OpenAI, openai.AsyncOpenAI]:
+def clients(own: RunningServer) -> tuple[openai.OpenAI, openai.AsyncOpenAI]:
     options: dict[str, Any] = {"base_url": f"{own.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 120}
     return openai.OpenAI(**options), openai.AsyncOpenAI(**options)
 
@@ -116,7 +116,7 @@ EXTRA = ("min_new_tokens", "top_k", "repetition_penalty")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_openai_package(own: Server, expected: Texts, name: str) -> None:
+def test_the_openai_package(own: RunningServer, expected: Texts, name: str) -> None:
     """Whole and streaming, sync and async."""
     body = openai_body(name)
     extra = {key: body.pop(key) for key in EXTRA if key in body}
@@ -147,7 +147,7 @@ def test_the_openai_package(own: Server, expected: Texts, name: str) -> None:
     assert asyncio.run(asynchronous()) == (expected[name], expected[name])
 
 
-def test_the_openai_package_names_our_errors(own: Server) -> None:
+def test_the_openai_package_names_our_errors(own: RunningServer) -> None:
     with clients(own)[0] as client:
         with pytest.raises(openai.BadRequestError) as refused:
             client.completions.create(model="any", prompt="x", top_p=3)
@@ -159,7 +159,7 @@ def test_the_openai_package_names_our_errors(own: Server) -> None:
     assert refused.value.request_id
 
 
-def test_several_choices_and_log_probabilities(own: Server) -> None:
+def test_several_choices_and_log_probabilities(own: RunningServer) -> None:
     with clients(own)[0] as client:
         two = client.completions.create(model="x", prompt="def f(", n=2, seed=1, max_tokens=4, logprobs=2)
         assert [choice.index for choice in two.choices] == [0, 1]
@@ -176,7 +176,7 @@ def test_several_choices_and_log_probabilities(own: Server) -> None:
 # --- the model cards' programs ----------------------------------------------------------------------
 
 
-def test_langchain_chat_whole_streaming_and_async(own: Server, expected: Texts) -> None:
+def test_langchain_chat_whole_streaming_and_async(own: RunningServer, expected: Texts) -> None:
     llm = ChatOpenAI(base_url=f"{own.url}/v1", api_key="none", temperature=0, max_tokens=16, max_retries=0,
                      model="x", extra_body={"min_new_tokens": 8})  # fmt: skip
     messages = [(m["role"], m["content"]) for m in ASKED["dialog greedy"][0]]
@@ -185,7 +185,7 @@ def test_langchain_chat_whole_streaming_and_async(own: Server, expected: Texts) 
     assert asyncio.run(llm.ainvoke(messages)).content == expected["dialog greedy"]
 
 
-def test_langchain_completion(own: Server, expected: Texts) -> None:
+def test_langchain_completion(own: RunningServer, expected: Texts) -> None:
     llm = LangChainOpenAI(base_url=f"{own.url}/v1", api_key="none", temperature=0, max_tokens=16, max_retries=0,
                           model="x", extra_body={"min_new_tokens": 8})  # fmt: skip
     prompt = ASKED["completion greedy"][0]
@@ -204,7 +204,9 @@ CODE_LLAMA = "You are an AI assistant that writes code.\n\nUser: {user_message}\
 @pytest.mark.parametrize(
     ("template", "unfolded"), [(LLAMA_2, True), (CODE_LLAMA, False)], ids=["llama-2", "code-llama"]
 )
-def test_a_prompt_template_chain_without_a_model_name(own: Server, template: str, unfolded: bool) -> None:
+def test_a_prompt_template_chain_without_a_model_name(
+    own: RunningServer, template: str, unfolded: bool
+) -> None:
     """No `model` given, `max_tokens` above what the context leaves, the whole prompt in one human message."""
     chain = (
         PromptTemplate.from_template(template)
@@ -229,12 +231,12 @@ def test_a_prompt_template_chain_without_a_model_name(own: Server, template: str
 # --- what is not a text -----------------------------------------------------------------------------
 
 
-def get(own: Server, path: str) -> Answer:
+def get(own: RunningServer, path: str) -> Answer:
     with urllib.request.urlopen(own.url + path, timeout=60) as response:
         return Answer(response.status, response.read().decode(), CaseInsensitiveDict(response.headers))
 
 
-def test_probes_and_documents(own: Server) -> None:
+def test_probes_and_documents(own: RunningServer) -> None:
     assert get(own, "/health/live").json == {"status": "live"}
     assert get(own, "/health/ready").json == {"status": "ready"}
     assert get(own, "/ping").text == "\n"
@@ -243,14 +245,14 @@ def test_probes_and_documents(own: Server) -> None:
     assert {"/score", "/invocations", "/v1/completions", "/v1/chat/completions", "/v1/models"} <= paths.keys()
 
 
-def samples(own: Server) -> Iterator[tuple[str, float]]:
+def samples(own: RunningServer) -> Iterator[tuple[str, float]]:
     for line in get(own, "/metrics").text.splitlines():
         if not line.startswith("#"):
             name, _, value = line.rpartition(" ")
             yield name, float(value)
 
 
-def test_metrics_count_what_was_asked(own: Server) -> None:
+def test_metrics_count_what_was_asked(own: RunningServer) -> None:
     before = dict(samples(own))
     body = {"prompt": "def f(x):", "max_tokens": 5, "ignore_eos": True, "temperature": 0}
     assert post(f"{own.url}/v1/completions", body).status == 200
@@ -271,7 +273,7 @@ def test_metrics_count_what_was_asked(own: Server) -> None:
     assert after["llama_num_sequences_running"] == after["llama_num_sequences_waiting"] == 0
 
 
-def test_a_requests_own_id_comes_back_and_a_strange_one_does_not(own: Server) -> None:
+def test_a_requests_own_id_comes_back_and_a_strange_one_does_not(own: RunningServer) -> None:
     body = {"prompt": "a", "max_tokens": 1}
     assert post(f"{own.url}/v1/completions", body, x_request_id="abc-1").headers["x-request-id"] == "abc-1"
     assert len(post(f"{own.url}/v1/completions", body, x_request_id="a b").headers["x-request-id"]) == 32

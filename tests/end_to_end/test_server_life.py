@@ -20,7 +20,7 @@ import pytest
 from requests.structures import CaseInsensitiveDict
 
 from llama_endpoints.devtools.servers import (
-    Server,
+    RunningServer,
     ServerStartError,
     console_script,
     environment,
@@ -55,12 +55,12 @@ def get(url: str, **headers: str) -> Answer:
             return Answer(error.code, error.read().decode(), CaseInsensitiveDict(error.headers))
 
 
-def metric(server: Server, name: str) -> float:
+def metric(server: RunningServer, name: str) -> float:
     lines = get(f"{server.url}/metrics").text.splitlines()
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 
-def inside_of(server: Server) -> float:
+def inside_of(server: RunningServer) -> float:
     """Requests that run and wait, of one scrape."""
     lines = get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("llama_num_requests_"))
@@ -69,12 +69,12 @@ def inside_of(server: Server) -> float:
 # --- what computes ----------------------------------------------------------------------------------
 
 
-def what_generates(server: Server) -> str:
+def what_generates(server: RunningServer) -> str:
     lines = get(f"{server.url}/metrics").text.splitlines()
     return next(line for line in lines if line.startswith("llama_engine_info{"))
 
 
-def test_another_backend_than_the_fastest_is_told_with_its_reason(own: Server) -> None:
+def test_another_backend_than_the_fastest_is_told_with_its_reason(own: RunningServer) -> None:
     why_not = "it computes in bfloat16, not float32 (LLAMA_DTYPE)"
     assert 'backend="portable"' in what_generates(own)
     assert f'why_not="{why_not}"' in what_generates(own)
@@ -157,7 +157,7 @@ def test_a_port_that_is_taken_and_a_model_that_cant_be_loaded_are_sentences() ->
     assert "LLAMA_KV_MEMORY" in refused("--port", str(free_port("127.0.0.1")), LLAMA_KV_MEMORY="1KiB")
 
 
-def test_another_models_name_with_and_without_strictness(own: Server) -> None:
+def test_another_models_name_with_and_without_strictness(own: RunningServer) -> None:
     body = {"prompt": "a", "max_tokens": 1, "model": "gpt"}
     assert post(f"{own.url}/v1/completions", body).status == 200
     with own_server("nano", "--strict-model") as server:
@@ -281,7 +281,7 @@ def test_a_crowd_is_served_or_sent_away() -> None:
         assert post(url, {"prompt": "a", "max_tokens": 1}).status == 200
 
 
-def opened(server: Server, body: dict[str, Any]) -> socket.socket:
+def opened(server: RunningServer, body: dict[str, Any]) -> socket.socket:
     """A connection that has sent its request and reads nothing yet."""
     place, raw = urlsplit(server.url), json.dumps(body).encode()
     connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=60)
@@ -292,7 +292,7 @@ def opened(server: Server, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
-def test_who_sends_more_and_goes_is_seen_to_go(own: Server) -> None:
+def test_who_sends_more_and_goes_is_seen_to_go(own: RunningServer) -> None:
     """Bytes behind a request make uvicorn stop reading: it must see the end all the same."""
     connection = opened(own, LONG)
     until(lambda: inside_of(own) == 1)
@@ -338,7 +338,7 @@ def test_who_goes_frees_its_place(stream: bool) -> None:
             assert {answer.result().status for answer in asked} == {200}
 
 
-def test_connections_that_send_nothing_change_nothing(own: Server) -> None:
+def test_connections_that_send_nothing_change_nothing(own: RunningServer) -> None:
     place = urlsplit(own.url)
     idle = [socket.create_connection((place.hostname or "", place.port or 0)) for _ in range(200)]
     try:

@@ -14,7 +14,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi import checks
 
-from llama_endpoints.devtools.servers import Server, own_server
+from llama_endpoints.devtools.servers import RunningServer, own_server
 from llama_serving.contract.openapi import server_document
 from llama_serving.contract.parameters import ALIASES
 from llama_serving.contract.validation import schema
@@ -72,7 +72,7 @@ API: Final = api()
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[Server]:
+def small() -> Iterator[RunningServer]:
     """Whatever it is asked takes a moment."""
     with own_server("nano", env=SMALL) as server:
         yield server
@@ -228,7 +228,7 @@ def asked() -> set[str]:
 
 
 @API.parametrize()
-def test_every_answer_is_as_described(case: Any, small: Server, asked: set[str]) -> None:
+def test_every_answer_is_as_described(case: Any, small: RunningServer, asked: set[str]) -> None:
     if case.meta.generation.mode.is_positive:
         case.body = mended(case.body)
         request = f"{case.operation.label} {case.path_parameters} {case.body}"
@@ -244,7 +244,7 @@ def test_good_bodies_got_to_the_model(asked: set[str]) -> None:
     assert {f"POST {path}" for path in PROTOCOLS} <= TRIED
 
 
-def test_the_server_is_well_afterwards(small: Server) -> None:
+def test_the_server_is_well_afterwards(small: RunningServer) -> None:
     answer = post(f"{small.url}/v1/completions", {"prompt": "def f(x):", "max_tokens": 2}, **KEY)
     assert (answer.status, answer.json["usage"]["completion_tokens"]) == (200, 2)
     log = small.log.read_text()

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.servers import RunningServer
 from llama_serving.contract import openai
 from llama_serving.server.app import PROTOCOLS
 from tests.conftest import post
@@ -43,13 +43,13 @@ BAD_OPENAI = tuple(
 
 
 @pytest.fixture(params=PROTOCOLS)
-def route(own: Server, request: pytest.FixtureRequest) -> Iterator[str]:
+def route(own: RunningServer, request: pytest.FixtureRequest) -> Iterator[str]:
     """Every route that scores; after each test it must still answer, and have logged no prompt."""
     path: str = request.param
     yield from _watched(own, path)
 
 
-def _watched(own: Server, path: str) -> Iterator[str]:
+def _watched(own: RunningServer, path: str) -> Iterator[str]:
     before = own.log.stat().st_size
     yield own.url + path
     good = post(own.url + path, GOOD[path])
@@ -58,12 +58,12 @@ def _watched(own: Server, path: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def score_url(own: Server) -> Iterator[str]:
+def score_url(own: RunningServer) -> Iterator[str]:
     yield from _watched(own, "/score")
 
 
 @pytest.fixture
-def invocations(own: Server) -> Iterator[str]:
+def invocations(own: RunningServer) -> Iterator[str]:
     yield from _watched(own, "/invocations")
 
 
@@ -106,7 +106,7 @@ def test_invocations(invocations: str, bad: Bad) -> None:
 
 
 @pytest.mark.parametrize("bad", one_of_each(BAD_OPENAI), ids=lambda bad: bad.name)
-def test_openai(own: Server, bad: Bad) -> None:
+def test_openai(own: RunningServer, bad: Bad) -> None:
     chat = isinstance(bad.body, dict) and "messages" in bad.body
     for path in ("/v1/chat/completions" if chat else "/v1/completions", "/invocations"):
         answer = post(own.url + path, bad.raw)
@@ -124,7 +124,7 @@ def test_what_is_no_json_is_refused_on_every_route(route: str) -> None:
     assert bad.fault(answer.json) is None
 
 
-def test_a_route_takes_its_own_protocol_alone(own: Server) -> None:
+def test_a_route_takes_its_own_protocol_alone(own: RunningServer) -> None:
     for path in PROTOCOLS:
         for other, body in GOOD.items():
             taken = api(path) == api(other) or (path == "/invocations" and other != "/score")
@@ -140,7 +140,7 @@ def api(path: str) -> str:
     return path.removeprefix("/v1").removeprefix("/models")
 
 
-def test_a_stream_of_two_prompts(own: Server) -> None:
+def test_a_stream_of_two_prompts(own: RunningServer) -> None:
     for path, body in (
         ("/score", score([SECRET, SECRET], stream=True)),
         ("/v1/completions", {"prompt": [SECRET, SECRET], "stream": True}),
@@ -166,7 +166,7 @@ def refused_method(url: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/scores", "/score/", "/v1", "/v1/embeddings", "/docs", "/healthy"])
-def test_no_such_path(own: Server, path: str) -> None:
+def test_no_such_path(own: RunningServer, path: str) -> None:
     answer = post(own.url + path, GOOD["/score"])
     assert answer.status == 404
     assert Bad("", None, "not_found", says="/v1/completions").fault(answer.json) is None

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from llama_endpoints.devtools.servers import Server, environment, free_port, own_server
+from llama_endpoints.devtools.servers import RunningServer, environment, free_port, own_server
 from tests.conftest import Answer, post
 from tests.end_to_end.test_server_life import PATIENCE_S, get, metric, opened, refused, until
 from tests.support.collector import attributes, collecting, deaf
@@ -38,7 +38,7 @@ def to_azure(url: str) -> dict[str, str]:
     return {"LLAMA_TRACES": "azure", "APPLICATIONINSIGHTS_CONNECTION_STRING": connection}
 
 
-def ended(server: Server) -> str:
+def ended(server: RunningServer) -> str:
     """Its log, after a signal and an orderly end."""
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(PATIENCE_S) == 0
@@ -79,7 +79,7 @@ class Told:
         return [span for span in self.spans if span.trace_id.hex() == trace(number)]
 
 
-def pipelined(server: Server, numbers: tuple[int, ...]) -> None:
+def pipelined(server: RunningServer, numbers: tuple[int, ...]) -> None:
     """Requests of several clients that a proxy sends over one connection, the next before the last is answered."""
     raw = json.dumps({**BODY, "max_tokens": 2}).encode()
     place = urlsplit(server.url)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.servers import RunningServer
 from llama_endpoints.devtools.swagger import documents, dumps
 from llama_serving.contract.openapi import EXAMPLE
 
@@ -30,7 +30,7 @@ def test_the_document_stands_alone(body: object, valid: bool) -> None:
 
 
 @pytest.mark.parametrize(("version", "name"), [("2", "swagger.json"), ("3.1", "swagger3.1.json")])
-def test_the_server_serves_it(azure_server: Server, version: str, name: str) -> None:
+def test_the_server_serves_it(azure_server: RunningServer, version: str, name: str) -> None:
     with urllib.request.urlopen(f"{azure_server.url}/swagger.json?version={version}", timeout=30) as response:
         served: Any = json.loads(response.read())
     assert served == documents()[name]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server, free_port, own_server
+from llama_endpoints.devtools.servers import RunningServer, free_port, own_server
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.engine.upstream import start
 from llama_serving.engine.upstream.client import UpstreamClient
@@ -60,14 +60,14 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def front_of(url: str, **env: str) -> Iterator[Server]:
+def front_of(url: str, **env: str) -> Iterator[RunningServer]:
     settings = {"LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_URL": url, **env}
     with own_server("nano", env=settings) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def front(own: Server) -> Iterator[Server]:
+def front(own: RunningServer) -> Iterator[RunningServer]:
     """Our own server in front of our own server."""
     with front_of(own.url) as server:
         yield server
@@ -89,7 +89,7 @@ def status(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def running(server: Server) -> float:
+def running(server: RunningServer) -> float:
     lines = status(f"{server.url}/metrics")[1].splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("llama_num_requests_"))
 
@@ -98,7 +98,7 @@ def running(server: Server) -> float:
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_the_text_is_that_of_the_engine_behind(front: Server, own: Server, name: str) -> None:
+def test_the_text_is_that_of_the_engine_behind(front: RunningServer, own: RunningServer, name: str) -> None:
     """Every prompt is built here and there: the one behind is asked for the same by text, too."""
     body = {"input_data": ASKED[name]}
     answer = post(f"{front.url}/score", body)
@@ -106,7 +106,7 @@ def test_the_text_is_that_of_the_engine_behind(front: Server, own: Server, name:
     assert answer.json == post(f"{own.url}/score", body).json
 
 
-def test_a_stream_is_the_same_text(front: Server, own: Server) -> None:
+def test_a_stream_is_the_same_text(front: RunningServer, own: RunningServer) -> None:
     body = {"prompt": GAP["prefix"], "suffix": GAP["suffix"], "max_tokens": 24, "temperature": 0}
     (expected,) = post(f"{own.url}/v1/completions", body).json["choices"]
     lines = post(f"{front.url}/v1/completions", {**body, "stream": True}).text.split("\n\n")
@@ -117,13 +117,13 @@ def test_a_stream_is_the_same_text(front: Server, own: Server) -> None:
     assert len(choices) > 2
 
 
-def test_the_front_has_no_torch(front: Server, own: Server) -> None:
+def test_the_front_has_no_torch(front: RunningServer, own: RunningServer) -> None:
     assert "libtorch" in Path(f"/proc/{own.pid}/maps").read_text("utf-8")
     assert "libtorch" not in Path(f"/proc/{front.pid}/maps").read_text("utf-8")
     assert f"upstream engine on the llama-endpoints 0.1.0 at {own.url} backend" in front.tail()
 
 
-def test_a_client_that_goes_frees_the_place_behind(front: Server, own: Server) -> None:
+def test_a_client_that_goes_frees_the_place_behind(front: RunningServer, own: RunningServer) -> None:
     body = {"prompt": "def f(x):", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
     content = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", int(front.url.rpartition(":")[2]))) as client:
@@ -145,7 +145,7 @@ def fake() -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture(scope="module")
-def before_fake(fake: FakeUpstream) -> Iterator[Server]:
+def before_fake(fake: FakeUpstream) -> Iterator[RunningServer]:
     with front_of(fake.url) as server:
         yield server
 
@@ -154,7 +154,7 @@ ONE = {"prompt": "a", "max_tokens": 2, "temperature": 0}
 
 
 def test_health_tells_that_the_server_behind_is_away_and_is_back(
-    fake: FakeUpstream, before_fake: Server
+    fake: FakeUpstream, before_fake: RunningServer
 ) -> None:
     url = before_fake.url
     assert post(f"{url}/v1/completions", ONE).status == 200
@@ -171,7 +171,7 @@ def test_health_tells_that_the_server_behind_is_away_and_is_back(
     assert post(f"{url}/v1/completions", ONE).status == 200
 
 
-def test_what_the_server_behind_refuses_is_refused(fake: FakeUpstream, before_fake: Server) -> None:
+def test_what_the_server_behind_refuses_is_refused(fake: FakeUpstream, before_fake: RunningServer) -> None:
     fake.answers.append([b"HTTP/1.1 429 Full\r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n"])
     answer = post(f"{before_fake.url}/v1/completions", ONE)
     assert (answer.status, answer.headers["Retry-After"], answer.json["error"]["code"]) == (
@@ -181,7 +181,9 @@ def test_what_the_server_behind_refuses_is_refused(fake: FakeUpstream, before_fa
     )
 
 
-def test_a_break_in_the_middle_of_a_stream_is_its_last_event(fake: FakeUpstream, before_fake: Server) -> None:
+def test_a_break_in_the_middle_of_a_stream_is_its_last_event(
+    fake: FakeUpstream, before_fake: RunningServer
+) -> None:
     def first(body: dict[str, Any]) -> bytes:
         return event(chunk([300], prompt_token_ids=body["prompt"]))
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server
+from llama_endpoints.devtools.servers import RunningServer
 from llama_endpoints.nano import FOLDER as NANO
 from load_tests.bench import busy, front, gpu, jobs, limit, report
 from load_tests.bench.contestants import ENGINE
@@ -147,7 +147,7 @@ def test_a_front_is_measured_in_front_of_a_stub() -> None:
         assert front.rate(url, {"prompt": [1], "max_tokens": front.NEW_TOKENS}, sequences=3, requests=2) > 0
 
 
-def test_an_answer_that_is_none_is_not_measured(own: Server) -> None:
+def test_an_answer_that_is_none_is_not_measured(own: RunningServer) -> None:
     with pytest.raises(RuntimeError, match="the front answers 400"):
         front.rate(f"{own.url}/v1/completions", {"prompt": ""}, sequences=2, requests=1)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from load_tests import report
 from load_tests.protocols import ROUTES, Reply, Verdict, verdict
 from load_tests.samples import Sample, read
-from load_tests.workload import DEFAULT, KINDS, Asked, Lengths, Workload, WorkloadError, draw
+from load_tests.workload import DEFAULT, KINDS, Asked, Lengths, RequestMix, WorkloadError, draw
 
 ASKED = Asked("completion", ("def f(",), 8, 1, stream=False, cancelled=False, bad=False)
 USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
@@ -25,7 +25,7 @@ DETAILS = [{"finish_reason": "stop", "usage": USAGE, "logprobs": None}]
 
 
 def test_the_committed_file_says_what_is_sent_without_one() -> None:
-    assert Workload.read(DEFAULT) == Workload()
+    assert RequestMix.read(DEFAULT) == RequestMix()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_file_that_cant_be_used_is_a_sentence(tmp_path: Path, text: str, says:
     file = tmp_path / "w.yml"
     file.write_text(text)
     with pytest.raises(WorkloadError, match=says) as refused:
-        Workload.read(file)
+        RequestMix.read(file)
     assert str(file) in str(refused.value)
 
 
@@ -62,7 +62,7 @@ def test_a_file_that_cant_be_used_is_a_sentence(tmp_path: Path, text: str, says:
 def test_what_is_drawn_is_within_what_was_said(
     seed: int, least: int, more: int, kinds: Any, streams: bool
 ) -> None:
-    workload = Workload(
+    workload = RequestMix(
         prompt_characters=Lengths(least, least + more),
         new_tokens=Lengths(2, 5),
         prompts=Lengths(1, 3),
@@ -86,7 +86,7 @@ def test_what_is_drawn_is_within_what_was_said(
 def test_the_shares_are_kept() -> None:
     random, workload = (
         Random(5),
-        Workload(stream=0.25, cancel=0.5, bad=0.1, kinds=(("infill", 1), ("dialog", 3))),
+        RequestMix(stream=0.25, cancel=0.5, bad=0.1, kinds=(("infill", 1), ("dialog", 3))),
     )
     drawn = [draw(workload, random, KINDS, streams=True) for _ in range(4000)]
     assert Counter(asked.kind for asked in drawn).keys() == {"infill", "dialog"}

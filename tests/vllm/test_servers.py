@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.devtools.servers import Server, azmlinfsrv, mlflow_serve, own_server
+from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, mlflow_serve, own_server
 from tests.conftest import ROOT, Answer, post
 from tests.vllm import processes
 from tests.vllm.processes import API, CORE, KEEPER, WORKER, until
@@ -37,15 +37,15 @@ def asked(parameters: Mapping[str, Any], prompt: str = "def fib(n):\n") -> dict[
     return {"input_string": [prompt], "parameters": dict(parameters)}
 
 
-def score(server: Server, parameters: Mapping[str, Any]) -> Answer:
+def score(server: RunningServer, parameters: Mapping[str, Any]) -> Answer:
     return post(f"{server.url}/score", {"input_data": asked(parameters)})
 
 
-def invocations(server: Server, parameters: Mapping[str, Any]) -> Answer:
+def invocations(server: RunningServer, parameters: Mapping[str, Any]) -> Answer:
     return post(f"{server.url}/invocations", {"inputs": asked(parameters)})
 
 
-SERVERS: dict[str, tuple[Callable[..., AbstractContextManager[Server]], Callable[..., Answer], str]] = {
+SERVERS: dict[str, tuple[Callable[..., AbstractContextManager[RunningServer]], Callable[..., Answer], str]] = {
     "azmlinfsrv": (lambda model, env: azmlinfsrv(model, score=ROOT / "score", env=env), score, API),
     "mlflow models serve": (lambda model, env: mlflow_serve(model, env=env), invocations, WORKER),
 }
@@ -58,7 +58,7 @@ def retry_after(answer: Answer) -> int:
     return int(said)
 
 
-def killed_in_mid_request(server: Server, ask: Callable[..., Answer], victim: str) -> None:
+def killed_in_mid_request(server: RunningServer, ask: Callable[..., Answer], victim: str) -> None:
     """vLLM dies; who waits is told, and so is who comes next; then it is back, and says the same."""
     expected = ask(server, SHORT)
     assert expected.status == 200, expected.text
@@ -86,7 +86,7 @@ def killed_in_mid_request(server: Server, ask: Callable[..., Answer], victim: st
     assert "restarting it in" in server.log.read_text("utf-8")
 
 
-def killed_ourselves(server: Server) -> None:
+def killed_ourselves(server: RunningServer) -> None:
     """SIGKILL to all of our own processes: of vLLM nothing is left."""
     theirs = processes.started_by(server.pid)
     assert set(theirs) == {API, CORE, WORKER, KEEPER}
@@ -106,7 +106,7 @@ def test_killed_and_killed_with_us(nano_model: Path, settings: Mapping[str, str]
         killed_ourselves(server)
 
 
-def streamed(server: Server, body: Mapping[str, Any]) -> str:
+def streamed(server: RunningServer, body: Mapping[str, Any]) -> str:
     request = urllib.request.Request(
         f"{server.url}/v1/completions",
         json.dumps({**body, "stream": True}).encode(),
@@ -119,7 +119,7 @@ def streamed(server: Server, body: Mapping[str, Any]) -> str:
 class Load:
     """Clients that ask for all sorts of things."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: RunningServer) -> None:
         self.server, self.stop, self.statuses = server, threading.Event(), list[int]()
 
     def run(self, seed: int) -> None:
@@ -165,7 +165,7 @@ def test_our_own_server(
         drained(server)
 
 
-def drained(server: Server) -> None:
+def drained(server: RunningServer) -> None:
     """SIGTERM: who is inside gets the whole answer, and then vLLM has gone as well."""
     theirs = processes.started_by(server.pid)
     socket = processes.socket_of(theirs[API])

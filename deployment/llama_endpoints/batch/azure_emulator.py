@@ -150,12 +150,12 @@ async def run(job: EmulatedJob, told: Callable[[Tally], None], say: Callable[[st
     (job.output / LOGS).mkdir()
     try:
         with tempfile.TemporaryDirectory(prefix="llama-azure-") as scratch:
-            return await _JobRun(job, files, Path(scratch), told, say).run()
+            return await _EmulatedRun(job, files, Path(scratch), told, say).run()
     except OSError as error:
         raise SetupError(f"{error.filename or job.output}: {error.strerror}.") from error
 
 
-class _JobRun:
+class _EmulatedRun:
     def __init__(
         self,
         job: EmulatedJob,

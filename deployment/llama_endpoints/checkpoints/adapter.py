@@ -88,7 +88,7 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class LoraAdapter:
     """A checked adapter.
 
     Attributes:
@@ -102,7 +102,7 @@ class Adapter:
     base: str | None
 
 
-def read_adapter(folder: Path, shape: Shape) -> Adapter:
+def read_adapter(folder: Path, shape: Shape) -> LoraAdapter:
     """Read the adapter in `folder` for a base of `shape`.
 
     Raises:
@@ -123,7 +123,7 @@ def read_adapter(folder: Path, shape: Shape) -> Adapter:
     _check_tied(updates, shape)
     _check_complete(updates, config, shape)
     base = config.get("base_model_name_or_path")
-    return Adapter(folder, file, updates, base if isinstance(base, str) else None)
+    return LoraAdapter(folder, file, updates, base if isinstance(base, str) else None)
 
 
 def _config(folder: Path) -> dict[str, Any]:

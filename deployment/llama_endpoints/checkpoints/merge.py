@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from llama_endpoints.checkpoints.adapter import CONFIG, WEIGHTS, Adapter, Update
+from llama_endpoints.checkpoints.adapter import CONFIG, WEIGHTS, LoraAdapter, Update
 from llama_endpoints.checkpoints.inspection import Checkpoint, inspect
 from llama_endpoints.checkpoints.tensor_file import (
     ITEM_BYTES,
@@ -64,7 +64,12 @@ class Merged:
 
 
 def merge(
-    base: Checkpoint, adapter: Adapter, folder: Path, *, link: bool = True, progress: Progress = lambda _: None
+    base: Checkpoint,
+    adapter: LoraAdapter,
+    folder: Path,
+    *,
+    link: bool = True,
+    progress: Progress = lambda _: None,
 ) -> Merged:
     """Write the merged checkpoint to `folder`, which must not exist.
 
@@ -94,7 +99,7 @@ def merge(
 
 
 def _record(
-    digests: Mapping[str, str], adapter: Adapter, changes: Mapping[str, TensorChange]
+    digests: Mapping[str, str], adapter: LoraAdapter, changes: Mapping[str, TensorChange]
 ) -> dict[str, Any]:
     """Return the record of the weights' origin."""
     files = (adapter.folder / CONFIG, adapter.folder / WEIGHTS)
@@ -113,7 +118,7 @@ def _six_digits(value: float) -> float | None:
 def _merge_file(  # noqa: PLR0913  (a file, and what is told of it)
     source: Path,
     target: Path,
-    adapter: Adapter,
+    adapter: LoraAdapter,
     changes: dict[str, TensorChange],
     *,
     link: bool,

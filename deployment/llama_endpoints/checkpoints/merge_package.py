@@ -4,15 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llama_endpoints.checkpoints import logit_shift
-from llama_endpoints.checkpoints.adapter import Adapter, read_adapter
+from llama_endpoints.checkpoints.adapter import LoraAdapter, read_adapter
 from llama_endpoints.checkpoints.inspection import Checkpoint, inspect
 from llama_endpoints.checkpoints.merge import Merged, merge
-from llama_endpoints.checkpoints.package import Packaged, Weights, check_output, package, staged, writing
+from llama_endpoints.checkpoints.package import Packaged, WeightsMode, check_output, package, staged, writing
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ARTIFACT, CHECKPOINT
 
 
-def open_adapter(base: Checkpoint, folder: Path) -> Adapter:
+def open_adapter(base: Checkpoint, folder: Path) -> LoraAdapter:
     """Read the adapter in `folder` for a checkpoint.
 
     Raises:
@@ -28,10 +28,10 @@ def open_adapter(base: Checkpoint, folder: Path) -> Adapter:
 
 def package_merged(  # noqa: PLR0913  (the options of a command)
     base: Checkpoint,
-    adapter: Adapter,
+    adapter: LoraAdapter,
     output: Path,
     *,
-    weights: Weights = Weights.LINK,
+    weights: WeightsMode = WeightsMode.LINK,
     overwrite: bool = False,
     progress: Callable[[int], object] = lambda _: None,
 ) -> tuple[Checkpoint, Packaged, tuple[str, ...]]:
@@ -51,21 +51,21 @@ def package_merged(  # noqa: PLR0913  (the options of a command)
     Raises:
         SetupError: a sum overflows its type, or `output` cannot be written.
     """
-    if weights is Weights.REFERENCE:
+    if weights is WeightsMode.REFERENCE:
         raise SetupError(
             "Merged weights cannot be referenced: they exist only in the model. Use --weights link or copy with --adapter."
         )
     with writing(output):
         check_output(base, output, overwrite=overwrite)
         with staged(output) as stage:
-            merged = merge(base, adapter, stage, link=weights is Weights.LINK, progress=progress)
+            merged = merge(base, adapter, stage, link=weights is WeightsMode.LINK, progress=progress)
             shift = logit_shift.measure(base.folder, stage, merged.checkpoint.variant)
             done = package(merged.checkpoint, output, overwrite=overwrite)
     found = inspect(output / "artifacts" / ARTIFACT / CHECKPOINT, merged.checkpoint.variant)
     return found, done, (*_moved(merged), str(shift))
 
 
-def base_differs(base: Checkpoint, adapter: Adapter) -> str | None:
+def base_differs(base: Checkpoint, adapter: LoraAdapter) -> str | None:
     """Return a warning if the adapter names another base model; None if not."""
     if adapter.base and adapter.base.count("/") == 1 and adapter.base != base.variant.name:
         return f"the adapter was trained on {adapter.base}, but the checkpoint is {base.variant.name}"

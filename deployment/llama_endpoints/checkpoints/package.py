@@ -34,7 +34,7 @@ Progress = Callable[[int], object]
 """Called with the number of bytes processed since the last call."""
 
 
-class Weights(StrEnum):
+class WeightsMode(StrEnum):
     """How the weights get into the model."""
 
     LINK = "link"  # hard links: no second copy; the checkpoint may be deleted afterwards
@@ -52,7 +52,7 @@ class Packaged:
     """
 
     output: Path
-    weights: Weights
+    weights: WeightsMode
     copied: str | None = None
     no_kernels: str | None = None
 
@@ -61,7 +61,7 @@ def package(
     checkpoint: Checkpoint,
     output: Path,
     *,
-    weights: Weights = Weights.LINK,
+    weights: WeightsMode = WeightsMode.LINK,
     overwrite: bool = False,
     progress: Progress = lambda _: None,
 ) -> Packaged:
@@ -79,7 +79,7 @@ def package(
             no_kernels = _add_kernels(stage)
             copied = _place_weights(checkpoint, stage, weights, progress)
             _put(stage, output)
-    return Packaged(output, Weights.COPY if copied else weights, copied, no_kernels)
+    return Packaged(output, WeightsMode.COPY if copied else weights, copied, no_kernels)
 
 
 @contextmanager
@@ -125,8 +125,8 @@ def _check_dtype(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_reference(checkpoint: Checkpoint, weights: Weights) -> None:
-    if weights is Weights.REFERENCE and checkpoint.config is not None:
+def _check_reference(checkpoint: Checkpoint, weights: WeightsMode) -> None:
+    if weights is WeightsMode.REFERENCE and checkpoint.config is not None:
         raise SetupError(
             f"The quantization of {checkpoint.folder} is in a separate file, but vLLM reads only config.json, "
             "which a reference cannot change. Use --weights link or copy."
@@ -173,14 +173,14 @@ def _reason(error: OSError) -> str:
     return first[1] if first else str(error)
 
 
-def _save(checkpoint: Checkpoint, stage: Path, weights: Weights) -> None:
+def _save(checkpoint: Checkpoint, stage: Path, weights: WeightsMode) -> None:
     """Save everything except the weights, so that MLflow does not copy them."""
     from llama_serving.hosts.mlflow_pyfunc import save_model
 
     artifact = stage.parent / ARTIFACT
     artifact.mkdir()
     path = CHECKPOINT
-    if weights is Weights.REFERENCE:
+    if weights is WeightsMode.REFERENCE:
         path = str(checkpoint.folder.resolve())
     else:
         (artifact / CHECKPOINT).mkdir()
@@ -219,16 +219,16 @@ def _add_kernels(stage: Path) -> str | None:
     return None
 
 
-def _place_weights(checkpoint: Checkpoint, stage: Path, weights: Weights, progress: Progress) -> str | None:
-    if weights is Weights.REFERENCE:
+def _place_weights(checkpoint: Checkpoint, stage: Path, weights: WeightsMode, progress: Progress) -> str | None:
+    if weights is WeightsMode.REFERENCE:
         progress(checkpoint.weight_bytes)
         return None
     target = stage / "artifacts" / ARTIFACT / CHECKPOINT
-    if weights is Weights.COPY:
+    if weights is WeightsMode.COPY:
         _check_room(checkpoint, target)
     copied = None
     for file in checkpoint.weights:
-        if weights is Weights.COPY or copied:
+        if weights is WeightsMode.COPY or copied:
             _copy(file, target / file.name, progress)
             continue
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 if TYPE_CHECKING:
-    from llama_endpoints.planning.sizing import Runner, VllmOptions
+    from llama_endpoints.planning.sizing import Runner, VllmSizingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class EngineChoice:
 
     runner: "Runner | None"
     usual_tokens: int | None
-    options: "VllmOptions"
+    options: "VllmSizingOptions"
 
 
 _OPTIONS: Final = (
@@ -78,9 +78,9 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         *, engine: str, usual_tokens: int | None, kv_dtype: str, pipeline_parallel: int, prefill_tokens: int | None,
         speculative_tokens: int, **others: Any,
     ) -> None:  # fmt: skip
-        from llama_endpoints.planning.sizing import KvDtype, Runner, VllmOptions
+        from llama_endpoints.planning.sizing import KvDtype, Runner, VllmSizingOptions
 
-        options = VllmOptions(pipeline_parallel, KvDtype(kv_dtype), prefill_tokens, speculative_tokens)
+        options = VllmSizingOptions(pipeline_parallel, KvDtype(kv_dtype), prefill_tokens, speculative_tokens)
         runner = None if engine == "auto" else Runner(engine)
         command(engine=EngineChoice(runner, usual_tokens, options), **others)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from llama_endpoints.checkpoints.inspection import Checkpoint
-    from llama_endpoints.checkpoints.package import Packaged, Weights
+    from llama_endpoints.checkpoints.package import Packaged, WeightsMode
     from llama_serving.catalog import ModelVariant
 
 
@@ -86,7 +86,7 @@ def package(  # noqa: PLR0913  (one argument an option)
       llama-endpoints package --checkpoint my-llama --dialog inst --infill none --output models/mine
     """  # noqa: D301
     from llama_endpoints.checkpoints.inspection import inspect
-    from llama_endpoints.checkpoints.package import Weights
+    from llama_endpoints.checkpoints.package import WeightsMode
     from llama_endpoints.checkpoints.package import package as write
     from llama_endpoints.checkpoints.variants import infilling_in, row_for
     from llama_endpoints.download.resolve import folder_of
@@ -97,9 +97,9 @@ def package(  # noqa: PLR0913  (one argument an option)
     warn(found.warnings)
     if adapter is None:
         with _weights_bar("weights", found.weight_bytes) as bar:
-            done = write(found, output, weights=Weights(weights), overwrite=overwrite, progress=bar.update)
+            done = write(found, output, weights=WeightsMode(weights), overwrite=overwrite, progress=bar.update)
     else:
-        found, done = _merge(found, adapter, output, Weights(weights), overwrite=overwrite)
+        found, done = _merge(found, adapter, output, WeightsMode(weights), overwrite=overwrite)
     if done.copied:
         click.echo(f"The weights were copied, since they cannot be linked ({done.copied}).", err=True)
     if done.no_kernels:
@@ -119,7 +119,7 @@ def _weights_bar(what: str, size: int) -> "tqdm[NoReturn]":
 
 
 def _merge(
-    base: "Checkpoint", folder: Path, output: Path, weights: "Weights", *, overwrite: bool
+    base: "Checkpoint", folder: Path, output: Path, weights: "WeightsMode", *, overwrite: bool
 ) -> tuple["Checkpoint", "Packaged"]:
     """Merge an adapter, print how far it moved the model, and package the result."""
     from llama_endpoints.checkpoints.merge_package import base_differs, open_adapter, package_merged

@@ -61,7 +61,7 @@ class ServerStartError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class RunningServer:
     """A running server. `process` leads its own process group."""
 
     url: str
@@ -87,7 +87,7 @@ def azmlinfsrv(
     env: Mapping[str, str] = NO_ENV,
     threads: int = THREADS,
     port: int | None = None,
-) -> Iterator[Server]:
+) -> Iterator[RunningServer]:
     """Run Azure ML's inference server on `score/score.py`, as a managed online deployment does.
 
     Uses the console script, since `python -m` would put `score/` first on `sys.path`, where Azure has it last. `/` answers once
@@ -114,7 +114,7 @@ def mlflow_serve(
     cwd: Path | None = None,
     env: Mapping[str, str] = NO_ENV,
     port: int | None = None,
-) -> Iterator[Server]:
+) -> Iterator[RunningServer]:
     """Run `mlflow models serve` on a model folder.
 
     It imports from its working directory. The default is an empty folder, so that a model that needs its own sources fails.
@@ -138,7 +138,7 @@ def own_server(
     port: int | None = None,
     ready: str = "/health/ready",
     start_s: float = START_TIMEOUT_S,
-) -> Iterator[Server]:
+) -> Iterator[RunningServer]:
     """Run our own server, `llama-endpoints serve`, and wait at most `start_s` seconds until `ready` answers 200."""
     port = port or free_port(LOOPBACK)
     name = str(model.resolve()) if isinstance(model, Path) else model
@@ -192,7 +192,7 @@ def _workplace() -> Iterator[tuple[Path, Path]]:
 @contextmanager
 def _running(
     command: Sequence[str], cwd: Path, settings: Mapping[str, str], log: Path, port: int
-) -> Iterator[Server]:
+) -> Iterator[RunningServer]:
     """Run `command` in its own process group during the block.
 
     Every process inherits the read end of a pipe as stdin, so the write end reports when the last one has ended, even one that the
@@ -212,7 +212,7 @@ def _running(
             )
         os.close(read_end)
         try:
-            yield Server(f"http://{LOOPBACK}:{port}", log, process)
+            yield RunningServer(f"http://{LOOPBACK}:{port}", log, process)
         finally:
             _stop(process, write_end)
     finally:
@@ -243,7 +243,7 @@ def _signal_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
 
 
-def _wait_until_ready(server: Server, path: str, start_s: float = START_TIMEOUT_S) -> None:
+def _wait_until_ready(server: RunningServer, path: str, start_s: float = START_TIMEOUT_S) -> None:
     deadline = time.monotonic() + start_s
     while not _answers(server.url, path):
         if (status := server.process.poll()) is not None:
@@ -265,6 +265,6 @@ def _answers(url: str, path: str) -> bool:
         connection.close()
 
 
-def _start_error(server: Server, what: str) -> ServerStartError:
+def _start_error(server: RunningServer, what: str) -> ServerStartError:
     command = " ".join(map(str, server.process.args)) if isinstance(server.process.args, list) else ""
     return ServerStartError(f"{command}\n{what}. The end of its log:\n{server.tail()}")

@@ -60,7 +60,7 @@ class RemoteFile(Protocol):
         """Return a hashlib object for the checksum."""
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """Where files come from."""
 
     @property

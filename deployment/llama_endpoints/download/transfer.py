@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from llama_endpoints.download.source import PAUSES_S, BrokenOff, RemoteFile, Source, Tell
+from llama_endpoints.download.source import PAUSES_S, BrokenOff, FileSource, RemoteFile, Tell
 from llama_serving.errors import SetupError
 
 CONNECTIONS: Final = 4
@@ -36,7 +36,7 @@ class Download:
         ours: whether existing files that differ may be replaced.
     """
 
-    source: Source
+    source: FileSource
     folder: Path
     ours: bool = False
     progress: Progress = lambda _: None

@@ -9,7 +9,7 @@ from llama_endpoints.validate.findings import Level
 from llama_endpoints.validate.kinds import SpecKind
 from llama_endpoints.validate.references import Reference, asset
 from llama_endpoints.validate.report import check
-from llama_endpoints.validate.spec_files import Spec, SpecTree, around, beside, specs_of
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree, around, beside, specs_of
 from llama_serving.errors import SetupError
 
 _ENDPOINT_OF: Final = {
@@ -31,11 +31,11 @@ class Files:
         compute: a batch deployment's cluster file; None if there is none.
     """
 
-    deployment: Spec
-    endpoint: Spec
-    model: Spec | None
-    environment: Spec | None
-    compute: Spec | None
+    deployment: SpecFile
+    endpoint: SpecFile
+    model: SpecFile | None
+    environment: SpecFile | None
+    compute: SpecFile | None
 
     @classmethod
     def around(cls, path: Path, *kinds: SpecKind) -> "Files":
@@ -93,7 +93,7 @@ class Files:
             )
 
 
-def _endpoint(own: Spec, tree: SpecTree) -> Spec:
+def _endpoint(own: SpecFile, tree: SpecTree) -> SpecFile:
     kind = _ENDPOINT_OF[own.kind]
     name = own.text("endpoint_name")
     found = tree.named(name, kind) or next(
@@ -106,7 +106,7 @@ def _endpoint(own: Spec, tree: SpecTree) -> Spec:
     return found
 
 
-def reference(spec: Spec, key: str) -> str:
+def reference(spec: SpecFile, key: str) -> str:
     """Return a reference as `NAME:VERSION`, or as written if it has another form."""
     found = Reference.of(spec.at(key))
     return f"{found.name}:{found.version}" if found else spec.text(key)

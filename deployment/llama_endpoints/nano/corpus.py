@@ -58,7 +58,7 @@ LEAKED: Final = 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourcePackage:
     """One row of `sources.csv`.
 
     Attributes:
@@ -85,7 +85,7 @@ class File:
     text: str
 
 
-def sources() -> list[Source]:
+def sources() -> list[SourcePackage]:
     """Return the rows of `sources.csv`.
 
     Raises:
@@ -101,12 +101,12 @@ def sources() -> list[Source]:
     return rows
 
 
-def _source(row: dict[str, str]) -> Source:
+def _source(row: dict[str, str]) -> SourcePackage:
     texts = {name: row[name] for name in ("package", "version", "licence", "split", "sha256")}
-    return Source(**texts, files=int(row["files"]), bytes=int(row["bytes"]))
+    return SourcePackage(**texts, files=int(row["files"]), bytes=int(row["bytes"]))
 
 
-def write_sources(rows: Iterable[Source]) -> None:
+def write_sources(rows: Iterable[SourcePackage]) -> None:
     """Rewrite `sources.csv` with what was taken of each package."""
     table = [asdict(row) for row in sorted(rows, key=lambda r: (r.split, r.package.lower()))]
     with SOURCES.open("w", encoding="utf-8", newline="") as file:
@@ -115,7 +115,7 @@ def write_sources(rows: Iterable[Source]) -> None:
         writer.writerows(table)
 
 
-def fetch(source: Source, wheels: Path) -> Path:
+def fetch(source: SourcePackage, wheels: Path) -> Path:
     """Return a source's wheel, downloaded if necessary.
 
     Raises:
@@ -141,7 +141,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def files_of(source: Source, wheels: Path) -> Iterator[File]:
+def files_of(source: SourcePackage, wheels: Path) -> Iterator[File]:
     """Yield every hand-written Python file of a source, in a fixed random order."""
     if source.package == CPYTHON:
         root = Path(sysconfig.get_path("stdlib"))
@@ -204,7 +204,7 @@ def distinctive(text: str) -> set[int]:
     return {hash(line) for line in lines if len(line) >= DISTINCTIVE and not line.startswith("#")}
 
 
-def taken(rows: Sequence[Source], wheels: Path) -> Iterator[tuple[Source, File]]:
+def taken(rows: Sequence[SourcePackage], wheels: Path) -> Iterator[tuple[SourcePackage, File]]:
     """Yield the files of all sources without duplicates; held-out files come first and take precedence."""
     seen: set[int] = set()
     held_out: set[int] = set()

@@ -46,7 +46,7 @@ class Angles:
         return x * self.cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * self.sin.to(x.dtype)
 
 
-class Linear(nn.Linear):
+class CastLinear(nn.Linear):
     """A linear layer without bias; fp32 weights are cast to the input's dtype."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -75,10 +75,10 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         shape = NANO.shape
-        self.q_proj = Linear(shape.hidden, shape.heads * shape.head_dim)
-        self.k_proj = Linear(shape.hidden, shape.kv_heads * shape.head_dim)
-        self.v_proj = Linear(shape.hidden, shape.kv_heads * shape.head_dim)
-        self.o_proj = Linear(shape.heads * shape.head_dim, shape.hidden)
+        self.q_proj = CastLinear(shape.hidden, shape.heads * shape.head_dim)
+        self.k_proj = CastLinear(shape.hidden, shape.kv_heads * shape.head_dim)
+        self.v_proj = CastLinear(shape.hidden, shape.kv_heads * shape.head_dim)
+        self.o_proj = CastLinear(shape.heads * shape.head_dim, shape.hidden)
 
     def forward(self, x: Tensor, angles: Angles) -> Tensor:
         """Map (batch, positions, hidden) to the same shape."""
@@ -100,9 +100,9 @@ class FeedForward(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate_proj = Linear(NANO.shape.hidden, NANO.shape.ffn)
-        self.up_proj = Linear(NANO.shape.hidden, NANO.shape.ffn)
-        self.down_proj = Linear(NANO.shape.ffn, NANO.shape.hidden)
+        self.gate_proj = CastLinear(NANO.shape.hidden, NANO.shape.ffn)
+        self.up_proj = CastLinear(NANO.shape.hidden, NANO.shape.ffn)
+        self.down_proj = CastLinear(NANO.shape.ffn, NANO.shape.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, hidden) to the same shape."""
@@ -110,7 +110,7 @@ class FeedForward(nn.Module):
         return result
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     """Attention and feed-forward, each on a normalized copy of the residual stream."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Nano(nn.Module):
         super().__init__()
         self._compute = compute
         self.embed_tokens = nn.Embedding(NANO.shape.vocab, NANO.shape.hidden)
-        self.layers = nn.ModuleList(Layer() for _ in range(NANO.shape.layers))
+        self.layers = nn.ModuleList(DecoderLayer() for _ in range(NANO.shape.layers))
         self.norm = Norm()
 
     def start(self, seed: int) -> None:

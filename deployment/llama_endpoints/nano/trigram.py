@@ -19,7 +19,7 @@ VOCAB: Final = NANO.shape.vocab
 DISCOUNT: Final = 0.75
 
 
-class _Counts:
+class _NgramCounts:
     """How often each id follows each context; contexts and continuations are packed into one number."""
 
     def __init__(self, packed: Ids) -> None:
@@ -49,8 +49,8 @@ class Trigram:
 
     def __init__(self, row: Ids) -> None:
         self._one = np.bincount(row, minlength=VOCAB)
-        self._two = _Counts(row[:-1] * VOCAB + row[1:])
-        self._three = _Counts((row[:-2] * VOCAB + row[1:-1]) * VOCAB + row[2:])
+        self._two = _NgramCounts(row[:-1] * VOCAB + row[1:])
+        self._three = _NgramCounts((row[:-2] * VOCAB + row[1:-1]) * VOCAB + row[2:])
 
     def bits(self, ids: Ids) -> float:
         """Return the bits of all ids but the first."""

@@ -14,7 +14,7 @@ from llama_endpoints.planning.sizing import (
     Fit,
     Precision,
     Runner,
-    VllmOptions,
+    VllmSizingOptions,
     Workload,
     fit,
     weight_bytes,
@@ -69,7 +69,7 @@ class PlanRequest:
     sku: Sku | None = None
     runner: Runner | None = None
     instances: int = 1
-    options: VllmOptions = USUAL_OPTIONS
+    options: VllmSizingOptions = USUAL_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)

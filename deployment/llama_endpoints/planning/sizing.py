@@ -125,7 +125,7 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class VllmOptions:
+class VllmSizingOptions:
     """The vLLM options that affect memory and speed.
 
     Attributes:
@@ -141,7 +141,7 @@ class VllmOptions:
     speculative_tokens: int = 0
 
 
-USUAL_OPTIONS: Final = VllmOptions()
+USUAL_OPTIONS: Final = VllmSizingOptions()
 """The default options."""
 
 
@@ -158,7 +158,7 @@ class Placement:
     gpus: int
     precision: Precision
     runner: Runner
-    options: VllmOptions = USUAL_OPTIONS
+    options: VllmSizingOptions = USUAL_OPTIONS
 
     @property
     def limit_mib(self) -> float:
@@ -188,7 +188,7 @@ def prefill_tokens(gpu: Gpu) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryEstimate:
     """Memory in MiB, over all GPUs in use."""
 
     weights: float
@@ -250,7 +250,7 @@ class Fit:
     """
 
     placement: Placement
-    memory: Memory
+    memory: MemoryEstimate
     speed: Speed
     shortfalls: tuple[Shortfall, ...] = ()
 
@@ -276,7 +276,7 @@ def weight_bytes(shape: Shape, precision: Precision) -> float:
     return linear * _LINEAR_BITS[precision] / 8 + (shape.parameters - linear) * 2
 
 
-def memory(shape: Shape, workload: Workload, placement: Placement) -> Memory:
+def memory(shape: Shape, workload: Workload, placement: Placement) -> MemoryEstimate:
     """Return the memory a model takes.
 
     Weights and cache are spread over the GPUs. Part of the activations, CUDA and the graphs are needed on each.
@@ -287,7 +287,7 @@ def memory(shape: Shape, workload: Workload, placement: Placement) -> Memory:
     activations = placement.prompt_rows(workload) * 2 * (4 * shape.hidden * gpus + 2 * shape.ffn)
     # Logits in 32 bits, and a copy while sampling.
     logits = workload.concurrency * (1 + guesses) * shape.vocab * 4 * 2
-    return Memory(
+    return MemoryEstimate(
         weights=weight_bytes(shape, placement.precision) / _MIB,
         kv_cache=tokens * placement.kv_bytes_per_token(shape) / _MIB,
         activations=(activations + logits) / _MIB,
@@ -334,7 +334,7 @@ def fit(  # noqa: PLR0913  (each says something else)
     sku: Sku,
     runner: Runner | None = None,
     *,
-    options: VllmOptions = USUAL_OPTIONS,
+    options: VllmSizingOptions = USUAL_OPTIONS,
     own_disk: bool = True,
 ) -> Fit:
     """Fit a model on a machine, over as few of its GPUs as hold it, or say why it does not fit.
@@ -422,7 +422,7 @@ def _engine_shortfalls(placement: Placement) -> Iterator[Shortfall]:
         )
 
 
-def _gpu_shortfalls(placement: Placement, takes: Memory) -> Iterator[Shortfall]:
+def _gpu_shortfalls(placement: Placement, takes: MemoryEstimate) -> Iterator[Shortfall]:
     gpu, gpus, limit = placement.sku.gpu, placement.gpus, placement.limit_mib
     if placement.precision is Precision.BF16 and not gpu.bf16:
         yield Shortfall("no bf16", f"{gpu.name} does not compute in bf16")

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from llama_endpoints.planning.planner import DeployablePlan, PlanRequest, deployable, plan_with_max_concurrency
-from llama_endpoints.planning.sizing import USUAL_OPTIONS, Precision, Runner, VllmOptions, Workload
+from llama_endpoints.planning.sizing import USUAL_OPTIONS, Precision, Runner, VllmSizingOptions, Workload
 from llama_endpoints.planning.skus import Offer, Sku
 from llama_endpoints.render import autoscale, batch, kubernetes, online, spec
 from llama_endpoints.render.spec import Site
@@ -41,7 +41,7 @@ class RenderOptions:
     instances: int = 1
     runner: Runner | None = None
     usual: int | None = None
-    options: VllmOptions = USUAL_OPTIONS
+    options: VllmSizingOptions = USUAL_OPTIONS
 
 
 def checkout_of(output: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from llama_endpoints.azure.limits import schema
 from llama_endpoints.planning.planner import DeployablePlan
-from llama_endpoints.planning.sizing import SIXTEEN_BITS, USABLE, KvDtype, Precision, Runner, VllmOptions
+from llama_endpoints.planning.sizing import SIXTEEN_BITS, USABLE, KvDtype, Precision, Runner, VllmSizingOptions
 from llama_endpoints.planning.skus import Gpu, Sku
 from llama_serving.catalog import ModelVariant
 
@@ -142,7 +142,7 @@ def _dtype(precision: Precision, gpu: Gpu) -> str:
     return _DTYPES.get(precision, "bfloat16" if gpu.bf16 else "float16")
 
 
-def _vllm_settings(tensor_parallel: int, options: VllmOptions) -> dict[str, str]:
+def _vllm_settings(tensor_parallel: int, options: VllmSizingOptions) -> dict[str, str]:
     """Return the plan's options, and those that differ from vLLM's defaults."""
     return {
         "LLAMA_VLLM_TENSOR_PARALLEL": str(tensor_parallel),

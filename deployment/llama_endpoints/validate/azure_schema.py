@@ -10,7 +10,7 @@ from llama_endpoints.azure.schemas import Complaint
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import WITHOUT_LOADER
 from llama_endpoints.validate.places import is_flat
-from llama_endpoints.validate.spec_files import Spec
+from llama_endpoints.validate.spec_files import SpecFile
 from llama_endpoints.validate.values import shown
 
 _SET: Final = re.compile(r"passed is not in set \[(.*?)\]")
@@ -23,7 +23,7 @@ _WORDS: Final = {
 }
 
 
-def findings(spec: Spec) -> Iterator[Finding]:
+def findings(spec: SpecFile) -> Iterator[Finding]:
     """Yield the findings of a file whose kind has a loader."""
     if spec.kind in WITHOUT_LOADER:
         return
@@ -41,7 +41,7 @@ def _unknown(complaint: Complaint) -> str:
     return f"is not a field here.{nearest} Allowed: {', '.join(sorted(complaint.known)) or 'none'}."
 
 
-def _said(spec: Spec, complaint: Complaint) -> str:
+def _said(spec: SpecFile, complaint: Complaint) -> str:
     value, message = spec.at(*complaint.place), complaint.message
     one_of, of_type = _SET.findall(message), _TYPE.fullmatch(message)
     found = "" if value is None else f", not {shown(value)}"

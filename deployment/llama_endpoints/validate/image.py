@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llama_endpoints.validate.spec_files import Spec
+from llama_endpoints.validate.spec_files import SpecFile
 
 _PORTS: Final = re.compile(
     r"""^EXPOSE\s+(\d+) | --(?:port|bind)["']?[=,\s]\s*["']?(?:[^"'\s:]*:)?(\d+)""", re.MULTILINE | re.VERBOSE
@@ -44,7 +44,7 @@ class Image:
         )
 
     @classmethod
-    def built_by(cls, environment: Spec, *prefix: str) -> "Image | None":
+    def built_by(cls, environment: SpecFile, *prefix: str) -> "Image | None":
         """Return the image that an environment builds; None if it builds none, or the Dockerfile does not exist."""
         path = dockerfile(environment, *prefix)
         try:
@@ -53,7 +53,7 @@ class Image:
             return None
 
 
-def dockerfile(spec: Spec, *prefix: str) -> Path | None:
+def dockerfile(spec: SpecFile, *prefix: str) -> Path | None:
     """Return the path of a build's Dockerfile; None if nothing is built, or not from a local folder."""
     folder = spec.text(*prefix, "build", "path")
     if not folder or "://" in folder:

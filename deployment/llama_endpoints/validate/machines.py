@@ -11,7 +11,7 @@ from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.kinds import SpecKind
 from llama_endpoints.validate.references import cluster
 from llama_endpoints.validate.serving import Serving
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 
 _PRECISION: Final = {"bfloat16": Precision.BF16, "float16": Precision.FP16}
 GPUS: Final = "nvidia.com/gpu"
@@ -23,12 +23,12 @@ def sizes() -> dict[str, Sku]:
     return {sku.name: sku for sku in skus.SKUS.values() if sku.cloud is Cloud.AZURE}
 
 
-def instance_type(spec: Spec, tree: SpecTree) -> Spec | None:
+def instance_type(spec: SpecFile, tree: SpecTree) -> SpecFile | None:
     """Return the file of a Kubernetes deployment's instance type, if there is one."""
     return tree.named(spec.text("instance_type"), SpecKind.INSTANCE_TYPE)
 
 
-def machine_of(spec: Spec, tree: SpecTree) -> Sku | None:
+def machine_of(spec: SpecFile, tree: SpecTree) -> Sku | None:
     """Return the machine of a deployment, with the GPUs it gets, or of a cluster's file."""
     if spec.kind is SpecKind.BATCH_DEPLOYMENT:
         compute = cluster(spec, tree)
@@ -39,13 +39,13 @@ def machine_of(spec: Spec, tree: SpecTree) -> Sku | None:
     return skus.azure_size(spec.text(*size_place(spec)))
 
 
-def _node(made: Spec) -> Sku | None:
+def _node(made: SpecFile) -> Sku | None:
     sku = skus.azure_size(made.text("spec", "nodeSelector", NODE_SIZE))
     gpus = made.number("spec", "resources", "limits", GPUS, default=0)
     return replace(sku, gpus=min(sku.gpus, gpus)) if sku and gpus > 0 else None
 
 
-def size_place(spec: Spec) -> Place:
+def size_place(spec: SpecFile) -> Place:
     """Return the field of a deployment or cluster that names its size."""
     places = {SpecKind.COMPUTE: "size", SpecKind.BATCH_DEPLOYMENT: "compute"}
     return (places.get(spec.kind, "instance_type"),)
@@ -69,7 +69,7 @@ def _runner(serving: Serving) -> Runner | None:
     return _RUNNERS.get(serving.engine)
 
 
-def fit_of(spec: Spec, sku: Sku, serving: Serving, usual: int = 1) -> Fit | None:
+def fit_of(spec: SpecFile, sku: Sku, serving: Serving, usual: int = 1) -> Fit | None:
     """Return how a deployment's model fits on a machine; None if the model is unknown or missing. 32 bits are planned as 16.
 
     Args:
@@ -108,7 +108,7 @@ def _dtype(serving: Serving) -> str:
     return serving.variant.dtype if given == "auto" and serving.variant else given
 
 
-def reasons_against(spec: Spec, sku: Sku, serving: Serving) -> tuple[str, ...]:
+def reasons_against(spec: SpecFile, sku: Sku, serving: Serving) -> tuple[str, ...]:
     """Return why a deployment's model does not fit on a machine; empty if it fits, or if nothing is known about it."""
     fit = fit_of(spec, sku, serving)
     if fit is None:

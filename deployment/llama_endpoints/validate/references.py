@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_endpoints.validate.kinds import SpecKind
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 
 _SHORT: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*):([A-Za-z0-9][A-Za-z0-9._-]*)")
 _LABEL: Final = re.compile(r"azureml:([A-Za-z0-9][A-Za-z0-9._-]*)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?")
@@ -38,7 +38,7 @@ class Reference:
         return cls(match[1], match[2]) if match else None
 
 
-def asset(value: Any, kind: SpecKind, tree: SpecTree) -> Spec | None:
+def asset(value: Any, kind: SpecKind, tree: SpecTree) -> SpecFile | None:
     """Return the file of the model or environment that a deployment refers to, if there is one."""
     reference = Reference.of(value) or _registered(value, kind)
     if reference is None:
@@ -64,7 +64,7 @@ def is_unpinned(value: str, kind: SpecKind) -> bool:
     return in_registry or value.endswith(":latest") or _LABEL.fullmatch(value) is not None
 
 
-def cluster(spec: Spec, tree: SpecTree) -> Spec | None:
+def cluster(spec: SpecFile, tree: SpecTree) -> SpecFile | None:
     """Return the file of the compute that a deployment or a job refers to, if there is one."""
     match = COMPUTE_NAME.fullmatch(spec.text("compute"))
     return tree.named(match[1], SpecKind.COMPUTE) if match else None

@@ -30,10 +30,10 @@ from llama_endpoints.validate.rules import (
     variables,
 )
 from llama_endpoints.validate.rules.secrets import find_secrets, masked
-from llama_endpoints.validate.spec_files import SUFFIXES, Spec, SpecTree, around, beside, specs_of
+from llama_endpoints.validate.spec_files import SUFFIXES, SpecFile, SpecTree, around, beside, specs_of
 from llama_serving.errors import SetupError
 
-RULES: Final[tuple[Callable[[Spec, SpecTree], Iterator[Finding]], ...]] = (
+RULES: Final[tuple[Callable[[SpecFile, SpecTree], Iterator[Finding]], ...]] = (
     mappings.rules, limits.rules, names.rules, references.rules, scripts.rules, variables.rules, engines.rules, machines.rules,
     online.rules, batch.rules, endpoints.rules, assets.rules, clusters.rules, jobs.rules, kubernetes.rules,
     autoscale.rules, unchecked.rules, conda.rules,
@@ -67,8 +67,8 @@ class Report:
 class _TreeCache:
     """Caches the files around each folder."""
 
-    given: tuple[Spec, ...]
-    known: dict[Path, tuple[Spec, ...]] = field(default_factory=dict)
+    given: tuple[SpecFile, ...]
+    known: dict[Path, tuple[SpecFile, ...]] = field(default_factory=dict)
 
     def of(self, path: Path) -> SpecTree:
         """Return the files around a path. Files given by the user come first."""
@@ -101,7 +101,7 @@ def check_file(path: Path, tree_of: Callable[[Path], SpecTree], *, is_named: boo
         )  # a list at the root is not an Azure file
         return found if broken or _names_azure(path) else [unknown_files.unreadable(one) for one in found]
     secrets = list(find_secrets(document))
-    spec = Spec.of(document)
+    spec = SpecFile.of(document)
     if spec is None:
         found = [
             unknown_files.finding(document)
@@ -122,7 +122,7 @@ def _names_azure(path: Path) -> bool:
         return False
 
 
-def _of_spec(spec: Spec, tree: SpecTree, *, loads: bool) -> Iterable[Finding]:
+def _of_spec(spec: SpecFile, tree: SpecTree, *, loads: bool) -> Iterable[Finding]:
     """Yield a file's findings. Our rules replace Azure's findings about the same field."""
     ours = [finding for rule in RULES for finding in rule(spec, tree)]
     shaped = all(finding.rule is not Rule.SHAPE for finding in ours)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_endpoints.validate import filesystem
-from llama_endpoints.validate.spec_files import Spec
+from llama_endpoints.validate.spec_files import SpecFile
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _LOOSE = "*"
@@ -48,7 +48,7 @@ class Script:
         )
 
     @classmethod
-    def of(cls, spec: Spec) -> "Script | None":
+    def of(cls, spec: SpecFile) -> "Script | None":
         """Return a deployment's script; None if it has none, or it cannot be read here."""
         path = script_path(spec)
         try:
@@ -61,7 +61,7 @@ class Script:
         return name not in self.defined and _LOOSE not in self.defined
 
 
-def script_path(spec: Spec) -> Path | None:
+def script_path(spec: SpecFile) -> Path | None:
     """Return the local path of a deployment's script; None if it has none, or the code is remote."""
     code, script = spec.text("code_configuration", "code"), spec.text("code_configuration", "scoring_script")
     if not code or not script or is_remote(code):

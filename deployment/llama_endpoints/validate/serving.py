@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from llama_endpoints.azure.limits import DISK_BYTES_S, VLLM_START_S
-from llama_endpoints.planning.sizing import SIXTEEN_BITS, KvDtype, Precision, VllmOptions, weight_bytes
+from llama_endpoints.planning.sizing import SIXTEEN_BITS, KvDtype, Precision, VllmSizingOptions, weight_bytes
 from llama_endpoints.render.spec import WEIGHTS
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.image import Image
@@ -22,7 +22,7 @@ from llama_endpoints.validate.llama_deployments import (
 )
 from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.registry import variant_in_registry
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_serving.catalog import CATALOG, ModelVariant
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
@@ -64,7 +64,7 @@ class Serving:
     precision: Precision | None
 
     @classmethod
-    def of(cls, spec: Spec, tree: SpecTree) -> "Serving":
+    def of(cls, spec: SpecFile, tree: SpecTree) -> "Serving":
         """Derive it from a deployment's file and the files around it."""
         place = variables_place(spec)
         environment = asset(spec.at("environment"), SpecKind.ENVIRONMENT, tree)
@@ -115,10 +115,10 @@ class Serving:
         return self.settings.vllm_tensor_parallel * self.settings.vllm_pipeline_parallel
 
     @property
-    def options(self) -> VllmOptions:
+    def options(self) -> VllmSizingOptions:
         """The vLLM options in the planner's form."""
         settings = self.settings
-        return VllmOptions(
+        return VllmSizingOptions(
             settings.vllm_pipeline_parallel,
             KvDtype(settings.vllm_kv_dtype),
             settings.vllm_prefill_tokens,
@@ -164,7 +164,7 @@ def variant_name(model: Mapping[str, Any]) -> str:
     return next((word.rstrip(".;:") for word in words if word.rstrip(".;:") in CATALOG), "")
 
 
-def precision_of(spec: Spec, tree: SpecTree) -> Precision | None:
+def precision_of(spec: SpecFile, tree: SpecTree) -> Precision | None:
     """Return the type of a quantized model's weights, as its file says; None if it says nothing known."""
     inline = spec.at("model")
     model = None if isinstance(inline, Mapping) else asset(inline, SpecKind.MODEL, tree)
@@ -174,7 +174,7 @@ def precision_of(spec: Spec, tree: SpecTree) -> Precision | None:
     return Precision(given) if given in QUANTIZED else None
 
 
-def variant_of(spec: Spec, tree: SpecTree) -> ModelVariant | None:
+def variant_of(spec: SpecFile, tree: SpecTree) -> ModelVariant | None:
     """Return a deployment's catalog row, if the files around it identify the model."""
     inline = spec.at("model")
     if isinstance(inline, Mapping):

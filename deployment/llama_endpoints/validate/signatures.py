@@ -11,7 +11,7 @@ from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import SpecKind
 from llama_endpoints.validate.script import Function, Script
-from llama_endpoints.validate.spec_files import Spec
+from llama_endpoints.validate.spec_files import SpecFile
 
 _SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
 _HEADERS: Final = "request_headers"
@@ -19,7 +19,7 @@ _HEADERS: Final = "request_headers"
 _RAW: Final = "rawhttp"
 
 
-def findings(spec: Spec, script: Script) -> Iterator[Finding]:
+def findings(spec: SpecFile, script: Script) -> Iterator[Finding]:
     """Yield the findings about init() and run(), if the script itself defines them."""
     for name, check in (
         ("init", _init),

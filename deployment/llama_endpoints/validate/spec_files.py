@@ -17,14 +17,14 @@ MOST_FILES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
+class SpecFile:
     """A file of a known kind."""
 
     document: Document
     kind: SpecKind
 
     @classmethod
-    def of(cls, document: Document) -> "Spec | None":
+    def of(cls, document: Document) -> "SpecFile | None":
         """Return the spec of a document; None if its kind is unknown."""
         kind = kind_of(document.root)
         return None if kind is None else cls(document, kind)
@@ -67,13 +67,13 @@ class Spec:
 class SpecTree:
     """A file and the files around it."""
 
-    specs: tuple[Spec, ...] = ()
+    specs: tuple[SpecFile, ...] = ()
 
-    def of_kind(self, *kinds: SpecKind) -> Iterator[Spec]:
+    def of_kind(self, *kinds: SpecKind) -> Iterator[SpecFile]:
         """Yield the specs of these kinds."""
         return (spec for spec in self.specs if spec.kind in kinds)
 
-    def named(self, name: str, *kinds: SpecKind) -> Spec | None:
+    def named(self, name: str, *kinds: SpecKind) -> SpecFile | None:
         """Return the first spec of these kinds with that name."""
         return next((spec for spec in self.of_kind(*kinds) if spec.name == name), None)
 
@@ -92,10 +92,10 @@ def beside(root: Path) -> Iterator[Path]:
     return islice((file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()), MOST_FILES)
 
 
-def specs_of(paths: Iterable[Path]) -> Iterator[Spec]:
+def specs_of(paths: Iterable[Path]) -> Iterator[SpecFile]:
     """Yield the specs among the files. Other files are reported where they are checked themselves."""
     for path in paths:
         document, _ = read(path)
-        spec = Spec.of(document) if document else None
+        spec = SpecFile.of(document) if document else None
         if spec:
             yield spec

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 import llama_endpoints.checkpoints.package as packaging
 from llama_endpoints.checkpoints.inspection import Checkpoint, inspect
-from llama_endpoints.checkpoints.package import Packaged, Weights, package
+from llama_endpoints.checkpoints.package import Packaged, WeightsMode, package
 from llama_endpoints.cli.main import main
 from llama_endpoints.nano import FOLDER
 from llama_serving.catalog import NANO
@@ -117,7 +117,7 @@ def record(model: Path) -> Any:
 class TestWeights:
     def test_links_share_the_checkpoints_bytes(self, checkpoint: Path, desk: Path) -> None:
         done = package(inspect(checkpoint, NANO), desk / "model")
-        assert done == Packaged(desk / "model", Weights.LINK)
+        assert done == Packaged(desk / "model", WeightsMode.LINK)
         target = inside(desk / "model") / WEIGHTS
         assert target.samefile(checkpoint / WEIGHTS)
         assert not target.is_symlink()
@@ -130,8 +130,10 @@ class TestWeights:
             assert small.read_bytes() == (checkpoint / name).read_bytes()
             assert not small.samefile(checkpoint / name)
 
-    @pytest.mark.parametrize("weights", [Weights.LINK, Weights.COPY])
-    def test_the_model_outlives_the_checkpoint(self, checkpoint: Path, desk: Path, weights: Weights) -> None:
+    @pytest.mark.parametrize("weights", [WeightsMode.LINK, WeightsMode.COPY])
+    def test_the_model_outlives_the_checkpoint(
+        self, checkpoint: Path, desk: Path, weights: WeightsMode
+    ) -> None:
         package(inspect(checkpoint, NANO), desk / "model", weights=weights)
         shutil.rmtree(checkpoint)
         found = ModelFiles.find(desk)
@@ -139,8 +141,8 @@ class TestWeights:
         assert inspect(found.checkpoint, NANO).weight_bytes == (FOLDER / WEIGHTS).stat().st_size
 
     def test_a_copy_is_a_copy(self, checkpoint: Path, desk: Path) -> None:
-        done = package(inspect(checkpoint, NANO), desk / "model", weights=Weights.COPY)
-        assert done == Packaged(desk / "model", Weights.COPY)
+        done = package(inspect(checkpoint, NANO), desk / "model", weights=WeightsMode.COPY)
+        assert done == Packaged(desk / "model", WeightsMode.COPY)
         target = inside(desk / "model") / WEIGHTS
         assert target.read_bytes() == (checkpoint / WEIGHTS).read_bytes()
         assert (target.stat().st_nlink, (checkpoint / WEIGHTS).stat().st_nlink) == (1, 1)
@@ -149,7 +151,7 @@ class TestWeights:
         self, checkpoint: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(checkpoint.parent)
-        package(inspect(Path("checkpoint"), NANO), desk / "model", weights=Weights.REFERENCE)
+        package(inspect(Path("checkpoint"), NANO), desk / "model", weights=WeightsMode.REFERENCE)
         monkeypatch.chdir(desk)
         assert not list((desk / "model").rglob("*.safetensors"))
         assert ModelFiles.find(desk / "model") == ModelFiles(checkpoint, NANO)
@@ -157,8 +159,10 @@ class TestWeights:
         with pytest.raises(SetupError, match=re.escape(f"The checkpoint {checkpoint} that")):
             ModelFiles.find(desk / "model")
 
-    @pytest.mark.parametrize("weights", Weights)
-    def test_all_bytes_are_reported_as_dealt_with(self, sharded: Path, desk: Path, weights: Weights) -> None:
+    @pytest.mark.parametrize("weights", WeightsMode)
+    def test_all_bytes_are_reported_as_dealt_with(
+        self, sharded: Path, desk: Path, weights: WeightsMode
+    ) -> None:
         found = inspect(sharded, row_of(sharded))
         steps: list[int] = []
         package(found, desk / "model", weights=weights, progress=steps.append)
@@ -196,13 +200,13 @@ class TestWeights:
     ) -> None:
         monkeypatch.setattr(os, "link", failing(number))
         done = package(inspect(sharded, row_of(sharded)), desk / "model")
-        assert done == Packaged(desk / "model", Weights.COPY, os.strerror(number))
+        assert done == Packaged(desk / "model", WeightsMode.COPY, os.strerror(number))
         for path in sharded.glob("model*"):
             assert (inside(desk / "model") / path.name).read_bytes() == path.read_bytes()
 
-    @pytest.mark.parametrize("weights", [Weights.LINK, Weights.COPY])
+    @pytest.mark.parametrize("weights", [WeightsMode.LINK, WeightsMode.COPY])
     def test_a_copy_that_will_not_fit_is_not_begun(
-        self, checkpoint: Path, desk: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights
+        self, checkpoint: Path, desk: Path, monkeypatch: pytest.MonkeyPatch, weights: WeightsMode
     ) -> None:
         monkeypatch.setattr(os, "link", failing(errno.EXDEV))
         monkeypatch.setattr(packaging, "_copy", None)
@@ -292,10 +296,10 @@ class TestOutput:
             package(inspect(FOLDER, NANO), desk / name, overwrite=True)
         assert tree(desk) == before
 
-    @pytest.mark.parametrize("weights", Weights)
+    @pytest.mark.parametrize("weights", WeightsMode)
     @pytest.mark.parametrize("output", [".", "checkpoint", "blobs"])
     def test_overwrite_never_deletes_the_checkpoint(
-        self, desk: Path, nano_model: Path, output: str, weights: Weights
+        self, desk: Path, nano_model: Path, output: str, weights: WeightsMode
     ) -> None:
         checkpoint = linked(desk / "checkpoint", nano_model)
         (desk / "blobs").mkdir()

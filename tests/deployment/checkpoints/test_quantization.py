@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from llama_endpoints.checkpoints.inspection import Checkpoint, inspect
-from llama_endpoints.checkpoints.package import Weights, package
+from llama_endpoints.checkpoints.package import WeightsMode, package
 from llama_endpoints.checkpoints.quantization import layout_of
 from llama_endpoints.checkpoints.variants import custom_variant
 from llama_endpoints.cli.main import main
@@ -304,7 +304,7 @@ def test_what_an_older_file_says_goes_into_the_packaged_config(
     assert config_of(inside) == config | {"quantization_config": {"quant_method": expected, **content}}
     assert looked_at(inside).variant.quantization == found.variant.quantization
     with pytest.raises(SetupError, match="Use --weights link or copy"):
-        package(found, tmp_path / "other", weights=Weights.REFERENCE)
+        package(found, tmp_path / "other", weights=WeightsMode.REFERENCE)
     assert not (tmp_path / "other").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from llama_endpoints.nano import corpus
-from llama_endpoints.nano.corpus import File, Source, readable
+from llama_endpoints.nano.corpus import File, SourcePackage, readable
 
 LINE: Final = b"total = first + second\n"
 PLAIN: Final = LINE * 20
@@ -88,7 +88,7 @@ def test_sources_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         corpus, "SOURCES", table(tmp_path, {}, {"package": "two", "licence": "Apache-2.0 AND MIT"})
     )
     first, second = corpus.sources()
-    assert first == Source(**ROW, files=2, bytes=30)
+    assert first == SourcePackage(**ROW, files=2, bytes=30)
     assert (second.package, second.licence) == ("two", "Apache-2.0 AND MIT")
     before = corpus.SOURCES.read_text(encoding="utf-8")
     corpus.write_sources([second, first])
@@ -155,7 +155,7 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def test_the_files_that_a_person_wrote_are_taken_of_a_wheel(wheel: Path) -> None:
-    source = Source("one", "1", "MIT", "train", corpus.digest(wheel))
+    source = SourcePackage("one", "1", "MIT", "train", corpus.digest(wheel))
     files = list(corpus.files_of(source, wheel.parent))
     assert files == list(corpus.files_of(source, wheel.parent))
     assert {file.path: file.text for file in files} == {
@@ -168,7 +168,7 @@ def test_the_files_that_a_person_wrote_are_taken_of_a_wheel(wheel: Path) -> None
 def test_a_wheel_is_fetched_once_and_only_the_pinned_one(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool
 ) -> None:
-    source = Source("one", "1", "MIT", "train", corpus.digest(wheel) if pinned else "0" * 64)
+    source = SourcePackage("one", "1", "MIT", "train", corpus.digest(wheel) if pinned else "0" * 64)
     asked_for = []
 
     def pip(command: list[str], *, check: bool) -> None:
@@ -197,12 +197,14 @@ def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """What `taken` takes of packages that have these files: the names, in its order."""
 
     def take(files: dict[str, list[list[str]]]) -> list[str]:
-        def files_of(source: Source, _: Path) -> Iterator[File]:
+        def files_of(source: SourcePackage, _: Path) -> Iterator[File]:
             for number, lines in enumerate(files[source.package]):
                 yield File(source.package, f"{source.package}{number}", "\n".join(lines))
 
         monkeypatch.setattr(corpus, "files_of", files_of)
-        rows = [Source(name, "1", "MIT", "held_out" if "held" in name else "train", "") for name in files]
+        rows = [
+            SourcePackage(name, "1", "MIT", "held_out" if "held" in name else "train", "") for name in files
+        ]
         return [file.path for _, file in corpus.taken(rows, Path())]
 
     return take

@@ -26,11 +26,11 @@ from llama_endpoints.planning.sizing import (
     IMAGE_GIB,
     Fit,
     KvDtype,
-    Memory,
+    MemoryEstimate,
     Placement,
     Precision,
     Runner,
-    VllmOptions,
+    VllmSizingOptions,
     Workload,
     fit,
     memory,
@@ -100,7 +100,7 @@ def test_memory_by_hand() -> None:
     linear = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     others = 2 * 32016 * 4096 + (2 * 32 + 1) * 4096
     mib = 1 << 20
-    assert found == Memory(
+    assert found == MemoryEstimate(
         weights=(linear + 2 * others) / mib,
         kv_cache=4096 * 16 * 524_288 / mib,
         activations=(2048 * 2 * (4 * 4096 * 2 + 2 * 11008) + 16 * 32016 * 8) / mib,
@@ -115,7 +115,7 @@ def test_memory_of_what_vllm_is_asked_for_by_hand() -> None:
     """Half a cache, guessed tokens with their logits and keys, and another budget of prompts; the pipeline captures no graphs."""
     mib, work = 1 << 20, Workload(4096, 8, usual=1024)
     plain = memory(CODE_7B.shape, work, Placement(H100, 1, Precision.BF16, Runner.VLLM))
-    asked = VllmOptions(kv_dtype=KvDtype.FP8, prefill_tokens=1024, speculative_tokens=3)
+    asked = VllmSizingOptions(kv_dtype=KvDtype.FP8, prefill_tokens=1024, speculative_tokens=3)
     found = memory(CODE_7B.shape, work, Placement(H100, 1, Precision.BF16, Runner.VLLM, asked))
     assert plain.kv_cache == 8 * 1024 * 524_288 / mib
     assert found.kv_cache == (8 * 1024 + 8 * 3) * 262_144 / mib
@@ -179,7 +179,7 @@ def test_it_is_as_fast_as_was_measured(one: Published) -> None:
 def test_groups_of_gpus_make_many_faster_and_not_one() -> None:
     two = SKUS["Standard_NC48ads_A100_v4"]
     alone = Placement(two, 1, Precision.BF16, Runner.VLLM)
-    groups = Placement(two, 2, Precision.BF16, Runner.VLLM, VllmOptions(pipeline_parallel=2))
+    groups = Placement(two, 2, Precision.BF16, Runner.VLLM, VllmSizingOptions(pipeline_parallel=2))
     one, grouped = (speed(CODE_7B.shape, Workload(2048, 8), placement) for placement in (alone, groups))
     assert (groups.tensor_parallel, grouped.one) == (1, one.one)
     assert grouped.all == pytest.approx(2 * one.all)
@@ -352,7 +352,7 @@ def test_34b_in_int4_fits_one_a100_of_40_gb() -> None:
 
 
 def test_a_step_of_vllm_has_a_token_of_each_sequence() -> None:
-    few = VllmOptions(prefill_tokens=64)
+    few = VllmSizingOptions(prefill_tokens=64)
     found = plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(4096, usual=256), sku=H100, options=few))
     assert found.wanted.workload.concurrency == 64
     with pytest.raises(
@@ -362,7 +362,7 @@ def test_a_step_of_vllm_has_a_token_of_each_sequence() -> None:
 
 
 def test_a_cache_in_fp8_needs_a_gpu_that_has_it_and_holds_twice_as_many() -> None:
-    fp8 = VllmOptions(kv_dtype=KvDtype.FP8)
+    fp8 = VllmSizingOptions(kv_dtype=KvDtype.FP8)
     (shortfall,) = fit(CODE_7B, Workload(2048), Precision.BF16, A100, options=fp8).shortfalls
     assert shortfall.short == "no fp8 cache"
     assert "fp8 cache needs Ada or Hopper" in shortfall.sentence
@@ -370,7 +370,7 @@ def test_a_cache_in_fp8_needs_a_gpu_that_has_it_and_holds_twice_as_many() -> Non
         plan_with_max_concurrency(
             PlanRequest(CODE_7B, Workload(4096), sku=H100, options=options)
         ).wanted.workload.concurrency
-        for options in (VllmOptions(), fp8)
+        for options in (VllmSizingOptions(), fp8)
     ]
     assert numbers[1] in (2 * numbers[0], 2 * numbers[0] + 1)
 
@@ -568,7 +568,7 @@ def test_the_cheapest_with_prices() -> None:
         (PlanRequest(CODE_7B, Workload(4096, usual=15)), "at least 16 tokens, not 15"),
         (
             PlanRequest(
-                CODE_7B, Workload(4096), runner=Runner.PIPELINE, options=VllmOptions(speculative_tokens=2)
+                CODE_7B, Workload(4096), runner=Runner.PIPELINE, options=VllmSizingOptions(speculative_tokens=2)
             ),
             "require the engine vllm",
         ),
@@ -612,8 +612,8 @@ def test_a_plan_that_can_be_deployed_has_a_machine() -> None:
 
 
 CHANGES: Final = {
-    "--kv-dtype": lambda wanted, value: replace(wanted, options=VllmOptions(kv_dtype=KvDtype(value))),
-    "--engine": lambda wanted, value: replace(wanted, runner=Runner(value), options=VllmOptions()),
+    "--kv-dtype": lambda wanted, value: replace(wanted, options=VllmSizingOptions(kv_dtype=KvDtype(value))),
+    "--engine": lambda wanted, value: replace(wanted, runner=Runner(value), options=VllmSizingOptions()),
     "--dtype": lambda wanted, value: replace(wanted, precision=Precision(value)),
     "--concurrency": lambda wanted, value: replace(
         wanted, workload=replace(wanted.workload, concurrency=int(value))

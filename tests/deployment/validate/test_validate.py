@@ -20,7 +20,7 @@ from llama_endpoints.validate.document import Place, read
 from llama_endpoints.validate.findings import Finding, Level, Rule
 from llama_endpoints.validate.kinds import kind_of
 from llama_endpoints.validate.report import RULES, check
-from llama_endpoints.validate.spec_files import Spec, SpecTree, specs_of
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree, specs_of
 from llama_serving.catalog import Fact
 from tests.support.paths import ROOT
 
@@ -360,7 +360,7 @@ def test_no_value_breaks_a_rule(name: str, tree: Path) -> None:
     others = tuple(specs_of(tree / other for other in SPECS if other != name))
     for place in document.lines:
         for value in STRANGE if place else ():
-            spec = Spec(replace(document, root=put(document.root, place, value)), kind)
+            spec = SpecFile(replace(document, root=put(document.root, place, value)), kind)
             around = SpecTree((spec, *others))
             for one in (spec, *(others if value in (None, {}) else ())):
                 for rule in RULES:

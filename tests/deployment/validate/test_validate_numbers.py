@@ -12,7 +12,7 @@ from llama_endpoints.validate.document import read
 from llama_endpoints.validate.kinds import ONLINE_DEPLOYMENTS, SpecKind, kind_of
 from llama_endpoints.validate.rules import kubernetes
 from llama_endpoints.validate.rules import limits as ranges
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 
 DATA: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "broken_specs.yml").read_text(encoding="utf-8"))
 TEXTS: dict[str, str] = {file: DATA["good"][name] for file, name in DATA["files"].items()}
@@ -34,7 +34,7 @@ def test_a_number_may_be_from_the_least_to_the_most(row: list[Any], tmp_path: Pa
         for step in place[:-1]:
             inner = inner.setdefault(step, {})
         inner[place[-1]] = value
-        spec = Spec.of(replace(document, root=root))
+        spec = SpecFile.of(replace(document, root=root))
         assert spec is not None
         return any(one.field == field for one in ranges.rules(spec, SpecTree()))
 

@@ -13,7 +13,7 @@ from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.image import Image, dockerfile, tagged
 from llama_endpoints.validate.kinds import DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.serving import QUANTIZED
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 MADE: Final = "build"
@@ -26,7 +26,7 @@ _URI: Final = re.compile(
 _FORMS: Final = "a path from this file, azureml://datastores/NAME/paths/..., or a https, abfss or wasbs URL"
 
 
-def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of assets, alone or inside a deployment or a job."""
     if spec.kind is SpecKind.ENVIRONMENT:
         yield from _environment(spec)
@@ -40,7 +40,7 @@ def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
         yield from _data(spec)
 
 
-def _environment(spec: Spec, *prefix: str) -> Iterator[Finding]:
+def _environment(spec: SpecFile, *prefix: str) -> Iterator[Finding]:
     image, build = spec.at(*prefix, "image"), spec.at(*prefix, "build")
     if (image is None) == (build is None):
         said = "neither image nor build" if image is None else "both image and build"
@@ -62,7 +62,7 @@ def _environment(spec: Spec, *prefix: str) -> Iterator[Finding]:
         yield from _ports(spec, *prefix)
 
 
-def _build(spec: Spec, *prefix: str) -> Iterator[Finding]:
+def _build(spec: SpecFile, *prefix: str) -> Iterator[Finding]:
     path = dockerfile(spec, *prefix)
     if path is None:
         if not spec.text(*prefix, "build", "path"):
@@ -83,7 +83,7 @@ def _build(spec: Spec, *prefix: str) -> Iterator[Finding]:
     yield from _dockerfile(spec, image, path, *prefix)
 
 
-def _dockerfile(spec: Spec, image: Image, path: Path, *prefix: str) -> Iterator[Finding]:
+def _dockerfile(spec: SpecFile, image: Image, path: Path, *prefix: str) -> Iterator[Finding]:
     place = (*prefix, "build")
     for base in image.bases:
         if not tagged(base):
@@ -103,7 +103,7 @@ def _dockerfile(spec: Spec, image: Image, path: Path, *prefix: str) -> Iterator[
             )  # fmt: skip
 
 
-def _routes(spec: Spec, *prefix: str) -> Iterator[Finding]:
+def _routes(spec: SpecFile, *prefix: str) -> Iterator[Finding]:
     """Yield the findings about the routes of a container's probes."""
     place = (*prefix, "inference_config")
     routes = spec.mapping(*place)
@@ -113,7 +113,7 @@ def _routes(spec: Spec, *prefix: str) -> Iterator[Finding]:
             yield spec.find(Rule.ROUTES, (*place, route, "path"), f"must begin with /, not be {shown(to)}.")
 
 
-def _ports(spec: Spec, *prefix: str) -> Iterator[Finding]:
+def _ports(spec: SpecFile, *prefix: str) -> Iterator[Finding]:
     """Yield a finding for a port that no other route has, usually a mistake."""
     place = (*prefix, "inference_config")
     ports = {route: spec.at(*place, route, "port") for route in spec.mapping(*place)}
@@ -127,7 +127,7 @@ def _ports(spec: Spec, *prefix: str) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _model(spec: Spec, *prefix: str) -> Iterator[Finding]:
+def _model(spec: SpecFile, *prefix: str) -> Iterator[Finding]:
     weights = spec.at(*prefix, "properties", WEIGHTS)
     if weights is not None and weights not in QUANTIZED:
         yield spec.find(
@@ -169,7 +169,7 @@ def _made(path: Path) -> bool:
     return MADE in {folder.name for folder in islice(Path(os.path.normpath(path.absolute())).parents, 2)}
 
 
-def _data(spec: Spec) -> Iterator[Finding]:
+def _data(spec: SpecFile) -> Iterator[Finding]:
     value, kind = spec.at("path"), spec.text("type") or "uri_folder"
     if isinstance(value, str) and _URI.fullmatch(value):
         return

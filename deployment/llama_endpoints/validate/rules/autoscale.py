@@ -15,7 +15,7 @@ from llama_endpoints.azure.limits import MOST_INSTANCES, START_MIN
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import AUTOSCALE_TYPE, SpecKind
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 METRICS: Final = (
@@ -86,7 +86,7 @@ def seconds(text: Any) -> int | None:
     return sum(int(number or 0) * unit for number, unit in zip(match.groups(), _UNITS_S, strict=True))
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of autoscale settings, alone or in a template."""
     if spec.kind is not SpecKind.AUTOSCALE:
         return
@@ -101,7 +101,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         yield from _setting(spec, tree, place)
 
 
-def _settings(spec: Spec) -> Iterator[Place]:
+def _settings(spec: SpecFile) -> Iterator[Place]:
     """Yield the place of each setting's properties."""
     if spec.at("type") == AUTOSCALE_TYPE:
         yield ("properties",)
@@ -111,7 +111,7 @@ def _settings(spec: Spec) -> Iterator[Place]:
             yield ("resources", index, "properties")
 
 
-def _location(spec: Spec, place: Place) -> Iterator[Finding]:
+def _location(spec: SpecFile, place: Place) -> Iterator[Finding]:
     if not spec.text(*place, "location"):
         yield spec.find(
             Rule.LOCATION, (*place, "location"),
@@ -119,7 +119,7 @@ def _location(spec: Spec, place: Place) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _setting(spec: Spec, tree: SpecTree, place: Place) -> Iterator[Finding]:
+def _setting(spec: SpecFile, tree: SpecTree, place: Place) -> Iterator[Finding]:
     target = spec.at(*place, "targetResourceUri")
     if isinstance(target, str) and _OTHER_TARGET.match(target):
         yield spec.find(
@@ -151,7 +151,7 @@ def _instances(target: Any, tree: SpecTree) -> int | None:
     return deployment.number("instance_count", default=1) if deployment else None
 
 
-def _profile(spec: Spec, place: Place, instances: int | None) -> Iterator[Finding]:
+def _profile(spec: SpecFile, place: Place, instances: int | None) -> Iterator[Finding]:
     yield from _capacity(spec, (*place, "capacity"), instances)
     found = spec.at(*place, "rules")
     rules = [(*place, "rules", index) for index in range(len(found) if isinstance(found, list) else 0)]
@@ -167,7 +167,7 @@ def _profile(spec: Spec, place: Place, instances: int | None) -> Iterator[Findin
         )  # fmt: skip
 
 
-def _flapping(spec: Spec, rules: Sequence[Place]) -> Iterator[Finding]:
+def _flapping(spec: SpecFile, rules: Sequence[Place]) -> Iterator[Finding]:
     """Yield a finding if adding an instance would at once trigger its removal."""
     for up, down in product(rules, rules):
         high, low = (_threshold(spec.at(*one, "metricTrigger", "threshold")) for one in (up, down))
@@ -179,7 +179,7 @@ def _flapping(spec: Spec, rules: Sequence[Place]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _contrary(spec: Spec, up: Place, down: Place) -> bool:
+def _contrary(spec: SpecFile, up: Place, down: Place) -> bool:
     same = all(
         spec.at(*up, "metricTrigger", name) == spec.at(*down, "metricTrigger", name)
         for name in ("metricName", "metricResourceUri")
@@ -188,7 +188,7 @@ def _contrary(spec: Spec, up: Place, down: Place) -> bool:
     return same and directions == ("Increase", "Decrease")
 
 
-def _capacity(spec: Spec, place: Place, instances: int | None) -> Iterator[Finding]:
+def _capacity(spec: SpecFile, place: Place, instances: int | None) -> Iterator[Finding]:
     given = {name: spec.at(*place, name) for name in ("minimum", "default", "maximum")}
     if any(_computed(value) for value in given.values()):
         return
@@ -216,7 +216,7 @@ def _capacity(spec: Spec, place: Place, instances: int | None) -> Iterator[Findi
         )  # fmt: skip
 
 
-def _rule(spec: Spec, place: Place) -> Iterator[Finding]:
+def _rule(spec: SpecFile, place: Place) -> Iterator[Finding]:
     measured = spec.at(*place, "metricTrigger", "metricResourceUri")
     match = _MEASURED.fullmatch(measured) if isinstance(measured, str) else None
     if match is None and not _computed(measured):
@@ -243,7 +243,7 @@ def _rule(spec: Spec, place: Place) -> Iterator[Finding]:
     yield from _durations(spec, place)
 
 
-def _numbers(spec: Spec, place: Place) -> Iterator[Finding]:
+def _numbers(spec: SpecFile, place: Place) -> Iterator[Finding]:
     threshold, value = spec.at(*place, "metricTrigger", "threshold"), spec.at(*place, "scaleAction", "value")
     if not _computed(threshold) and _threshold(threshold) is None:
         yield spec.find(
@@ -258,7 +258,7 @@ def _numbers(spec: Spec, place: Place) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _durations(spec: Spec, place: Place) -> Iterator[Finding]:
+def _durations(spec: SpecFile, place: Place) -> Iterator[Finding]:
     for span in DURATIONS:
         value = spec.at(*place, *span.place)
         length = seconds(value)

@@ -10,7 +10,7 @@ from llama_endpoints.validate.machines import machine_of
 from llama_endpoints.validate.places import placed
 from llama_endpoints.validate.references import cluster
 from llama_endpoints.validate.serving import Serving
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import read_by_azure, shown
 
 _ACTION: Final[Place] = ("settings", "output_action")
@@ -22,7 +22,7 @@ _INSTANCES: Final[Place] = ("resources", "instance_count")
 DEFAULT_TIMEOUT_S: Final = 30
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of batch deployments."""
     if spec.kind is not SpecKind.BATCH_DEPLOYMENT:
         return
@@ -39,7 +39,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _output(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     action, name = spec.text(*placed(spec, _ACTION)).lower() or "append_row", spec.at(*placed(spec, _FILE))
     if action == "summary_only" and name is not None:
         yield spec.find(
@@ -61,7 +61,7 @@ def _output(spec: Spec, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _failures(spec: Spec) -> Iterator[Finding]:
+def _failures(spec: SpecFile) -> Iterator[Finding]:
     threshold, timeout = spec.at(*placed(spec, _THRESHOLD)), spec.at(*placed(spec, _TIMEOUT))
     if threshold is None or threshold == -1:
         said = "is -1" if threshold == -1 else "is not set; the default is -1"
@@ -78,7 +78,7 @@ def _failures(spec: Spec) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _gpus(spec: Spec, serving: Serving, tree: SpecTree) -> Iterator[Finding]:
+def _gpus(spec: SpecFile, serving: Serving, tree: SpecTree) -> Iterator[Finding]:
     processes, each = spec.number(*placed(spec, _PROCESSES), default=1), serving.settings.batch_gpus
     sku = machine_of(spec, tree)
     if processes > 1 and each is None:
@@ -96,7 +96,7 @@ def _gpus(spec: Spec, serving: Serving, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _instances(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _instances(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     compute = cluster(spec, tree)
     if compute is None:
         return

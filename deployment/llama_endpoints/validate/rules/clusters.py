@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import SpecKind
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 
 
-def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of amlCompute files."""
     if spec.kind is not SpecKind.COMPUTE:
         return

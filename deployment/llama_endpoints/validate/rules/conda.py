@@ -15,7 +15,7 @@ from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.script import Script
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 _RUNTIMES: Final[Mapping[bool, tuple[str, ...]]] = {
@@ -64,7 +64,7 @@ class Conda:
         return cls(packages, not options)
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of environments, alone or inside a deployment or job, and of deployments that use them."""
     place: Place = ("conda_file",) if spec.kind is SpecKind.ENVIRONMENT else ("environment", "conda_file")
     given = spec.at(*place)
@@ -77,7 +77,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         yield from _serves(spec, tree, place if given is not None else ("environment",))
 
 
-def _problem(spec: Spec, given: str | dict[str, Any]) -> str:
+def _problem(spec: SpecFile, given: str | dict[str, Any]) -> str:
     """Return why it installs nothing; empty if it can be read, or if its path is wrong, which another rule reports."""
     try:
         root = _root(spec, given)
@@ -101,7 +101,7 @@ _ELSEWHERE: Final = object()
 """Marks a file that is not on this machine."""
 
 
-def _root(spec: Spec, given: str | dict[str, Any]) -> Any:
+def _root(spec: SpecFile, given: str | dict[str, Any]) -> Any:
     if isinstance(given, dict):
         return given
     path = spec.path.parent / given
@@ -111,7 +111,7 @@ def _root(spec: Spec, given: str | dict[str, Any]) -> Any:
         return yaml.safe_load(file.read(MOST_BYTES).decode("utf-8"))
 
 
-def _serves(spec: Spec, tree: SpecTree, place: Place) -> Iterator[Finding]:
+def _serves(spec: SpecFile, tree: SpecTree, place: Place) -> Iterator[Finding]:
     """Yield findings if the environment cannot run the deployment's script."""
     environment = asset(spec.at("environment"), SpecKind.ENVIRONMENT, tree)
     given = environment.at("conda_file") if environment else spec.at("environment", "conda_file")

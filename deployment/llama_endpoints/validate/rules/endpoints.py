@@ -7,13 +7,13 @@ from llama_endpoints.azure.limits import IDENTITIES
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import ENDPOINTS, ONLINE_ENDPOINTS, SpecKind
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import read_by_azure, shown, within
 
 MOST_MIRRORED: Final = 50
 
 
-def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of endpoints."""
     if spec.kind in ENDPOINTS:
         yield from _identity(spec)
@@ -33,7 +33,7 @@ def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _traffic(spec: Spec) -> Iterator[Finding]:
+def _traffic(spec: SpecFile) -> Iterator[Finding]:
     for name in spec.mapping("traffic"):
         yield from _share(spec, ("traffic", name), 100, Rule.TRAFFIC, "")
     shares = map(read_by_azure, spec.mapping("traffic").values())
@@ -48,7 +48,7 @@ def _traffic(spec: Spec) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _mirror(spec: Spec) -> Iterator[Finding]:
+def _mirror(spec: SpecFile) -> Iterator[Finding]:
     shares = spec.mapping("mirror_traffic")
     if len(shares) > 1:
         yield spec.find(Rule.MIRROR, ("mirror_traffic",), f"has {len(shares)} deployments. It must have one.")
@@ -63,7 +63,7 @@ def _mirror(spec: Spec) -> Iterator[Finding]:
             )
 
 
-def _share(spec: Spec, place: Place, most: int, rule: Rule, meaning: str) -> Iterator[Finding]:
+def _share(spec: SpecFile, place: Place, most: int, rule: Rule, meaning: str) -> Iterator[Finding]:
     value = spec.at(*place)
     share = read_by_azure(value)
     if share is None or not within(share, 0, most):
@@ -76,7 +76,7 @@ def _share(spec: Spec, place: Place, most: int, rule: Rule, meaning: str) -> Ite
         )
 
 
-def _identity(spec: Spec) -> Iterator[Finding]:
+def _identity(spec: SpecFile) -> Iterator[Finding]:
     kind, given = spec.text("identity", "type"), spec.at("identity", "user_assigned_identities")
     if kind == "user_assigned" and not given:
         yield spec.find(

@@ -10,7 +10,7 @@ from llama_endpoints.validate.kinds import DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.llama_deployments import OURS
 from llama_endpoints.validate.machines import machine_of
 from llama_endpoints.validate.serving import ENGINE, TENSOR_PARALLEL, VLLM, Serving
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 from llama_serving.service.engine_factory import UNUSED, UPSTREAM_ONLY, VLLM_ONLY
 from llama_serving.settings import Settings
@@ -20,7 +20,7 @@ _WITH_TORCH: Final = {True: "azureml:llama-batch:1", False: "azureml:llama-onlin
 """Environments that have each engine, online and batch."""
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of deployments that run our code."""
     serving = Serving.of(spec, tree) if spec.kind in DEPLOYMENTS else None
     if serving is None or not serving.ours:
@@ -43,7 +43,7 @@ def _at(serving: Serving, name: str) -> Place:
     return (*serving.place, name)
 
 
-def _image(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _image(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     """Yield a finding if the image does not have the engine."""
     batch = spec.kind is SpecKind.BATCH_DEPLOYMENT
     if serving.has_vllm and not serving.settings.vllm:
@@ -60,7 +60,7 @@ def _image(spec: Spec, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _settings(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _settings(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     """Yield findings for settings with which the server refuses to start: missing ones, and those of another engine."""
     engine = serving.engine
     if engine == "upstream" and serving.settings.upstream_url is None:
@@ -86,7 +86,7 @@ def _settings(spec: Spec, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _quantized(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _quantized(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     if serving.precision is not None and not serving.has_vllm and not serving.is_elsewhere:
         yield spec.find(
             Rule.ENGINE, _at(serving, ENGINE),
@@ -95,7 +95,7 @@ def _quantized(spec: Spec, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _gpus(spec: Spec, serving: Serving, tree: SpecTree) -> Iterator[Finding]:
+def _gpus(spec: SpecFile, serving: Serving, tree: SpecTree) -> Iterator[Finding]:
     """Yield a finding unless there are enough GPUs, and each layer splits evenly over them."""
     sku, settings = machine_of(spec, tree), serving.settings
     if sku is None or serving.variant is None:

@@ -7,7 +7,7 @@ from typing import Final
 from llama_endpoints.validate import filesystem
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import SpecKind
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 _USED: Final = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z_]\w*)")
@@ -15,7 +15,7 @@ _IMPLICIT: Final = ("outputs", "default")
 """Outputs that every job has."""
 
 
-def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of command jobs."""
     if spec.kind is not SpecKind.COMMAND_JOB:
         return

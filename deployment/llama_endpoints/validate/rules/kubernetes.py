@@ -11,7 +11,7 @@ from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import SpecKind
 from llama_endpoints.validate.llama_deployments import runs_our_code
 from llama_endpoints.validate.machines import GPUS, instance_type
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 _AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
@@ -38,7 +38,7 @@ def amount(value: Any) -> float | None:
     return number if number > 0 else None
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of Kubernetes deployments and of instance types."""
     place = _RESOURCES.get(spec.kind)
     if place is None:
@@ -61,7 +61,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
     yield from _of_a_node(spec) if spec.kind is SpecKind.INSTANCE_TYPE else _type(spec, tree)
 
 
-def _missing(spec: Spec, place: Place) -> Iterator[Finding]:
+def _missing(spec: SpecFile, place: Place) -> Iterator[Finding]:
     """Yield findings for missing amounts. Limits are required only for a GPU."""
     needed = [("requests", "cpu"), ("requests", "memory")]
     if spec.kind is SpecKind.INSTANCE_TYPE or GPUS in spec.mapping(*place, "limits"):
@@ -71,14 +71,14 @@ def _missing(spec: Spec, place: Place) -> Iterator[Finding]:
             yield spec.find(Rule.RESOURCES, (*place, side, name), f"is missing and required: {_FORMS[name]}.")
 
 
-def _readable(spec: Spec, name: str, value: Any) -> bool:
+def _readable(spec: SpecFile, name: str, value: Any) -> bool:
     if spec.kind is SpecKind.INSTANCE_TYPE and name == GPUS and type(value) is int:
         return value >= 0
     number = amount(value)
     return number is not None and (name != GPUS or (number.is_integer() and str(value).isdecimal()))
 
 
-def _agree(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
+def _agree(spec: SpecFile, place: Place, name: str) -> Iterator[Finding]:
     """Yield a finding if a request exceeds its limit."""
     asked, limit = (amount(spec.at(*place, side, name)) for side in _SIDES)
     if asked is not None and limit is not None and asked > limit:
@@ -89,7 +89,7 @@ def _agree(spec: Spec, place: Place, name: str) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _of_a_node(spec: Spec) -> Iterator[Finding]:
+def _of_a_node(spec: SpecFile) -> Iterator[Finding]:
     sku = azure_size(spec.text("spec", "nodeSelector", NODE_SIZE))
     if sku is None:
         return
@@ -104,7 +104,7 @@ def _of_a_node(spec: Spec) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _type(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _type(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     name, made = spec.text("instance_type"), instance_type(spec, tree)
     if not name and runs_our_code(spec, tree):
         yield spec.find(

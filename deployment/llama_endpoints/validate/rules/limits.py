@@ -16,7 +16,7 @@ from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import SpecKind
 from llama_endpoints.validate.places import PROBES, is_flat, placed
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import MOST, article, read_by_azure, shown, within
 
 
@@ -163,7 +163,7 @@ CHOICES: Final[Mapping[SpecKind, tuple[ChoiceField, ...]]] = {
 }  # fmt: skip
 
 
-def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
     """Yield findings for numbers out of range and words that are not allowed."""
     for limits in RANGES.get(spec.kind, ()):
         yield from _number(spec, limits, placed(spec, limits.place))
@@ -178,7 +178,7 @@ def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
         yield spec.find(choice.rule, place, f"must be {allowed}, not {shown(value)}. {choice.advice}".strip())
 
 
-def _number(spec: Spec, limits: IntegerField, place: Place) -> Iterator[Finding]:
+def _number(spec: SpecFile, limits: IntegerField, place: Place) -> Iterator[Finding]:
     value = spec.at(*place)
     number = read_by_azure(value)
     if value is None:
@@ -194,5 +194,5 @@ def _number(spec: Spec, limits: IntegerField, place: Place) -> Iterator[Finding]
         )  # fmt: skip
 
 
-def _must_be_made(spec: Spec, choice: ChoiceField) -> bool:
+def _must_be_made(spec: SpecFile, choice: ChoiceField) -> bool:
     return choice in REQUIRED and not is_flat(spec)

@@ -24,7 +24,7 @@ from llama_endpoints.validate.machines import (
 )
 from llama_endpoints.validate.references import asset, cluster, elsewhere
 from llama_endpoints.validate.serving import SEQUENCES, Serving, variant_name
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 _OFFER: Final = {
@@ -35,7 +35,7 @@ _TYPING_ERROR: Final = 0.93
 """The similarity of two names that differ by a letter."""
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of deployments and clusters."""
     if spec.kind in _OFFER:
         yield from _size(spec, tree)
@@ -44,7 +44,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         yield from _memory(spec, tree)
 
 
-def _size(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _size(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     place = size_place(spec)
     name = spec.text(*place)
     sku = skus.azure_size(name)
@@ -78,7 +78,7 @@ def _offered(offer: Offer) -> list[str]:
     return [sku.name for sku in sizes().values() if sku.is_offered(offer) and sku.retired is None]
 
 
-def _unknown(spec: Spec, tree: SpecTree, place: Place, name: str) -> Iterator[Finding]:
+def _unknown(spec: SpecFile, tree: SpecTree, place: Place, name: str) -> Iterator[Finding]:
     """Yield findings for a size without a row in the planner: our code needs a known GPU, others may run on any size."""
     if runs_our_code(spec, tree):
         alive = [sku.name for sku in sizes().values() if sku.retired is None]
@@ -100,7 +100,7 @@ def _unknown(spec: Spec, tree: SpecTree, place: Place, name: str) -> Iterator[Fi
         )
 
 
-def _model(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _model(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield a finding if the model is unknown: then memory and probes cannot be checked."""
     value = spec.at("model")
     serving = Serving.of(spec, tree)
@@ -123,7 +123,7 @@ def _model(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _memory(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _memory(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     sku, serving = machine_of(spec, tree), Serving.of(spec, tree)
     if spec.kind is SpecKind.BATCH_DEPLOYMENT:
         compute = cluster(spec, tree)
@@ -155,7 +155,7 @@ def _memory(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         yield from _crowded(spec, sku, serving)
 
 
-def _crowded(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
+def _crowded(spec: SpecFile, sku: Sku, serving: Serving) -> Iterator[Finding]:
     """Yield a finding if vLLM's cache is too small for the concurrency: more sequences wait, or are computed again."""
     fit = fit_of(spec, sku, serving, USUAL_TOKENS)
     if fit is not None and fit.reasons:
@@ -166,7 +166,7 @@ def _crowded(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _weights(spec: Spec, sku: Sku, serving: Serving) -> Iterator[Finding]:
+def _weights(spec: SpecFile, sku: Sku, serving: Serving) -> Iterator[Finding]:
     """Check only the weights of a server that is not ours; nothing else is known about it."""
     there, weights = sku.gpus * sku.gpu.memory_mib, serving.weight_bytes / 2**20
     if serving.variant is not None and weights > there:

@@ -6,7 +6,7 @@ from typing import Final
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import WITHOUT_LOADER
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 MAPPINGS: Final[tuple[Place, ...]] = (
@@ -25,7 +25,7 @@ MAPPINGS: Final[tuple[Place, ...]] = (
 MAPPING_OR_TEXT: Final[tuple[Place, ...]] = (("environment",), ("model",))
 
 
-def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of all kinds that azure-ai-ml reads."""
     if spec.kind in WITHOUT_LOADER:
         return
@@ -47,7 +47,7 @@ def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _texts(spec: Spec, name: str) -> Iterator[Finding]:
+def _texts(spec: SpecFile, name: str) -> Iterator[Finding]:
     """Yield findings for values that are not strings: Azure stores only strings, and azure-ai-ml does not check."""
     for key, value in spec.mapping(name).items():
         if isinstance(value, dict | list):

@@ -8,7 +8,7 @@ from llama_endpoints.azure import limits
 from llama_endpoints.validate.document import Place
 from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import ASSETS, DEPLOYMENTS, ENDPOINTS, SpecKind
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import article, shown
 
 _ASSETS: Final = limits.Names(
@@ -26,7 +26,7 @@ _OPTIONS: Final = frozenset(NAMES) - {SpecKind.INSTANCE_TYPE}
 """Kinds whose `az ml` commands also take the name as an option."""
 
 
-def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
     """Yield findings for names and versions that Azure refuses or reads as another one."""
     names = NAMES.get(spec.kind)
     place = ("metadata", "name") if spec.kind is SpecKind.INSTANCE_TYPE else ("name",)
@@ -40,7 +40,7 @@ def rules(spec: Spec, _tree: SpecTree) -> Iterator[Finding]:
         yield from _together(spec)
 
 
-def _name(spec: Spec, place: Place, names: limits.Names) -> Iterator[Finding]:
+def _name(spec: SpecFile, place: Place, names: limits.Names) -> Iterator[Finding]:
     value = spec.at(*place)
     if value is None and spec.kind in _OPTIONS and place not in spec.document.lines:
         option = "--endpoint-name" if place == ("endpoint_name",) else "--name"
@@ -53,7 +53,7 @@ def _name(spec: Spec, place: Place, names: limits.Names) -> Iterator[Finding]:
         yield spec.find(Rule.NAME, place, f"must be {names.allowed}, not {shown(value)}.")
 
 
-def _together(spec: Spec) -> Iterator[Finding]:
+def _together(spec: SpecFile) -> Iterator[Finding]:
     long = len(spec.name) + len(spec.text("endpoint_name"))
     if long > limits.MOST_TOGETHER:
         yield spec.find(
@@ -63,7 +63,7 @@ def _together(spec: Spec) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _version(spec: Spec, version: Any) -> Iterator[Finding]:
+def _version(spec: SpecFile, version: Any) -> Iterator[Finding]:
     if version is None and ("version",) not in spec.document.lines:
         yield spec.find(
             Rule.UNPINNED, ("version",),

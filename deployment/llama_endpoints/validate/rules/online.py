@@ -21,7 +21,7 @@ from llama_endpoints.validate.kinds import ONLINE_DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.machines import fit_of, machine_of
 from llama_endpoints.validate.places import PROBES
 from llama_endpoints.validate.serving import Serving
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import read_by_azure
 
 _TIMEOUT: Final[Place] = ("request_settings", "request_timeout_ms")
@@ -35,7 +35,7 @@ _WORKER_S: Final = 300
 """The defaults of gunicorn and azmlinfsrv."""
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of online deployments."""
     if spec.kind not in ONLINE_DEPLOYMENTS:
         return
@@ -53,7 +53,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
     yield from _scale(spec)
 
 
-def _unit(spec: Spec) -> Iterator[Finding]:
+def _unit(spec: SpecFile) -> Iterator[Finding]:
     """Yield a finding if milliseconds look like seconds."""
     given = read_by_azure(spec.at(*_TIMEOUT))
     if given is not None and 0 < given < _LEAST_MS:
@@ -63,7 +63,7 @@ def _unit(spec: Spec) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _overlap(spec: Spec) -> Iterator[Finding]:
+def _overlap(spec: SpecFile) -> Iterator[Finding]:
     """Yield a finding if a probe's timeout exceeds the interval between probes."""
     for probe in PROBES:
         timeout, period = (read_by_azure(spec.at(probe, name)) for name in ("timeout", "period"))
@@ -74,7 +74,7 @@ def _overlap(spec: Spec) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _timeout_s(spec: Spec) -> float:
+def _timeout_s(spec: SpecFile) -> float:
     return spec.number(*_TIMEOUT, default=REQUEST_MS) / 1000
 
 
@@ -82,7 +82,7 @@ def _at(serving: Serving, name: str) -> Place:
     return (*serving.place, name)
 
 
-def _deadline(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _deadline(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     if spec.at(*_TIMEOUT) is None:
         yield spec.find(
             Rule.DEADLINE, _TIMEOUT,
@@ -101,7 +101,7 @@ def _deadline(spec: Spec, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _places(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _places(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     front = KUBERNETES if spec.kind is SpecKind.KUBERNETES_DEPLOYMENT else MANAGED
     given, right = spec.number(*_CONCURRENT, default=1), math.ceil(serving.inside / front.passes)
     if given != right:
@@ -113,7 +113,7 @@ def _places(spec: Spec, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _late(spec: Spec, serving: Serving, sku: Sku | None) -> Iterator[Finding]:
+def _late(spec: SpecFile, serving: Serving, sku: Sku | None) -> Iterator[Finding]:
     """Yield a finding if the last request in the queue cannot end in time."""
     fit = fit_of(spec, sku, serving) if sku else None
     if fit is None or not fit.fits or serving.settings.queue == 0:
@@ -130,7 +130,7 @@ def _late(spec: Spec, serving: Serving, sku: Sku | None) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _process(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _process(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     known = serving.image_known or "GUNICORN_CMD_ARGS" in serving.variables
     place = _at(serving, "GUNICORN_CMD_ARGS")
     threads, drain = serving.flag("--threads", 1), serving.flag("--graceful-timeout", _GRACEFUL_S)
@@ -162,7 +162,7 @@ def _process(spec: Spec, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _patience(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _patience(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     needed = serving.loading_s
     if not serving.variant:
         return
@@ -199,7 +199,7 @@ def _loading(serving: Serving, needed: int) -> str:
     )
 
 
-def _start(spec: Spec, serving: Serving, needed: int, about: str) -> Iterator[Finding]:
+def _start(spec: SpecFile, serving: Serving, needed: int, about: str) -> Iterator[Finding]:
     """Yield what else may end a start too early: gunicorn, and the engine."""
     worker = serving.variables.get("WORKER_TIMEOUT", str(_WORKER_S)).strip()
     if not serving.has_server and (not worker.isdecimal() or int(worker) < needed):
@@ -214,7 +214,7 @@ def _start(spec: Spec, serving: Serving, needed: int, about: str) -> Iterator[Fi
         )  # fmt: skip
 
 
-def _kept(spec: Spec, serving: Serving) -> Iterator[Finding]:
+def _kept(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     """Yield what would store callers' texts."""
     if serving.settings.log_prompts:
         yield spec.find(
@@ -244,7 +244,7 @@ def _completions(serving: Serving) -> str:
     )
 
 
-def _scale(spec: Spec) -> Iterator[Finding]:
+def _scale(spec: SpecFile) -> Iterator[Finding]:
     least, most = spec.at("scale_settings", "min_instances"), spec.at("scale_settings", "max_instances")
     if isinstance(least, int) and isinstance(most, int) and least > most:
         yield spec.find(

@@ -19,7 +19,7 @@ from llama_endpoints.validate.references import (
     elsewhere,
     is_unpinned,
 )
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 _FILE: Final = "file:"
@@ -36,7 +36,7 @@ _ELSEWHERE: Final = (
 )
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield findings for references that are malformed, or that no file defines."""
     if spec.kind in DEPLOYMENTS:
         yield from _asset(spec, tree, SpecKind.MODEL)
@@ -50,7 +50,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         yield from _deployments(spec, tree)
 
 
-def _asset(spec: Spec, tree: SpecTree, kind: SpecKind) -> Iterator[Finding]:
+def _asset(spec: SpecFile, tree: SpecTree, kind: SpecKind) -> Iterator[Finding]:
     place = (kind.value,)
     value = spec.at(*place)
     if not isinstance(value, str):
@@ -93,7 +93,7 @@ def _asset(spec: Spec, tree: SpecTree, kind: SpecKind) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _endpoint(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _endpoint(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     name, wanted = spec.text("endpoint_name"), _ENDPOINT_OF[spec.kind]
     if not ENDPOINT_NAMES.take(name) or tree.named(name, wanted):
         return  # `names` reports a malformed name
@@ -112,7 +112,7 @@ def _endpoint(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _environment_kind(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _environment_kind(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     image = asset(spec.at("environment"), SpecKind.ENVIRONMENT, tree)
     if image is None:
         return
@@ -131,7 +131,7 @@ def _environment_kind(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _compute(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _compute(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings about compute. Azure accepts a name with and without `azureml:`."""
     value = spec.at("compute")
     if spec.kind is SpecKind.BATCH_DEPLOYMENT and ("compute",) not in spec.document.lines:
@@ -151,7 +151,7 @@ def _compute(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _deployments(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _deployments(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     there = [one.name for one in tree.of_kind(*DEPLOYMENTS) if one.text("endpoint_name") == spec.name]
     for field in ("traffic", "mirror_traffic"):
         for name in spec.mapping(field):

@@ -19,14 +19,14 @@ from llama_endpoints.validate.llama_deployments import (
 )
 from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.script import Script, is_remote
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 _CODE: Final[Place] = ("code_configuration", "code")
 _SCRIPT: Final[Place] = ("code_configuration", "scoring_script")
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of deployments that Azure would report only when the container starts."""
     if spec.kind not in DEPLOYMENTS:
         return
@@ -49,7 +49,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
     yield from _environment(spec, tree)
 
 
-def _environment(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _environment(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield a finding for a missing environment. Azure creates one only for MLflow and Triton models."""
     if spec.at("environment") is not None:
         return
@@ -70,7 +70,7 @@ def _environment(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _server(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _server(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield findings of deployments whose probes call our own server, which runs from the model's code without a scoring script."""
     environment = asset(spec.at("environment"), SpecKind.ENVIRONMENT, tree)
     if spec.at("code_configuration") is not None and environment is not None:
@@ -87,7 +87,7 @@ def _server(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
+def _files(spec: SpecFile, folder: Path, script: str) -> Iterator[Finding]:
     if not filesystem.is_dir(folder):
         yield spec.find(
             Rule.CODE, _CODE, f"must be a folder; {folder} does not exist. The path is relative to this file."
@@ -108,7 +108,7 @@ def _files(spec: Spec, folder: Path, script: str) -> Iterator[Finding]:
     yield from _script(spec, script, read)
 
 
-def _script(spec: Spec, name: str, script: Script) -> Iterator[Finding]:
+def _script(spec: SpecFile, name: str, script: Script) -> Iterator[Finding]:
     missing = [f"{function}()" for function in ("init", "run") if script.lacks(function)]
     if missing:
         yield spec.find(

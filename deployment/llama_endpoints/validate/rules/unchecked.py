@@ -7,10 +7,10 @@ from llama_endpoints.validate.kinds import DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.llama_deployments import model_type, needs_code
 from llama_endpoints.validate.references import asset
 from llama_endpoints.validate.script import is_remote
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of deployments that do not run our code, as far as the files show."""
     if spec.kind not in DEPLOYMENTS or needs_code(spec, tree):
         return
@@ -21,7 +21,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         yield from _without_code(spec, tree)
 
 
-def _without_code(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def _without_code(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     if _has_routes(spec, tree):
         yield spec.find(
             Rule.NOT_CHECKED, ("environment",),
@@ -40,7 +40,7 @@ def _without_code(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _has_routes(spec: Spec, tree: SpecTree) -> bool:
+def _has_routes(spec: SpecFile, tree: SpecTree) -> bool:
     environment = asset(spec.at("environment"), SpecKind.ENVIRONMENT, tree)
     inline = spec.mapping("environment", "inference_config")
     return bool(inline or (environment is not None and environment.mapping("inference_config")))

@@ -9,13 +9,13 @@ from llama_endpoints.validate.findings import Finding, Rule
 from llama_endpoints.validate.kinds import DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.llama_deployments import KEYS_FILE, KNOWN, OURS, runs_our_code, variables_place
 from llama_endpoints.validate.places import is_flat
-from llama_endpoints.validate.spec_files import Spec, SpecTree
+from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import article, shown
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
 
-def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
+def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     """Yield the findings of deployments."""
     if spec.kind not in DEPLOYMENTS:
         return
@@ -34,7 +34,7 @@ def rules(spec: Spec, tree: SpecTree) -> Iterator[Finding]:
             yield from _ours(spec, (*place, name), name, value)
 
 
-def _variable(spec: Spec, place: Place, value: Any) -> Iterator[Finding]:
+def _variable(spec: SpecFile, place: Place, value: Any) -> Iterator[Finding]:
     if value is None:
         yield spec.find(Rule.VARIABLE_TYPE, place, 'has no value. Set one ("" if empty), or remove it.')
     elif isinstance(value, dict | list):
@@ -48,7 +48,7 @@ def _variable(spec: Spec, place: Place, value: Any) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _ours(spec: Spec, place: Place, name: str, value: str) -> Iterator[Finding]:
+def _ours(spec: SpecFile, place: Place, name: str, value: str) -> Iterator[Finding]:
     if name not in KNOWN:
         try:
             Settings.from_environment({name: value})

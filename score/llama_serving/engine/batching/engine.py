@@ -36,7 +36,7 @@ PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, needs_logits=T
 
 
 @dataclass(slots=True)
-class _Counts:
+class _StepCounters:
     tokens_out: int = 0
     steps: int = 0
     rows: int = 0
@@ -67,7 +67,7 @@ class BatchingEngine:
         self._max_num_seqs = max_num_seqs
         self._share = share_prefixes
         self._largest_chunk = largest_chunk
-        self._counts = _Counts()
+        self._counts = _StepCounters()
         self._numbers = count()
         self._thread: EngineThread[Sequence] = EngineThread(self._start, self._serve)
         self._thread.start()
