@@ -101,7 +101,7 @@ class RequestMix:
             given = yaml.safe_load(path.read_text(encoding="utf-8"))
             jsonschema.validate(given, _SCHEMA, cls=jsonschema.Draft202012Validator)
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise WorkloadError(f"{path} can't be read as YAML: {error}") from None
+            raise WorkloadError(f"{path} cannot be read as YAML: {error}") from None
         except jsonschema.ValidationError as error:
             field = ".".join(map(str, error.absolute_path)) or "the file"
             raise WorkloadError(f"{path}: {field}: {error.message}. {DEFAULT} shows all fields.") from None

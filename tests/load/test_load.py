@@ -41,7 +41,7 @@ def test_the_committed_file_says_what_is_sent_without_one() -> None:
         ("kinds: {completion: 0}", "kinds: no weight"),
         ("kinds: {chat: 1}", "'chat' was unexpected"),
         ("- 1", "the file"),
-        ("a: [", "can't be read as YAML"),
+        ("a: [", "cannot be read as YAML"),
     ],
 )
 def test_a_file_that_cant_be_used_is_a_sentence(tmp_path: Path, text: str, says: str) -> None:
