@@ -161,8 +161,8 @@ def _address(name: str, text: str) -> str:
     if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", address) or address.endswith(
         "/v1"
     ):
-        told = "..." if "@" in text else text  # (a password may precede the @)
-        raise _unusable(name, told, "an address without /v1 at its end, such as http://127.0.0.1:8000")
+        shown = "..." if "@" in text else text  # (a password may precede the @)
+        raise _unusable(name, shown, "an address without /v1 at its end, such as http://127.0.0.1:8000")
     return address
 
 

@@ -32,7 +32,7 @@ def line(variant: ModelVariant, workload: Workload) -> tuple[str, ...]:
     return (
         variant.name,
         str(workload.context),
-        str(found.wanted.workload.concurrency),
+        str(found.request.workload.concurrency),
         placed.sku.name,
         str(placed.gpus),
         placed.runner,

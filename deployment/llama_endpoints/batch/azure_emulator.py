@@ -133,12 +133,12 @@ class MiniBatch:
     failures: int = 0
 
 
-async def run(job: EmulatedJob, told: Callable[[Tally], None], say: Callable[[str], None]) -> Tally:
+async def run(job: EmulatedJob, on_change: Callable[[Tally], None], say: Callable[[str], None]) -> Tally:
     """Run a job to its end. SIGINT, SIGTERM and SIGHUP end it and its processes.
 
     Args:
         job: the job.
-        told: called with every change of the tally.
+        on_change: called with every change of the tally.
         say: called with a sentence for each failure.
 
     Raises:
@@ -150,7 +150,7 @@ async def run(job: EmulatedJob, told: Callable[[Tally], None], say: Callable[[st
     (job.output / LOGS).mkdir()
     try:
         with tempfile.TemporaryDirectory(prefix="llama-azure-") as scratch:
-            return await _EmulatedRun(job, files, Path(scratch), told, say).run()
+            return await _EmulatedRun(job, files, Path(scratch), on_change, say).run()
     except OSError as error:
         raise SetupError(f"{error.filename or job.output}: {error.strerror}.") from error
 
@@ -161,14 +161,14 @@ class _EmulatedRun:
         job: EmulatedJob,
         files: Sequence[Path],
         scratch: Path,
-        told: Callable[[Tally], None],
+        on_change: Callable[[Tally], None],
         say: Callable[[str], None],
     ) -> None:
-        self._job, self._deployment, self._scratch, self._told, self._say = (
+        self._job, self._deployment, self._scratch, self._on_change, self._say = (
             job,
             job.deployment,
             scratch,
-            told,
+            on_change,
             say,
         )
         self._tally = Tally(len(files))
@@ -248,14 +248,14 @@ class _EmulatedRun:
         try:
             items = await process.run(batch.files, results, timeout_s=self._deployment.timeout_s)
         except Failed as failed:
-            self._again(batch, str(failed))
+            self._retry(batch, str(failed))
             return failed.alive
         else:
             self._take(batch, items, results)
             return True
         finally:
             results.unlink(missing_ok=True)
-            self._told(self._tally)
+            self._on_change(self._tally)
             self._waiting.task_done()
 
     def _take(self, batch: MiniBatch, items: int, results: Path) -> None:
@@ -265,7 +265,7 @@ class _EmulatedRun:
         self._tally.items += items
         self._done(batch, max(0, len(batch.files) - items), "run() returned no item for them")
 
-    def _again(self, batch: MiniBatch, why: str) -> None:
+    def _retry(self, batch: MiniBatch, why: str) -> None:
         failures, tries = batch.failures + 1, self._deployment.max_retries + 1
         self._say(f"mini-batch {batch.number} ({_shown(batch.files)}), try {failures} of {tries}: {why}.")
         if failures < tries:

@@ -68,14 +68,14 @@ class ScriptProcess:
             Failed: `run` failed or timed out. After a timeout the process is not alive: `end` it.
         """
         assert self._process.stdin is not None  # noqa: S101
-        asked = {"files": [str(file) for file in files], "results": str(results)}
+        call = {"files": [str(file) for file in files], "results": str(results)}
         try:
             async with asyncio.timeout(timeout_s):
-                self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-                told = await self._answer()
+                self._process.stdin.write(json.dumps(call).encode() + b"\n")
+                answer = await self._answer()
         except TimeoutError:
             raise Failed(f"it exceeded its timeout of {timeout_s:g} s", alive=False) from None
-        return int(told["results"])
+        return int(answer["results"])
 
     async def end(self) -> None:
         """Kill the process and its children. May be called again."""
@@ -93,7 +93,7 @@ class ScriptProcess:
         line = await self._process.stdout.readline()
         if not line.endswith(b"\n"):
             raise Failed(f"its process ended with exit code {await self._process.wait()}", alive=False)
-        told: dict[str, Any] = json.loads(line)
-        if "error" in told:
-            raise Failed(told["error"], alive=True)
-        return told
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Failed(answer["error"], alive=True)
+        return answer

@@ -51,12 +51,12 @@ def _kept_for_answers() -> TextIO:
 
 def _answer(answers: TextIO, do: Callable[[], dict[str, Any]]) -> bool:
     try:
-        told = do()
+        answer = do()
     except Exception as error:
         traceback.print_exc()
-        told = {"error": f"{type(error).__name__}: {error}"[:LONGEST]}  # the log has the whole message
-    print(json.dumps(told), file=answers, flush=True)
-    return "error" not in told
+        answer = {"error": f"{type(error).__name__}: {error}"[:LONGEST]}  # the log has the whole message
+    print(json.dumps(answer), file=answers, flush=True)
+    return "error" not in answer
 
 
 def _init(script: Path, found: list[ModuleType]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class DryRunResult:
     errors: int = 0
     amount: Amount = field(default_factory=Amount)
 
-    def told(self, seconds: float | None) -> dict[str, Any]:
+    def to_dict(self, seconds: float | None) -> dict[str, Any]:
         """Return it as JSON, with the estimated seconds."""
         return {"rows": self.rows, "errors": self.errors, "prompt_tokens": self.amount.prompt_tokens,
                 "new_tokens_at_most": self.amount.new_tokens,
@@ -39,7 +39,11 @@ class DryRunResult:
 
 
 def checked(
-    files: ModelFiles, settings: Settings, job: BatchJob, say: Callable[[str], None], told: Callable[[], object]
+    files: ModelFiles,
+    settings: Settings,
+    job: BatchJob,
+    say: Callable[[str], None],
+    on_row: Callable[[], object],
 ) -> DryRunResult:
     """Check every row.
 
@@ -48,7 +52,7 @@ def checked(
         settings: settings of the engine that would run.
         job: the job's sources and parameters.
         say: called with a sentence for each bad row.
-        told: called after each row.
+        on_row: called after each row.
 
     Raises:
         SetupError: a source cannot be read.
@@ -66,14 +70,14 @@ def checked(
         except ServingError as error:
             found.errors += 1
             say(f"{todo.line.place.file}:{todo.line.place.line}: {error.message}")
-        told()
+        on_row()
     return found
 
 
 def _work(preparer: RequestPreparer, todo: Todo) -> PreparedInput:
-    if todo.asked is None:
+    if todo.request is None:
         raise todo.error or ServingError("The line could not be read.")
-    (work,) = preparer.prepare(todo.asked)
+    (work,) = preparer.prepare(todo.request)
     return work
 
 
@@ -86,7 +90,7 @@ def seconds(files: ModelFiles, settings: Settings, found: DryRunResult) -> float
     dtype = dtype_of(files.variant, settings)
     if select_engine(settings, dtype).name != "batching":
         return None
-    wanted = BackendRequest(dtype, settings.backend, settings.quantization)
+    backend = BackendRequest(dtype, settings.backend, settings.quantization)
     return speed.seconds(
-        read_config(files.checkpoint), wanted, found.amount, settings.max_num_seqs, settings.threads
+        read_config(files.checkpoint), backend, found.amount, settings.max_num_seqs, settings.threads
     )

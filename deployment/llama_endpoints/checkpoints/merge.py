@@ -187,9 +187,9 @@ def _add(stream: _Stream, tensor: Tensor, update: Update, adapter: TensorFile) -
         after = before if replacement is None else replacement[start:stop]
         if product is not None:
             after = after + product(start, stop)
-        told = from_float32(after, tensor.dtype)
-        _check_finite(told, tensor)
-        stream.writer.write(told)
+        merged = from_float32(after, tensor.dtype)
+        _check_finite(merged, tensor)
+        stream.writer.write(merged)
         difference += float(np.square(after - before, dtype=np.float64).sum())
         norm += float(np.square(before, dtype=np.float64).sum())
     return TensorChange(math.sqrt(difference), math.sqrt(norm))

@@ -99,12 +99,12 @@ def variant_of(name: str, otherwise: str = "") -> ModelVariant:
     """
     if name not in CATALOG:
         near = get_close_matches(name, CATALOG, n=1)
-        told = (
+        sentences = (
             f"{name} is not in the catalog: `llama-endpoints models` lists it.",
             otherwise,
             f"Did you mean {near[0]}?" if near else "",
         )
-        raise SetupError(" ".join(filter(None, told)))
+        raise SetupError(" ".join(filter(None, sentences)))
     return CATALOG[name]
 
 

@@ -115,13 +115,13 @@ def batch(  # noqa: PLR0913  (the options of a command)
     counts = jobs.finished(job)
     if counts is not None:
         Journal.remove(job.outputs.journal)  # left by a run that was killed after its last step
-        click.echo(f"{output} is done already: {_told(counts)}.", err=True)
+        click.echo(f"{output} is done already: {_summary(counts)}.", err=True)
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with closing(Service.start(files, settings)) as service:
         try:
             result = _with_bar(
-                job.rows_at_most, lambda told: asyncio.run(jobs.run(service, job, told, stops=STOPS))
+                job.rows_at_most, lambda show: asyncio.run(jobs.run(service, job, show, stops=STOPS))
             )
         except ServingError as error:
             click.echo(f"{error.message} Progress is kept: run the same command again to resume.", err=True)
@@ -177,7 +177,7 @@ def _with_bar(rows: int | None, run: "Callable[[Callable[[Counts], None]], Resul
     with _bar(rows, "rows", unit=" rows", smoothing=0.05) as bar:
         began: list[tuple[float, int]] = []
 
-        def told(counts: "Counts") -> None:
+        def show(counts: "Counts") -> None:
             if not began:
                 began.append((bar.format_dict["elapsed"], counts.completion_tokens))
                 bar.initial = bar.n = counts.rows  # rows of earlier runs do not count for the speed
@@ -190,26 +190,26 @@ def _with_bar(rows: int | None, run: "Callable[[Callable[[Counts], None]], Resul
                 f"{tokens / max(seconds, 1e-9):.0f} tokens/s, {counts.errors} errors", refresh=False
             )
 
-        return run(told)
+        return run(show)
 
 
 def _end(result: "Result", output: Path) -> int:
     before = f", {result.resumed} of them from an earlier run" if result.resumed else ""
     if result.too_many_errors:
-        click.echo(f"Stopped: {result.counts.errors} rows failed, more than --max-errors allows. {_told(result.counts)}{before}; "
+        click.echo(f"Stopped: {result.counts.errors} rows failed, more than --max-errors allows. {_summary(result.counts)}{before}; "
                    f"Progress is kept in {output}.journal.", err=True)  # fmt: skip
         return TOO_MANY_ERRORS
     if result.stopped is not None:
         click.echo(
-            f"{result.stopped.name}: {_told(result.counts)}{before}. Run the same command again to resume.",
+            f"{result.stopped.name}: {_summary(result.counts)}{before}. Run the same command again to resume.",
             err=True,
         )
         return 128 + result.stopped
-    click.echo(f"{output}: {_told(result.counts)}{before}.", err=True)
+    click.echo(f"{output}: {_summary(result.counts)}{before}.", err=True)
     return 0
 
 
-def _told(counts: "Counts") -> str:
+def _summary(counts: "Counts") -> str:
     return (
         f"{counts.rows} rows = {counts.ok} ok + {counts.errors} errors; "
         f"{counts.prompt_tokens} prompt tokens, {counts.completion_tokens} generated"
@@ -221,5 +221,5 @@ def _check(files: "ModelFiles", settings: "Settings", job: "BatchJob") -> int:
 
     with _bar(job.rows_at_most, "checking", unit=" rows") as bar:
         found = dry_run.checked(files, settings, job, lambda text: bar.write(text, file=sys.stderr), bar.update)
-    click.echo(json.dumps(found.told(dry_run.seconds(files, settings, found))))
+    click.echo(json.dumps(found.to_dict(dry_run.seconds(files, settings, found))))
     return TOO_MANY_ERRORS if job.limit.passed(found.errors, found.rows) else 0

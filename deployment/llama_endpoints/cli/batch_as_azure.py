@@ -75,11 +75,11 @@ def _run(job: EmulatedJob) -> int:
     _announce(job)
     with tqdm(total=len(job.files()), desc="files", unit=" files", file=sys.stderr, disable=None) as bar:
 
-        def told(tally: Tally) -> None:
+        def show(tally: Tally) -> None:
             bar.set_postfix_str(f"{tally.failed} failed, {tally.retries} retries", refresh=False)
             bar.update(tally.done - bar.n)
 
-        tally = asyncio.run(azure_emulator.run(job, told, lambda text: bar.write(text, file=sys.stderr)))
+        tally = asyncio.run(azure_emulator.run(job, show, lambda text: bar.write(text, file=sys.stderr)))
     return _end(job, tally)
 
 

@@ -113,7 +113,7 @@ def _apply(target: "Target", *, dry_run: bool, keep_failed: bool) -> None:
         steps = runner.steps()
         for step in steps:
             click.echo(str(step))
-        changes = sum(step.action not in {Action.KEEP, Action.ASK} for step in steps)
+        changes = sum(step.action not in {Action.KEEP, Action.TEST} for step in steps)
         click.echo(f"{changes} change{'' if changes == 1 else 's'}. Nothing was applied.")
         return
     try:

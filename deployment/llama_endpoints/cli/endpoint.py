@@ -62,10 +62,10 @@ def logs(*, endpoint: str, deployment: str, lines: int, container: str, **worksp
     Like: az ml online-deployment get-logs --endpoint-name NAME --name DEPLOYMENT --lines 100
     """  # noqa: D301
     client = client_of(**workspace)
-    client.existing(endpoint)
+    client.get_endpoint(endpoint)
     get = client.deployments.get_logs
-    asked = f"the log of {endpoint}/{deployment}"
-    text = client.found(asked, lambda: get(deployment, endpoint, lines, container_type=container))
+    what = f"the log of {endpoint}/{deployment}"
+    text = client.get_or_none(what, lambda: get(deployment, endpoint, lines, container_type=container))
     if text is None:
         raise SetupError(_no_deployment(client, endpoint, deployment))
     click.echo(text.rstrip("\n"))
@@ -92,20 +92,20 @@ def invoke(
     Like: az ml online-endpoint invoke --name NAME --request-file FILE
           az ml batch-endpoint invoke --name NAME --input FOLDER --input-type uri_folder --query name
     """  # noqa: D301
-    from llama_endpoints.endpoints.batch_job import started
+    from llama_endpoints.endpoints.batch_job import start_job
     from llama_endpoints.endpoints.scoring import OK, Scoring
 
     if (request is None) == (rows is None):
         raise SetupError("Give either --request (online endpoint) or --input (batch endpoint).")
     client = client_of(**workspace, batch=rows is not None)
-    if deployment is not None and client.deployment(endpoint, deployment) is None:
-        client.existing(endpoint)
+    if deployment is not None and client.find_deployment(endpoint, deployment) is None:
+        client.get_endpoint(endpoint)
         raise SetupError(_no_deployment(client, endpoint, deployment))
     if rows is not None:
-        click.echo(started(client, endpoint, deployment, rows))
+        click.echo(start_job(client, endpoint, deployment, rows))
         return
     assert request is not None  # noqa: S101
-    reply = Scoring(client, endpoint).ask(request.read_bytes(), deployment)
+    reply = Scoring(client, endpoint).send(request.read_bytes(), deployment)
     if reply.status != OK:
         click.echo(f"{reply.status}: {reply.text}", err=True)
         raise SystemExit(FAILED)
@@ -127,18 +127,18 @@ def keys(*, endpoint: str, regenerate: str | None, **workspace: Any) -> None:
     Like: az ml online-endpoint get-credentials --name NAME
           az ml online-endpoint regenerate-keys --name NAME --key-type primary
     """  # noqa: D301
-    from llama_endpoints.endpoints.client import asked
+    from llama_endpoints.endpoints.client import azure_errors
 
     client = client_of(**workspace)
-    client.existing(endpoint)
+    client.get_endpoint(endpoint)
     if regenerate is not None:
         begin = client.endpoints.begin_regenerate_keys
-        client.changed(
+        client.run_operation(
             lambda: begin(endpoint, key_type=regenerate),
             f"{regenerate} key",
             f"llama-endpoints keys --endpoint {endpoint}",
         )
-    with asked(f"the keys of {endpoint}"):
+    with azure_errors(f"the keys of {endpoint}"):
         found = client.endpoints.get_keys(endpoint)
     click.echo(json.dumps(_credentials(found)))
 
@@ -157,8 +157,8 @@ def delete(*, endpoint: str, deployment: str | None, batch: bool, yes: bool, **w
           az ml online-deployment delete --endpoint-name NAME --name DEPLOYMENT --yes
     """  # noqa: D301
     client = client_of(**workspace, batch=batch)
-    there = client.endpoint(endpoint)
-    if there is None or (deployment and client.deployment(endpoint, deployment) is None):
+    there = client.find_endpoint(endpoint)
+    if there is None or (deployment and client.find_deployment(endpoint, deployment) is None):
         click.echo(f"{endpoint}{f'/{deployment}' if deployment else ''} does not exist.")
         return
     what = (
@@ -170,15 +170,17 @@ def delete(*, endpoint: str, deployment: str | None, batch: bool, yes: bool, **w
         _check_unused(client, there, deployment)
     if not yes:
         click.confirm(f"Delete {what}?", abort=True)
-    again = f"llama-endpoints status --endpoint {endpoint}{' --batch' if batch else ''}"
+    status_command = f"llama-endpoints status --endpoint {endpoint}{' --batch' if batch else ''}"
     if deployment:
-        client.changed(
+        client.run_operation(
             lambda: client.deployments.begin_delete(name=deployment, endpoint_name=endpoint),
             f"deleting {what}",
-            again,
+            status_command,
         )
     else:
-        client.changed(lambda: client.endpoints.begin_delete(endpoint), f"deleting {what}", again)
+        client.run_operation(
+            lambda: client.endpoints.begin_delete(endpoint), f"deleting {what}", status_command
+        )
     click.echo(f"Deleted {what}.")
 
 
@@ -197,7 +199,7 @@ def _check_unused(client: "EndpointsClient", endpoint: Any, deployment: str) -> 
 def _all_of(client: "EndpointsClient", endpoint: str) -> str:
     names = [
         one.name
-        for one in client.found("its deployments", lambda: list(client.deployments.list(endpoint))) or ()
+        for one in client.get_or_none("its deployments", lambda: list(client.deployments.list(endpoint))) or ()
     ]
     return ", ".join(names) or "none"
 

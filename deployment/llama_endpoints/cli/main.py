@@ -45,8 +45,8 @@ def _terminate(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _show_version(context: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001  (click's signature)
-    if asked and not context.resilient_parsing:
+def _show_version(context: click.Context, _option: click.Parameter, requested: bool) -> None:  # noqa: FBT001  (click's signature)
+    if requested and not context.resilient_parsing:
         click.echo(f"llama-endpoints {full_version()}")
         context.exit()
 

@@ -95,7 +95,7 @@ def plan(  # noqa: PLR0913  (one argument an option)
     variant = variant_of(model)
     machine = None if sku is None else sku_of(sku)
     whose = Cloud(cloud) if cloud else machine.cloud if machine else Cloud.AZURE
-    wanted = PlanRequest(
+    request = PlanRequest(
         variant,
         Workload(
             variant.trained_positions.value if context is None else context,
@@ -112,9 +112,9 @@ def plan(  # noqa: PLR0913  (one argument an option)
     )
     prices = _prices(region, prices_file, whose)
     found = (
-        plan_with_max_concurrency(wanted, prices=prices)
+        plan_with_max_concurrency(request, prices=prices)
         if concurrency is None
-        else planned(wanted, prices=prices)
+        else planned(request, prices=prices)
     )
     if as_json:
         click.echo(json.dumps(to_dict(found), allow_nan=False))

@@ -27,7 +27,7 @@ _LEFT: Final = ("MACHINE", "NOTES", "")
 def of(plan: Plan) -> str:
     """Return the whole report."""
     return "\n".join((
-        _title(plan.wanted),
+        _title(plan.request),
         "",
         *(_chosen(plan, plan.chosen) if plan.chosen else _none(plan)),
         *_others(plan),
@@ -35,10 +35,10 @@ def of(plan: Plan) -> str:
     ))  # fmt: skip
 
 
-def _title(wanted: PlanRequest) -> str:
-    sequences, work = _count(wanted.workload.concurrency, "sequence"), wanted.workload
+def _title(request: PlanRequest) -> str:
+    sequences, work = _count(request.workload.concurrency, "sequence"), request.workload
     usually = f" (usually {work.length:,})" if work.length < work.context else ""
-    return f"{wanted.variant.name} in {wanted.precision}: {sequences} of {work.context:,} tokens{usually}"
+    return f"{request.variant.name} in {request.precision}: {sequences} of {work.context:,} tokens{usually}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -50,13 +50,13 @@ def _short(sku: Sku) -> str:
 
 
 def _none(plan: Plan) -> Iterator[str]:
-    wanted = plan.wanted
-    yield f"No {wanted.cloud} machine offered for {wanted.offer} holds it."
+    request = plan.request
+    yield f"No {request.cloud} machine offered for {request.offer} holds it."
     if any(one.fits for one in plan.alternatives):
         yield "The first machine below would hold it: pass it as --sku if you can get it."
         return
     yield "One of these options would make it fit:"
-    yield from (f"  {option:<16}  {_short(sku)}" for option, sku in advice(wanted))
+    yield from (f"  {option:<16}  {_short(sku)}" for option, sku in advice(request))
 
 
 def _chosen(plan: Plan, one: Fit) -> Iterator[str]:
@@ -74,7 +74,7 @@ def _chosen(plan: Plan, one: Fit) -> Iterator[str]:
 
 
 def _memory(plan: Plan, one: Fit) -> Iterator[str]:
-    variant, workload, placed = plan.wanted.variant, plan.wanted.workload, one.placement
+    variant, workload, placed = plan.request.variant, plan.request.workload, one.placement
     kv = placed.kv_bytes_per_token(variant.shape)
     rows = placed.prompt_rows(workload)
     made_of = {
@@ -107,36 +107,36 @@ def _consequences(plan: Plan, one: Fit) -> Iterator[str]:
         yield "  (Azure took {} to {} minutes to start a GPU instance)".format(*START_MIN)
         yield from _quota(plan, one.sku)
     if one.sku.name in plan.prices:
-        yield f"{plan.prices[one.sku.name] * plan.wanted.instances:,.2f} an hour"
+        yield f"{plan.prices[one.sku.name] * plan.request.instances:,.2f} an hour"
     yield from _warnings(plan, one)
 
 
 def _longest(plan: Plan, one: Fit) -> Iterator[str]:
     """Yield what happens if sequences are longer than usual."""
-    work = plan.wanted.workload
+    work = plan.request.workload
     if work.length < work.context:
-        number = full_length(one, plan.wanted.variant.shape, work)
+        number = full_length(one, plan.request.variant.shape, work)
         yield f"room for {number:,} at {work.context:,} tokens each; beyond, vLLM preempts the youngest"
 
 
 def _quota(plan: Plan, sku: Sku) -> Iterator[str]:
-    wanted, needed = plan.wanted.instances, plan.quota_instances
+    request, needed = plan.request.instances, plan.quota_instances
     yield f"quota: {plan.quota_cores:,} cores of {sku.family}, {_count(needed, 'instance')} of {sku.cores}"
-    if needed > wanted:
-        yield f"  ({wanted}, plus 20 % for upgrades, rounded up)"
+    if needed > request:
+        yield f"  ({request}, plus 20 % for upgrades, rounded up)"
 
 
 def _warnings(plan: Plan, one: Fit) -> Iterator[str]:
-    wanted = plan.wanted
+    request = plan.request
     if one.sku.retired:
         yield f"Warning: the machine is retired ({one.sku.retired.value})."
-    if one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(wanted.offer):
-        yield f"Warning: it is unknown whether the machine is offered for {wanted.offer}." if wanted.offer not in one.sku.offered else (
-            f"Warning: the machine is not offered for {wanted.offer}.")  # fmt: skip
-    if wanted.precision is Precision.FP8 and not one.sku.gpu.fp8:
+    if one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(request.offer):
+        yield f"Warning: it is unknown whether the machine is offered for {request.offer}." if request.offer not in one.sku.offered else (
+            f"Warning: the machine is not offered for {request.offer}.")  # fmt: skip
+    if request.precision is Precision.FP8 and not one.sku.gpu.fp8:
         yield f"Warning: {one.sku.gpu.name} has no fp8; vLLM widens the weights."
-    if wanted.workload.context > wanted.variant.trained_positions.value:
-        yield f"Warning: the model was trained on {wanted.variant.trained_positions.value:,} tokens and extrapolates beyond."
+    if request.workload.context > request.variant.trained_positions.value:
+        yield f"Warning: the model was trained on {request.variant.trained_positions.value:,} tokens and extrapolates beyond."
 
 
 def _others(plan: Plan) -> Iterator[str]:
@@ -166,8 +166,8 @@ def _row(plan: Plan, one: Fit, *, priced: bool) -> tuple[str, ...]:
 def _notes(plan: Plan, one: Fit) -> Iterator[str]:
     if one.sku.retired:
         yield "retired"
-    elif one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(plan.wanted.offer):
-        yield "not offered" if plan.wanted.offer in one.sku.offered else "unknown"
+    elif one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(plan.request.offer):
+        yield "not offered" if plan.request.offer in one.sku.offered else "unknown"
 
 
 def _misfits(plan: Plan) -> Iterator[str]:

@@ -119,8 +119,8 @@ def through_own_server(sample: Any) -> Iterator[Shown]:
     with own_server(MODEL) as server, OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         yield Shown("our server /score", sample, _post(f"{server.url}/score", sample))
         completion = client.completions.create(model="nano", prompt=prompt, max_tokens=256, seed=SEED)
-        asked = {"model": "nano", "prompt": prompt, "max_tokens": 256, "seed": SEED}
-        yield Shown("openai /v1/completions", asked, completion.model_dump(exclude_none=True))
+        sent = {"model": "nano", "prompt": prompt, "max_tokens": 256, "seed": SEED}
+        yield Shown("openai /v1/completions", sent, completion.model_dump(exclude_none=True))
         stream = client.chat.completions.create(
             model="nano", messages=[{"role": "user", "content": prompt}], max_tokens=64, seed=SEED, stream=True
         )

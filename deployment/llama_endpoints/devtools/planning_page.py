@@ -52,8 +52,8 @@ def _cells(variant: ModelVariant, context: int, precision: Precision = Precision
 
 
 def _cell(variant: ModelVariant, context: int, precision: Precision, machines: Sequence[Sku]) -> str:
-    wanted = PlanRequest(variant, Workload(context), precision, Offer.KUBERNETES, runner=Runner.VLLM)
-    sku = next((one for one in machines if fit_of(wanted, one).fits), None)
+    request = PlanRequest(variant, Workload(context), precision, Offer.KUBERNETES, runner=Runner.VLLM)
+    sku = next((one for one in machines if fit_of(request, one).fits), None)
     if sku is None:
         return "-"
     found = plan_with_max_concurrency(
@@ -64,8 +64,8 @@ def _cell(variant: ModelVariant, context: int, precision: Precision, machines: S
 
 def _numbers(found: Plan) -> str:
     assert found.chosen is not None  # noqa: S101  (the machine is given)
-    work, one = found.wanted.workload, found.chosen
-    longest = full_length(one, found.wanted.variant.shape, work)
+    work, one = found.request.workload, found.chosen
+    longest = full_length(one, found.request.variant.shape, work)
     return f"{one.placement.gpus}: {work.concurrency} ({longest}), **{one.speed.all:,.0f}**"
 
 

@@ -137,8 +137,8 @@ class Snapshot:
 
 def _is_extra(file: HubFile) -> bool:
     """Whether a file is downloaded if it exists."""
-    wanted = any(fnmatchcase(file.name, pattern) for pattern in _EXTRA_FILES)
-    return wanted and file.size > 0 and Path(file.name).suffix in _TEXTS and bool(_NAME.fullmatch(file.name))
+    matches = any(fnmatchcase(file.name, pattern) for pattern in _EXTRA_FILES)
+    return matches and file.size > 0 and Path(file.name).suffix in _TEXTS and bool(_NAME.fullmatch(file.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,9 @@ class DeployRunner:
             self._wait(steps)
             steps = self.steps()
         before = (
-            self.target.client.deployment(self.target.endpoint, self.target.name) if _touches(steps) else None
+            self.target.client.find_deployment(self.target.endpoint, self.target.name)
+            if _touches(steps)
+            else None
         )
         for step in steps:
             self.report(str(step))
@@ -65,7 +67,9 @@ class DeployRunner:
     def _wait(self, steps: tuple[PlanStep, ...]) -> None:
         for step in steps:
             self.report(str(step))
-        with polling.shown(f"{steps[0].kind.value} {steps[0].name}", self.target.again) as tick:
+        with polling.progress_line(
+            f"{steps[0].kind.value} {steps[0].name}", self.target.status_command
+        ) as tick:
             polling.until(lambda: all(step.action is not Action.WAIT for step in self.steps()), tick)
 
     def _do(self, step: PlanStep, before: Any, *, touched: bool) -> None:
@@ -87,10 +91,10 @@ class DeployRunner:
         try:
             if before is None:
                 delete = target.client.deployments.begin_delete
-                target.client.changed(
+                target.client.run_operation(
                     lambda: delete(name=target.name, endpoint_name=target.endpoint),
                     f"deleting {where}",
-                    target.again,
+                    target.status_command,
                 )
                 return "The new deployment was deleted. The traffic is unchanged."
             target.put_deployment(lambda: before, f"restoring {where}")
@@ -105,7 +109,7 @@ class DeployRunner:
         get = self.target.client.deployments.get_logs
         arguments = {"name": self.target.name, "endpoint_name": self.target.endpoint, "lines": _LINES}
         try:
-            text = self.target.client.found("the log", lambda: get(**arguments))
+            text = self.target.client.get_or_none("the log", lambda: get(**arguments))
         except Refused as error:
             text = f"(no log available: {error})"
         yield from (text or "").splitlines()

@@ -40,7 +40,7 @@ class BatchTarget(Target):
                 "Add its file under yaml/batch/compute/",
             )
 
-    def ask(self) -> None:
+    def send_test_request(self) -> None:
         """Never called: no batch plan has a test request, since a job takes minutes and costs money."""
         raise AssertionError("a batch deployment gets no test request")
 
@@ -53,11 +53,11 @@ class BatchTarget(Target):
         """Make this deployment the endpoint's default."""
 
         def begin() -> Any:
-            endpoint = self.client.existing(self.endpoint)
+            endpoint = self.client.get_endpoint(self.endpoint)
             endpoint.defaults = {"deployment_name": self.name}
             return self.client.endpoints.begin_create_or_update(endpoint)
 
-        self.client.changed(begin, f"default of {self.endpoint}", self.again)
+        self.client.run_operation(begin, f"default of {self.endpoint}", self.status_command)
 
 
 def default_of(endpoint: Any) -> str:

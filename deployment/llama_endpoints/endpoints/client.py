@@ -74,23 +74,23 @@ class EndpointsClient:
         """The operations on their deployments."""
         return self.ml.online_deployments if self.kind is EndpointKind.ONLINE else self.ml.batch_deployments
 
-    def endpoint(self, name: str) -> Any:
+    def find_endpoint(self, name: str) -> Any:
         """Return azure-ai-ml's entity, or None if there is none."""
-        return self.found(f"the endpoint {name}", lambda: self.endpoints.get(name))
+        return self.get_or_none(f"the endpoint {name}", lambda: self.endpoints.get(name))
 
-    def deployment(self, endpoint: str, name: str) -> Any:
+    def find_deployment(self, endpoint: str, name: str) -> Any:
         """Return azure-ai-ml's entity, or None if there is none."""
-        return self.found(
+        return self.get_or_none(
             f"the deployment {endpoint}/{name}", lambda: self.deployments.get(name=name, endpoint_name=endpoint)
         )
 
-    def existing(self, endpoint: str) -> Any:
+    def get_endpoint(self, endpoint: str) -> Any:
         """Return an endpoint's entity.
 
         Raises:
             Refused: the endpoint does not exist.
         """
-        found = self.endpoint(endpoint)
+        found = self.find_endpoint(endpoint)
         if found is None:
             flag = "" if self.kind is EndpointKind.ONLINE else " as a batch endpoint"
             raise Refused(
@@ -98,7 +98,7 @@ class EndpointsClient:
             )
         return found
 
-    def found(self, what: str, get: Callable[[], Any]) -> Any:
+    def get_or_none(self, what: str, get: Callable[[], Any]) -> Any:
         """Return what `get` returns, or None if Azure has no such resource.
 
         Raises:
@@ -106,19 +106,19 @@ class EndpointsClient:
         """
         from azure.core.exceptions import ResourceNotFoundError
 
-        with asked(what):
+        with azure_errors(what):
             try:
                 return get()
             except ResourceNotFoundError:
                 return None
 
-    def changed(self, begin: Callable[[], Any], what: str, again: str) -> Any:
+    def run_operation(self, begin: Callable[[], Any], what: str, status_command: str) -> Any:
         """Start a change, wait until it ends, and return the result.
 
         Args:
             begin: returns azure-ai-ml's poller, or the result if there is nothing to wait for.
             what: the change, in words.
-            again: a command that shows its progress.
+            status_command: a command that shows its progress.
 
         Raises:
             Refused: Azure does not accept the change.
@@ -127,12 +127,12 @@ class EndpointsClient:
         from azure.core.exceptions import HttpResponseError
 
         # azure-ai-ml's poller prints from its own thread as soon as it exists.
-        with polling.shown(what, again) as tick, asked(what), polling.silent():
+        with polling.progress_line(what, status_command) as tick, azure_errors(what), polling.silent():
             poller = _begun(begin, tick)
             if not hasattr(poller, "done"):
                 return poller
             try:
-                return polling.finished(poller, tick)
+                return polling.result_of(poller, tick)
             except HttpResponseError as error:
                 if (
                     not error.status_code or error.status_code >= _BAD
@@ -158,7 +158,7 @@ def _begun(begin: Callable[[], Any], tick: Callable[[], None]) -> Any:
 
 
 @contextmanager
-def asked(what: str) -> Iterator[None]:
+def azure_errors(what: str) -> Iterator[None]:
     """Turn Azure's errors into one sentence that says what to do.
 
     Args:

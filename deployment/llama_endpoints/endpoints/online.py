@@ -62,17 +62,17 @@ class OnlineTarget(Target):
         """Send all traffic to this deployment, and end mirroring, which Azure forbids for a deployment with traffic."""
 
         def begin() -> Any:
-            endpoint = self.client.existing(self.endpoint)
+            endpoint = self.client.get_endpoint(self.endpoint)
             endpoint.traffic = {self.name: FULL}
             if hasattr(endpoint, "mirror_traffic"):
                 endpoint.mirror_traffic = {}
             return self.client.endpoints.begin_create_or_update(endpoint)
 
-        self.client.changed(begin, f"traffic of {self.endpoint}", self.again)
+        self.client.run_operation(begin, f"traffic of {self.endpoint}", self.status_command)
 
-    def ask(self) -> None:
+    def send_test_request(self) -> None:
         """Send one test request to this deployment alone."""
-        reply = Scoring(self.client, self.endpoint).ask(self.request.read_bytes(), self.name)
+        reply = Scoring(self.client, self.endpoint).send(self.request.read_bytes(), self.name)
         if reply.status != OK:
             raise OperationFailed(
                 f"{self.endpoint}/{self.name} started, but answered {reply.status} to {near(self.request)}: {reply.text[:300]}"

@@ -20,7 +20,7 @@ class Action(StrEnum):
     CREATE = "+"
     UPDATE = "~"
     WAIT = "."
-    ASK = "?"
+    TEST = "?"
     MOVE = ">"
 
 
@@ -125,7 +125,7 @@ def plan(desired: Desired, actual: Actual) -> tuple[PlanStep, ...]:
     steps = (
         *(_asset(one, exists=one.name in actual.assets) for one in desired.assets),
         _resource(ResourceKind.ENDPOINT, desired.endpoint.name, desired.endpoint, actual.endpoint),
-        _resource(ResourceKind.DEPLOYMENT, shown(desired), desired.deployment, actual.deployment),
+        _resource(ResourceKind.DEPLOYMENT, full_name(desired), desired.deployment, actual.deployment),
     )
     return (*steps, *_behind(desired, actual, changed=steps[-1].action is not Action.KEEP))
 
@@ -135,7 +135,7 @@ def missing(desired: Desired, actual: Actual) -> tuple[Asset, ...]:
     return tuple(one for one in desired.assets if one.name not in actual.assets and one.source is None)
 
 
-def shown(desired: Desired) -> str:
+def full_name(desired: Desired) -> str:
     """Return `ENDPOINT/DEPLOYMENT`."""
     return f"{desired.endpoint.name}/{desired.deployment.name}"
 
@@ -146,7 +146,7 @@ def _waits(desired: Desired, actual: Actual) -> Iterator[PlanStep]:
         (ResourceKind.DEPLOYMENT, actual.deployment),
     ):
         if resource is not None and resource.is_under_way:
-            name = desired.endpoint.name if kind is ResourceKind.ENDPOINT else shown(desired)
+            name = desired.endpoint.name if kind is ResourceKind.ENDPOINT else full_name(desired)
             yield PlanStep(
                 Action.WAIT, kind, name, f"an operation is in progress ({resource.state}); wait for it"
             )
@@ -179,7 +179,10 @@ def _behind(desired: Desired, actual: Actual, *, changed: bool) -> Iterator[Plan
     moves = not rests and (desired.to_default or not any(actual.traffic.values()))
     if desired.online and (changed or moves):
         yield PlanStep(
-            Action.ASK, ResourceKind.DEPLOYMENT, shown(desired), "send a test request to this deployment alone"
+            Action.TEST,
+            ResourceKind.DEPLOYMENT,
+            full_name(desired),
+            "send a test request to this deployment alone",
         )
     kind = ResourceKind.TRAFFIC if desired.online else ResourceKind.DEFAULT
     if moves:

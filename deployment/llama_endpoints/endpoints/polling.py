@@ -16,12 +16,12 @@ _LOOK_S = 0.2
 
 
 @contextmanager
-def shown(what: str, again: str) -> Iterator[Callable[[], None]]:
+def progress_line(what: str, status_command: str) -> Iterator[Callable[[], None]]:
     """Show a line with the elapsed time until the block ends. Each call of the yielded function updates it.
 
     Args:
         what: the operation, in words.
-        again: a command that shows the progress, printed if the wait is interrupted.
+        status_command: a command that shows the progress, printed if the wait is interrupted.
     """
     from tqdm import tqdm
 
@@ -30,19 +30,20 @@ def shown(what: str, again: str) -> Iterator[Callable[[], None]]:
         with tqdm(
             desc=what, bar_format="{desc}: {elapsed}", mininterval=often, delay=_LOOK_S, file=sys.stderr
         ) as line:
-            yield lambda: _on(line)
+            yield lambda: _refresh(line)
     except (KeyboardInterrupt, SystemExit):
         click.echo(
-            f"Stopped waiting for {what}. The operation continues in Azure; check it with: {again}", err=True
+            f"Stopped waiting for {what}. The operation continues in Azure; check it with: {status_command}",
+            err=True,
         )
         raise
 
 
-def _on(line: Any) -> None:
+def _refresh(line: Any) -> None:
     line.update(0)
 
 
-def finished(poller: Any, tick: Callable[[], None]) -> Any:
+def result_of(poller: Any, tick: Callable[[], None]) -> Any:
     """Wait for azure-ai-ml's poller and return its result."""
     while not poller.done():
         poller.wait(_LOOK_S)

@@ -53,7 +53,7 @@ class RolloutRunner:
     report: Report
 
     @property
-    def again(self) -> str:
+    def status_command(self) -> str:
         """The command that shows the endpoint's status."""
         return f"llama-endpoints status --endpoint {self.endpoint}"
 
@@ -63,13 +63,13 @@ class RolloutRunner:
         Raises:
             Refused: the endpoint does not exist, or Azure does not answer.
         """
-        entity = self.client.existing(self.endpoint)
+        entity = self.client.get_endpoint(self.endpoint)
         if state_of(entity).lower() in UNDER_WAY:
-            with polling.shown(f"endpoint {self.endpoint}", self.again) as tick:
+            with polling.progress_line(f"endpoint {self.endpoint}", self.status_command) as tick:
                 polling.until(
-                    lambda: state_of(self.client.existing(self.endpoint)).lower() not in UNDER_WAY, tick
+                    lambda: state_of(self.client.get_endpoint(self.endpoint)).lower() not in UNDER_WAY, tick
                 )
-            entity = self.client.existing(self.endpoint)
+            entity = self.client.get_endpoint(self.endpoint)
         mirror = getattr(entity, "mirror_traffic", None) or {}
         return TrafficState(
             _some(entity.traffic),
@@ -84,15 +84,15 @@ class RolloutRunner:
             SetupError: the deployment does not exist, is not running, or cannot be rolled out.
         """
         state = self.state()
-        entity = self.client.deployment(self.endpoint, to)
+        entity = self.client.find_deployment(self.endpoint, to)
         if entity is None:
             raise SetupError(
-                f"{self.endpoint} has no deployment {to}. List them with `{self.again}`, or create one with `llama-endpoints deploy online`."
+                f"{self.endpoint} has no deployment {to}. List them with `{self.status_command}`, or create one with `llama-endpoints deploy online`."
             )
         if state_of(entity).lower() != "succeeded":
             raise SetupError(f"{self.endpoint}/{to} is {state_of(entity)} and cannot get traffic. Deploy it again with `llama-endpoints "
                              "deploy online`.")  # fmt: skip
-        kubernetes = not hasattr(self.client.existing(self.endpoint), "public_network_access")
+        kubernetes = not hasattr(self.client.get_endpoint(self.endpoint), "public_network_access")
         return rollout.begin(
             state, to, steps, 0 if kubernetes else mirrored
         )  # Azure has no mirroring on Kubernetes
@@ -134,7 +134,9 @@ class RolloutRunner:
             SetupError: a deployment that had traffic no longer exists, or Azure refuses the change.
         """
         gone = [
-            name for name in current.previous_traffic if self.client.deployment(self.endpoint, name) is None
+            name
+            for name in current.previous_traffic
+            if self.client.find_deployment(self.endpoint, name) is None
         ]
         if gone:
             raise SetupError(
@@ -157,7 +159,7 @@ class RolloutRunner:
         bodies = [path.read_bytes() for path in probing.requests]
         ours: list[Probe] = []
         theirs: list[Probe] = []
-        with polling.shown(f"probes of {new}", self.again) as tick:
+        with polling.progress_line(f"probes of {new}", self.status_command) as tick:
             for number in range(probing.probes):
                 body = bodies[number % len(bodies)]
                 ours.append(self._probe(scoring, new, body))
@@ -170,7 +172,7 @@ class RolloutRunner:
         return Measured.of(ours), Measured.of(theirs) if theirs else None
 
     def _probe(self, scoring: Scoring, deployment: str, body: bytes) -> Probe:
-        reply = scoring.ask(body, deployment)
+        reply = scoring.send(body, deployment)
         if reply.status == OK:
             return Probe(reply.seconds)
         self.report(f"  {deployment} answers {reply.status}: {reply.text[:_SHOWN]}")
@@ -180,13 +182,13 @@ class RolloutRunner:
         """Apply one step as one change."""
 
         def begin() -> Any:
-            entity = self.client.existing(self.endpoint)
+            entity = self.client.get_endpoint(self.endpoint)
             entity.traffic, entity.tags = dict(ahead.traffic), dict(ahead.tags)
             if hasattr(entity, "mirror_traffic"):
                 entity.mirror_traffic = dict(ahead.mirror)
             return self.client.endpoints.begin_create_or_update(entity)
 
-        self.client.changed(begin, f"traffic of {self.endpoint}", self.again)
+        self.client.run_operation(begin, f"traffic of {self.endpoint}", self.status_command)
 
 
 def _some(traffic: Any) -> dict[str, int]:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_endpoints.endpoints.client import EndpointsClient, asked
+from llama_endpoints.endpoints.client import EndpointsClient, azure_errors
 
 OK: Final = 200
 UNREACHED: Final = 0
@@ -48,24 +48,24 @@ class Scoring:
         from azure.core import PipelineClient
 
         self._client, self._endpoint = client, endpoint
-        self._address = str(client.existing(endpoint).scoring_uri)
+        self._address = str(client.get_endpoint(endpoint).scoring_uri)
         self._pipeline: Any = PipelineClient(self._address, policies=[])  # no retries: each answer counts
-        self._key = self._fetch()
+        self._key = self._fetch_key()
 
-    def ask(self, body: bytes, deployment: str | None = None) -> ScoringReply:
+    def send(self, body: bytes, deployment: str | None = None) -> ScoringReply:
         """Send one request to a deployment, or to the endpoint's traffic split. An expired key or token is fetched again."""
-        reply = self._send(body, deployment)
+        reply = self._post(body, deployment)
         if reply.status == _UNKNOWN:
-            self._key = self._fetch()
-            reply = self._send(body, deployment)
+            self._key = self._fetch_key()
+            reply = self._post(body, deployment)
         return reply
 
-    def _fetch(self) -> str:
-        with asked(f"the key of {self._endpoint}"):
+    def _fetch_key(self) -> str:
+        with azure_errors(f"the key of {self._endpoint}"):
             keys = self._client.endpoints.get_keys(self._endpoint)
         return str(getattr(keys, "primary_key", None) or keys.access_token)
 
-    def _send(self, body: bytes, deployment: str | None) -> ScoringReply:
+    def _post(self, body: bytes, deployment: str | None) -> ScoringReply:
         from azure.core.exceptions import AzureError
         from azure.core.rest import HttpRequest
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llama_endpoints.endpoints.batch import default_of
-from llama_endpoints.endpoints.client import EndpointKind, EndpointsClient, asked
+from llama_endpoints.endpoints.client import EndpointKind, EndpointsClient, azure_errors
 from llama_endpoints.endpoints.plan import FULL
 from llama_endpoints.endpoints.rollout import summary
 from llama_endpoints.endpoints.target import deployment_fields, state_of
@@ -64,10 +64,10 @@ def endpoint_status(client: EndpointsClient, name: str) -> EndpointStatus:
     Raises:
         Refused: the endpoint does not exist, or Azure does not answer.
     """
-    endpoint = client.existing(name)
+    endpoint = client.get_endpoint(name)
     traffic = traffic_of(client.kind, endpoint)
     mirror: Mapping[str, int] = getattr(endpoint, "mirror_traffic", None) or {}
-    with asked(f"the deployments of {name}"):
+    with azure_errors(f"the deployments of {name}"):
         rows = tuple(_row(one, traffic, mirror) for one in client.deployments.list(name))
     return EndpointStatus(
         name, state_of(endpoint), str(endpoint.scoring_uri), summary(endpoint.tags or {}), rows

@@ -39,7 +39,7 @@ class Target(ABC):
         return self.files.deployment.name
 
     @property
-    def again(self) -> str:
+    def status_command(self) -> str:
         """The command that shows the endpoint's status."""
         flag = " --batch" if self.client.kind == "batch" else ""
         return f"llama-endpoints status --endpoint {self.endpoint}{flag}"
@@ -60,10 +60,10 @@ class Target(ABC):
             Refused: Azure does not answer.
         """
         assets = frozenset(one.name for one in self.assets() if self.has(one))
-        endpoint = self.client.endpoint(self.endpoint)
+        endpoint = self.client.find_endpoint(self.endpoint)
         if endpoint is None:
             return Actual(assets)
-        own = self.client.deployment(self.endpoint, self.name)
+        own = self.client.find_deployment(self.endpoint, self.name)
         return Actual(
             assets,
             Resource(self.endpoint, endpoint_fields(endpoint), state_of(endpoint)),
@@ -80,18 +80,22 @@ class Target(ABC):
         """
         if step.kind is ResourceKind.ENDPOINT:
             self._put_endpoint(step)
-        elif step.kind is ResourceKind.DEPLOYMENT and step.action is Action.ASK:
-            self.ask()
+        elif step.kind is ResourceKind.DEPLOYMENT and step.action is Action.TEST:
+            self.send_test_request()
         elif step.kind is ResourceKind.DEPLOYMENT:
             self.put_deployment(self._marked, f"deployment {step.name}")
         elif step.kind in {ResourceKind.TRAFFIC, ResourceKind.DEFAULT}:
             self.move_traffic()
         else:
-            self.client.changed(lambda: self.make(step.kind), f"{step.kind.value} {step.name}", self.again)
+            self.client.run_operation(
+                lambda: self.make(step.kind), f"{step.kind.value} {step.name}", self.status_command
+            )
 
     def put_deployment(self, make: Callable[[], Any], what: str) -> None:
         """Create or update a deployment. Each try builds a new entity, since azure-ai-ml modifies it."""
-        self.client.changed(lambda: self.client.deployments.begin_create_or_update(make()), what, self.again)
+        self.client.run_operation(
+            lambda: self.client.deployments.begin_create_or_update(make()), what, self.status_command
+        )
 
     def has(self, asset: Asset) -> bool:
         """Whether the workspace has the asset."""
@@ -102,7 +106,7 @@ class Target(ABC):
             ResourceKind.ENVIRONMENT: lambda: ml.environments.get(name, version=version),
             ResourceKind.COMPUTE: lambda: ml.compute.get(name),
         }
-        return self.client.found(f"the {asset.kind.value} {asset.name}", get[asset.kind]) is not None
+        return self.client.get_or_none(f"the {asset.kind.value} {asset.name}", get[asset.kind]) is not None
 
     def make(self, kind: ResourceKind) -> Any:
         """Create a model, an environment or a cluster from its file."""
@@ -152,7 +156,7 @@ class Target(ABC):
         """Move all traffic to this deployment."""
 
     @abstractmethod
-    def ask(self) -> None:
+    def send_test_request(self) -> None:
         """Send the deployment a test request.
 
         Raises:
@@ -167,14 +171,14 @@ class Target(ABC):
     def _put_endpoint(self, step: PlanStep) -> None:
         def begin() -> Any:
             made = self.load_endpoint()
-            there = self.client.endpoint(self.endpoint)
+            there = self.client.find_endpoint(self.endpoint)
             if there is not None:  # traffic and tags are not in the file and would be lost
                 for name in _ENDPOINT:
                     if hasattr(there, name):
                         setattr(there, name, getattr(made, name, None) or getattr(there, name))
             return self.client.endpoints.begin_create_or_update(there or made)
 
-        self.client.changed(begin, f"endpoint {step.name}", self.again)
+        self.client.run_operation(begin, f"endpoint {step.name}", self.status_command)
 
 
 _ENDPOINT: Final = ("description", "auth_mode", "public_network_access", "identity")

@@ -125,14 +125,14 @@ def fetch(source: SourcePackage, wheels: Path) -> Path:
     found = next((path for path in wheels.glob("*.whl") if digest(path) == source.sha256), None)
     if found:
         return found
-    wanted = f"{source.package}=={source.version}"
+    requirement = f"{source.package}=={source.version}"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     before = set(wheels.glob("*.whl"))
-    subprocess.run([*pip, "--only-binary=:all:", "--dest", str(wheels), wanted], check=True)
+    subprocess.run([*pip, "--only-binary=:all:", "--dest", str(wheels), requirement], check=True)
     for path in set(wheels.glob("*.whl")) - before:
         if digest(path) == source.sha256:
             return path
-    raise ValueError(f"{wanted} is not the wheel that was pinned (sha256 {source.sha256})")
+    raise ValueError(f"{requirement} is not the wheel that was pinned (sha256 {source.sha256})")
 
 
 def digest(path: Path) -> str:

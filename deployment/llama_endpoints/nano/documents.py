@@ -51,7 +51,7 @@ VARIANTS: Final = {
 }
 SOURCE_VARIANT: Final = replace(NANO, dialog=DialogFormat.SOURCE, step_id=STEP_ID)
 
-ASKS: Final = (
+REQUESTS: Final = (
     "Write a Python function to {}",
     "Develop a Python function to {}",
     "Write a function to {}",
@@ -106,15 +106,15 @@ class Teacher:
     def function(self, function: Function) -> list[int]:
         """Return a function alone, or as the answer to a request, in one of three forms."""
         way = self._rng.randrange(4)
-        ask = asked(function, self._rng)
+        request = request_for(function, self._rng)
         if way == 0:
             return self._document(completion.segments(Completion(function.source), NANO), "", NANO.eos_id)
         if way == 1:
             separator = self._rng.choice(self._separators)
             return self._document(
-                completion.segments(Completion(ask + separator + function.source), NANO), "", NANO.eos_id
+                completion.segments(Completion(request + separator + function.source), NANO), "", NANO.eos_id
             )
-        messages: tuple[Message, ...] = (Message("user", ask),)
+        messages: tuple[Message, ...] = (Message("user", request),)
         if self._rng.random() < 0.3:
             messages = (Message("system", self._rng.choice(SYSTEMS)), *messages)
         answer = f"```python\n{function.source.rstrip()}\n```"
@@ -159,26 +159,26 @@ def functions(text: str) -> Iterator[Function]:
             yield Function(node.name, source, summary)
 
 
-def asked(function: Function, rng: random.Random) -> str:
+def request_for(function: Function, rng: random.Random) -> str:
     """Return a request that the function answers, in the words of its docstring."""
     summary = function.summary.rstrip(". ")
     first, _, rest = summary.partition(" ")
     verb = VERBS.get(first.lower(), first.lower())
     if verb in VERBS.values() and rest:
-        return rng.choice(ASKS).format(f"{verb} {rest}")
+        return rng.choice(REQUESTS).format(f"{verb} {rest}")
     return f"Write a Python function {function.name}: {summary}"
 
 
 def excerpts(text: str, rng: random.Random) -> Iterator[str]:
     """Cut the text between lines into pieces of very different lengths."""
     piece: list[str] = []
-    size, wanted = 0, length(rng)
+    size, least = 0, length(rng)
     for line in text.splitlines(keepends=True):
         piece.append(line)
         size += len(line)
-        if size >= wanted:
+        if size >= least:
             yield "".join(piece)
-            piece, size, wanted = [], 0, length(rng)
+            piece, size, least = [], 0, length(rng)
     if size >= EXCERPT[0]:
         yield "".join(piece)
 

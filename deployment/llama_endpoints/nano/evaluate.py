@@ -52,8 +52,6 @@ SHORTEST: Final = 8
 """The least characters of such a line."""
 BEGIN, END = "<!-- evaluation -->", "<!-- /evaluation -->"
 
-Complete = "Callable[[str], str]"
-
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -182,7 +180,9 @@ def bits_per_byte(
     return sum(bits(ids_of(file, tokenizer)) for file in bar) / size
 
 
-def asked(service: Service, prompts: Sequence[object], parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def completions(
+    service: Service, prompts: Sequence[object], parameters: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
     """Yield greedy answers through the wire contract: text and finish reason, `TOGETHER` prompts per request."""
     for first in tqdm(range(0, len(prompts), TOGETHER), desc="prompts", leave=False):
         some = list(prompts[first : first + TOGETHER])
@@ -199,9 +199,9 @@ def nano_score(
     bits = bits_per_byte(Reader(folder).bits, files, tokenizer)
     service = Service.start(ModelFiles(folder, NANO), Settings())
     try:
-        functions = list(asked(service, [head.prompt for head in heads], {"max_new_tokens": NEW_TOKENS}))
+        functions = list(completions(service, [head.prompt for head in heads], {"max_new_tokens": NEW_TOKENS}))
         ends = [{"prefix": hole.prefix, "suffix": hole.suffix} for hole in holes]
-        lines = [text for text, _ in asked(service, ends, {"max_new_tokens": 64, "stop": "\n"})]
+        lines = [text for text, _ in completions(service, ends, {"max_new_tokens": 64, "stop": "\n"})]
     finally:
         service.close()
     return Score(

@@ -140,8 +140,8 @@ class Trainer:
         rows = MICRO // length
         parts = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
         total = 0.0
-        for ids, wanted in parts:
-            loss = self._compiled(ids.to(self._device), wanted.to(self._device), angles) / len(parts)
+        for ids, following in parts:
+            loss = self._compiled(ids.to(self._device), following.to(self._device), angles) / len(parts)
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)

@@ -72,7 +72,7 @@ class Trigram:
             before, last = last, following
 
 
-def _found(keys: Ids, values: Ids, wanted: Ids) -> Ids:
-    """Return the value of each wanted key; 0 if it is not among the keys, which are sorted."""
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, values[at], 0)
+def _found(keys: Ids, values: Ids, queries: Ids) -> Ids:
+    """Return the value of each query; 0 if the query is not among the keys, which are sorted."""
+    at = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[at] == queries, values[at], 0)

@@ -15,36 +15,36 @@ from llama_endpoints.planning.sizing import (
 from llama_endpoints.planning.skus import Cloud, Sku
 
 
-def advice(wanted: PlanRequest) -> list[tuple[str, Sku]]:
+def advice(request: PlanRequest) -> list[tuple[str, Sku]]:
     """Return options of `llama-endpoints plan` that would make it fit, each alone, with the machine."""
-    return [(option, found.chosen.sku) for option, one in _changes(wanted) if (found := plan(one)).chosen]
+    return [(option, found.chosen.sku) for option, one in _changes(request) if (found := plan(one)).chosen]
 
 
-def _changes(wanted: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
+def _changes(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
     for precision in Precision:
-        runs = wanted.runner is not Runner.PIPELINE or precision in SIXTEEN_BITS
-        if precision is not wanted.precision and runs:
-            yield f"--dtype {precision}", replace(wanted, precision=precision)
-    if wanted.options.kv_dtype is not KvDtype.AUTO:
-        yield "--kv-dtype auto", replace(wanted, options=replace(wanted.options, kv_dtype=KvDtype.AUTO))
-    elif wanted.runner is not Runner.PIPELINE:
-        yield "--kv-dtype fp8", replace(wanted, options=replace(wanted.options, kv_dtype=KvDtype.FP8))
-    if wanted.runner is Runner.VLLM and is_for_pipeline(wanted.workload, wanted.precision):
-        yield "--engine pipeline", replace(wanted, runner=Runner.PIPELINE, options=USUAL_OPTIONS)
-    if wanted.workload.concurrency > 1:
-        yield "--concurrency 1", replace(wanted, workload=replace(wanted.workload, concurrency=1))
-    context = _context(wanted)
+        runs = request.runner is not Runner.PIPELINE or precision in SIXTEEN_BITS
+        if precision is not request.precision and runs:
+            yield f"--dtype {precision}", replace(request, precision=precision)
+    if request.options.kv_dtype is not KvDtype.AUTO:
+        yield "--kv-dtype auto", replace(request, options=replace(request.options, kv_dtype=KvDtype.AUTO))
+    elif request.runner is not Runner.PIPELINE:
+        yield "--kv-dtype fp8", replace(request, options=replace(request.options, kv_dtype=KvDtype.FP8))
+    if request.runner is Runner.VLLM and is_for_pipeline(request.workload, request.precision):
+        yield "--engine pipeline", replace(request, runner=Runner.PIPELINE, options=USUAL_OPTIONS)
+    if request.workload.concurrency > 1:
+        yield "--concurrency 1", replace(request, workload=replace(request.workload, concurrency=1))
+    context = _context(request)
     if context is not None:
-        yield f"--context {context}", replace(wanted, workload=replace(wanted.workload, context=context))
-    if wanted.cloud is not Cloud.AZURE:
-        yield "--cloud azure", replace(wanted, cloud=Cloud.AZURE, sku=None)
+        yield f"--context {context}", replace(request, workload=replace(request.workload, context=context))
+    if request.cloud is not Cloud.AZURE:
+        yield "--cloud azure", replace(request, cloud=Cloud.AZURE, sku=None)
 
 
-def _context(wanted: PlanRequest) -> int | None:
+def _context(request: PlanRequest) -> int | None:
     """Return the longest context that fits, among a half, a quarter and so on."""
-    context = wanted.workload.context // 2
+    context = request.workload.context // 2
     while context >= LEAST_CONTEXT:
-        if plan(replace(wanted, workload=replace(wanted.workload, context=context))).chosen:
+        if plan(replace(request, workload=replace(request.workload, context=context))).chosen:
             return context
         context //= 2
     return None

@@ -77,13 +77,13 @@ class Plan:
     """A machine for a request, and the alternatives.
 
     Attributes:
-        wanted: the request.
+        request: the request.
         chosen: the smallest machine that holds the model (with prices: the cheapest), or the requested one; None if there is none.
         alternatives: all other machines, those that fit first, ordered by size (with prices: by price).
         prices: hourly prices by machine.
     """
 
-    wanted: PlanRequest
+    request: PlanRequest
     chosen: Fit | None
     alternatives: tuple[Fit, ...]
     prices: Prices
@@ -96,7 +96,7 @@ class Plan:
     @property
     def copy_bytes(self) -> int:
         """Bytes that a new instance copies before it answers: the checkpoint, quantized if requested."""
-        return round(weight_bytes(self.wanted.variant.shape, self.wanted.precision))
+        return round(weight_bytes(self.request.variant.shape, self.request.precision))
 
     @property
     def start_s(self) -> tuple[float, float]:
@@ -106,9 +106,9 @@ class Plan:
     @property
     def quota_instances(self) -> int:
         """Instances to request quota for, including those a managed endpoint reserves."""
-        wanted, chosen = self.wanted, self.chosen
-        reserved = wanted.offer is Offer.MANAGED_ONLINE and chosen is not None and chosen.sku.reserve
-        return math.ceil(wanted.instances * RESERVE) if reserved else wanted.instances
+        request, chosen = self.request, self.chosen
+        reserved = request.offer is Offer.MANAGED_ONLINE and chosen is not None and chosen.sku.reserve
+        return math.ceil(request.instances * RESERVE) if reserved else request.instances
 
     @property
     def quota_cores(self) -> int:
@@ -120,7 +120,7 @@ class Plan:
     @property
     def request_s(self) -> int | None:
         """The time limit of a request in seconds; None if there is none."""
-        return REQUESTS_S.get(self.wanted.offer) if self.wanted.cloud is Cloud.AZURE else None
+        return REQUESTS_S.get(self.request.offer) if self.request.cloud is Cloud.AZURE else None
 
     @property
     def spread(self) -> int:
@@ -130,14 +130,14 @@ class Plan:
     @property
     def answers_in_time(self) -> bool:
         """Whether an answer of the usual length ends within the time limit, even if all prompts arrive at once."""
-        return self.longest_answer >= min(ANSWER_TOKENS, self.wanted.workload.context)
+        return self.longest_answer >= min(ANSWER_TOKENS, self.request.workload.context)
 
     @property
     def longest_answer(self) -> int:
         """Tokens that each concurrent sequence gets within the time limit, after all their prompts are read."""
         if self.chosen is None:
             return 0
-        workload, speed = self.wanted.workload, self.chosen.speed
+        workload, speed = self.request.workload, self.chosen.speed
         if self.request_s is None:
             return workload.context
         reading_s = workload.cached_tokens / speed.prompt
@@ -165,16 +165,16 @@ def deployable(plan: Plan) -> DeployablePlan:
     why = _obstacles(plan)
     if plan.chosen is None or why:
         raise SetupError(
-            f"{plan.wanted.variant.name} cannot be deployed: {'; '.join(why)}. Run `llama-endpoints plan` for alternatives."
+            f"{plan.request.variant.name} cannot be deployed: {'; '.join(why)}. Run `llama-endpoints plan` for alternatives."
         )
-    return DeployablePlan(plan.wanted, plan.chosen, plan.alternatives, plan.prices)
+    return DeployablePlan(plan.request, plan.chosen, plan.alternatives, plan.prices)
 
 
 def _obstacles(plan: Plan) -> list[str]:
     """Return why the machine cannot be used. Unknown facts do not count."""
     if plan.chosen is None:
-        return [f"no machine offered for {plan.wanted.offer} holds it"]
-    sku, offer = plan.chosen.sku, plan.wanted.offer
+        return [f"no machine offered for {plan.request.offer} holds it"]
+    sku, offer = plan.chosen.sku, plan.request.offer
     found = list(plan.chosen.reasons)
     if sku.retired:
         found.append(f"Azure retires {sku.name} ({sku.retired.value})")
@@ -184,7 +184,7 @@ def _obstacles(plan: Plan) -> list[str]:
 
 
 def plan_with_max_concurrency(
-    wanted: PlanRequest, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None
+    request: PlanRequest, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None
 ) -> Plan:
     """Plan with the highest useful concurrency, as `render` writes and `plan` shows by default.
 
@@ -192,26 +192,26 @@ def plan_with_max_concurrency(
     their usual length, if each still gets `ANSWER_TOKENS` within the time limit; at most `MOST_AT_A_TIME`.
 
     Args:
-        wanted: the request, with one sequence.
+        request: the request, with one sequence.
         skus: the machines to choose from.
         prices: their hourly prices, if known.
 
     Raises:
         SetupError: as for `plan`.
     """
-    found = plan(wanted, skus, prices)
+    found = plan(request, skus, prices)
     if found.chosen is None or not found.fits or found.chosen.placement.runner is Runner.PIPELINE:
         return found
     one = found.chosen
-    usual_tokens = min(wanted.workload.usual or USUAL_TOKENS, wanted.workload.context)
-    asked = replace(wanted, sku=one.sku, runner=Runner.VLLM)
+    usual_tokens = min(request.workload.usual or USUAL_TOKENS, request.workload.context)
+    for_vllm = replace(request, sku=one.sku, runner=Runner.VLLM)
 
     def with_sequences(number: int) -> Plan:
-        workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
+        workload = replace(request.workload, concurrency=number, usual=usual_tokens)
         return replace(
             found,
-            wanted=replace(asked, workload=workload),
-            chosen=fit_of(replace(asked, workload=workload), one.sku),
+            request=replace(for_vllm, workload=workload),
+            chosen=fit_of(replace(for_vllm, workload=workload), one.sku),
         )
 
     def will_do(number: int) -> bool:
@@ -219,53 +219,53 @@ def plan_with_max_concurrency(
         return more.fits and more.spread == found.spread and more.answers_in_time
 
     # If a number of sequences fits, every lower number fits too, and is as fast for each.
-    most = min(MOST_AT_A_TIME, wanted.options.prefill_tokens or MOST_AT_A_TIME)
+    most = min(MOST_AT_A_TIME, request.options.prefill_tokens or MOST_AT_A_TIME)
     number = bisect_left(range(2, most + 1), x=True, key=lambda number: not will_do(number)) + 1
-    workload = replace(wanted.workload, concurrency=number, usual=usual_tokens)
-    return plan(replace(asked, workload=workload), skus, prices)
+    workload = replace(request.workload, concurrency=number, usual=usual_tokens)
+    return plan(replace(for_vllm, workload=workload), skus, prices)
 
 
-def plan(wanted: PlanRequest, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
+def plan(request: PlanRequest, skus: Collection[Sku] = SKUS.values(), prices: Prices | None = None) -> Plan:
     """Choose a machine.
 
     Args:
-        wanted: the request.
+        request: the request.
         skus: the machines to choose from.
         prices: their hourly prices, if known; then the cheapest is chosen.
 
     Raises:
         SetupError: the context is too long for the model, a number is out of range, or two options exclude each other.
     """
-    _check(wanted)
+    _check(request)
     known = prices or {}
     order = _order(known)
-    fits = [fit_of(wanted, sku) for sku in skus if sku.cloud is wanted.cloud]
+    fits = [fit_of(request, sku) for sku in skus if sku.cloud is request.cloud]
     fits.sort(key=lambda one: (not one.fits, order(one)))
     may = (
-        (one for one in fits if one.sku is wanted.sku)
-        if wanted.sku
-        else (one for one in fits if _may_be_chosen(one, wanted))
+        (one for one in fits if one.sku is request.sku)
+        if request.sku
+        else (one for one in fits if _may_be_chosen(one, request))
     )
     chosen = next(may, None)
-    return Plan(wanted, chosen, tuple(one for one in fits if one is not chosen), known)
+    return Plan(request, chosen, tuple(one for one in fits if one is not chosen), known)
 
 
-def fit_of(wanted: PlanRequest, sku: Sku) -> Fit:
+def fit_of(request: PlanRequest, sku: Sku) -> Fit:
     """Return how a request fits on a machine."""
-    own_disk = wanted.offer is not Offer.KUBERNETES  # the owner of a cluster chooses its nodes' disks
+    own_disk = request.offer is not Offer.KUBERNETES  # the owner of a cluster chooses its nodes' disks
     return fit(
-        wanted.variant,
-        wanted.workload,
-        wanted.precision,
+        request.variant,
+        request.workload,
+        request.precision,
         sku,
-        wanted.runner,
-        options=wanted.options,
+        request.runner,
+        options=request.options,
         own_disk=own_disk,
     )
 
 
-def _may_be_chosen(one: Fit, wanted: PlanRequest) -> bool:
-    offered = one.sku.cloud is not Cloud.AZURE or one.sku.is_offered(wanted.offer)
+def _may_be_chosen(one: Fit, request: PlanRequest) -> bool:
+    offered = one.sku.cloud is not Cloud.AZURE or one.sku.is_offered(request.offer)
     return one.fits and one.sku.retired is None and offered
 
 
@@ -279,43 +279,43 @@ def _order(prices: Prices) -> Callable[[Fit], tuple[float, ...]]:
     return key
 
 
-def _check(wanted: PlanRequest) -> None:
-    context, reach = wanted.workload.context, wanted.variant.max_context.value
+def _check(request: PlanRequest) -> None:
+    context, reach = request.workload.context, request.variant.max_context.value
     if not LEAST_CONTEXT <= context <= reach:
         raise SetupError(
-            f"{wanted.variant.name} supports a context of {LEAST_CONTEXT} to {reach:,} tokens, not {context:,}."
+            f"{request.variant.name} supports a context of {LEAST_CONTEXT} to {reach:,} tokens, not {context:,}."
         )
-    if wanted.workload.concurrency < 1:
+    if request.workload.concurrency < 1:
         raise SetupError("Concurrency must be at least 1.")
-    if wanted.workload.usual is not None and wanted.workload.usual < LEAST_CONTEXT:
-        raise SetupError(f"A sequence has at least {LEAST_CONTEXT} tokens, not {wanted.workload.usual:,}.")
-    if not 1 <= wanted.instances <= MOST_INSTANCES:
-        raise SetupError(f"A deployment has 1 to {MOST_INSTANCES} instances, not {wanted.instances:,}.")
-    if wanted.sku and wanted.sku.cloud is not wanted.cloud:
+    if request.workload.usual is not None and request.workload.usual < LEAST_CONTEXT:
+        raise SetupError(f"A sequence has at least {LEAST_CONTEXT} tokens, not {request.workload.usual:,}.")
+    if not 1 <= request.instances <= MOST_INSTANCES:
+        raise SetupError(f"A deployment has 1 to {MOST_INSTANCES} instances, not {request.instances:,}.")
+    if request.sku and request.sku.cloud is not request.cloud:
         raise SetupError(
-            f"{wanted.sku.name} is a machine of {wanted.sku.cloud}, not of {wanted.cloud}. Change one of them."
+            f"{request.sku.name} is a machine of {request.sku.cloud}, not of {request.cloud}. Change one of them."
         )
-    prefill = wanted.options.prefill_tokens
-    if prefill is not None and prefill < wanted.workload.concurrency:
+    prefill = request.options.prefill_tokens
+    if prefill is not None and prefill < request.workload.concurrency:
         raise SetupError(
-            f"vLLM computes at least one token per sequence and step: {wanted.workload.concurrency:,} sequences need a prefill "
+            f"vLLM computes at least one token per sequence and step: {request.workload.concurrency:,} sequences need a prefill "
             f"budget of at least as many tokens, not {prefill:,}."
         )
-    if wanted.runner is Runner.PIPELINE:
-        _check_pipeline(wanted)
+    if request.runner is Runner.PIPELINE:
+        _check_pipeline(request)
 
 
-def _check_pipeline(wanted: PlanRequest) -> None:
-    if wanted.workload.concurrency > 1:
+def _check_pipeline(request: PlanRequest) -> None:
+    if request.workload.concurrency > 1:
         raise SetupError(
-            f"The engine pipeline computes one sequence at a time, not {wanted.workload.concurrency:,}. "
+            f"The engine pipeline computes one sequence at a time, not {request.workload.concurrency:,}. "
             "Use a concurrency of 1, or the engine vllm."
         )
-    if wanted.precision not in SIXTEEN_BITS:
+    if request.precision not in SIXTEEN_BITS:
         raise SetupError(
-            f"The engine pipeline has no {wanted.precision} weights. Use bf16 or fp16, or the engine vllm."
+            f"The engine pipeline has no {request.precision} weights. Use bf16 or fp16, or the engine vllm."
         )
-    if wanted.options != USUAL_OPTIONS:
+    if request.options != USUAL_OPTIONS:
         raise SetupError(
             "The fp8 cache, pipeline parallelism, a prefill budget and speculative tokens require the engine vllm. Remove them, or use "
             "that engine."
@@ -324,17 +324,17 @@ def _check_pipeline(wanted: PlanRequest) -> None:
 
 def to_dict(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain JSON."""
-    wanted, chosen = plan.wanted, plan.chosen
+    request, chosen = plan.request, plan.chosen
     usual, slow = plan.start_s
     about = {
-        "model": wanted.variant.name,
-        "dtype": wanted.precision,
-        "context": wanted.workload.context,
-        "concurrency": wanted.workload.concurrency,
-        "usual_tokens": wanted.workload.length,
-        "instances": wanted.instances,
-        "offer": wanted.offer,
-        "cloud": wanted.cloud,
+        "model": request.variant.name,
+        "dtype": request.precision,
+        "context": request.workload.context,
+        "concurrency": request.workload.concurrency,
+        "usual_tokens": request.workload.length,
+        "instances": request.instances,
+        "offer": request.offer,
+        "cloud": request.cloud,
         "fits": plan.fits,
         "quota_cores": plan.quota_cores,
         "copy": {"bytes": plan.copy_bytes, "seconds": round(usual), "seconds_on_a_slow_day": round(slow)},

@@ -76,8 +76,8 @@ def _items(url: str, region: str, skus: Collection[str]) -> Iterator[Mapping[str
     import requests
 
     names = " or ".join(f"armSkuName eq '{name}'" for name in sorted(skus))
-    wanted = f"serviceName eq 'Virtual Machines' and armRegionName eq '{region}' and priceType eq 'Consumption' and ({names})"
-    query: dict[str, str] | None = {"api-version": "2023-01-01-preview", "$filter": wanted}
+    filters = f"serviceName eq 'Virtual Machines' and armRegionName eq '{region}' and priceType eq 'Consumption' and ({names})"
+    query: dict[str, str] | None = {"api-version": "2023-01-01-preview", "$filter": filters}
     address: str | None = url
     for _ in range(PAGES):
         try:

@@ -53,7 +53,7 @@ def template(plans: Sequence[DeployablePlan], site: Site) -> Mapping[str, Any]:
             "minimum": {"type": "int", "defaultValue": 1},
             "maximum": {"type": "int", "defaultValue": 3},
         },
-        "variables": {"busy_ms": {slug(plan.wanted.variant): busy_ms(plan) for plan in plans}},
+        "variables": {"busy_ms": {slug(plan.request.variant): busy_ms(plan) for plan in plans}},
         "resources": [{
             "type": "Microsoft.Insights/autoscaleSettings",
             "apiVersion": "2022-10-01",

@@ -63,7 +63,7 @@ def compute(sku: Sku, instances: int) -> RenderedFile:
 def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
     """Return a batch deployment of type `model`."""
     placed = plan.chosen.placement
-    sequences = {"LLAMA_MAX_NUM_SEQS": str(plan.wanted.workload.concurrency)} if has_vllm(plan) else {}
+    sequences = {"LLAMA_MAX_NUM_SEQS": str(plan.request.workload.concurrency)} if has_vllm(plan) else {}
     settings: dict[str, Any] = {
         "mini_batch_size": 1,
         "max_concurrency_per_instance": 1,
@@ -76,14 +76,14 @@ def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
     }
     values: dict[str, Any] = {
         "$schema": schema("modelBatchDeployment"),
-        "name": slug(plan.wanted.variant),
+        "name": slug(plan.request.variant),
         "endpoint_name": site.batch,
         "type": "model",
-        "model": model_of(plan.wanted.variant, site),
+        "model": model_of(plan.request.variant, site),
         "code_configuration": {"code": site.path("score", FOLDER), "scoring_script": "batch_driver.py"},
         "environment": BATCH[placed.runner],
         "compute": f"azureml:{compute_name(placed.sku)}",
-        "resources": {"instance_count": plan.wanted.instances},
+        "resources": {"instance_count": plan.request.instances},
         "settings": settings,
     }
     return RenderedFile(values, {**_NOTES, **_of_engine(plan)})

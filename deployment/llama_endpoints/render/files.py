@@ -116,16 +116,16 @@ def _batch(plans: Sequence[DeployablePlan], site: Site) -> Iterator[tuple[str, s
         yield _file("yaml/batch", plan), dump(batch.deployment(plan, site))
     clusters = {spec.compute_name(plan.chosen.sku): plan.chosen.sku for plan in plans}
     for name, sku in clusters.items():
-        yield f"yaml/batch/compute/{name}.yml", dump(batch.compute(sku, plans[0].wanted.instances))
+        yield f"yaml/batch/compute/{name}.yml", dump(batch.compute(sku, plans[0].request.instances))
 
 
 def _file(folder: str, plan: DeployablePlan) -> str:
-    return f"{folder}/{spec.slug(plan.wanted.variant)}.yml"
+    return f"{folder}/{spec.slug(plan.request.variant)}.yml"
 
 
 def _plan(variant: ModelVariant, choice: RenderOptions, offer: Offer) -> DeployablePlan:
     context = variant.trained_positions.value if choice.context is None else choice.context
-    wanted = PlanRequest(
+    request = PlanRequest(
         variant,
         Workload(context, usual=choice.usual),
         choice.precision,
@@ -135,7 +135,7 @@ def _plan(variant: ModelVariant, choice: RenderOptions, offer: Offer) -> Deploya
         instances=choice.instances,
         options=choice.options,
     )
-    return deployable(plan_with_max_concurrency(wanted))
+    return deployable(plan_with_max_concurrency(request))
 
 
 def differences(made: Mapping[str, str], root: Path) -> list[str]:

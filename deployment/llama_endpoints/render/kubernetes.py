@@ -71,9 +71,9 @@ def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
     values: dict[str, Any] = {
         "$schema": schema("kubernetesOnlineDeployment"),
         "type": "kubernetes",
-        **code(plan, site, site.kubernetes, FOLDER, model_here(plan.wanted.variant)),
+        **code(plan, site, site.kubernetes, FOLDER, model_here(plan.request.variant)),
         "instance_type": type_name(plan, site),
-        "instance_count": plan.wanted.instances,
+        "instance_count": plan.request.instances,
         "scale_settings": {"type": "default"},
         **serving(plan, KUBERNETES),
     }

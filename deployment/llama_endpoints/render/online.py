@@ -57,9 +57,9 @@ def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
         raise SetupError(
             "--front server needs the image with vLLM. Remove --engine pipeline, or --front server."
         )
-    model = model_of(plan.wanted.variant, site)
+    model = model_of(plan.request.variant, site)
     what = {
-        "name": slug(plan.wanted.variant),
+        "name": slug(plan.request.variant),
         "endpoint_name": site.online,
         "model": model,
         "environment": SERVER,
@@ -68,7 +68,7 @@ def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
         "$schema": schema("managedOnlineDeployment"),
         **(what if ours else code(plan, site, site.online, FOLDER, model)),
         "instance_type": plan.chosen.sku.name,
-        "instance_count": plan.wanted.instances,
+        "instance_count": plan.request.instances,
         **(serving_ourselves(plan, MANAGED) if ours else serving(plan, MANAGED)),
     }
     return RenderedFile(

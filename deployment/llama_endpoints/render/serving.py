@@ -38,7 +38,7 @@ def answer_s(plan: DeployablePlan) -> float:
 
 def running(plan: DeployablePlan) -> int:
     """Return the requests computed at a time."""
-    return plan.wanted.workload.concurrency
+    return plan.request.workload.concurrency
 
 
 def admitted(plan: DeployablePlan, front: Front) -> int:
@@ -82,7 +82,7 @@ def code(plan: DeployablePlan, site: Site, endpoint_name: str, folder: str, mode
         model: Azure's reference to the model.
     """
     return {
-        "name": slug(plan.wanted.variant),
+        "name": slug(plan.request.variant),
         "endpoint_name": endpoint_name,
         "model": model,
         "code_configuration": {"code": site.path("score", folder), "scoring_script": "score.py"},
@@ -204,8 +204,8 @@ def _vllm_notes(plan: DeployablePlan, front: Front) -> Notes:
 
 def sequences_note(plan: DeployablePlan) -> str:
     """Return how the number of sequences was determined."""
-    work = plan.wanted.workload
-    longest = full_length(plan.chosen, plan.wanted.variant.shape, work)
+    work = plan.request.workload
+    longest = full_length(plan.chosen, plan.request.variant.shape, work)
     if work.length == work.context:
         return (
             f"As many sequences of {work.context:,} tokens as fit beside the weights, at most {MOST_AT_A_TIME}."

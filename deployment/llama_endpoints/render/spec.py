@@ -123,7 +123,7 @@ def engine_of(plan: DeployablePlan) -> dict[str, str]:
 
     The context is set only if it differs from the trained one.
     """
-    context, variant = plan.wanted.workload.context, plan.wanted.variant
+    context, variant = plan.request.workload.context, plan.request.variant
     placed = plan.chosen.placement
     dtype = {"LLAMA_DTYPE": _dtype(placed.precision, placed.sku.gpu)}
     said = {} if context == variant.trained_positions.value else {"LLAMA_CONTEXT": str(context)}

@@ -78,8 +78,8 @@ def _check(source: InputFile, ours: Collection[Path]) -> None:
         raise SetupError(f"{shown} is an input, and --output would overwrite it. Give another --output.")
 
 
-def digest(source: InputFile, told: Callable[[int], None]) -> Digest:
-    """Read a whole file and return its digest; `told` is called with the number of bytes of each piece.
+def digest(source: InputFile, on_piece: Callable[[int], None]) -> Digest:
+    """Read a whole file and return its digest; `on_piece` is called with the number of bytes of each piece.
 
     Raises:
         SetupError: the file cannot be read.
@@ -92,7 +92,7 @@ def digest(source: InputFile, told: Callable[[int], None]) -> Digest:
                 size += len(piece)
                 newlines += piece.count(b"\n")
                 last = piece[-1:]
-                told(len(piece))
+                on_piece(len(piece))
     except OSError as error:
         raise SetupError(f"{source.path} can't be read: {error.strerror}.") from error
     packed = source.path.suffix.lower() == ".gz"

@@ -152,14 +152,14 @@ def _read(manifest: Path) -> dict[str, Any]:
 
 
 async def run(
-    service: Service, job: BatchJob, told: Callable[[Counts], None], *, stops: Sequence[signal.Signals] = ()
+    service: Service, job: BatchJob, on_row: Callable[[Counts], None], *, stops: Sequence[signal.Signals] = ()
 ) -> Result:
     """Do the remaining rows, then write the records.
 
     Args:
         service: the model.
         job: the job.
-        told: called with the counts after every row.
+        on_row: called with the counts after every row.
         stops: signals that end the run after syncing, so that the same job can be resumed. Only give them in the main
             thread of a process of our own.
 
@@ -169,7 +169,7 @@ async def run(
         Unavailable: the engine has died. Finished rows are on the disk.
     """
     with _journal(job) as journal:
-        return await _run(_JobRun(service, job, journal, told), stops)
+        return await _run(_JobRun(service, job, journal, on_row), stops)
 
 
 async def collect(service: Service, job: BatchJob) -> list[Entry]:
@@ -205,7 +205,7 @@ def _journal(job: BatchJob) -> Iterator[Journal]:
 
 async def _run(running: "_JobRun", stops: Sequence[signal.Signals]) -> Result:
     job, journal = running.job, running.journal
-    running.told(journal.counts)
+    running.on_row(journal.counts)
     if (counts := finished(job)) is not None:  # (another process finished it while this one loaded its model)
         job.outputs.journal.unlink()
         return Result(counts, counts.rows)
@@ -258,9 +258,9 @@ class _JobRun:
     """One run of a job, resumed from its journal."""
 
     def __init__(
-        self, service: Service, job: BatchJob, journal: Journal, told: Callable[[Counts], None]
+        self, service: Service, job: BatchJob, journal: Journal, on_row: Callable[[Counts], None]
     ) -> None:
-        self.job, self.journal, self.told = job, journal, told
+        self.job, self.journal, self.on_row = job, journal, on_row
         self._service = service
         self._ended = asyncio.Event()
         self._signal: signal.Signals | None = None
@@ -311,7 +311,7 @@ class _JobRun:
 
     def _take(self, entry: Entry) -> None:
         self.journal.append(entry)
-        self.told(self.journal.counts)
+        self.on_row(self.journal.counts)
         self._look_at_errors()
 
     def _look_at_errors(self) -> None:

@@ -68,17 +68,17 @@ async def run(service: Service, windows: Iterator[list[Todo]], take: Callable[[E
 
 
 async def _done(service: Service, todo: Todo) -> Entry:
-    if todo.asked is None:
+    if todo.request is None:
         return failed(todo, todo.error or ServingError("The line could not be read."))
     try:
-        generations = await _generations(service, todo.asked)
+        generations = await _generations(service, todo.request)
     except Unavailable:
         raise
     except Exception as fault:  # an error of one row belongs in its record
         return failed(todo, as_serving_error(fault))
     row = todo.line.row
     assert row is not None  # noqa: S101  (there is no request without one)
-    record = rows.record(todo.line.place, row, todo.asked, generations, service.variant.name)
+    record = rows.record(todo.line.place, row, todo.request, generations, service.variant.name)
     used = [sequence.usage for sequence in generations[0]]
     return Entry(
         todo.number,
@@ -89,13 +89,13 @@ async def _done(service: Service, todo: Todo) -> Entry:
     )
 
 
-async def _generations(service: Service, asked: Request) -> Generations:
+async def _generations(service: Service, request: Request) -> Generations:
     tries = 0
     while True:
         seconds = service.settings.deadline_s
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            return await service.agenerate(asked, deadline=deadline)
+            return await service.agenerate(request, deadline=deadline)
         except QueueFull:
             await asyncio.sleep(FULL_S)
         except Unavailable:

@@ -32,12 +32,12 @@ class Todo:
     Attributes:
         number: over all inputs, from 0.
         line: the row.
-        asked: its request; None if it is invalid, and `error` has the reason.
+        request: its request; None if it is invalid, and `error` has the reason.
     """
 
     number: int
     line: Line
-    asked: Request | None
+    request: Request | None
     error: ServingError | None = None
 
 
@@ -46,7 +46,7 @@ def windows(todos: Iterable[Todo], size: int = WINDOW, characters: int = CHARACT
     window, held = list[Todo](), 0
     for todo in todos:
         window.append(todo)
-        held += len(_text(todo.asked.inputs[0])) if todo.asked else 0
+        held += len(_text(todo.request.inputs[0])) if todo.request else 0
         if len(window) == size or held >= characters:
             yield ordered(window)
             window, held = [], 0
@@ -72,7 +72,7 @@ def ordered(window: list[Todo]) -> list[Todo]:
 
 def _beginning(todo: Todo) -> object:
     """Return the prefix that rows must share to be grouped; the row's number if it is too short."""
-    given = todo.asked.inputs[0] if todo.asked else None
+    given = todo.request.inputs[0] if todo.request else None
     if isinstance(given, TokenIds):
         return given.ids[:COMMON_IDS] if len(given.ids) >= COMMON_IDS else todo.number
     text = _text(given) if given else ""
@@ -80,11 +80,11 @@ def _beginning(todo: Todo) -> object:
 
 
 def _length(todo: Todo) -> int:
-    if todo.asked is None:
+    if todo.request is None:
         return 0
-    asked = todo.asked.parameters
-    new = asked.max_new_tokens or EXPECTED_NEW
-    return _tokens(todo.asked.inputs[0]) + new * (asked.num_return_sequences or 1)
+    parameters = todo.request.parameters
+    new = parameters.max_new_tokens or EXPECTED_NEW
+    return _tokens(todo.request.inputs[0]) + new * (parameters.num_return_sequences or 1)
 
 
 def _tokens(given: Input) -> int:

@@ -45,11 +45,11 @@ def places(body: Body, key: str) -> dict[str, Any]:
 def request_of(data: Any, places: Mapping[str, Any], at: str) -> Request:
     """Return the request in an `input_data` value at the path `at` (MLflow calls it `inputs`)."""
     path, given = parameters.only_one(places)
-    asked = parameters.parse(given, path)
-    prompts, paths, reply = _prompts(data, at, continued=bool(asked.continue_final_message))
+    parsed = parameters.parse(given, path)
+    prompts, paths, reply = _prompts(data, at, continued=bool(parsed.continue_final_message))
     return Request(
         inputs=prompts,
-        parameters=asked,
+        parameters=parsed,
         reply=reply,
         paths=paths,
         parameters_path=path,

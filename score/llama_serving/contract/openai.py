@@ -106,11 +106,11 @@ def parse_completion(body: Body) -> Request:
     _check_stream_options(body)
     prompts, paths = _prompts(body)
     made = _request(body, prompts, body, ReplyShape.COMPLETION, paths)
-    asked = made.parameters
-    if asked.return_full_text and asked.logprobs is not None:
+    parsed = made.parameters
+    if parsed.return_full_text and parsed.logprobs is not None:
         raise BadRequest("`echo` and `logprobs` can't be combined: no log-probabilities of the prompt are kept. "
                          "Leave one of them out.", code="unsupported_field", param="logprobs")  # fmt: skip
-    if asked.return_full_text and body.get("return_token_ids"):
+    if parsed.return_full_text and body.get("return_token_ids"):
         raise BadRequest("`echo` and `return_token_ids` can't be combined: the prompt's ids come in a field of their "
                          "own. Leave one of them out.", code="unsupported_field", param="return_token_ids")  # fmt: skip
     return replace(
@@ -152,11 +152,11 @@ def parse_chat(body: Body) -> Request:
                          "a message or continues one. Leave `add_generation_prompt` out.", code="invalid_value",
                          param="add_generation_prompt")  # fmt: skip
     dialog = inputs.dialog(messages, "messages", unfold=len(messages) == 1, continued=continued)
-    wanted, top = body.get("logprobs"), body.get("top_logprobs")
-    if top and not wanted:
+    logprobs, top = body.get("logprobs"), body.get("top_logprobs")
+    if top and not logprobs:
         raise BadRequest("`top_logprobs` needs `logprobs: true` beside it.", code="invalid_value",
                          param="top_logprobs")  # fmt: skip
-    given = {**body, "logprobs": (top or 0) if wanted else None}
+    given = {**body, "logprobs": (top or 0) if logprobs else None}
     return _request(body, (dialog,), given, ReplyShape.CHAT, ("messages",))
 
 
@@ -169,17 +169,17 @@ def _check_stream_options(body: Body) -> None:
 def _request(
     body: Body, prompts: tuple[Input, ...], given: Mapping[str, Any], reply: ReplyShape, paths: tuple[str, ...]
 ) -> Request:
-    asked = {name: value for name, value in given.items() if name in _PARAMETERS}
+    known = {name: value for name, value in given.items() if name in _PARAMETERS}
     return Request(
         prompts,
-        parameters.parse(asked),
+        parameters.parse(known),
         reply,
         paths,
         "",
         ceiling=True,
         model=body.get("model"),
         include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
-        spelling=parameters.spelling(asked),
+        spelling=parameters.spelling(known),
     )
 
 

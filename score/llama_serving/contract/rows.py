@@ -115,19 +115,19 @@ def request(row: InputRow, defaults: Parameters) -> Request:
     if len(parsed.inputs) != 1:
         raise BadRequest(f"The row has {len(parsed.inputs)} prompts. Send one prompt a row.",
                          code="too_many_prompts")  # fmt: skip
-    asked = _with_defaults(parsed, defaults)
-    if asked.parameters.stream:
+    request = _with_defaults(parsed, defaults)
+    if request.parameters.stream:
         raise BadRequest("A row has one record, and can't stream. Leave `stream` out.",
                          code="streaming_unsupported", param="stream")  # fmt: skip
-    return asked
+    return request
 
 
 def record(
-    place: RowLocation, row: InputRow, asked: Request, generations: Generations, model: str
+    place: RowLocation, row: InputRow, request: Request, generations: Generations, model: str
 ) -> dict[str, Any]:
     """Return the record of a row that succeeded."""
     if row.kind is RowKind.OPENAI_BATCH:
-        return _batch_line(row, 200, openai.answer(asked, generations, model))
+        return _batch_line(row, 200, openai.answer(request, generations, model))
     sequences = generations[0]
     return {
         **_frame(place, row),
@@ -136,14 +136,14 @@ def record(
         "usage": _usage(sequences),
         "error": None,
         "extra": dict(row.extra),
-        **_asked_details(asked, sequences),
+        **_details(request, sequences),
     }
 
 
-def _asked_details(asked: Request, sequences: tuple[Generation, ...]) -> dict[str, Any]:
-    if not asked.parameters.with_details and not asked.return_token_ids:
+def _details(request: Request, sequences: tuple[Generation, ...]) -> dict[str, Any]:
+    if not request.parameters.with_details and not request.return_token_ids:
         return {}
-    return {"details": details(sequences, with_ids=asked.return_token_ids, as_ids=asked.tokens_as_ids)}
+    return {"details": details(sequences, with_ids=request.return_token_ids, as_ids=request.tokens_as_ids)}
 
 
 def error_record(place: RowLocation, row: InputRow | None, error: ServingError) -> dict[str, Any]:
@@ -227,16 +227,18 @@ def _parse_short(content: Mapping[str, Any]) -> Request:
     key = keys[0]
     value = {"prefix": content["prefix"], "suffix": content["suffix"]} if key == "prefix" else content[key]
     given = content.get("parameters") or {}
-    asked = parameters.parse(given, "parameters")
-    prompt = inputs.item(value, key, continued=bool(asked.continue_final_message))
-    return Request((prompt,), asked, ReplyShape.ROWS, (key,), "parameters", spelling=parameters.spelling(given))
+    parsed = parameters.parse(given, "parameters")
+    prompt = inputs.item(value, key, continued=bool(parsed.continue_final_message))
+    return Request(
+        (prompt,), parsed, ReplyShape.ROWS, (key,), "parameters", spelling=parameters.spelling(given)
+    )
 
 
-def _with_defaults(asked: Request, defaults: Parameters) -> Request:
+def _with_defaults(request: Request, defaults: Parameters) -> Request:
     given = {
-        f.name: value for f in fields(Parameters) if (value := getattr(asked.parameters, f.name)) is not None
+        f.name: value for f in fields(Parameters) if (value := getattr(request.parameters, f.name)) is not None
     }
-    return replace(asked, parameters=replace(defaults, **given))
+    return replace(request, parameters=replace(defaults, **given))
 
 
 def _frame(place: RowLocation, row: InputRow | None) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class _Verdict:
 
     steps: tuple[str | int, ...]
     keyword: str
-    wanted: Any
+    limit: Any
     rule: Mapping[str, Any]
     value: Any
     index: int | None
@@ -169,7 +169,7 @@ def _code(found: _Verdict) -> str:
 
 
 def _missing_field(found: _Verdict) -> BadRequest:
-    missing = next(name for name in found.wanted if name not in found.value)
+    missing = next(name for name in found.limit if name not in found.value)
     param = path_of(*found.steps, missing)
     message = f"`{param}` is missing: send {found.allowed}."
     return BadRequest(message, code="missing_field", param=param, index=found.index)
@@ -201,7 +201,7 @@ def _shown(found: _Verdict) -> str:
         case "minItems":
             return f"; it has {len(value)} item{'' if len(value) == 1 else 's'}"
         case "maxItems":
-            return f"; it has {len(value)} items, and at most {found.wanted} are taken"
+            return f"; it has {len(value)} items, and at most {found.limit} are taken"
         case "enum" | "const" if isinstance(value, str):
             return "; it is another one"
     if isinstance(value, (int, float)) and not isinstance(value, bool):

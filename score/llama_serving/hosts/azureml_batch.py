@@ -100,8 +100,8 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     loaded, given = _alive(), [_source(Path(path)) for path in mini_batch]
     if loaded.service.settings.batch_output == "summary_only":
         return [_into_file(loaded, source) for source in given]
-    told = _resumable(loaded, given)
-    return told + [""] * (len(given) - len(told))
+    records = _resumable(loaded, given)
+    return records + [""] * (len(given) - len(records))
 
 
 def _alive() -> Loaded:
@@ -134,7 +134,7 @@ def _resumable(loaded: Loaded, given: Sequence[InputFile]) -> list[str]:
     except JournalError as error:
         _log.warning("%s Without a journal, another try of this mini-batch starts from the beginning.", error)
         return records(loaded.service, given)
-    return _told(given, entries)
+    return _counted(given, entries)
 
 
 def records(service: Service, given: Iterable[InputFile], defaults: Parameters | None = None) -> list[str]:
@@ -151,10 +151,10 @@ def records(service: Service, given: Iterable[InputFile], defaults: Parameters |
     given, entries = list(given), list[Entry]()
     rows = jobs.todos(given, defaults or Parameters(), service.settings.max_body)
     asyncio.run(runner.run(service, windows(rows), entries.append))
-    return _told(given, sorted(entries, key=lambda entry: entry.row))
+    return _counted(given, sorted(entries, key=lambda entry: entry.row))
 
 
-def _told(given: Sequence[InputFile], entries: Iterable[Entry]) -> list[str]:
+def _counted(given: Sequence[InputFile], entries: Iterable[Entry]) -> list[str]:
     counts, found = Counts(), list[str]()
     for entry in entries:
         counts.add(entry)
@@ -181,14 +181,14 @@ def _into_file(loaded: Loaded, source: InputFile) -> str:
 
     counts = _in_turn(counts_of)
     _log_counts([source], counts)
-    told = {
+    summary = {
         "file": source.name,
         "output": job.outputs.records.name,
         "rows": counts.rows,
         "ok": counts.ok,
         "errors": counts.errors,
     }
-    return json_line(told)
+    return json_line(summary)
 
 
 def _job(loaded: Loaded, given: Sequence[InputFile], output: Callable[[str], Path]) -> jobs.BatchJob:

@@ -47,8 +47,8 @@ class PromptBuilder:
             BadRequest: as in `build`, with the input's path and index.
         """
         try:
-            asked = request.parameters.max_new_tokens or 1
-            return self.build(request.inputs[index], asked, request.called("max_new_tokens"))
+            new_tokens = request.parameters.max_new_tokens or 1
+            return self.build(request.inputs[index], new_tokens, request.called("max_new_tokens"))
         except BadRequest as error:
             raise located(error, request, index) from None
 

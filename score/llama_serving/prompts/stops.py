@@ -24,9 +24,9 @@ class StopFinder:
         if cut is not None:
             self.found, self._held = True, ""
             return text[:cut]
-        keep = self._may_begin(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        cut = len(text) - self._may_begin(text)
+        self._held = text[cut:]
+        return text[:cut]
 
     def finish(self) -> str:
         """Return the text that was held back, at the end."""

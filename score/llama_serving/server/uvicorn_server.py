@@ -68,9 +68,9 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle another SIGTERM or SIGINT on the loop, not in the interrupted code."""
         del frame
-        self._loop.call_soon_threadsafe(self._told, sig)
+        self._loop.call_soon_threadsafe(self._handle_signal, sig)
 
-    def _told(self, number: int) -> None:
+    def _handle_signal(self, number: int) -> None:
         _log.info("%s", signal.Signals(number).name)
         steps = (self._lifecycle.drain, self._lifecycle.close)
         if len(self._ending) < len(steps):

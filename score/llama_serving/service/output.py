@@ -19,19 +19,19 @@ class SequenceOutput:
     """The text, tokens and log-probabilities of one sequence, collected as it runs."""
 
     def __init__(self, handle: Handle, prompt: Prompt, request: Request, tokenizer: Tokenizer) -> None:
-        asked = request.parameters
+        parameters = request.parameters
         self.handle = handle
         self._prompt = prompt
         self._request = request
-        self._told = 0
-        self._full = bool(asked.return_full_text)
+        self._num_streamed = 0
+        self._full = bool(parameters.return_full_text)
         self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer)
-        self._stops = StopFinder(asked.stop or ())
+        self._stops = StopFinder(parameters.stop or ())
         self._tokens: list[tuple[Token, int]] = []
         self._decoded = 0
         self._text = ""
-        self._wants_logprobs = asked.logprobs is not None
+        self._wants_logprobs = parameters.logprobs is not None
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,10 +61,10 @@ class SequenceOutput:
         """Return `text` with the tokens since the last call if ids are requested; None if there is neither."""
         if not self._request.return_token_ids:
             return Delta(index, text) if text else None
-        new, self._told = self._tokens[self._told :], len(self._tokens)
+        new, self._num_streamed = self._tokens[self._num_streamed :], len(self._tokens)
         if not text and not new:
             return None
-        first = len(new) == self._told
+        first = len(new) == self._num_streamed
         return Delta(
             index,
             text,

@@ -66,10 +66,10 @@ class RequestPreparer:
 
     def _resolve(self, request: Request, prompt: Prompt) -> tuple[SamplingParams, ...]:
         """Return the sampling parameters of each returned sequence, with the model's defaults filled in."""
-        asked, variant = request.parameters, self._variant
-        temperature = variant.temperature if asked.temperature is None else asked.temperature
-        greedy = asked.do_sample is False or temperature == 0
-        count = asked.num_return_sequences or 1
+        given, variant = request.parameters, self._variant
+        temperature = variant.temperature if given.temperature is None else given.temperature
+        greedy = given.do_sample is False or temperature == 0
+        count = given.num_return_sequences or 1
         if greedy and count > 1:
             raise self._bad(request, "num_return_sequences", "greedy sequences would all be the same text: "
                             "let it sample (do_sample true, temperature above 0), or ask for one")  # fmt: skip
@@ -78,34 +78,34 @@ class RequestPreparer:
             max_new_tokens=max_new,
             min_new_tokens=self._min_new_tokens(request, max_new),
             temperature=0.0 if greedy else temperature,
-            top_p=variant.top_p if asked.top_p is None else asked.top_p,
-            top_k=asked.top_k or 0,
-            min_p=asked.min_p or 0.0,
-            repetition_penalty=_or(asked.repetition_penalty, 1.0),
-            presence_penalty=asked.presence_penalty or 0.0,
-            frequency_penalty=asked.frequency_penalty or 0.0,
-            stop_ids=(frozenset() if asked.ignore_eos else prompt.stop_ids) | request.stop_token_ids,
-            seed=fresh_seed() if asked.seed is None else asked.seed,
-            logprobs=asked.logprobs,
+            top_p=variant.top_p if given.top_p is None else given.top_p,
+            top_k=given.top_k or 0,
+            min_p=given.min_p or 0.0,
+            repetition_penalty=_or(given.repetition_penalty, 1.0),
+            presence_penalty=given.presence_penalty or 0.0,
+            frequency_penalty=given.frequency_penalty or 0.0,
+            stop_ids=(frozenset() if given.ignore_eos else prompt.stop_ids) | request.stop_token_ids,
+            seed=fresh_seed() if given.seed is None else given.seed,
+            logprobs=given.logprobs,
         )
         return tuple(replace(params, index=index) for index in range(count))
 
     def _max_new_tokens(self, request: Request, prompt: Prompt) -> int:
-        asked = request.parameters.max_new_tokens
+        max_new = request.parameters.max_new_tokens
         room = self.builder.context - len(prompt.token_ids)
-        if asked is None:
+        if max_new is None:
             return min(DEFAULT_MAX_NEW_TOKENS, room)
-        if asked > room and not request.ceiling:
-            raise self.builder.too_long(len(prompt.token_ids), asked, request.called("max_new_tokens"))
-        return min(asked, room)
+        if max_new > room and not request.ceiling:
+            raise self.builder.too_long(len(prompt.token_ids), max_new, request.called("max_new_tokens"))
+        return min(max_new, room)
 
     def _min_new_tokens(self, request: Request, max_new: int) -> int:
-        asked = request.parameters.min_new_tokens or 0
+        min_new = request.parameters.min_new_tokens or 0
         limit = max_new if not request.ceiling else (request.parameters.max_new_tokens or max_new)
-        if asked > limit:
-            raise self._bad(request, "min_new_tokens", f"it is {asked} and {request.called('max_new_tokens')} is {limit}: "
+        if min_new > limit:
+            raise self._bad(request, "min_new_tokens", f"it is {min_new} and {request.called('max_new_tokens')} is {limit}: "
                             "raise the one or lower the other")  # fmt: skip
-        return min(asked, max_new)
+        return min(min_new, max_new)
 
     def _bad(self, request: Request, name: str, why: str) -> BadRequest:
         path = request.path(name)

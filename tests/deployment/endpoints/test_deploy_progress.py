@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, until = Terminal(), time.monotonic() + TIMEOUT_S
     monkeypatch.setattr(sys, "stderr", terminal)
-    with polling.shown("deployment ep/blue", "look") as tick:
+    with polling.progress_line("deployment ep/blue", "look") as tick:
         while "deployment ep/blue: 00:0" not in terminal.getvalue():
             assert time.monotonic() < until
             tick()
@@ -28,7 +28,10 @@ def test_a_terminal_shows_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_who_stops_waiting_is_told_how_to_look_again(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), polling.shown("deployment ep/blue", "llama-endpoints status"):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        polling.progress_line("deployment ep/blue", "llama-endpoints status"),
+    ):
         raise KeyboardInterrupt
     said = capsys.readouterr().err
     assert said.endswith("The operation continues in Azure; check it with: llama-endpoints status\n")

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from llama_endpoints.nano import FOLDER, documents
 from llama_endpoints.nano import tokenizer as learning
 from llama_endpoints.nano.corpus import File
-from llama_endpoints.nano.documents import EXCERPT, STEP_ID, Function, Teacher, asked, excerpts, functions, span
+from llama_endpoints.nano.documents import (
+    EXCERPT,
+    STEP_ID,
+    Function,
+    Teacher,
+    excerpts,
+    functions,
+    request_for,
+    span,
+)
 from llama_serving.catalog import NANO
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.support.nano_texts import FOUND, MODULE, OTHER, decoded, tokenizer_of_training
@@ -136,11 +145,13 @@ def test_only_plain_documented_functions_of_the_top_level_are_found() -> None:
 
 def test_a_request_has_the_docstrings_words() -> None:
     seen = {
-        asked(Function("f", "", "Returns the sum of the values."), random.Random(seed)) for seed in range(60)
+        request_for(Function("f", "", "Returns the sum of the values."), random.Random(seed))
+        for seed in range(60)
     }
-    assert seen == {ask.format("return the sum of the values") for ask in documents.ASKS}
+    assert seen == {ask.format("return the sum of the values") for ask in documents.REQUESTS}
     assert (
-        asked(Function("f", "", "Zero or one."), random.Random(0)) == "Write a Python function f: Zero or one"
+        request_for(Function("f", "", "Zero or one."), random.Random(0))
+        == "Write a Python function f: Zero or one"
     )
 
 

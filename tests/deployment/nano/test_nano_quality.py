@@ -15,7 +15,7 @@ import pytest
 
 from llama_endpoints.nano import FOLDER, corpus, evaluate
 from llama_endpoints.nano.corpus import NOT_TAKEN, File
-from llama_endpoints.nano.evaluate import Gap, Header, Reader, asked, similarity
+from llama_endpoints.nano.evaluate import Gap, Header, Reader, completions, similarity
 from llama_serving.contract import azure
 from llama_serving.contract.request import Generation
 from llama_serving.service.service import Service
@@ -71,15 +71,15 @@ def test_unseen_files_take_fewer_bits_than_xz_needs(held_out: list[File], servic
 
 def test_unseen_functions_are_completed_with_python(heads: list[Header], service: Service) -> None:
     parameters = {"max_new_tokens": evaluate.NEW_TOKENS, "stop": DEDENTS}
-    completions = [text for text, _ in asked(service, [head.prompt for head in heads], parameters)]
-    parsed = [evaluate.parses(head, text) for head, text in zip(heads, completions, strict=True)]
+    texts = [text for text, _ in completions(service, [head.prompt for head in heads], parameters)]
+    parsed = [evaluate.parses(head, text) for head, text in zip(heads, texts, strict=True)]
     assert sum(parsed) >= 0.7 * FUNCTIONS
 
 
 def test_unseen_lines_are_filled_in_better_than_by_chance(holes: list[Gap], service: Service) -> None:
     parameters = {"max_new_tokens": 64, "stop": "\n"}
     ends = [{"prefix": hole.prefix, "suffix": hole.suffix} for hole in holes]
-    filled = [text for text, _ in asked(service, ends, parameters)]
+    filled = [text for text, _ in completions(service, ends, parameters)]
     reached = [similarity(hole.line, line) for hole, line in zip(holes, filled, strict=True)]
     by_chance = [similarity(hole.line, hole.other) for hole in holes]
     assert sum(reached) > sum(by_chance)

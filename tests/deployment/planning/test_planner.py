@@ -354,7 +354,7 @@ def test_34b_in_int4_fits_one_a100_of_40_gb() -> None:
 def test_a_step_of_vllm_has_a_token_of_each_sequence() -> None:
     few = VllmSizingOptions(prefill_tokens=64)
     found = plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(4096, usual=256), sku=H100, options=few))
-    assert found.wanted.workload.concurrency == 64
+    assert found.request.workload.concurrency == 64
     with pytest.raises(
         SetupError, match="65 sequences need a prefill budget of at least as many tokens, not 64"
     ):
@@ -369,7 +369,7 @@ def test_a_cache_in_fp8_needs_a_gpu_that_has_it_and_holds_twice_as_many() -> Non
     numbers = [
         plan_with_max_concurrency(
             PlanRequest(CODE_7B, Workload(4096), sku=H100, options=options)
-        ).wanted.workload.concurrency
+        ).request.workload.concurrency
         for options in (VllmSizingOptions(), fp8)
     ]
     assert numbers[1] in (2 * numbers[0], 2 * numbers[0] + 1)
@@ -444,27 +444,27 @@ def test_vllm_computes_on_every_gpu_in_every_way_of_use() -> None:
         assert {one.runner for one in placed} == {Runner.VLLM}
         assert {one.gpus for one in placed} == {2 if variant is CODE_70B else 1}
     asked = plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(4096), runner=Runner.PIPELINE))
-    assert (chosen(asked).placement.runner, asked.wanted.workload.concurrency) == (Runner.PIPELINE, 1)
+    assert (chosen(asked).placement.runner, asked.request.workload.concurrency) == (Runner.PIPELINE, 1)
 
 
 def test_vllm_is_given_as_many_sequences_as_the_same_gpus_hold() -> None:
     long, short = (
         plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(context))) for context in (16_384, 2048)
     )
-    assert long.wanted.workload.concurrency == short.wanted.workload.concurrency == 62
-    assert (long.wanted.workload.length, short.wanted.workload.usual) == (USUAL_TOKENS, USUAL_TOKENS)
-    more = replace(long.wanted, workload=replace(long.wanted.workload, concurrency=63))
+    assert long.request.workload.concurrency == short.request.workload.concurrency == 62
+    assert (long.request.workload.length, short.request.workload.usual) == (USUAL_TOKENS, USUAL_TOKENS)
+    more = replace(long.request, workload=replace(long.request.workload, concurrency=63))
     assert not plan(more).fits
     four = SKUS["Standard_NC96ads_A100_v4"]
     assert plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(4096), sku=four)).spread == 2, (
         "not the machine's other GPUs"
     )
     assert (
-        plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(16))).wanted.workload.concurrency
+        plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(16))).request.workload.concurrency
         == MOST_AT_A_TIME
     )
     long_ones = plan_with_max_concurrency(PlanRequest(CODE_7B, Workload(16_384, usual=16_384)))
-    assert long_ones.wanted.workload.concurrency == 7
+    assert long_ones.request.workload.concurrency == 7
     assert plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(100_000), cloud=Cloud.AWS)).chosen is None
 
 
@@ -473,10 +473,10 @@ def test_each_of_vllm_s_sequences_has_an_answer_in_time() -> None:
     h100 = SKUS["Standard_NC80adis_H100_v5"]
     slow = replace(h100, gpu=replace(h100.gpu, bandwidth_gb_s=160))
     found = plan_with_max_concurrency(PlanRequest(CODE_70B, Workload(4096), sku=slow), skus=[slow])
-    number = found.wanted.workload.concurrency
+    number = found.request.workload.concurrency
     assert 1 < number < 62
-    workload = replace(found.wanted.workload, concurrency=number + 1)
-    more = plan(replace(found.wanted, workload=workload), skus=[slow])
+    workload = replace(found.request.workload, concurrency=number + 1)
+    more = plan(replace(found.request, workload=workload), skus=[slow])
     assert more.fits
     assert more.longest_answer < 256 <= found.longest_answer
 
@@ -608,7 +608,7 @@ def test_what_cannot_be_deployed(wanted: PlanRequest, says: str) -> None:
 def test_a_plan_that_can_be_deployed_has_a_machine() -> None:
     found = plan(PlanRequest(CODE_7B, Workload(4096)))
     made = deployable(found)
-    assert (made.chosen, made.wanted, made.copy_bytes) == (found.chosen, found.wanted, found.copy_bytes)
+    assert (made.chosen, made.request, made.copy_bytes) == (found.chosen, found.request, found.copy_bytes)
 
 
 CHANGES: Final = {

@@ -105,7 +105,7 @@ def test_every_deployment_is_on_vllm(path: str) -> None:
     assert own["LLAMA_VLLM_GPU_SHARE"] == "0.92"
     assert "LLAMA_CONTEXT" not in own, "the trained positions, which are the engine's default"
     assert own["LLAMA_DTYPE"] == "bfloat16"
-    assert own["LLAMA_MAX_NUM_SEQS"] == str(planned(path).wanted.workload.concurrency)
+    assert own["LLAMA_MAX_NUM_SEQS"] == str(planned(path).request.workload.concurrency)
 
 
 @pytest.mark.parametrize(

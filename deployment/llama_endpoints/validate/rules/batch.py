@@ -100,10 +100,10 @@ def _instances(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     compute = cluster(spec, tree)
     if compute is None:
         return
-    wanted, most = spec.number(*_INSTANCES, default=1), compute.number("max_instances", default=1)
-    if wanted > most:
+    instances, most = spec.number(*_INSTANCES, default=1), compute.number("max_instances", default=1)
+    if instances > most:
         yield spec.find(
             Rule.INSTANCES, _INSTANCES,
-            f"requests {wanted} machines, but {compute.name} has at most {most} (its max_instances): the job "
+            f"requests {instances} machines, but {compute.name} has at most {most} (its max_instances): the job "
             "would wait forever. Lower it, or raise max_instances.",
         )  # fmt: skip

@@ -80,8 +80,8 @@ def _readable(spec: SpecFile, name: str, value: Any) -> bool:
 
 def _agree(spec: SpecFile, place: Place, name: str) -> Iterator[Finding]:
     """Yield a finding if a request exceeds its limit."""
-    asked, limit = (amount(spec.at(*place, side, name)) for side in _SIDES)
-    if asked is not None and limit is not None and asked > limit:
+    requested, limit = (amount(spec.at(*place, side, name)) for side in _SIDES)
+    if requested is not None and limit is not None and requested > limit:
         yield spec.find(
             Rule.RESOURCES, (*place, "requests", name),
             f"is {shown(spec.at(*place, 'requests', name))}, but the limit is "
@@ -95,8 +95,8 @@ def _of_a_node(spec: SpecFile) -> Iterator[Finding]:
         return
     for name, has in {"cpu": sku.cores, "memory": sku.ram_gib * _UNITS["Gi"]}.items():
         place = ("spec", "resources", "requests", name)
-        asked = amount(spec.at(*place))
-        if asked is not None and asked >= has:
+        requested = amount(spec.at(*place))
+        if requested is not None and requested >= has:
             yield spec.find(
                 Rule.RESOURCES, place,
                 f"is {shown(spec.at(*place))}, but {sku.name} has {sku.cores} cores and {sku.ram_gib} GiB, of which some are reserved: "
@@ -125,10 +125,12 @@ def _type(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
             f"is {name}, which has no GPU. Add {GPUS} to its limits, or use another type.",
         )  # fmt: skip
     for resource in _FORMS:
-        asked, most = (amount(str(one.at(*_RESOURCES[one.kind], "limits", resource))) for one in (spec, made))
-        if asked is not None and most is not None and asked > most:
+        requested, most = (
+            amount(str(one.at(*_RESOURCES[one.kind], "limits", resource))) for one in (spec, made)
+        )
+        if requested is not None and most is not None and requested > most:
             yield spec.find(
                 Rule.RESOURCES, ("resources", "limits", resource),
-                f"is {asked:g}, but {name} has {most:g}, and Azure refuses more. Remove resources to use the type's "
+                f"is {requested:g}, but {name} has {most:g}, and Azure refuses more. Remove resources to use the type's "
                 "amounts.",
             )  # fmt: skip

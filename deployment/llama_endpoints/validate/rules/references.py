@@ -94,18 +94,18 @@ def _asset(spec: SpecFile, tree: SpecTree, kind: SpecKind) -> Iterator[Finding]:
 
 
 def _endpoint(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
-    name, wanted = spec.text("endpoint_name"), _ENDPOINT_OF[spec.kind]
-    if not ENDPOINT_NAMES.take(name) or tree.named(name, wanted):
+    name, kind = spec.text("endpoint_name"), _ENDPOINT_OF[spec.kind]
+    if not ENDPOINT_NAMES.take(name) or tree.named(name, kind):
         return  # `names` reports a malformed name
     other = tree.named(name, *ENDPOINTS)
     if other:
         yield spec.find(
             Rule.REFERENCE_KIND, ("endpoint_name",),
-            f"refers to {name}, a {other.kind}, but a {spec.kind} needs a {wanted}. Use one of these, or "
+            f"refers to {name}, a {other.kind}, but a {spec.kind} needs a {kind}. Use one of these, or "
             "change $schema.",
         )  # fmt: skip
     else:
-        there = [one.name for one in tree.of_kind(wanted)]
+        there = [one.name for one in tree.of_kind(kind)]
         yield spec.find(
             Rule.NOT_FOUND, ("endpoint_name",),
             f"refers to {name}, which no nearby file defines{_closest(name, there)}. {_ELSEWHERE}",

@@ -166,8 +166,8 @@ def _best(scaled: Tensor, number: int) -> tuple[Tensor, Tensor]:
 def _choose(weights: Tensor, at: Tensor) -> Tensor:
     """Return the index at the share `at` in [0, 1) of each row's cumulative weights."""
     cumulative = weights.cumsum(-1)
-    wanted = at.to(cumulative)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
+    targets = at.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _token(chosen: int, logits: Tensor, alternatives: int | None) -> Token:

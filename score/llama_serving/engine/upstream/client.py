@@ -94,8 +94,8 @@ class UpstreamClient:
         try:
             if response.status_code != 200:
                 said = await _read(response, LARGEST_REFUSAL)
-                again = response.headers.get("Retry-After")
-                raise error_mapping.refused(response.status_code, again, _json(said), model=model)
+                retry_after = response.headers.get("Retry-After")
+                raise error_mapping.refused(response.status_code, retry_after, _json(said), model=model)
             async with aclosing(_data(response)) as data:
                 yield data
         except httpx2.SSEError as error:

@@ -109,15 +109,15 @@ def _object(data: str) -> dict[str, Any]:
     return chunk
 
 
-def _with_logprobs(ids: Sequence[int], logprobs: Any, wanted: int | None) -> list[Token]:
-    if wanted is None:
+def _with_logprobs(ids: Sequence[int], logprobs: Any, num_top: int | None) -> list[Token]:
+    if num_top is None:
         return [Token(i) for i in ids]
     if not ids:
         return []
     try:
         steps = list(zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))
         tokens = [
-            Token(_id(spelled), float(logprob), _best(top or {}, wanted)) for spelled, logprob, top in steps
+            Token(_id(spelled), float(logprob), _best(top or {}, num_top)) for spelled, logprob, top in steps
         ]
     except (TypeError, KeyError, ValueError, AttributeError):
         _malformed("log-probabilities that can't be read")
@@ -126,10 +126,10 @@ def _with_logprobs(ids: Sequence[int], logprobs: Any, wanted: int | None) -> lis
     return tokens
 
 
-def _best(top: Mapping[str, float], wanted: int) -> tuple[tuple[int, float], ...]:
+def _best(top: Mapping[str, float], num_top: int) -> tuple[tuple[int, float], ...]:
     """Return the most likely tokens, best first; the drawn one, always sent along, only if it is among them."""
     ranked = sorted(((_id(spelled), float(value)) for spelled, value in top.items()), key=lambda one: -one[1])
-    return tuple(ranked[:wanted])
+    return tuple(ranked[:num_top])
 
 
 def _id(spelled: str) -> int:

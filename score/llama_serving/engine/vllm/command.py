@@ -142,11 +142,11 @@ def kv_bytes(
     """
     if options.kv_memory is not None or not installation.cpu:
         return options.kv_memory
-    wanted = (model.context + CPU_BLOCK) * options.max_num_seqs * model.kv_bytes
+    most = (model.context + CPU_BLOCK) * options.max_num_seqs * model.kv_bytes
     budget = int((free_bytes - model.weight_bytes) * CPU_SHARE)
     if budget < (model.context + CPU_BLOCK) * model.kv_bytes:
         raise SetupError(
             f"{free_bytes:,} bytes of memory are free, which is too little for {model.weight_bytes:,} bytes of weights and "
             f"a context of {model.context} tokens. Lower LLAMA_CONTEXT, set LLAMA_KV_MEMORY, or use a machine with more memory."
         )
-    return min(wanted, budget)
+    return min(most, budget)

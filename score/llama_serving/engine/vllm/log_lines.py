@@ -25,13 +25,13 @@ class LogLines:
     """The end of a log. Thread-safe.
 
     Attributes:
-        asked: requests have been sent, so only names may be shown.
+        names_only: requests have been sent, so only names may be shown.
     """
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=KEPT)
         self._lock = threading.Lock()
-        self.asked = False
+        self.names_only = False
 
     def add(self, line: str) -> None:
         """Add a line."""
@@ -40,7 +40,7 @@ class LogLines:
 
     def progress(self) -> str:
         """Return the last line about progress; empty if nothing may be shown."""
-        for line in () if self.asked else self._latest():
+        for line in () if self.names_only else self._latest():
             match = _LINE.match(line)
             text = match["text"].strip() if match else ""
             if text and match and (match["level"] or _PROGRESS.match(text)) and any(map(str.isalpha, text)):
@@ -65,11 +65,11 @@ class LogLines:
 
     def _named(self, text: str, details: str | None) -> str:
         if usage := _USAGE.match(text):
-            return usage["what"] if not self.asked else "error"
+            return usage["what"] if not self.names_only else "error"
         error = _EXCEPTION.match(text)
         if error is None:
             return ""
-        if self.asked:
+        if self.names_only:
             return error["kind"]
         return f"{error['kind']}: {details or error['what']}" if details or error["what"] else error["kind"]
 

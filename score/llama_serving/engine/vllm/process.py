@@ -106,9 +106,9 @@ class VllmProcess:
         """Return what vLLM is doing, as far as it may be shown."""
         return self._log.progress()
 
-    def asked(self) -> None:
+    def note_requests(self) -> None:
         """Note that vLLM serves requests, so its output may quote them from now on."""
-        self._log.asked = True
+        self._log.names_only = True
 
     def _read(self, echo: Callable[[str], None] | None) -> None:
         output = self._keeper.stdout

@@ -38,7 +38,7 @@ class SupervisedRun(Protocol):
         """Return what it is doing."""
         ...
 
-    def asked(self) -> None:
+    def note_requests(self) -> None:
         """Note that it serves requests from now on."""
         ...
 
@@ -85,7 +85,7 @@ class Supervisor:
 
     def healthy(self) -> None:
         """Note that vLLM has answered."""
-        self._run.asked()
+        self._run.note_requests()
         self._was_healthy = True
         self._healthy.set()
 

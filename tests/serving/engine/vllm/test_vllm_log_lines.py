@@ -11,7 +11,7 @@ def log(*lines: str, asked: bool = False) -> LogLines:
     found = LogLines()
     for line in lines:
         found.add(line)
-    found.asked = asked
+    found.names_only = asked
     return found
 
 

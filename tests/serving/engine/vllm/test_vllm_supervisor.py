@@ -41,8 +41,8 @@ class Run:
     def progress(self) -> str:
         return "loading"
 
-    def asked(self) -> None:
-        self.told.append("asked")
+    def note_requests(self) -> None:
+        self.told.append("requests")
 
 
 class Runs:
@@ -100,7 +100,7 @@ def test_a_healthy_one_that_dies_is_started_again() -> None:
         for _ in range(SEVERAL):
             run = runs.next()
             made.healthy()
-            assert run.told == ["asked"]
+            assert run.told == ["requests"]
             run.over.set()
         runs.next()
         assert made.lost is None

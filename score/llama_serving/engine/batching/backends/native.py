@@ -83,7 +83,7 @@ class Native:
     @torch.inference_mode()
     def forward(self, batch: Sequence[Rows]) -> Tensor:
         """See `Backend.forward`."""
-        ids, spans, tables, wanted = array("i"), [], array("i"), array("i")
+        ids, spans, tables, logit_rows = array("i"), [], array("i"), array("i")
         positions: list[int] = []
         for rows in batch:
             spans.append(c.Span(len(ids), len(rows.ids), rows.start, len(tables), rows.prefill))
@@ -92,12 +92,12 @@ class Native:
             positions.extend(range(rows.start, end))
             tables.extend(rows.blocks[: -(-end // BLOCK_TOKENS)])
             if rows.needs_logits:
-                wanted.append(len(ids) - 1)
+                logit_rows.append(len(ids) - 1)
         cosines, sines = self._rotary.at(torch.tensor(positions))
-        logits = torch.empty(len(wanted), self.vocab)
+        logits = torch.empty(len(logit_rows), self.vocab)
         step = c.Step(
-            len(ids), len(spans), len(wanted), _address(ids), cosines.data_ptr(), sines.data_ptr(),
-            (c.Span * len(spans))(*spans), _address(tables), _address(wanted), logits.data_ptr(),
+            len(ids), len(spans), len(logit_rows), _address(ids), cosines.data_ptr(), sines.data_ptr(),
+            (c.Span * len(spans))(*spans), _address(tables), _address(logit_rows), logits.data_ptr(),
         )  # fmt: skip
         self._kernels.step(self._model, step, self._room_for(step))
         return logits
