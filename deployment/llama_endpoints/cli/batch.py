@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from llama_endpoints.batch.row_defaults import defaults_of
-from llama_endpoints.cli.setting_options import setting_options
+from llama_endpoints.cli.options import setting_options
 from llama_serving.errors import ServingError, SetupError
 
 if TYPE_CHECKING:

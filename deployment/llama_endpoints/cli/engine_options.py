@@ -1,4 +1,4 @@
-"""Options shared by `plan` and `render`: the engine and its settings."""
+"""Options shared by `plan` and `render`: the context, the weights' type, the engine and its settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+from llama_endpoints.cli.options import options as combined
 
 if TYPE_CHECKING:
     from llama_endpoints.planning.sizing import Runner, VllmSizingOptions
@@ -26,7 +28,17 @@ class EngineChoice:
     options: "VllmSizingOptions"
 
 
-_OPTIONS: Final = (
+_OPTIONS: Final = combined(
+    click.option("--context", type=int, help="Tokens of prompt and completion. Default: the trained context."),
+    click.option(
+        "--dtype",
+        "--precision",
+        "dtype",
+        type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
+        default="bf16",
+        show_default=True,
+        help="Type of the weights. fp8, int8 and int4 (AWQ, GPTQ, compressed-tensors) need a quantized checkpoint and vLLM.",
+    ),
     click.option(
         "--engine",
         type=click.Choice(["auto", "pipeline", "vllm"]),
@@ -71,7 +83,7 @@ _OPTIONS: Final = (
 
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add these options to a command, which gets them as one argument, `engine`."""
+    """Add these options to a command, which gets `context`, `dtype`, and all others as one argument, `engine`."""
 
     @wraps(command)
     def with_choice(  # noqa: PLR0913  (one argument an option)
@@ -84,7 +96,4 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         runner = None if engine == "auto" else Runner(engine)
         command(engine=EngineChoice(runner, usual_tokens, options), **others)
 
-    made: Callable[..., None] = with_choice
-    for option in reversed(_OPTIONS):
-        made = option(made)
-    return made
+    return _OPTIONS(with_choice)

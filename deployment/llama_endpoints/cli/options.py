@@ -1,14 +1,15 @@
 """Options shared by several commands."""
 
 import os
-import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NoReturn, TextIO
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
+from llama_serving.settings import DTYPES as SETTING_DTYPES
+from llama_serving.settings import ENGINES
 
 if TYPE_CHECKING:
     from llama_serving.settings import Settings
@@ -28,6 +29,29 @@ def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command
 
     return decorate
 
+
+model_option = click.option(
+    "--model", required=True, help="Folder of a packaged model, an azureml: URI, or nano."
+)
+request_option = click.option(
+    "--request", required=True, type=click.File("rb"), help="File with one JSON body, or - for standard input."
+)
+deadline_option = click.option(
+    "--deadline", "deadline_s", help="LLAMA_DEADLINE_S: time limit of a request in seconds."
+)
+infill_order_option = click.option(
+    "--infill-order",
+    type=click.Choice(["psm", "spm"]),
+    help="Order of infilling prompts. Default: the catalog's: psm; nano spm.",
+)
+
+# Options of the commands that load a model. Each sets the variable named in its help.
+setting_options = options(
+    click.option("--context", help="LLAMA_CONTEXT: tokens of prompt and completion."),
+    click.option("--dtype", help=f"LLAMA_DTYPE: {', '.join(SETTING_DTYPES)}."),
+    click.option("--engine", help=f"LLAMA_ENGINE: {', '.join(ENGINES)}."),
+    click.option("--threads", help="LLAMA_THREADS: number of torch threads."),
+)
 
 # Options that describe a checkpoint outside the catalog.
 format_options = options(
@@ -74,6 +98,5 @@ def deadline_of(settings: "Settings") -> float | None:
 
 def refuse(error: ServingError) -> NoReturn:
     """Print the error object to standard error and exit with code 1."""
-    stream: TextIO = sys.stderr
-    click.echo(json_line(error.body()), file=stream)
+    click.echo(json_line(error.body()), err=True)
     raise SystemExit(1)

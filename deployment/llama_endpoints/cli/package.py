@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from llama_endpoints.cli.options import (
-    DTYPES,
-    default_options,
-    format_options,
-    warn,
-)
+from llama_endpoints.cli.options import DTYPES, default_options, format_options, infill_order_option, warn
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
@@ -44,11 +39,7 @@ if TYPE_CHECKING:
     type=click.Choice(DTYPES),
     help="Type to serve in. Default: the catalog's: bfloat16; nano float32.",
 )
-@click.option(
-    "--infill-order",
-    type=click.Choice(["psm", "spm"]),
-    help="Order of infilling prompts. Default: the catalog's: psm; nano spm.",
-)
+@infill_order_option
 @click.option(
     "--adapter",
     type=click.Path(path_type=Path),

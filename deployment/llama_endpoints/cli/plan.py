@@ -19,24 +19,10 @@ NOTHING_FITS: Final = 1
 @click.command()
 @click.option("--model", required=True, help="The model's name in the catalog (`llama-endpoints models`).")
 @click.option(
-    "--context",
-    type=int,
-    help="Tokens of prompt and completion. Default: the trained context.",
-)
-@click.option(
     "--concurrency",
     type=int,
     help="Concurrent sequences, each as long as the context. Default: 1 in the pipeline; in vLLM as many as memory holds "
     "at their usual length, up to 256.",
-)
-@click.option(
-    "--dtype",
-    "--precision",
-    "dtype",
-    default="bf16",
-    show_default=True,
-    type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
-    help="Type of the weights. fp8, int8 and int4 (AWQ, GPTQ, compressed-tensors) need a quantized checkpoint and vLLM.",
 )
 @engine_options
 @click.option("--sku", help="Use this machine, such as Standard_NC24ads_A100_v4.")

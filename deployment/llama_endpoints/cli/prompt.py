@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from llama_endpoints.cli.options import format_options, refuse, warn
+from llama_endpoints.cli.options import format_options, infill_order_option, refuse, request_option, warn
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
 
@@ -16,22 +16,13 @@ from llama_serving.errors import ServingError
     help="Folder with tokenizer.json (config.json is checked if present), an azureml: URI, or nano.",
 )
 @click.option("--variant", help="The model's name in the catalog. Not needed for nano.")
-@click.option(
-    "--request",
-    required=True,
-    type=click.File("rb"),
-    help="File with one JSON body, or - for standard input.",
-)
+@request_option
 @click.option(
     "--context",
     type=click.IntRange(16),
     help="Tokens of prompt and completion. Default: the trained context.",
 )
-@click.option(
-    "--infill-order",
-    type=click.Choice(["psm", "spm"]),
-    help="Order of infilling prompts. Default: the catalog's: psm; nano spm.",
-)
+@infill_order_option
 @format_options
 def prompt(
     *,

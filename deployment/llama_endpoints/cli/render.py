@@ -53,20 +53,6 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     multiple=True,
     help="Render only this model's deployments. Repeatable. Default: all.",
 )
-@click.option(
-    "--context",
-    type=int,
-    help="Tokens of prompt and completion. Default: the trained context.",
-)
-@click.option(
-    "--dtype",
-    "--precision",
-    "dtype",
-    type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
-    default="bf16",
-    show_default=True,
-    help="Type of the weights. fp8, int8 and int4 need a quantized checkpoint and vLLM.",
-)
 @engine_options
 @click.option("--sku", help="Machine. Default: the smallest that holds the model, as `plan` chooses it.")
 @click.option(

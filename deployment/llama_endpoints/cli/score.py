@@ -8,24 +8,22 @@ import click
 
 from llama_endpoints.cli.options import (
     deadline_of,
+    deadline_option,
+    model_option,
     refuse,
+    request_option,
+    setting_options,
     settings_of,
 )
-from llama_endpoints.cli.setting_options import setting_options
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
 
 
 @click.command()
-@click.option("--model", required=True, help="Folder of a packaged model, an azureml: URI, or nano.")
-@click.option(
-    "--request",
-    required=True,
-    type=click.File("rb"),
-    help="File with one JSON body, or - for standard input.",
-)
+@model_option
+@request_option
 @setting_options
-@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: time limit of the request in seconds.")
+@deadline_option
 def score(*, model: str, request: Any, **flags: str | None) -> None:
     """Answer one request in this process.
 

@@ -2,14 +2,11 @@
 
 import click
 
-from llama_endpoints.cli.options import (
-    settings_of,
-)
-from llama_endpoints.cli.setting_options import setting_options
+from llama_endpoints.cli.options import deadline_option, model_option, setting_options, settings_of
 
 
 @click.command()
-@click.option("--model", required=True, help="Folder of a packaged model, an azureml: URI, or nano.")
+@model_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8453, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
@@ -17,7 +14,7 @@ from llama_endpoints.cli.setting_options import setting_options
 @click.option("--open-to-all", is_flag=True, help="Allow a non-local --host without API keys.")
 @click.option("--strict-model", is_flag=True, help="Answer 404 if a request names another model.")
 @setting_options
-@click.option("--deadline", "deadline_s", help="LLAMA_DEADLINE_S: time limit of a request in seconds.")
+@deadline_option
 def serve(
     *, model: str, host: str, port: int, open_to_all: bool, strict_model: bool, **flags: str | None
 ) -> None:

@@ -1,34 +1,24 @@
 """Options that select the workspace, named as in `az ml`, and the client for it."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from llama_endpoints.azure import workspace
 from llama_endpoints.azure.workspace import Workspace
+from llama_endpoints.cli.options import options
 
 if TYPE_CHECKING:
     from llama_endpoints.endpoints.client import EndpointsClient
 
-_Command = TypeVar("_Command", bound=Callable[..., None])
-
-
-def workspace_options(command: _Command) -> _Command:
-    """Add `--workspace-name`, `--resource-group` and `--subscription`."""
-    for option in (
-        click.option("--subscription", help="Subscription id. Default: az's."),
-        click.option("--resource-group", "-g", "group", help="Resource group of the workspace. Default: az's."),
-        click.option(
-            "--workspace-name",
-            "-w",
-            "name",
-            help="Azure ML workspace. Default: the job's, config.json's or az's.",
-        ),
-    ):
-        command = option(command)
-    return command
+workspace_options = options(
+    click.option(
+        "--workspace-name", "-w", "name", help="Azure ML workspace. Default: the job's, config.json's or az's."
+    ),
+    click.option("--resource-group", "-g", "group", help="Resource group of the workspace. Default: az's."),
+    click.option("--subscription", help="Subscription id. Default: az's."),
+)
 
 
 def chosen(subscription: str | None, group: str | None, name: str | None) -> Workspace:
