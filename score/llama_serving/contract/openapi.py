@@ -1,6 +1,6 @@
 """The API's description: OpenAPI 3.1 with the published schemas, and Swagger 2.0 with an example.
 
-azmlinfsrv serves the files beside the scoring script; `python -m llama_endpoints.devtools.swagger` writes them.
+azmlinfsrv serves the files beside the scoring script; `python -m llama_endpoints.devtools.reference` writes them.
 """
 
 from dataclasses import dataclass
