@@ -2,11 +2,7 @@
 
 import logging
 
-from llama_serving.errors import (
-    InternalError,
-    ServingError,
-    frames,
-)
+from llama_serving.errors import InternalError, ServingError, frames
 
 _log = logging.getLogger(__name__)
 

@@ -81,21 +81,16 @@ class Engine(Protocol):
             BadRequest: the sequence can never fit the engine's memory.
             Unavailable: the engine is draining, closed or dead, or its server is away.
         """
-        ...
 
     @property
     def capacity(self) -> int | None:
         """The most tokens of one sequence; None if memory sets no limit of its own."""
-        ...
 
     def stats(self) -> EngineStats:
         """Return counts and the present state."""
-        ...
 
     def drain(self) -> None:
         """Accept nothing more, and return when all admitted sequences have ended."""
-        ...
 
     def close(self) -> None:
         """Stop now; what runs is cancelled."""
-        ...

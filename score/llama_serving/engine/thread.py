@@ -23,7 +23,6 @@ class EngineSequence(Protocol):
     @property
     def handle(self) -> Handle:
         """The consumer's side of it."""
-        ...
 
 
 S = TypeVar("S", bound=EngineSequence)

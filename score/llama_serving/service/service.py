@@ -12,12 +12,7 @@ from typing import Final
 from llama_serving.catalog import ModelVariant
 from llama_serving.contract.request import Delta, Generation, Generations, Request
 from llama_serving.engine.base import Engine
-from llama_serving.errors import (
-    BadRequest,
-    DeadlineExceeded,
-    QueueFull,
-    SetupError,
-)
+from llama_serving.errors import BadRequest, DeadlineExceeded, QueueFull, SetupError
 from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer

@@ -47,7 +47,6 @@ class Tensors(Protocol):
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
         """Return the tensor of that name, which must have that shape."""
-        ...
 
 
 class CheckpointWeights:

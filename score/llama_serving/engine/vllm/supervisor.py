@@ -20,27 +20,21 @@ class SupervisedRun(Protocol):
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait, and return whether it has ended."""
-        ...
 
     def end(self) -> None:
         """Request an orderly shutdown."""
-        ...
 
     def kill(self) -> None:
         """Stop it immediately."""
-        ...
 
     def cause(self) -> str:
         """Return why it ended."""
-        ...
 
     def progress(self) -> str:
         """Return what it is doing."""
-        ...
 
     def note_requests(self) -> None:
         """Note that it serves requests from now on."""
-        ...
 
 
 def pause_s(failures: int) -> float:

@@ -62,23 +62,18 @@ class Backend(Protocol):
             BackendLostError: every later pass would fail, too.
             Exception: this pass failed because of its rows.
         """
-        ...
 
     def save(self, blocks: Sequence[int]) -> Any:
         """Return a copy of the keys and values in these blocks."""
-        ...
 
     def restore(self, blocks: Sequence[int], saved: Any) -> None:
         """Write a copy back, to the same number of blocks."""
-        ...
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Write zeros to these blocks."""
-        ...
 
     def trial(self, num_blocks: int) -> "Backend":
         """Return the model's first layer and head, sharing its weights, with a new cache of `num_blocks` blocks."""
-        ...
 
     def stricter(self) -> str:
         """Switch to the next slower mode, in which results depend on less.
@@ -86,4 +81,3 @@ class Backend(Protocol):
         Returns:
             A description of that mode; empty if there is none left.
         """
-        ...
