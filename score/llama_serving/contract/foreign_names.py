@@ -45,88 +45,41 @@ def _here(name: str, accepted: Collection[str]) -> str:
     return name if name in accepted else ""
 
 
-_NEW: Final = "max_new_tokens"
-_SAME: Final[Mapping[str, str]] = {
+_OTHER_NAMES: Final[Mapping[str, str]] = {
     # length
-    **dict.fromkeys(
-        (
-            "maxoutputtokens",
-            "maxtokenstosample",
-            "maxlengthgenerated",
-            "maxgeneratedtokens",
-            "maxtokencount",
-            "maxnewtoken",
-            "npredict",
-            "ntokens",
-            "numtokens",
-            "tokenstogenerate",
-            "outputlen",
-            "outputtokens",
-            "maxcompletiontokens",
-        ),
-        _NEW,
-    ),
-    **dict.fromkeys(("mintokenstogenerate", "minoutputtokens"), "min_new_tokens"),
+    "max_new_tokens": "maxoutputtokens maxtokenstosample maxlengthgenerated maxgeneratedtokens maxtokencount maxnewtoken "
+    "npredict ntokens numtokens tokenstogenerate outputlen outputtokens maxcompletiontokens",
+    "min_new_tokens": "mintokenstogenerate minoutputtokens",
     # end of text
-    **dict.fromkeys(
-        (
-            "stopsequence",
-            "stopwords",
-            "stopstrings",
-            "stopstring",
-            "stoptokens",
-            "endsequences",
-            "stopon",
-            "antiprompt",
-            "eossequence",
-        ),
-        "stop",
-    ),
-    **dict.fromkeys(("ignoreeostoken", "baneostoken"), "ignore_eos"),
+    "stop": "stopsequence stopwords stopstrings stopstring stoptokens endsequences stopon antiprompt eossequence",
+    "ignore_eos": "ignoreeostoken baneostoken",
     # sampling
-    **dict.fromkeys(("temp", "randomness"), "temperature"),
-    **dict.fromkeys(("p", "nucleus", "nucleussampling"), "top_p"),
-    "k": "top_k",
-    **dict.fromkeys(("repeatpenalty", "reppenalty", "repetition"), "repetition_penalty"),
-    **dict.fromkeys(("randomseed", "rngseed", "manualseed", "samplingseed"), "seed"),
-    "sample": "do_sample",
+    "temperature": "temp randomness",
+    "top_p": "p nucleus nucleussampling",
+    "top_k": "k",
+    "repetition_penalty": "repeatpenalty reppenalty repetition",
+    "seed": "randomseed rngseed manualseed samplingseed",
+    "do_sample": "sample",
     # number and content of results
-    **dict.fromkeys(
-        (
-            "candidatecount",
-            "numgenerations",
-            "numsamples",
-            "numcompletions",
-            "numoutputs",
-            "numresponses",
-            "numresults",
-            "batchcount",
-        ),
-        "num_return_sequences",
-    ),
-    **dict.fromkeys(
-        ("topntokens", "numlogprobs", "returnlogprobs", "nprobs", "toplogprobs", "logprob"), "logprobs"
-    ),
-    **dict.fromkeys(("returnprompt", "includeprompt", "returnoriginal"), "return_full_text"),
-    **dict.fromkeys(("returndetails", "detail"), "details"),
-    **dict.fromkeys(("streaming", "streamresponse"), "stream"),
+    "num_return_sequences": "candidatecount numgenerations numsamples numcompletions numoutputs numresponses numresults "
+    "batchcount",
+    "logprobs": "topntokens numlogprobs returnlogprobs nprobs toplogprobs logprob",
+    "return_full_text": "returnprompt includeprompt returnoriginal",
+    "details": "returndetails detail",
+    "stream": "streaming streamresponse",
     # parameters and prompts
-    "parameters": "params",
     "params": "parameters",
-    **dict.fromkeys(
-        ("inputstrings", "text", "texts", "prompts", "query", "question", "inputtext", "instruction"),
-        "input_string",
-    ),
+    "parameters": "params",
+    "input_string": "inputstrings text texts prompts query question inputtext instruction",
 }
-"""Plain name in another API: our name."""
+"""Our name: its plain names in other APIs."""
+_SAME: Final = {plain: ours for ours, names in _OTHER_NAMES.items() for plain in names.split()}
 
+_COUNTS_PROMPT: Final = "It would count the prompt too: send `{name}`, which counts what is generated."
 _NOTES: Final[Mapping[str, tuple[str, str]]] = {
-    "maxlength": (_NEW, "It would count the prompt too: send `{name}`, which counts what is generated."),
-    "maxlen": (_NEW, "It would count the prompt too: send `{name}`, which counts what is generated."),
-    "minlength": (
-        "min_new_tokens",
-        "It would count the prompt too: send `{name}`, which counts what is generated.",
-    ),
+    "maxlength": ("max_new_tokens", _COUNTS_PROMPT),
+    "maxlen": ("max_new_tokens", _COUNTS_PROMPT),
+    "minlength": ("min_new_tokens", _COUNTS_PROMPT),
     "greedy": ("temperature", "Send `{name}: 0` for greedy text."),
     "decodingmethod": ("temperature", "Send `{name}: 0` for greedy text."),
 }
