@@ -1,18 +1,40 @@
 """The interface of a protocol, as the server's routes use it."""
 
-from collections.abc import AsyncGenerator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from llama_serving.contract.request import Body, Delta, Generations, Request
 from llama_serving.errors import ServingError
 
 
-class ProtocolAdapter(Protocol):
+class EventWriter(Protocol):
+    """Makes the events of one stream, each a JSON value."""
+
+    def of(self, delta: Delta) -> list[dict[str, Any]]:
+        """Return the events of one piece of text, or of a sequence's end."""
+
+    def last(self) -> list[dict[str, Any]]:
+        """Return the events after the last sequence has ended."""
+
+
+def events_of(writer: EventWriter, deltas: Iterable[Delta]) -> Iterator[Any]:
+    """Yield all events of a stream."""
+    for delta in deltas:
+        yield from writer.of(delta)
+    yield from writer.last()
+
+
+class ProtocolAdapter(ABC):
     """One protocol: it converts between its bodies and `Request`, `Generations` and `Delta`."""
 
     def of(self, body: Body) -> "ProtocolAdapter":
         """Return the adapter for this body, where one path accepts several protocols."""
+        del body
+        return self
 
+    @abstractmethod
     def parse(self, body: Body) -> Request:
         """Return the request in a body.
 
@@ -20,13 +42,26 @@ class ProtocolAdapter(Protocol):
             BadRequest: the body is not valid in this protocol.
         """
 
+    @abstractmethod
     def answer(self, request: Request, generations: Generations, model: str) -> Any:
         """Return the body of the response."""
 
-    def events(
+    @abstractmethod
+    def writer(self, request: Request, model: str) -> EventWriter:
+        """Return the writer of one stream."""
+
+    async def events(
         self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
     ) -> AsyncGenerator[Any, None]:
         """Yield the response as server-sent events, each a JSON value."""
+        writer = self.writer(request, model)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                for event in writer.of(delta):
+                    yield event
+        for event in writer.last():
+            yield event
 
     def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
         """Return the body of an error response."""
+        return error.body(request_id)

@@ -1,16 +1,15 @@
 """Azure's `/score`: its six kinds of request bodies, and their responses."""
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
-from llama_serving.contract.adapter import ProtocolAdapter
+from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
 from llama_serving.contract.details import details
 from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, ReplyShape, Request
 from llama_serving.contract.strict_json import present
 from llama_serving.contract.validation import validate
-from llama_serving.errors import BadRequest, ServingError
+from llama_serving.errors import BadRequest
 
 KEYS: Final = ("input_data", "inputs")
 """Keys of the prompts; `inputs` is what LangChain's GPT-2 formatter sends to Azure endpoints."""
@@ -130,13 +129,8 @@ def _items(values: list[Any], at: str, *, continued: bool) -> tuple[tuple[Input,
     return tuple(items), paths
 
 
-class Azure:
+class Azure(ProtocolAdapter):
     """See `ProtocolAdapter`."""
-
-    def of(self, body: Body) -> ProtocolAdapter:
-        """See `ProtocolAdapter.of`."""
-        del body
-        return self
 
     def parse(self, body: Body) -> Request:
         """See `ProtocolAdapter.parse`."""
@@ -147,19 +141,7 @@ class Azure:
         del model
         return answer(request, generations)
 
-    async def events(
-        self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
-    ) -> AsyncGenerator[Any, None]:
-        """See `ProtocolAdapter.events`; with `details`, one last event has them for all sequences."""
+    def writer(self, request: Request, model: str) -> EventWriter:
+        """See `ProtocolAdapter.writer`; with `details`, one last event has them for all sequences."""
         del model
-        made = Events(request)
-        async with aclosing(deltas):
-            async for delta in deltas:
-                for event in made.of(delta):
-                    yield event
-        for event in made.last():
-            yield event
-
-    def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
-        """See `ProtocolAdapter.error`."""
-        return error.body(request_id)
+        return Events(request)

@@ -2,13 +2,12 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters
-from llama_serving.contract.adapter import ProtocolAdapter
+from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
@@ -74,7 +73,7 @@ class Chunks:
         self._started: set[int] = set()
         self._ended: list[Generation] = []
 
-    def of(self, delta: Delta) -> dict[str, Any]:
+    def of(self, delta: Delta) -> list[dict[str, Any]]:
         """Return the chunk of one piece of text, or of a sequence's end."""
         role = {"role": "assistant"} if self._chat and delta.index not in self._started else {}
         self._started.add(delta.index)
@@ -84,20 +83,13 @@ class Chunks:
             self._ended.append(delta.generation)
         if self._request.return_token_ids:
             end = {**end, **_piece(self._request, delta)}
-        return {**self._head, "choices": [{"index": delta.index, **text, **end}]}
+        return [{**self._head, "choices": [{"index": delta.index, **text, **end}]}]
 
     def last(self) -> list[dict[str, Any]]:
         """Return the chunks after the last sequence has ended."""
         if not self._with_usage or not self._ended:
             return []
         return [{**self._head, "choices": [], "usage": _usage([tuple(self._ended)])}]
-
-
-def chunks(request: Request, deltas: Iterable[Delta], model: str) -> Iterator[dict[str, Any]]:
-    """Yield the chunk objects of a whole stream; see `Chunks`."""
-    made = Chunks(request, model)
-    yield from map(made.of, deltas)
-    yield from made.last()
 
 
 def parse_completion(body: Body) -> Request:
@@ -232,7 +224,7 @@ def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any
     return {"index": index, **text, **_end(request, sequence), **ids}
 
 
-class OpenAI:
+class OpenAI(ProtocolAdapter):
     """See `ProtocolAdapter`.
 
     Args:
@@ -242,11 +234,6 @@ class OpenAI:
     def __init__(self, parse: Callable[[Body], Request] = parse) -> None:
         self._parse = parse
 
-    def of(self, body: Body) -> ProtocolAdapter:
-        """See `ProtocolAdapter.of`."""
-        del body
-        return self
-
     def parse(self, body: Body) -> Request:
         """See `ProtocolAdapter.parse`."""
         return self._parse(body)
@@ -255,16 +242,9 @@ class OpenAI:
         """See `ProtocolAdapter.answer`."""
         return answer(request, generations, model)
 
-    async def events(
-        self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
-    ) -> AsyncGenerator[Any, None]:
-        """See `ProtocolAdapter.events`."""
-        chunks = Chunks(request, model)
-        async with aclosing(deltas):
-            async for delta in deltas:
-                yield chunks.of(delta)
-        for chunk in chunks.last():
-            yield chunk
+    def writer(self, request: Request, model: str) -> EventWriter:
+        """See `ProtocolAdapter.writer`."""
+        return Chunks(request, model)
 
     def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
         """See `ProtocolAdapter.error`."""

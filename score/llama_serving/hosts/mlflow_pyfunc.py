@@ -31,6 +31,7 @@ from mlflow.types.schema import ParamSchema, ParamSpec
 from llama_serving.batch import fingerprint, table
 from llama_serving.contract import azure, openai, protocol, rows
 from llama_serving.contract import mlflow as protocol_mlflow
+from llama_serving.contract.adapter import events_of
 from llama_serving.contract.request import Parameters, Request
 from llama_serving.contract.rows import RowLocation
 from llama_serving.contract.strict_json import check_value, present, too_deep
@@ -180,13 +181,9 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
             with service.admitted():
                 request = _request(model_input, params)
                 deltas = service.stream(request, deadline=_deadline(service.settings))
-                if request.openai:
-                    yield from openai.chunks(request, deltas, service.variant.name)
-                else:
-                    made = azure.Events(request)
-                    for delta in deltas:
-                        yield from made.of(delta)
-                    yield from made.last()
+                name = service.variant.name
+                writer = openai.Chunks(request, name) if request.openai else azure.Events(request)
+                yield from events_of(writer, deltas)
         except Exception as error:
             raise _exception(error, openai=_is_openai(model_input)) from None
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_serving.contract import openai, protocol
+from llama_serving.contract.adapter import events_of
 from llama_serving.contract.request import (
     Completion,
     Delta,
@@ -270,7 +271,7 @@ def streamed(body: Any, **how: Any) -> list[dict[str, Any]]:
     """The chunks of two sequences, each of one piece and its end."""
     ends = [generation("x", reason="length", **how) for _ in range(2)]
     deltas = [delta for n, end in enumerate(ends) for delta in (Delta(n, "x"), Delta(n, "", end))]
-    return list(openai.chunks(openai.parse(body), deltas, "m"))
+    return list(events_of(openai.Chunks(openai.parse(body), "m"), deltas))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_token_ids_come_where_they_are_asked_for() -> None:
         Delta(0, "aé", token_ids=(8, 2), logprobs=LOGPROBS),
         Delta(0, "", generation(logprobs=LOGPROBS)),
     ]
-    choices = [made.of(delta)["choices"][0] for delta in deltas]
+    choices = [chunk["choices"][0] for delta in deltas for chunk in made.of(delta)]
     assert [one["prompt_token_ids"] for one in choices] == [[1, 5], None, None]
     assert [one["token_ids"] for one in choices] == [[7], [8, 2], []]
     assert [one["logprobs"] and one["logprobs"]["tokens"] for one in choices] == [["a"], ["a", "é"], None]
@@ -384,7 +385,7 @@ def test_token_ids_of_the_embedded_model(service: Service) -> None:
     again = {**IDS_BODY, "prompt": choice["prompt_token_ids"], "suffix": None, "stop_token_ids": [eot]}
     assert ask(service, again)["choices"][0]["token_ids"] == choice["token_ids"]
     request = openai.parse({**IDS_BODY, "stream": True})
-    pieces = [one["choices"][0] for one in openai.chunks(request, service.stream(request), "m")]
+    pieces = [one["choices"][0] for one in events_of(openai.Chunks(request, "m"), service.stream(request))]
     assert [i for one in pieces for i in one["token_ids"]] == choice["token_ids"]
     assert [one["prompt_token_ids"] for one in pieces] == [
         choice["prompt_token_ids"],
