@@ -48,7 +48,7 @@ class Settings:
         vllm_speculative_tokens: tokens guessed by prompt lookup in each step; 0 is none.
         vllm_kv_dtype: type of keys and values; `auto` is the model's.
         vllm_eager: vLLM neither compiles nor records CUDA graphs: it starts faster and generates slower.
-        vllm_start_s: seconds that vLLM may take until it is healthy.
+        vllm_start_s: seconds that vLLM may take until it is healthy. Loading 138 GB of weights takes 92 minutes at 25 MB/s.
         queue: requests that may wait beside `max_num_seqs` others; further ones are refused with 429.
         deadline_s: seconds a request may take; None is the host's default.
         max_body: bytes of a request's body.

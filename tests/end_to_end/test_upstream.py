@@ -19,11 +19,14 @@ import pytest
 
 from llama_endpoints.devtools.servers import RunningServer, free_port, own_server
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
-from llama_serving.engine.upstream import start
+from llama_serving.catalog import NANO
 from llama_serving.engine.upstream.client import UpstreamClient
 from llama_serving.engine.upstream.stream_parser import StreamedCompletion
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
+from llama_serving.model_files import ModelFiles
 from llama_serving.sampling_params import SamplingParams
+from llama_serving.service.engine_factory import start_engine
+from llama_serving.settings import Settings
 from tests.conftest import ROOT, post
 from tests.support.upstreams import END, HEAD, FakeUpstream, Hold, chunk, event, upstream, usage
 
@@ -268,10 +271,11 @@ async def events_of(url: str, body: dict[str, Any], most: int) -> list[str]:
 def test_transformers_serve(theirs: tuple[str, subprocess.Popen[bytes]]) -> None:
     """It takes text alone: refused. Its errors, its events and its death are understood."""
     url, process = theirs
+    settings = Settings(engine="upstream", upstream_url=url)
     with pytest.raises(
         SetupError, match=f"LLAMA_UPSTREAM_URL={url} can't be used: its models are .*, and not nano"
     ):
-        start.start(url, model="nano", key=None, max_num_seqs=4)
+        start_engine(ModelFiles(NANO_FOLDER, NANO), dtype="float32", context=64, settings=settings)
     ids = SamplingParams(max_new_tokens=4)
     for body in ({"prompt": [1, 5], "max_tokens": 4}, {"prompt": "a", "return_token_ids": True}):
         with pytest.raises(BadRequest, match="refuses this request"):

@@ -77,7 +77,6 @@ IMPURE = (
     "llama_serving.engine.batching.factory",
     "llama_serving.engine.upstream.client",
     "llama_serving.engine.upstream.engine",
-    "llama_serving.engine.upstream.start",
     "llama_serving.engine.vllm.engine",
     "llama_serving.engine.vllm.start",
     "llama_serving.hosts.azureml_online",

@@ -19,7 +19,7 @@ from llama_serving.engine import compute_threads
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle
 from llama_serving.engine.reference_sampler import Sampler
-from llama_serving.engine.thread import EngineThread
+from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.errors import InternalError, SetupError
 from llama_serving.llama_config import load as load_config
 from llama_serving.sampling_params import FinishReason, SamplingParams
@@ -39,7 +39,7 @@ class _PipelineSequence:
     handle: Handle
 
 
-class PipelineEngine:
+class PipelineEngine(ThreadedEngine):
     """Generates with transformers, one sequence after another, on the one thread that owns torch.
 
     Args:
@@ -108,14 +108,6 @@ class PipelineEngine:
             alive=alive,
             running_handles=running,
         )
-
-    def drain(self) -> None:
-        """See `Engine.drain`."""
-        self._thread.drain()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self._thread.close()
 
     def _serve(self) -> None:
         while (sequence := self._thread.inbox.get()) is not None:

@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from llama_serving.engine.handle import Handle
 from llama_serving.engine.spin import SpinControl
@@ -172,6 +172,20 @@ class EngineThread(Generic[S]):
                 handle.finish("cancelled") if handle.cancelled else handle.fail(stopped)
             self.open.clear()
             self._fewer.notify_all()
+
+
+class ThreadedEngine:
+    """The end of an engine that runs on one `EngineThread`."""
+
+    _thread: EngineThread[Any]
+
+    def drain(self) -> None:
+        """See `Engine.drain`."""
+        self._thread.drain()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._thread.close()
 
 
 def _gone() -> Unavailable:

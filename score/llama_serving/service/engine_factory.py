@@ -140,42 +140,27 @@ def _start_pipeline(files: ModelFiles, dtype: str, context: int, settings: Setti
 
 
 def _start_upstream(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
-    from llama_serving.engine.upstream.start import start
+    from llama_serving.engine.upstream.client import UpstreamClient
+    from llama_serving.engine.upstream.engine import ServerMonitor, UpstreamEngine
 
     del dtype, context
     if settings.upstream_url is None:
         raise SetupError(
             "LLAMA_ENGINE=upstream needs LLAMA_UPSTREAM_URL, where the model's server is, such as http://127.0.0.1:8000."
         )
-    return start(
-        settings.upstream_url,
+    url, key = settings.upstream_url, settings.upstream_key
+    return UpstreamEngine(
+        lambda: UpstreamClient(url, key=key),
+        monitor=ServerMonitor.at(url),
         model=files.variant.name,
-        key=settings.upstream_key,
         max_num_seqs=settings.max_num_seqs,
     )
 
 
 def _start_vllm(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
-    from llama_serving.engine.vllm.options import VllmLaunchOptions
     from llama_serving.engine.vllm.start import start
 
-    options = VllmLaunchOptions(
-        python=settings.vllm,
-        max_num_seqs=settings.max_num_seqs,
-        kv_memory=settings.kv_memory,
-        threads=settings.threads,
-        tensor_parallel=settings.vllm_tensor_parallel,
-        pipeline_parallel=settings.vllm_pipeline_parallel,
-        gpu_share=settings.vllm_gpu_share,
-        prefix_caching=settings.vllm_prefix_caching,
-        prefill_tokens=settings.vllm_prefill_tokens,
-        speculative_tokens=settings.vllm_speculative_tokens,
-        kv_dtype=settings.vllm_kv_dtype,
-        eager=settings.vllm_eager,
-        start_s=settings.vllm_start_s,
-        log_everything=settings.log_prompts,
-    )
-    return start(files.checkpoint, files.variant, dtype=dtype, context=context, options=options)
+    return start(files.checkpoint, files.variant, dtype=dtype, context=context, settings=settings)
 
 
 _STARTS: Final[Mapping[str, Callable[[ModelFiles, str, int, Settings], Engine]]] = {

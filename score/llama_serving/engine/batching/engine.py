@@ -20,7 +20,7 @@ from llama_serving.engine.batching.prefill_budget import PrefillBudget
 from llama_serving.engine.batching.scheduler import ScheduledSpan, Scheduler, SchedulerOutput
 from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.engine.handle import Handle, Token, publish
-from llama_serving.engine.thread import EngineThread
+from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.errors import BadRequest, InternalError
 from llama_serving.sampling_params import FinishReason, SamplingParams
 
@@ -42,7 +42,7 @@ class _StepCounters:
     rows: int = 0
 
 
-class BatchingEngine:
+class BatchingEngine(ThreadedEngine):
     """Generates many sequences at once.
 
     Args:
@@ -123,14 +123,6 @@ class BatchingEngine:
                 kv_blocks_free=self._pool.num_free_blocks,
                 running_handles=frozenset(sequence.handle for sequence in self._scheduler.running),
             )
-
-    def drain(self) -> None:
-        """See `Engine.drain`."""
-        self._thread.drain()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self._thread.close()
 
     def _refuse_what_cant_be_computed(self, sequence: Sequence) -> None:
         vocab = self._backend.vocab

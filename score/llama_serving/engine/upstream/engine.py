@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle, Token, publish
-from llama_serving.engine.thread import EngineThread
+from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.client import AwayError, UpstreamClient
 from llama_serving.engine.upstream.remote import RemoteServer
@@ -73,7 +73,7 @@ class ServerMonitor:
         return cls(f"the model's server at {url}", f"LLAMA_UPSTREAM_URL={url}", f" at {url}")
 
 
-class UpstreamEngine:
+class UpstreamEngine(ThreadedEngine):
     """Generates with an OpenAI-compatible server.
 
     Args:
@@ -153,14 +153,6 @@ class UpstreamEngine:
             alive=thread.alive,
             away=self._away,
         )
-
-    def drain(self) -> None:
-        """See `Engine.drain`."""
-        self._thread.drain()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self._thread.close()
 
     def lose(self) -> None:
         """Mark the server as away, so that sequences are refused until it answers again. Callable from any thread."""

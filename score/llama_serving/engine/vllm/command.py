@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from llama_serving.engine.vllm.installation import Installation
-from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
+from llama_serving.engine.vllm.served_model import ServedModel
 from llama_serving.errors import SetupError
+from llama_serving.settings import Settings
 
 KEY: Final = "VLLM_API_KEY"
 """vLLM reads its key from this variable. (An argument would be visible in the list of processes.)"""
@@ -44,7 +45,7 @@ _SECRET: Final = re.compile(
 def arguments(
     installation: Installation,
     model: ServedModel,
-    options: VllmLaunchOptions,
+    settings: Settings,
     *,
     socket: Path,
     kv_memory: int | None,
@@ -54,7 +55,7 @@ def arguments(
     Args:
         installation: the environment that has vLLM.
         model: to serve.
-        options: of the operator.
+        settings: of the operator.
         socket: where vLLM listens.
         kv_memory: bytes for keys and values; None is vLLM's default.
     """
@@ -64,37 +65,39 @@ def arguments(
         "served-model-name": model.name,
         "dtype": model.dtype,
         "max-model-len": model.context,
-        "max-num-seqs": options.max_num_seqs,
-        "tensor-parallel-size": options.tensor_parallel,
-        "pipeline-parallel-size": options.pipeline_parallel,
-        "gpu-memory-utilization": options.gpu_share,
-        "kv-cache-dtype": options.kv_dtype,
+        "max-num-seqs": settings.max_num_seqs,
+        "tensor-parallel-size": settings.vllm_tensor_parallel,
+        "pipeline-parallel-size": settings.vllm_pipeline_parallel,
+        "gpu-memory-utilization": settings.vllm_gpu_share,
+        "kv-cache-dtype": settings.vllm_kv_dtype,
         "load-format": "safetensors",  # never a pickle
         "generation-config": "vllm",  # not the checkpoint's sampling settings
-        **_optional(model, options, kv_memory),
+        **_optional(model, settings, kv_memory),
     }
     switches = [
-        "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
+        "--enable-prefix-caching" if settings.vllm_prefix_caching else "--no-enable-prefix-caching",
         "--no-enable-log-requests",
         "--disable-uvicorn-access-log",
-        *(["--enforce-eager"] if options.eager else []),
+        *(["--enforce-eager"] if settings.vllm_eager else []),
     ]
     words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
     return (str(installation.python), "-m", "vllm.entrypoints.openai.api_server", *words, *switches)
 
 
-def _optional(model: ServedModel, options: VllmLaunchOptions, kv_memory: int | None) -> dict[str, object]:
+def _optional(model: ServedModel, settings: Settings, kv_memory: int | None) -> dict[str, object]:
     found: dict[str, object] = {}
     if kv_memory is not None:
         # For vLLM this is per worker: each holds its part of every token's keys and values.
-        found["kv-cache-memory-bytes"] = kv_memory // (options.tensor_parallel * options.pipeline_parallel)
-    if options.prefill_tokens is not None:
-        found["max-num-batched-tokens"] = options.prefill_tokens
-    if options.speculative_tokens:
+        found["kv-cache-memory-bytes"] = kv_memory // (
+            settings.vllm_tensor_parallel * settings.vllm_pipeline_parallel
+        )
+    if settings.vllm_prefill_tokens is not None:
+        found["max-num-batched-tokens"] = settings.vllm_prefill_tokens
+    if settings.vllm_speculative_tokens:
         found["speculative-config"] = json.dumps(
             {
                 "method": "ngram",
-                "num_speculative_tokens": options.speculative_tokens,
+                "num_speculative_tokens": settings.vllm_speculative_tokens,
                 "prompt_lookup_max": LOOKUP_TOKENS,
             }
         )
@@ -105,14 +108,14 @@ def _optional(model: ServedModel, options: VllmLaunchOptions, kv_memory: int | N
 
 
 def environment(
-    inherited: Mapping[str, str], installation: Installation, options: VllmLaunchOptions, *, key: str
+    inherited: Mapping[str, str], installation: Installation, settings: Settings, *, key: str
 ) -> dict[str, str]:
     """Return vLLM's environment: ours without our settings, our interpreter's variables and secrets.
 
     Args:
         inherited: our own environment.
         installation: the environment that has vLLM.
-        options: of the operator.
+        settings: of the operator.
         key: bearer token that vLLM must require.
     """
     kept = {
@@ -123,14 +126,14 @@ def environment(
     # Compilers and other tools of its environment come before ours.
     path = ":".join(filter(None, (str(installation.python.parent), kept.get("PATH", ""))))
     found = {**kept, **_FIXED, "PATH": path, KEY: key}
-    if installation.cpu and options.threads is not None:
+    if installation.cpu and settings.threads is not None:
         # By default vLLM binds its threads to cores that it selects, and overrides OMP_NUM_THREADS.
-        found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads)}
+        found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(settings.threads)}
     return found
 
 
 def kv_bytes(
-    installation: Installation, model: ServedModel, options: VllmLaunchOptions, *, free_bytes: int
+    installation: Installation, model: ServedModel, settings: Settings, *, free_bytes: int
 ) -> int | None:
     """Return the bytes for keys and values; None leaves them to vLLM's share of a GPU.
 
@@ -140,9 +143,9 @@ def kv_bytes(
     Raises:
         SetupError: the free memory is too small for one sequence.
     """
-    if options.kv_memory is not None or not installation.cpu:
-        return options.kv_memory
-    most = (model.context + CPU_BLOCK) * options.max_num_seqs * model.kv_bytes
+    if settings.kv_memory is not None or not installation.cpu:
+        return settings.kv_memory
+    most = (model.context + CPU_BLOCK) * settings.max_num_seqs * model.kv_bytes
     budget = int((free_bytes - model.weight_bytes) * CPU_SHARE)
     if budget < (model.context + CPU_BLOCK) * model.kv_bytes:
         raise SetupError(

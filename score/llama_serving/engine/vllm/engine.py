@@ -18,11 +18,12 @@ from llama_serving.engine.upstream.client import UpstreamClient
 from llama_serving.engine.upstream.engine import ServerMonitor, UpstreamEngine
 from llama_serving.engine.vllm import command
 from llama_serving.engine.vllm.installation import Installation
-from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
 from llama_serving.engine.vllm.process import VllmProcess
+from llama_serving.engine.vllm.served_model import ServedModel
 from llama_serving.engine.vllm.supervisor import SupervisedRun, Supervisor
 from llama_serving.errors import SetupError
 from llama_serving.sampling_params import SamplingParams
+from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class VllmEngine:
     Args:
         installation: the environment that has vLLM.
         model: to serve.
-        options: of the operator.
+        settings: of the operator.
         kv_memory: bytes for keys and values; None is vLLM's default.
         environment: ours, most of which vLLM inherits.
 
@@ -56,7 +57,7 @@ class VllmEngine:
         self,
         installation: Installation,
         model: ServedModel,
-        options: VllmLaunchOptions,
+        settings: Settings,
         *,
         kv_memory: int | None,
         environment: Mapping[str, str],
@@ -65,9 +66,9 @@ class VllmEngine:
         self._folder = _folder()
         key = secrets.token_urlsafe(32)
         socket = self._folder / SOCKET
-        words = command.arguments(installation, model, options, socket=socket, kv_memory=kv_memory)
-        variables = command.environment(environment, installation, options, key=key)
-        echo = _echo if options.log_everything else None
+        words = command.arguments(installation, model, settings, socket=socket, kv_memory=kv_memory)
+        variables = command.environment(environment, installation, settings, key=key)
+        echo = _echo if settings.log_prompts else None
 
         def launch() -> SupervisedRun:
             socket.unlink(missing_ok=True)
@@ -77,7 +78,7 @@ class VllmEngine:
 
         self._upstream: UpstreamEngine | None = None
         try:
-            self._supervisor = Supervisor(launch, start_s=options.start_s, on_death=self._died)
+            self._supervisor = Supervisor(launch, start_s=settings.vllm_start_s, on_death=self._died)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
@@ -97,8 +98,8 @@ class VllmEngine:
                     ready=self._supervisor.healthy,
                 ),
                 model=model.name,
-                max_num_seqs=options.max_num_seqs,
-                start_s=options.start_s,
+                max_num_seqs=settings.max_num_seqs,
+                start_s=settings.vllm_start_s,
             )
         except BaseException:
             self.close()

@@ -12,9 +12,10 @@ from llama_serving.engine.cpus import within_quota
 from llama_serving.engine.vllm.command import kv_bytes
 from llama_serving.engine.vllm.engine import VllmEngine
 from llama_serving.engine.vllm.installation import find
-from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
+from llama_serving.engine.vllm.served_model import ServedModel
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import load, positions_of
+from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4}
@@ -22,7 +23,7 @@ QUANTIZED: Final = "quantization_config"
 
 
 def start(
-    checkpoint: Path, variant: ModelVariant, *, dtype: str, context: int, options: VllmLaunchOptions
+    checkpoint: Path, variant: ModelVariant, *, dtype: str, context: int, settings: Settings
 ) -> VllmEngine:
     """Start an engine.
 
@@ -31,17 +32,17 @@ def start(
         variant: the model's row of the catalog.
         dtype: of the computation.
         context: most tokens of one sequence.
-        options: of the operator.
+        settings: of the operator.
 
     Raises:
         SetupError: vLLM was not found, cannot serve the model, or is not healthy in time.
     """
-    if options.prefill_tokens is not None and options.prefill_tokens < options.max_num_seqs:
+    if settings.vllm_prefill_tokens is not None and settings.vllm_prefill_tokens < settings.max_num_seqs:
         raise SetupError(
-            f"LLAMA_VLLM_PREFILL_TOKENS={options.prefill_tokens} is below LLAMA_MAX_NUM_SEQS={options.max_num_seqs}, and vLLM "
+            f"LLAMA_VLLM_PREFILL_TOKENS={settings.vllm_prefill_tokens} is below LLAMA_MAX_NUM_SEQS={settings.max_num_seqs}, and vLLM "
             "computes at least a token of each sequence in a step. Raise the one, or lower the other."
         )
-    installation = find(options.python)
+    installation = find(settings.vllm)
     width = _BYTES.get(dtype, 2)
     model = ServedModel(
         checkpoint=checkpoint.resolve(),
@@ -52,15 +53,15 @@ def start(
         kv_bytes=variant.shape.kv_bytes_per_token(width),
         weight_bytes=_weight_bytes(checkpoint, variant, width),
     )
-    kv_memory = kv_bytes(installation, model, options, free_bytes=free_bytes())
+    kv_memory = kv_bytes(installation, model, settings, free_bytes=free_bytes())
     _log.info(
         "starting vLLM %s of %s on %s",
         installation.version,
         installation.python,
         "the CPU" if installation.cpu else "the GPU",
     )
-    options = replace(options, threads=options.threads or within_quota())
-    return VllmEngine(installation, model, options, kv_memory=kv_memory, environment=os.environ)
+    settings = replace(settings, threads=settings.threads or within_quota())
+    return VllmEngine(installation, model, settings, kv_memory=kv_memory, environment=os.environ)
 
 
 def _weight_bytes(checkpoint: Path, variant: ModelVariant, width: int) -> int:

@@ -9,8 +9,9 @@ import pytest
 
 from llama_serving.engine.vllm.command import CPU_BLOCK, KEY, arguments, environment, kv_bytes
 from llama_serving.engine.vllm.installation import Installation
-from llama_serving.engine.vllm.options import ServedModel, VllmLaunchOptions
+from llama_serving.engine.vllm.served_model import ServedModel
 from llama_serving.errors import SetupError
+from llama_serving.settings import Settings
 
 GPU = Installation(Path("/opt/vllm/bin/python"), "0.32.0", cpu=False)
 CPU = replace(GPU, cpu=True)
@@ -27,7 +28,7 @@ SOCKET = Path("/tmp/x/vllm.sock")
 
 
 def words(model: ServedModel = MODEL, kv_memory: int | None = None, **options: Any) -> tuple[str, ...]:
-    return arguments(GPU, model, VllmLaunchOptions(**options), socket=SOCKET, kv_memory=kv_memory)
+    return arguments(GPU, model, Settings(**options), socket=SOCKET, kv_memory=kv_memory)
 
 
 def value(of: tuple[str, ...], name: str) -> str:
@@ -50,14 +51,14 @@ def test_the_command_of_a_plain_model() -> None:
     ("option", "name", "said"),
     [
         ({"max_num_seqs": 256}, "--max-num-seqs", "256"),
-        ({"tensor_parallel": 2}, "--tensor-parallel-size", "2"),
-        ({"pipeline_parallel": 4}, "--pipeline-parallel-size", "4"),
-        ({"gpu_share": 0.5}, "--gpu-memory-utilization", "0.5"),
-        ({"kv_dtype": "fp8"}, "--kv-cache-dtype", "fp8"),
-        ({"prefill_tokens": 8192}, "--max-num-batched-tokens", "8192"),
+        ({"vllm_tensor_parallel": 2}, "--tensor-parallel-size", "2"),
+        ({"vllm_pipeline_parallel": 4}, "--pipeline-parallel-size", "4"),
+        ({"vllm_gpu_share": 0.5}, "--gpu-memory-utilization", "0.5"),
+        ({"vllm_kv_dtype": "fp8"}, "--kv-cache-dtype", "fp8"),
+        ({"vllm_prefill_tokens": 8192}, "--max-num-batched-tokens", "8192"),
         ({"kv_memory": 1 << 30}, "--kv-cache-memory-bytes", "1073741824"),
         (
-            {"kv_memory": 1 << 30, "tensor_parallel": 2, "pipeline_parallel": 2},
+            {"kv_memory": 1 << 30, "vllm_tensor_parallel": 2, "vllm_pipeline_parallel": 2},
             "--kv-cache-memory-bytes",
             "268435456",
         ),
@@ -72,15 +73,15 @@ def test_an_option_is_passed_on(option: dict[str, Any], name: str, said: str) ->
 
 def test_switches() -> None:
     assert "--enforce-eager" not in words()
-    assert "--enforce-eager" in words(eager=True)
-    off = words(prefix_caching=False)
+    assert "--enforce-eager" in words(vllm_eager=True)
+    off = words(vllm_prefix_caching=False)
     assert "--no-enable-prefix-caching" in off
     assert "--enable-prefix-caching" not in off
 
 
 def test_prompt_lookup() -> None:
     assert "--speculative-config" not in words()
-    said = json.loads(value(words(speculative_tokens=3), "--speculative-config"))
+    said = json.loads(value(words(vllm_speculative_tokens=3), "--speculative-config"))
     assert said == {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
 
 
@@ -95,7 +96,7 @@ def test_a_context_beyond_the_configs_positions_needs_a_longer_table(
 
 
 def test_nothing_runs_the_checkpoints_code_or_reads_a_pickle() -> None:
-    given = words(**{field.name: getattr(VllmLaunchOptions(), field.name) for field in fields(VllmLaunchOptions) if field.name != "kv_memory"})  # fmt: skip
+    given = words(**{field.name: getattr(Settings(), field.name) for field in fields(Settings) if field.name != "kv_memory"})  # fmt: skip
     assert not [word for word in given if "trust" in word or "code" in word.removeprefix("codellama")]
     assert value(given, "--load-format") == "safetensors"
 
@@ -122,7 +123,7 @@ OURS = {
 
 
 def test_the_environment_is_ours_without_what_is_only_ours() -> None:
-    found = environment(OURS, GPU, VllmLaunchOptions(threads=3), key="k")
+    found = environment(OURS, GPU, Settings(threads=3), key="k")
     kept = {"HOME", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY", "VLLM_USE_FLASHINFER_SAMPLER"}
     assert {name: found[name] for name in kept} == {name: OURS[name] for name in kept}
     assert found["PATH"] == "/opt/vllm/bin:/usr/bin"
@@ -139,9 +140,9 @@ def test_the_key_is_no_argument() -> None:
 
 
 def test_threads_are_those_of_a_cpu() -> None:
-    found = environment(OURS, CPU, VllmLaunchOptions(threads=3), key="k")
+    found = environment(OURS, CPU, Settings(threads=3), key="k")
     assert (found["OMP_NUM_THREADS"], found["VLLM_CPU_OMP_THREADS_BIND"]) == ("3", "nobind")
-    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment(OURS, CPU, VllmLaunchOptions(), key="k")
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment(OURS, CPU, Settings(), key="k")
 
 
 # --- memory -----------------------------------------------------------------------------------------
@@ -153,20 +154,20 @@ ONE = (16384 + CPU_BLOCK) * 524_288
 @pytest.mark.parametrize(
     ("installation", "options", "free", "expected"),
     [
-        (GPU, VllmLaunchOptions(), FREE, None),
-        (GPU, VllmLaunchOptions(kv_memory=5), FREE, 5),
-        (CPU, VllmLaunchOptions(kv_memory=5), FREE, 5),
-        (CPU, VllmLaunchOptions(max_num_seqs=2), FREE, 2 * ONE),
-        (CPU, VllmLaunchOptions(max_num_seqs=64), FREE, (FREE - 13_000_000_000) // 2),
+        (GPU, Settings(), FREE, None),
+        (GPU, Settings(kv_memory=5), FREE, 5),
+        (CPU, Settings(kv_memory=5), FREE, 5),
+        (CPU, Settings(max_num_seqs=2), FREE, 2 * ONE),
+        (CPU, Settings(max_num_seqs=64), FREE, (FREE - 13_000_000_000) // 2),
     ],
 )
 def test_memory_for_keys_and_values(
-    installation: Installation, options: VllmLaunchOptions, free: int, expected: int | None
+    installation: Installation, options: Settings, free: int, expected: int | None
 ) -> None:
     assert kv_bytes(installation, MODEL, options, free_bytes=free) == expected
 
 
 def test_a_cpu_without_memory_for_one_sequence_is_refused() -> None:
     with pytest.raises(SetupError, match="LLAMA_KV_MEMORY"):
-        kv_bytes(CPU, MODEL, VllmLaunchOptions(), free_bytes=13_000_000_000 + 2 * ONE - 2)
-    assert kv_bytes(CPU, MODEL, VllmLaunchOptions(), free_bytes=13_000_000_000 + 2 * ONE) == ONE
+        kv_bytes(CPU, MODEL, Settings(), free_bytes=13_000_000_000 + 2 * ONE - 2)
+    assert kv_bytes(CPU, MODEL, Settings(), free_bytes=13_000_000_000 + 2 * ONE) == ONE

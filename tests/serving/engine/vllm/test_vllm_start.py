@@ -10,9 +10,9 @@ import pytest
 
 from llama_serving.catalog import NANO
 from llama_serving.engine.vllm import engine, start
-from llama_serving.engine.vllm.options import VllmLaunchOptions
 from llama_serving.engine.vllm.process import VllmProcess
 from llama_serving.errors import SetupError
+from llama_serving.settings import Settings
 from tests.support.draws import PATIENCE_S
 
 
@@ -36,9 +36,9 @@ def test_weights_take_what_they_are_held_in(checkpoint: Path, config: dict[str, 
 
 
 def test_a_budget_below_the_sequences_is_refused_before_anything_is_started(checkpoint: Path) -> None:
-    options = VllmLaunchOptions(python="/nowhere", max_num_seqs=128, prefill_tokens=64)
+    settings = Settings(vllm="/nowhere", max_num_seqs=128, vllm_prefill_tokens=64)
     with pytest.raises(SetupError, match="LLAMA_VLLM_PREFILL_TOKENS=64 is below LLAMA_MAX_NUM_SEQS=128"):
-        start.start(checkpoint, NANO, dtype="float32", context=64, options=options)
+        start.start(checkpoint, NANO, dtype="float32", context=64, settings=settings)
 
 
 def test_sockets_have_room_in_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
