@@ -97,6 +97,12 @@ _TYPES: Final = {
 }
 
 
+def loader(kind: str) -> Callable[..., Any]:
+    """Return azure-ai-ml's function that loads a file of a kind, the name of its `$schema`."""
+    load, _ = _loaders()[kind]
+    return load
+
+
 @cache
 def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
     """Return the loader and schema of each kind."""

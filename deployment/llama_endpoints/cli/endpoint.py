@@ -185,7 +185,7 @@ def delete(*, endpoint: str, deployment: str | None, batch: bool, yes: bool, **w
 
 
 def _check_unused(client: "EndpointsClient", endpoint: Any, deployment: str) -> None:
-    from llama_endpoints.endpoints.status import traffic_of
+    from llama_endpoints.endpoints.target import traffic_of
 
     share = traffic_of(client.kind, endpoint).get(deployment, 0)
     mirrored = (getattr(endpoint, "mirror_traffic", None) or {}).get(deployment, 0)

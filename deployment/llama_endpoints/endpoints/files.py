@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from llama_endpoints.validate.findings import Level
-from llama_endpoints.validate.kinds import SpecKind
+from llama_endpoints.validate.kinds import ENDPOINT_OF, SpecKind
 from llama_endpoints.validate.references import Reference, asset
 from llama_endpoints.validate.report import check
 from llama_endpoints.validate.spec_files import SpecFile, SpecTree, around, beside, specs_of
 from llama_serving.errors import SetupError
 
-_ENDPOINT_OF: Final = {
-    SpecKind.MANAGED_DEPLOYMENT: SpecKind.MANAGED_ENDPOINT,
-    SpecKind.KUBERNETES_DEPLOYMENT: SpecKind.KUBERNETES_ENDPOINT,
-    SpecKind.BATCH_DEPLOYMENT: SpecKind.BATCH_ENDPOINT,
-}
 _SHOWN: Final = 3
 
 
@@ -94,7 +89,7 @@ class Files:
 
 
 def _endpoint(own: SpecFile, tree: SpecTree) -> SpecFile:
-    kind = _ENDPOINT_OF[own.kind]
+    kind = ENDPOINT_OF[own.kind]
     name = own.text("endpoint_name")
     found = tree.named(name, kind) or next(
         (one for one in tree.of_kind(kind) if one.path.parent == own.path.parent.absolute()), None

@@ -1,11 +1,9 @@
 """Deployments of online endpoints."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.endpoints.client import OperationFailed
 from llama_endpoints.endpoints.files import Files
 from llama_endpoints.endpoints.plan import FULL
@@ -38,25 +36,6 @@ class OnlineTarget(Target):
     """
 
     request: Path = field(kw_only=True)
-
-    def load_endpoint(self) -> Any:
-        """Load the endpoint under the requested name."""
-        from azure.ai import ml
-
-        with quiet():
-            return ml.load_online_endpoint(self.files.endpoint.path, params_override=[{"name": self.endpoint}])
-
-    def load_deployment(self) -> Any:
-        """Load the deployment for the requested endpoint."""
-        from azure.ai import ml
-
-        with quiet():
-            override = [{"endpoint_name": self.endpoint}]
-            return ml.load_online_deployment(self.files.deployment.path, params_override=override)
-
-    def traffic_of(self, endpoint: Any) -> Mapping[str, int]:
-        """Return the endpoint's traffic split."""
-        return dict(endpoint.traffic or {})
 
     def move_traffic(self) -> None:
         """Send all traffic to this deployment, and end mirroring, which Azure forbids for a deployment with traffic."""

@@ -4,11 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_endpoints.endpoints.batch import default_of
-from llama_endpoints.endpoints.client import EndpointKind, EndpointsClient, azure_errors
-from llama_endpoints.endpoints.plan import FULL
+from llama_endpoints.endpoints.client import EndpointsClient, azure_errors
 from llama_endpoints.endpoints.rollout import summary
-from llama_endpoints.endpoints.target import deployment_fields, state_of
+from llama_endpoints.endpoints.target import deployment_fields, state_of, traffic_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +70,6 @@ def endpoint_status(client: EndpointsClient, name: str) -> EndpointStatus:
     return EndpointStatus(
         name, state_of(endpoint), str(endpoint.scoring_uri), summary(endpoint.tags or {}), rows
     )
-
-
-def traffic_of(kind: EndpointKind, endpoint: Any) -> Mapping[str, int]:
-    """Return the percent by deployment."""
-    if kind is EndpointKind.ONLINE:
-        return dict(endpoint.traffic or {})
-    default = default_of(endpoint)
-    return {default: FULL} if default else {}
 
 
 def _row(entity: Any, traffic: Mapping[str, int], mirror: Mapping[str, int]) -> DeploymentStatus:

@@ -9,11 +9,22 @@ from typing import Any, Final
 
 import yaml
 
+from llama_endpoints.azure.schemas import loader
 from llama_endpoints.azure.sdk import quiet
-from llama_endpoints.endpoints.client import EndpointsClient
+from llama_endpoints.endpoints.client import EndpointKind, EndpointsClient
 from llama_endpoints.endpoints.diff import Fields, flat
 from llama_endpoints.endpoints.files import Files, reference
-from llama_endpoints.endpoints.plan import Action, Actual, Asset, Desired, PlanStep, Resource, ResourceKind
+from llama_endpoints.endpoints.plan import (
+    FULL,
+    Action,
+    Actual,
+    Asset,
+    Desired,
+    PlanStep,
+    Resource,
+    ResourceKind,
+)
+from llama_endpoints.validate.spec_files import SpecFile
 
 CODE: Final = "llama-endpoints-code"
 """Tag of a deployment that holds the digest of its code."""
@@ -68,7 +79,7 @@ class Target(ABC):
             assets,
             Resource(self.endpoint, endpoint_fields(endpoint), state_of(endpoint)),
             own and Resource(self.name, deployment_fields(own), state_of(own), (own.tags or {}).get(CODE)),
-            self.traffic_of(endpoint),
+            traffic_of(self.client.kind, endpoint),
         )
 
     def do(self, step: PlanStep) -> None:
@@ -110,16 +121,14 @@ class Target(ABC):
 
     def make(self, kind: ResourceKind) -> Any:
         """Create a model, an environment or a cluster from its file."""
-        from azure.ai import ml
-
-        files, own = self.files, self.client.ml
-        if kind is ResourceKind.MODEL and files.model is not None:
-            return own.models.create_or_update(ml.load_model(files.model.path))
-        if kind is ResourceKind.ENVIRONMENT and files.environment is not None:
-            return own.environments.create_or_update(ml.load_environment(files.environment.path))
-        if kind is ResourceKind.COMPUTE and files.compute is not None:
-            return own.compute.begin_create_or_update(ml.load_compute(files.compute.path))
-        raise AssertionError(f"no file of a {kind}")
+        files, ml = self.files, self.client.ml
+        spec, create = {
+            ResourceKind.MODEL: (files.model, ml.models.create_or_update),
+            ResourceKind.ENVIRONMENT: (files.environment, ml.environments.create_or_update),
+            ResourceKind.COMPUTE: (files.compute, ml.compute.begin_create_or_update),
+        }[kind]
+        assert spec is not None, kind  # noqa: S101  (a step is planned only if there is a file)
+        return create(_loaded(spec))
 
     def assets(self) -> Iterator[Asset]:
         """Yield the assets of this workspace that the deployment refers to. Registry assets are not checked."""
@@ -139,17 +148,13 @@ class Target(ABC):
                 "Add its file under environments/",
             )
 
-    @abstractmethod
     def load_endpoint(self) -> Any:
-        """Load azure-ai-ml's entity from the endpoint's file."""
+        """Load azure-ai-ml's entity from the endpoint's file, under the requested name."""
+        return _loaded(self.files.endpoint, name=self.endpoint)
 
-    @abstractmethod
     def load_deployment(self) -> Any:
-        """Load azure-ai-ml's entity from the deployment's file."""
-
-    @abstractmethod
-    def traffic_of(self, endpoint: Any) -> Mapping[str, int]:
-        """Return the percent by deployment."""
+        """Load azure-ai-ml's entity from the deployment's file, for the requested endpoint."""
+        return _loaded(self.files.deployment, endpoint_name=self.endpoint)
 
     @abstractmethod
     def move_traffic(self) -> None:
@@ -179,6 +184,22 @@ class Target(ABC):
             return self.client.endpoints.begin_create_or_update(there or made)
 
         self.client.run_operation(begin, f"endpoint {step.name}", self.status_command)
+
+
+def _loaded(spec: SpecFile, **override: str) -> Any:
+    """Load azure-ai-ml's entity from a file."""
+    with quiet():
+        return loader(spec.kind)(spec.path, params_override=[override] if override else [])
+
+
+def traffic_of(kind: EndpointKind, endpoint: Any) -> Mapping[str, int]:
+    """Return the percent by deployment; for a batch endpoint 100 for the default."""
+    if kind is EndpointKind.ONLINE:
+        return dict(endpoint.traffic or {})
+    # azure-ai-ml reads the default under another key than it writes.
+    given = endpoint.defaults or {}
+    name = given.get("deployment_name") or given.get("deploymentName")
+    return {str(name): FULL} if name else {}
 
 
 _ENDPOINT: Final = ("description", "auth_mode", "public_network_access", "identity")

@@ -1,13 +1,13 @@
 """References between files: `azureml:NAME:VERSION`, registries, endpoints and clusters."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Final
 
 from llama_endpoints.azure.limits import ENDPOINTS as ENDPOINT_NAMES
 from llama_endpoints.validate import filesystem
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import DEPLOYMENTS, ENDPOINTS, ONLINE_DEPLOYMENTS, SpecKind
+from llama_endpoints.validate.kinds import DEPLOYMENTS, ENDPOINT_OF, ENDPOINTS, ONLINE_DEPLOYMENTS, SpecKind
 from llama_endpoints.validate.references import (
     COMPUTE_NAME,
     PLURAL,
@@ -26,11 +26,6 @@ _FILE: Final = "file:"
 """The prefix of an environment file's path; azure-ai-ml accepts it for no other kind."""
 _LOCAL: Final = "local"
 """The machine that runs azure-ai-ml."""
-_ENDPOINT_OF: Final[Mapping[SpecKind, SpecKind]] = {
-    SpecKind.MANAGED_DEPLOYMENT: SpecKind.MANAGED_ENDPOINT,
-    SpecKind.KUBERNETES_DEPLOYMENT: SpecKind.KUBERNETES_ENDPOINT,
-    SpecKind.BATCH_DEPLOYMENT: SpecKind.BATCH_ENDPOINT,
-}
 _ELSEWHERE: Final = (
     "If it already exists in the workspace, ignore this; otherwise add a file for it, or correct the name."
 )
@@ -94,7 +89,7 @@ def _asset(spec: SpecFile, tree: SpecTree, kind: SpecKind) -> Iterator[Finding]:
 
 
 def _endpoint(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
-    name, kind = spec.text("endpoint_name"), _ENDPOINT_OF[spec.kind]
+    name, kind = spec.text("endpoint_name"), ENDPOINT_OF[spec.kind]
     if not ENDPOINT_NAMES.take(name) or tree.named(name, kind):
         return  # `names` reports a malformed name
     other = tree.named(name, *ENDPOINTS)
