@@ -1,6 +1,5 @@
 """The batch endpoint, its deployments and their clusters."""
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from llama_endpoints.azure.limits import schema
@@ -9,6 +8,7 @@ from llama_endpoints.planning.skus import Sku
 from llama_endpoints.render.serving import sequences_note
 from llama_endpoints.render.spec import (
     BATCH,
+    Notes,
     RenderedFile,
     Site,
     compute_name,
@@ -32,9 +32,9 @@ def endpoint(site: Site) -> RenderedFile:
             "auth_mode": "aad_token",
         },
         {
-            ("name",): "Unique in the region. If it is taken, pass another one as `--name`.",
-            ("auth_mode",): "Batch endpoints have no other.",
-            (): "No default deployment yet: it must exist first (`az ml batch-deployment create --set-default`).",
+            "name": "Unique in the region. If it is taken, pass another one as `--name`.",
+            "auth_mode": "Batch endpoints have no other.",
+            "": "No default deployment yet: it must exist first (`az ml batch-deployment create --set-default`).",
         },
     )
 
@@ -54,8 +54,8 @@ def compute(sku: Sku, instances: int) -> RenderedFile:
             "ssh_public_access_enabled": False,
         },
         {
-            ("min_instances",): "No machine is billed between jobs.",
-            ("idle_time_before_scale_down",): "Keeps the node and its image for the next job of a series.",
+            "min_instances": "No machine is billed between jobs.",
+            "idle_time_before_scale_down": "Keeps the node and its image for the next job of a series.",
         },
     )
 
@@ -89,37 +89,27 @@ def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
     return RenderedFile(values, {**_NOTES, **_of_engine(plan)})
 
 
-def _of_engine(plan: DeployablePlan) -> Mapping[tuple[str, ...], str]:
+def _of_engine(plan: DeployablePlan) -> Notes:
     """Return the notes about the engine."""
-    variables, placed = ("settings", "environment_variables"), plan.chosen.placement
+    variables, placed = "settings.environment_variables", plan.chosen.placement
     if has_vllm(plan):
         return {
-            ("environment",): "Its vLLM needs driver 580 or newer.",
-            (*variables, "LLAMA_MAX_NUM_SEQS"): sequences_note(plan),
+            "environment": "Its vLLM needs driver 580 or newer.",
+            f"{variables}.LLAMA_MAX_NUM_SEQS": sequences_note(plan),
         }
     if placed.gpus == 1:
         return {}
     said = f"One sequence, and one of the {placed.gpus} GPUs, at a time."
-    return {(*variables, "LLAMA_ENGINE"): said}
+    return {f"{variables}.LLAMA_ENGINE": said}
 
 
 _NOTES: Final = {
-    ("code_configuration",): "Azure's own driver for MLflow models reads only CSV and parquet.",
-    ("settings", "mini_batch_size"): "Counts files, not rows.",
-    (
-        "settings",
-        "max_concurrency_per_instance",
-    ): "A second process would load the weights again on the same GPU.",
-    ("settings", "output_action"): "One JSON record per row, all in one file.",
-    (
-        "settings",
-        "retry_settings",
-        "timeout",
-    ): "Seconds for a whole file; the default is 30. After a timeout, finished rows are kept, and the next try resumes "
-    "there.",
-    (
-        "settings",
-        "error_threshold",
-    ): "A failed file fails the job; the default of -1 ignores all failures. A bad row does not fail its file: "
-    "its record holds the error.",
+    "code_configuration": "Azure's own driver for MLflow models reads only CSV and parquet.",
+    "settings.mini_batch_size": "Counts files, not rows.",
+    "settings.max_concurrency_per_instance": "A second process would load the weights again on the same GPU.",
+    "settings.output_action": "One JSON record per row, all in one file.",
+    "settings.retry_settings.timeout": "Seconds for a whole file; the default is 30. After a timeout, finished rows are kept, "
+    "and the next try resumes there.",
+    "settings.error_threshold": "A failed file fails the job; the default of -1 ignores all failures. A bad row does not fail "
+    "its file: its record holds the error.",
 }

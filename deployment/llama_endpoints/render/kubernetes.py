@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from llama_endpoints.azure.limits import CREATION_MIN, INSTANCE_TYPE, KUBERNETES, NODE_SIZE, REQUEST_MS, schema
 from llama_endpoints.planning.planner import DeployablePlan
-from llama_endpoints.render.serving import Notes, admitted, code, identity, machine, notes, serving
-from llama_endpoints.render.spec import RenderedFile, Site, compute_name, has_vllm, model_here
+from llama_endpoints.render.serving import admitted, code, identity, machine, notes, serving
+from llama_endpoints.render.spec import Notes, RenderedFile, Site, compute_name, has_vllm, model_here
 
 FOLDER: Final = "yaml/kubernetes"
 TYPES: Final = f"{FOLDER}/instance-types"
@@ -27,7 +27,7 @@ def endpoint(site: Site) -> RenderedFile:
         **identity(site),
     }
     return RenderedFile(
-        values, {("compute",): "A cluster with the Azure ML extension, attached to the workspace."}
+        values, {"compute": "A cluster with the Azure ML extension, attached to the workspace."}
     )
 
 
@@ -58,10 +58,11 @@ def instance_type(plan: DeployablePlan, site: Site) -> RenderedFile:
             },
         },
         {
-            ("apiVersion",): f"kubectl apply -f {TYPES}/{name}.yml, once per cluster. A deployment without an instance type gets "
+            "apiVersion": f"kubectl apply -f {TYPES}/{name}.yml, once per cluster. A deployment without an instance type gets "
             "2 CPUs, 2 GiB and no GPU.",
-            ("spec", "nodeSelector"): "The label that AKS gives its nodes. Remove it if the cluster's nodes do not have it.",
-            ("spec", "resources"): "A node reserves some of its own. Kubernetes does not share GPUs, and Azure reads them from limits only.",
+            "spec.nodeSelector": "The label that AKS gives its nodes. Remove it if the cluster's nodes do not have it.",
+            "spec.resources": "A node reserves some of its own. Kubernetes does not share GPUs, and Azure reads them from "
+            "limits only.",
         },
     )  # fmt: skip
 
@@ -87,12 +88,13 @@ def _notes(plan: DeployablePlan, site: Site) -> Notes:
     )
     with_it = "this copy, the start of vLLM" if has_vllm(plan) else "this copy"
     return {
-        ("model",): f"{plan.copy_bytes / 1e9:.0f} GB. Creating the deployment times out after {CREATION_MIN} minutes, including {with_it} and the "
-        f"image pull: pull the image beforehand.{registry}",
-        ("instance_type",): f"{made}. {machine(plan)}",
-        ("scale_settings",): "Without it, Azure would scale by requests, with a minimum and a maximum of one instance.",
-        ("request_settings", "request_timeout_ms"): "Some versions of Azure's extension refuse more, although "
+        "model": f"{plan.copy_bytes / 1e9:.0f} GB. Creating the deployment times out after {CREATION_MIN} minutes, including "
+        f"{with_it} and the image pull: pull the image beforehand.{registry}",
+        "instance_type": f"{made}. {machine(plan)}",
+        "scale_settings": "Without it, Azure would scale by requests, with a minimum and a maximum of one instance.",
+        "request_settings.request_timeout_ms": "Some versions of Azure's extension refuse more, although "
         f"{KUBERNETES.most_s} s are allowed. The default of {REQUEST_MS // 1000} s is too short for a long completion.",
-        ("request_settings", "max_concurrent_requests_per_instance"): f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = {admitted(plan, KUBERNETES)}. "
+        "request_settings.max_concurrent_requests_per_instance": f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = "
+        f"{admitted(plan, KUBERNETES)}. "
         f"azureml-fe sends an instance no more at a time, and answers {KUBERNETES.refusal} to requests that wait longer than max_queue_wait_ms (500).",
     }  # fmt: skip

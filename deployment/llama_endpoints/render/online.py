@@ -5,7 +5,6 @@ from typing import Any, Final
 from llama_endpoints.azure.limits import MANAGED, REQUEST_MS, schema
 from llama_endpoints.planning.planner import DeployablePlan
 from llama_endpoints.render.serving import (
-    Notes,
     admitted,
     code,
     identity,
@@ -15,7 +14,7 @@ from llama_endpoints.render.serving import (
     serving,
     serving_ourselves,
 )
-from llama_endpoints.render.spec import SERVER, FrontServer, RenderedFile, Site, has_vllm, model_of, slug
+from llama_endpoints.render.spec import SERVER, FrontServer, Notes, RenderedFile, Site, has_vllm, model_of, slug
 from llama_serving.errors import SetupError
 
 FOLDER: Final = "yaml/online"
@@ -37,11 +36,11 @@ def endpoint(site: Site) -> RenderedFile:
     return RenderedFile(
         values,
         {
-            ("name",): "Unique in the region. If it is taken, pass another one as `--name`.",
-            ("public_network_access",): open_to_all
+            "name": "Unique in the region. If it is taken, pass another one as `--name`.",
+            "public_network_access": open_to_all
             if site.public
             else "Requests use the workspace's private endpoint.",
-            (): "No traffic yet: Azure refuses it before a deployment exists.",
+            "": "No traffic yet: Azure refuses it before a deployment exists.",
         },
     )
 
@@ -79,13 +78,11 @@ def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
 def _notes(plan: DeployablePlan) -> Notes:
     places = admitted(plan, MANAGED)
     return {
-        ("instance_type",): machine(plan),
-        ("instance_count",): "Azure Monitor may change it, by autoscale.json.",
-        (
-            "request_settings",
-            "request_timeout_ms",
-        ): f"The most that Azure allows. The default of {REQUEST_MS // 1000} s is too short for a long completion.",
-        ("request_settings", "max_concurrent_requests_per_instance"): f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = {places}. Azure's "
+        "instance_type": machine(plan),
+        "instance_count": "Azure Monitor may change it, by autoscale.json.",
+        "request_settings.request_timeout_ms": f"The most that Azure allows. The default of {REQUEST_MS // 1000} s is too short "
+        "for a long completion.",
+        "request_settings.max_concurrent_requests_per_instance": f"LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE = {places}. Azure's "
         f"front end lets {MANAGED.passes} times as many through, and answers {MANAGED.refusal} above.",
     }  # fmt: skip
 
@@ -117,11 +114,9 @@ def local(site: Site, image: RenderedFile) -> RenderedFile:
     return RenderedFile(
         values,
         {
-            (): "For --local only: it refers to files of this machine. See docs/azure-ml.md.",
-            (
-                "model",
-            ): "llama-endpoints package --checkpoint nano --output build/local/model (the parent folder is mounted and must hold nothing "
-            "else).",
-            ("instance_type",): "Required, but ignored here.",
+            "": "For --local only: it refers to files of this machine. See docs/azure-ml.md.",
+            "model": "llama-endpoints package --checkpoint nano --output build/local/model (the parent folder is mounted and "
+            "must hold nothing else).",
+            "instance_type": "Required, but ignored here.",
         },
     )

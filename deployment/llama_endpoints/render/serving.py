@@ -16,7 +16,7 @@ from llama_endpoints.azure.limits import (
 )
 from llama_endpoints.planning.planner import MOST_AT_A_TIME, DeployablePlan
 from llama_endpoints.planning.sizing import Runner, full_length
-from llama_endpoints.render.spec import ONLINE, Site, engine_of, has_vllm, slug
+from llama_endpoints.render.spec import ONLINE, Notes, Site, engine_of, has_vllm, slug
 
 MOST_WAITING: Final = {Runner.PIPELINE: 15, Runner.VLLM: 64}
 """The most waiting requests: each holds a thread. Our limit; vLLM's is the default of `LLAMA_QUEUE`."""
@@ -28,7 +28,6 @@ _PROBE: Final = {
     "success_threshold": 1,
     "failure_threshold": 30,
 }
-Notes = dict[tuple[str, ...], str]
 
 
 def answer_s(plan: DeployablePlan) -> float:
@@ -152,53 +151,53 @@ def _readiness(start_s: int) -> dict[str, int]:
 
 def notes(plan: DeployablePlan, front: Front) -> Notes:
     """Return the notes to these fields."""
-    variables = ("environment_variables",)
+    variables = "environment_variables"
     return {
         **(_of_vllm(plan, front) if has_vllm(plan) else _of_pipeline(plan, front)),
-        (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before Azure's front end gives up, so that the error is ours.",
-        (*variables, "WORKER_TIMEOUT"): "gunicorn kills a worker whose init() takes longer. As long as the liveness probe allows.",
-        (*variables, "GUNICORN_CMD_ARGS"): f"Threads: LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE + {SPARE_THREADS}, so that a probe "
+        f"{variables}.LLAMA_DEADLINE_S": f"{ANSWER_S} s before Azure's front end gives up, so that the error is ours.",
+        f"{variables}.WORKER_TIMEOUT": "gunicorn kills a worker whose init() takes longer. As long as the liveness probe allows.",
+        f"{variables}.GUNICORN_CMD_ARGS": f"Threads: LLAMA_MAX_NUM_SEQS + LLAMA_QUEUE + {SPARE_THREADS}, so that a probe "
         "always finds a free one. A drain may take as long as a request.",
-        (*variables, "APP_INSIGHTS_LOG_RESPONSE_ENABLED"): "Keeps completions out of Application Insights even if it is enabled.",
-        ("app_insights_enabled",): "Both would store requests. data_collector is off by default.",
-        ("liveness_probe",): f"`/` answers once {_read(plan)}. (The copy to that disk precedes the container's start.) A probe that "
+        f"{variables}.APP_INSIGHTS_LOG_RESPONSE_ENABLED": "Keeps completions out of Application Insights even if it is enabled.",
+        "app_insights_enabled": "Both would store requests. data_collector is off by default.",
+        "liveness_probe": f"`/` answers once {_read(plan)}. (The copy to that disk precedes the container's start.) A probe that "
         "gives up sooner restarts the container forever.",
-        ("readiness_probe",): "Asks from early on, so that a fast start takes traffic at once, and goes on for as "
+        "readiness_probe": "Asks from early on, so that a fast start takes traffic at once, and goes on for as "
         "long.",
     }  # fmt: skip
 
 
 def _of_pipeline(plan: DeployablePlan, front: Front) -> Notes:
-    variables = ("environment_variables",)
+    variables = "environment_variables"
     return {
-        (*variables, "LLAMA_MAX_NUM_SEQS"): f"One request at a time on the GPU; {_waiting(plan, front)}.",
-        (*variables, "WORKER_COUNT"): "Every worker would load the weights again.",
-        (*variables, "WORKER_PRELOAD"): "A forked process cannot use its parent's CUDA context.",
+        f"{variables}.LLAMA_MAX_NUM_SEQS": f"One request at a time on the GPU; {_waiting(plan, front)}.",
+        f"{variables}.WORKER_COUNT": "Every worker would load the weights again.",
+        f"{variables}.WORKER_PRELOAD": "A forked process cannot use its parent's CUDA context.",
     }
 
 
 def _of_vllm(plan: DeployablePlan, front: Front) -> Notes:
-    variables = ("environment_variables",)
+    variables = "environment_variables"
     return {
         **_vllm_notes(plan, front),
-        (*variables, "WORKER_COUNT"): "Every worker would start its own vLLM.",
-        (*variables, "WORKER_PRELOAD"): "A forked process does not have the thread that talks to vLLM.",
+        f"{variables}.WORKER_COUNT": "Every worker would start its own vLLM.",
+        f"{variables}.WORKER_PRELOAD": "A forked process does not have the thread that talks to vLLM.",
     }
 
 
 def _vllm_notes(plan: DeployablePlan, front: Front) -> Notes:
-    variables, placed = ("environment_variables",), plan.chosen.placement
+    variables, placed = "environment_variables", plan.chosen.placement
     shared = (
         "They share each layer (tensor parallelism)."
         if placed.gpus > 1
         else "Number of GPUs that share each layer."
     )
     return {
-        ("environment",): "Its vLLM needs driver 580 or newer.",
-        (*variables, "LLAMA_VLLM_TENSOR_PARALLEL"): shared,
-        (*variables, "LLAMA_VLLM_GPU_SHARE"): "Share of each GPU's memory, as in the plan.",
-        (*variables, "LLAMA_VLLM_START_S"): "As long as the probes wait.",
-        (*variables, "LLAMA_MAX_NUM_SEQS"): f"{sequences_note(plan)} {_waiting(plan, front).capitalize()}.",
+        "environment": "Its vLLM needs driver 580 or newer.",
+        f"{variables}.LLAMA_VLLM_TENSOR_PARALLEL": shared,
+        f"{variables}.LLAMA_VLLM_GPU_SHARE": "Share of each GPU's memory, as in the plan.",
+        f"{variables}.LLAMA_VLLM_START_S": "As long as the probes wait.",
+        f"{variables}.LLAMA_MAX_NUM_SEQS": f"{sequences_note(plan)} {_waiting(plan, front).capitalize()}.",
     }
 
 
@@ -218,14 +217,14 @@ def sequences_note(plan: DeployablePlan) -> str:
 
 def server_notes(plan: DeployablePlan, front: Front) -> Notes:
     """Return the notes to a deployment behind our own server."""
-    variables = ("environment_variables",)
+    variables = "environment_variables"
     return {
         **_vllm_notes(plan, front),
-        ("model",): "No code_configuration: the container runs the code inside the packaged model.",
-        (*variables, "LLAMA_DEADLINE_S"): f"{ANSWER_S} s before Azure's front end gives up, so that the error is ours.",
-        ("app_insights_enabled",): "It would store requests. data_collector is off by default.",
-        ("liveness_probe",): "/health/live answers at once.",
-        ("readiness_probe",): f"/health/ready answers once {_read(plan)}. (The copy to that disk precedes the container's start.)",
+        "model": "No code_configuration: the container runs the code inside the packaged model.",
+        f"{variables}.LLAMA_DEADLINE_S": f"{ANSWER_S} s before Azure's front end gives up, so that the error is ours.",
+        "app_insights_enabled": "It would store requests. data_collector is off by default.",
+        "liveness_probe": "/health/live answers at once.",
+        "readiness_probe": f"/health/ready answers once {_read(plan)}. (The copy to that disk precedes the container's start.)",
     }  # fmt: skip
 
 

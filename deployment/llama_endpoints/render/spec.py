@@ -41,17 +41,20 @@ def _routes(live: str, ready: str) -> dict[str, Any]:
     }
 
 
+Notes = Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class RenderedFile:
     """One file's content.
 
     Attributes:
         values: the content as plain values.
-        notes: comments above a key, by its path; `()` is the head of the file.
+        notes: comments above a key, by its dotted path; "" is the head of the file.
     """
 
     values: Mapping[str, Any]
-    notes: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +181,10 @@ def model(variant: ModelVariant, site: Site, precision: Precision) -> RenderedFi
             "properties": {"variant": variant.name, **quantized},
         },
         {
-            (
-                "type",
-            ): "It is an MLflow model, and the registry shows its signature and example. Our deployments set their own code and "
-            "environment instead of Azure's no-code deployment, which has no JSONL, no queue and no deadline.",
-            (
-                "path",
-            ): f"llama-endpoints package --variant {variant.name} --checkpoint DIR --output build/{name}{checkpoint}",
-            ("properties",): "`llama-endpoints validate` derives the model's size from it.",
+            "type": "It is an MLflow model, and the registry shows its signature and example. Our deployments set their own "
+            "code and environment instead of Azure's no-code deployment, which has no JSONL, no queue and no deadline.",
+            "path": f"llama-endpoints package --variant {variant.name} --checkpoint DIR --output build/{name}{checkpoint}",
+            "properties": "`llama-endpoints validate` derives the model's size from it.",
         },
     )
 
@@ -201,7 +200,7 @@ def data(site: Site) -> RenderedFile:
             "type": "uri_folder",
             "path": site.path("yaml/batch/samples", "yaml/data"),
         },
-        {("type",): "A folder, since batch deployments distribute whole files: more files use more instances."},
+        {"type": "A folder, since batch deployments distribute whole files: more files use more instances."},
     )
 
 
@@ -214,9 +213,7 @@ def images(site: Site) -> dict[str, RenderedFile]:
             "Python 3.12, torch for CUDA 12.6 and Azure's inference HTTP server, for online deployments without vLLM.",
             {"inference_config": _routes("/", "/")},
             {
-                (
-                    "inference_config",
-                ): "The image starts its own server, so Azure needs its routes. All three are azmlinfsrv's."
+                "inference_config": "The image starts its own server, so Azure needs its routes. All three are azmlinfsrv's."
             },
         ),
         "batch": _image(
@@ -225,9 +222,7 @@ def images(site: Site) -> dict[str, RenderedFile]:
             "Python 3.12, torch for CUDA 12.6 and Azure's job runtime, for batch deployments without vLLM.",
             {},
             {
-                (
-                    "build",
-                ): "A separate image: Azure's job runtime needs older numpy, pyarrow and packaging than the online image has."
+                "build": "A separate image: Azure's job runtime needs older numpy, pyarrow and packaging than the online image has."
             },
         ),
         **_gpu_images(site),
@@ -244,9 +239,7 @@ def _gpu_images(site: Site) -> dict[str, RenderedFile]:
             f"{what}, with Azure's inference HTTP server beside it, for online deployments.",
             {"inference_config": _routes("/", "/")},
             {
-                (
-                    "inference_config",
-                ): "The image starts its own server, so Azure needs its routes. All three are azmlinfsrv's."
+                "inference_config": "The image starts its own server, so Azure needs its routes. All three are azmlinfsrv's."
             },
         ),
         "gpu-batch": _image(
@@ -254,7 +247,7 @@ def _gpu_images(site: Site) -> dict[str, RenderedFile]:
             "gpu-batch",
             f"{what}, with Azure's job runtime beside it, for batch deployments.",
             {},
-            {("build",): f"{same} A batch deployment's has no inference_config."},
+            {"build": f"{same} A batch deployment's has no inference_config."},
         ),
         "gpu-server": _image(
             site,
@@ -262,20 +255,14 @@ def _gpu_images(site: Site) -> dict[str, RenderedFile]:
             f"{what}, with our own server beside it, for online deployments that speak OpenAI's protocol.",
             {"inference_config": _routes("/health/live", "/health/ready")},
             {
-                (
-                    "build",
-                ): f"{same} Without a scoring script it starts our server, from the code in the model.",
-                (
-                    "inference_config",
-                ): "Azure's front end also passes other paths on, such as /v1/chat/completions.",
+                "build": f"{same} Without a scoring script it starts our server, from the code in the model.",
+                "inference_config": "Azure's front end also passes other paths on, such as /v1/chat/completions.",
             },
         ),
     }
 
 
-def _image(
-    site: Site, folder: str, description: str, more: Mapping[str, Any], notes: Mapping[tuple[str, ...], str]
-) -> RenderedFile:
+def _image(site: Site, folder: str, description: str, more: Mapping[str, Any], notes: Notes) -> RenderedFile:
     here = f"environments/{folder}"
     built = "environments/gpu" if folder.startswith("gpu") else here
     values = {

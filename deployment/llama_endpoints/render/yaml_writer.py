@@ -15,7 +15,7 @@ def dump(spec: RenderedFile) -> str:
     """Return YAML in the order of the values, with the notes as comments above their keys."""
     text = yaml.safe_dump(dict(spec.values), sort_keys=False, allow_unicode=True, width=_WIDTH)
     lines = text.splitlines()
-    marks = dict(_marks(yaml.compose(text, Loader=yaml.SafeLoader), ()))
+    marks = dict(_marks(yaml.compose(text, Loader=yaml.SafeLoader), ""))
     above = {marks[path]: note for path, note in spec.notes.items() if path}
     made = list[str]()
     for number, line in enumerate(lines):
@@ -24,8 +24,8 @@ def dump(spec: RenderedFile) -> str:
             made += [""] * (indent == 0 and number > 1)
             made += _comment(above[number], indent)
         made.append(line)
-    if () in spec.notes:
-        made += _comment(spec.notes[()], 0)
+    if "" in spec.notes:
+        made += _comment(spec.notes[""], 0)
     return "\n".join(made) + "\n"
 
 
@@ -34,11 +34,11 @@ def _comment(note: str, indent: int) -> list[str]:
     return textwrap.wrap(note, _WIDTH, initial_indent=margin, subsequent_indent=margin, break_long_words=False)
 
 
-def _marks(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the line of each key, by its path."""
+def _marks(node: Any, above: str) -> Iterator[tuple[str, int]]:
+    """Yield the line of each key, by its dotted path."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
-        inner = (*path, str(key.value))
+        inner = f"{above}.{key.value}".removeprefix(".")
         yield inner, key.start_mark.line
         yield from _marks(value, inner)
