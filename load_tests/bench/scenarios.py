@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_serving.engine.batching.factory import start
 from llama_serving.sampling_params import SamplingParams
+from llama_serving.settings import Settings
 from load_tests.bench.measure import Sample, throughput
 
 if TYPE_CHECKING:
@@ -265,9 +266,8 @@ def _elsewhere(checkpoint: Path, what: str, backend: str = "auto") -> str:
 
 def _started(checkpoint: Path, name: str, *, context: int, max_num_seqs: int = CLIENTS) -> Engine:
     backend, quantization = BACKENDS[name]
-    return start(
-        checkpoint, dtype="bfloat16", context=context, max_num_seqs=max_num_seqs, backend=backend, quantization=quantization
-    )  # fmt: skip
+    settings = Settings(max_num_seqs=max_num_seqs, backend=backend, quantization=quantization)
+    return start(checkpoint, dtype="bfloat16", context=context, settings=settings)
 
 
 def _first_token(checkpoint: Path, backend: str) -> None:

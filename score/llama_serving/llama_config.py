@@ -102,6 +102,19 @@ def json_object(path: Path, remedy: str = "Download it again.") -> dict[str, Any
     return value
 
 
+def refuse_quantized(config: Mapping[str, Any], engine: str) -> None:
+    """Refuse a quantized checkpoint for an engine that does not compute it: only vLLM does.
+
+    Raises:
+        SetupError: the checkpoint is quantized.
+    """
+    if config.get("quantization_config") is not None:
+        raise SetupError(
+            f"The {engine} engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
+            "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
+        )
+
+
 def positions_of(config: Mapping[str, Any], folder: Path) -> int | None:
     """Return the positions that the checkpoint says it was trained on; None if it does not say.
 

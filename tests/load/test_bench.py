@@ -166,8 +166,9 @@ sys.meta_path.insert(0, Bare())
 from pathlib import Path
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.engine.batching.factory import start
+from llama_serving.settings import Settings
 
-engine = start(Path(sys.argv[1]), dtype="float32", context=64, max_num_seqs=2)
+engine = start(Path(sys.argv[1]), dtype="float32", context=64, settings=Settings(max_num_seqs=2))
 print(sum(1 for _ in engine.submit([1, 300, 301], SamplingParams(max_new_tokens=5))))
 engine.close()
 """

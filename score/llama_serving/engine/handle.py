@@ -72,6 +72,12 @@ class Handle:
         """Whether the consumer has cancelled; engines check this in every step."""
         return self._cancelled
 
+    def early_end(self, deadline: float | None, now: float) -> FinishReason | None:
+        """Return why the sequence must end before its last token: it was cancelled, or its deadline has passed."""
+        if self._cancelled:
+            return "cancelled"
+        return "deadline" if deadline is not None and now >= deadline else None
+
     def cancel(self) -> None:
         """Ask the engine to stop within one step. Idempotent."""
         self._cancelled = True

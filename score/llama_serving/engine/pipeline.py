@@ -22,6 +22,7 @@ from llama_serving.engine.reference_sampler import Sampler
 from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.errors import InternalError, SetupError
 from llama_serving.llama_config import load as load_config
+from llama_serving.llama_config import refuse_quantized
 from llama_serving.sampling_params import FinishReason, SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ class _PipelineSequence:
     deadline: float | None
     stop: Callable[[int], bool] | None
     handle: Handle
+
+    def early_end(self) -> FinishReason | None:
+        return self.handle.early_end(self.deadline, time.monotonic())
 
 
 class PipelineEngine(ThreadedEngine):
@@ -58,7 +62,7 @@ class PipelineEngine(ThreadedEngine):
 
         def load() -> None:
             try:
-                _refuse_quantized(checkpoint)
+                refuse_quantized(load_config(checkpoint), "pipeline")
                 self._model = _load(checkpoint, dtype, threads)
             except SetupError:
                 raise
@@ -139,7 +143,7 @@ class PipelineEngine(ThreadedEngine):
         import transformers
 
         model, config = self._model, cast("Any", transformers.GenerationConfig)
-        reason = _ended(sequence)
+        reason = sequence.early_end()
         if reason is not None:
             return reason
         sampler = Sampler(sequence.params, sequence.prompt_ids)
@@ -161,7 +165,7 @@ class PipelineEngine(ThreadedEngine):
             self._thread.spin.adjust()
             self._end_waiting()
             whole = ids.shape[1] - len(sequence.prompt_ids) >= sequence.params.max_new_tokens
-            if not ended and not whole and (reason := _ended(sequence)) is not None:
+            if not ended and not whole and (reason := sequence.early_end()) is not None:
                 ended.append(reason)
             return torch.full((ids.shape[0],), bool(ended), device=ids.device)
 
@@ -186,17 +190,8 @@ class PipelineEngine(ThreadedEngine):
         with self._thread.lock:
             waiting = [sequence for sequence in self._thread.open.values() if sequence is not self._running]
         for sequence in waiting:
-            if (reason := _ended(sequence)) is not None:
+            if (reason := sequence.early_end()) is not None:
                 self._thread.finish(sequence.handle, reason)
-
-
-def _refuse_quantized(checkpoint: Path) -> None:
-    """Refuse quantized checkpoints. transformers reads some, each with another library; vLLM is the one supported way."""
-    if load_config(checkpoint).get("quantization_config") is not None:
-        raise SetupError(
-            "The pipeline engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
-            "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
-        )
 
 
 def _load(checkpoint: Path, dtype: str, threads: int | None) -> Any:
@@ -243,11 +238,3 @@ def _weights_on_this_thread() -> Iterator[None]:
                 del os.environ[_NO_POOL]
             else:
                 os.environ[_NO_POOL] = before
-
-
-def _ended(sequence: _PipelineSequence) -> FinishReason | None:
-    if sequence.handle.cancelled:
-        return "cancelled"
-    if sequence.deadline is not None and time.monotonic() >= sequence.deadline:
-        return "deadline"
-    return None

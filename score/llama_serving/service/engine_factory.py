@@ -120,16 +120,7 @@ def _set(settings: Settings, names: tuple[str, ...]) -> list[str]:
 def _start_batching(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:
     from llama_serving.engine.batching.factory import start
 
-    return start(
-        files.checkpoint,
-        dtype=dtype,
-        context=context,
-        threads=settings.threads,
-        max_num_seqs=settings.max_num_seqs,
-        kv_memory=settings.kv_memory,
-        backend=settings.backend,
-        quantization=settings.quantization,
-    )
+    return start(files.checkpoint, dtype=dtype, context=context, settings=settings)
 
 
 def _start_pipeline(files: ModelFiles, dtype: str, context: int, settings: Settings) -> Engine:

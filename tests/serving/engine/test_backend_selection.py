@@ -14,6 +14,7 @@ from llama_serving.engine.batching.factory import start
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig
+from llama_serving.settings import Settings
 from tests.support import backends, llamas
 from tests.support.llamas import SHAPES
 
@@ -162,7 +163,7 @@ class TestWhatAnOperatorInsistsOn:
     def test_it_is_one_error_of_the_engines_start(self, setting: str, value: str, tmp_path: Path) -> None:
         llamas.write(SHAPES["grouped heads"], tmp_path)
         with pytest.raises(SetupError, match=f"LLAMA_{setting.upper()}={value} needs the native backend"):
-            start(tmp_path, dtype="bfloat16", context=100, **{setting: value})  # type: ignore[arg-type]
+            start(tmp_path, dtype="bfloat16", context=100, settings=Settings(**{setting: value}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llama_serving.errors import SetupError
-from llama_serving.llama_config import LlamaConfig, load, rope_of
+from llama_serving.llama_config import LlamaConfig, load, refuse_quantized, rope_of
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -22,11 +22,7 @@ def read_config(folder: Path) -> LlamaConfig:
 
 
 def _refuse_other_models(raw: Mapping[str, Any], folder: Path) -> None:
-    if raw.get("quantization_config") is not None:
-        raise SetupError(
-            "The batching engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
-            "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
-        )
+    refuse_quantized(raw, "batching")
     rope = rope_of(raw, folder)
     kind = rope.get("rope_type", rope.get("type", "default"))
     for name, found, computed in (

@@ -11,10 +11,12 @@ from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_con
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig
+from llama_serving.settings import Settings
 
 DTYPES: Final = ("float32", "bfloat16")
 FEWEST: Final = 256
 """Least number of tokens that the cache must hold."""
+DEFAULTS: Final = Settings()
 
 
 def gpu_in_torch() -> bool:
@@ -24,28 +26,14 @@ def gpu_in_torch() -> bool:
     return torch.cuda.is_available()
 
 
-def start(  # noqa: PLR0913  (one call site, all named)
-    checkpoint: Path,
-    *,
-    dtype: str,
-    context: int,
-    threads: int | None = None,
-    max_num_seqs: int = 16,
-    kv_memory: int | None = None,
-    backend: str = "auto",
-    quantization: str = "none",
-) -> BatchingEngine:
+def start(checkpoint: Path, *, dtype: str, context: int, settings: Settings = DEFAULTS) -> BatchingEngine:
     """Start an engine.
 
     Args:
         checkpoint: a folder with `config.json` and safetensors.
         dtype: `float32` or `bfloat16`.
         context: most tokens of one sequence.
-        threads: of torch; None is torch's default, within the container's quota.
-        max_num_seqs: sequences that run at a time.
-        kv_memory: bytes for keys and values; None is half of the free memory.
-        backend: see `BackendRequest`.
-        quantization: see `BackendRequest`.
+        settings: of the operator.
 
     Raises:
         SetupError: the checkpoint or backend cannot be used, or the memory is too small.
@@ -58,17 +46,17 @@ def start(  # noqa: PLR0913  (one call site, all named)
     def load() -> Backend:
         import torch
 
-        compute_threads.use(threads)
+        compute_threads.use(settings.threads)
         read = read_config(checkpoint)
-        selection = select_backend(read, BackendRequest(dtype, backend, quantization))
+        selection = select_backend(read, BackendRequest(dtype, settings.backend, settings.quantization))
         block_tokens = selection.block_tokens
 
         def blocks(config: LlamaConfig) -> int:
             number = num_blocks(
                 block_bytes=config.kv_values_per_token * getattr(torch, dtype).itemsize * block_tokens,
                 block_tokens=block_tokens,
-                wanted_tokens=context * max_num_seqs,
-                limit=kv_memory,
+                wanted_tokens=context * settings.max_num_seqs,
+                limit=settings.kv_memory,
             )
             if number * block_tokens < min(context, FEWEST):
                 raise SetupError(
@@ -79,4 +67,4 @@ def start(  # noqa: PLR0913  (one call site, all named)
 
         return selection.load(read, CheckpointWeights(checkpoint), blocks)
 
-    return BatchingEngine(load, max_num_seqs=max_num_seqs)
+    return BatchingEngine(load, max_num_seqs=settings.max_num_seqs)

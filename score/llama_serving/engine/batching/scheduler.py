@@ -101,7 +101,11 @@ class Scheduler:
 
     def ended(self, now: float) -> list[tuple[Sequence, FinishReason]]:
         """Remove and return the sequences that were cancelled or are past their deadline."""
-        gone = [(sequence, reason) for sequence in self.sequences if (reason := _reason(sequence, now))]
+        gone = [
+            (sequence, reason)
+            for sequence in self.sequences
+            if (reason := sequence.handle.early_end(sequence.deadline, now))
+        ]
         for sequence, _ in gone:
             self.remove(sequence)
         return gone
@@ -235,11 +239,3 @@ class Scheduler:
         freed = self._pool.free(sequence.blocks, invalid=invalid)
         sequence.blocks = []
         return freed
-
-
-def _reason(sequence: Sequence, now: float) -> FinishReason | None:
-    if sequence.handle.cancelled:
-        return "cancelled"
-    if sequence.deadline is not None and now >= sequence.deadline:
-        return "deadline"
-    return None
