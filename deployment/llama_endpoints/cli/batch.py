@@ -52,7 +52,12 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
     type=click.Path(path_type=Path),
     help="JSONL file to write. With --as-azure: a new folder.",
 )
-@click.option("--parameters", default="{}", help="JSON object of parameters for rows without their own.")
+@click.option(
+    "--parameters",
+    default="{}",
+    show_default=False,
+    help="JSON object of parameters for rows without their own.",
+)
 @click.option("--max-errors", help="Stop with exit code 1 when more rows fail: a count, or a share such as 1%.")
 @click.option(
     "--overwrite",

@@ -44,13 +44,10 @@ def status(*, endpoint: str, batch: bool, as_json: bool, **workspace: Any) -> No
 @click.command()
 @_ENDPOINT
 @click.option("--deployment", required=True, help="Name of the deployment.")
-@click.option(
-    "--lines", default=100, show_default=True, type=click.IntRange(1), help="Number of lines, from the end."
-)
+@click.option("--lines", default=100, type=click.IntRange(1), help="Number of lines, from the end.")
 @click.option(
     "--container",
     default="inference-server",
-    show_default=True,
     type=click.Choice(["inference-server", "storage-initializer"]),
     help="storage-initializer downloads the model and the code.",
 )

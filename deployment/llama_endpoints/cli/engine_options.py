@@ -36,14 +36,12 @@ _OPTIONS: Final = combined(
         "dtype",
         type=click.Choice(["bf16", "fp16", "fp8", "int8", "int4"]),
         default="bf16",
-        show_default=True,
         help="Type of the weights. fp8, int8 and int4 (AWQ, GPTQ, compressed-tensors) need a quantized checkpoint and vLLM.",
     ),
     click.option(
         "--engine",
         type=click.Choice(["auto", "pipeline", "vllm"]),
         default="auto",
-        show_default=True,
         help="vllm: many sequences at a time, on all GPUs; pipeline: transformers in the scoring process, one sequence at a time. "
         "auto: vllm, or pipeline on a GPU too old for vLLM.",
     ),
@@ -57,14 +55,12 @@ _OPTIONS: Final = combined(
         "--kv-dtype",
         type=click.Choice(["auto", "fp8"]),
         default="auto",
-        show_default=True,
         help="Type of vLLM's KV cache: the model's 16 bits, or fp8 (Ada and Hopper GPUs).",
     ),
     click.option(
         "--pipeline-parallel",
         type=click.IntRange(1, 64),
         default=1,
-        show_default=True,
         help="Pipeline stages: groups of GPUs that share the layers. Within a group, layers are split by tensor parallelism.",
     ),
     click.option(
@@ -76,7 +72,6 @@ _OPTIONS: Final = combined(
         "--speculative-tokens",
         type=click.IntRange(0, 16),
         default=0,
-        show_default=True,
         help="Speculative tokens per step, from an n-gram lookup in the prompt.",
     ),
 )

@@ -1,7 +1,7 @@
 """The command `llama-endpoints`. Each command imports the heavy libraries it needs."""
 
 import signal
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -41,6 +41,9 @@ class _Group(click.Group):
             raise _Refusal(" ".join(str(error).splitlines())) from error
 
 
+_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
 def _terminate(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
@@ -51,7 +54,7 @@ def _show_version(context: click.Context, _option: click.Parameter, requested: b
         context.exit()
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Group, context_settings=_SETTINGS)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
     help="Show the version and its commit, and exit.",

@@ -89,13 +89,6 @@ def settings_of(flags: dict[str, str | None]) -> "Settings":
     return Settings.from_environment({**os.environ, **given})
 
 
-def deadline_of(settings: "Settings") -> float | None:
-    """Return the deadline of a request that starts now, on the monotonic clock; None without a limit."""
-    import time
-
-    return None if settings.deadline_s is None else time.monotonic() + settings.deadline_s
-
-
 def refuse(error: ServingError) -> NoReturn:
     """Print the error object to standard error and exit with code 1."""
     click.echo(json_line(error.body()), err=True)

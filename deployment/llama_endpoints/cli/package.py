@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     "--weights",
     type=click.Choice(["link", "copy", "reference"]),
     default="link",
-    show_default=True,
     help="Hard links take no disk space; reference records only the checkpoint's path.",
 )
 @click.option(

@@ -31,7 +31,6 @@ NOTHING_FITS: Final = 1
     "offer",
     type=click.Choice(["managed_online", "batch", "kubernetes"]),
     default="managed_online",
-    show_default=True,
     help="Azure ML offer the machine must support.",
 )
 @click.option(
@@ -40,9 +39,7 @@ NOTHING_FITS: Final = 1
     show_default="azure, or that of --sku",
     help="Cloud to choose machines from.",
 )
-@click.option(
-    "--instances", type=int, default=1, show_default=True, help="Number of machines, up to 50, for the quota."
-)
+@click.option("--instances", type=int, default=1, help="Number of machines, up to 50, for the quota.")
 @click.option(
     "--prices",
     "region",

@@ -1,5 +1,6 @@
 """`llama-endpoints render`: write the files under yaml/ from the catalog and the planner."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from llama_endpoints.azure.limits import (
     Names,
 )
 from llama_endpoints.cli.engine_options import EngineChoice, engine_options
+from llama_endpoints.cli.options import Command
 from llama_serving.errors import SetupError
 
 DIFFERENT: Final = 1
@@ -37,11 +39,14 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     return given
 
 
+def _named(*names: str, **options: Any) -> Callable[[Command], Command]:
+    return click.option(*names, callback=_name, **options)
+
+
 @click.command()
 @click.option(
     "--output",
     default=".",
-    show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for yaml/ and environments/. If it is not a checkout, the files refer to score/ and samples in the current "
     "one.",
@@ -59,48 +64,20 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     "--instances",
     type=click.IntRange(1, MOST_INSTANCES),
     default=1,
-    show_default=True,
     help="Instances of each deployment.",
 )
-@click.option(
-    "--endpoint",
-    "online",
-    default="code-llama",
-    show_default=True,
-    callback=_name,
-    help="Name of the managed endpoint.",
+@_named("--endpoint", "online", default="code-llama", help="Name of the managed endpoint.")
+@_named(
+    "--kubernetes-endpoint", "kubernetes", default="code-llama-k8s", help="Name of the Kubernetes endpoint."
 )
-@click.option(
-    "--kubernetes-endpoint",
-    "kubernetes",
-    default="code-llama-k8s",
-    show_default=True,
-    callback=_name,
-    help="Name of the Kubernetes endpoint.",
-)
-@click.option(
-    "--batch-endpoint",
-    "batch",
-    default="code-llama-batch",
-    show_default=True,
-    callback=_name,
-    help="Name of the batch endpoint.",
-)
-@click.option(
-    "--cluster",
-    default="llama-kubernetes",
-    show_default=True,
-    callback=_name,
-    help="Name of the attached Kubernetes cluster.",
-)
-@click.option(
+@_named("--batch-endpoint", "batch", default="code-llama-batch", help="Name of the batch endpoint.")
+@_named("--cluster", default="llama-kubernetes", help="Name of the attached Kubernetes cluster.")
+@_named(
     "--instance-type",
-    callback=_name,
     help="Instance type that the cluster defines. Without it, yaml/kubernetes/instance-types/ is written.",
 )
-@click.option(
+@_named(
     "--identity",
-    callback=_name,
     help="Resource id of a user-assigned identity for the endpoints. Default: a system-assigned one.",
 )
 @click.option(
@@ -108,19 +85,13 @@ def _name(_context: click.Context, option: click.Parameter, given: str | None) -
     "public",
     type=click.Choice(["enabled", "disabled"]),
     default="enabled",
-    show_default=True,
     help="Authentication of the managed endpoint.",
 )
-@click.option(
-    "--registry",
-    callback=_name,
-    help="Azure ML registry that holds the packaged models. Default: the workspace's models.",
-)
+@_named("--registry", help="Azure ML registry that holds the packaged models. Default: the workspace's models.")
 @click.option(
     "--front",
     type=click.Choice(["azmlinfsrv", "server"]),
     default="azmlinfsrv",
-    show_default=True,
     help="Server of the managed endpoint: Azure's with our scoring script (/score), or ours with every route, for OpenAI "
     "clients.",
 )

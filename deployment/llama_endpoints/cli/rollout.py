@@ -33,27 +33,23 @@ class Steps(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
 @click.option(
     "--steps",
     default="10,50,100",
-    show_default=True,
     type=Steps(),
     help="Percentages of traffic, increasing.",
 )
 @click.option(
     "--mirror",
     default=10,
-    show_default=True,
     help="Percentage of traffic mirrored first; 0 turns mirroring off.",
 )
 @click.option(
     "--probes",
     default=20,
-    show_default=True,
     type=click.IntRange(1),
     help="Requests sent to the deployment before each step.",
 )
 @click.option(
     "--over",
     default=60.0,
-    show_default=True,
     type=click.FloatRange(0),
     help="Seconds over which the probes are spread.",
 )
@@ -64,14 +60,12 @@ class Steps(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
 @click.option(
     "--max-error-rate",
     default=0.01,
-    show_default=True,
     type=click.FloatRange(0, 1),
     help="Highest share of failed probes.",
 )
 @click.option(
     "--max-slowdown",
     default=1.5,
-    show_default=True,
     type=click.FloatRange(0),
     help="Highest ratio of its p95 to the previous deployment's; 0 is no limit.",
 )

@@ -1,13 +1,13 @@
 """`llama-endpoints score`: answer one request in this process."""
 
 import logging
+import time
 from contextlib import closing
 from typing import Any
 
 import click
 
 from llama_endpoints.cli.options import (
-    deadline_of,
     deadline_option,
     model_option,
     refuse,
@@ -40,7 +40,8 @@ def score(*, model: str, request: Any, **flags: str | None) -> None:
         decoded = strict_json.decode(request.read())
         parsed = protocol.parse(decoded)  # before the model is loaded, so that a bad body fails at once
         with closing(Service.start(files, settings)) as service:
-            generations = service.generate(parsed, deadline=deadline_of(settings))
+            deadline = None if settings.deadline_s is None else time.monotonic() + settings.deadline_s
+            generations = service.generate(parsed, deadline=deadline)
     except ServingError as error:
         refuse(error)
     answer = protocol.answer(parsed, generations, files.variant.name)

@@ -7,10 +7,8 @@ from llama_endpoints.cli.options import deadline_option, model_option, setting_o
 
 @click.command()
 @model_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", default=8453, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
-)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", default=8453, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--open-to-all", is_flag=True, help="Allow a non-local --host without API keys.")
 @click.option("--strict-model", is_flag=True, help="Answer 404 if a request names another model.")
 @setting_options

@@ -1,14 +1,8 @@
 """`llama-endpoints validate`: check Azure ML's files offline."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
 
 import click
-
-_ENDS_OF_LINES: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
-"""Line separators that JSON leaves unescaped and that many line-based tools split on."""
 
 
 @click.command()
@@ -42,15 +36,11 @@ def validate(*, paths: tuple[Path, ...], as_json: bool, strict: bool) -> None:
     """  # noqa: D301
     from llama_endpoints.validate.findings import Level
     from llama_endpoints.validate.report import check
+    from llama_serving.contract.json_lines import json_line
 
     report = check(paths)
     for finding in report.findings:
-        click.echo(_line(finding.to_dict()) if as_json else finding.shown())
+        click.echo(json_line(finding.to_dict()) if as_json else finding.shown())
     click.echo(report.summary(), err=as_json)
     bad = {Level.ERROR, Level.WARNING} if strict else {Level.ERROR}
     raise SystemExit(1 if any(one.level in bad for one in report.findings) else 0)
-
-
-def _line(value: Mapping[str, Any]) -> str:
-    """Return JSON without any character that splits lines."""
-    return json.dumps(value, ensure_ascii=False).translate(_ENDS_OF_LINES)
