@@ -53,6 +53,18 @@ class ModelFiles:
         return cls.read(found[0] / "artifacts" / ARTIFACT)
 
     @classmethod
+    def deployed(cls) -> "ModelFiles":
+        """Return the only packaged model below `AZUREML_MODEL_DIR`, where Azure ML puts it.
+
+        Raises:
+            SetupError: the variable is not set, or as in `find`.
+        """
+        root = os.environ.get("AZUREML_MODEL_DIR")
+        if not root:
+            raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
+        return cls.find(Path(root))
+
+    @classmethod
     def read(cls, folder: Path) -> "ModelFiles":
         """Return the model whose record is in `folder`.
 

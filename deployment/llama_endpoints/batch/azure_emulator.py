@@ -164,13 +164,8 @@ class _EmulatedRun:
         on_change: Callable[[Tally], None],
         say: Callable[[str], None],
     ) -> None:
-        self._job, self._deployment, self._scratch, self._on_change, self._say = (
-            job,
-            job.deployment,
-            scratch,
-            on_change,
-            say,
-        )
+        self._job, self._deployment, self._scratch = job, job.deployment, scratch
+        self._on_change, self._say = on_change, say
         self._tally = Tally(len(files))
         self._waiting: asyncio.Queue[MiniBatch] = asyncio.Queue()
         size = job.deployment.mini_batch_size

@@ -5,7 +5,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from llama_serving.catalog import CATALOG, NANO, DialogFormat, Fact, InfillTokens, ModelVariant
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
+from llama_serving.catalog import CATALOG, NANO, DialogFormat, Fact, InfillOrder, InfillTokens, ModelVariant
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig, positions_of
 
@@ -108,14 +109,12 @@ def variant_of(name: str, otherwise: str = "") -> ModelVariant:
     return CATALOG[name]
 
 
-def infilling_in(row: "ModelVariant", order: str | None) -> "ModelVariant":
+def infilling_in(row: ModelVariant, order: str | None) -> ModelVariant:
     """Return a row with another order of infilling prompts.
 
     Raises:
         SetupError: the model has no infilling.
     """
-    from llama_serving.catalog import Fact, InfillOrder
-
     if order is None:
         return row
     if row.infill.value is None:
@@ -124,11 +123,8 @@ def infilling_in(row: "ModelVariant", order: str | None) -> "ModelVariant":
     return replace(row, infill=Fact(tokens, row.infill.source))
 
 
-def row_for(checkpoint: str, folder: Path, variant: str | None, described: dict[str, Any]) -> "ModelVariant":
+def row_for(checkpoint: str, folder: Path, variant: str | None, described: dict[str, Any]) -> ModelVariant:
     """Return the catalog's row, or one made from options. Nothing is derived from the checkpoint's name."""
-    from llama_endpoints.checkpoints.variants import custom_variant, variant_of
-    from llama_endpoints.nano import FOLDER
-
     given = {name: value for name, value in described.items() if value is not None}
     if variant is not None and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -138,7 +134,7 @@ def row_for(checkpoint: str, folder: Path, variant: str | None, described: dict[
         return variant_of(
             variant, "For a checkpoint outside it, use --dialog and --infill instead of --variant."
         )
-    if not given and folder.samefile(FOLDER):
+    if not given and folder.samefile(NANO_FOLDER):
         return NANO
     if not {"dialog", "infill"} <= given.keys():
         raise SetupError(

@@ -1,16 +1,13 @@
 """Resolve names of models and checkpoints to local folders."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llama_endpoints.checkpoints.file_patterns import SMALL_FILES
 from llama_endpoints.download.azureml_uri import ModelUri
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.errors import SetupError
-
-if TYPE_CHECKING:
-    from llama_serving.model_files import ModelFiles
+from llama_serving.model_files import ModelFiles
 
 
 def folder_of(name: str, *, weights: bool = True) -> Path:
@@ -41,17 +38,14 @@ def _only_checkpoint(folder: Path) -> Path:
     return found[0] if len(found) == 1 and not (folder / "tokenizer.json").is_file() else folder
 
 
-def model_files(name: str) -> "ModelFiles":
+def model_files(name: str) -> ModelFiles:
     """Return a packaged model: a folder that `package` wrote, an azureml: URI, or `nano`.
 
     Raises:
         SetupError: the model does not exist, or cannot be downloaded.
     """
     from llama_endpoints.download.azureml_cache import resolve
-    from llama_endpoints.nano import FOLDER
-    from llama_serving.catalog import NANO
-    from llama_serving.model_files import ModelFiles
 
     if name == NANO.name and not any(Path(name).rglob("MLmodel")):
-        return ModelFiles(FOLDER, NANO)
+        return ModelFiles(NANO_FOLDER, NANO)
     return ModelFiles.find(resolve(name))

@@ -74,13 +74,10 @@ def init() -> None:
         SetupError: the model or a setting cannot be used.
     """
     log_to_stderr()
-    root = os.environ.get("AZUREML_MODEL_DIR")
-    if not root:
-        raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
     settings = Settings.from_environment()
     if settings.traces != "off":
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
-    files = ModelFiles.find(Path(root))
+    files = ModelFiles.deployed()
     if settings.batch_gpus is not None:
         _log.info("GPUs of this process: %s", ", ".join(gpu_assignment.claim(settings.batch_gpus)))
     _loaded[:] = [Loaded.of(files, settings)]

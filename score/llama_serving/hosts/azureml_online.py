@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import flask
@@ -117,11 +116,8 @@ def _refusal(error: ServingError, request_id: str | None) -> AMLResponse:
 
 def _load() -> Service:
     settings = Settings.from_environment()
-    root = os.environ.get("AZUREML_MODEL_DIR")
-    if not root:
-        raise SetupError("AZUREML_MODEL_DIR is not set. Set it to the folder of the packaged model.")
     if settings.api_keys:
         _log.warning("LLAMA_API_KEYS has no effect here: on Azure ML the endpoint checks keys")
     if settings.traces != "off":
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
-    return Service.start(ModelFiles.find(Path(root)), settings)
+    return Service.start(ModelFiles.deployed(), settings)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 import mlflow.models
 import mlflow.pyfunc
@@ -63,26 +63,9 @@ SERVER: Final = "mlflow.pyfunc.scoring_server.app"
 MARGIN_S: Final = 2.0
 """Seconds between our deadline and the server's, for the response."""
 
+_TYPES: Final = {int: "long", bool: "boolean", float: "double", tuple[str, ...]: "string"}
 PARAMS: Final[Mapping[str, str]] = {
-    "max_new_tokens": "long",
-    "min_new_tokens": "long",
-    "do_sample": "boolean",
-    "temperature": "double",
-    "top_p": "double",
-    "top_k": "long",
-    "min_p": "double",
-    "repetition_penalty": "double",
-    "presence_penalty": "double",
-    "frequency_penalty": "double",
-    "num_return_sequences": "long",
-    "stop": "string",
-    "seed": "long",
-    "return_full_text": "boolean",
-    "ignore_eos": "boolean",
-    "logprobs": "long",
-    "details": "boolean",
-    "stream": "boolean",
-    "continue_final_message": "boolean",
+    name: _TYPES[get_args(hint)[0]] for name, hint in get_type_hints(Parameters).items()
 }
 """Parameters allowed in top-level `params`; MLflow drops all others before the model sees them."""
 
