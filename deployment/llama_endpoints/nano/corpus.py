@@ -204,7 +204,7 @@ def distinctive(text: str) -> set[int]:
     return {hash(line) for line in lines if len(line) >= DISTINCTIVE and not line.startswith("#")}
 
 
-def taken(rows: Sequence[SourcePackage], wheels: Path) -> Iterator[tuple[SourcePackage, File]]:
+def deduplicated(rows: Sequence[SourcePackage], wheels: Path) -> Iterator[tuple[SourcePackage, File]]:
     """Yield the files of all sources without duplicates; held-out files come first and take precedence."""
     seen: set[int] = set()
     held_out: set[int] = set()
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counted = {row.package: replace(row, files=0, bytes=0) for row in sources()}
     partial = {split: folder / f"{split}.jsonl.partial" for split in SPLITS}
     outputs = {split: path.open("w", encoding="utf-8") for split, path in partial.items()}
-    for row, file in taken(list(counted.values()), wheels):
+    for row, file in deduplicated(list(counted.values()), wheels):
         outputs[row.split].write(json.dumps(asdict(file)) + "\n")
         so_far = counted[row.package]
         size = len(file.text.encode())

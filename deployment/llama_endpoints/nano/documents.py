@@ -73,7 +73,7 @@ VERBS: Final = {
 }  # fmt: skip
 
 
-class Teacher:
+class DocumentBuilder:
     """Turns files into documents: lists of ids that begin with BOS and end with an end token."""
 
     def __init__(
@@ -213,11 +213,11 @@ def token_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) ->
     rng = random.Random(SEED)
     order = list(files)
     rng.shuffle(order)
-    teacher = Teacher(tokenizer, rng)
+    builder = DocumentBuilder(tokenizer, rng)
     made = 0
     waiting: list[list[int]] = []
     for file in order:
-        waiting.extend(teacher.documents(file.text))
+        waiting.extend(builder.documents(file.text))
         # Documents of one file are not adjacent, or a window would see the answer before the question.
         while len(waiting) > 2000:
             at = rng.randrange(len(waiting))
@@ -231,18 +231,18 @@ def token_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) ->
 
 
 def last_row(files: Sequence[corpus.File], limit: int, tokenizer: Tokenizer) -> list[list[int]]:
-    """Return documents for the last steps, in random order: half of the tokens are short functions as one requests them.
+    """Return documents for the last steps, in random order: half of the tokens are short functions, which are requested most.
 
     The other half are the last files in `token_row`'s order, which a training run seldom reaches.
     """
     rng = random.Random(SEED)
     order = list(files)
     rng.shuffle(order)
-    teacher = Teacher(tokenizer, rng, separators=SEPARATORS[:2])
+    builder = DocumentBuilder(tokenizer, rng, separators=SEPARATORS[:2])
     short = [function for file in order for function in functions(file.text) if function.simple]
     rng.shuffle(short)
-    others = (document for file in reversed(order) for document in teacher.documents(file.text))
-    documents = [*_up_to(limit // 2, map(teacher.function, short)), *_up_to(limit // 2, others)]
+    others = (document for file in reversed(order) for document in builder.documents(file.text))
+    documents = [*_up_to(limit // 2, map(builder.function, short)), *_up_to(limit // 2, others)]
     rng.shuffle(documents)
     return documents
 

@@ -54,13 +54,6 @@ BEGIN, END = "<!-- evaluation -->", "<!-- /evaluation -->"
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """A held-out function up to the end of its docstring."""
-
-    prompt: str
-
-
-@dataclass(frozen=True, slots=True)
 class Gap:
     """A held-out line and its context.
 
@@ -85,19 +78,19 @@ class Score:
     similarity: float | None = None
 
 
-def headers(files: Sequence[corpus.File]) -> list[Header]:
-    """Return every top-level function with a docstring and a body, of the length in nano's training."""
+def headers(files: Sequence[corpus.File]) -> list[str]:
+    """Return the functions up to the end of their docstrings: those at the top level, with a body, of the length in nano's training."""
     return [header for file in files for header in _headers(file.text)]
 
 
-def _headers(text: str) -> Iterator[Header]:
+def _headers(text: str) -> Iterator[str]:
     lines = text.split("\n")
     for node in corpus.tree(text).body:
         if not isinstance(node, ast.FunctionDef) or node.decorator_list or ast.get_docstring(node) is None:
             continue
         size = sum(len(line) + 1 for line in lines[node.lineno - 1 : node.end_lineno])
         if len(node.body) > 1 and node.body[0].lineno > node.lineno and FUNCTION[0] <= size <= FUNCTION[1]:
-            yield Header("\n".join(lines[node.lineno - 1 : node.body[0].end_lineno]) + "\n")
+            yield "\n".join(lines[node.lineno - 1 : node.body[0].end_lineno]) + "\n"
 
 
 def gaps(files: Sequence[corpus.File], rng: random.Random) -> Iterator[Gap]:
@@ -122,9 +115,9 @@ def cut_at_dedent(completion: str) -> str:
     return body[0] if body else ""
 
 
-def parses(header: Header, completion: str) -> bool:
+def parses(header: str, completion: str) -> bool:
     """Whether the function is valid Python and has a body after its docstring."""
-    text = header.prompt + cut_at_dedent(completion)
+    text = header + cut_at_dedent(completion)
     if not corpus.parses(text):
         return False
     (function,) = corpus.tree(text).body
@@ -191,15 +184,13 @@ def completions(
             yield generation.text, generation.finish_reason
 
 
-def nano_score(
-    folder: Path, files: Sequence[corpus.File], heads: Sequence[Header], holes: Sequence[Gap]
-) -> Score:
+def nano_score(folder: Path, files: Sequence[corpus.File], heads: Sequence[str], holes: Sequence[Gap]) -> Score:
     """Measure nano."""
     tokenizer = Tokenizer.from_folder(folder, NANO.special_ids)
     bits = bits_per_byte(Reader(folder).bits, files, tokenizer)
     service = Service.start(ModelFiles(folder, NANO), Settings())
     try:
-        functions = list(completions(service, [head.prompt for head in heads], {"max_new_tokens": NEW_TOKENS}))
+        functions = list(completions(service, heads, {"max_new_tokens": NEW_TOKENS}))
         ends = [{"prefix": hole.prefix, "suffix": hole.suffix} for hole in holes]
         lines = [text for text, _ in completions(service, ends, {"max_new_tokens": 64, "stop": "\n"})]
     finally:
@@ -214,7 +205,7 @@ def nano_score(
 
 def trigram_score(
     files: Sequence[corpus.File],
-    heads: Sequence[Header],
+    heads: Sequence[str],
     holes: Sequence[Gap],
     folder: Path,
     tokenizer: Tokenizer,
@@ -230,7 +221,7 @@ def trigram_score(
 
     return Score(
         bits_per_byte=bits_per_byte(lambda ids: trigram.bits(np.array(ids)), files, tokenizer),
-        parses=_share(parses(head, complete(head.prompt, NEW_TOKENS)) for head in heads),
+        parses=_share(parses(head, complete(head, NEW_TOKENS)) for head in heads),
         **_infilled(holes, [complete(hole.prefix, 64).split("\n", 1)[0] for hole in holes]),
     )
 

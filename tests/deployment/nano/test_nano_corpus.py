@@ -205,7 +205,7 @@ def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         rows = [
             SourcePackage(name, "1", "MIT", "held_out" if "held" in name else "train", "") for name in files
         ]
-        return [file.path for _, file in corpus.taken(rows, Path())]
+        return [file.path for _, file in corpus.deduplicated(rows, Path())]
 
     return take
 

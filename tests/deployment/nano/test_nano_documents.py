@@ -14,8 +14,8 @@ from llama_endpoints.nano.corpus import File
 from llama_endpoints.nano.documents import (
     EXCERPT,
     STEP_ID,
+    DocumentBuilder,
     Function,
-    Teacher,
     excerpts,
     functions,
     request_for,
@@ -48,7 +48,7 @@ def tokenizer() -> Tokenizer:
 def test_every_document_begins_and_ends_as_it_should(tokenizer: Tokenizer) -> None:
     made: dict[int, int] = {}
     for seed in range(12):
-        for ids in Teacher(tokenizer, random.Random(seed)).documents(MODULE):
+        for ids in DocumentBuilder(tokenizer, random.Random(seed)).documents(MODULE):
             assert (ids[0], ids.count(NANO.bos_id)) == (NANO.bos_id, 1)
             end = INFILL.eot if INFILL.middle in ids else STEP_ID if STEP_ID in ids else NANO.eos_id
             assert ids[-1] == end
@@ -61,7 +61,7 @@ def test_every_document_begins_and_ends_as_it_should(tokenizer: Tokenizer) -> No
 def test_an_infilling_document_is_the_excerpt_in_another_order(tokenizer: Tokenizer) -> None:
     orders = []
     for seed in range(40):
-        ids = Teacher(tokenizer, random.Random(seed)).infilling(FOUND)
+        ids = DocumentBuilder(tokenizer, random.Random(seed)).infilling(FOUND)
         assert [ids.count(i) for i in (INFILL.prefix, INFILL.suffix, INFILL.middle, INFILL.eot)] == [1] * 4
         assert (ids[1], ids[-1]) == (INFILL.prefix, INFILL.eot)
         suf, mid = ids.index(INFILL.suffix), ids.index(INFILL.middle)
@@ -80,7 +80,8 @@ def test_an_infilling_document_is_the_excerpt_in_another_order(tokenizer: Tokeni
 def test_a_function_is_shown_alone_and_as_an_answer(tokenizer: Tokenizer) -> None:
     function = Function("found", FOUND, "Returns the sum of the values.")
     texts = [
-        decoded(tokenizer, Teacher(tokenizer, random.Random(seed)).function(function)) for seed in range(40)
+        decoded(tokenizer, DocumentBuilder(tokenizer, random.Random(seed)).function(function))
+        for seed in range(40)
     ]
     assert all(FOUND.rstrip() in text for text in texts)
     assert " " + FOUND in texts

@@ -16,7 +16,7 @@ import torch
 
 from llama_endpoints.nano import FOLDER, evaluate
 from llama_endpoints.nano.corpus import File
-from llama_endpoints.nano.evaluate import Gap, Header, Reader, Score, cut_at_dedent, gaps, headers, similarity
+from llama_endpoints.nano.evaluate import Gap, Reader, Score, cut_at_dedent, gaps, headers, similarity
 from llama_endpoints.nano.model import Angles, Nano
 from llama_endpoints.nano.trigram import Trigram
 from llama_serving.catalog import NANO
@@ -51,7 +51,7 @@ def test_a_body_ends_at_the_dedent(completion: str, body: str) -> None:
     assert cut_at_dedent(completion) == body
 
 
-HEADER: Final = Header('def f(x):\n    """Says."""\n')
+HEADER: Final = 'def f(x):\n    """Says."""\n'
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_similarity_is_of_the_lines_without_indentation() -> None:
 
 def test_headers_end_with_the_docstring() -> None:
     assert headers([File("a", "a", MODULE)]) == [
-        Header(FOUND[: FOUND.index("    return")]),
-        Header(OTHER[: OTHER.index("    return")]),
+        FOUND[: FOUND.index("    return")],
+        OTHER[: OTHER.index("    return")],
     ]
 
 

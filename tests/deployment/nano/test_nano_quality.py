@@ -15,7 +15,7 @@ import pytest
 
 from llama_endpoints.nano import FOLDER, corpus, evaluate
 from llama_endpoints.nano.corpus import NOT_TAKEN, File
-from llama_endpoints.nano.evaluate import Gap, Header, Reader, completions, similarity
+from llama_endpoints.nano.evaluate import Gap, Reader, completions, similarity
 from llama_serving.contract import azure
 from llama_serving.contract.request import Generation
 from llama_serving.service.service import Service
@@ -53,7 +53,7 @@ def held_out() -> list[File]:
 
 
 @pytest.fixture(scope="module")
-def heads(held_out: list[File]) -> list[Header]:
+def heads(held_out: list[File]) -> list[str]:
     return random.Random(2).sample(evaluate.headers(held_out), FUNCTIONS)
 
 
@@ -69,9 +69,9 @@ def test_unseen_files_take_fewer_bits_than_xz_needs(held_out: list[File], servic
     assert bits < 0.85 * evaluate.xz_bits_per_byte(files)
 
 
-def test_unseen_functions_are_completed_with_python(heads: list[Header], service: Service) -> None:
+def test_unseen_functions_are_completed_with_python(heads: list[str], service: Service) -> None:
     parameters = {"max_new_tokens": evaluate.NEW_TOKENS, "stop": DEDENTS}
-    texts = [text for text, _ in completions(service, [head.prompt for head in heads], parameters)]
+    texts = [text for text, _ in completions(service, heads, parameters)]
     parsed = [evaluate.parses(head, text) for head, text in zip(heads, texts, strict=True)]
     assert sum(parsed) >= 0.7 * FUNCTIONS
 
