@@ -99,7 +99,7 @@ class Settings:
         Raises:
             SetupError: a value is invalid, or a name is a near miss of a setting's.
         """
-        given = _given(os.environ if environment is None else environment)
+        given = _llama_variables(os.environ if environment is None else environment)
         keys_file = given.pop("api_keys_file", None)
         if keys_file is not None:
             if "api_keys" in given:
@@ -125,7 +125,7 @@ class Settings:
         return " ".join(show(field.name) for field in fields(self))
 
 
-def _given(environment: Mapping[str, str]) -> dict[str, str]:
+def _llama_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name.removeprefix(_PREFIX).lower(): text.strip()
         for name, text in environment.items()

@@ -25,7 +25,7 @@ def login() -> Any:
     return DefaultAzureCredential(managed_identity_client_id=identity)
 
 
-def said(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return the first line of an Azure error, without the queries of URLs, which may hold a signature."""
     line = str(getattr(error, "message", None) or error).partition("\n")[0]
     return _QUERY.sub("", line).strip().rstrip(".") or type(error).__name__

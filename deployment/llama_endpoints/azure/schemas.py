@@ -44,12 +44,12 @@ def complaints(kind: str, path: Path) -> list[Complaint]:
     with quiet():  # again: its import enables its log
         schema = schema_of(context={"base_path": path.parent})
         try:
-            return list(_complaints(_said(kind, path, load, schema), schema))
+            return list(_complaints(_errors_by_field(kind, path, load, schema), schema))
         except Exception as error:  # on unexpected shapes it raises arbitrary errors
             return [Complaint((), f"{type(error).__name__}: {error}")]
 
 
-def _said(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
+def _errors_by_field(kind: str, path: Path, load: Callable[..., Any], schema: Any) -> Any:
     """Return the errors by field; nothing if the file is valid."""
     from marshmallow import ValidationError
 

@@ -85,7 +85,7 @@ def _named(*names: str, **options: Any) -> Callable[[Command], Command]:
     "public",
     type=click.Choice(["enabled", "disabled"]),
     default="enabled",
-    help="Authentication of the managed endpoint.",
+    help="Network access of the managed endpoint.",
 )
 @_named("--registry", help="Azure ML registry that holds the packaged models. Default: the workspace's models.")
 @click.option(

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
-from llama_endpoints.azure.credentials import said
+from llama_endpoints.azure.credentials import error_line
 from llama_endpoints.download.source import BrokenOff, Reading
 from llama_serving.errors import SetupError
 
@@ -156,18 +156,18 @@ class Blobs:
             yield
         except RequestException as error:
             # Ranges whose checksum is verified are read where the client does not translate these errors.
-            raise BrokenOff(said(error)) from error
+            raise BrokenOff(error_line(error)) from error
         except AzureError as error:
             status = getattr(error, "status_code", None)
             if status is None and isinstance(error, ClientAuthenticationError):
                 raise SetupError(
-                    f"Azure Storage authentication failed: {said(error)}. Run `az login`."
+                    f"Azure Storage authentication failed: {error_line(error)}. Run `az login`."
                 ) from error
             if status in _NO_RIGHT and connection.worked:
                 self._renew(connection)
                 raise BrokenOff(f"Azure answered {status}, since the credential expired") from error
             if status is None or status in _TRANSIENT:
-                why = said(error) if status is None else f"Azure answered {status}"
+                why = error_line(error) if status is None else f"Azure answered {status}"
                 raise BrokenOff(why, _retry_after(error)) from error
             _refused(error, connection, what)
 

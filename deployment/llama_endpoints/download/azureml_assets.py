@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from llama_endpoints.azure.credentials import NOT_INSTALLED, login, said
+from llama_endpoints.azure.credentials import NOT_INSTALLED, error_line, login
 from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.download.azure_blobs import BlobFolder
 from llama_endpoints.download.azureml_uri import ModelUri, UriKind
@@ -126,7 +126,7 @@ def _errors(uri: ModelUri) -> Iterator[None]:
     try:
         yield
     except AzureError as error:
-        status, why = getattr(error, "status_code", None), said(error)
+        status, why = getattr(error, "status_code", None), error_line(error)
         if isinstance(error, ClientAuthenticationError) or status == 401:
             sentence = f"Azure authentication failed for {uri}: {why}. Run `az login`; in a job, give the compute an identity"
         elif status == 403:

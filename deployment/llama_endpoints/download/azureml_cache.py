@@ -50,7 +50,7 @@ def resolve(name: str, *, weights: bool = True) -> Path:
     if uri.needs_workspace:
         found = workspace.default()
         uri = uri.in_workspace(found.subscription, found.group, found.name)
-    return _there(uri, weights=weights) or _bring(uri, weights=weights)
+    return _cached(uri, weights=weights) or _bring(uri, weights=weights)
 
 
 def cache() -> Path:
@@ -60,7 +60,7 @@ def cache() -> Path:
     return Path(given).absolute() if given else home / "llama-endpoints" / "azure"
 
 
-def _there(uri: ModelUri, *, weights: bool) -> Path | None:
+def _cached(uri: ModelUri, *, weights: bool) -> Path | None:
     """Return the cached folder of a model that cannot have changed since."""
     if "version" not in uri.parts:
         return None
@@ -78,7 +78,7 @@ def _bring(uri: ModelUri, *, weights: bool) -> Path:
     place = azureml_assets.locate(uri)
     if "label" in uri.parts and place.version:
         uri = uri.of_version(place.version)
-        there = _there(uri, weights=weights)
+        there = _cached(uri, weights=weights)
         if there is not None:
             return there
     blobs = Blobs(place, lambda: azureml_assets.locate(uri))

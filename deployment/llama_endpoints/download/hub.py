@@ -113,11 +113,11 @@ class Hub:
                 f"Invalid hub address {self.address}: HF_ENDPOINT must be an http(s) URL."
             ) from error
         except httpx2.TransportError as error:
-            raise BrokenOff(_said(error)) from error
+            raise BrokenOff(_first_line(error)) from error
 
     def _unreachable(self, error: Exception) -> NoReturn:
         raise SetupError(
-            f"Cannot reach {self.address}: {_said(error)}. Check the network and its proxy (HTTPS_PROXY), or set another hub "
+            f"Cannot reach {self.address}: {_first_line(error)}. Check the network and its proxy (HTTPS_PROXY), or set another hub "
             "in HF_ENDPOINT."
         ) from error
 
@@ -221,5 +221,5 @@ def _retry_after(response: "httpx2.Response") -> float | None:
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

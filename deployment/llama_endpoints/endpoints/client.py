@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from llama_endpoints.azure.credentials import NOT_INSTALLED, login, said
+from llama_endpoints.azure.credentials import NOT_INSTALLED, error_line, login
 from llama_endpoints.azure.sdk import quiet
 from llama_endpoints.azure.workspace import Workspace
 from llama_endpoints.endpoints import polling
@@ -138,7 +138,7 @@ class EndpointsClient:
                     not error.status_code or error.status_code >= _BAD
                 ):  # polling failed, which says nothing about the change itself
                     raise
-                raise OperationFailed(f"{what}: {_advised(said(error))}") from error
+                raise OperationFailed(f"{what}: {_advised(error_line(error))}") from error
 
 
 def _begun(begin: Callable[[], Any], tick: Callable[[], None]) -> Any:
@@ -173,7 +173,7 @@ def azure_errors(what: str) -> Iterator[None]:
         with quiet():
             yield
     except AzureError as error:
-        status, why = getattr(error, "status_code", None), _advised(said(error))
+        status, why = getattr(error, "status_code", None), _advised(error_line(error))
         if isinstance(error, ClientAuthenticationError) or status == 401:
             sentence = f"Azure authentication failed ({what}): {why}. Run `az login`"
         elif status == 403:

@@ -144,7 +144,7 @@ def differences(made: Mapping[str, str], root: Path) -> list[str]:
     Raises:
         SetupError: a file cannot be read.
     """
-    with _said(root):
+    with _write_errors(root):
         found = [line for name, text in made.items() if (line := _difference(root / name, text))]
         return [
             *found,
@@ -167,7 +167,7 @@ def write(made: Mapping[str, str], root: Path) -> list[Path]:
     Raises:
         SetupError: a file cannot be written.
     """
-    with _said(root):
+    with _write_errors(root):
         changed = [root / name for name, text in made.items() if not _is(root / name, text)]
         for path in changed:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _said(root: Path) -> Iterator[None]:
+def _write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

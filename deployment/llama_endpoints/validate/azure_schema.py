@@ -32,7 +32,7 @@ def findings(spec: SpecFile) -> Iterator[Finding]:
         if complaint.unknown:
             yield spec.find(Rule.UNKNOWN_FIELD, complaint.place, _unknown(complaint))
         else:
-            yield spec.find(Rule.AZURE, complaint.place, _said(spec, complaint))
+            yield spec.find(Rule.AZURE, complaint.place, _message(spec, complaint))
 
 
 def _unknown(complaint: Complaint) -> str:
@@ -41,7 +41,7 @@ def _unknown(complaint: Complaint) -> str:
     return f"is not a field here.{nearest} Allowed: {', '.join(sorted(complaint.known)) or 'none'}."
 
 
-def _said(spec: SpecFile, complaint: Complaint) -> str:
+def _message(spec: SpecFile, complaint: Complaint) -> str:
     value, message = spec.at(*complaint.place), complaint.message
     one_of, of_type = _SET.findall(message), _TYPE.fullmatch(message)
     found = "" if value is None else f", not {shown(value)}"

@@ -36,7 +36,7 @@ def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
     """
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}
-    for name, target, value in _asked(given):
+    for name, target, value in _effective(given):
         if target in spelled and value != values[target]:
             raise BadRequest(
                 f"`{spelled[target]}` and `{name}` are the same parameter, with two values. Send one of them.",
@@ -50,10 +50,10 @@ def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
 
 def spelling(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return the client's names of its parameters, as pairs of our name and the client's."""
-    return tuple((target, name) for name, target, _ in _asked(given))
+    return tuple((target, name) for name, target, _ in _effective(given))
 
 
-def _asked(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _effective(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Yield the parameters that have an effect: the client's name, ours, and the plain value.
 
     The schema accepts some parameters of other servers at the value that changes nothing (`num_beams: 1`).

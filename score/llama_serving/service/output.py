@@ -97,7 +97,7 @@ class SequenceOutput:
         text = self._decoder.push(token.id)
         self._decoded += len(text)
         self._tokens.append((token, max(before, self._decoded - self._own(token)) if text else before))
-        piece = self._kept(self._stops.push(text))
+        piece = self._append(self._stops.push(text))
         if self._stops.found:
             self.handle.cancel()
         return piece
@@ -111,7 +111,7 @@ class SequenceOutput:
         rest = (
             ""
             if self._stops.found
-            else self._kept(self._stops.push(self._decoder.finish()) + self._stops.finish())
+            else self._append(self._stops.push(self._decoder.finish()) + self._stops.finish())
         )
         return rest + (self._prompt.after if self._full else "")
 
@@ -135,7 +135,7 @@ class SequenceOutput:
             token_ids=tuple(token.id for token, _ in self._tokens),
         )
 
-    def _kept(self, piece: str) -> str:
+    def _append(self, piece: str) -> str:
         self._text += piece
         return piece
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama_endpoints.azure.credentials import said
+from llama_endpoints.azure.credentials import error_line
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ from llama_endpoints.azure.credentials import said
     ],
 )
 def test_one_line_without_signatures(error: Exception, line: str) -> None:
-    assert said(error) == line
+    assert error_line(error) == line

@@ -142,7 +142,7 @@ def _model(spec: SpecFile, *prefix: str) -> Iterator[Finding]:
     if _URI.fullmatch(value):
         return
     path = spec.path.parent / value
-    if "://" in value or not (filesystem.exists(path) or _made(path)):
+    if "://" in value or not (filesystem.exists(path) or _may_come_later(path)):
         yield spec.find(
             Rule.PATH, place,
             f"must be {_FORMS}; {shown(value)} is none of these. Create a model below {MADE}/ with "
@@ -164,7 +164,7 @@ def _model(spec: SpecFile, *prefix: str) -> Iterator[Finding]:
         )
 
 
-def _made(path: Path) -> bool:
+def _may_come_later(path: Path) -> bool:
     """Whether it is where `package` writes models, which may be created later or on another machine."""
     return MADE in {folder.name for folder in islice(Path(os.path.normpath(path.absolute())).parents, 2)}
 

@@ -46,7 +46,7 @@ def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
         if not serving.has_server:
             yield from _process(spec, serving)
         yield from _late(spec, serving, machine_of(spec, tree))
-        yield from _kept(spec, serving)
+        yield from _stored_prompts(spec, serving)
     yield from _patience(spec, serving)
     yield from _unit(spec)
     yield from _overlap(spec)
@@ -214,7 +214,7 @@ def _start(spec: SpecFile, serving: Serving, needed: int, about: str) -> Iterato
         )  # fmt: skip
 
 
-def _kept(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
+def _stored_prompts(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
     """Yield what would store callers' texts."""
     if serving.settings.log_prompts:
         yield spec.find(

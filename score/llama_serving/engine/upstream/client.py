@@ -78,7 +78,7 @@ class UpstreamClient:
             listed = json.loads(await self._get("/v1/models"))
             return RemoteServer.of(listed, _version(await self._get("/version")), model=model)
         except httpx2.TransportError as error:
-            raise AwayError(_said(error)) from error
+            raise AwayError(_first_line(error)) from error
         except ValueError as error:
             raise SetupError("it answers /v1/models with no JSON") from error
 
@@ -101,7 +101,7 @@ class UpstreamClient:
         except httpx2.SSEError as error:
             raise error_mapping.malformed("no events, or one that is too long") from error
         except httpx2.TransportError as error:
-            raise error_mapping.broken(_said(error)) from error
+            raise error_mapping.broken(_first_line(error)) from error
         finally:
             await response.aclose()
 
@@ -118,10 +118,10 @@ class UpstreamClient:
                 return await self._http.send(request, stream=True)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 if pause is None:
-                    raise error_mapping.away(_said(error)) from error
+                    raise error_mapping.away(_first_line(error)) from error
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
             except httpx2.TransportError as error:
-                raise error_mapping.broken(_said(error)) from error
+                raise error_mapping.broken(_first_line(error)) from error
         raise AssertionError  # (the last pause is None)
 
     async def _get(self, path: str) -> bytes:
@@ -166,5 +166,5 @@ def _version(said: bytes) -> str:
     return str(text).strip()
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

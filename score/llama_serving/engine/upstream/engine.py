@@ -170,7 +170,7 @@ class UpstreamEngine(ThreadedEngine):
 
     def _start(self) -> None:
         try:
-            self._server = self._runner.run(self._met())
+            self._server = self._runner.run(self._connected_server())
         except BaseException:
             self._runner.close()
             raise
@@ -183,11 +183,11 @@ class UpstreamEngine(ThreadedEngine):
             _log.exception("the engine has stopped")
             raise
 
-    async def _met(self) -> RemoteServer:
+    async def _connected_server(self) -> RemoteServer:
         """Return the server, once it has generated for a prompt of token ids."""
         self._client = self._make_client()
         try:
-            server = await self._awaited()
+            server = await self._wait_for_server()
             answer = StreamedCompletion(PROBE_IDS, PROBE)
             async with self._client.events(server.body(PROBE_IDS, PROBE), model=self._model) as events:
                 async for data in events:
@@ -201,7 +201,7 @@ class UpstreamEngine(ThreadedEngine):
         self._monitor.ready()
         return server
 
-    async def _awaited(self) -> RemoteServer:
+    async def _wait_for_server(self) -> RemoteServer:
         begun, said = time.monotonic(), 0.0
         while True:
             try:

@@ -106,7 +106,7 @@ class VllmEngine:
             raise
 
     @property
-    def _asked(self) -> UpstreamEngine:
+    def _started(self) -> UpstreamEngine:
         if self._upstream is None:
             raise SetupError("The engine has not been started.")
         return self._upstream
@@ -123,16 +123,16 @@ class VllmEngine:
         """See `Engine.submit`."""
         if self._supervisor.lost is not None and os.getpid() == self._pid:
             raise error_mapping.away("vLLM has ended and does not come back")
-        return self._asked.submit(prompt_ids, params, deadline=deadline, stop=stop, streamed=streamed)
+        return self._started.submit(prompt_ids, params, deadline=deadline, stop=stop, streamed=streamed)
 
     @property
     def capacity(self) -> int | None:
         """See `Engine.capacity`."""
-        return self._asked.capacity
+        return self._started.capacity
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
-        stats = self._asked.stats()
+        stats = self._started.stats()
         lost = self._supervisor.lost is not None
         return replace(
             stats, engine="vllm", alive=stats.alive and not lost, failed_starts=self._supervisor.failures
@@ -140,7 +140,7 @@ class VllmEngine:
 
     def drain(self) -> None:
         """See `Engine.drain`."""
-        self._asked.drain()
+        self._started.drain()
 
     def close(self) -> None:
         """See `Engine.close`."""
