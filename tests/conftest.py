@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from requests.structures import CaseInsensitiveDict
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 from llama_endpoints.checkpoints.inspection import inspect
 from llama_endpoints.checkpoints.package import package
@@ -29,6 +30,8 @@ from tests.support.paths import ROOT
 NOT_NATIVE = "the native backend is not tested here: "
 """What the reason of each test begins with that needs a CPU or a compiler which is not here."""
 SHARED = ROOT.parent / "shared" / "data"
+STOCK_SERVERS = [f"tests/end_to_end/test_{name}.py" for name in ("same_text", "bad_requests", "swagger")]
+"""Files that use `azure_server` and `mlflow_server`, whose starts take long."""
 
 
 def pytest_configure() -> None:
@@ -51,6 +54,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     twice = [name for name, times in Counter(item.nodeid for item in items).items() if times > 1]
     if twice:
         raise pytest.UsageError(f"{twice[0]} is the id of several tests")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Files that share servers run in one process."""
+    return Together(config, log)
+
+
+class Together(LoadFileScheduling):
+    """A file's tests run in one process, and those of some files together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "the stock servers" if file in STOCK_SERVERS else file
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -130,10 +147,10 @@ def azure_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[R
         yield server
 
 
-@pytest.fixture(scope="session", params=("batching", "pipeline"))
-def mlflow_server(nano_model: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    """The real `mlflow models serve`, from an empty working directory, with either engine."""
-    with mlflow_serve(nano_model, env={"LLAMA_ENGINE": request.param}) as server:
+@pytest.fixture(scope="session")
+def mlflow_server(nano_model: Path) -> Iterator[RunningServer]:
+    """The real `mlflow models serve`, from an empty working directory; that either engine serves, azmlinfsrv shows."""
+    with mlflow_serve(nano_model) as server:
         yield server
 
 

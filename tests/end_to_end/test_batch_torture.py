@@ -9,7 +9,7 @@ import pytest
 from load_tests import batch_torture as torture
 
 ROWS = 600
-KILLS = 3
+KILLS = 2
 
 
 def test_killed_again_and_again_nothing_is_lost_or_twice(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from llama_endpoints.devtools.servers import LOOPBACK, free_port
+from load_tests.run import main
 from load_tests.samples import Sample, read
 
 PATIENCE_S = 240
@@ -25,11 +27,18 @@ ROUTES = {
 }
 
 
-def load(folder: Path, *arguments: str, workload: str = EVERYTHING) -> "subprocess.CompletedProcess[str]":
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """What the command does at SIGTERM is not for the tests' own process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def load(folder: Path, *arguments: str, workload: str = EVERYTHING) -> Result:
+    """The command in this process; locust and the servers are others."""
     (folder / "workload.yml").write_text(workload)
-    return subprocess.run(
-        command(folder, *arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
+    return CliRunner().invoke(main, command(folder, *arguments)[3:], catch_exceptions=False)
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
@@ -44,8 +53,8 @@ def samples(folder: Path) -> list[Sample]:
 
 @pytest.mark.parametrize("server", ROUTES)
 def test_every_server_and_every_route(nano_model: Path, tmp_path: Path, server: str) -> None:
-    done = load(tmp_path, "--model", str(nano_model), "--server", server, "--users", "8", "--seconds", "4")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = load(tmp_path, "--model", str(nano_model), "--server", server, "--users", "8", "--seconds", "2")
+    assert done.exit_code == 0, done.stdout + done.stderr
     sent = samples(tmp_path)
     assert {one.route for one in sent} == ROUTES[server]
     outcomes = {"answered", "refused"} | ({"cancelled"} if server == "own" else set())
@@ -100,16 +109,16 @@ QUICK = "{stream: 0, prompts: {least: 1, most: 1}, kinds: {completion: 1}, reque
 
 
 def test_the_rate_is_kept_and_right_answers_pass(liar: str, tmp_path: Path) -> None:
-    done = load(tmp_path, "--url", liar, "--server", "azmlinfsrv", "--seconds", "4", workload=QUICK % 0)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = load(tmp_path, "--url", liar, "--server", "azmlinfsrv", "--seconds", "3", workload=QUICK % 0)
+    assert done.exit_code == 0, done.stdout + done.stderr
     assert {one.outcome for one in samples(tmp_path)} == {"answered"}
     due = [one.at - one.late_s for one in samples(tmp_path)]
     assert 25 < sum(at < 2.5 for at in due) < 85  # 50 of them, drawn with seeds; whenever they were sent
 
 
 def test_a_server_that_lies_fails_the_test(liar: str, tmp_path: Path) -> None:
-    done = load(tmp_path, "--url", liar, "--server", "azmlinfsrv", "--seconds", "3", workload=QUICK % 0.5)
-    assert done.returncode == 1
+    done = load(tmp_path, "--url", liar, "--server", "azmlinfsrv", "--seconds", "1", workload=QUICK % 0.5)
+    assert done.exit_code == 1
     outcomes = Counter(one.outcome for one in samples(tmp_path))
     assert outcomes.keys() == {"answered", "wrong"}
     assert f"{outcomes['wrong']} x /score: status 200 for a bad request, not 400" in done.stderr
@@ -118,16 +127,16 @@ def test_a_server_that_lies_fails_the_test(liar: str, tmp_path: Path) -> None:
 
 def test_a_key_that_is_missing_is_told(liar: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOAD_KEY")
-    done = load(tmp_path, "--url", liar, "--server", "azmlinfsrv", "--seconds", "2", workload=QUICK % 0)
-    assert done.returncode == 1
+    done = load(tmp_path, "--url", liar, "--server", "azmlinfsrv", "--seconds", "1", workload=QUICK % 0)
+    assert done.exit_code == 1
     assert "status 401" in done.stderr
 
 
 def test_no_server_is_no_answer(tmp_path: Path) -> None:
     done = load(
-        tmp_path, "--url", f"http://{LOOPBACK}:{free_port(LOOPBACK)}", "--seconds", "2", workload=QUICK % 0
+        tmp_path, "--url", f"http://{LOOPBACK}:{free_port(LOOPBACK)}", "--seconds", "1", workload=QUICK % 0
     )
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert {(one.status, one.outcome) for one in samples(tmp_path)} == {(0, "wrong")}
     assert "no answer: ConnectionRefusedError" in done.stderr
 
@@ -150,7 +159,7 @@ def test_what_cant_begin_is_a_sentence(
     empty.mkdir()
     given = [str(empty) if argument == "EMPTY" else argument for argument in arguments]
     done = load(tmp_path, *given, workload=workload)
-    assert (done.returncode, says in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    assert (done.exit_code, says in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
 def test_an_interrupt_ends_the_sending_and_reports(liar: str, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from llama_endpoints.devtools.servers import RunningServer, console_script, environment, own_server
+from llama_endpoints.devtools.servers import RunningServer, own_server
 from llama_serving.catalog import NANO
 from llama_serving.contract import azure
 from llama_serving.prompts.builder import PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.end_to_end.test_server_clients import samples
+from tests.support.command import run
 from tests.support.paths import ROOT
 from tests.support.tiny import write_tiny
 
@@ -61,25 +62,17 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny(checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT}))
-    command = [
-        "package",
-        "--checkpoint",
-        str(checkpoint),
-        "--dialog",
-        "inst",
-        "--infill",
-        "none",
-        "--output",
-        str(packaged),
-    ]
-    subprocess.run([console_script("llama-endpoints"), *command], check=True, timeout=120, env=environment({}))
+    made = run(
+        "package", "--checkpoint", checkpoint, "--dialog", "inst", "--infill", "none", "--output", packaged
+    )
+    assert made.returncode == 0, made.stderr
     return packaged
 
 
 @pytest.fixture(scope="module")
 def server(wide: Path) -> Iterator[RunningServer]:
     # (A random model never ends by itself.)
-    with own_server(wide, env={"LLAMA_DEADLINE_S": "5"}) as server:
+    with own_server(wide, env={"LLAMA_DEADLINE_S": "2"}) as server:
         yield server
 
 

@@ -69,11 +69,9 @@ def run(code: Path, url: str, output: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("made", [False, True], ids=["no folder yet", "an empty folder"])
-def test_the_output_is_the_model(code: Path, tmp_path: Path, *, made: bool) -> None:
+def test_the_output_is_the_model(code: Path, tmp_path: Path) -> None:
     output = tmp_path / "outputs" / "model"
-    if made:
-        output.mkdir(parents=True)
+    output.mkdir(parents=True)  # as Azure mounts it
     with fake_hub() as hub:
         hub.publish(NAME, tiny_files(shards=2))
         done = run(code, hub.url, output)

@@ -1,6 +1,7 @@
 """Traces of our own server, as a real collector on this machine receives them: OTLP's protobuf, Azure's lines."""
 
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -17,9 +18,15 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from llama_endpoints.devtools.servers import RunningServer, environment, free_port, own_server
+from llama_serving.engine.batching.engine import BatchingEngine
+from llama_serving.engine.handle import Handle
+from llama_serving.errors import InternalError
+from llama_serving.service.service import Service
 from tests.conftest import Answer, post
-from tests.end_to_end.test_server_life import PATIENCE_S, get, metric, opened, refused, until
+from tests.end_to_end.test_server_life import refused
+from tests.support.calls import PATIENCE_S, get, is_up, metric, opened, until
 from tests.support.collector import attributes, collecting, deaf
+from tests.support.in_process import serving
 
 KEY = "key-of-the-zoo"
 PROMPT = "def zebra_crossing(quokka):"
@@ -36,6 +43,9 @@ def to_otlp(url: str) -> dict[str, str]:
 def to_azure(url: str) -> dict[str, str]:
     connection = f"InstrumentationKey={INSTRUMENTATION};IngestionEndpoint={url}/"
     return {"LLAMA_TRACES": "azure", "APPLICATIONINSIGHTS_CONNECTION_STRING": connection}
+
+
+IMPATIENT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "600", "OTEL_BSP_SCHEDULE_DELAY": "10"}
 
 
 def ended(server: RunningServer) -> str:
@@ -239,31 +249,6 @@ def test_nothing_that_was_asked_or_answered_is_sent(told: Told) -> None:
     assert '"level": "warning"' not in told.log
 
 
-FAILING = f"""
-import sys
-from llama_serving.engine.batching.engine import BatchingEngine
-from llama_serving.errors import InternalError
-from llama_serving.service.service import Service
-from llama_endpoints.cli.main import main
-
-submit, prepare = BatchingEngine.submit, Service.prepare
-
-def submitting(self, prompt_ids, params, **named):
-    handle = submit(self, prompt_ids, params, **named)
-    if params.max_new_tokens == 77:
-        handle.fail(InternalError({PROMPT!r}))
-    return handle
-
-def preparing(self, request):
-    if request.parameters.max_new_tokens == 78:
-        raise ValueError({PROMPT!r})
-    return prepare(self, request)
-
-BatchingEngine.submit, Service.prepare = submitting, preparing
-main(["serve", "--model", "nano", "--port", sys.argv[1]])
-"""
-
-
 @contextmanager
 def running(script: str, env: dict[str, str]) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """A server that was changed."""
@@ -272,28 +257,33 @@ def running(script: str, env: dict[str, str]) -> Iterator[tuple[str, "subprocess
         [sys.executable, "-c", script, str(port)], env=environment(env), stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            until(lambda: answers(f"http://127.0.0.1:{port}/health/ready"))
+            until(lambda: is_up(f"http://127.0.0.1:{port}"))
             yield f"http://127.0.0.1:{port}", process
         finally:
             if process.poll() is None:
                 process.kill()
 
 
-def answers(url: str) -> bool:
-    try:
-        return get(url).status == 200
-    except OSError:
-        return False
+def test_a_fault_is_told_without_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, prepare = BatchingEngine.submit, Service.prepare
 
+    def submitting(self: BatchingEngine, prompt_ids: Any, params: Any, **named: Any) -> Handle:
+        handle = submit(self, prompt_ids, params, **named)
+        if params.max_new_tokens == 77:
+            handle.fail(InternalError(PROMPT))
+        return handle
 
-def test_a_fault_is_told_without_its_words() -> None:
-    with collecting() as collector, running(FAILING, to_otlp(collector.url)) as (url, process):
+    def preparing(self: Service, request: Any) -> Any:
+        if request.parameters.max_new_tokens == 78:
+            raise ValueError(PROMPT)
+        return prepare(self, request)
+
+    monkeypatch.setattr(BatchingEngine, "submit", submitting)
+    monkeypatch.setattr(Service, "prepare", preparing)
+    with collecting() as collector, serving(to_otlp(collector.url)) as server:
         for number, tokens in ((1, 77), (2, 78)):
             asked = {**BODY, "max_tokens": tokens}
-            assert post(f"{url}/v1/completions", asked, **parent(number)).status == 500
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0
+            assert post(f"{server.url}/v1/completions", asked, **parent(number)).status == 500
     spans = collector.spans
     servers = [span for span in spans if span.kind == Span.SPAN_KIND_SERVER]
     (sequence,) = [span for span in spans if span.kind == Span.SPAN_KIND_INTERNAL]
@@ -305,12 +295,11 @@ def test_a_fault_is_told_without_its_words() -> None:
 
 
 def test_who_goes_leaves_a_span_that_says_so() -> None:
-    with collecting() as collector, own_server("nano", env=to_otlp(collector.url)) as server:
-        connection = opened(server, {**BODY, "max_tokens": 1500, "stream": True})
+    with collecting() as collector, serving(to_otlp(collector.url)) as server:
+        connection = opened(server.url, {**BODY, "max_tokens": 1500, "stream": True})
         assert connection.recv(64).startswith(b"HTTP/1.1 200")
         connection.close()
-        until(lambda: metric(server, "llama_num_requests_running") == 0)
-        ended(server)
+        until(lambda: metric(server.url, "llama_num_requests_running") == 0)
     sequence, whole = sorted(collector.spans, key=lambda span: span.kind == Span.SPAN_KIND_SERVER)
     assert sequence.parent_span_id == whole.span_id
     assert attributes(sequence)["gen_ai.response.finish_reasons"] == ["cancelled"]
@@ -370,26 +359,26 @@ def test_azure_gets_requests_and_their_sequences_and_nothing_else() -> None:
 # --- a collector that is not there ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("to", "there"), [pytest.param(to_azure, True, id="deaf"), pytest.param(to_otlp, False, id="absent")]
-)
-def test_a_collector_that_takes_nothing_harms_nobody(to: Any, there: bool) -> None:
-    with deaf() as url:
-        env = {
-            **to(url if there else f"http://127.0.0.1:{free_port('127.0.0.1')}"),
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "600",
-            "OTEL_BSP_SCHEDULE_DELAY": "10",
-        }
-        with own_server("nano", env=env) as server:
-            for _ in range(20):
-                assert post(f"{server.url}/v1/completions", {**BODY, "max_tokens": 2}).status == 200
-            log = ended(server)
+def test_a_collector_that_never_answers_harms_nobody() -> None:
+    """A process: its end doesn't wait for the collector."""
+    with deaf() as url, own_server("nano", env={**to_azure(url), **IMPATIENT}) as server:
+        for _ in range(20):
+            assert post(f"{server.url}/v1/completions", {**BODY, "max_tokens": 2}).status == 200
+        log = ended(server)
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     warned = [line for line in lines if line["level"] != "info"]
-    assert {line["logger"] for line in warned} <= {"llama_serving.server.tracing"}
+    assert {line["logger"] for line in warned} == {"llama_serving.server.tracing"}
     assert len(warned) <= 2, "one of the collector, one of the last spans"
-    assert warned
     assert "Traceback" not in log
+
+
+def test_a_collector_that_is_not_there_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    with serving({**to_otlp(f"http://127.0.0.1:{free_port('127.0.0.1')}"), **IMPATIENT}) as server:
+        for _ in range(20):
+            assert post(f"{server.url}/v1/completions", {**BODY, "max_tokens": 2}).status == 200
+    warned = [line for line in caplog.records if line.levelno >= logging.WARNING]
+    assert {line.name for line in warned} == {"llama_serving.server.tracing"}
+    assert len(warned) <= 2, "one of the collector, one of the last spans"
 
 
 # --- starts that can't succeed ----------------------------------------------------------------------
@@ -417,21 +406,19 @@ main(["serve", "--model", "nano", "--port", sys.argv[1]])
 @pytest.mark.parametrize(
     ("destination", "missing"),
     [
-        ("otlp", "opentelemetry.exporter"),
-        ("azure", "azure.monitor.opentelemetry"),
+        ("otlp", "opentelemetry.exporter.otlp.proto.http.trace_exporter"),
+        ("azure", "azure.monitor.opentelemetry.exporter"),
         ("otlp", "opentelemetry.instrumentation.asgi"),
     ],
 )
-def test_without_the_extra_the_start_says_what_to_install(destination: str, missing: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(missing=missing), str(free_port("127.0.0.1"))],
-        env=environment({**to_azure("http://127.0.0.1:9"), "LLAMA_TRACES": destination}),
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "pip install 'llama-endpoints[traces]'" in done.stderr.splitlines()[-1]
-    assert f"LLAMA_TRACES={destination}" in done.stderr.splitlines()[-1]
+def test_without_the_extra_the_start_says_what_to_install(
+    destination: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "llama_serving.server.tracing", raising=False)
+    said = refused(**{**to_azure("http://127.0.0.1:9"), "LLAMA_TRACES": destination})
+    assert "pip install 'llama-endpoints[traces]'" in said
+    assert f"LLAMA_TRACES={destination}" in said
 
 
 def test_without_traces_none_of_it_is_needed() -> None:

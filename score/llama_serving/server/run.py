@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -65,10 +66,31 @@ def serve(
         SetupError: the address needs a key or is taken, traces cannot be sent, or the model cannot be loaded.
     """
     auth.check_address(binding.host, settings.api_keys, open_to_all=binding.open_to_all)
-    return asyncio.run(_serve(load, settings, binding, options or Options(), _traces(settings)))
+    return asyncio.run(_serve(load, settings, binding, options or Options(), traces_of(settings)))
 
 
-def _traces(settings: Settings) -> "Traces | None":
+async def _serve(
+    load: Callable[[], Service],
+    settings: Settings,
+    binding: Binding,
+    options: Options,
+    traces: "Traces | None",
+) -> int:
+    assembly = Assembly.of(load, settings, binding, options, traces)
+    try:
+        code = await assembly.run()
+    finally:
+        if traces is not None:
+            traces.close()
+    if (
+        assembly.lifecycle.loaded is None
+    ):  # the loading thread is inside torch: interpreter shutdown would abort it
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def traces_of(settings: Settings) -> "Traces | None":
     """Return the destination of spans. Its libraries are an extra, imported only if traces are on."""
     if settings.traces == "off":
         return None
@@ -83,59 +105,75 @@ def _traces(settings: Settings) -> "Traces | None":
         ) from error
 
 
-async def _serve(
-    load: Callable[[], Service],
-    settings: Settings,
-    binding: Binding,
-    options: Options,
-    traces: "Traces | None",
-) -> int:
-    ending = ServerEnd()
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A server's parts, put together on the running loop and bound to its address; nothing is loaded yet."""
 
-    def loaded() -> Service:
-        service = load()
+    lifecycle: Lifecycle
+    server: DrainingServer
+    end: ServerEnd
+    listening: socket.socket
 
-        def ended(request: Request, sequence: SequenceOutput) -> None:
-            metrics.generated(sequence.handle)
-            if traces is not None:
-                traces.generated(request, sequence, service.variant.name)
+    @classmethod
+    def of(
+        cls,
+        load: Callable[[], Service],
+        settings: Settings,
+        binding: Binding,
+        options: Options,
+        traces: "Traces | None" = None,
+    ) -> "Assembly":
+        """Put a server together.
 
-        service.on_end = ended
-        return service
+        Raises:
+            SetupError: the address is taken.
+        """
+        end = ServerEnd()
 
-    lifecycle = Lifecycle(loaded, ending.end)
-    metrics = Metrics(lifecycle)
-    app = routes(lifecycle, metrics, settings, options)
-    app.router.lifespan_context = _lifespan(lifecycle)
-    inner = RequestMiddleware(app, metrics, settings.api_keys)
-    config = uvicorn.Config(
-        OriginForm(cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)),
-        host=binding.host,
-        port=binding.port,
-        http=HeadTimeoutProtocol,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=LAST_BYTES_S,
-        lifespan="on",
-        ws="none",
-        reset_contextvars=True,  # or the connection's next request could inherit the previous one's span
-    )
-    listening = bound_socket(config)  # before anything is loaded
-    server = DrainingServer(config, lifecycle)
-    ending.server = server
-    try:
-        await server.serve(sockets=[listening])
-    finally:
-        if traces is not None:
-            traces.close()
-    if lifecycle.failure is not None:
-        raise lifecycle.failure
-    if lifecycle.loaded is None:  # the loading thread is inside torch: interpreter shutdown would abort it
-        logging.shutdown()
-        os._exit(ending.code)
-    return ending.code
+        def loaded() -> Service:
+            service = load()
+
+            def ended(request: Request, sequence: SequenceOutput) -> None:
+                metrics.generated(sequence.handle)
+                if traces is not None:
+                    traces.generated(request, sequence, service.variant.name)
+
+            service.on_end = ended
+            return service
+
+        lifecycle = Lifecycle(loaded, end.end)
+        metrics = Metrics(lifecycle)
+        app = routes(lifecycle, metrics, settings, options)
+        app.router.lifespan_context = _lifespan(lifecycle)
+        inner = RequestMiddleware(app, metrics, settings.api_keys)
+        config = uvicorn.Config(
+            OriginForm(cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)),
+            host=binding.host,
+            port=binding.port,
+            http=HeadTimeoutProtocol,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=LAST_BYTES_S,
+            lifespan="on",
+            ws="none",
+            reset_contextvars=True,  # or the connection's next request could inherit the previous one's span
+        )
+        listening = bound_socket(binding.host, binding.port)
+        end.server = DrainingServer(config, lifecycle)
+        return cls(lifecycle, end.server, end, listening)
+
+    async def run(self) -> int:
+        """Load, serve until told to stop, and return the exit code.
+
+        Raises:
+            SetupError: the model cannot be loaded; so does whatever else loading raises.
+        """
+        await self.server.serve(sockets=[self.listening])
+        if self.lifecycle.failure is not None:
+            raise self.lifecycle.failure
+        return self.end.code
 
 
 def _lifespan(lifecycle: Lifecycle) -> Any:

@@ -23,19 +23,25 @@ MOST_BEHIND: Final = 1 << 16
 """Bytes that a client may send after a request before its response."""
 
 
-def bound_socket(config: uvicorn.Config) -> socket.socket:
+def bound_socket(host: str, port: int) -> socket.socket:
     """Return the socket to listen on, without Nagle's delay.
 
     Raises:
         SetupError: the address is taken, or not this machine's.
     """
-    try:
-        listening = config.bind_socket()
-    except SystemExit:  # raised by uvicorn, whose log has the cause
-        raise SetupError(f"{config.host}:{config.port} can't be listened on. Give another --port.") from None
-    # asyncio sets TCP_NODELAY only if a socket's protocol is TCP, and uvicorn's is not. Without it the end of a response and
-    # each event of a stream wait up to 40 ms for the client's acknowledgement. Connections inherit it.
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # asyncio sets TCP_NODELAY only if a socket's protocol is TCP, and this one's is the default, 0. Without it the end of a
+    # response and each event of a stream wait up to 40 ms for the client's acknowledgement. Connections inherit it.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or error
+        raise SetupError(
+            f"{host}:{port} can't be listened on: {reason}. Give another --port or --host."
+        ) from None
     return listening
 
 

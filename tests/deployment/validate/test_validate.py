@@ -352,14 +352,14 @@ def put(root: Any, place: Place, value: object) -> Any:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_no_value_breaks_a_rule(name: str, tree: Path) -> None:
-    """Every value of a good file, replaced with those of any other kind."""
+    """Every value of a good file, replaced with some of another kind: with each of them somewhere."""
     document, _ = read(tree / name)
     assert document is not None
     kind = kind_of(document.root)
     assert kind is not None
     others = tuple(specs_of(tree / other for other in SPECS if other != name))
-    for place in document.lines:
-        for value in STRANGE if place else ():
+    for number, place in enumerate(document.lines):
+        for value in (STRANGE[(4 * number + step) % len(STRANGE)] for step in range(4 if place else 0)):
             spec = SpecFile(replace(document, root=put(document.root, place, value)), kind)
             around = SpecTree((spec, *others))
             for one in (spec, *(others if value in (None, {}) else ())):

@@ -79,3 +79,15 @@ def test_an_unknown_field_may_be_null(path: str, body: Any) -> None:
     assert described.is_valid(body)
     assert described.is_valid(with_unknown(body, None))
     assert not described.is_valid({**body, "": 1})
+
+
+def test_a_path_is_the_same_below_every_prefix() -> None:
+    paths = server_document()["paths"]
+    for first, *others in (
+        [path for path in PROTOCOLS if path.endswith("/chat/completions")],
+        [path for path in PROTOCOLS if path.endswith("/completions") and "chat" not in path],
+    ):
+        assert len(others) == 2
+        for other in others:
+            assert paths[other] == paths[first]
+            assert PROTOCOLS[other]._parse is PROTOCOLS[first]._parse  # type: ignore[attr-defined]

@@ -71,7 +71,6 @@ print(torch.get_num_threads())
     [
         ("one core", "", {}, 1),
         ("one core", "2", {}, 2),  # the operator's word
-        ("a quota of one", "", {}, 1),
         ("a quota of one", "", {"OMP_NUM_THREADS": "2"}, 2),
     ],
 )

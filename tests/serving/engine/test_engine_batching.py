@@ -596,7 +596,7 @@ class TestTheLifeOfTheEngine:
         os.waitpid(child, 0)
         assert own.ids(prompt(1))
 
-    def test_thousands_of_short_requests_leave_nothing_behind(self, model: Model) -> None:
+    def test_many_short_requests_leave_nothing_behind(self, model: Model) -> None:
         """A tenth of them cancelled. Objects of Python and torch are counted, not the system's memory."""
         with Started(model, blocks=60, max_num_seqs=16) as started:
             params = replace(GREEDY, max_new_tokens=2)
@@ -610,11 +610,11 @@ class TestTheLifeOfTheEngine:
                         ids_of(handle)
                     started.backend.passes.clear()
 
-            wave(1000)
+            wave(300)
             before = _objects()
-            wave(4000)
+            wave(600)
             after = _objects()
-            grown = {name: after[name] - before[name] for name in after if after[name] - before[name] > 50}
+            grown = {name: after[name] - before[name] for name in after if after[name] - before[name] > 20}
             assert not grown
             assert started.engine.stats().kv_blocks_free == started.blocks
 

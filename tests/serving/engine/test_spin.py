@@ -192,7 +192,7 @@ print(engine._thread.spin.short)
 """
 
 
-@pytest.mark.parametrize("engine", ["batching", "pipeline"])
+@pytest.mark.parametrize("engine", ["batching"])
 def test_an_engine_adjusts_it_while_it_computes(engine: str) -> None:
     env = {name: text for name, text in os.environ.items() if name not in spin.CHOSEN_BY_OPERATOR}
     done = subprocess.run(

@@ -2,13 +2,11 @@
 
 import socket
 
-import uvicorn
-
 from llama_serving.server.uvicorn_server import bound_socket
 
 
 def test_what_is_sent_goes_at_once() -> None:
-    with bound_socket(uvicorn.Config("nowhere", host="127.0.0.1", port=0)) as listening:
+    with bound_socket("127.0.0.1", 0) as listening:
         listening.listen()
         with socket.create_connection(listening.getsockname()), listening.accept()[0] as connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
