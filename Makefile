@@ -15,7 +15,7 @@ CLIENTS_READY := $(CLIENTS)/.ready
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test test-pythons vllm test-vllm clients test-clients check lint fmt typecheck yaml-check docs package resolve load batch-torture bench bench-gpu peers clean
+.PHONY: help house run serve test test-pythons vllm test-vllm clients test-clients check lint fmt typecheck yaml-check docs package resolve load batch-torture bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -53,6 +53,9 @@ lint: $(READY)  ## Check style, and who imports whom
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint environments/*/Dockerfile
+
+house: $(READY)  ## Count the rooms of both packages, their floors, and who imports whom
+	$(BIN)/python -m tests.support.house
 
 fmt: $(READY)  ## Bring the code into the one format
 	$(BIN)/ruff check --fix .
