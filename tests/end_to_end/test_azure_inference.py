@@ -1,4 +1,4 @@
-"""Azure's own inference client against our own server: at the root, as against any endpoint of Azure's. A real process."""
+"""Azure's own inference client against our own server: at the root, as against any endpoint of Azure's."""
 
 from collections.abc import Iterator
 
@@ -8,27 +8,27 @@ from azure.ai.inference.models import AssistantMessage, SystemMessage, UserMessa
 from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import HttpResponseError
 
-from llama_endpoints.devtools.servers import RunningServer, own_server
 from tests.conftest import post
 from tests.support.bad_bodies import user
+from tests.support.in_process import LocalServer, serving
 
 KEY = "sesame"
 SHORT = {"max_tokens": 6, "temperature": 0.0}
 
 
 @pytest.fixture(scope="module")
-def keyed() -> Iterator[RunningServer]:
-    with own_server("nano", env={"LLAMA_API_KEYS": KEY}) as server:
+def keyed() -> Iterator[LocalServer]:
+    with serving({"LLAMA_API_KEYS": KEY}) as server:
         yield server
 
 
 @pytest.fixture
-def client(keyed: RunningServer) -> Iterator[ChatCompletionsClient]:
+def client(keyed: LocalServer) -> Iterator[ChatCompletionsClient]:
     with ChatCompletionsClient(keyed.url, AzureKeyCredential(KEY)) as made:
         yield made
 
 
-def test_it_chats(client: ChatCompletionsClient, keyed: RunningServer) -> None:
+def test_it_chats(client: ChatCompletionsClient, keyed: LocalServer) -> None:
     messages = [SystemMessage("Be brief."), UserMessage("a"), AssistantMessage("b"), UserMessage("c")]
     answer = client.complete(messages=messages, **SHORT)
     pieces = client.complete(messages=messages, stream=True, **SHORT)

@@ -1,4 +1,4 @@
-"""Our own server and azmlinfsrv, as browsers, proxies, probes and Azure's inference clients meet them. Real processes."""
+"""Our own server and azmlinfsrv, as browsers, proxies, probes and Azure's inference clients meet them."""
 
 import http.client
 import json
@@ -9,22 +9,25 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, own_server
+from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv
 from tests.conftest import ROOT, post
 from tests.support.bad_bodies import user
+from tests.support.in_process import LocalServer, serving
 
 ORIGIN = "https://example.org"
 KEY = "sesame"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
+def server() -> Iterator[LocalServer]:
     """One with a key, for the pages of one origin."""
-    with own_server("nano", env={"LLAMA_CORS_ORIGINS": ORIGIN, "LLAMA_API_KEYS": KEY}) as started:
+    with serving({"LLAMA_CORS_ORIGINS": ORIGIN, "LLAMA_API_KEYS": KEY}) as started:
         yield started
 
 
-def ask(server: RunningServer, method: str, target: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    server: RunningServer | LocalServer, method: str, target: str, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """One request with exactly this target."""
     connection = http.client.HTTPConnection(str(urlsplit(server.url).netloc), timeout=60)
     try:
@@ -35,7 +38,7 @@ def ask(server: RunningServer, method: str, target: str, **headers: str) -> tupl
         connection.close()
 
 
-def test_a_browser_may_ask_before_it_sends_its_key(server: RunningServer) -> None:
+def test_a_browser_may_ask_before_it_sends_its_key(server: RunningServer | LocalServer) -> None:
     wanted = {
         "Access_Control_Request_Method": "POST",
         "Access_Control_Request_Headers": "authorization,content-type",
@@ -47,7 +50,7 @@ def test_a_browser_may_ask_before_it_sends_its_key(server: RunningServer) -> Non
     assert (status, headers.get("access-control-allow-origin")) == (400, None)
 
 
-def test_a_page_reads_answers_and_refusals(server: RunningServer) -> None:
+def test_a_page_reads_answers_and_refusals(server: RunningServer | LocalServer) -> None:
     answer = post(
         f"{server.url}/v1/completions",
         {"prompt": "a", "max_tokens": 2},
@@ -65,7 +68,7 @@ def test_without_the_setting_no_page_may_ask(own: RunningServer) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_health_needs_no_key(server: RunningServer) -> None:
+def test_health_needs_no_key(server: RunningServer | LocalServer) -> None:
     assert [ask(server, "GET", path)[0] for path in ("/health", "/v1/models")] == [200, 401]
 
 
