@@ -6,7 +6,6 @@ A body that the schemas take may still be refused, for what JSON Schema can't sa
 """
 
 import logging
-import logging.handlers
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -23,7 +22,7 @@ from llama_serving.contract.parameters import ALIASES
 from llama_serving.contract.validation import schema
 from llama_serving.server.app import PROTOCOLS
 from tests.conftest import post
-from tests.support.in_process import LocalServer, serving
+from tests.support.in_process import LocalServer, logged, serving
 
 KEY: Final = {"Authorization": "Bearer the-key"}
 SMALL: Final = {
@@ -83,14 +82,8 @@ API: Final = api()
 @pytest.fixture(scope="module")
 def log() -> Iterator[list[logging.LogRecord]]:
     """What the server logged."""
-    handler = logging.handlers.BufferingHandler(capacity=1_000_000)
-    ours = logging.getLogger("llama_serving")
-    before = ours.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    yield handler.buffer
-    ours.removeHandler(handler)
-    ours.setLevel(before)
+    with logged() as records:
+        yield records
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ A process of its own is for what only one can show: the command, real signals, e
 """
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from queue import SimpleQueue
 from types import MappingProxyType
 
@@ -43,6 +45,20 @@ class LocalServer:
     def signal(self, number: signal.Signals) -> None:
         """Do what the process would do at a signal."""
         self.assembly.server.handle_exit(number, None)
+
+
+@contextmanager
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """Collect what the server logs, also for a fixture of a whole module."""
+    handler, ours = BufferingHandler(capacity=1_000_000), logging.getLogger("llama_serving")
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield handler.buffer
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)
 
 
 @contextmanager
