@@ -14,7 +14,7 @@ from llama_endpoints.batch import azure_emulator
 from llama_endpoints.batch.azure_deployment import BatchDeployment
 from llama_endpoints.batch.azure_emulator import EmulatedJob, Tally
 from llama_serving.errors import SetupError
-from tests.support.azure_jobs import BATCH_DEPLOYMENT, PATIENCE_S, ROOT, command, done, written
+from tests.support.azure_jobs import BATCH_DEPLOYMENT, PATIENCE_S, ROOT, batch, begun, ended, written
 
 SCRIPT = '''
 import json, logging, os, pathlib, time
@@ -298,7 +298,7 @@ class TestCommand:
             retry_settings={"max_retries": 1},
             error_threshold=0,
         )
-        code, told = done(command(nano_model, job.given, job.output, "--as-azure", str(file)))
+        code, told = batch(nano_model, job.given, job.output, "--as-azure", str(file))
         assert code == 1
         for says in ("one of its 2 instances", "try 2 of 2", "2 files: 1 succeeded, 1 failed, 0 not done",
                      "score/predictions.csv", "The job failed: 1 files failed, but error_threshold allows 0."):  # fmt: skip
@@ -311,7 +311,7 @@ class TestCommand:
     ) -> None:
         given(job, "sleeps")
         file = written(tmp_path, job.deployment.script, mini_batch_size=1, retry_settings={"timeout": 3600})
-        process = command(nano_model, job.given, job.output, "--as-azure", str(file))
+        process = begun(nano_model, job.given, job.output, "--as-azure", str(file))
         deadline = time.monotonic() + PATIENCE_S
         while not (tmp_path / "scratch" / "sleeps").exists():
             assert time.monotonic() < deadline
@@ -319,7 +319,7 @@ class TestCommand:
             time.sleep(0.05)
         (worker,) = workers(job)
         process.send_signal(number)
-        code, told = done(process)
+        code, told = ended(process)
         assert code == (-number if number == signal.SIGKILL else 128 + number)
         assert ("1 not done" in told) == (number != signal.SIGKILL)
         while worker in workers(job):
@@ -337,7 +337,7 @@ class TestCommand:
     def test_what_no_job_has(self, job: EmulatedJob, nano_model: Path, more: list[str], says: str) -> None:
         given(job, "a")
         file = str(BATCH_DEPLOYMENT)
-        code, told = done(command(nano_model, job.given, job.output, "--as-azure", file, *more))
+        code, told = batch(nano_model, job.given, job.output, "--as-azure", file, *more)
         assert code == 2
         assert says in told
 

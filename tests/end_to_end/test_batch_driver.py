@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.azure_jobs import BATCH_DEPLOYMENT, PATIENCE_S, ROOT, command, done, written
+from tests.support.azure_jobs import BATCH_DEPLOYMENT, PATIENCE_S, ROOT, batch, written
 
 KILLED_ONCE = '''
 """The real driver; the first process is killed when some rows are in the journal."""
@@ -61,25 +61,23 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(rows: Path, nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     output = tmp_path_factory.mktemp("expected") / "out.jsonl"
-    code, told = done(command(nano_model, rows, output))
+    code, told = batch(nano_model, rows, output)
     assert code == 0, told
     return sorted(output.read_text().splitlines())
 
 
 def test_append_row(rows: Path, nano_model: Path, expected: list[str], tmp_path: Path) -> None:
     file = BATCH_DEPLOYMENT
-    code, told = done(
-        command(
-            nano_model,
-            rows,
-            tmp_path / "out",
-            "--as-azure",
-            str(file),
-            "--engine",
-            "batching",
-            "--dtype",
-            "float32",
-        )
+    code, told = batch(
+        nano_model,
+        rows,
+        tmp_path / "out",
+        "--as-azure",
+        str(file),
+        "--engine",
+        "batching",
+        "--dtype",
+        "float32",
     )
     assert code == 0, told
     lines = (tmp_path / "out" / "score" / "predictions.jsonl").read_text().splitlines()
@@ -97,7 +95,7 @@ def test_summary_only_with_two_processes(
         output_action="summary_only", retry_settings={"timeout": PATIENCE_S}, error_threshold=0,
         environment_variables=variables,
     )  # fmt: skip
-    code, told = done(command(nano_model, rows, tmp_path / "out", "--as-azure", str(file)))
+    code, told = batch(nano_model, rows, tmp_path / "out", "--as-azure", str(file))
     assert code == 0, told
     files = sorted((tmp_path / "out" / "score").glob("*.jsonl"))
     assert len(files) == 4
@@ -113,7 +111,7 @@ def test_a_process_that_is_killed_is_gone_on_from(
         tmp_path, script, mini_batch_size=4, retry_settings={"timeout": PATIENCE_S, "max_retries": 1},
         error_threshold=0,
     )  # fmt: skip
-    code, told = done(command(nano_model, rows, tmp_path / "out", "--as-azure", str(file)))
+    code, told = batch(nano_model, rows, tmp_path / "out", "--as-azure", str(file))
     assert code == 0, told
     assert "try 1 of 2: its process ended with exit code -9" in told
     lines = (tmp_path / "out" / "score" / "predictions.csv").read_text().splitlines()

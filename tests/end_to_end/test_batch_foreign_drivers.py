@@ -10,7 +10,7 @@ import pytest
 from llama_endpoints.batch import azure_emulator
 from llama_endpoints.batch.azure_deployment import BatchDeployment
 from llama_endpoints.batch.azure_emulator import EmulatedJob, Tally
-from tests.support.azure_jobs import BATCH_DEPLOYMENT, command, done, written
+from tests.support.azure_jobs import BATCH_DEPLOYMENT, batch, written
 
 TABLE = """
 import os
@@ -162,13 +162,13 @@ class TestCommand:
         (folder / "models/theirs").mkdir(parents=True)
         script = "import os\n" + returning("os.listdir(os.environ['AZUREML_MODEL_DIR'])")
         file = self.deployment(folder, script, output_file_name="out.csv")
-        code, told = done(command(folder / model, folder / "in", folder / "out", "--as-azure", file))
+        code, told = batch(folder / model, folder / "in", folder / "out", "--as-azure", file)
         assert code == 0, told
         assert (folder / "out/score/out.csv").read_text() == f"{Path(model).name}\n" * 2
 
     def test_no_model(self, folder: Path) -> None:
         file = self.deployment(folder, returning("mini_batch"))
-        code, told = done(command("nowhere", folder / "in", folder / "out", "--as-azure", file))
+        code, told = batch("nowhere", folder / "in", folder / "out", "--as-azure", file)
         assert code == 2
         assert "nowhere does not exist. Pass a model's file or folder, or nano." in told
 
@@ -177,7 +177,7 @@ class TestCommand:
     )
     def test_a_job_that_would_have_failed(self, folder: Path, script: str, threshold: int) -> None:
         file = self.deployment(folder, script, error_threshold=threshold)
-        code, told = done(command(folder / "model.txt", folder / "in", folder / "out", "--as-azure", file))
+        code, told = batch(folder / "model.txt", folder / "in", folder / "out", "--as-azure", file)
         assert code == 1
         assert "The job failed: " in told
 
@@ -185,8 +185,8 @@ class TestCommand:
         (folder / "rows").mkdir()
         (folder / "rows/a.jsonl").write_text('{"prompt": "def f(", "parameters": {"max_new_tokens": 2}}\n')
         options = ("--engine", "batching", "--dtype", "float32")
-        code, told = done(
-            command("nano", folder / "rows", folder / "out", "--as-azure", str(BATCH_DEPLOYMENT), *options)
+        code, told = batch(
+            "nano", folder / "rows", folder / "out", "--as-azure", str(BATCH_DEPLOYMENT), *options
         )
         assert code == 0, told
         assert '"usage"' in (folder / "out/score/predictions.jsonl").read_text()

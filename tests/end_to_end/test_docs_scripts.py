@@ -72,6 +72,7 @@ def test_online_from_a_name_to_an_answer(checkout: Path) -> None:
     assert did(told) == ["environment create", "online-endpoint create", "online-deployment create", "online-deployment get-logs",
                          "online-endpoint invoke", "online-endpoint update", "online-endpoint invoke"]  # fmt: skip
     assert f"{NAME}=100" in told[-2]
+    assert "build/deploy/environments/gpu/environment.yml" in files_of(told)
     assert all((checkout / file).is_file() for file in files_of(told))
     assert f"build/deploy/yaml/online/{NAME}.yml" in files_of(told)
     assert "endpoint_name: my-code" in (checkout / f"build/deploy/yaml/online/{NAME}.yml").read_text()
@@ -79,7 +80,7 @@ def test_online_from_a_name_to_an_answer(checkout: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "image"),
-    [("", "gpu"), ("--front server", "gpu-server"), ("--engine pipeline", "online")],
+    [("--front server", "gpu-server"), ("--engine pipeline", "online")],
 )
 def test_the_image_that_the_deployment_names_is_built(checkout: Path, options: str, image: str) -> None:
     ran, told = run(checkout, "text-generation-online-endpoint.sh", "model", RENDER_OPTIONS=options)

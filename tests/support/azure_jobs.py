@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from llama_endpoints.devtools.servers import console_script, environment
+from tests.support.command import run
 from tests.support.paths import ROOT
 
 BATCH_DEPLOYMENT = ROOT / "yaml" / "batch" / "codellama-7b-hf.yml"
@@ -26,13 +27,19 @@ def written(folder: Path, script: Path, **settings: Any) -> Path:
     return path
 
 
-def command(model: Path | str, given: Path, output: Path, *more: str) -> "subprocess.Popen[str]":
+def batch(model: Path | str, given: Path, output: Path, *more: str) -> tuple[int, str]:
+    """The command in this process; the jobs' own processes are real."""
+    finished = run("batch", "--model", model, "--input", given, "--output", output, *more)
+    return finished.returncode, finished.stderr
+
+
+def begun(model: Path | str, given: Path, output: Path, *more: str) -> "subprocess.Popen[str]":
     arguments = ["batch", "--model", str(model), "--input", str(given), "--output", str(output), *more]
     return subprocess.Popen(
         [console_script("llama-endpoints"), *arguments], stderr=subprocess.PIPE, text=True, env=environment({})
     )
 
 
-def done(process: "subprocess.Popen[str]") -> tuple[int, str]:
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     stderr = process.communicate(timeout=PATIENCE_S)[1]
     return process.returncode, stderr
