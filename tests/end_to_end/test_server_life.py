@@ -20,7 +20,7 @@ from llama_endpoints.devtools.servers import RunningServer, ServerStartError, fr
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine.batching.backends.selection import BackendRequest, BackendSelection, select_backend
 from llama_serving.engine.batching.checkpoint import read_config
-from llama_serving.server import json_logs, lifecycle, uvicorn_server
+from llama_serving.server import json_logs, lifecycle, run, uvicorn_server
 from llama_serving.server.app import Options
 from llama_serving.server.auth import check_address
 from llama_serving.service.service import Service
@@ -288,21 +288,22 @@ def test_connections_that_send_nothing_change_nothing(monkeypatch: pytest.Monkey
 # --- the end ----------------------------------------------------------------------------------------
 
 
-def test_a_signal_drains_and_everybody_inside_is_answered() -> None:
+def test_a_signal_drains_and_everybody_inside_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that run and those that wait."""
-    with own_server("nano", env={"LLAMA_MAX_NUM_SEQS": "4"}) as server, ThreadPoolExecutor(8) as pool:
+    monkeypatch.setattr(run, "LAST_BYTES_S", 1)  # what uvicorn waits for by itself
+    with serving({"LLAMA_MAX_NUM_SEQS": "4"}) as server, ThreadPoolExecutor(8) as pool:
         url = f"{server.url}/v1/completions"
-        inside = [pool.submit(post, url, {**LONG, "max_tokens": 250}) for _ in range(8)]
+        inside = [pool.submit(post, url, {**LONG, "max_tokens": 400}) for _ in range(8)]
         until(lambda: requests_inside(server.url) == 8)
-        server.process.send_signal(signal.SIGTERM)
+        server.signal(signal.SIGTERM)
         until(lambda: get(f"{server.url}/health/ready").status == 503)
         assert get(f"{server.url}/health/live").status == 200
         late = post(url, LONG)
         assert (late.status, late.headers["Retry-After"]) == (503, "5")
-        answers_ = [answer.result() for answer in inside]
-        assert [answer.status for answer in answers_] == [200] * 8
-        assert {answer.json["usage"]["completion_tokens"] for answer in answers_} == {250}
-        assert server.process.wait(PATIENCE_S) == 0
+        answers = [answer.result() for answer in inside]
+        assert [answer.status for answer in answers] == [200] * 8
+        assert {answer.json["usage"]["completion_tokens"] for answer in answers} == {400}
+        assert server.exit_code.result(PATIENCE_S) == 0
 
 
 def test_a_second_signal_refuses_who_is_inside() -> None:
