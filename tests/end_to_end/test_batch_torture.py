@@ -8,7 +8,7 @@ import pytest
 
 from load_tests import batch_torture as torture
 
-ROWS = 600
+ROWS = 300
 KILLS = 2
 
 

@@ -137,8 +137,6 @@ def test_a_job_that_did_not_do_its_work_is_not_measured(nano_model: Path, tmp_pa
     work.write_text('{"prompt": "def f(x):", "max_tokens": 3, "temperature": 0, "stop": " "}\n')
     with pytest.raises(RuntimeError, match="another length"):
         jobs.by_the_command(nano_model, work, tmp_path / "records.jsonl")
-    with pytest.raises(RuntimeError, match="ended with 1"):
-        jobs.by_a_loop(Path(sys.executable), tmp_path, work)
 
 
 def test_a_front_is_measured_in_front_of_a_stub() -> None:

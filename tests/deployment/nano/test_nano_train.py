@@ -62,9 +62,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert len(curve) == 1 + 3 + 2
     assert (tmp_path / "whole" / "loss.png").stat().st_size > 1000
     step = train.Trainer.step
+    (small_run / "checkpoint.pt").unlink()
+    monkeypatch.setattr(train, "EVERY", 1)
     for stop_at in (1, 4):  # in the first phase, and in the last
-        (small_run / "checkpoint.pt").unlink()
-        monkeypatch.setattr(train, "EVERY", 1)
 
         def stopping(self: train.Trainer, *arguments: Any, stop_at: int = stop_at) -> None:
             if len(self.curve) == stop_at:
@@ -75,8 +75,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
             patched.setattr(train.Trainer, "step", stopping)
             with pytest.raises(KeyboardInterrupt):
                 run("stopped")
-        resumed = run("resumed")
-        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    resumed = run("resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize("steps", [20, 200, 2800])
