@@ -14,6 +14,7 @@ ENGINES: Final = ("auto", "batching", "pipeline", "upstream", "vllm")
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 BACKENDS: Final = ("auto", "native", "portable")
+CPU_INSTRUCTIONS: Final = ("auto", "amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon")
 QUANTIZATIONS: Final = ("none", "int8")
 KV_DTYPES: Final = ("auto", "fp8")
 TRACES: Final = ("off", "azure", "otlp")
@@ -31,8 +32,9 @@ class Settings:
         upstream_url: address of that server, without `/v1`.
         upstream_key: its bearer token.
         dtype: of the weights; `auto` is what packaging recorded.
-        backend: of the batching engine; `auto` is `native` where the machine supports it (a CPU with AMX, bfloat16), else
-            `portable`.
+        backend: of the batching engine; `auto` is `native` where it supports CPU and model (bfloat16; x86-64 with AVX2 or
+            AArch64), else `portable`.
+        cpu_instructions: the instruction set that the native backend uses; `auto` is the fastest that the CPU has.
         quantization: applied to the weights while they load: `int8` takes half the bytes of bfloat16 (native backend only).
         context: tokens of prompt and completion; None is the number of positions that the model was trained on.
         threads: of torch, or of vLLM on a CPU; None is the library's default, within the container's CPU quota.
@@ -66,6 +68,7 @@ class Settings:
     upstream_key: str | None = field(default=None, repr=False)
     dtype: str = "auto"
     backend: str = "auto"
+    cpu_instructions: str = "auto"
     quantization: str = "none"
     context: int | None = None
     threads: int | None = None
@@ -250,6 +253,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "upstream_key": _key,
     "dtype": _choice(*DTYPES),
     "backend": _choice(*BACKENDS),
+    "cpu_instructions": _choice(*CPU_INSTRUCTIONS),
     "quantization": _choice(*QUANTIZATIONS),
     "context": _integer(16, 10_000_000),
     "threads": _integer(1, 1024),

@@ -53,14 +53,19 @@ def test_another_backend_than_the_fastest_is_told_with_its_reason(own: RunningSe
 
 
 def test_the_fastest_backend_that_this_machine_can_have_answers(caplog: pytest.LogCaptureFixture) -> None:
-    """With AMX and a compiler the native one; elsewhere the portable one, which says what is missing."""
-    why_not = select_backend(read_config(NANO), BackendRequest("bfloat16")).fallback_reason
-    backend = "portable" if why_not else "native"
+    """The native one where there are kernels for the CPU; elsewhere the portable one, which says what is missing."""
+    chosen = select_backend(read_config(NANO), BackendRequest("bfloat16"))
+    why_not, backend = chosen.fallback_reason, "native" if chosen.kernels else "portable"
+    instructions = chosen.kernels.instructions if chosen.kernels else ""
     with caplog.at_level(logging.INFO), serving({"LLAMA_DTYPE": "bfloat16"}) as server:
         assert post(f"{server.url}/v1/completions", {"prompt": "def f(x):", "max_tokens": 8}).status == 200
         assert f'backend="{backend}"' in what_generates(server.url)
         assert f'why_not="{why_not}"' in what_generates(server.url)
-        assert f"bfloat16, batching engine on the {backend} backend" in caplog.text
+        assert f'instructions="{instructions}"' in what_generates(server.url)
+        said = f"bfloat16, batching engine on the {backend} backend" + (
+            f" with {instructions}" if instructions else ""
+        )
+        assert said in caplog.text
         assert ("seeds and greedy texts may depend" in caplog.text) is (backend == "portable")
         assert f"\nllama_batch_invariant {float(backend == 'native')}\n" in get(f"{server.url}/metrics").text
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_serving.engine.batching.native import cpu
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 
@@ -19,6 +20,7 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "upstream_key": (("k", "k"), ("a-b_c.d=", "a-b_c.d=")),
     "dtype": tuple((name, name) for name in ("auto", "float32", "bfloat16", "float16")),
     "backend": tuple((name, name) for name in ("auto", "native", "portable")),
+    "cpu_instructions": tuple((name, name) for name in ("auto", *(one.name for one in cpu.SETS))),
     "quantization": (("none", "none"), ("int8", "int8")),
     "context": (("16", 16), ("100000", 100_000)),
     "threads": (("1", 1), ("1024", 1024)),
@@ -61,6 +63,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "upstream_key": ("a b", "é"),
     "dtype": ("int8", "FLOAT32", "fp16"),
     "backend": ("cpu", "Native", "native,portable"),
+    "cpu_instructions": ("sse2", "AMX", "avx512f", "avx2,avx512"),
     "quantization": ("int4", "INT8", "awq", "true"),
     "context": ("0", "15", "10000001", *NO_INTEGER),
     "threads": ("0", "1025", *NO_INTEGER),

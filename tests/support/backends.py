@@ -16,54 +16,77 @@ from llama_serving.engine.batching.backends.portable import Portable
 from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.engine.batching.native import build, cpu
 from llama_serving.engine.batching.native.bindings import Kernels
+from llama_serving.engine.batching.native.cpu import InstructionSet
 from llama_serving.llama_config import LlamaConfig
 from tests.conftest import NOT_NATIVE
 
-
-def make(kind: str, folder: Path, blocks: int) -> Backend:
-    """The backend of that name with a checkpoint; the portable one in float32 where nothing else is said."""
-
-    def num_blocks(_: LlamaConfig) -> int:
-        return blocks
-
-    if kind.startswith("portable"):
-        dtype = "bfloat16" if kind.endswith("bf16") else "float32"
-        return Portable.of(folder, dtype=dtype, num_blocks=num_blocks)
-    int8 = kind == "native int8"
-    return Native(read_config(folder), CheckpointWeights(folder), kernels(), int8=int8, num_blocks=num_blocks)
-
-
+SETS: Final = tuple(one.name for one in cpu.of_machine()) or tuple(one.name for one in cpu.SETS)
+"""The instruction sets that tests name: each runs where the CPU has it, AMX also with tiles in software."""
 TILES: Final = ("amx_tile", "amx_bf16")
 IN_SOFTWARE: Final = "-DLLAMA_TILES_IN_SOFTWARE"
 
 
-def needs(*flags: str) -> None:
-    """Skips, saying why, where the CPU has not all of these flags, or where there is no C++ compiler."""
-    if without := [flag for flag in flags if flag in cpu.missing()]:
+def make(kind: str, folder: Path, blocks: int) -> Backend:
+    """The backend that these words name, with a checkpoint.
+
+    Args:
+        kind: `portable` (in float32) or `portable bf16`; `native`, also with a quantization and an instruction set after it.
+        folder: of the checkpoint.
+        blocks: of its cache.
+    """
+
+    def num_blocks(_: LlamaConfig) -> int:
+        return blocks
+
+    words = kind.split()
+    if words[0] == "portable":
+        dtype = "bfloat16" if "bf16" in words else "float32"
+        return Portable.of(folder, dtype=dtype, num_blocks=num_blocks)
+    name = next((word for word in words if word in SETS), "")
+    return Native(
+        read_config(folder),
+        CheckpointWeights(folder),
+        kernels(name),
+        int8="int8" in words,
+        num_blocks=num_blocks,
+    )
+
+
+def needs(instructions: InstructionSet) -> None:
+    """Skips, saying why, where the CPU has not all of its features (tiles apart), or where there is no C++ compiler."""
+    if without := [flag for flag in cpu.missing(instructions) if flag not in TILES]:
         pytest.skip(f"{NOT_NATIVE}this CPU has no {', '.join(without)}")
     if not os.environ.get("CXX") and not any(map(shutil.which, build.COMPILERS)):
         pytest.skip(f"{NOT_NATIVE}no C++ compiler ({', '.join(build.COMPILERS)})")
 
 
+def instruction_set(name: str = "") -> InstructionSet:
+    """The one of that name; without a name, the fastest that this CPU has."""
+    if name:
+        return next(one for one in cpu.SETS if one.name == name)
+    return next(iter(cpu.usable()), cpu.SETS[0])
+
+
 @functools.cache
-def _compiled() -> Path:
-    if not cpu.missing():
-        return build.found_or_made()
+def _compiled(instructions: InstructionSet) -> Path:
+    if not cpu.missing(instructions):
+        return build.found_or_made(instructions)
     folder = tempfile.mkdtemp(prefix="kernels-")
     atexit.register(shutil.rmtree, folder)
-    return build.compiled(Path(folder), more=(IN_SOFTWARE,))
+    return build.compiled(instructions, Path(folder), more=(IN_SOFTWARE,))
 
 
-def library() -> Path:
-    """The kernels of this checkout, with tiles in software where only these are missing from the CPU.
+def library(name: str = "") -> Path:
+    """The kernels of this checkout for an instruction set, with tiles in software where only these are missing from the CPU.
 
     That they can't be compiled is no reason to skip.
     """
-    needs(*(flag for flag in cpu.NEEDED if flag not in TILES))
-    return _compiled()
+    instructions = instruction_set(name)
+    needs(instructions)
+    return _compiled(instructions)
 
 
 @functools.cache
-def kernels() -> Kernels:
+def kernels(name: str = "") -> Kernels:
     """The same, loaded."""
-    return Kernels(library())
+    return Kernels(library(name), instruction_set(name).name)

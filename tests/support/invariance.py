@@ -118,7 +118,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--backend", default="portable", help="portable, native, native int8 (default: portable)"
+        "--backend",
+        default="portable",
+        help="see backends.make, such as `native int8 avx2` (default: portable)",
     )
     parser.add_argument("--threads", type=int, nargs="+", default=(1, 2, 3, 4))
     given = parser.parse_args()

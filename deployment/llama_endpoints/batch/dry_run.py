@@ -90,7 +90,7 @@ def seconds(files: ModelFiles, settings: Settings, found: DryRunResult) -> float
     dtype = dtype_of(files.variant, settings)
     if select_engine(settings, dtype).name != "batching":
         return None
-    backend = BackendRequest(dtype, settings.backend, settings.quantization)
+    backend = BackendRequest(dtype, settings.backend, settings.quantization, settings.cpu_instructions)
     return speed.seconds(
         read_config(files.checkpoint), backend, found.amount, settings.max_num_seqs, settings.threads
     )

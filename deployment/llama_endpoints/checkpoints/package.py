@@ -48,7 +48,7 @@ class Packaged:
 
     Attributes:
         copied: why the weights were copied instead of linked.
-        no_kernels: why the model has no compiled CPU kernels.
+        no_kernels: why the model lacks compiled CPU kernels.
     """
 
     output: Path
@@ -208,15 +208,13 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: WeightsMode) -> None:
 
 
 def _add_kernels(stage: Path) -> str | None:
-    """Compile the kernels into the model's code. Return why not, if that fails."""
-    try:
-        library = build.found_or_made()
-    except build.BuildError as error:
-        return str(error)
-    target = stage / "code" / "llama_serving" / build.HERE.relative_to(PACKAGE) / library.name
-    if not target.exists():
-        shutil.copyfile(library, target)
-    return None
+    """Compile the kernels of all instruction sets into the model's code. Return why some are not there."""
+    made, failed = build.found_or_made_all()
+    folder = stage / "code" / "llama_serving" / build.HERE.relative_to(PACKAGE)
+    for library in made:
+        if not (folder / library.name).exists():
+            shutil.copyfile(library, folder / library.name)
+    return "; ".join(failed) or None
 
 
 def _place_weights(checkpoint: Checkpoint, stage: Path, weights: WeightsMode, progress: Progress) -> str | None:

@@ -93,7 +93,7 @@ def package(  # noqa: PLR0913  (one argument an option)
     if done.copied:
         click.echo(f"The weights were copied, since they cannot be linked ({done.copied}).", err=True)
     if done.no_kernels:
-        click.echo(f"The model contains no compiled CPU kernels: {done.no_kernels}.", err=True)
+        click.echo(f"The model lacks compiled CPU kernels: {done.no_kernels}.", err=True)
     verb = {"link": "linked", "copy": "copied", "reference": "referred to"}[done.weights]
     if adapter is not None:
         verb = "merged and written"

@@ -20,6 +20,7 @@ class EngineStats:
     Attributes:
         backend: what computes, where an engine has several backends.
         fallback_reason: why that is not the fastest backend.
+        instructions: the CPU's instruction set that the backend's kernels use, if it has kernels of its own.
         batch_invariant: whether a sequence's tokens are independent of the rest of the batch, so that seeds and greedy
             texts reproduce; None if the engine does not know.
         running_handles: handles of the `running` sequences.
@@ -42,6 +43,7 @@ class EngineStats:
     alive: bool
     backend: str = ""
     fallback_reason: str = ""
+    instructions: str = ""
     batch_invariant: bool | None = None
     away: bool = False
     failed_starts: int = 0

@@ -71,9 +71,13 @@ class _Engine(Collector):
         stats = service.engine.stats()
         used = 1 - stats.kv_blocks_free / stats.kv_blocks if stats.kv_blocks else 0.0
         info = GaugeMetricFamily(
-            "llama_engine_info", "What generates.", labels=("engine", "backend", "why_not", "model")
+            "llama_engine_info",
+            "What generates.",
+            labels=("engine", "backend", "instructions", "why_not", "model"),
         )
-        info.add_metric((stats.engine, stats.backend, stats.fallback_reason, service.variant.name), 1)
+        info.add_metric(
+            (stats.engine, stats.backend, stats.instructions, stats.fallback_reason, service.variant.name), 1
+        )
         yield info
         if stats.batch_invariant is not None:
             yield GaugeMetricFamily(

@@ -17,11 +17,15 @@ UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
     "pipeline": {
         "kv_memory": "has no cache of its own",
         "backend": "has none to choose from",
+        "cpu_instructions": "has no kernels of its own",
         "quantization": "serves the weights as they are",
     },
-    "upstream": dict.fromkeys(("kv_memory", "threads", "backend", "quantization"), "computes nothing itself"),
+    "upstream": dict.fromkeys(
+        ("kv_memory", "threads", "backend", "cpu_instructions", "quantization"), "computes nothing itself"
+    ),
     "vllm": {
         "backend": "has its own kernels",
+        "cpu_instructions": "has its own kernels",
         "quantization": "reads quantized checkpoints and quantizes none itself",
     },
 }

@@ -75,6 +75,7 @@ class Service:
         engine, selection = start_engine(files, dtype=dtype, context=context, settings=settings)
         stats = engine.stats()
         computes = f"{stats.engine} engine" + (f" on the {stats.backend} backend" if stats.backend else "")
+        computes += f" with {stats.instructions}" if stats.instructions else ""
         computes += f" (not the native one: {stats.fallback_reason})" if stats.fallback_reason else ""
         computes += f" (chosen because {selection.why})" if selection.why else ""
         computes += _INVARIANCE[stats.batch_invariant]

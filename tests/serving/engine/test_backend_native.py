@@ -54,14 +54,16 @@ class Pair:
     rounded: Any
 
     @classmethod
-    def of(cls, shape: Llama, *, seed: int = 0, int8: bool = False) -> "Pair":
+    def of(cls, shape: Llama, instructions: str, *, seed: int = 0, int8: bool = False) -> "Pair":
         model = _in(torch.float32, _in(torch.bfloat16, llamas.random_model(shape, seed=seed)))
         config = LlamaConfig(
             vocab=shape.vocab, hidden=shape.hidden, ffn=shape.ffn, layers=shape.layers, heads=shape.heads,
             kv_heads=shape.kv_heads, head_dim=shape.head_dim, rope_theta=shape.theta,
             epsilon=model.config.rms_norm_eps, tied=shape.tied,
         )  # fmt: skip
-        ours = Native(config, Held(model), backends.kernels(), int8=int8, num_blocks=lambda _: BLOCKS)
+        ours = Native(
+            config, Held(model), backends.kernels(instructions), int8=int8, num_blocks=lambda _: BLOCKS
+        )
         exact = _as_in_int8(model) if int8 else model
         return cls(ours, exact, _in(torch.bfloat16, exact))
 
@@ -138,15 +140,21 @@ def logits(ours: Native, text: Sequence[int], prompt: int, rng: random.Random) -
     return found
 
 
+@pytest.fixture(params=backends.SETS, scope="module")
+def instructions(request: pytest.FixtureRequest) -> str:
+    backends.needs(backends.instruction_set(request.param))
+    return str(request.param)
+
+
 @settings(max_examples=8)
 @given(shape=shapes(), int8=st.booleans(), prompt=st.integers(1, 300), seed=st.integers(0, 1000))
 @example(shape=Llama(head_dim=64, vocab=65, ffn=33), int8=False, prompt=300, seed=1)
 @example(shape=Llama(head_dim=128, vocab=63, ffn=1, tied=True, hidden=16), int8=True, prompt=129, seed=2)
 def test_the_logits_are_as_near_as_those_of_transformers_in_bf16(
-    shape: Llama, int8: bool, prompt: int, seed: int
+    instructions: str, shape: Llama, int8: bool, prompt: int, seed: int
 ) -> None:
     rng = random.Random(seed)
-    pair = Pair.of(shape, seed=seed, int8=int8)
+    pair = Pair.of(shape, instructions, seed=seed, int8=int8)
     text = ids(rng, prompt + 20, shape.vocab)
     ours, theirs = pair.errors(text, logits(pair.ours, text, prompt, rng)).mean(dim=0)
     assert ours < ANY_SHAPE * theirs
@@ -154,9 +162,9 @@ def test_the_logits_are_as_near_as_those_of_transformers_in_bf16(
 
 @pytest.mark.parametrize("prompt", [1, 250])
 @pytest.mark.parametrize("size", native.HEAD_SIZES)
-def test_every_generated_token_over_the_borders_of_blocks(size: int, prompt: int) -> None:
+def test_every_generated_token_over_the_borders_of_blocks(instructions: str, size: int, prompt: int) -> None:
     rng = random.Random(3)
-    pair = Pair.of(Llama(heads=4, kv_heads=2, head_dim=size, hidden=112, layers=2))
+    pair = Pair.of(Llama(heads=4, kv_heads=2, head_dim=size, hidden=112, layers=2), instructions)
     text = ids(rng, prompt + 140)
     ours, theirs = pair.errors(text, logits(pair.ours, text, prompt, rng)).T
     assert ours.mean() < ALIKE * theirs.mean()
@@ -164,7 +172,7 @@ def test_every_generated_token_over_the_borders_of_blocks(size: int, prompt: int
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_scores_far_from_nought(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_far_from_nought(instructions: str, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key's score with its own query is some -300 or 300: powers of e that float32 does not have."""
 
     def sharp(shape: Llama, *, seed: int = 0) -> Any:
@@ -176,7 +184,7 @@ def test_scores_far_from_nought(sign: int, monkeypatch: pytest.MonkeyPatch) -> N
     random_model = llamas.random_model
     monkeypatch.setattr(llamas, "random_model", sharp)
     rng = random.Random(8)
-    pair = Pair.of(Llama(heads=2, kv_heads=2, head_dim=64))
+    pair = Pair.of(Llama(heads=2, kv_heads=2, head_dim=64), instructions)
     text = ids(rng, 300)
     ours, theirs = pair.errors(text, logits(pair.ours, text, 150, rng)).T
     assert ours.mean() < ALIKE * theirs.mean()
@@ -184,10 +192,10 @@ def test_scores_far_from_nought(sign: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
 @pytest.mark.parametrize("size", native.HEAD_SIZES)
-def test_a_step_of_everything(size: int, int8: bool) -> None:
+def test_a_step_of_everything(instructions: str, size: int, int8: bool) -> None:
     """40 that generate, of other lengths each, a prompt's 130 rows from its middle on, and one of one token."""
     rng = random.Random(4)
-    pair = Pair.of(Llama(heads=6, kv_heads=2, head_dim=size, hidden=96, vocab=301), int8=int8)
+    pair = Pair.of(Llama(heads=6, kv_heads=2, head_dim=size, hidden=96, vocab=301), instructions, int8=int8)
     cache = Cache(pair.ours, rng)
     parts = [(ids(rng, 1 + 5 * n), 5 * n, False) for n in range(40)]
     parts += [(ids(rng, 200), 70, True), (ids(rng, 1), 0, True)]
@@ -207,14 +215,14 @@ def test_a_step_of_everything(size: int, int8: bool) -> None:
     assert ours.max() < WORST_ROW * theirs.mean()
 
 
-def test_the_number_of_threads_changes_nothing() -> None:
+def test_the_number_of_threads_changes_nothing(instructions: str) -> None:
     """Threads divide the work by whole sums."""
     shape = Llama(heads=4, kv_heads=2, head_dim=64, layers=1)
     before, found, rooms = torch.get_num_threads(), [], []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            ours = Pair.of(shape, int8=True).ours
+            ours = Pair.of(shape, instructions, int8=True).ours
             cache = Cache(ours, random.Random(6))
             found.append(ours.forward(other_rows(cache, random.Random(7), most=30)))
             rooms.append(len(ours._room))
@@ -252,8 +260,8 @@ def test_what_the_kernels_know(change: dict[str, int], says: str | None) -> None
     assert found is None if says is None else says in str(found)
 
 
-def test_heads_of_another_size_are_an_error_and_no_step() -> None:
-    pair = Pair.of(Llama(heads=4, kv_heads=2, head_dim=64, layers=1))
+def test_heads_of_another_size_are_an_error_and_no_step(instructions: str) -> None:
+    pair = Pair.of(Llama(heads=4, kv_heads=2, head_dim=64, layers=1), instructions)
     pair.ours._model.head_dim = 96
     with pytest.raises(ValueError, match="do not support heads of size 96"):
         pair.ours.forward([Rows([1], 0, [0], prefill=True, needs_logits=True)])

@@ -12,6 +12,7 @@ from llama_serving.engine.batching.backends.selection import BackendRequest, sel
 from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.engine.batching.factory import start
 from llama_serving.engine.batching.native import build, cpu
+from llama_serving.engine.batching.native.cpu import InstructionSet
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig
 from llama_serving.settings import Settings
@@ -22,13 +23,30 @@ CONFIG: Final = LlamaConfig(
     vocab=300, hidden=128, ffn=344, layers=2, heads=2, kv_heads=1, head_dim=64, rope_theta=1e6, epsilon=1e-6, tied=False
 )  # fmt: skip
 BF16: Final = BackendRequest("bfloat16")
+AVX2: Final = backends.instruction_set("avx2")
+COPIES: Final = 'while [ $# -gt 1 ]; do shift; done; echo made > "$1"'
+"""A compiler's work."""
 NO_LIBRARY: Final = "there is no compiled library: "
+
+
+def cpu_with(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with these instruction sets."""
+    monkeypatch.setattr(cpu, "usable", lambda: tuple(backends.instruction_set(name) for name in names.split()))
 
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU with all required features, whatever this one has."""
-    monkeypatch.setattr(cpu, "missing", lambda: ())
+    """A CPU with one instruction set that there are kernels for, whatever this one has."""
+    cpu_with("avx2", monkeypatch)
+
+
+@pytest.fixture
+def without_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU of AMD's with all of x86-64's instruction sets but AMX."""
+    flags = " ".join(backends.instruction_set("avx512_bf16").features)
+    (tmp_path / "cpuinfo").write_text(f"flags : avx2 {flags}\n")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
 
 
 @pytest.fixture
@@ -43,8 +61,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "sources"
 
 
-def _library(folder: Path) -> Path:
-    return folder / "kernels.so"
+def _library(instructions: InstructionSet, folder: Path) -> Path:
+    return folder / f"kernels-{instructions.name}.so"
 
 
 def program(path: Path, text: str) -> str:
@@ -80,9 +98,17 @@ class TestWhyNot:
     ) -> None:
         assert self.fallback_reason(replace(CONFIG, **change), wanted) == says
 
-    def test_a_cpu_without_tiles(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cpu, "missing", lambda: ("amx_tile", "amx_bf16"))
-        assert self.fallback_reason() == "this CPU has no amx_tile, amx_bf16"
+    @pytest.mark.parametrize(("machine", "lacks"), [("x86_64", "avx2, fma"), ("aarch64", "asimd")])
+    def test_a_cpu_with_none_of_the_instruction_sets(
+        self, machine: str, lacks: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+        monkeypatch.setattr(cpu, "CPUINFO", Path("/nowhere"))
+        assert self.fallback_reason() == f"this CPU has no {lacks}"
+
+    def test_another_architecture(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpu.platform, "machine", lambda: "riscv64")
+        assert self.fallback_reason() == "there are no kernels for riscv64"
 
     def test_no_compiler(
         self, fast: None, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +144,7 @@ class TestWhyNot:
         assert self.fallback_reason() == f"{NO_LIBRARY}{name} took more than 0.1 s"
 
     def test_a_library_that_is_none(self, fast: None, sources: Path) -> None:
-        _library(sources).write_bytes(b"no library")
+        _library(AVX2, sources).write_bytes(b"no library")
         assert self.fallback_reason().startswith("its library can't be loaded: ")
 
     def test_no_folder_to_write(
@@ -148,10 +174,23 @@ class TestWhatAnOperatorInsistsOn:
                 BackendRequest("bfloat16", backend="portable", quantization="int8"),
                 "QUANTIZATION=int8", "LLAMA_BACKEND is portable", "none",
             ),
+            (
+                BackendRequest("float32", instructions="avx2"),
+                "CPU_INSTRUCTIONS=avx2", "it computes in bfloat16, not float32 (LLAMA_DTYPE)", "auto",
+            ),
+            (
+                BackendRequest("bfloat16", backend="portable", instructions="avx2"),
+                "CPU_INSTRUCTIONS=avx2", "LLAMA_BACKEND is portable", "auto",
+            ),
+            (
+                BackendRequest("bfloat16", instructions="amx"),
+                "CPU_INSTRUCTIONS=amx",
+                "this CPU has no amx_tile, amx_bf16. It has what avx512_bf16, avx512, avx2 need", "auto",
+            ),
         ],
     )  # fmt: skip
     def test_what_can_not_be_had_stops_the_start(
-        self, wanted: BackendRequest, setting: str, why: str, free: str
+        self, without_tiles: None, wanted: BackendRequest, setting: str, why: str, free: str
     ) -> None:
         with pytest.raises(SetupError) as caught:
             select_backend(CONFIG, wanted)
@@ -172,26 +211,44 @@ class TestWhatAnOperatorInsistsOn:
         (BF16, "native"),
         (BackendRequest("bfloat16", backend="native"), "native"),
         (BackendRequest("bfloat16", quantization="int8"), "native int8"),
+        *((BackendRequest("bfloat16", instructions=name), "native") for name in backends.SETS),
     ],
 )
 def test_where_it_can_it_is_the_native_one(
     wanted: BackendRequest, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = backends.library()
-    monkeypatch.setattr(cpu, "missing", lambda: ())
-    monkeypatch.setattr(build, "found_or_made", lambda: library)
+    instructions = wanted.instructions if wanted.instructions != "auto" else "avx2"
+    library = backends.library(instructions)
+    cpu_with(instructions, monkeypatch)
+    monkeypatch.setattr(build, "found_or_made", lambda _: library)
     folder = llamas.write(SHAPES["heads of 64"], tmp_path)
     config = read_config(folder)
     chosen = select_backend(config, wanted)
     backend = chosen.load(config, CheckpointWeights(folder), lambda _: 4)
     assert isinstance(backend, Native)
     assert (chosen.block_tokens, backend.block_tokens) == (32, 32)
-    assert (backend.name, backend.fallback_reason, chosen.fallback_reason, backend.num_blocks) == (
-        name,
-        "",
-        "",
-        4,
+    assert (backend.name, backend.instructions, backend.num_blocks) == (name, instructions, 4)
+    assert (backend.fallback_reason, chosen.fallback_reason) == ("", "")
+
+
+def test_the_next_best_where_the_best_cant_be_used(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = backends.library("avx2")
+    cpu_with("avx512 avx2", monkeypatch)
+    _library(backends.instruction_set("avx512"), sources).write_bytes(b"no library")
+    _library(AVX2, sources).write_bytes(library.read_bytes())
+    chosen = select_backend(CONFIG, BF16)
+    assert chosen.kernels is not None
+    assert chosen.kernels.instructions == "avx2"
+    assert [message.partition(" are: ")[0] for message in caplog.messages] == [
+        "the kernels for avx512 can't be used, those for avx2"
+    ]
+    refused = (
+        "CPU_INSTRUCTIONS=avx512 needs the native backend, which can't be used: its library can't be loaded: "
     )
+    with pytest.raises(SetupError, match=refused):
+        select_backend(CONFIG, BackendRequest("bfloat16", instructions="avx512"))
 
 
 def test_the_portable_one_says_why_it_serves(tmp_path: Path) -> None:
@@ -208,32 +265,34 @@ def test_the_portable_one_says_why_it_serves(tmp_path: Path) -> None:
 
 
 class TestTheCpu:
-    NEEDED = "fpu avx512f avx512bw avx512dq avx512vl avx512_bf16 fma amx_tile amx_bf16 amx_int8"
-
     @pytest.mark.parametrize(
-        ("text", "missing"),
+        ("machine", "fields", "names"),
         [
-            (f"processor\t: 0\nflags\t\t: {NEEDED}\n", ()),
-            (f"flags : {NEEDED.replace('amx_tile', 'amx_tiles')}\nflags : {NEEDED}\n", ("amx_tile",)),
-            ("vmx flags\t: " + NEEDED, cpu.NEEDED),
-            ("", cpu.NEEDED),
+            ("x86_64", "vendor_id: GenuineIntel\nflags: ALL amx_int8", "amx avx512 avx512_bf16 avx2"),
+            ("x86_64", "vendor_id\t: AuthenticAMD\nflags\t\t: ALL", "amx avx512_bf16 avx512 avx2"),
+            ("x86_64", "vendor_id: AuthenticAMD\nflags: avx2 avx512f fma", "avx2"),
+            ("x86_64", "vendor_id: AuthenticAMD\nflags: avx2", ""),
+            ("x86_64", "flags: avx2 f\nflags: ALL", ""),
+            ("x86_64", "vmx flags: ALL", ""),
+            ("x86_64", "", ""),
+            ("aarch64", "Features\t: fp asimd bf16", "neon_bf16 neon"),
+            ("aarch64", "Features\t: fp asimd", "neon"),
+            ("aarch64", "flags: ALL", ""),
+            ("riscv64", "flags: ALL", ""),
         ],
-        ids=["all", "one less", "another line", "nothing"],
     )
-    def test_flags(
-        self, text: str, missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_what_is_usable(
+        self, machine: str, fields: str, names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
-        (tmp_path / "cpuinfo").write_text(text)
-        assert cpu.missing(tmp_path / "cpuinfo") == missing
+        monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+        everything = " ".join(backends.instruction_set("amx").features) + " avx2"
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{fields.replace('ALL', everything)}\n")
+        assert " ".join(one.name for one in cpu.usable(tmp_path / "cpuinfo")) == names
 
-    def test_no_such_file_and_another_architecture(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        assert cpu.missing(tmp_path / "none") == cpu.NEEDED
-        (tmp_path / "cpuinfo").write_text(f"flags : {self.NEEDED}\n")
-        monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
-        assert cpu.missing(tmp_path / "cpuinfo") == cpu.NEEDED
+    def test_no_such_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+        assert cpu.usable(tmp_path / "none") == ()
+        assert cpu.missing(AVX2, tmp_path / "none") == ("avx2", "fma")
 
 
 class TestTheBuild:
@@ -245,9 +304,9 @@ class TestTheBuild:
             f'echo x >> {tmp_path}/count; while [ $# -gt 1 ]; do shift; done; echo made > "$1"',
         )
         monkeypatch.setenv("CXX", name)
-        assert build.found_or_made() == build.found_or_made() == _library(sources)
+        assert build.found_or_made(AVX2) == build.found_or_made(AVX2) == _library(AVX2, sources)
         assert (tmp_path / "count").read_text() == "x\n"
-        assert _library(sources).read_text() == "made\n"
+        assert _library(AVX2, sources).read_text() == "made\n"
 
     def test_where_the_sources_cant_be_written_it_is_the_users_cache(
         self, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,30 +315,30 @@ class TestTheBuild:
         monkeypatch.setenv("CXX", name)
         access = build.os.access
         monkeypatch.setattr(build.os, "access", lambda path, how: path != sources and access(path, how))
-        made = tmp_path / "cache" / "llama-endpoints" / "kernels.so"
-        assert build.found_or_made() == build.found_or_made() == made
-        assert not _library(sources).exists()
+        made = tmp_path / "cache" / "llama-endpoints" / "kernels-avx2.so"
+        assert build.found_or_made(AVX2) == build.found_or_made(AVX2) == made
+        assert not _library(AVX2, sources).exists()
 
     def test_those_of_other_sources_are_removed(self, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (sources / "kernels-old.so").touch()
         monkeypatch.setenv(
             "CXX", program(sources.parent / "compiler", 'while [ $# -gt 1 ]; do shift; done; echo > "$1"')
         )
-        build.found_or_made()
-        assert {path.name for path in sources.iterdir()} == {build.SOURCE, "kernels.so"}
+        build.found_or_made(AVX2)
+        assert {path.name for path in sources.iterdir()} == {build.SOURCE, "kernels-avx2.so"}
 
     def test_other_sources_or_flags_are_another_library(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        before = build.library(tmp_path)
-        assert before == build.library(tmp_path)
+        before = build.library(AVX2, tmp_path)
+        assert before == build.library(AVX2, tmp_path)
         monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
-        other_flags = build.library(tmp_path)
+        other_flags = build.library(AVX2, tmp_path)
         monkeypatch.setattr(build, "HERE", tmp_path)
         (tmp_path / "one.h").write_text("1")
-        first = build.library(tmp_path)
+        first = build.library(AVX2, tmp_path)
         (tmp_path / "one.h").write_text("2")
-        assert len({before, other_flags, first, build.library(tmp_path)}) == 4
+        assert len({before, other_flags, first, build.library(AVX2, tmp_path)}) == 4
 
     def test_without_a_compiler_the_set_up_goes_on(
         self, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -288,13 +347,30 @@ class TestTheBuild:
         assert build.main() == 0
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n")) == ("", 1)
-        assert "no kernels for CPUs with tiles: none was found, and no C++ compiler" in said.err
+        assert "kernels that could not be compiled: none was found, and no C++ compiler" in said.err
+
+    def test_the_set_up_compiles_for_all_cpus_of_the_architecture(
+        self, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A compiler that is too old for one of them makes the others."""
+        script = f'case "$*" in *TILES*) echo "error: too old" >&2; exit 1;; esac\n{COPIES}'
+        name = program(tmp_path / "compiler", script)
+        monkeypatch.setenv("CXX", name)
+        monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+        cpu_with("", monkeypatch)
+        assert build.main() == 0
+        made = [_library(backends.instruction_set(one), sources) for one in ("avx512_bf16", "avx512", "avx2")]
+        said = capsys.readouterr()
+        assert said.out == "".join(f"{path}\n" for path in made)
+        assert f"could not be compiled: {name} fails: error: too old\n" in said.err
+        assert {*sources.iterdir()} == {*made, sources / build.SOURCE}
 
 
 def test_nothing_is_compiled_where_the_cpu_cant_use_it(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "missing", lambda: ("amx_tile",))
+    cpu_with("", monkeypatch)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "riscv64")
     monkeypatch.setenv("CXX", program(tmp_path / "compiler", f"touch {tmp_path}/called"))
-    assert select_backend(CONFIG, BF16).fallback_reason == "this CPU has no amx_tile"
+    assert select_backend(CONFIG, BF16).fallback_reason == "there are no kernels for riscv64"
     assert not (tmp_path / "called").exists()

@@ -18,8 +18,8 @@ NATIVE_SHAPES = ("heads of 64", "heads of 128", "heads wider than hidden")
 """What the kernels know."""
 CASES = (
     *(("portable", shape) for shape in SHAPES),
-    *(("native", shape) for shape in NATIVE_SHAPES),
-    ("native int8", "heads wider than hidden"),
+    *((f"native {name}", shape) for name in backends.SETS for shape in NATIVE_SHAPES),
+    *((f"native int8 {name}", "heads wider than hidden") for name in backends.SETS),
 )
 
 
@@ -114,7 +114,9 @@ def test_rows_without_needs_logits_return_none(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("theta", "length"), [(1e6, 16_500), (1e4, 4_200)], ids=["theta 1e6 above 16,384", "theta 1e4 above 4,096"]
 )
-@pytest.mark.parametrize(("kind", "bound"), [("portable", 5e-4), ("native", 0.05)], ids=["portable", "native"])
+@pytest.mark.parametrize(
+    ("kind", "bound"), [("portable", 5e-4), *((f"native {name}", 0.05) for name in backends.SETS)]
+)
 def test_far_positions(kind: str, bound: float, theta: float, length: int, tmp_path: Path) -> None:
     """Frequencies in less than float32 would go wrong far out."""
     shape = Llama(layers=1, theta=theta, positions=length + 10, hidden=64, heads=1, kv_heads=1, head_dim=64)

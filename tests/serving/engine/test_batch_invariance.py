@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 from tests.support import backends, invariance, llamas
 from tests.support.llamas import SHAPES
 
+NATIVE = [kind for name in backends.SETS for kind in (f"native {name}", f"native int8 {name}")]
 GENERATED = "a generated token's logits depend on what else is in the step"
 PROMPT = "a prompt's logits depend on how it is divided, or on what else is in the step"
 OTHER_VENDOR = """
@@ -44,9 +45,9 @@ def loaded(folder: Path, shape: str = "sums of more than 1,024", kind: str = "po
 
 
 class TestRandomCases:
-    @pytest.mark.parametrize("kind", ["portable", "native", "native int8"])
+    @pytest.mark.parametrize("kind", ["portable", *NATIVE])
     def test_here(self, kind: str, tmp_path: Path) -> None:
-        assert invariance.failures(kind, cases=30, seed=3, folder=tmp_path) == []
+        assert invariance.failures(kind, cases=30 if kind == "portable" else 20, seed=3, folder=tmp_path) == []
 
     def test_with_the_code_of_mkl_for_cpus_of_another_vendor(self, tmp_path: Path) -> None:
         """On AMD's CPUs a product of one row depends on the alignment of its operands: detected there, and simulated here."""
@@ -130,7 +131,7 @@ def test_a_dependence_is_found(
     assert violation(backend) == says
 
 
-@pytest.mark.parametrize("kind", ["portable", "native", "native int8"])
+@pytest.mark.parametrize("kind", ["portable", *NATIVE])
 def test_nothing_is_found_where_nothing_is(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "llama_serving")
     backend = loaded(tmp_path, "heads of 64", kind)

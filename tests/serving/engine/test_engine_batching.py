@@ -84,7 +84,7 @@ class Started:
     """An engine with a watched backend and a cache of `blocks` blocks of 16 tokens."""
 
     def __init__(self, model: Model, *, blocks: int = BLOCKS, **options: Any) -> None:
-        self.blocks = blocks if model.backend != "native" else blocks // 2
+        self.blocks = blocks // 2 if model.backend.startswith("native") else blocks
 
         def load() -> Watched:
             self.backend = Watched(backends.make(model.backend, model.folder, self.blocks + 1))
@@ -172,7 +172,7 @@ class TestTheTokensAreTheReferences:
         finally:
             other.close()
 
-    @pytest.mark.parametrize("backend", ["portable bf16", "native"])
+    @pytest.mark.parametrize("backend", ["portable bf16", *(f"native {name}" for name in backends.SETS)])
     def test_in_bf16_a_first_difference_is_a_near_tie(self, backend: str, tmp_path: Path) -> None:
         """Only where the two best logits of the reference lie closer than ε."""
         epsilon = 0.15

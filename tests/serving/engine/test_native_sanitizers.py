@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 import pytest
 
-from llama_serving.engine.batching.native import build, cpu
+from llama_serving.engine.batching.native import build
+from llama_serving.engine.batching.native.cpu import InstructionSet
 from tests.support import backends, kernel_steps
 from tests.support.paths import ROOT
 
@@ -21,10 +22,16 @@ FLAGS: Final = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", params=backends.SETS)
+def instructions(request: pytest.FixtureRequest) -> InstructionSet:
+    found = backends.instruction_set(request.param)
+    backends.needs(found)
+    return found
+
+
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    backends.needs(*(flag for flag in cpu.NEEDED if flag not in backends.TILES))
-    return build.compiled(tmp_path_factory.mktemp("sanitized"), more=FLAGS)
+def library(instructions: InstructionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build.compiled(instructions, tmp_path_factory.mktemp("sanitized"), more=FLAGS)
 
 
 def watched(library: Path, target: Path, *more: str) -> "subprocess.CompletedProcess[str]":
@@ -45,14 +52,16 @@ def watched(library: Path, target: Path, *more: str) -> "subprocess.CompletedPro
     )
 
 
-def test_no_step_reads_or_writes_beside_its_buffers(library: Path, tmp_path: Path) -> None:
+def test_no_step_reads_or_writes_beside_its_buffers(
+    instructions: InstructionSet, library: Path, tmp_path: Path
+) -> None:
     done = watched(library, tmp_path / "found.npz")
     assert (done.returncode, done.stderr) == (0, "")
     with np.load(tmp_path / "found.npz") as file:
         found = list(file.values())
     assert len(found) == len(kernel_steps.SHAPES) * len(kernel_steps.STEPS)
     assert all(np.isfinite(logits).all() for logits in found)
-    for ours, theirs in zip(kernel_steps.results(backends.library()), found, strict=True):
+    for ours, theirs in zip(kernel_steps.results(backends.library(instructions.name)), found, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=0.05, rtol=0.05)
 
 

@@ -108,6 +108,7 @@ class BatchingEngine(ThreadedEngine):
                 engine="batching",
                 backend=self._backend.name,
                 fallback_reason=self._backend.fallback_reason,
+                instructions=self._backend.instructions,
                 batch_invariant=self._batch_invariant,
                 running=running,
                 waiting=len(thread.open) - running,

@@ -48,7 +48,9 @@ def start(checkpoint: Path, *, dtype: str, context: int, settings: Settings = DE
 
         compute_threads.use(settings.threads)
         read = read_config(checkpoint)
-        selection = select_backend(read, BackendRequest(dtype, settings.backend, settings.quantization))
+        selection = select_backend(
+            read, BackendRequest(dtype, settings.backend, settings.quantization, settings.cpu_instructions)
+        )
         block_tokens = selection.block_tokens
 
         def blocks(config: LlamaConfig) -> int:

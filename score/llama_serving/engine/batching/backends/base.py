@@ -37,6 +37,7 @@ class Backend(Protocol):
     Attributes:
         name: for stats and logs.
         fallback_reason: why it is not the fastest backend; empty if it is.
+        instructions: name of the instruction set that its kernels are compiled for; empty if it has none of its own.
         vocab: size of the vocabulary.
         num_blocks: blocks of the cache.
         block_tokens: tokens in a block.
@@ -46,6 +47,7 @@ class Backend(Protocol):
 
     name: str
     fallback_reason: str
+    instructions: str
     vocab: int
     num_blocks: int
     block_tokens: int

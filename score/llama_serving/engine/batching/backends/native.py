@@ -1,7 +1,7 @@
-"""The native backend: Llama in C++ for CPUs with tiles (AMX) and bf16 vectors; the kernels are in `batching/native/`.
+"""The native backend: Llama in C++; the kernels are in `batching/native/`.
 
-Weights are bf16, or int8 with one scale for each output. Products take bf16 and sum in float32; activations between layers
-are float32. A row's result has the same bits in any batch and chunk.
+Weights are bf16, or int8 with one scale for each output. Sums and activations between layers are float32; what is multiplied
+with weights is bf16 where the CPU multiplies bf16, else float32. A row's result has the same bits in any batch and chunk.
 """
 
 import copy
@@ -70,6 +70,7 @@ class Native:
         num_blocks: Callable[[LlamaConfig], int],
     ) -> None:
         self.name = "native int8" if int8 else "native"
+        self.instructions = kernels.instructions
         self.config = config
         self.vocab = config.vocab
         self._kernels = kernels

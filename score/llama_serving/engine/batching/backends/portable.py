@@ -57,6 +57,7 @@ class Portable:
     """
 
     name = "portable"
+    instructions = ""
     block_tokens = BLOCK_TOKENS
     chunk_rows = TILE
 

@@ -1,5 +1,7 @@
 """Selects the backend for a model on this machine."""
 
+import logging
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from llama_serving.engine.batching.backends.base import Backend
     from llama_serving.engine.batching.native.bindings import Kernels
 
+_log = logging.getLogger(__name__)
+
 NATIVE_DTYPE: Final = "bfloat16"
 
 
@@ -24,11 +28,13 @@ class BackendRequest:
         dtype: `float32` or `bfloat16`, of weights, keys and values.
         backend: `native`, `portable`, or `auto`: native if it supports the model here, else portable.
         quantization: `int8`, with half the bytes of bfloat16 weights, or `none`.
+        instructions: name of the instruction set that native kernels use, or `auto`: the fastest that the CPU has.
     """
 
     dtype: str
     backend: str = "auto"
     quantization: str = "none"
+    instructions: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelec
         return BackendSelection(request, kernels)
     for setting, value, free in (
         ("QUANTIZATION", request.quantization, "none"),
+        ("CPU_INSTRUCTIONS", request.instructions, "auto"),
         ("BACKEND", request.backend, "auto"),
     ):
         if value not in {free, "portable"}:
@@ -99,16 +106,22 @@ def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelec
 
 def _kernels(config: LlamaConfig, request: BackendRequest) -> "Kernels | str":
     """Return the kernels, or why they cannot be used."""
-    from llama_serving.engine.batching.native.bindings import Kernels
-
     if refused := _refused(config, request):
         return refused
-    try:
-        return Kernels(build.found_or_made())
-    except build.BuildError as error:
-        return f"there is no compiled library: {error}"
-    except (OSError, AttributeError) as error:  # (AttributeError: a symbol is missing)
-        return f"its library can't be loaded: {error}"
+    sets = _instruction_sets(request.instructions)
+    if isinstance(sets, str):
+        return sets
+    reasons: list[str] = []
+    for one in sets:
+        kernels = _loaded(one)
+        if not isinstance(kernels, str):
+            for better, reason in zip(sets, reasons, strict=False):
+                _log.warning(
+                    "the kernels for %s can't be used, those for %s are: %s", better.name, one.name, reason
+                )
+            return kernels
+        reasons.append(kernels)
+    return reasons[0]
 
 
 def _refused(config: LlamaConfig, request: BackendRequest) -> str | None:
@@ -118,6 +131,28 @@ def _refused(config: LlamaConfig, request: BackendRequest) -> str | None:
         return "LLAMA_BACKEND is portable"
     if request.dtype != NATIVE_DTYPE:
         return f"it computes in {NATIVE_DTYPE}, not {request.dtype} (LLAMA_DTYPE)"
-    if without := cpu.missing():
-        return f"this CPU has no {', '.join(without)}"
     return refusal(config)
+
+
+def _instruction_sets(name: str) -> "tuple[cpu.InstructionSet, ...] | str":
+    """Return the requested instruction set or, for `auto`, all that this CPU has, or why there is none."""
+    here, usable = cpu.of_machine(), cpu.usable()
+    wanted = usable if name == "auto" else tuple(one for one in usable if one.name == name)
+    if wanted:
+        return wanted
+    if not here:
+        return f"there are no kernels for {platform.machine()}"
+    lacks = next((cpu.missing(one) for one in cpu.SETS if one.name == name), cpu.missing(here[-1]))
+    has = f". It has what {', '.join(one.name for one in usable)} need" if usable else ""
+    return f"this CPU has no {', '.join(lacks)}{has}"
+
+
+def _loaded(instructions: "cpu.InstructionSet") -> "Kernels | str":
+    from llama_serving.engine.batching.native.bindings import Kernels
+
+    try:
+        return Kernels(build.found_or_made(instructions), instructions.name)
+    except build.BuildError as error:
+        return f"there is no compiled library: {error}"
+    except (OSError, AttributeError) as error:  # (AttributeError: a symbol is missing)
+        return f"its library can't be loaded: {error}"

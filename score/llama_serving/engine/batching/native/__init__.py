@@ -1,1 +1,1 @@
-"""C++ kernels for CPUs with AMX and bf16 vectors, their build and their bindings."""
+"""C++ kernels for several instruction sets, their build and their bindings."""

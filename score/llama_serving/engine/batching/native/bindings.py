@@ -51,13 +51,17 @@ class Step(Structure):
 class Kernels:
     """The library at a path.
 
+    Attributes:
+        instructions: name of the instruction set that it is compiled for.
+
     Raises:
         OSError: it cannot be loaded, or the system does not let this process use AMX.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, instructions: str) -> None:
         import torch  # noqa: F401  (its OpenMP is the one that the library shall find: two would fight for the cores)
 
+        self.instructions = instructions
         library = ctypes.CDLL(str(path))
         self._room = _function(library, "llama_room", c_int64, (POINTER(Model), POINTER(Step)))
         self._step = _function(library, "llama_step", c_int, (POINTER(Model), POINTER(Step), c_void_p))

@@ -15,6 +15,7 @@ using bf16 = uint16_t;
 
 constexpr int TILE = 16;            // rows of a tile; columns too, where they are float32
 constexpr int DEPTH = 32;           // bf16 numbers in a row of a tile, which one instruction sums over
+constexpr int TILE_SIZE = TILE * DEPTH;
 constexpr int PANEL = 64;           // columns of a product that are computed together
 constexpr int BLOCK_TOKENS = 32;    // tokens in a block of the cache
 constexpr int ROWS_TOGETHER = 32;   // rows of a product at a time: buffers hold a multiple of it
@@ -75,7 +76,7 @@ inline int filled(int size, int multiple) { return (size + multiple - 1) / multi
 // [TILE][DEPTH]: rows at a distance of a power of two would map to the same cache set.
 inline int64_t tiled(int row, int column, int columns) {
     const int64_t tile = int64_t(row / TILE) * (filled(columns, DEPTH) / DEPTH) + column / DEPTH;
-    return tile * TILE * DEPTH + row % TILE * DEPTH + column % DEPTH;
+    return tile * TILE_SIZE + row % TILE * DEPTH + column % DEPTH;
 }
 
 }  // namespace llama

@@ -1,15 +1,16 @@
 // Rotate queries and keys by their position, and write keys and values to the cache.
 #pragma once
+#include "model.h"
 #include "vectors.h"
 
 namespace llama {
 
 // (D,) in place: numbers i and i + D/2 are the coordinates of a point that is rotated
-inline void turn(bf16* x, const float* cosines, const float* sines, int half) {
+inline void turn(Operand* x, const float* cosines, const float* sines, int half) {
     for (int i = 0; i < half; i += 16) {
-        const __m512 a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
-        store(x + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-        store(x + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        const Floats a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+        store(x + i, fms(a, c, b * s));
+        store(x + half + i, fma(b, c, a * s));
     }
 }
 
@@ -26,18 +27,26 @@ struct Memory {
     }
 };
 
-inline void write_key(bf16* block, int token, const bf16* key, int D) {
+inline void write_key(bf16* block, int token, const Operand* key, int D) {
     bf16* to = block + token / TILE * TILE * D + token % TILE * 2;
-    for (int i = 0; i < D; i += 2) std::memcpy(to + i * TILE, key + i, 2 * sizeof(bf16));
+    for (int i = 0; i < D; i += TILE) {
+        bf16 own[TILE];
+        narrow(key + i, own);
+        for (int j = 0; j < TILE; j += 2) std::memcpy(to + (i + j) * TILE, own + j, 2 * sizeof(bf16));
+    }
 }
 
-inline void write_value(bf16* block, int token, const bf16* value, int D) {
+inline void write_value(bf16* block, int token, const Operand* value, int D) {
     bf16* to = block + token / 2 * 2 * D + token % 2;
-    for (int i = 0; i < D; i++) to[2 * i] = value[i];
+    for (int i = 0; i < D; i += TILE) {
+        bf16 own[TILE];
+        narrow(value + i, own);
+        for (int j = 0; j < TILE; j++) to[2 * (i + j)] = own[j];
+    }
 }
 
 // qkv: (rows, heads + 2 kv_heads, D): queries are rotated in place, the rest is written to the cache
-inline void remember(const Model& model, int layer, const Step& step, bf16* qkv, int stride_qkv) {
+inline void remember(const Model& model, int layer, const Step& step, Operand* qkv, int stride_qkv) {
     const int D = model.head_dim, group = model.heads / model.kv_heads;
 #pragma omp for collapse(2) schedule(static)
     for (int head = 0; head < model.kv_heads; head++)
@@ -48,8 +57,8 @@ inline void remember(const Model& model, int layer, const Step& step, bf16* qkv,
                 const int row = span.first + i, position = span.start + i;
                 const float* cosines = step.cosines + int64_t(row) * (D / 2);
                 const float* sines = step.sines + int64_t(row) * (D / 2);
-                bf16* own = qkv + int64_t(row) * stride_qkv;
-                bf16* key = own + (model.heads + head) * D;
+                Operand* own = qkv + int64_t(row) * stride_qkv;
+                Operand* key = own + (model.heads + head) * D;
                 for (int q = head * group; q < (head + 1) * group; q++) turn(own + q * D, cosines, sines, D / 2);
                 turn(key, cosines, sines, D / 2);
                 const int64_t block = step.tables[span.table + position / BLOCK_TOKENS] * memory.stride;

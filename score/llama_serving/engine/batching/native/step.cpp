@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "gemm.h"
 #include "norm.h"
+#include "tiles.h"
 
 namespace llama {
 namespace {
@@ -14,10 +15,10 @@ namespace {
 // Buffers of a step, in one allocation.
 struct Room {
     float* x;        // (rows, hidden): activations between layers
-    bf16* h;         // (rows, hidden) in tiles: normed
-    bf16* qkv;       // (rows, heads + 2 kv_heads, D)
-    bf16* mixed;     // (rows, heads · D) in tiles
-    bf16* gated;     // (rows, ffn) in tiles
+    Operand* h;         // (rows, hidden) in tiles: normed
+    Operand* qkv;       // (rows, heads + 2 kv_heads, D)
+    Operand* mixed;     // (rows, heads · D) in tiles
+    Operand* gated;     // (rows, ffn) in tiles
     float* scores;   // (threads, tokens of the longest · heads of a group)
     bf16* panel;     // (threads, a panel of the widest int8 matrix)
     int64_t scores_each, panel_each, bytes;
@@ -30,10 +31,10 @@ struct Room {
         std::byte* const begin = at;
         // (A product writes whole panels, which may be wider than the part that is read.)
         x = taken<float>(at, many * int64_t(filled(model.hidden, PANEL)));
-        h = taken<bf16>(at, many * int64_t(filled(model.hidden, DEPTH)));
-        qkv = taken<bf16>(at, many * int64_t(filled((model.heads + 2 * model.kv_heads) * D, PANEL)));
-        mixed = taken<bf16>(at, many * int64_t(model.heads * D));
-        gated = taken<bf16>(at, many * int64_t(filled(model.ffn, DEPTH)));
+        h = taken<Operand>(at, many * int64_t(filled(model.hidden, DEPTH)));
+        qkv = taken<Operand>(at, many * int64_t(filled((model.heads + 2 * model.kv_heads) * D, PANEL)));
+        mixed = taken<Operand>(at, many * int64_t(model.heads * D));
+        gated = taken<Operand>(at, many * int64_t(filled(model.ffn, DEPTH)));
         scores = taken<float>(at, threads * scores_each);
         panel = taken<bf16>(at, threads * panel_each);
         bytes = at - begin;
@@ -140,7 +141,7 @@ void llama_pack(const std::byte* from, int64_t outputs, int64_t inputs, int size
         for (int64_t depth = 0; depth < depths; depth++)
             for (int column = 0; column < PANEL; column++) {
                 const int64_t output = panel * PANEL + column;
-                std::byte* own = to + (((panel * depths + depth) * (PANEL / TILE) + column / TILE) * tile::SIZE +
+                std::byte* own = to + (((panel * depths + depth) * (PANEL / TILE) + column / TILE) * TILE_SIZE +
                                         column % TILE * 2) * size;
                 for (int pair = 0; pair < DEPTH / 2; pair++) {
                     const int64_t input = depth * DEPTH + pair * 2;

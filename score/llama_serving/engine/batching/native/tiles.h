@@ -5,11 +5,11 @@
 #pragma once
 #include "model.h"
 
-#ifdef LLAMA_TILES_IN_SOFTWARE  // for sanitizers, which cannot check the instructions' reads, and for tests on other CPUs
+#if defined(LLAMA_TILES_IN_SOFTWARE)  // for sanitizers, which cannot check the instructions' reads, and for tests on other CPUs
 #include <immintrin.h>
 
 #include <cstring>
-#else
+#elif defined(LLAMA_TILES)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -17,9 +17,14 @@
 namespace llama::tile {
 
 constexpr long BYTES = 64;   // in a row
-constexpr int SIZE = TILE * DEPTH;   // bf16 numbers in a tile
 
-#ifndef LLAMA_TILES_IN_SOFTWARE
+#ifndef LLAMA_TILES
+
+inline int allow() { return 0; }
+inline void begin() {}
+inline void end() {}
+
+#elif !defined(LLAMA_TILES_IN_SOFTWARE)
 
 struct alignas(64) Config {
     uint8_t palette = 1, start = 0, reserved[14] = {};

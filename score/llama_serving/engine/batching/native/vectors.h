@@ -1,56 +1,53 @@
-// Sixteen numbers at a time.
+// Sixteen numbers at a time, in any instruction set. Each file in `isa/` has:
+//
+//   Floats      16 float32, with + - * /, zeros, all, load and store of float32 and bf16 (rounded to the nearest), fma
+//               (a · b + c), fms (a · b - c), max, sum_of, max_of; first(n, a, b): the first n of a, the rest of b
+//   fraction, scaled   x - ⌊x⌋, and y · 2^⌊x⌋: what `exp2` is made of
+//   Operand     the type of what is multiplied with weights, keys and values: bf16 where there are products of bf16, else float32
+//   Part        one operand of an instruction that multiplies; 16 pairs of bf16 are PARTS of them: the pairs as they are,
+//               or the first of each pair and then the second, as float32
+//   part<P>     16 pairs of bf16, int8, or parts that `store` wrote -> part
+//   broadcast<P>   a pair of operands -> part with 16 copies
+//   dot         adds the product of two parts to a sum
+//   SUMS        how many Floats leave registers free for operands
 #pragma once
-#include <immintrin.h>
-
 #include <cstring>
+#include <type_traits>
 
-#include "tiles.h"
+#if defined(__AVX512F__)
+#include "isa/avx512.h"
+#elif defined(__AVX2__)
+#include "isa/avx2.h"
+#else
+#include "isa/neon.h"
+#endif
 
 namespace llama {
 
-inline float widened(bf16 value) {
-    uint32_t bits = uint32_t(value) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
-
-inline __m512 load(const bf16* from) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
-}
-
-inline void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
-
-inline void store(bf16* to, __m512 value) {  // rounded to the nearest
-    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(value));
-}
-
 // 2 to the power of x: a polynomial for the fraction (relative error below 4e-6), the integer part as exponent.
-inline __m512 exp2(__m512 x) {
-    const __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 y = _mm512_set1_ps(1.3534167e-2f);
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.2011464e-2f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4144275e-1f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9300383e-1f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0000026f));
-    return _mm512_scalef_ps(y, x);
+inline Floats exp2(Floats x) {
+    const Floats part = fraction(x);
+    Floats y = all(1.3534167e-2f);
+    y = fma(y, part, all(5.2011464e-2f));
+    y = fma(y, part, all(2.4144275e-1f));
+    y = fma(y, part, all(6.9300383e-1f));
+    y = fma(y, part, all(1.0000026f));
+    return scaled(y, x);
 }
 
 constexpr float LOG2_E = 1.44269504f;
 
 // x / (1 + e⁻ˣ)
-inline __m512 silu(__m512 x) {
-    const __m512 e = exp2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)));
-    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.f), e));
-}
+inline Floats silu(Floats x) { return x / (all(1.f) + exp2(x * all(-LOG2_E))); }
 
-// Prefetch; `HINT` is the cache level.
-template <_mm_hint HINT = _MM_HINT_T0>
-inline void prefetch(const void* from, int bytes) {
-    for (int at = 0; at < bytes; at += 64) _mm_prefetch((const char*)from + at, HINT);
+// Rounds 16 operands to bf16, which they may be already.
+inline void narrow(const float* from, bf16* to) { store(to, load(from)); }
+inline void narrow(const bf16* from, bf16* to) { std::memcpy(to, from, 16 * sizeof(bf16)); }
+
+// Prefetch into the first or, with `LEVEL` 2, the second cache. (GCC drops calls to a function that only prefetches.)
+template <int LEVEL = 1>
+inline __attribute__((always_inline)) void prefetch(const void* from, int bytes) {
+    for (int at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)from + at, 0, 4 - LEVEL);
 }
 
 }  // namespace llama
