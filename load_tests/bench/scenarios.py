@@ -20,6 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_serving.engine.batching.factory import start
+from llama_serving.engine.batching.native import cpu
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.settings import Settings
 from load_tests.bench.measure import Sample, throughput
@@ -43,12 +44,14 @@ STEPS: Final = 32
 """Tokens of each sequence in which a rate at some length is measured."""
 CONTEXTS: Final = (100, 1000, 8000)
 BACKENDS: Final = {
-    "native": ("native", "none"),
-    "native int8": ("native", "int8"),
-    "portable": ("portable", "none"),
-    "auto": ("auto", "none"),
+    "portable": ("portable", "none", "auto"),
+    "auto": ("auto", "none", "auto"),
+    "native": ("native", "none", "auto"),
+    "native int8": ("native", "int8", "auto"),
+    **{f"native {one.name}": ("native", "none", one.name) for one in cpu.of_machine()},
+    **{f"native int8 {one.name}": ("native", "int8", one.name) for one in cpu.of_machine()},
 }
-"""The name in the table: LLAMA_BACKEND and LLAMA_QUANTIZATION."""
+"""The name in the table: LLAMA_BACKEND, LLAMA_QUANTIZATION and LLAMA_CPU_INSTRUCTIONS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +268,10 @@ def _elsewhere(checkpoint: Path, what: str, backend: str = "auto") -> str:
 
 
 def _started(checkpoint: Path, name: str, *, context: int, max_num_seqs: int = CLIENTS) -> Engine:
-    backend, quantization = BACKENDS[name]
-    settings = Settings(max_num_seqs=max_num_seqs, backend=backend, quantization=quantization)
+    backend, quantization, instructions = BACKENDS[name]
+    settings = Settings(
+        max_num_seqs=max_num_seqs, backend=backend, quantization=quantization, cpu_instructions=instructions
+    )
     return start(checkpoint, dtype="bfloat16", context=context, settings=settings)
 
 

@@ -14,6 +14,7 @@ struct KeyColumns {
     const bf16* at(int depth) const { return first + depth * TILE_SIZE; }
     void ahead(int, int) const {}
     KeyColumns from(int column) const { return {first + column * COLUMN}; }
+    KeyColumns of_group(int, int) const { return *this; }
 };
 
 // The values of some blocks, each [BLOCK_TOKENS / 2][D][2 tokens]: a block is what is summed over in one depth
@@ -26,6 +27,7 @@ struct ValueColumns {
     const bf16* at(int block) const { return blocks[block] + first; }
     void ahead(int, int) const {}
     ValueColumns from(int column) const { return {blocks, first + column * COLUMN}; }
+    ValueColumns of_group(int, int) const { return *this; }
 };
 static_assert(BLOCK_TOKENS == DEPTH);
 

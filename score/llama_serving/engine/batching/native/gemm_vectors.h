@@ -13,7 +13,7 @@ constexpr int columns_together(int rows) { return rows * 4 <= SUMS ? 4 : rows * 
 
 // Of each of R rows, `depths` times 32 operands with a distance of `step`, times 16 · C columns: added to y.
 // Columns has: at(depth), the first pair of the first column; PAIR and COLUMN, the distances to the next pair and to the
-// next 16 columns; ahead(depth, offset), which prefetches what will be needed when this depth has been left for long.
+// next 16 columns; ahead(depth, offset), which prefetches what is needed later; of_group, of a group of rows.
 template <int R, int C, class Columns>
 inline __attribute__((always_inline)) void accumulate(const Operand* const* x, int64_t step, const Columns& columns,
                                                       int depths, float* y, int stride) {
@@ -62,13 +62,14 @@ inline void accumulate(const Operand* const* x, int rows, int64_t step, const Co
         const int count = (rows - row + groups - group - 1) / (groups - group);
         const Operand* const* from = x + row;
         float* to = y + row * stride;
+        const Columns own = columns.of_group(group, groups);
         switch (count) {
-            case 1: accumulate_rows<1>(from, step, columns, width, depths, to, stride); break;
-            case 2: accumulate_rows<2>(from, step, columns, width, depths, to, stride); break;
-            case 3: accumulate_rows<3>(from, step, columns, width, depths, to, stride); break;
-            case 4: accumulate_rows<4>(from, step, columns, width, depths, to, stride); break;
-            case 5: accumulate_rows<5>(from, step, columns, width, depths, to, stride); break;
-            default: accumulate_rows<6>(from, step, columns, width, depths, to, stride); break;
+            case 1: accumulate_rows<1>(from, step, own, width, depths, to, stride); break;
+            case 2: accumulate_rows<2>(from, step, own, width, depths, to, stride); break;
+            case 3: accumulate_rows<3>(from, step, own, width, depths, to, stride); break;
+            case 4: accumulate_rows<4>(from, step, own, width, depths, to, stride); break;
+            case 5: accumulate_rows<5>(from, step, own, width, depths, to, stride); break;
+            default: accumulate_rows<6>(from, step, own, width, depths, to, stride); break;
         }
         row += count;
     }
@@ -87,18 +88,24 @@ struct PanelColumns {
     const T* at(int depth) const { return first + depth * (PANEL * DEPTH); }
     void ahead(int depth, int offset) const { prefetch(at(depth + AHEAD) + offset, PAIR * int(sizeof(T))); }
     PanelColumns from(int column) const { return {first + column * COLUMN}; }
+    PanelColumns of_group(int, int) const { return *this; }
 };
 
-// The same in the cache as operands, while the next part of the panel is prefetched
+// The same in the cache as operands, while each group of rows prefetches its share of the panel's next part
 template <class T>
 struct UnpackedColumns {
     const Operand* first;
     const T* next;
+    int count;         // of `next`
+    int share = 256;   // in 256ths
 
     static constexpr int PAIR = 2 * TILE, COLUMN = TILE_SIZE;
     const Operand* at(int depth) const { return first + depth * (PANEL * DEPTH); }
-    void ahead(int depth, int offset) const { prefetch(next + depth * (PANEL * DEPTH) + offset, PAIR * int(sizeof(T))); }
-    UnpackedColumns from(int column) const { return {first + column * COLUMN, next + column * COLUMN}; }
+    void ahead(int depth, int offset) const {
+        prefetch(next + ((depth * (PANEL * DEPTH) + offset) * share >> 8), PAIR * int(sizeof(T)));
+    }
+    UnpackedColumns from(int column) const { return {first + column * COLUMN, next + (column * COLUMN * share >> 8), count, share}; }
+    UnpackedColumns of_group(int group, int groups) const { return {first, next + group * count / groups, count, 256 / groups}; }
 };
 
 // Parts are computed once for all rows: of so many depths, to stay in the first cache.
@@ -126,8 +133,12 @@ inline void multiply_panel(const Operand* const* x, int rows, const T* panel, in
         const T* from = panel + int64_t(depth) * PANEL * DEPTH;
         const Operand* here[ROWS_TOGETHER];
         for (int row = 0; row < rows; row++) here[row] = x[row] + depth * TILE_SIZE;
-        unpack(from, count, room);
-        accumulate(here, rows, TILE_SIZE, UnpackedColumns<T>{room, from + UNPACKED * PANEL * DEPTH}, PANEL, count, y, PANEL);
+        const Operand* columns = room;
+        if constexpr (std::is_same_v<T, Operand>)
+            columns = from;
+        else
+            unpack(from, count, room);
+        accumulate(here, rows, TILE_SIZE, UnpackedColumns<T>{columns, from + count * PANEL * DEPTH, count * PANEL * DEPTH}, PANEL, count, y, PANEL);
     }
 }
 
