@@ -19,6 +19,7 @@ from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
 from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.settings import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 FILES: Final = 40
 SIZES: Final = (1_000, 4_000)
 """The most bytes of a file: each fits nano's context."""
-QUANTIZATIONS: Final = ("none", "int8")
 
 
 def loaded(quantization: str) -> Backend:
@@ -65,7 +65,7 @@ def texts() -> list[File]:
 
 
 def table() -> dict[str, float]:
-    """Return bits per byte: in float32 by the training code, and by the kernels in bf16 and with int8 weights."""
+    """Return bits per byte: in float32 by the training code, and by the kernels in bf16 and with quantized weights."""
     tokenizer, files = Tokenizer.from_folder(FOLDER, NANO.special_ids), texts()
     ways = {"float32": evaluate.Reader(FOLDER).bits} | {name: bits(loaded(name)) for name in QUANTIZATIONS}
     return {name: evaluate.bits_per_byte(way, files, tokenizer) for name, way in ways.items()}

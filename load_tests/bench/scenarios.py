@@ -48,8 +48,10 @@ BACKENDS: Final = {
     "auto": ("auto", "none", "auto"),
     "native": ("native", "none", "auto"),
     "native int8": ("native", "int8", "auto"),
+    "native int4": ("native", "int4", "auto"),
     **{f"native {one.name}": ("native", "none", one.name) for one in cpu.of_machine()},
     **{f"native int8 {one.name}": ("native", "int8", one.name) for one in cpu.of_machine()},
+    **{f"native int4 {one.name}": ("native", "int4", one.name) for one in cpu.of_machine()},
 }
 """The name in the table: LLAMA_BACKEND, LLAMA_QUANTIZATION and LLAMA_CPU_INSTRUCTIONS."""
 

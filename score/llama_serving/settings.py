@@ -15,7 +15,7 @@ _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 BACKENDS: Final = ("auto", "native", "portable")
 CPU_INSTRUCTIONS: Final = ("auto", "amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon")
-QUANTIZATIONS: Final = ("none", "int8")
+QUANTIZATIONS: Final = ("none", "int8", "int4")
 KV_DTYPES: Final = ("auto", "fp8")
 TRACES: Final = ("off", "azure", "otlp")
 _PREFIX: Final = "LLAMA_"
@@ -35,7 +35,8 @@ class Settings:
         backend: of the batching engine; `auto` is `native` where it supports CPU and model (bfloat16; x86-64 with AVX2 or
             AArch64), else `portable`.
         cpu_instructions: the instruction set that the native backend uses; `auto` is the fastest that the CPU has.
-        quantization: applied to the weights while they load: `int8` takes half the bytes of bfloat16 (native backend only).
+        quantization: applied to the weights while they load: `int8` takes half the bytes of bfloat16, `int4` 28 % (native
+            backend only).
         context: tokens of prompt and completion; None is the number of positions that the model was trained on.
         threads: of torch, or of vLLM on a CPU; None is the library's default, within the container's CPU quota.
         max_num_seqs: sequences that run at a time (the pipeline engine runs one).

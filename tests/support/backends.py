@@ -18,6 +18,7 @@ from llama_serving.engine.batching.native import build, cpu
 from llama_serving.engine.batching.native.bindings import Kernels
 from llama_serving.engine.batching.native.cpu import InstructionSet
 from llama_serving.llama_config import LlamaConfig
+from llama_serving.settings import QUANTIZATIONS
 from tests.conftest import NOT_NATIVE
 
 SETS: Final = tuple(one.name for one in cpu.of_machine()) or tuple(one.name for one in cpu.SETS)
@@ -43,13 +44,9 @@ def make(kind: str, folder: Path, blocks: int) -> Backend:
         dtype = "bfloat16" if "bf16" in words else "float32"
         return Portable.of(folder, dtype=dtype, num_blocks=num_blocks)
     name = next((word for word in words if word in SETS), "")
-    return Native(
-        read_config(folder),
-        CheckpointWeights(folder),
-        kernels(name),
-        int8="int8" in words,
-        num_blocks=num_blocks,
-    )
+    quantization = next((word for word in words if word in QUANTIZATIONS), "none")
+    config, weights = read_config(folder), CheckpointWeights(folder)
+    return Native(config, weights, kernels(name), quantization=quantization, num_blocks=num_blocks)
 
 
 def needs(instructions: InstructionSet) -> None:

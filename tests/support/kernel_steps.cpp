@@ -1,6 +1,6 @@
 // Steps of the kernels on a random model, the same on every machine: prints the logits. For architectures without a Python.
 //
-//   kernel_steps HIDDEN FFN HEADS KV_HEADS HEAD_DIM VOCAB INT8
+//   kernel_steps HIDDEN FFN HEADS KV_HEADS HEAD_DIM VOCAB BITS
 #include "step.cpp"
 
 #include <cstdio>
@@ -40,24 +40,34 @@ bf16* numbers(int64_t count, float size, float least = 0) {
     return to;
 }
 
-Matrix matrix(int outputs, int inputs, bool int8) {
-    const int64_t size = int64_t(filled(outputs, PANEL)) * filled(inputs, DEPTH);
-    Matrix made{room<bf16>(size), nullptr, outputs, inputs};
-    if (int8) {
-        int8_t* plain = room<int8_t>(int64_t(outputs) * inputs);
-        for (int i = 0; i < outputs * inputs; i++) plain[i] = int8_t(127 * random_number());
-        float* scales = room<float>(filled(outputs, PANEL));
-        for (int i = 0; i < outputs; i++) scales[i] = (1.5f + random_number()) / 127 / std::sqrt(float(inputs));
-        made.scales = scales;
-        llama_pack((std::byte*)plain, outputs, inputs, 1, (std::byte*)made.weights);
-    } else {
-        llama_pack((std::byte*)numbers(int64_t(outputs) * inputs, 1.7f / std::sqrt(float(inputs))), outputs, inputs, 2,
-                   (std::byte*)made.weights);
-    }
-    return made;
+int8_t* integers(int64_t count, float most) {
+    int8_t* to = room<int8_t>(count);
+    for (int64_t i = 0; i < count; i++) to[i] = int8_t(std::floor(most * random_number()));
+    return to;
 }
 
-Model model_of(char** sizes, bool int8) {
+Matrix matrix(int outputs, int inputs, int bits) {
+    const int64_t count = int64_t(outputs) * inputs;
+    const int64_t size = int64_t(filled(outputs, PANEL)) * filled(inputs, DEPTH);
+    const float one = 1 / std::sqrt(float(inputs));
+    std::byte* weights = room<std::byte>(size * bits / 8);
+    const void* scales = nullptr;
+    if (bits == 4) {
+        bf16* own = room<bf16>(size / DEPTH);
+        llama_pack_int4(numbers(count, 1.7f * one), outputs, inputs, weights, own);
+        scales = own;
+    } else if (bits == 8) {
+        llama_pack((std::byte*)integers(count, 127), outputs, inputs, 8, weights);
+        float* own = room<float>(filled(outputs, PANEL));
+        for (int i = 0; i < outputs; i++) own[i] = (1.5f + random_number()) / 127 * one;
+        scales = own;
+    } else {
+        llama_pack((std::byte*)numbers(count, 1.7f * one), outputs, inputs, 16, weights);
+    }
+    return {weights, scales, outputs, inputs, bits};
+}
+
+Model model_of(char** sizes, int bits) {
     int of[6];
     for (int i = 0; i < 6; i++) of[i] = std::atoi(sizes[i]);
     const auto [hidden, ffn, heads, kv_heads, head_dim, vocab] = of;
@@ -65,11 +75,11 @@ Model model_of(char** sizes, bool int8) {
     for (int n = 0; n < LAYERS; n++) {
         const bf16 *before = numbers(hidden, 0.5f, 1), *between = numbers(hidden, 0.5f, 1);
         const int qkv = (heads + 2 * kv_heads) * head_dim;
-        layers[n] = {before, matrix(qkv, hidden, int8), matrix(hidden, heads * head_dim, int8), between,
-                     matrix(2 * filled(ffn, DEPTH), hidden, int8), matrix(hidden, ffn, int8)};
+        layers[n] = {before, matrix(qkv, hidden, bits), matrix(hidden, heads * head_dim, bits), between,
+                     matrix(2 * filled(ffn, DEPTH), hidden, bits), matrix(hidden, ffn, bits)};
     }
     return {LAYERS, hidden, ffn, heads, kv_heads, head_dim, vocab, 1e-5f, layers,
-            numbers(int64_t(vocab) * filled(hidden, DEPTH), 1), numbers(hidden, 0.5f, 1), matrix(vocab, hidden, int8),
+            numbers(int64_t(vocab) * filled(hidden, DEPTH), 1), numbers(hidden, 0.5f, 1), matrix(vocab, hidden, bits),
             room<bf16>(int64_t(40) * BLOCKS_EACH * LAYERS * 2 * kv_heads * BLOCK_TOKENS * head_dim)};
 }
 

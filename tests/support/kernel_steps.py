@@ -34,15 +34,16 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocab: int
-    int8: bool = False
+    bits: int = 16
     layers: int = 2
 
 
 SHAPES: Final = (
     Shape(hidden=48, ffn=33, heads=2, kv_heads=1, head_dim=64, vocab=65),
     Shape(hidden=64, ffn=16, heads=3, kv_heads=3, head_dim=128, vocab=63),
-    Shape(hidden=16, ffn=97, heads=8, kv_heads=1, head_dim=64, vocab=3, int8=True),
-    Shape(hidden=80, ffn=1, heads=4, kv_heads=2, head_dim=128, vocab=129, int8=True),
+    Shape(hidden=16, ffn=97, heads=8, kv_heads=1, head_dim=64, vocab=3, bits=8),
+    Shape(hidden=80, ffn=1, heads=4, kv_heads=2, head_dim=128, vocab=129, bits=8),
+    Shape(hidden=112, ffn=65, heads=2, kv_heads=1, head_dim=64, vocab=66, bits=4),
 )
 STEPS: Final = (
     ((0, 1, 1),),
@@ -89,6 +90,8 @@ class Kernels:
         self._library.llama_step.argtypes = (POINTER(c.Model), POINTER(c.Step), c_void_p)
         self._library.llama_pack.argtypes = (c_void_p, c_int64, c_int64, c_int, c_void_p)
         self._library.llama_pack.restype = None
+        self._library.llama_pack_int4.argtypes = (c_void_p, c_int64, c_int64, c_void_p, c_void_p)
+        self._library.llama_pack_int4.restype = None
         self._short, self._shape, self._rng, self._buffers = short, shape, np.random.default_rng(1), Buffers()
         self._model = self._made()
 
@@ -148,15 +151,19 @@ class Kernels:
 
     def _matrix(self, outputs: int, inputs: int) -> c.Matrix:
         weight = self._normal(outputs, inputs) / np.float32(inputs**0.5)
-        scales, numbers = None, bf16(weight)
         filled = (outputs + -outputs % PANEL, inputs + -inputs % DEPTH)
-        if self._shape.int8:
+        scales, numbers, bits = None, bf16(weight), self._shape.bits
+        packed = self._buffers.room(filled[0] * filled[1] * bits // 8)
+        if bits == 4:
+            scales = self._buffers.room(filled[0] * filled[1] // DEPTH * 2)
+            self._library.llama_pack_int4(self._buffers.of(numbers), outputs, inputs, packed, scales)
+            return c.Matrix(packed, scales, outputs, inputs, bits)
+        if bits == 8:
             steps = np.abs(weight).max(axis=1) / 127
             numbers = np.round(weight / steps[:, None]).astype(np.int8)
             scales = self._buffers.of(np.pad(steps, (0, -outputs % PANEL)))
-        packed = self._buffers.room(filled[0] * filled[1] * numbers.itemsize)
-        self._library.llama_pack(self._buffers.of(numbers), outputs, inputs, numbers.itemsize, packed)
-        return c.Matrix(packed, scales, outputs, inputs)
+        self._library.llama_pack(self._buffers.of(numbers), outputs, inputs, bits, packed)
+        return c.Matrix(packed, scales, outputs, inputs, bits)
 
 
 def results(library: Path, *, short: int = 0) -> list[npt.NDArray[np.float32]]:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from llama_serving.engine.batching.backends import native
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.native import Native, refusal
+from llama_serving.engine.batching.native.bindings import Kernels
 from llama_serving.llama_config import LlamaConfig
+from llama_serving.settings import QUANTIZATIONS
 from tests.support import backends, llamas
 from tests.support.llamas import Llama
 from tests.support.rows import Cache, ids, other_rows
@@ -54,7 +56,7 @@ class Pair:
     rounded: Any
 
     @classmethod
-    def of(cls, shape: Llama, instructions: str, *, seed: int = 0, int8: bool = False) -> "Pair":
+    def of(cls, shape: Llama, instructions: str, *, seed: int = 0, quantization: str = "none") -> "Pair":
         model = _in(torch.float32, _in(torch.bfloat16, llamas.random_model(shape, seed=seed)))
         config = LlamaConfig(
             vocab=shape.vocab, hidden=shape.hidden, ffn=shape.ffn, layers=shape.layers, heads=shape.heads,
@@ -62,9 +64,13 @@ class Pair:
             epsilon=model.config.rms_norm_eps, tied=shape.tied,
         )  # fmt: skip
         ours = Native(
-            config, Held(model), backends.kernels(instructions), int8=int8, num_blocks=lambda _: BLOCKS
+            config,
+            Held(model),
+            backends.kernels(instructions),
+            quantization=quantization,
+            num_blocks=lambda _: BLOCKS,
         )
-        exact = _as_in_int8(model) if int8 else model
+        exact = _as_quantized(model, quantization, backends.kernels(instructions))
         return cls(ours, exact, _in(torch.bfloat16, exact))
 
     def errors(self, text: Sequence[int], found: Mapping[int, torch.Tensor]) -> torch.Tensor:
@@ -88,18 +94,39 @@ def _in(dtype: torch.dtype, model: Any) -> Any:
     return changed
 
 
-def _as_in_int8(model: Any) -> Any:
-    """The model whose weights are what int8 makes of them; the embedding is not multiplied with, and stays."""
+def _as_quantized(model: Any, quantization: str, kernels: Kernels) -> Any:
+    """The model whose weights are what quantization makes of them; the embedding is not multiplied with, and stays."""
+    if quantization == "none":
+        return model
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = False
     changed = type(model)(config).eval()
     weights = dict(model.state_dict())
     for name, weight in weights.items():
         if weight.dim() > 1 and "embed" not in name:
-            numbers, scales = native._quantised(weight)
-            weights[name] = numbers * scales[:, None]
+            if quantization == "int8" or name == "lm_head.weight":
+                numbers, scales = native.quantized(weight)
+                weights[name] = numbers * scales[:, None]
+            else:
+                numbers, scales = in_4_bits(weight, kernels)
+                weights[name] = numbers * scales
     changed.load_state_dict(weights)
     return changed
+
+
+def in_4_bits(weight: torch.Tensor, kernels: Kernels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers and their scales, (outputs, inputs) each, read from what the kernels pack."""
+    outputs, inputs = weight.shape
+    panels, depths = -(-outputs // native.PANEL), -(-inputs // native.DEPTH)
+    packed = torch.zeros(panels, depths, 4, 4, 16, dtype=torch.int32)  # tiles, eight inputs, columns
+    scales = torch.zeros(panels, depths, native.PANEL, dtype=torch.bfloat16)
+    source = weight.to(torch.bfloat16).contiguous()
+    kernels.pack_int4(source.data_ptr(), (outputs, inputs), packed.data_ptr(), scales.data_ptr())
+    bits = torch.tensor([16 * (i % 2) + 4 * (i // 2) for i in range(8)], dtype=torch.int32)
+    numbers = (packed[..., None] >> bits & 15 ^ 8) - 8
+    numbers = numbers.permute(0, 2, 4, 1, 3, 5).reshape(panels * native.PANEL, -1)[:outputs, :inputs]
+    wide = scales.float().transpose(1, 2).reshape(panels * native.PANEL, -1).repeat_interleave(native.GROUP, 1)
+    return numbers.float(), wide[:outputs, :inputs]
 
 
 @st.composite
@@ -147,14 +174,22 @@ def instructions(request: pytest.FixtureRequest) -> str:
 
 
 @settings(max_examples=8)
-@given(shape=shapes(), int8=st.booleans(), prompt=st.integers(1, 300), seed=st.integers(0, 1000))
-@example(shape=Llama(head_dim=64, vocab=65, ffn=33), int8=False, prompt=300, seed=1)
-@example(shape=Llama(head_dim=128, vocab=63, ffn=1, tied=True, hidden=16), int8=True, prompt=129, seed=2)
+@given(
+    shape=shapes(),
+    quantization=st.sampled_from(QUANTIZATIONS),
+    prompt=st.integers(1, 300),
+    seed=st.integers(0, 1000),
+)
+@example(shape=Llama(head_dim=64, vocab=65, ffn=33), quantization="none", prompt=300, seed=1)
+@example(
+    shape=Llama(head_dim=128, vocab=63, ffn=1, tied=True, hidden=16), quantization="int8", prompt=129, seed=2
+)
+@example(shape=Llama(head_dim=64, vocab=63, ffn=31, hidden=48), quantization="int4", prompt=60, seed=3)
 def test_the_logits_are_as_near_as_those_of_transformers_in_bf16(
-    instructions: str, shape: Llama, int8: bool, prompt: int, seed: int
+    instructions: str, shape: Llama, quantization: str, prompt: int, seed: int
 ) -> None:
     rng = random.Random(seed)
-    pair = Pair.of(shape, instructions, seed=seed, int8=int8)
+    pair = Pair.of(shape, instructions, seed=seed, quantization=quantization)
     text = ids(rng, prompt + 20, shape.vocab)
     ours, theirs = pair.errors(text, logits(pair.ours, text, prompt, rng)).mean(dim=0)
     assert ours < ANY_SHAPE * theirs
@@ -190,12 +225,14 @@ def test_scores_far_from_nought(instructions: str, sign: int, monkeypatch: pytes
     assert ours.mean() < ALIKE * theirs.mean()
 
 
-@pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("size", native.HEAD_SIZES)
-def test_a_step_of_everything(instructions: str, size: int, int8: bool) -> None:
+def test_a_step_of_everything(instructions: str, size: int, quantization: str) -> None:
     """40 that generate, of other lengths each, a prompt's 130 rows from its middle on, and one of one token."""
     rng = random.Random(4)
-    pair = Pair.of(Llama(heads=6, kv_heads=2, head_dim=size, hidden=96, vocab=301), instructions, int8=int8)
+    pair = Pair.of(
+        Llama(heads=6, kv_heads=2, head_dim=size, hidden=96, vocab=301), instructions, quantization=quantization
+    )
     cache = Cache(pair.ours, rng)
     parts = [(ids(rng, 1 + 5 * n), 5 * n, False) for n in range(40)]
     parts += [(ids(rng, 200), 70, True), (ids(rng, 1), 0, True)]
@@ -222,7 +259,7 @@ def test_the_number_of_threads_changes_nothing(instructions: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            ours = Pair.of(shape, instructions, int8=True).ours
+            ours = Pair.of(shape, instructions, quantization="int4").ours
             cache = Cache(ours, random.Random(6))
             found.append(ours.forward(other_rows(cache, random.Random(7), most=30)))
             rooms.append(len(ours._room))
@@ -237,12 +274,41 @@ def test_the_number_of_threads_changes_nothing(instructions: str) -> None:
 def test_int8_is_off_by_half_a_step_at_most(seed: int, size: float) -> None:
     weight = size * torch.randn(20, 50, generator=torch.Generator().manual_seed(seed))
     weight[3] = 0
-    numbers, scales = native._quantised(weight)
+    numbers, scales = native.quantized(weight)
     assert torch.equal(numbers, numbers.to(torch.int8).float())
     assert torch.equal(numbers[3], torch.zeros(50))
     assert (numbers.abs().amax(dim=1) == 127).sum() == 19, "all of the range is used"
     assert (scales > 0).all()
     assert ((numbers * scales[:, None] - weight).abs() <= 0.5001 * scales[:, None]).all()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000), size=st.floats(1e-6, 1e6), inputs=st.sampled_from((1, 31, 32, 50, 96)))
+def test_int4_is_nearer_than_the_farthest_numbers_scale(
+    instructions: str, seed: int, size: float, inputs: int
+) -> None:
+    """llama.cpp's Q4_0 has the scale at which the number that is farthest from 0 becomes -8."""
+    weight = size * torch.randn(70, inputs, generator=torch.Generator().manual_seed(seed))
+    weight[3] = 0
+    weight = weight.to(torch.bfloat16).float()
+    numbers, scales = in_4_bits(weight, backends.kernels(instructions))
+    assert torch.equal(numbers[3], torch.zeros(inputs))
+    off_by = (weight / scales).clamp(-8, 7) - numbers
+    assert off_by.abs().max() < 0.5001, "each is the nearest integer"
+    groups = torch.nn.functional.pad(weight, (0, -inputs % native.GROUP)).view(len(weight), -1, native.GROUP)
+    farthest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
+    theirs = torch.where(farthest == 0, 1, farthest / -8)
+    off = (groups / theirs).round().clamp(-8, 7) * theirs - groups
+    assert (numbers * scales - weight).square().sum() <= 1.001 * off.square().sum()
+
+
+def test_integers_that_4_bits_hold_come_back(instructions: str) -> None:
+    """With scales that bf16 holds, nothing is lost."""
+    numbers = torch.randint(-8, 8, (30, 70), generator=torch.Generator().manual_seed(1)).float()
+    numbers[:, ::32] = -8
+    weight = numbers * torch.linspace(0.5, 60, 30)[:, None].to(torch.bfloat16).float()
+    found, scales = in_4_bits(weight, backends.kernels(instructions))
+    assert torch.equal(found * scales, weight)
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ class TestWhatAnOperatorInsistsOn:
         (BF16, "native"),
         (BackendRequest("bfloat16", backend="native"), "native"),
         (BackendRequest("bfloat16", quantization="int8"), "native int8"),
+        (BackendRequest("bfloat16", quantization="int4"), "native int4"),
         *((BackendRequest("bfloat16", instructions=name), "native") for name in backends.SETS),
     ],
 )

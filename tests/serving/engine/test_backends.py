@@ -20,6 +20,7 @@ CASES = (
     *(("portable", shape) for shape in SHAPES),
     *((f"native {name}", shape) for name in backends.SETS for shape in NATIVE_SHAPES),
     *((f"native int8 {name}", "heads wider than hidden") for name in backends.SETS),
+    *((f"native int4 {name}", "heads of 128") for name in backends.SETS),
 )
 
 

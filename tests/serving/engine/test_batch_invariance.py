@@ -22,7 +22,9 @@ from tests.conftest import ROOT
 from tests.support import backends, invariance, llamas
 from tests.support.llamas import SHAPES
 
-NATIVE = [kind for name in backends.SETS for kind in (f"native {name}", f"native int8 {name}")]
+NATIVE = [
+    kind for name in backends.SETS for kind in (f"native {name}", f"native int8 {name}", f"native int4 {name}")
+]
 GENERATED = "a generated token's logits depend on what else is in the step"
 PROMPT = "a prompt's logits depend on how it is divided, or on what else is in the step"
 OTHER_VENDOR = """

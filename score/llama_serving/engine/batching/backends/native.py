@@ -1,6 +1,7 @@
 """The native backend: Llama in C++; the kernels are in `batching/native/`.
 
-Weights are bf16, or int8 with one scale for each output. Sums and activations between layers are float32; what is multiplied
+Weights are bf16; or int8 with one scale for each output; or int4 with one scale for each output and group of 32 inputs, and
+the head in int8. Sums and activations between layers are float32; what is multiplied
 with weights is bf16 where the CPU multiplies bf16, else float32. A row's result has the same bits in any batch and chunk.
 """
 
@@ -29,6 +30,8 @@ DEPTH: Final = 32
 PANEL: Final = 64
 """The same as in `native/model.h`."""
 CHUNK_ROWS: Final = 32
+GROUP: Final = DEPTH
+"""Inputs that share a scale in int4."""
 INT8_MOST: Final = 127
 
 
@@ -48,7 +51,7 @@ class Native:
         config: the model's, accepted by `refusal`.
         weights: its tensors.
         kernels: the loaded library.
-        int8: keep weights in int8, with one scale for each output.
+        quantization: `none`, `int8` or `int4`, of the weights.
         num_blocks: returns the size of the cache.
 
     Raises:
@@ -66,15 +69,15 @@ class Native:
         weights: Tensors,
         kernels: Kernels,
         *,
-        int8: bool = False,
+        quantization: str = "none",
         num_blocks: Callable[[LlamaConfig], int],
     ) -> None:
-        self.name = "native int8" if int8 else "native"
+        self.name = "native" if quantization == "none" else f"native {quantization}"
         self.instructions = kernels.instructions
         self.config = config
         self.vocab = config.vocab
         self._kernels = kernels
-        self._int8 = int8
+        self._quantization = quantization
         self._kept: list[Tensor] = []  # (the kernels hold their addresses)
         self._rotary = RotaryTable(config.head_dim, config.rope_theta)
         self._model = self._loaded(weights)
@@ -155,7 +158,7 @@ class Native:
             epsilon=config.epsilon, layer=self._layers,
             embedding=self._kept_at(F.pad(embedding, (0, -config.hidden % DEPTH))),
             norm=self._kept_at(weights.tensor("model.norm.weight", (config.hidden,)).to(torch.bfloat16)),
-            head=self._matrix(head),
+            head=self._matrix(head, self._quantization.replace("int4", "int8")),
         )  # fmt: skip
 
     def _layer(self, weights: Tensors, number: int) -> c.Layer:
@@ -181,18 +184,31 @@ class Native:
             down=self._matrix(tensor("mlp.down_proj", hidden, ffn)),
         )
 
-    def _matrix(self, weight: Tensor) -> c.Matrix:
-        """Return (outputs, inputs) in the kernels' order."""
-        outputs, inputs = weight.shape
+    def _matrix(self, weight: Tensor, quantization: str | None = None) -> c.Matrix:
+        """Return (outputs, inputs) in the kernels' order, quantized as the model's layers unless said otherwise."""
+        shape = outputs, inputs = weight.shape
+        filled = (outputs + -outputs % PANEL, inputs + -inputs % DEPTH)
+        quantization = quantization or self._quantization
+        if quantization == "int4":
+            weight = weight.to(torch.bfloat16).contiguous()
+            packed = self._kept_zeros((filled[0], filled[1] // 2), torch.uint8)
+            groups = self._kept_zeros((filled[0], filled[1] // GROUP), torch.bfloat16)
+            self._kernels.pack_int4(weight.data_ptr(), shape, packed.data_ptr(), groups.data_ptr())
+            return c.Matrix(packed.data_ptr(), groups.data_ptr(), *shape, 4)
         scales = None
-        if self._int8:
-            weight, by_output = _quantised(weight.float())
-            scales = self._kept_at(F.pad(by_output, (0, -outputs % PANEL)))
-        weight = weight.to(torch.int8 if self._int8 else torch.bfloat16).contiguous()
-        packed = zeros((outputs + -outputs % PANEL, inputs + -inputs % DEPTH), weight.dtype)
-        self._kernels.pack(weight.data_ptr(), (outputs, inputs), weight.itemsize, packed.data_ptr())
-        self._kept.append(packed)
-        return c.Matrix(packed.data_ptr(), scales, outputs, inputs)
+        if quantization == "int8":
+            weight, by_output = quantized(weight.float())
+            scales = self._kept_at(F.pad(by_output, (0, filled[0] - outputs)))
+        weight = weight.to(torch.int8 if quantization == "int8" else torch.bfloat16).contiguous()
+        packed = self._kept_zeros(filled, weight.dtype)
+        bits = 8 * weight.itemsize
+        self._kernels.pack(weight.data_ptr(), shape, bits, packed.data_ptr())
+        return c.Matrix(packed.data_ptr(), scales, *shape, bits)
+
+    def _kept_zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        made = zeros(shape, dtype)
+        self._kept.append(made)
+        return made
 
     def _kept_at(self, tensor: Tensor) -> int:
         """Return the address of a copy that is kept."""
@@ -208,7 +224,7 @@ def _in_turn(gate: Tensor, up: Tensor) -> Tensor:
     return torch.stack(pairs, dim=1).flatten(0, 2)
 
 
-def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize (outputs, inputs) float32 to integers from -127 to 127 and a scale for each output."""
     scales = weight.abs().amax(dim=1) / INT8_MOST
     scales = torch.where(scales > 0, scales, 1.0)

@@ -27,7 +27,7 @@ class BackendRequest:
     Attributes:
         dtype: `float32` or `bfloat16`, of weights, keys and values.
         backend: `native`, `portable`, or `auto`: native if it supports the model here, else portable.
-        quantization: `int8`, with half the bytes of bfloat16 weights, or `none`.
+        quantization: of the weights: `int8` with half the bytes of bfloat16, `int4` with 28 %, or `none`.
         instructions: name of the instruction set that native kernels use, or `auto`: the fastest that the CPU has.
     """
 
@@ -78,8 +78,9 @@ class BackendSelection:
                 num_blocks=num_blocks,
                 fallback_reason=self.fallback_reason,
             )
-        int8 = self.request.quantization == "int8"
-        return Native(config, weights, self.kernels, int8=int8, num_blocks=num_blocks)
+        return Native(
+            config, weights, self.kernels, quantization=self.request.quantization, num_blocks=num_blocks
+        )
 
 
 def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelection:

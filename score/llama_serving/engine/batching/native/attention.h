@@ -30,13 +30,6 @@ struct Look {
 
 // --- one generated token ---------------------------------------------------------------------------------------
 
-// Calls with each part's number as a constant.
-template <class Call>
-inline void each_part(const Call& call) {
-    call(std::integral_constant<int, 0>());
-    if constexpr (PARTS > 1) call(std::integral_constant<int, 1>());
-}
-
 // query · keys of a block -> 32 scores; four sums at a time, since each takes some cycles. `next` follows the keys in
 // memory: it is prefetched line by line meanwhile, since only few lines can be in flight at a time
 template <int D>

@@ -10,10 +10,14 @@ template <int D>
 struct KeyColumns {
     const bf16* first;
 
-    static constexpr int PAIR = 2 * TILE, COLUMN = TILE * D;
+    static constexpr bool GROUPED = false;
     const bf16* at(int depth) const { return first + depth * TILE_SIZE; }
-    void ahead(int, int) const {}
-    KeyColumns from(int column) const { return {first + column * COLUMN}; }
+    template <int P>
+    Part part(const bf16* at, int pair, int column) const {
+        return llama::part<P>(at + pair * 2 * TILE + column * TILE * D);
+    }
+    void ahead(int, int, int) const {}
+    KeyColumns from(int column) const { return {first + column * TILE * D}; }
     KeyColumns of_group(int, int) const { return *this; }
 };
 
@@ -23,10 +27,14 @@ struct ValueColumns {
     const bf16* const* blocks;
     int first;
 
-    static constexpr int PAIR = 2 * D, COLUMN = 2 * TILE;
+    static constexpr bool GROUPED = false;
     const bf16* at(int block) const { return blocks[block] + first; }
-    void ahead(int, int) const {}
-    ValueColumns from(int column) const { return {blocks, first + column * COLUMN}; }
+    template <int P>
+    Part part(const bf16* at, int pair, int column) const {
+        return llama::part<P>(at + pair * 2 * D + column * 2 * TILE);
+    }
+    void ahead(int, int, int) const {}
+    ValueColumns from(int column) const { return {blocks, first + column * 2 * TILE}; }
     ValueColumns of_group(int, int) const { return *this; }
 };
 static_assert(BLOCK_TOKENS == DEPTH);

@@ -10,7 +10,13 @@ from typing import Any
 class Matrix(Structure):
     """See `model.h`."""
 
-    _fields_ = (("weights", c_void_p), ("scales", c_void_p), ("outputs", c_int32), ("inputs", c_int32))
+    _fields_ = (
+        ("weights", c_void_p),
+        ("scales", c_void_p),
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+        ("bits", c_int32),
+    )
 
 
 class Layer(Structure):
@@ -66,6 +72,9 @@ class Kernels:
         self._room = _function(library, "llama_room", c_int64, (POINTER(Model), POINTER(Step)))
         self._step = _function(library, "llama_step", c_int, (POINTER(Model), POINTER(Step), c_void_p))
         self._pack = _function(library, "llama_pack", None, (c_void_p, c_int64, c_int64, c_int, c_void_p))
+        self._pack_int4 = _function(
+            library, "llama_pack_int4", None, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)
+        )
         if error := _function(library, "llama_allow", c_int, ())():
             raise OSError(error, "the system does not let this process use the tiles (AMX) of its CPU")
 
@@ -78,9 +87,13 @@ class Kernels:
         if self._step(byref(model), byref(step), room):
             raise ValueError(f"the kernels do not support heads of size {model.head_dim}")
 
-    def pack(self, source: int, shape: Sequence[int], size: int, target: int) -> None:
-        """Pack a matrix (outputs, inputs) of numbers of `size` bytes into the order of `Matrix.weights`."""
-        self._pack(source, *shape, size, target)
+    def pack(self, source: int, shape: Sequence[int], bits: int, target: int) -> None:
+        """Pack a matrix (outputs, inputs) of bf16 (16 bits) or int8 (8 bits) into the order of `Matrix.weights`."""
+        self._pack(source, *shape, bits, target)
+
+    def pack_int4(self, source: int, shape: Sequence[int], target: int, scales: int) -> None:
+        """Quantize a matrix (outputs, inputs) of bf16 to 4 bits, packed into the order of `Matrix.weights` and `.scales`."""
+        self._pack_int4(source, *shape, target, scales)
 
 
 def _function(library: ctypes.CDLL, name: str, result: Any, arguments: Sequence[Any]) -> Callable[..., Any]:

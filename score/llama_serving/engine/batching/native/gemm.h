@@ -58,7 +58,7 @@ inline void scale(float* y, const float* scales) {
     for (int i = 0; i < PANEL; i += 16) store(y + i, load(y + i) * load(scales + i));
 }
 
-// x: (rows, inputs) in tiles, with as many as `ROWS_TOGETHER` make full; room: of this thread, for a panel of int8
+// x: (rows, inputs) in tiles, with as many as `ROWS_TOGETHER` make full; room: of this thread, for a panel of int8 or int4
 template <class Finish>
 inline void product(const Operand* x, int rows, const Matrix& w, bf16* room, const Finish& finish) {
     const int panels = filled(w.outputs, PANEL) / PANEL;
@@ -70,7 +70,7 @@ inline void product(const Operand* x, int rows, const Matrix& w, bf16* room, con
             const int count = rows - row < ROWS_TOGETHER ? rows - row : ROWS_TOGETHER;
             multiply(x, w.inputs, row, count, y);
             for (int i = 0; i < count; i++) {
-                if (w.scales) scale(y + i * PANEL, w.scales + panel * PANEL);
+                if (w.bits == 8) scale(y + i * PANEL, (const float*)w.scales + panel * PANEL);
                 finish(row + i, panel, y + i * PANEL);
             }
         }

@@ -22,21 +22,32 @@ struct Plain {
     }
 };
 
-// int8 are widened to bf16, which holds them exactly.
-inline void widen(const int8_t* from, bf16* to, int count) {
-    for (int i = 0; i < count; i += 2 * TILE) store(to + i, part<0>(from + i));
-}
-
+// int8 are widened to bf16, which holds them exactly; int4 are multiplied with their scales and rounded.
 struct Quantised {
-    const int8_t* at;
-    bf16* room;   // two times PANEL × DEPTH: one half is read while the other is written
+    const std::byte* at;
+    const bf16* scales;   // of int4
+    bf16* room;           // two times PANEL × DEPTH: one half is read while the other is written
+    int bits;
 
     const bf16* tiles(int depth, int column, int count) const {
-        const int8_t* first = at + (depth * (PANEL / TILE) + column) * TILE_SIZE;
-        prefetch(first + 4 * PANEL * DEPTH, count * TILE_SIZE);
+        const int size = TILE_SIZE * bits / 8;
+        const std::byte* first = at + (int64_t(depth) * (PANEL / TILE) + column) * size;
+        prefetch(first + 8 * (PANEL / TILE) * size, count * size);
         bf16* to = room + (depth % 2) * PANEL * DEPTH;
-        widen(first, to, count * TILE_SIZE);
+        for (int i = 0; i < count; i++) widen(first + i * size, after(scales, depth * PANEL + (column + i) * TILE), to + i * TILE_SIZE);
         return to;
+    }
+
+    void widen(const std::byte* tile, const bf16* scale, bf16* to) const {
+        for (int pair = 0; pair < DEPTH / 2; pair++)
+            store(to + pair * 2 * TILE, bits == 8 ? part<0>((const int8_t*)tile + pair * 2 * TILE)
+                                                  : scaled_pairs(nibbles<0>(tile + pair / 4 * 64, pair % 4), load(scale)));
+    }
+
+    // of a whole panel
+    void widen(int depths, bf16* to) const {
+        for (int64_t tile = 0; tile < depths * (PANEL / TILE); tile++)
+            widen(at + tile * (TILE_SIZE * bits / 8), after(scales, tile * TILE), to + tile * TILE_SIZE);
     }
 };
 
@@ -102,29 +113,27 @@ inline void multiply(const bf16* x, int rows, const Weights& weights, int depths
     }
 }
 
-// room: of this thread, for a panel of int8
+// room: of this thread, for a panel of int8 or int4
 struct PanelProduct {
+    Quantised quantised;
     const bf16* plain;
-    const int8_t* quantised;   // or null
-    bf16* room;
     int depths;
     bool few;
 
     PanelProduct(const Matrix& w, int number, int rows, bf16* room)
-        : quantised(nullptr), room(room), depths(filled(w.inputs, DEPTH) / DEPTH), few(rows <= ROWS_TOGETHER) {
-        const int64_t size = int64_t(depths) * DEPTH * PANEL;
-        plain = w.scales ? room : (const bf16*)w.weights + number * size;
-        if (!w.scales) return;
-        quantised = (const int8_t*)w.weights + number * size;
-        if (!few) widen(quantised, room, int(size));
+        : depths(filled(w.inputs, DEPTH) / DEPTH), few(rows <= ROWS_TOGETHER) {
+        const auto* own = (const std::byte*)w.weights + number * int64_t(depths) * PANEL * DEPTH * w.bits / 8;
+        quantised = {own, after(w.bits == 4 ? (const bf16*)w.scales : nullptr, int64_t(number) * depths * PANEL), room, w.bits};
+        plain = w.bits < 16 ? room : (const bf16*)own;
+        if (w.bits < 16 && !few) quantised.widen(depths, room);
     }
 
     // x: in tiles, from row `row` on; as many as `ROWS_TOGETHER` make full can be read
     void operator()(const bf16* x, int inputs, int row, int rows, float* y) const {
         const bf16* part = x + tiled(row, 0, inputs);
-        if (quantised && few)
-            multiply(part, rows, Quantised{quantised, room}, depths, y);
-        else if (quantised || row)
+        if (quantised.bits < 16 && few)
+            multiply(part, rows, quantised, depths, y);
+        else if (quantised.bits < 16 || row)
             multiply(part, rows, Plain<false>{plain}, depths, y);
         else
             multiply(part, rows, Plain<true>{plain}, depths, y);

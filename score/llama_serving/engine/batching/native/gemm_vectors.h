@@ -12,34 +12,44 @@ constexpr int ROWS_MOST = 6;
 constexpr int columns_together(int rows) { return rows * 4 <= SUMS ? 4 : rows * 2 <= SUMS ? 2 : 1; }
 
 // Of each of R rows, `depths` times 32 operands with a distance of `step`, times 16 · C columns: added to y.
-// Columns has: at(depth), the first pair of the first column; PAIR and COLUMN, the distances to the next pair and to the
-// next 16 columns; ahead(depth, offset), which prefetches what is needed later; of_group, of a group of rows.
+// Columns has: at(depth); part<P>(at, pair, column), of 16 columns; ahead(depth, pair, column), which prefetches what is needed
+// later; of_group, of a group of rows; GROUPED: each depth's sum is multiplied with scale(depth, column).
 template <int R, int C, class Columns>
 inline __attribute__((always_inline)) void accumulate(const Operand* const* x, int64_t step, const Columns& columns,
                                                       int depths, float* y, int stride) {
     Floats sums[R][C];
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) sums[r][c] = load(y + r * stride + c * 16);
+        for (int c = 0; c < C; c++) sums[r][c] = Columns::GROUPED ? zeros() : load(y + r * stride + c * 16);
     for (int depth = 0; depth < depths; depth++) {
         const auto* at = columns.at(depth);
         const int64_t offset = depth * step;
-        const auto add = [&](auto part_, int pair) __attribute__((always_inline)) {
-            constexpr int P = decltype(part_)::value;
+        const auto add = [&](auto P, int pair) __attribute__((always_inline)) {
             Part w[C];
-            for (int c = 0; c < C; c++) w[c] = part<P>(at + pair * Columns::PAIR + c * Columns::COLUMN);
+            for (int c = 0; c < C; c++) w[c] = columns.template part<P.value>(at, pair, c);
             for (int r = 0; r < R; r++) {
-                const Part operand = broadcast<P>(x[r] + offset + 2 * pair);
+                const Part operand = broadcast<P.value>(x[r] + offset + 2 * pair);
                 for (int c = 0; c < C; c++) sums[r][c] = dot(sums[r][c], w[c], operand);
             }
         };
-        for (int pair = 0; pair < DEPTH / 2; pair++) {
-            for (int c = 0; c < C; c++) columns.ahead(depth, pair * Columns::PAIR + c * Columns::COLUMN);
-            add(std::integral_constant<int, 0>(), pair);
-            if constexpr (PARTS > 1) add(std::integral_constant<int, 1>(), pair);
-        }
+        for (int four = 0; four < DEPTH / 2; four += 4)
+#pragma GCC unroll 4
+            for (int pair = four; pair < four + 4; pair++) {
+                for (int c = 0; c < C; c++) columns.ahead(depth, pair, c);
+                each_part([&](auto P) __attribute__((always_inline)) { add(P, pair); });
+            }
+        if constexpr (Columns::GROUPED)
+            for (int c = 0; c < C; c++) {
+                const Floats scale = columns.scale(depth, c);
+                for (int r = 0; r < R; r++) {
+                    float* to = y + r * stride + c * 16;
+                    store(to, fma(sums[r][c], scale, load(to)));
+                    sums[r][c] = zeros();
+                }
+            }
     }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) store(y + r * stride + c * 16, sums[r][c]);
+    if constexpr (!Columns::GROUPED)
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++) store(y + r * stride + c * 16, sums[r][c]);
 }
 
 template <int R, class Columns>
@@ -77,88 +87,125 @@ inline void accumulate(const Operand* const* x, int rows, int64_t step, const Co
 
 // --- panels of weights -----------------------------------------------------------------------------------------
 
-constexpr int AHEAD = 4;   // depths to prefetch ahead
+constexpr int PANEL_DEPTH = PANEL * DEPTH;
+constexpr int bytes_of(int numbers, int bits) { return numbers * bits / 8; }
 
-// [depths][PANEL / TILE][DEPTH / 2][TILE][2] in memory
-template <class T>
+template <int P, int BITS>
+inline Part part_of(const std::byte* tile, int pair) {
+    const std::byte* at = tile + bytes_of((BITS == 4 ? pair / 4 * 4 : pair) * 2 * TILE, BITS);
+    if constexpr (BITS == 4)
+        return nibbles<P>(at, pair % 4);
+    else if constexpr (BITS == 8)
+        return part<P>((const int8_t*)at);
+    else
+        return part<P>((const bf16*)at);
+}
+
+// In memory, in the order of `Matrix`
+template <int BITS>
 struct PanelColumns {
-    const T* first;
+    const std::byte* first;
+    const bf16* scales;
 
-    static constexpr int PAIR = 2 * TILE, COLUMN = TILE_SIZE;
-    const T* at(int depth) const { return first + depth * (PANEL * DEPTH); }
-    void ahead(int depth, int offset) const { prefetch(at(depth + AHEAD) + offset, PAIR * int(sizeof(T))); }
-    PanelColumns from(int column) const { return {first + column * COLUMN}; }
+    static constexpr bool GROUPED = BITS == 4;
+    static constexpr int AHEAD = 16384, TILE_BYTES = bytes_of(TILE_SIZE, BITS), LINES = TILE_BYTES / 64;
+    const std::byte* at(int depth) const { return first + int64_t(depth) * bytes_of(PANEL_DEPTH, BITS); }
+    template <int P>
+    Part part(const std::byte* at, int pair, int column) const {
+        return part_of<P, BITS>(at + column * TILE_BYTES, pair);
+    }
+    void ahead(int depth, int pair, int column) const {
+        if (pair % (16 / LINES) == 0) prefetch(at(depth) + AHEAD + column * TILE_BYTES + pair * TILE_BYTES / 16, 64);
+    }
+    Floats scale(int depth, int column) const { return load(scales + depth * PANEL + column * TILE); }
+    PanelColumns from(int column) const { return {first + column * TILE_BYTES, after(scales, column * TILE)}; }
     PanelColumns of_group(int, int) const { return *this; }
 };
 
 // The same in the cache as operands, while each group of rows prefetches its share of the panel's next part
-template <class T>
+template <int BITS>
 struct UnpackedColumns {
     const Operand* first;
-    const T* next;
-    int count;         // of `next`
+    const bf16* scales;
+    const std::byte* next;
+    int bytes;         // of `next`
     int share = 256;   // in 256ths
 
-    static constexpr int PAIR = 2 * TILE, COLUMN = TILE_SIZE;
-    const Operand* at(int depth) const { return first + depth * (PANEL * DEPTH); }
-    void ahead(int depth, int offset) const {
-        prefetch(next + ((depth * (PANEL * DEPTH) + offset) * share >> 8), PAIR * int(sizeof(T)));
+    static constexpr bool GROUPED = BITS == 4;
+    const Operand* at(int depth) const { return first + depth * PANEL_DEPTH; }
+    template <int P>
+    Part part(const Operand* at, int pair, int column) const {
+        return llama::part<P>(at + column * TILE_SIZE + pair * 2 * TILE);
     }
-    UnpackedColumns from(int column) const { return {first + column * COLUMN, next + (column * COLUMN * share >> 8), count, share}; }
-    UnpackedColumns of_group(int group, int groups) const { return {first, next + group * count / groups, count, 256 / groups}; }
+    void ahead(int depth, int pair, int column) const {
+        const int numbers = depth * PANEL_DEPTH + column * TILE_SIZE + pair * 2 * TILE;
+        prefetch(next + (bytes_of(numbers, BITS) * share >> 8), 64);
+    }
+    Floats scale(int depth, int column) const { return load(scales + depth * PANEL + column * TILE); }
+    UnpackedColumns from(int column) const {
+        return {first + column * TILE_SIZE, after(scales, column * TILE),
+                next + (bytes_of(column * TILE_SIZE, BITS) * share >> 8), bytes, share};
+    }
+    UnpackedColumns of_group(int group, int groups) const {
+        return {first, scales, next + group * bytes / groups, bytes, 256 / groups};
+    }
 };
 
 // Parts are computed once for all rows: of so many depths, to stay in the first cache.
-constexpr int UNPACKED = 16384 / (PANEL * DEPTH * int(sizeof(Operand)));
+constexpr int UNPACKED = 16384 / (PANEL_DEPTH * int(sizeof(Operand)));
 
-template <class T>
-inline void unpack(const T* from, int depths, Operand* to) {
-    for (int i = 0; i < depths * PANEL * DEPTH; i += 2 * TILE) {
-        store(to + i, part<0>(from + i));
-        if constexpr (PARTS > 1) store(to + i + TILE, part<1>(from + i));
-    }
-}
-
-// rows of x, in tiles, · panel -> y: (rows, PANEL)
-template <class T>
-inline void multiply_panel(const Operand* const* x, int rows, const T* panel, int depths, float* y) {
-    std::memset(y, 0, rows * PANEL * sizeof(float));
-    if (rows <= ROWS_MOST) {
-        accumulate(x, rows, TILE_SIZE, PanelColumns<T>{panel}, PANEL, depths, y, PANEL);
-        return;
-    }
-    alignas(64) Operand room[UNPACKED * PANEL * DEPTH];
-    for (int depth = 0; depth < depths; depth += UNPACKED) {
-        const int count = depths - depth < UNPACKED ? depths - depth : UNPACKED;
-        const T* from = panel + int64_t(depth) * PANEL * DEPTH;
-        const Operand* here[ROWS_TOGETHER];
-        for (int row = 0; row < rows; row++) here[row] = x[row] + depth * TILE_SIZE;
-        const Operand* columns = room;
-        if constexpr (std::is_same_v<T, Operand>)
-            columns = from;
-        else
-            unpack(from, count, room);
-        accumulate(here, rows, TILE_SIZE, UnpackedColumns<T>{columns, from + count * PANEL * DEPTH, count * PANEL * DEPTH}, PANEL, count, y, PANEL);
-    }
+template <int BITS>
+inline void unpack(const std::byte* from, int depths, Operand* to) {
+    for (int tile = 0; tile < depths * (PANEL / TILE); tile++)
+        for (int pair = 0; pair < DEPTH / 2; pair++)
+            each_part([&](auto P) {
+                store(to + tile * TILE_SIZE + pair * 2 * TILE + P.value * TILE,
+                      part_of<P.value, BITS>(from + tile * bytes_of(TILE_SIZE, BITS), pair));
+            });
 }
 
 struct PanelProduct {
     const std::byte* panel;
-    int depths;
-    bool int8;
+    const bf16* scales;   // of groups
+    int depths, bits;
 
-    PanelProduct(const Matrix& w, int number, int, bf16*) : depths(filled(w.inputs, DEPTH) / DEPTH), int8(w.scales) {
-        panel = (const std::byte*)w.weights + number * int64_t(depths) * DEPTH * PANEL * (int8 ? 1 : sizeof(bf16));
+    PanelProduct(const Matrix& w, int number, int, bf16*) : depths(filled(w.inputs, DEPTH) / DEPTH), bits(w.bits) {
+        panel = (const std::byte*)w.weights + number * int64_t(depths) * bytes_of(PANEL_DEPTH, bits);
+        scales = after(bits == 4 ? (const bf16*)w.scales : nullptr, int64_t(number) * depths * PANEL);
     }
 
-    // x: in tiles, from row `row` on
+    // x: in tiles, from row `row` on -> y: (rows, PANEL)
     void operator()(const Operand* x, int inputs, int row, int rows, float* y) const {
         const Operand* at[ROWS_TOGETHER];
         for (int i = 0; i < rows; i++) at[i] = x + tiled(row + i, 0, inputs);
-        if (int8)
-            multiply_panel(at, rows, (const int8_t*)panel, depths, y);
-        else
-            multiply_panel(at, rows, (const bf16*)panel, depths, y);
+        std::memset(y, 0, rows * PANEL * sizeof(float));
+        switch (bits) {
+            case 4: multiply<4>(at, rows, y); break;
+            case 8: multiply<8>(at, rows, y); break;
+            default: multiply<16>(at, rows, y);
+        }
+    }
+
+    template <int BITS>
+    void multiply(const Operand** x, int rows, float* y) const {
+        if (rows <= ROWS_MOST) {
+            accumulate(x, rows, TILE_SIZE, PanelColumns<BITS>{panel, scales}, PANEL, depths, y, PANEL);
+            return;
+        }
+        alignas(64) Operand room[UNPACKED * PANEL_DEPTH];
+        for (int depth = 0; depth < depths; depth += UNPACKED) {
+            const int count = depths - depth < UNPACKED ? depths - depth : UNPACKED;
+            const int bytes = count * bytes_of(PANEL_DEPTH, BITS);
+            const std::byte* from = panel + int64_t(depth) * bytes_of(PANEL_DEPTH, BITS);
+            const Operand* columns = room;
+            if constexpr (BITS == 16 && std::is_same_v<Operand, bf16>)
+                columns = (const Operand*)from;
+            else
+                unpack<BITS>(from, count, room);
+            accumulate(x, rows, TILE_SIZE, UnpackedColumns<BITS>{columns, after(scales, depth * PANEL), from + bytes, bytes},
+                       PANEL, count, y, PANEL);
+            for (int row = 0; row < rows; row++) x[row] += count * TILE_SIZE;
+        }
     }
 };
 

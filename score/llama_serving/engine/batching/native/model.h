@@ -21,12 +21,19 @@ constexpr int BLOCK_TOKENS = 32;    // tokens in a block of the cache
 constexpr int ROWS_TOGETHER = 32;   // rows of a product at a time: buffers hold a multiple of it
 
 // y = x · Wᵀ. `weights` is [outputs / PANEL][inputs / DEPTH][PANEL / TILE][DEPTH / 2][TILE][2], filled up: the
-// operands of one instruction are contiguous, in the order of use. They are bf16, or int8 if there are scales.
+// operands of one instruction are contiguous, in the order of use. They have so many bits:
+//   16   bf16; there are no scales
+//    8   integers; `scales` is float32, (outputs,) filled up
+//    4   integers; `scales` is bf16, [outputs / PANEL][inputs / DEPTH][PANEL]: one for each output and group of 32 inputs.
+//        Four pairs of a column share 32 bits: four times the first of a pair, from the lowest bits on, then the second
 struct Matrix {
     const void* weights;
-    const float* scales;   // (outputs,) filled up, or null
-    int32_t outputs, inputs;
+    const void* scales;
+    int32_t outputs, inputs, bits;
 };
+
+// Scales of groups from a number on; null stays null.
+inline const bf16* after(const bf16* scales, int64_t numbers) { return scales ? scales + numbers : nullptr; }
 
 struct Layer {
     const bf16* before;    // (hidden,) of the norm before attention

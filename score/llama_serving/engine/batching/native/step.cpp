@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "gemm.h"
 #include "norm.h"
+#include "pack.h"
 #include "tiles.h"
 
 namespace llama {
@@ -20,14 +21,14 @@ struct Room {
     Operand* mixed;     // (rows, heads · D) in tiles
     Operand* gated;     // (rows, ffn) in tiles
     float* scores;   // (threads, tokens of the longest · heads of a group)
-    bf16* panel;     // (threads, a panel of the widest int8 matrix)
+    bf16* panel;     // (threads, a panel of the widest int8 or int4 matrix)
     int64_t scores_each, panel_each, bytes;
 
     Room(const Model& model, int rows, int tokens, std::byte* at) {
         const int D = model.head_dim, threads = omp_get_max_threads(), many = filled(rows, ROWS_TOGETHER);
         const int widest = std::max({model.hidden, model.ffn, model.heads * D});
         scores_each = int64_t(filled(tokens, BLOCK_TOKENS)) * (model.heads / model.kv_heads);
-        panel_each = model.head.scales ? int64_t(filled(widest, DEPTH)) * PANEL : 0;
+        panel_each = model.head.bits < 16 ? int64_t(filled(widest, DEPTH)) * PANEL : 0;
         std::byte* const begin = at;
         // (A product writes whole panels, which may be wider than the part that is read.)
         x = taken<float>(at, many * int64_t(filled(model.hidden, PANEL)));
@@ -132,25 +133,14 @@ int llama_step(const llama::Model* model, const llama::Step* step, std::byte* ro
     return 1;
 }
 
-// Packs a matrix into the order of `Matrix::weights`: (outputs, inputs) of `size` bytes each -> filled up.
-void llama_pack(const std::byte* from, int64_t outputs, int64_t inputs, int size, std::byte* to) {
-    using namespace llama;
-    const int64_t panels = (outputs + PANEL - 1) / PANEL, depths = (inputs + DEPTH - 1) / DEPTH;
-#pragma omp parallel for schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++)
-        for (int64_t depth = 0; depth < depths; depth++)
-            for (int column = 0; column < PANEL; column++) {
-                const int64_t output = panel * PANEL + column;
-                std::byte* own = to + (((panel * depths + depth) * (PANEL / TILE) + column / TILE) * TILE_SIZE +
-                                        column % TILE * 2) * size;
-                for (int pair = 0; pair < DEPTH / 2; pair++) {
-                    const int64_t input = depth * DEPTH + pair * 2;
-                    const int64_t count = output < outputs ? std::clamp<int64_t>(inputs - input, 0, 2) : 0;
-                    std::byte* at = own + pair * TILE * 2 * size;
-                    std::memset(at, 0, 2 * size);
-                    if (count) std::memcpy(at, from + (output * inputs + input) * size, count * size);
-                }
-            }
+// Packs a matrix of bf16 or int8, (outputs, inputs), into the order of `Matrix`.
+void llama_pack(const std::byte* from, int64_t outputs, int64_t inputs, int bits, std::byte* to) {
+    llama::pack(from, outputs, inputs, bits / 8, to);
+}
+
+// Quantizes a matrix of bf16, (outputs, inputs), to 4 bits, and packs it and its scales into the order of `Matrix`.
+void llama_pack_int4(const uint16_t* from, int64_t outputs, int64_t inputs, std::byte* to, uint16_t* scales) {
+    llama::pack_int4(from, outputs, inputs, to, scales);
 }
 
 }

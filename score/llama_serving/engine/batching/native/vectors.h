@@ -7,6 +7,7 @@
 //   Part        one operand of an instruction that multiplies; 16 pairs of bf16 are PARTS of them: the pairs as they are,
 //               or the first of each pair and then the second, as float32
 //   part<P>     16 pairs of bf16, int8, or parts that `store` wrote -> part
+//   nibbles<P>  16 times four pairs of 4-bit integers, in the order of `Matrix` -> part of one of the four
 //   broadcast<P>   a pair of operands -> part with 16 copies
 //   dot         adds the product of two parts to a sum
 //   SUMS        how many Floats leave registers free for operands
@@ -39,6 +40,13 @@ constexpr float LOG2_E = 1.44269504f;
 
 // x / (1 + e⁻ˣ)
 inline Floats silu(Floats x) { return x / (all(1.f) + exp2(x * all(-LOG2_E))); }
+
+// Calls with each part's number as a constant.
+template <class Call>
+inline __attribute__((always_inline)) void each_part(const Call& call) {
+    call(std::integral_constant<int, 0>());
+    if constexpr (PARTS > 1) call(std::integral_constant<int, 1>());
+}
 
 // Rounds 16 operands to bf16, which they may be already.
 inline void narrow(const float* from, bf16* to) { store(to, load(from)); }

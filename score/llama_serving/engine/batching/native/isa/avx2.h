@@ -101,6 +101,15 @@ inline Part part(const T* pairs) {
     return {half_part<P>(pairs), half_part<P>(pairs + 16)};
 }
 template <int P>
+inline __m256 half_nibbles(const std::byte* four, int which) {
+    const __m256i high = _mm256_slli_epi32(_mm256_loadu_si256((const __m256i*)four), 28 - 4 * which - 16 * P);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(high, 28));
+}
+template <int P>
+inline Part nibbles(const std::byte* four, int which) {
+    return {half_nibbles<P>(four, which), half_nibbles<P>(four + 32, which)};
+}
+template <int P>
 inline Part part(const float* pairs) {
     return load(pairs + P * 16);
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstring>
 
 #include "../model.h"
@@ -51,7 +52,24 @@ inline Part part(const int8_t* pairs) {   // bf16 holds them exactly
     const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(pairs + 16))));
     return _mm512_cvtne2ps_pbh(high, low);
 }
+template <int P>
+inline Part nibbles(const std::byte* four, int which) {
+    const __m512i at = _mm512_srli_epi32(_mm512_loadu_si512(four), 4 * which);
+    const __m256i values = _mm256_setr_epi16(0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, int16_t(0xc100),
+                                             int16_t(0xc0e0), int16_t(0xc0c0), int16_t(0xc0a0), int16_t(0xc080),
+                                             int16_t(0xc040), int16_t(0xc000), int16_t(0xbf80));
+    return (__m512bh)_mm512_permutexvar_epi16(at, _mm512_broadcast_i64x4(values));   // (the lowest bits choose)
+}
 inline void store(bf16* to, Part value) { _mm512_storeu_si512(to, (__m512i)value); }
+
+// Each column's pair times its scale, rounded to the nearest
+inline Part scaled_pairs(Part pairs, Floats scales) {
+    const __m512i both = (__m512i)pairs, half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(int(0xffff0000));
+    const __m512i first = (__m512i)((Floats)_mm512_slli_epi32(both, 16) * scales);
+    const __m512i second = (__m512i)((Floats)_mm512_and_si512(both, high) * scales);
+    return (__m512bh)_mm512_or_si512(_mm512_srli_epi32(_mm512_add_epi32(first, half), 16),
+                                     _mm512_and_si512(_mm512_add_epi32(second, half), high));
+}
 
 template <int P>
 inline Part broadcast(const bf16* pair) {
@@ -87,6 +105,11 @@ inline Part part(const int8_t* pairs) {
     const __m512i both = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)pairs));
     return _mm512_cvtepi32_ps(P ? _mm512_srai_epi32(both, 8) : _mm512_srai_epi32(_mm512_slli_epi32(both, 24), 24));
 }
+template <int P>
+inline Part nibbles(const std::byte* four, int which) {
+    const __m512i at = _mm512_srli_epi32(_mm512_loadu_si512(four), 4 * which + 16 * P);
+    return _mm512_permutexvar_ps(at, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1));
+}   // (the lowest bits choose)
 template <int P>
 inline Part part(const float* pairs) {
     return load(pairs + P * 16);

@@ -110,6 +110,23 @@ template <int P>
 inline Part part(const int8_t* pairs) {
     return {widened(pairs), widened(pairs + 8), widened(pairs + 16), widened(pairs + 24)};
 }
+template <int P>
+inline Part nibbles(const std::byte* four, int which) {
+    alignas(16) static constexpr uint8_t high[16] = {0, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40,
+                                                     0xc1, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xbf};
+    alignas(16) static constexpr uint8_t low[16] = {0, 0x80, 0, 0x40, 0x80, 0xa0, 0xc0, 0xe0,
+                                                    0, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0, 0x80};
+    const uint8x16_t highs = vld1q_u8(high), lows = vld1q_u8(low);
+    Part made;
+    for (int i = 0; i < 4; i++) {
+        const uint16x8_t both = vreinterpretq_u16_u8(vld1q_u8((const uint8_t*)four + 16 * i));
+        const uint16x8_t at = vandq_u16(vshlq_u16(both, vdupq_n_s16(int16_t(-4 * which))), vdupq_n_u16(15));
+        const uint16x8_t top = vreinterpretq_u16_u8(vqtbl1q_u8(highs, vreinterpretq_u8_u16(at)));
+        const uint16x8_t bottom = vreinterpretq_u16_u8(vqtbl1q_u8(lows, vreinterpretq_u8_u16(at)));
+        made.at[i] = vreinterpretq_bf16_u16(vsliq_n_u16(bottom, top, 8));
+    }
+    return made;
+}
 inline void store(bf16* to, Part value) {
     for (int i = 0; i < 4; i++) vst1q_u16(to + 8 * i, vreinterpretq_u16_bf16(value.at[i]));
 }
@@ -143,6 +160,13 @@ inline Part part(const int8_t* pairs) {
     return each([&](int i) {
         const int32x4_t both = vmovl_s16(vreinterpret_s16_s8(vld1_s8(pairs + 8 * i)));
         return vcvtq_f32_s32(P ? vshrq_n_s32(both, 8) : vshrq_n_s32(vshlq_n_s32(both, 24), 24));
+    });
+}
+template <int P>
+inline Part nibbles(const std::byte* four, int which) {
+    return each([&](int i) {
+        const int32x4_t both = vreinterpretq_s32_u8(vld1q_u8((const uint8_t*)four + 16 * i));
+        return vcvtq_f32_s32(vshrq_n_s32(vshlq_s32(both, vdupq_n_s32(28 - 4 * which - 16 * P)), 28));
     });
 }
 template <int P>
