@@ -1,11 +1,13 @@
-"""The quality of lower-precision weights: nano's bits per byte of Python. Fewer are better.
+"""The quality of lower-precision weights: nano's bits per byte of Python, fewer are better.
 
-`python -m load_tests.bench.quality` prints it. The Python is this interpreter's standard library.
+`python -m load_tests.bench.quality` prints it. The Python is this interpreter's standard library. `python -m load_tests.bench.quality CHECKPOINT`
+prints how far the next token's distribution lies from that of bfloat16 weights, for a checkpoint that needs no text, such as a random one.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,16 +33,42 @@ SIZES: Final = (1_000, 4_000)
 """The most bytes of a file: each fits nano's context."""
 
 
-def loaded(quantization: str) -> Backend:
-    """Return nano on the native backend.
+TOKENS: Final = 256
+"""Random tokens after which the distributions are compared."""
+
+
+def loaded(quantization: str, folder: Path = FOLDER) -> Backend:
+    """Return a checkpoint on the native backend.
 
     Raises:
         SetupError: the backend cannot be used here.
     """
-    config = read_config(FOLDER)
+    config = read_config(folder)
     selection = select_backend(config, BackendRequest("bfloat16", "native", quantization))
     tokens = NANO.trained_positions.value
-    return selection.load(config, CheckpointWeights(FOLDER), lambda _: -(-tokens // selection.block_tokens))
+    return selection.load(config, CheckpointWeights(folder), lambda _: -(-tokens // selection.block_tokens))
+
+
+def distributions(folder: Path, quantization: str) -> torch.Tensor:
+    """Return (tokens, vocab) log probabilities after each of some random tokens."""
+    backend = loaded(quantization, folder)
+    rng = random.Random(2)  # noqa: S311
+    blocks = range(backend.num_blocks)
+    rows = [
+        Rows((rng.randrange(backend.vocab),), at, blocks, prefill=True, needs_logits=True)
+        for at in range(TOKENS)
+    ]
+    return backend.forward(rows).double().log_softmax(-1)
+
+
+def divergences(folder: Path) -> dict[str, float]:
+    """Return the mean Kullback-Leibler divergence in bits from the distributions with bfloat16 weights."""
+    exact = distributions(folder, "none")
+    found = {}
+    for name in QUANTIZATIONS[1:]:
+        off = exact - distributions(folder, name)
+        found[name] = float((exact.exp() * off).sum(-1).mean()) / float(torch.log(torch.tensor(2.0)))
+    return found
 
 
 def bits(backend: Backend) -> Callable[[Sequence[int]], float]:
@@ -72,5 +100,9 @@ def table() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    for name, value in table().items():
-        print(f"{name}: {value:.4f} bits a byte")  # noqa: T201
+    if len(sys.argv) > 1:
+        for name, value in divergences(Path(sys.argv[1])).items():
+            print(f"{name}: {value:.6f} bits from bfloat16")  # noqa: T201
+    else:
+        for name, value in table().items():
+            print(f"{name}: {value:.4f} bits a byte")  # noqa: T201
