@@ -37,6 +37,7 @@ class Settings:
         cpu_instructions: the instruction set that the native backend uses; `auto` is the fastest that the CPU has.
         quantization: applied to the weights while they load: `int8` takes half the bytes of bfloat16, `int4` 28 % (native
             backend only).
+        packed_copy: quantized weights are kept in the user's cache folder (`XDG_CACHE_HOME`), where the next start reads them.
         context: tokens of prompt and completion; None is the number of positions that the model was trained on.
         threads: of torch, or of vLLM on a CPU; None is the library's default, within the container's CPU quota.
         max_num_seqs: sequences that run at a time (the pipeline engine runs one).
@@ -71,6 +72,7 @@ class Settings:
     backend: str = "auto"
     cpu_instructions: str = "auto"
     quantization: str = "none"
+    packed_copy: bool = True
     context: int | None = None
     threads: int | None = None
     max_num_seqs: int = 16
@@ -256,6 +258,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "backend": _choice(*BACKENDS),
     "cpu_instructions": _choice(*CPU_INSTRUCTIONS),
     "quantization": _choice(*QUANTIZATIONS),
+    "packed_copy": _boolean,
     "context": _integer(16, 10_000_000),
     "threads": _integer(1, 1024),
     "max_num_seqs": _integer(1, 4096),

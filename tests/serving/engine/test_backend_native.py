@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llama_serving.engine.batching.backends import native
+from llama_serving.engine.batching.backends import native, packed_weights
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.native import Native, refusal
 from llama_serving.engine.batching.native.bindings import Kernels
@@ -105,7 +105,7 @@ def _as_quantized(model: Any, quantization: str, kernels: Kernels) -> Any:
     for name, weight in weights.items():
         if weight.dim() > 1 and "embed" not in name:
             if quantization == "int8" or name == "lm_head.weight":
-                numbers, scales = native.quantized(weight)
+                numbers, scales = packed_weights.quantized(weight)
                 weights[name] = numbers * scales[:, None]
             else:
                 numbers, scales = in_4_bits(weight, kernels)
@@ -117,15 +117,20 @@ def _as_quantized(model: Any, quantization: str, kernels: Kernels) -> Any:
 def in_4_bits(weight: torch.Tensor, kernels: Kernels) -> tuple[torch.Tensor, torch.Tensor]:
     """Integers and their scales, (outputs, inputs) each, read from what the kernels pack."""
     outputs, inputs = weight.shape
-    panels, depths = -(-outputs // native.PANEL), -(-inputs // native.DEPTH)
+    panels, depths = -(-outputs // packed_weights.PANEL), -(-inputs // packed_weights.DEPTH)
     packed = torch.zeros(panels, depths, 4, 4, 16, dtype=torch.int32)  # tiles, eight inputs, columns
-    scales = torch.zeros(panels, depths, native.PANEL, dtype=torch.bfloat16)
+    scales = torch.zeros(panels, depths, packed_weights.PANEL, dtype=torch.bfloat16)
     source = weight.to(torch.bfloat16).contiguous()
     kernels.pack_int4(source.data_ptr(), (outputs, inputs), packed.data_ptr(), scales.data_ptr())
     bits = torch.tensor([16 * (i % 2) + 4 * (i // 2) for i in range(8)], dtype=torch.int32)
     numbers = (packed[..., None] >> bits & 15 ^ 8) - 8
-    numbers = numbers.permute(0, 2, 4, 1, 3, 5).reshape(panels * native.PANEL, -1)[:outputs, :inputs]
-    wide = scales.float().transpose(1, 2).reshape(panels * native.PANEL, -1).repeat_interleave(native.GROUP, 1)
+    numbers = numbers.permute(0, 2, 4, 1, 3, 5).reshape(panels * packed_weights.PANEL, -1)[:outputs, :inputs]
+    wide = (
+        scales.float()
+        .transpose(1, 2)
+        .reshape(panels * packed_weights.PANEL, -1)
+        .repeat_interleave(packed_weights.GROUP, 1)
+    )
     return numbers.float(), wide[:outputs, :inputs]
 
 
@@ -274,7 +279,7 @@ def test_the_number_of_threads_changes_nothing(instructions: str) -> None:
 def test_int8_is_off_by_half_a_step_at_most(seed: int, size: float) -> None:
     weight = size * torch.randn(20, 50, generator=torch.Generator().manual_seed(seed))
     weight[3] = 0
-    numbers, scales = native.quantized(weight)
+    numbers, scales = packed_weights.quantized(weight)
     assert torch.equal(numbers, numbers.to(torch.int8).float())
     assert torch.equal(numbers[3], torch.zeros(50))
     assert (numbers.abs().amax(dim=1) == 127).sum() == 19, "all of the range is used"
@@ -295,7 +300,9 @@ def test_int4_is_nearer_than_the_farthest_numbers_scale(
     assert torch.equal(numbers[3], torch.zeros(inputs))
     off_by = (weight / scales).clamp(-8, 7) - numbers
     assert off_by.abs().max() < 0.5001, "each is the nearest integer"
-    groups = torch.nn.functional.pad(weight, (0, -inputs % native.GROUP)).view(len(weight), -1, native.GROUP)
+    groups = torch.nn.functional.pad(weight, (0, -inputs % packed_weights.GROUP)).view(
+        len(weight), -1, packed_weights.GROUP
+    )
     farthest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
     theirs = torch.where(farthest == 0, 1, farthest / -8)
     off = (groups / theirs).round().clamp(-8, 7) * theirs - groups

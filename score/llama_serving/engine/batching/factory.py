@@ -5,10 +5,11 @@ from typing import Final
 
 from llama_serving.engine import compute_threads
 from llama_serving.engine.batching.backends.base import Backend
-from llama_serving.engine.batching.backends.selection import BackendRequest, select_backend
+from llama_serving.engine.batching.backends.selection import BackendRequest, BackendSelection, select_backend
 from llama_serving.engine.batching.cache_size import num_blocks
 from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
 from llama_serving.engine.batching.engine import BatchingEngine
+from llama_serving.engine.batching.packed_copy import PackedCopy
 from llama_serving.errors import SetupError
 from llama_serving.llama_config import LlamaConfig
 from llama_serving.settings import Settings
@@ -67,6 +68,18 @@ def start(checkpoint: Path, *, dtype: str, context: int, settings: Settings = DE
                 )
             return number + 1  # one is reserved for the engine
 
-        return selection.load(read, CheckpointWeights(checkpoint), blocks)
+        return selection.load(
+            read, CheckpointWeights(checkpoint), blocks, _copy(checkpoint, selection, settings)
+        )
 
     return BatchingEngine(load, max_num_seqs=settings.max_num_seqs)
+
+
+def _copy(checkpoint: Path, selection: BackendSelection, settings: Settings) -> PackedCopy | None:
+    """Return the place of packed weights; None where none are kept."""
+    if selection.kernels is None or settings.quantization == "none" or not settings.packed_copy:
+        return None
+    try:
+        return PackedCopy.of(checkpoint, settings.quantization)
+    except OSError as error:
+        raise SetupError(f"The weights in {checkpoint} can't be read: {error}.") from error

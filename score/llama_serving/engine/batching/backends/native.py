@@ -7,8 +7,9 @@ with weights is bf16 where the CPU multiplies bf16, else float32. A row's result
 
 import copy
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.blocks import zeros
+from llama_serving.engine.batching.backends.packed_weights import DEPTH, TILE, PackedWeights
 from llama_serving.engine.batching.backends.rotary import RotaryTable
 from llama_serving.engine.batching.checkpoint import Tensors
 from llama_serving.engine.batching.native import bindings as c
@@ -25,14 +27,7 @@ from llama_serving.llama_config import LlamaConfig
 
 BLOCK_TOKENS: Final = 32
 HEAD_SIZES: Final = (64, 128)
-TILE: Final = 16
-DEPTH: Final = 32
-PANEL: Final = 64
-"""The same as in `native/model.h`."""
 CHUNK_ROWS: Final = 32
-GROUP: Final = DEPTH
-"""Inputs that share a scale in int4."""
-INT8_MOST: Final = 127
 
 
 def refusal(config: LlamaConfig) -> str | None:
@@ -52,6 +47,7 @@ class Native:
         weights: its tensors.
         kernels: the loaded library.
         quantization: `none`, `int8` or `int4`, of the weights.
+        saved: see `PackedWeights`.
         num_blocks: returns the size of the cache.
 
     Raises:
@@ -63,13 +59,14 @@ class Native:
     block_tokens = BLOCK_TOKENS
     chunk_rows = CHUNK_ROWS
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (one call site, all named)
         self,
         config: LlamaConfig,
         weights: Tensors,
         kernels: Kernels,
         *,
         quantization: str = "none",
+        saved: Mapping[str, Tensor] = MappingProxyType({}),
         num_blocks: Callable[[LlamaConfig], int],
     ) -> None:
         self.name = "native" if quantization == "none" else f"native {quantization}"
@@ -78,11 +75,16 @@ class Native:
         self.vocab = config.vocab
         self._kernels = kernels
         self._quantization = quantization
-        self._kept: list[Tensor] = []  # (the kernels hold their addresses)
         self._rotary = RotaryTable(config.head_dim, config.rope_theta)
-        self._model = self._loaded(weights)
+        self._packed = PackedWeights(kernels, quantization, saved)
+        self._model = self._loaded(weights, self._packed)
         self._room = torch.empty(0, dtype=torch.uint8)
         self._use_blocks(num_blocks(config))
+
+    @property
+    def packed(self) -> Mapping[str, Tensor]:
+        """The weights in the kernels' order, by name."""
+        return self._packed.tensors
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Rows]) -> Tensor:
@@ -146,22 +148,33 @@ class Native:
             self._room = zeros((needed + needed // 4,), torch.uint8)
         return self._room.data_ptr()
 
-    def _loaded(self, weights: Tensors) -> c.Model:
+    def _loaded(self, weights: Tensors, packed: PackedWeights) -> c.Model:
         config = self.config
         table = (config.vocab, config.hidden)
-        embedding = weights.tensor("model.embed_tokens.weight", table).to(torch.bfloat16)
-        head = embedding if config.tied else weights.tensor("lm_head.weight", table)
-        self._layers = (c.Layer * config.layers)(*(self._layer(weights, n) for n in range(config.layers)))
+
+        def embedding() -> Tensor:
+            found: Tensor = weights.tensor("model.embed_tokens.weight", table)
+            return found.to(torch.bfloat16)
+
+        def head() -> Tensor:
+            found: Tensor = embedding() if config.tied else weights.tensor("lm_head.weight", table)
+            return found
+
+        self._layers = (c.Layer * config.layers)(
+            *(self._layer(weights, packed, number) for number in range(config.layers))
+        )
+        hidden = (config.hidden,)
+        wide = (config.vocab, config.hidden + -config.hidden % DEPTH)
         return c.Model(
             layers=config.layers, hidden=config.hidden, ffn=config.ffn, heads=config.heads,
             kv_heads=config.kv_heads, head_dim=config.head_dim, vocab=config.vocab,
             epsilon=config.epsilon, layer=self._layers,
-            embedding=self._kept_at(F.pad(embedding, (0, -config.hidden % DEPTH))),
-            norm=self._kept_at(weights.tensor("model.norm.weight", (config.hidden,)).to(torch.bfloat16)),
-            head=self._matrix(head, self._quantization.replace("int4", "int8")),
+            embedding=packed.vector("embedding", wide, lambda: F.pad(embedding(), (0, wide[1] - config.hidden))),
+            norm=packed.vector("norm", hidden, lambda: weights.tensor("model.norm.weight", hidden).to(torch.bfloat16)),
+            head=packed.matrix("head", table, head, self._quantization.replace("int4", "int8")),
         )  # fmt: skip
 
-    def _layer(self, weights: Tensors, number: int) -> c.Layer:
+    def _layer(self, weights: Tensors, packed: PackedWeights, number: int) -> c.Layer:
         config = self.config
         hidden, ffn, width = config.hidden, config.ffn, config.heads * config.head_dim
         kv_width = config.kv_heads * config.head_dim
@@ -170,51 +183,28 @@ class Native:
             found: Tensor = weights.tensor(f"model.layers.{number}.{name}.weight", shape)
             return found.to(torch.bfloat16)
 
-        q, k, v = (
-            tensor(f"self_attn.{name}_proj", size, hidden)
-            for name, size in (("q", width), ("k", kv_width), ("v", kv_width))
-        )
-        gate, up = tensor("mlp.gate_proj", ffn, hidden), tensor("mlp.up_proj", ffn, hidden)
+        def qkv() -> Tensor:
+            sizes = (("q", width), ("k", kv_width), ("v", kv_width))
+            return torch.cat([tensor(f"self_attn.{name}_proj", size, hidden) for name, size in sizes])
+
+        def gate_up() -> Tensor:
+            return _in_turn(tensor("mlp.gate_proj", ffn, hidden), tensor("mlp.up_proj", ffn, hidden))
+
+        def vector(name: str) -> int:
+            return packed.vector(f"{number}.{name}", (hidden,), lambda: tensor(name, hidden))
+
+        def matrix(name: str, outputs: int, inputs: int, make: Callable[[], Tensor]) -> c.Matrix:
+            return packed.matrix(f"{number}.{name}", (outputs, inputs), make)
+
+        pairs = ffn + -ffn % (2 * TILE)
         return c.Layer(
-            before=self._kept_at(tensor("input_layernorm", hidden)),
-            qkv=self._matrix(torch.cat([q, k, v])),
-            o=self._matrix(tensor("self_attn.o_proj", hidden, width)),
-            between=self._kept_at(tensor("post_attention_layernorm", hidden)),
-            gate_up=self._matrix(_in_turn(gate, up)),
-            down=self._matrix(tensor("mlp.down_proj", hidden, ffn)),
+            before=vector("input_layernorm"),
+            qkv=matrix("qkv", width + 2 * kv_width, hidden, qkv),
+            o=matrix("o", hidden, width, lambda: tensor("self_attn.o_proj", hidden, width)),
+            between=vector("post_attention_layernorm"),
+            gate_up=matrix("gate_up", 2 * pairs, hidden, gate_up),
+            down=matrix("down", hidden, ffn, lambda: tensor("mlp.down_proj", hidden, ffn)),
         )
-
-    def _matrix(self, weight: Tensor, quantization: str | None = None) -> c.Matrix:
-        """Return (outputs, inputs) in the kernels' order, quantized as the model's layers unless said otherwise."""
-        shape = outputs, inputs = weight.shape
-        filled = (outputs + -outputs % PANEL, inputs + -inputs % DEPTH)
-        quantization = quantization or self._quantization
-        if quantization == "int4":
-            weight = weight.to(torch.bfloat16).contiguous()
-            packed = self._kept_zeros((filled[0], filled[1] // 2), torch.uint8)
-            groups = self._kept_zeros((filled[0], filled[1] // GROUP), torch.bfloat16)
-            self._kernels.pack_int4(weight.data_ptr(), shape, packed.data_ptr(), groups.data_ptr())
-            return c.Matrix(packed.data_ptr(), groups.data_ptr(), *shape, 4)
-        scales = None
-        if quantization == "int8":
-            weight, by_output = quantized(weight.float())
-            scales = self._kept_at(F.pad(by_output, (0, filled[0] - outputs)))
-        weight = weight.to(torch.int8 if quantization == "int8" else torch.bfloat16).contiguous()
-        packed = self._kept_zeros(filled, weight.dtype)
-        bits = 8 * weight.itemsize
-        self._kernels.pack(weight.data_ptr(), shape, bits, packed.data_ptr())
-        return c.Matrix(packed.data_ptr(), scales, *shape, bits)
-
-    def _kept_zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        made = zeros(shape, dtype)
-        self._kept.append(made)
-        return made
-
-    def _kept_at(self, tensor: Tensor) -> int:
-        """Return the address of a copy that is kept."""
-        own = tensor.clone(memory_format=torch.contiguous_format)
-        self._kept.append(own)
-        return own.data_ptr()
 
 
 def _in_turn(gate: Tensor, up: Tensor) -> Tensor:
@@ -222,13 +212,6 @@ def _in_turn(gate: Tensor, up: Tensor) -> Tensor:
     missing = -len(gate) % (2 * TILE)
     pairs = [F.pad(half, (0, 0, 0, missing)).view(-1, TILE, half.shape[1]) for half in (gate, up)]
     return torch.stack(pairs, dim=1).flatten(0, 2)
-
-
-def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize (outputs, inputs) float32 to integers from -127 to 127 and a scale for each output."""
-    scales = weight.abs().amax(dim=1) / INT8_MOST
-    scales = torch.where(scales > 0, scales, 1.0)
-    return (weight / scales[:, None]).round(), scales
 
 
 def _address(numbers: Any) -> int:

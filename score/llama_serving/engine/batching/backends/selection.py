@@ -14,6 +14,7 @@ from llama_serving.llama_config import LlamaConfig
 if TYPE_CHECKING:
     from llama_serving.engine.batching.backends.base import Backend
     from llama_serving.engine.batching.native.bindings import Kernels
+    from llama_serving.engine.batching.packed_copy import PackedCopy
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +61,13 @@ class BackendSelection:
         return Portable.block_tokens if self.kernels is None else Native.block_tokens
 
     def load(
-        self, config: LlamaConfig, weights: Tensors, num_blocks: Callable[[LlamaConfig], int]
+        self,
+        config: LlamaConfig,
+        weights: Tensors,
+        num_blocks: Callable[[LlamaConfig], int],
+        copy: "PackedCopy | None" = None,
     ) -> "Backend":
-        """Load a model.
+        """Load a model; quantized weights are read from the copy, or kept there for the next start.
 
         Raises:
             SetupError: the checkpoint cannot be used.
@@ -78,9 +83,18 @@ class BackendSelection:
                 num_blocks=num_blocks,
                 fallback_reason=self.fallback_reason,
             )
-        return Native(
-            config, weights, self.kernels, quantization=self.request.quantization, num_blocks=num_blocks
+        saved = {} if copy is None else copy.read()
+        native = Native(
+            config,
+            weights,
+            self.kernels,
+            quantization=self.request.quantization,
+            saved=saved,
+            num_blocks=num_blocks,
         )
+        if copy is not None:
+            copy.write(native.packed)
+        return native
 
 
 def select_backend(config: LlamaConfig, request: BackendRequest) -> BackendSelection:

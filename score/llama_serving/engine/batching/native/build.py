@@ -71,7 +71,7 @@ def found_or_made(instructions: InstructionSet) -> Path:
     Raises:
         BuildError: it does not exist and cannot be compiled.
     """
-    places = (HERE, _cache())
+    places = (HERE, cache())
     for place in places:
         if library(instructions, place).is_file():
             return library(instructions, place)
@@ -126,7 +126,8 @@ def _compiler() -> list[str]:
     raise BuildError(f"none was found, and no C++ compiler ({', '.join(COMPILERS)}, or CXX) to make one")
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Return the user's cache folder of this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama-endpoints"
 
 
