@@ -34,7 +34,8 @@ struct Quantised {
         const std::byte* first = at + (int64_t(depth) * (PANEL / TILE) + column) * size;
         prefetch(first + 8 * (PANEL / TILE) * size, count * size);
         bf16* to = room + (depth % 2) * PANEL * DEPTH;
-        for (int i = 0; i < count; i++) widen(first + i * size, after(scales, depth * PANEL + (column + i) * TILE), to + i * TILE_SIZE);
+        for (int i = 0; i < count; i++)
+            widen(first + i * size, after(scales, depth * PANEL + (column + i) * TILE), to + i * TILE_SIZE);
         return to;
     }
 

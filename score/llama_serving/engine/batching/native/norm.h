@@ -7,7 +7,8 @@
 
 namespace llama {
 
-// x: (rows, hidden) float32, w: (hidden,) -> y: (rows, hidden) operands in tiles. `from` selects rows of x; null is all of them in order.
+// x: (rows, hidden) float32, w: (hidden,) -> y: (rows, hidden) operands in tiles. `from` selects rows of x; null is all of
+// them in order.
 inline void norm(const float* x, int stride_x, const int32_t* from, const bf16* w, float epsilon, int hidden, int rows,
                  Operand* y) {
 #pragma omp for schedule(static)

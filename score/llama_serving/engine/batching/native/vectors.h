@@ -1,7 +1,7 @@
 // Sixteen numbers at a time, in any instruction set. Each file in `isa/` has:
 //
-//   Floats      16 float32, with + - * /, zeros, all, load and store of float32 and bf16 (rounded to the nearest), fma
-//               (a · b + c), fms (a · b - c), max, sum_of, max_of; first(n, a, b): the first n of a, the rest of b
+//   Floats      16 float32, with + - * /, zeros, all, load and store of float32 and bf16 (rounded to the nearest),
+//               fma (a · b + c), fms (a · b - c), max, sum_of, max_of; first(n, a, b): the first n of a, the rest of b
 //   fraction, scaled   x - ⌊x⌋, and y · 2^⌊x⌋: what `exp2` is made of
 //   Operand     the type of what is multiplied with weights, keys and values: bf16 where there are products of bf16, else float32
 //   Part        one operand of an instruction that multiplies; 16 pairs of bf16 are PARTS of them: the pairs as they are,

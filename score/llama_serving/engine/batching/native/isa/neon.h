@@ -1,4 +1,5 @@
-// NEON (AArch64): four registers for 16 numbers; products of bf16 where it is compiled for them. See `vectors.h` for the interface.
+// NEON (AArch64): four registers for 16 numbers; products of bf16 where it is compiled for them. See `vectors.h` for the
+// interface.
 #pragma once
 #include <arm_neon.h>
 
