@@ -49,7 +49,10 @@ CONTEXT: Final = 60
     help="Reuse, stall, memory, busy neighbours, a batch job, a crowd and the front's ceiling as well.",
 )
 @click.option(
-    "--backends", default="native,native int8,portable", show_default=True, help="Backends to measure alone."
+    "--backends",
+    default="native,native int8,native int4,portable",
+    show_default=True,
+    help="Backends to measure alone.",
 )
 @click.option("--rows", default=1000, show_default=True, help="Rows of the batch job.")
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "build" / "bench", show_default=False,

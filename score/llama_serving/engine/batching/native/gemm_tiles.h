@@ -32,7 +32,7 @@ struct Quantised {
     const bf16* tiles(int depth, int column, int count) const {
         const int size = TILE_SIZE * bits / 8;
         const std::byte* first = at + (int64_t(depth) * (PANEL / TILE) + column) * size;
-        prefetch(first + 8 * (PANEL / TILE) * size, count * size);
+        prefetch(first + 8192, count * size);
         bf16* to = room + (depth % 2) * PANEL * DEPTH;
         for (int i = 0; i < count; i++)
             widen(first + i * size, after(scales, depth * PANEL + (column + i) * TILE), to + i * TILE_SIZE);
