@@ -208,9 +208,11 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: WeightsMode) -> None:
 
 
 def _add_kernels(stage: Path) -> str | None:
-    """Compile the kernels of all instruction sets into the model's code. Return why some are not there."""
+    """Compile the kernels of all instruction sets into the model's code, instead of any others. Return why some are missing."""
     made, failed = build.found_or_made_all()
     folder = stage / "code" / "llama_serving" / build.HERE.relative_to(PACKAGE)
+    for stale in {path.name for path in folder.glob("kernels-*.so")} - {library.name for library in made}:
+        (folder / stale).unlink()
     for library in made:
         if not (folder / library.name).exists():
             shutil.copyfile(library, folder / library.name)
