@@ -86,6 +86,10 @@ def start(settings: Settings) -> None:
     [
         ("vllm", {"backend": "native"}, "LLAMA_BACKEND is set, but the vllm engine"),
         ("vllm", {"quantization": "int8"}, "LLAMA_QUANTIZATION is set, but the vllm engine"),
+        *(
+            (engine, {"cpu_instructions": "avx2"}, f"LLAMA_CPU_INSTRUCTIONS is set, but the {engine} engine")
+            for engine in ("vllm", "pipeline")
+        ),
         ("vllm", {"upstream_url": "http://a"}, "LLAMA_UPSTREAM_URL is set, but the engine is not `upstream`"),
         ("upstream", {"kv_memory": 1}, "LLAMA_KV_MEMORY is set, but the upstream engine"),
         ("pipeline", {"kv_memory": 1}, "LLAMA_KV_MEMORY is set, but the pipeline engine"),
@@ -108,6 +112,7 @@ def test_a_setting_that_an_engine_would_not_look_at_is_refused(
         Settings(engine="vllm", vllm="/opt/vllm/bin/python", vllm_tensor_parallel=2, kv_memory=1, threads=1),
         Settings(engine="pipeline", vllm="/opt/vllm/bin/python"),
         Settings(engine="batching", kv_memory=1, backend="portable", threads=1),
+        Settings(engine="batching", quantization="int4", cpu_instructions="avx2"),
     ],
 )
 def test_a_setting_of_its_own_is_taken(machine: Machine, settings: Settings) -> None:
