@@ -69,6 +69,7 @@ IMPURE = (
     "llama_serving.engine.pipeline",
     "llama_serving.engine.batching.backends.blocks",
     "llama_serving.engine.batching.backends.linear",
+    "llama_serving.engine.batching.backends.packed_weights",
     "llama_serving.engine.batching.backends.native",
     "llama_serving.engine.batching.backends.portable",
     "llama_serving.engine.batching.backends.rotary",
