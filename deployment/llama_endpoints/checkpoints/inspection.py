@@ -34,6 +34,7 @@ class Checkpoint:
         warnings: differences between its config and the catalog; the config takes precedence.
         config: the config.json of the packaged model, if it must differ from the checkpoint's.
         merged: what it was made of, where an adapter was merged into it; for the model's record.
+        gguf: the GGUF file it was converted from, and its types; for the model's record.
     """
 
     folder: Path
@@ -43,6 +44,12 @@ class Checkpoint:
     warnings: tuple[str, ...]
     config: Mapping[str, Any] | None = None
     merged: Mapping[str, Any] | None = None
+    gguf: Mapping[str, Any] | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The folder and its files, which must outlive packaging."""
+        return (self.folder, *self.weights, *self.small)
 
     @property
     def weight_bytes(self) -> int:
@@ -61,7 +68,7 @@ def inspect(folder: Path, variant: ModelVariant) -> Checkpoint:
     layout, completed = _quantized(folder, config)
     weights = _weights(folder)
     _check_headers(weights, adapted, layout)
-    _check_tokenizer(Tokenizer.from_folder(folder), adapted)
+    check_tokenizer(Tokenizer.from_folder(folder), adapted)
     small = [folder / name for name in SMALL_FILES]
     small += sorted(path for pattern in OPTIONAL_FILES for path in folder.glob(pattern) if path.is_file())
     if layout is not None:
@@ -259,7 +266,7 @@ def expected_tensors(shape: Shape, layout: Layout | None = None) -> dict[str, Ex
     Raises:
         SetupError: a linear layer of this shape cannot be quantized this way.
     """
-    plain = {name: Expected((size,), FLOATS) for name, size in _plain_tensors(shape).items()}
+    plain = {name: Expected((size,), FLOATS) for name, size in plain_tensors(shape).items()}
     if layout is None:
         return plain
     for layer in range(shape.layers):
@@ -275,7 +282,8 @@ def expected_tensors(shape: Shape, layout: Layout | None = None) -> dict[str, Ex
     return expected
 
 
-def _plain_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+def plain_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an unquantized Llama's tensors, by the hub's names."""
     hidden, width, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     expected: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (shape.vocab, hidden),
@@ -299,7 +307,12 @@ def _plain_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     return expected
 
 
-def _check_tokenizer(tokenizer: Tokenizer, variant: ModelVariant) -> None:
+def check_tokenizer(tokenizer: Tokenizer, variant: ModelVariant) -> None:
+    """Check that a tokenizer fits the model, and that its infilling tokens are the variant's.
+
+    Raises:
+        SetupError: it does not.
+    """
     if tokenizer.size > variant.shape.vocab:
         raise SetupError(
             f"tokenizer.json has {tokenizer.size} pieces, the model {variant.shape.vocab}: they don't belong together."

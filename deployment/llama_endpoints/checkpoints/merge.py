@@ -94,7 +94,8 @@ def merge(
             path, folder / path.name, adapter, changes, link=link, progress=progress
         )
     found = inspect(folder, base.variant)
-    merged = replace(found, warnings=base.warnings, merged=_record(digests, adapter, changes))
+    record = _record(digests, adapter, changes)
+    merged = replace(found, warnings=base.warnings, merged=record, gguf=base.gguf)
     return Merged(merged, changes)
 
 

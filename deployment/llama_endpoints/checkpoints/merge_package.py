@@ -56,7 +56,7 @@ def package_merged(  # noqa: PLR0913  (the options of a command)
             "Merged weights cannot be referenced: they exist only in the model. Use --weights link or copy with --adapter."
         )
     with writing(output):
-        check_output(base, output, overwrite=overwrite)
+        check_output(output, base.files, overwrite=overwrite)
         with staged(output) as stage:
             merged = merge(base, adapter, stage, link=weights is WeightsMode.LINK, progress=progress)
             shift = logit_shift.measure(base.folder, stage, merged.checkpoint.variant)

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -71,7 +71,7 @@ def package(
         SetupError: `output` exists, the disk is full, or a file cannot be written.
     """
     with writing(output):
-        check_output(checkpoint, output, overwrite=overwrite)
+        check_output(output, checkpoint.files, overwrite=overwrite)
         _check_reference(checkpoint, weights)
         _check_dtype(checkpoint)
         with staged(output) as stage:
@@ -95,8 +95,13 @@ def writing(output: Path) -> Iterator[None]:
         raise SetupError(f"Cannot write {output}: {_reason(error)}. Nothing was left behind.") from error
 
 
-def check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
+def check_output(output: Path, needed: Iterable[Path], *, overwrite: bool) -> None:
     """Check that `output` is free, or is a model that may be replaced and does not contain the checkpoint.
+
+    Args:
+        output: folder of the new model.
+        needed: files and folders of the checkpoint.
+        overwrite: whether a model may be replaced.
 
     Raises:
         SetupError: `output` cannot be written to.
@@ -105,7 +110,6 @@ def check_output(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> No
         return
     if not overwrite:
         raise SetupError(f"{output} already exists. Use another --output, or add --overwrite.")
-    needed = (checkpoint.folder, *checkpoint.weights, *checkpoint.small)
     if any(path.resolve().is_relative_to(output.resolve()) for path in needed):
         raise SetupError(
             f"{output} holds the checkpoint itself, which --overwrite would delete. Use another --output."
@@ -192,6 +196,8 @@ def _save(checkpoint: Checkpoint, stage: Path, weights: WeightsMode) -> None:
     record = ModelFiles(checkpoint.folder, checkpoint.variant).record(path)
     if checkpoint.merged is not None:
         record["merged"] = dict(checkpoint.merged)
+    if checkpoint.gguf is not None:
+        record["gguf"] = dict(checkpoint.gguf)
     (artifact / RECORD).write_text(json_document(record, indent=1), encoding="utf-8")
     metadata = {"variant": checkpoint.variant.name, "dtype": checkpoint.variant.dtype}
     if checkpoint.variant.quantization is not None:

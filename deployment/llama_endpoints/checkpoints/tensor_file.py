@@ -1,12 +1,12 @@
 """Read a safetensors file's header, and convert floating-point tensors to float32 and back.
 
-The `safetensors` library returns bfloat16 only to torch and writes only whole files; this module reads and writes one tensor
-at a time. (The format: 8 bytes of length, a JSON header, the tensors.)
+The `safetensors` library returns bfloat16 only to torch and writes only whole files; with this module a tensor is read and
+written at a time. (The format: 8 bytes of length, a JSON header, the tensors.)
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -117,6 +117,24 @@ class TensorFile:
             file.seek(tensor.start)
             raw = file.read(tensor.stop - tensor.start)
         return np.frombuffer(raw, kind).astype(np.int64).reshape(tensor.shape)
+
+
+def header_of(tensors: Iterable[tuple[str, tuple[int, ...]]], dtype: str) -> bytes:
+    """Return the beginning of a file with these tensors, all of one type, in this order.
+
+    Args:
+        tensors: name and shape of each.
+        dtype: safetensors' name of their type.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it transformers refuses a file
+    start = 0
+    for name, shape in tensors:
+        stop = start + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8, as in safetensors
+    return len(text).to_bytes(8, "little") + text
 
 
 def as_float32(raw: bytes, dtype: str, name: str = "a tensor") -> Floats:

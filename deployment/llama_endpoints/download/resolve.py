@@ -1,6 +1,7 @@
 """Resolve names of models and checkpoints to local folders."""
 
 from pathlib import Path
+from typing import Final
 
 from llama_endpoints.checkpoints.file_patterns import SMALL_FILES
 from llama_endpoints.download.azureml_uri import ModelUri
@@ -8,6 +9,8 @@ from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
+
+GGUF: Final = ".gguf"
 
 
 def folder_of(name: str, *, weights: bool = True) -> Path:
@@ -30,6 +33,26 @@ def folder_of(name: str, *, weights: bool = True) -> Path:
     if not folder.is_dir():
         raise SetupError(f"{folder} is not a folder. Pass the folder of a checkpoint, or nano.")
     return folder
+
+
+def checkpoint_of(name: str) -> Path:
+    """Return a GGUF file if `name` is one or its folder has no other weights; else the folder, as `folder_of`.
+
+    Raises:
+        SetupError: there are several GGUF files, or as `folder_of`.
+    """
+    if Path(name).suffix.lower() == GGUF:
+        if not Path(name).is_file():
+            raise SetupError(f"{name} is not a file. Pass an existing GGUF file.")
+        return Path(name)
+    folder = folder_of(name)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == GGUF and path.is_file())
+    if not found or any(folder.glob("*.safetensors")):
+        return folder
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:3]) + (", …" if found[3:] else "")
+        raise SetupError(f"{folder} has {len(found)} GGUF files ({names}). Pass one of them as --checkpoint.")
+    return found[0]
 
 
 def _only_checkpoint(folder: Path) -> Path:
