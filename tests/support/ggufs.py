@@ -2,7 +2,7 @@
 
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,6 +105,28 @@ def _q6_k(blocks: Array) -> Array:
 
 def _f16(values: Array) -> Array:
     return values.astype("<f2").view(np.uint8)
+
+
+def rewritten(source: Path, target: Path, change: Mapping[str, Any], **more: list[float]) -> Path:
+    """A GGUF file with other metadata (None removes a key) and more tensors."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    writer.kv_data[0].clear()
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in change:
+            item = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], item)
+    for key, value in change.items():
+        if value is not None:
+            writer.add_key_value(key, *value)
+    for one in reader.tensors:
+        writer.add_tensor(one.name, one.data, raw_dtype=one.tensor_type)
+    for name, values in more.items():
+        writer.add_tensor(name, np.array(values, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
 
 
 def string(text: str | bytes) -> bytes:

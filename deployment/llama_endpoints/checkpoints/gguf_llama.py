@@ -22,6 +22,7 @@ _INSTEAD: Final = "Use the model's safetensors checkpoint."
 _LAYOUT: Final = "Meta AI original pth"
 """llama.tensor_data_layout of files that llama.cpp converted from Meta's own: their order of rows is GGUF's."""
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "general.quantization_version": (2,),  # of the layout of blocks
     "llama.expert_count": (0,),
     "llama.expert_used_count": (0,),
     "llama.attention.causal": (True,),
@@ -84,12 +85,9 @@ class GgufLlama:
 
 
 def _check_kind(file: GgufFile) -> None:
-    architecture = file.metadata.get("general.architecture")
-    if architecture != "llama" or file.metadata.get("general.type", "model") != "model":
-        kind = file.metadata.get("general.type", "model")
-        raise SetupError(
-            f"{file.path} holds a {kind} of architecture {architecture!r}; only llama models are served."
-        )
+    for key, served in (("general.architecture", "llama"), ("general.type", "model")):
+        if file.metadata.get(key, "model") != served:
+            raise SetupError(f"{_says(file, key)}; only {served!r} is served. {_INSTEAD}")
     if file.metadata.get("split.count", 0) not in (0, 1):
         raise SetupError(
             f"{file.path} is one of {file.metadata['split.count']} parts. Join them first: "
@@ -98,7 +96,7 @@ def _check_kind(file: GgufFile) -> None:
     for key, value in file.metadata.items():
         if key in _NEUTRAL and value not in _NEUTRAL[key]:
             allowed = " or ".join(map(repr, _NEUTRAL[key]))
-            raise SetupError(f"{file.path} has {key} {value!r}; only {allowed} is served. {_INSTEAD}")
+            raise SetupError(f"{_says(file, key)}; only {allowed} is served. {_INSTEAD}")
         if key.startswith("llama.") and key not in _READ and key not in _NEUTRAL:
             raise SetupError(f"{file.path} has {key}, which no model of this family has. {_INSTEAD}")
     for tensor in file.tensors.values():

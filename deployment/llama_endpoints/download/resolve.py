@@ -41,7 +41,7 @@ def checkpoint_of(name: str) -> Path:
     Raises:
         SetupError: there are several GGUF files, or as `folder_of`.
     """
-    if Path(name).suffix.lower() == GGUF:
+    if Path(name).suffix.lower() == GGUF and not ModelUri.is_one(name) and not Path(name).is_dir():
         if not Path(name).is_file():
             raise SetupError(f"{name} is not a file. Pass an existing GGUF file.")
         return Path(name)
