@@ -157,7 +157,7 @@ inline void look_from_prompt(const Model& model, int layer, const Look& look, co
     const int head = look.head / (model.heads / model.kv_heads), last = look.position + look.count;
     const Memory memory(model, layer, head);
     const Floats factor = all(LOG2_E / std::sqrt(float(D)));
-    const int rows = filled(look.count, 2 * TILE);
+    const int rows = filled(look.count, QUERY_ROWS);
     for (int i = 0; i < rows; i++) {
         Operand* to = prompt.queries + i * D;
         if (i < look.count)

@@ -5,6 +5,8 @@
 
 namespace llama {
 
+constexpr int QUERY_ROWS = 2 * TILE;   // queries of a prompt are filled up to a multiple of it
+
 // 32 queries · keys of a block (two tiles of 16 tokens) -> (32, 32) scores
 template <int D>
 inline void score_tiles(const bf16* queries, const bf16* keys, float* scores) {

@@ -5,6 +5,8 @@
 
 namespace llama {
 
+constexpr int QUERY_ROWS = 1;   // queries of a prompt are filled up to a multiple of it
+
 // A block's keys: [BLOCK_TOKENS / 16][D / 2][16 tokens][2]
 template <int D>
 struct KeyColumns {
