@@ -55,7 +55,7 @@ CONFIG: Final = {
         # Its bodies are those of all others: to cover each of their fields again would take a minute.
         {
             "include-path": "/invocations",
-            "generation": {"max-examples": 100},
+            "generation": {"max-examples": 70},
             "phases": {"coverage": {"enabled": False}},
         },
         # Nearly all of its fields are those of the chats.
