@@ -1,5 +1,6 @@
 """Packed weights that an earlier start kept: the same logits, nothing quantized again, and nothing stale or damaged used."""
 
+import json
 import logging
 import os
 import random
@@ -17,7 +18,9 @@ from llama_serving.engine.batching.backends.base import Rows
 from llama_serving.engine.batching.backends.native import Native
 from llama_serving.engine.batching.backends.selection import BackendRequest, BackendSelection
 from llama_serving.engine.batching.checkpoint import CheckpointWeights, read_config
+from llama_serving.engine.batching.factory import start
 from llama_serving.engine.batching.packed_copy import PackedCopy
+from llama_serving.settings import Settings
 from tests.support import backends, llamas
 from tests.support.llamas import SHAPES
 from tests.support.rows import ids
@@ -135,3 +138,18 @@ def test_small_weights_are_not_kept(checkpoint: Path, folder: Path, monkeypatch:
     monkeypatch.setattr(packed_copy, "LEAST", 1 << 40)
     started(checkpoint, folder)
     assert not folder.exists()
+
+
+def test_a_stray_file_beside_the_weights_keeps_nobody_from_serving(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backends.needs(backends.instruction_set())
+    (checkpoint / "notes.safetensors").write_text("no tensors")
+    (weights,) = checkpoint.glob("model*.safetensors")
+    places = dict.fromkeys(load_file(weights), weights.name)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    engine = start(
+        checkpoint, dtype="bfloat16", context=64, settings=Settings(quantization="int4", kv_memory=1 << 24)
+    )
+    engine.close()
+    assert "packed weights are neither read nor kept: " in caplog.text
