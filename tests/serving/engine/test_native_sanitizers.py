@@ -18,7 +18,7 @@ from tests.support import backends, kernel_steps
 from tests.support.paths import ROOT
 
 FLAGS: Final = (
-    backends.IN_SOFTWARE, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    backends.IN_SOFTWARE, "-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 )  # fmt: skip
 
 
