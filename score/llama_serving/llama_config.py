@@ -13,6 +13,8 @@ from typing import Any, Final
 from llama_serving.errors import SetupError
 
 FILE: Final = "config.json"
+QUANTIZED: Final = "quantization_config"
+"""What a quantized checkpoint's config has."""
 _THETA: Final = 1e4
 _EPSILON: Final = 1e-6
 
@@ -103,15 +105,16 @@ def json_object(path: Path, remedy: str = "Download it again.") -> dict[str, Any
 
 
 def refuse_quantized(config: Mapping[str, Any], engine: str) -> None:
-    """Refuse a quantized checkpoint for an engine that does not compute it: only vLLM does.
+    """Refuse a quantized checkpoint for an engine that does not compute it.
 
     Raises:
         SetupError: the checkpoint is quantized.
     """
-    if config.get("quantization_config") is not None:
+    if config.get(QUANTIZED) is not None:
         raise SetupError(
-            f"The {engine} engine doesn't compute quantized checkpoints (config.json has a quantization_config). "
-            "Set LLAMA_ENGINE=vllm, or use the model's unquantized checkpoint."
+            f"The {engine} engine doesn't compute quantized checkpoints (config.json has a {QUANTIZED}). On a CPU set "
+            "LLAMA_DTYPE=bfloat16: the batching engine computes them in it. On a GPU set LLAMA_ENGINE=vllm. Or use the model's "
+            "unquantized checkpoint."
         )
 
 

@@ -36,7 +36,7 @@ class Settings:
             AArch64), else `portable`.
         cpu_instructions: the instruction set that the native backend uses; `auto` is the fastest that the CPU has.
         quantization: applied to the weights while they load: `int8` takes half the bytes of bfloat16, `int4` 28 % (native
-            backend only).
+            backend only). `none` leaves a checkpoint's weights as they are.
         packed_copy: quantized weights are kept in the user's cache folder (`XDG_CACHE_HOME`), where the next start reads them.
         context: tokens of prompt and completion; None is the number of positions that the model was trained on.
         threads: of torch, or of vLLM on a CPU; None is the library's default, within the container's CPU quota.

@@ -46,6 +46,9 @@ class Held:
         assert tuple(found.shape) == shape
         return found
 
+    def linear(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
+        return self.tensor(name, shape)
+
 
 @dataclass(frozen=True)
 class Pair:

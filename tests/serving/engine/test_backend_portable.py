@@ -120,7 +120,6 @@ class TestTheCheckpoint:
             ({"hidden_act": "gelu"}, "hidden_act silu, not gelu"),
             ({"attention_bias": True}, "attention_bias False, not True"),
             ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type default, not linear"),
-            ({"quantization_config": {"quant_method": "fp8"}}, "Set LLAMA_ENGINE=vllm"),
             ({"hidden_size": None}, "lacks hidden_size"),
         ],
     )

@@ -87,10 +87,11 @@ def _settings(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
 
 
 def _quantized(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
-    if serving.precision is not None and not serving.has_vllm and not serving.is_elsewhere:
+    reads = serving.has_vllm or serving.is_elsewhere or serving.engine == "batching"
+    if serving.precision is not None and not reads:
         yield spec.find(
             Rule.ENGINE, _at(serving, ENGINE),
-            f"is {serving.engine}, but the model's weights are in {serving.precision}, which only vllm reads. Set {ENGINE} to vllm, or "
+            f"is {serving.engine}, but the model's weights are in {serving.precision}, which only vllm and, on a CPU, batching read. Set {ENGINE} to vllm, or "
             "use a 16-bit model.",
         )  # fmt: skip
 

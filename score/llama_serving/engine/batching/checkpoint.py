@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from llama_serving.engine.batching.quantized_checkpoint import Decoder, Scaled
 from llama_serving.errors import SetupError
-from llama_serving.llama_config import LlamaConfig, load, refuse_quantized, rope_of
+from llama_serving.llama_config import FILE, QUANTIZED, LlamaConfig, load, rope_of
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -22,7 +23,6 @@ def read_config(folder: Path) -> LlamaConfig:
 
 
 def _refuse_other_models(raw: Mapping[str, Any], folder: Path) -> None:
-    refuse_quantized(raw, "batching")
     rope = rope_of(raw, folder)
     kind = rope.get("rope_type", rope.get("type", "default"))
     for name, found, computed in (
@@ -42,7 +42,10 @@ class Tensors(Protocol):
     """A source of a model's tensors."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
-        """Return the tensor of that name, which must have that shape."""
+        """Return the tensor of that name, which must have that shape, in a floating-point type."""
+
+    def linear(self, name: str, shape: tuple[int, int]) -> Any:
+        """Return the weights of a linear layer: an `Int4` where the checkpoint has these integers, else as `tensor` does."""
 
 
 class CheckpointWeights:
@@ -50,6 +53,7 @@ class CheckpointWeights:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._decoder = _decoder(folder)
         index = folder / "model.safetensors.index.json"
         try:
             if index.is_file():
@@ -63,26 +67,66 @@ class CheckpointWeights:
             raise SetupError(f"The weights in {folder} can't be read: {error!r}.") from error
         if not self._files:
             raise SetupError(f"{folder} has no weights as safetensors.")
+        self._layers: dict[str, list[str]] = {}
+        for name in self._files:
+            self._layers.setdefault(name.rpartition(".")[0], []).append(name)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
-        """Return a tensor. The file is opened each time, so that its mapped pages can be released.
+        """Return a tensor, decoded if it is quantized.
 
         Raises:
             SetupError: the tensor is missing, has another shape or no floating-point type, or its file is damaged.
         """
+        if (layer := self._quantized(name, shape)) is not None:
+            return layer.weight
         if name not in self._files:
             raise SetupError(f"The weights in {self._folder} have no {name}.")
-        try:
-            with _opened(self._folder / self._files[name]) as file:
-                tensor = file.get_tensor(name)
-        except Exception as error:
-            raise SetupError(f"{name} in {self._folder} can't be read: {error!r}.") from error
+        tensor = self._read(name)
         if tuple(tensor.shape) != shape or not tensor.dtype.is_floating_point:
             raise SetupError(
                 f"{name} in {self._folder} is {list(tensor.shape)} of {tensor.dtype}; config.json says {list(shape)}, and "
                 "it must be of floating-point numbers."
             )
         return tensor
+
+    def linear(self, name: str, shape: tuple[int, int]) -> Any:
+        """Return the weights of a linear layer: an `Int4` where the checkpoint has these integers, else as `tensor` does.
+
+        Raises:
+            SetupError: as `tensor`.
+        """
+        layer = self._quantized(name, shape)
+        return self.tensor(name, shape) if layer is None else layer.int4() or layer.weight
+
+    def _quantized(self, name: str, shape: tuple[int, ...]) -> Scaled | None:
+        """Return a quantized linear layer; None for what is not quantized."""
+        layer = name.rpartition(".")[0]
+        names = self._layers.get(layer, [])
+        if self._decoder is None or not set(names) - {name}:
+            return None
+        parts = {each.removeprefix(f"{layer}."): self._read(each) for each in names}
+        outputs, inputs = shape
+        return self._decoder.decoded(layer, parts, (outputs, inputs))
+
+    def _read(self, name: str) -> Any:
+        """Return a tensor of a file, which is opened each time, so that its mapped pages can be released."""
+        try:
+            with _opened(self._folder / self._files[name]) as file:
+                return file.get_tensor(name)
+        except Exception as error:
+            raise SetupError(f"{name} in {self._folder} can't be read: {error!r}.") from error
+
+
+def _decoder(folder: Path) -> Decoder | None:
+    """Return what decodes a checkpoint's linear layers; None where they are not quantized."""
+    if not (folder / FILE).is_file():
+        return None
+    config = load(folder).get(QUANTIZED)
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        raise SetupError(f"{folder}/{FILE} has a {QUANTIZED} that is no object. Download it again.")
+    return Decoder(config, folder)
 
 
 @contextmanager

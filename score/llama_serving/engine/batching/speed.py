@@ -170,3 +170,6 @@ class _Meaningless:
 
         del name
         return torch.full(shape, 0.01)
+
+    def linear(self, name: str, shape: tuple[int, int]) -> Any:
+        return self.tensor(name, shape)

@@ -4,7 +4,6 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.engine.batching.cache_size import free_bytes
@@ -14,12 +13,11 @@ from llama_serving.engine.vllm.engine import VllmEngine
 from llama_serving.engine.vllm.installation import find
 from llama_serving.engine.vllm.served_model import ServedModel
 from llama_serving.errors import SetupError
-from llama_serving.llama_config import load, positions_of
+from llama_serving.llama_config import QUANTIZED, load, positions_of
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4}
-QUANTIZED: Final = "quantization_config"
 
 
 def start(

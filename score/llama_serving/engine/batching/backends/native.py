@@ -1,7 +1,7 @@
 """The native backend: Llama in C++; the kernels are in `batching/native/`.
 
 Weights are bf16; or int8 with one scale for each output; or int4 with one scale for each output and group of 32 inputs, and
-the head in int8. Sums and activations between layers are float32; what is multiplied
+the head in int8. A checkpoint's own integers of 4 bits stay what they are, and so does its head. Sums and activations between layers are float32; what is multiplied
 with weights is bf16 where the CPU multiplies bf16, else float32. A row's result has the same bits in any batch and chunk.
 """
 
@@ -23,6 +23,7 @@ from llama_serving.engine.batching.backends.rotary import RotaryTable
 from llama_serving.engine.batching.checkpoint import Tensors
 from llama_serving.engine.batching.native import bindings as c
 from llama_serving.engine.batching.native.bindings import Kernels
+from llama_serving.engine.batching.quantized_checkpoint import Int4
 from llama_serving.llama_config import LlamaConfig
 
 BLOCK_TOKENS: Final = 32
@@ -69,7 +70,6 @@ class Native:
         saved: Mapping[str, Tensor] = MappingProxyType({}),
         num_blocks: Callable[[LlamaConfig], int],
     ) -> None:
-        self.name = "native" if quantization == "none" else f"native {quantization}"
         self.instructions = kernels.instructions
         self.config = config
         self.vocab = config.vocab
@@ -78,6 +78,7 @@ class Native:
         self._rotary = RotaryTable(config.head_dim, config.rope_theta)
         self._packed = PackedWeights(kernels, quantization, saved)
         self._model = self._loaded(weights, self._packed)
+        self.name = {16: "native", 8: "native int8", 4: "native int4"}[self._packed.bits]
         self._room = torch.empty(0, dtype=torch.uint8)
         self._use_blocks(num_blocks(config))
 
@@ -183,28 +184,44 @@ class Native:
             found: Tensor = weights.tensor(f"model.layers.{number}.{name}.weight", shape)
             return found.to(torch.bfloat16)
 
-        def qkv() -> Tensor:
-            sizes = (("q", width), ("k", kv_width), ("v", kv_width))
-            return torch.cat([tensor(f"self_attn.{name}_proj", size, hidden) for name, size in sizes])
+        def linear(name: str, outputs: int, inputs: int) -> Tensor | Int4:
+            found: Tensor | Int4 = weights.linear(f"model.layers.{number}.{name}.weight", (outputs, inputs))
+            return found if isinstance(found, Int4) else found.to(torch.bfloat16)
 
-        def gate_up() -> Tensor:
-            return _in_turn(tensor("mlp.gate_proj", ffn, hidden), tensor("mlp.up_proj", ffn, hidden))
+        def qkv() -> Tensor | Int4:
+            sizes = (("q", width), ("k", kv_width), ("v", kv_width))
+            return _merged(_stacked, [linear(f"self_attn.{name}_proj", size, hidden) for name, size in sizes])
+
+        def gate_up() -> Tensor | Int4:
+            return _merged(_in_turn, [linear(f"mlp.{name}_proj", ffn, hidden) for name in ("gate", "up")])
 
         def vector(name: str) -> int:
             return packed.vector(f"{number}.{name}", (hidden,), lambda: tensor(name, hidden))
 
-        def matrix(name: str, outputs: int, inputs: int, make: Callable[[], Tensor]) -> c.Matrix:
+        def matrix(name: str, outputs: int, inputs: int, make: Callable[[], Tensor | Int4]) -> c.Matrix:
             return packed.matrix(f"{number}.{name}", (outputs, inputs), make)
 
         pairs = ffn + -ffn % (2 * TILE)
         return c.Layer(
             before=vector("input_layernorm"),
             qkv=matrix("qkv", width + 2 * kv_width, hidden, qkv),
-            o=matrix("o", hidden, width, lambda: tensor("self_attn.o_proj", hidden, width)),
+            o=matrix("o", hidden, width, lambda: linear("self_attn.o_proj", hidden, width)),
             between=vector("post_attention_layernorm"),
             gate_up=matrix("gate_up", 2 * pairs, hidden, gate_up),
-            down=matrix("down", hidden, ffn, lambda: tensor("mlp.down_proj", hidden, ffn)),
+            down=matrix("down", hidden, ffn, lambda: linear("mlp.down_proj", hidden, ffn)),
         )
+
+
+def _merged(merge: Callable[..., Tensor], parts: Sequence[Tensor | Int4]) -> Tensor | Int4:
+    """Merge the rows of matrices into one. It has integers of 4 bits if all of them have."""
+    integers = [part for part in parts if isinstance(part, Int4)]
+    if len(integers) == len(parts):
+        return Int4(merge(*(each.integers for each in integers)), merge(*(each.scales for each in integers)))
+    return merge(*(part.weight.to(torch.bfloat16) if isinstance(part, Int4) else part for part in parts))
+
+
+def _stacked(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)
 
 
 def _in_turn(gate: Tensor, up: Tensor) -> Tensor:

@@ -6,18 +6,22 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (the field's own name)
 
 from llama_serving.engine.batching.backends.blocks import zeros
 from llama_serving.engine.batching.native import bindings as c
 from llama_serving.engine.batching.native.bindings import Kernels
+from llama_serving.engine.batching.quantized_checkpoint import GROUP, Int4
 
 TILE: Final = 16
 DEPTH: Final = 32
 PANEL: Final = 64
 """The same as in `native/model.h`."""
-GROUP: Final = DEPTH
-"""Inputs that share a scale in int4."""
+if GROUP != DEPTH:
+    raise AssertionError("the kernels have a scale for each row of a tile")
 INT8_MOST: Final = 127
+ROWS: Final = 256
+"""Outputs that are quantized at a time, so that a vocabulary in float32 is never in memory as a whole."""
 
 
 class PackedWeights:
@@ -27,6 +31,10 @@ class PackedWeights:
         kernels: which pack.
         quantization: `none`, `int8` or `int4`, of matrices unless said otherwise.
         saved: tensors of the same names that were packed before; what is missing is packed anew.
+
+    Attributes:
+        tensors: all of them, by name.
+        bits: least bits of a matrix's weights.
     """
 
     def __init__(self, kernels: Kernels, quantization: str, saved: Mapping[str, Tensor]) -> None:
@@ -34,44 +42,62 @@ class PackedWeights:
         self._quantization = quantization
         self._saved = saved
         self.tensors: dict[str, Tensor] = {}
+        self.bits = 16
 
     def vector(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> int:
         """Return the address of a bfloat16 tensor that is not packed."""
         found = self._saved.get(name)
-        if found is None or not _is(found, shape, torch.bfloat16):
+        if not _is(found, shape, torch.bfloat16):
             found = make().clone(memory_format=torch.contiguous_format)
-        self.tensors[name] = found
-        return found.data_ptr()
+        self.tensors[name] = _required(found)
+        return self.tensors[name].data_ptr()
 
     def matrix(
-        self, name: str, shape: tuple[int, int], make: Callable[[], Tensor], quantization: str | None = None
+        self,
+        name: str,
+        shape: tuple[int, int],
+        make: Callable[[], Tensor | Int4],
+        quantization: str | None = None,
     ) -> c.Matrix:
         """Return a matrix in the kernels' order.
 
         Args:
             name: of the matrix.
             shape: outputs and inputs.
-            make: returns the weights of that shape; not called for a matrix that was packed before.
+            make: returns the weights of that shape; not called for a matrix that was packed before. Integers of 4 bits stay
+                what they are unless int8 is asked for.
             quantization: other than the model's.
         """
         form = Form(*shape, quantization or self._quantization)
-        parts = {f"{name}{part}": how for part, how in form.parts.items()}
-        if all(key in self._saved and _is(self._saved[key], *how) for key, how in parts.items()):
-            self.tensors.update((key, self._saved[key]) for key in parts)
-        else:
-            self.tensors.update((key, zeros(*how)) for key, how in parts.items())
-            self._pack(make(), form, *(self.tensors[key] for key in parts))
-        weights, scales = ([self.tensors[key].data_ptr() for key in parts] + [None])[:2]
+        found = {f"{name}{part}": self._saved.get(f"{name}{part}") for part in form.parts}
+        if not all(_is(each, *how) for each, how in zip(found.values(), form.parts.values(), strict=True)):
+            made = make()
+            if isinstance(made, Int4):
+                form = Form(*shape, "int8" if form.quantization == "int8" else "int4")
+            made_here = {f"{name}{part}": zeros(*how) for part, how in form.parts.items()}
+            self._pack(made, form, *made_here.values())
+            found = {**made_here}
+        tensors = [_required(each) for each in found.values()]
+        self.tensors.update(zip(found, tensors, strict=True))
+        self.bits = min(self.bits, form.bits)
+        weights, scales = ([each.data_ptr() for each in tensors] + [None])[:2]
         return c.Matrix(weights, scales, *shape, form.bits)
 
-    def _pack(self, weight: Tensor, form: "Form", packed: Tensor, scales: Tensor | None = None) -> None:
+    def _pack(self, made: Tensor | Int4, form: "Form", packed: Tensor, scales: Tensor | None = None) -> None:
         shape = (form.outputs, form.inputs)
+        if isinstance(made, Int4) and form.quantization == "int4":
+            integers = made.integers.contiguous()
+            self._kernels.pack_integers(integers.data_ptr(), shape, packed.data_ptr())
+            groups = F.pad(made.scales, (0, 0, 0, -form.outputs % PANEL)).view(-1, PANEL, made.scales.shape[1])
+            _required(scales).view(len(groups), -1, PANEL).copy_(groups.transpose(1, 2))
+            return
+        weight = made.weight if isinstance(made, Int4) else made
         if form.quantization == "int4":
             weight = weight.to(torch.bfloat16).contiguous()
             self._kernels.pack_int4(weight.data_ptr(), shape, packed.data_ptr(), _required(scales).data_ptr())
             return
         if form.quantization == "int8":
-            weight, by_output = quantized(weight.float())
+            weight, by_output = quantized(weight)
             _required(scales)[: form.outputs] = by_output
         weight = weight.to(packed.dtype).contiguous()
         self._kernels.pack(weight.data_ptr(), shape, form.bits, packed.data_ptr())
@@ -104,18 +130,23 @@ class Form:
         return {"": ((outputs, inputs), torch.bfloat16)}
 
 
-def _is(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return tuple(tensor.shape) == shape and tensor.dtype == dtype
+def _is(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return tensor is not None and tuple(tensor.shape) == shape and tensor.dtype == dtype
 
 
-def _required(scales: Tensor | None) -> Tensor:
-    if scales is None:
-        raise AssertionError("a quantized matrix has scales")
-    return scales
+def _required(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise AssertionError("a matrix has weights and, if it is quantized, scales")
+    return tensor
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize (outputs, inputs) float32 to integers from -127 to 127 and a scale for each output."""
-    scales = weight.abs().amax(dim=1) / INT8_MOST
-    scales = torch.where(scales > 0, scales, 1.0)
-    return (weight / scales[:, None]).round(), scales
+    """Quantize (outputs, inputs) to integers from -127 to 127, in int8, and a scale in float32 for each output."""
+    integers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    for first in range(0, len(weight), ROWS):
+        rows = slice(first, first + ROWS)
+        part = weight[rows].float()
+        by_output = part.abs().amax(dim=1) / INT8_MOST
+        by_output[by_output == 0] = 1
+        integers[rows], scales[rows] = (part / by_output[:, None]).round_(), by_output
+    return integers, scales

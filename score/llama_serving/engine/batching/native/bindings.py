@@ -75,6 +75,9 @@ class Kernels:
         self._pack_int4 = _function(
             library, "llama_pack_int4", None, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)
         )
+        self._pack_integers = _function(
+            library, "llama_pack_integers", None, (c_void_p, c_int64, c_int64, c_void_p)
+        )
         if error := _function(library, "llama_allow", c_int, ())():
             raise OSError(error, "the system does not let this process use the tiles (AMX) of its CPU")
 
@@ -94,6 +97,10 @@ class Kernels:
     def pack_int4(self, source: int, shape: Sequence[int], target: int, scales: int) -> None:
         """Quantize a matrix (outputs, inputs) of bf16 to 4 bits, packed into the order of `Matrix.weights` and `.scales`."""
         self._pack_int4(source, *shape, target, scales)
+
+    def pack_integers(self, source: int, shape: Sequence[int], target: int) -> None:
+        """Pack a matrix (outputs, inputs) of int8 from -8 to 7 in 4 bits each, into the order of `Matrix.weights`."""
+        self._pack_integers(source, *shape, target)
 
 
 def _function(library: ctypes.CDLL, name: str, result: Any, arguments: Sequence[Any]) -> Callable[..., Any]:

@@ -83,31 +83,50 @@ inline Group quantize(const float* weights) {
     return best;
 }
 
-// scales: [outputs / PANEL][inputs / DEPTH][PANEL]
-inline void pack_int4(const bf16* from, int64_t outputs, int64_t inputs, std::byte* to, bf16* scales) {
+// Calls `each` with panel, depth, column, output and input of each group of 32 weights.
+template <class Each>
+inline void each_group(int64_t outputs, int64_t inputs, const Each& each) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL, depths = (inputs + DEPTH - 1) / DEPTH;
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < panels; panel++)
         for (int64_t depth = 0; depth < depths; depth++)
-            for (int column = 0; column < PANEL; column++) {
-                const int64_t output = panel * PANEL + column, left = inputs - depth * DEPTH;
-                float weights[DEPTH] = {}, numbers[DEPTH];
-                if (output < outputs)
-                    for (int i = 0; i < DEPTH && i < left; i++)
-                        weights[i] = widened(from[output * inputs + depth * DEPTH + i]);
-                const Group group = quantize(weights);
-                store(numbers, group.numbers[0]);
-                store(numbers + 16, group.numbers[1]);
-                const int64_t part = panel * depths + depth;
-                scales[part * PANEL + column] = bf16_of(group.scale);
-                std::byte* own = to + (part * PANEL * DEPTH + column / TILE * TILE_SIZE) / 2 + column % TILE * 4;
-                for (int four = 0; four < DEPTH; four += 8) {   // numbers: four pairs
-                    uint32_t eight = 0;
-                    for (int i = 0; i < 8; i++)
-                        eight |= (uint32_t(int(numbers[four + i])) & 15) << (i % 2 * 16 + i / 2 * 4);
-                    std::memcpy(own + four * TILE / 2, &eight, sizeof eight);
-                }
-            }
+            for (int column = 0; column < PANEL; column++)
+                each(panel * depths + depth, column, panel * PANEL + column, depth * DEPTH);
+}
+
+// 32 integers of a column of a part, in 4 bits each
+inline void place(const int* numbers, int64_t part, int column, std::byte* to) {
+    std::byte* own = to + (part * PANEL * DEPTH + column / TILE * TILE_SIZE) / 2 + column % TILE * 4;
+    for (int four = 0; four < DEPTH; four += 8) {   // numbers: four pairs
+        uint32_t eight = 0;
+        for (int i = 0; i < 8; i++) eight |= (uint32_t(numbers[four + i]) & 15) << (i % 2 * 16 + i / 2 * 4);
+        std::memcpy(own + four * TILE / 2, &eight, sizeof eight);
+    }
+}
+
+// scales: [outputs / PANEL][inputs / DEPTH][PANEL]
+inline void pack_int4(const bf16* from, int64_t outputs, int64_t inputs, std::byte* to, bf16* scales) {
+    each_group(outputs, inputs, [&](int64_t part, int column, int64_t output, int64_t input) {
+        float weights[DEPTH] = {}, rounded[DEPTH];
+        int numbers[DEPTH];
+        for (int i = 0; i < DEPTH && output < outputs && input + i < inputs; i++)
+            weights[i] = widened(from[output * inputs + input + i]);
+        const Group group = quantize(weights);
+        store(rounded, group.numbers[0]);
+        store(rounded + 16, group.numbers[1]);
+        std::copy(rounded, rounded + DEPTH, numbers);
+        scales[part * PANEL + column] = bf16_of(group.scale);
+        place(numbers, part, column, to);
+    });
+}
+
+inline void pack_integers(const int8_t* from, int64_t outputs, int64_t inputs, std::byte* to) {
+    each_group(outputs, inputs, [&](int64_t part, int column, int64_t output, int64_t input) {
+        int numbers[DEPTH] = {};
+        for (int i = 0; i < DEPTH && output < outputs && input + i < inputs; i++)
+            numbers[i] = from[output * inputs + input + i];
+        place(numbers, part, column, to);
+    });
 }
 
 }  // namespace llama

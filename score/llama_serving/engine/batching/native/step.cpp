@@ -143,4 +143,9 @@ void llama_pack_int4(const uint16_t* from, int64_t outputs, int64_t inputs, std:
     llama::pack_int4(from, outputs, inputs, to, scales);
 }
 
+// Packs a matrix of integers from -8 to 7, (outputs, inputs), in 4 bits each, into the order of `Matrix`.
+void llama_pack_integers(const int8_t* from, int64_t outputs, int64_t inputs, std::byte* to) {
+    llama::pack_integers(from, outputs, inputs, to);
+}
+
 }
