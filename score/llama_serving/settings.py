@@ -38,6 +38,8 @@ class Settings:
         quantization: applied to the weights while they load: `int8` takes half the bytes of bfloat16, `int4` 28 % (native
             backend only). `none` leaves a checkpoint's weights as they are.
         packed_copy: quantized weights are kept in the user's cache folder (`XDG_CACHE_HOME`), where the next start reads them.
+        speculative_tokens: most tokens of a sequence that are guessed by prompt lookup in each step of the batching engine; 0 is
+            none. The answers are the same.
         context: tokens of prompt and completion; None is the number of positions that the model was trained on.
         threads: of torch, or of vLLM on a CPU; None is the library's default, within the container's CPU quota.
         max_num_seqs: sequences that run at a time (the pipeline engine runs one).
@@ -73,6 +75,7 @@ class Settings:
     cpu_instructions: str = "auto"
     quantization: str = "none"
     packed_copy: bool = True
+    speculative_tokens: int = 15
     context: int | None = None
     threads: int | None = None
     max_num_seqs: int = 16
@@ -259,6 +262,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "cpu_instructions": _choice(*CPU_INSTRUCTIONS),
     "quantization": _choice(*QUANTIZATIONS),
     "packed_copy": _boolean,
+    "speculative_tokens": _integer(0, 63),
     "context": _integer(16, 10_000_000),
     "threads": _integer(1, 1024),
     "max_num_seqs": _integer(1, 4096),

@@ -31,6 +31,7 @@ class EngineStats:
         steps: forward passes; `rows` is the number of tokens that went through them.
         reused_tokens: prompt tokens that were not computed because an earlier prompt had the same prefix.
         num_preemptions: how often a sequence made room for older ones.
+        guessed_tokens: tokens guessed by speculation; `accepted_tokens` of them were right.
         kv_blocks: blocks of the cache; `kv_blocks_free` of them are free.
     """
 
@@ -51,6 +52,8 @@ class EngineStats:
     rows: int = 0
     reused_tokens: int = 0
     num_preemptions: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     kv_blocks: int = 0
     kv_blocks_free: int = 0
     running_handles: "frozenset[Handle]" = frozenset()

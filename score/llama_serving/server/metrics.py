@@ -99,4 +99,10 @@ class _Engine(Collector):
             "llama_prefix_cache_hit_tokens", "Prompt tokens reused from the cache.", stats.reused_tokens
         )
         yield CounterMetricFamily("llama_preemptions", "Preemptions of sequences.", stats.num_preemptions)
+        yield CounterMetricFamily(
+            "llama_guessed_tokens", "Tokens guessed by prompt lookup.", stats.guessed_tokens
+        )
+        yield CounterMetricFamily(
+            "llama_accepted_tokens", "Guessed tokens that were right.", stats.accepted_tokens
+        )
         yield CounterMetricFamily("llama_engine_steps", "Forward passes.", stats.steps)

@@ -19,14 +19,17 @@ UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
         "backend": "has none to choose from",
         "cpu_instructions": "has no kernels of its own",
         "quantization": "serves the weights as they are",
+        "speculative_tokens": "generates one token in a step",
     },
     "upstream": dict.fromkeys(
-        ("kv_memory", "threads", "backend", "cpu_instructions", "quantization"), "computes nothing itself"
+        ("kv_memory", "threads", "backend", "cpu_instructions", "quantization", "speculative_tokens"),
+        "computes nothing itself",
     ),
     "vllm": {
         "backend": "has its own kernels",
         "cpu_instructions": "has its own kernels",
         "quantization": "reads quantized checkpoints and quantizes none itself",
+        "speculative_tokens": "has LLAMA_VLLM_SPECULATIVE_TOKENS",
     },
 }
 """For each engine, the settings that it does not use, and the reason."""

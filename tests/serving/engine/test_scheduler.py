@@ -10,6 +10,7 @@ from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.prefill_budget import REFRESH, STALL, PrefillBudget
 from llama_serving.engine.batching.scheduler import ScheduledSpan, Scheduler, SchedulerOutput
 from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.batching.speculation import Speculation
 from llama_serving.engine.handle import Handle
 from llama_serving.sampling_params import SamplingParams
 
@@ -33,9 +34,11 @@ def sequence(prompt: int | list[int], new: int = 4, *, deadline: float | None = 
     return Sequence(number, ids, SamplingParams(max_new_tokens=new), Handle(), deadline=deadline)
 
 
-def scheduler(blocks: int = 100, *, seqs: int = 8, rows: int = 8) -> tuple[Scheduler, BlockPool]:
+def scheduler(
+    blocks: int = 100, *, seqs: int = 8, rows: int = 8, guesses: int = 0
+) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(blocks, 4)
-    return Scheduler(pool, max_num_seqs=seqs, budget=Fixed(rows)), pool
+    return Scheduler(pool, max_num_seqs=seqs, budget=Fixed(rows), speculation=Speculation(guesses)), pool
 
 
 def run(scheduler: Scheduler, step: SchedulerOutput) -> None:

@@ -6,7 +6,7 @@ Sequences arrive through a queue and leave through their handles. See `engine/ba
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +18,8 @@ from llama_serving.engine.batching.backends.base import Backend, BackendLostErro
 from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.prefill_budget import PrefillBudget
 from llama_serving.engine.batching.scheduler import ScheduledSpan, Scheduler, SchedulerOutput
-from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.batching.sequence import Guessed, Sequence, SoFar
+from llama_serving.engine.batching.speculation import Speculation, accepted
 from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.errors import BadRequest, InternalError
@@ -50,6 +51,7 @@ class BatchingEngine(ThreadedEngine):
         max_num_seqs: sequences that run at a time.
         share_prefixes: whether prompts with the same prefix compute it once.
         largest_chunk: most prompt rows in one step.
+        speculative_tokens: most tokens of a sequence that are guessed in one step, where the backend is batch-invariant.
 
     Raises:
         SetupError: the checkpoint cannot be loaded.
@@ -62,11 +64,13 @@ class BatchingEngine(ThreadedEngine):
         max_num_seqs: int = 16,
         share_prefixes: bool = True,
         largest_chunk: int = LARGEST_CHUNK,
+        speculative_tokens: int = 0,
     ) -> None:
         self._load = load
         self._max_num_seqs = max_num_seqs
         self._share = share_prefixes
         self._largest_chunk = largest_chunk
+        self._speculative_tokens = speculative_tokens
         self._counts = _StepCounters()
         self._numbers = count()
         self._thread: EngineThread[Sequence] = EngineThread(self._start, self._serve)
@@ -120,6 +124,8 @@ class BatchingEngine(ThreadedEngine):
                 rows=counts.rows,
                 reused_tokens=self._scheduler.reused_tokens,
                 num_preemptions=self._scheduler.num_preemptions,
+                guessed_tokens=self._speculation.guessed,
+                accepted_tokens=self._speculation.accepted,
                 kv_blocks=self._pool.num_blocks,
                 kv_blocks_free=self._pool.num_free_blocks,
                 running_handles=frozenset(sequence.handle for sequence in self._scheduler.running),
@@ -152,7 +158,10 @@ class BatchingEngine(ThreadedEngine):
         )
         self._backend.forward([PROBE])  # a checkpoint that cannot be computed fails here
         self._batch_invariant = batch_invariance.establish(self._backend)
-        self._scheduler = Scheduler(self._pool, max_num_seqs=self._max_num_seqs, budget=self._budget)
+        self._speculation = Speculation(self._speculative_tokens if self._batch_invariant else 0)
+        self._scheduler = Scheduler(
+            self._pool, max_num_seqs=self._max_num_seqs, budget=self._budget, speculation=self._speculation
+        )
 
     def _serve(self) -> None:
         try:
@@ -189,13 +198,15 @@ class BatchingEngine(ThreadedEngine):
             return
         with self._thread.lock:
             self._counts.steps += 1
-            self._counts.rows += step.generating + step.prompt
+            self._counts.rows += step.generating + step.prompt + step.guessed
         spans = self._copied(step)
         started = time.perf_counter()
         whole = self._compute(spans)
         seconds = time.perf_counter() - started
         if whole:
             self._budget.observe(seconds, generating=step.generating, prompt=step.prompt)
+        if whole and not step.prompt:
+            self._speculation.cost.observe(step.generating + step.guessed, seconds)
 
     def _copied(self, step: SchedulerOutput) -> list[ScheduledSpan]:
         """Do the step's copies; return the spans of the sequences whose copies succeeded."""
@@ -228,7 +239,7 @@ class BatchingEngine(ThreadedEngine):
         if not spans:
             return False
         try:
-            logits = self._backend.forward([_rows(span) for span in spans])
+            logits = self._backend.forward([rows for span in spans for rows in _rows(span)])
         except BackendLostError:
             raise
         except Exception as error:
@@ -242,7 +253,7 @@ class BatchingEngine(ThreadedEngine):
             return False
         for span in spans:
             self._scheduler.advance(span)
-        drawing = [span.sequence for span in spans if span.samples]
+        drawing = [span for span in spans if span.samples]
         if drawing:
             self._draw(drawing, logits)
         return True
@@ -254,35 +265,52 @@ class BatchingEngine(ThreadedEngine):
         except Exception as error:
             raise BackendLostError("the backend fails for every input") from error
 
-    def _draw(self, sequences: List[Sequence], logits: "torch.Tensor") -> None:
-        """Draw a token for each sequence; if that fails, row by row, so that only those at fault fail."""
+    def _draw(self, spans: List[ScheduledSpan], logits: "torch.Tensor") -> None:
+        """Draw the tokens of each span; if that fails, row by row, so that only those at fault fail."""
+        rows = [row for span in spans for row in _sampled(span)]
         try:
-            tokens: list[Token | Exception] = list(sampler.draw(logits, sequences))
+            tokens: list[Token | Exception] = list(sampler.draw(logits, rows))
         except Exception:
-            tokens = [_drawn(logits[i : i + 1], sequence) for i, sequence in enumerate(sequences)]
-        drawn = []
-        for sequence, token in zip(sequences, tokens, strict=True):
-            if isinstance(token, Exception):
-                self._fail(sequence, token)
-            else:
-                sequence.ids.append(token.id)
-                drawn.append((sequence, token))
-        publish((sequence.handle, token) for sequence, token in drawn)
+            tokens = [_drawn(logits[i : i + 1], row) for i, row in enumerate(rows)]
+        delivered: list[tuple[Handle, Token]] = []
+        ended: list[tuple[Sequence, FinishReason | Exception]] = []
+        for span in spans:
+            own, tokens = tokens[: 1 + len(span.guessed)], tokens[1 + len(span.guessed) :]
+            for token in self._accepted(span, own):
+                end = token if isinstance(token, Exception) else self._append(span.sequence, token, delivered)
+                if end is not None:
+                    ended.append((span.sequence, end))
+                    break
+        publish(delivered)
         with self._thread.lock:
-            self._counts.tokens_out += len(drawn)
-        for sequence, token in drawn:
-            self._end(sequence, token)
+            self._counts.tokens_out += len(delivered)
+        for sequence, end in ended:
+            if isinstance(end, Exception):
+                self._fail(sequence, end)
+            else:
+                self._scheduler.remove(sequence)
+                self._thread.finish(sequence.handle, end)
 
-    def _end(self, sequence: Sequence, token: Token) -> None:
-        """End a sequence if its new token ends it."""
+    def _accepted(self, span: ScheduledSpan, drawn: List[Token | Exception]) -> List[Token | Exception]:
+        """Return what was drawn after accepted guesses, whose keys and values count as computed."""
+        if not span.guessed:
+            return drawn
+        ids = [-1 if isinstance(token, Exception) else token.id for token in drawn]
+        right = accepted(span.guessed, ids)
+        self._speculation.observe(span.sequence.guesses, len(span.guessed), right)
+        span.sequence.num_computed_tokens += right
+        return drawn[: right + 1]
+
+    def _append(
+        self, sequence: Sequence, token: Token, delivered: list[tuple[Handle, Token]]
+    ) -> FinishReason | Exception | None:
+        """Append a token; return why the sequence ends with it, or None."""
+        sequence.ids.append(token.id)
+        delivered.append((sequence.handle, token))
         try:
-            reason = _reason(sequence, token)
+            return _reason(sequence, token)
         except Exception as error:
-            self._fail(sequence, error)
-            return
-        if reason:
-            self._scheduler.remove(sequence)
-            self._thread.finish(sequence.handle, reason)
+            return error
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         _log.error("a sequence failed", exc_info=error)
@@ -299,20 +327,31 @@ def _behind(blocks: List[int]) -> list[int]:
     return [block + 1 for block in blocks]
 
 
-def _rows(span: ScheduledSpan) -> Rows:
+def _rows(span: ScheduledSpan) -> Iterator[Rows]:
+    """Yield the rows of a span; each guess has rows of its own, as it will have if it is right."""
     sequence, end = span.sequence, span.start + span.count
-    return Rows(
+    blocks = _behind(sequence.blocks)
+    yield Rows(
         ids=sequence.ids[span.start : end],
         start=span.start,
-        blocks=_behind(sequence.blocks),
+        blocks=blocks,
         prefill=span.prefill,
         needs_logits=span.samples,
     )
+    for at, token in enumerate(span.guessed, end):
+        yield Rows(ids=(token,), start=at, blocks=blocks, prefill=False, needs_logits=True)
 
 
-def _drawn(logits: "torch.Tensor", sequence: Sequence) -> Token | Exception:
+def _sampled(span: ScheduledSpan) -> Iterator[SoFar]:
+    """Yield the sequence as it is at each row that is drawn from."""
+    yield span.sequence
+    for number in range(1, len(span.guessed) + 1):
+        yield Guessed(span.sequence, span.guessed[:number])
+
+
+def _drawn(logits: "torch.Tensor", row: SoFar) -> Token | Exception:
     try:
-        return sampler.draw(logits, [sequence])[0]
+        return sampler.draw(logits, [row])[0]
     except Exception as error:
         return error
 

@@ -75,7 +75,9 @@ def start(checkpoint: Path, *, dtype: str, context: int, settings: Settings = DE
             read, CheckpointWeights(checkpoint), blocks, _copy(checkpoint, selection, settings)
         )
 
-    return BatchingEngine(load, max_num_seqs=settings.max_num_seqs)
+    return BatchingEngine(
+        load, max_num_seqs=settings.max_num_seqs, speculative_tokens=settings.speculative_tokens
+    )
 
 
 def _copy(checkpoint: Path, selection: BackendSelection, settings: Settings) -> PackedCopy | None:

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.batching.sequence import SoFar
 from llama_serving.engine.handle import Token
 from llama_serving.engine.seeded_random import uniform
 from llama_serving.sampling_params import SamplingParams
@@ -21,7 +21,7 @@ MANY: Final = 1024
 _LARGEST: Final = torch.finfo(torch.float32).max
 
 
-def draw(logits: Tensor, sequences: List[Sequence]) -> list[Token]:
+def draw(logits: Tensor, sequences: List[SoFar]) -> list[Token]:
     """Return the next token of each sequence.
 
     Args:
@@ -47,7 +47,7 @@ def draw(logits: Tensor, sequences: List[Sequence]) -> list[Token]:
     ]
 
 
-def _scores(logits: Tensor, sequences: List[Sequence]) -> Tensor:
+def _scores(logits: Tensor, sequences: List[SoFar]) -> Tensor:
     """Return the logits after penalties and minimum length; the same tensor if there are none."""
     changed = [i for i, sequence in enumerate(sequences) if _changes(sequence)]
     if not changed:
@@ -58,13 +58,13 @@ def _scores(logits: Tensor, sequences: List[Sequence]) -> Tensor:
     return scores
 
 
-def _changes(sequence: Sequence) -> bool:
+def _changes(sequence: SoFar) -> bool:
     params = sequence.params
     penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     return bool(penalised) or sequence.num_generated < params.min_new_tokens
 
 
-def _penalise(scores: Tensor, sequence: Sequence) -> None:
+def _penalise(scores: Tensor, sequence: SoFar) -> None:
     params = sequence.params
     if params.repetition_penalty != 1:
         seen = torch.unique(torch.tensor(sequence.ids, device=scores.device))
@@ -81,7 +81,7 @@ def _penalise(scores: Tensor, sequence: Sequence) -> None:
         scores[list(params.stop_ids)] = -torch.inf
 
 
-def _sampled(scores: Tensor, sequences: List[Sequence]) -> Tensor:
+def _sampled(scores: Tensor, sequences: List[SoFar]) -> Tensor:
     """Sample: (rows, vocab) -> (rows,) ids."""
     params = [sequence.params for sequence in sequences]
     at = [uniform(s.params.seed, s.params.index, s.num_generated) for s in sequences]

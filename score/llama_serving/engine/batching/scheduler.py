@@ -8,12 +8,13 @@ long ones and long ones do not starve.
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_serving.engine.batching.kv_cache import BlockPool
 from llama_serving.engine.batching.prefill_budget import PrefillBudget
 from llama_serving.engine.batching.sequence import Sequence
+from llama_serving.engine.batching.speculation import Speculation
 from llama_serving.sampling_params import FinishReason
 
 LOOK_AHEAD: Final = 64
@@ -22,11 +23,16 @@ LOOK_AHEAD: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSpan:
-    """Consecutive tokens of one sequence in this step."""
+    """Consecutive tokens of one sequence in this step.
+
+    Attributes:
+        guessed: tokens after them, each with a row of its own.
+    """
 
     sequence: Sequence
     start: int
     count: int
+    guessed: tuple[int, ...] = ()
 
     @property
     def prefill(self) -> bool:
@@ -67,6 +73,11 @@ class SchedulerOutput:
         """Number of prompt rows."""
         return sum(span.count for span in self.spans if span.prefill)
 
+    @property
+    def guessed(self) -> int:
+        """Number of rows of guessed tokens."""
+        return sum(len(span.guessed) for span in self.spans)
+
 
 class Scheduler:
     """The queues of one engine, and the allocation of its blocks.
@@ -75,10 +86,14 @@ class Scheduler:
         pool: the blocks of keys and values.
         max_num_seqs: sequences that run at a time.
         budget: of prompt rows in a step.
+        speculation: guesses next tokens, in steps without prompt rows.
     """
 
-    def __init__(self, pool: BlockPool, *, max_num_seqs: int, budget: PrefillBudget) -> None:
+    def __init__(
+        self, pool: BlockPool, *, max_num_seqs: int, budget: PrefillBudget, speculation: Speculation
+    ) -> None:
         self._pool = pool
+        self._speculation = speculation
         self._max_num_seqs = max_num_seqs
         self._budget = budget
         self.waiting: deque[Sequence] = deque()
@@ -133,7 +148,10 @@ class Scheduler:
         swap_in = [] if swap_out else self._swap_in()
         if not swap_out and not self.preempted:
             self._admit()
-        return SchedulerOutput(tuple(swap_out), tuple(swap_in), (*decodes, *self._prefills(decodes)))
+        prefills = tuple(self._prefills(decodes))
+        if not prefills:
+            decodes = [self._with_guesses(span, len(decodes)) for span in decodes]
+        return SchedulerOutput(tuple(swap_out), tuple(swap_in), (*decodes, *prefills))
 
     def advance(self, span: ScheduledSpan) -> None:
         """Record that a span was computed."""
@@ -174,6 +192,16 @@ class Scheduler:
         new = self._pool.allocate(missing)
         sequence.blocks += new or []
         return new is not None
+
+    def _with_guesses(self, span: ScheduledSpan, generating: int) -> ScheduledSpan:
+        """Return the span with guessed tokens after it, as many as pay and have blocks."""
+        sequence, known = span.sequence, span.start + span.count
+        left = sequence.params.max_new_tokens - sequence.num_generated - 1
+        guessed = self._speculation.guess(sequence.guesses, generating, left)
+        missing = self._pool.blocks_for(known + len(guessed)) - len(sequence.blocks)
+        if missing > 0 and missing + len(self.running) <= self._pool.num_free_blocks:
+            sequence.blocks += self._pool.allocate(missing) or []
+        return replace(span, guessed=guessed[: len(sequence.blocks) * self._pool.block_tokens - known])
 
     def _preempt(self, sequence: Sequence) -> list[_Held]:
         """Take a sequence out of the batch and return its generated blocks, to be copied out; its prompt is recomputed.

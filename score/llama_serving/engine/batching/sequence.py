@@ -2,10 +2,32 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from llama_serving.engine.batching.speculation import Guesses, PromptLookup
 from llama_serving.engine.handle import Handle
 from llama_serving.sampling_params import SamplingParams
+
+
+class SoFar(Protocol):
+    """What the sampler knows of a sequence."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """How to sample."""
+
+    @property
+    def ids(self) -> Ids[int]:
+        """Prompt and generated tokens."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of prompt tokens."""
+
+    @property
+    def num_generated(self) -> int:
+        """Number of tokens after the prompt."""
 
 
 class Sequence:
@@ -20,10 +42,11 @@ class Sequence:
         blocks: the cache blocks of the tokens, in order; the last may be partly filled.
         saved: keys and values of generated tokens, copied out of the cache during preemption.
         stop: called with every generated id; True ends the sequence.
+        guesses: of its next tokens.
     """
 
     __slots__ = (
-        "blocks", "deadline", "handle", "ids", "num_computed_tokens", "num_prompt_tokens", "num_swapped_tokens",
+        "blocks", "deadline", "guesses", "handle", "ids", "num_computed_tokens", "num_prompt_tokens", "num_swapped_tokens",
         "params", "saved", "seq_id", "stop",
     )  # fmt: skip
 
@@ -48,6 +71,7 @@ class Sequence:
         self.num_swapped_tokens = 0
         self.blocks: list[int] = []
         self.saved: Any = None
+        self.guesses = Guesses(PromptLookup(self.ids))
 
     @property
     def num_generated(self) -> int:
@@ -68,3 +92,31 @@ class Sequence:
     def most_tokens(self) -> int:
         """Most tokens with keys and values; the last generated token never needs them."""
         return self.num_prompt_tokens + self.params.max_new_tokens - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Guessed:
+    """A sequence as it is if guessed tokens are accepted."""
+
+    sequence: Sequence
+    tokens: tuple[int, ...]
+
+    @property
+    def params(self) -> SamplingParams:
+        """How to sample."""
+        return self.sequence.params
+
+    @property
+    def ids(self) -> Ids[int]:
+        """Prompt, generated and guessed tokens."""
+        return [*self.sequence.ids, *self.tokens]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of prompt tokens."""
+        return self.sequence.num_prompt_tokens
+
+    @property
+    def num_generated(self) -> int:
+        """Number of tokens after the prompt, with the guessed ones."""
+        return self.sequence.num_generated + len(self.tokens)
