@@ -9,6 +9,7 @@ import ctypes
 import sys
 from ctypes import POINTER, byref, c_int, c_int64, c_void_p
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,12 +115,22 @@ class Kernels:
             buffers.of(rng.integers(0, shape.vocab, first).astype(np.int32)),
             buffers.of(np.cos(angles)), buffers.of(np.sin(angles)),
             ctypes.cast(buffers.of(np.frombuffer((c.Span * len(made))(*made), np.int32)), POINTER(c.Span)),
-            buffers.of(np.array(tables, np.int32)), buffers.of(want), logits,
+            buffers.of(np.array(tables, np.int32)), buffers.of(want), logits, len(spans), 0, shape.layers, None,
         )  # fmt: skip
         room = buffers.room(self._library.llama_room(byref(self._model), byref(step)) - self._short)
-        assert self._library.llama_step(byref(self._model), byref(step), room) == 0
-        data = (ctypes.c_float * (len(spans) * shape.vocab)).from_address(logits)
-        return np.array(data, np.float32).reshape(len(spans), shape.vocab)
+
+        def run() -> npt.NDArray[np.float32]:
+            assert self._library.llama_step(byref(self._model), byref(step), room) == 0
+            data = (ctypes.c_float * (len(spans) * shape.vocab)).from_address(logits)
+            return np.array(data, np.float32).reshape(len(spans), shape.vocab)
+
+        found = run()
+        step.whole = next((n for n, (_, _, prompt) in enumerate(spans) if prompt), len(spans) - 1)
+        step.between = buffers.room(4 * shape.hidden * sum(count for _, count, _ in spans[step.whole :]))
+        for step.layer, step.layer_end in pairwise(range(shape.layers + 1)):
+            again = run()
+        assert np.array_equal(found, again), "a layer at a time is the same"
+        return found
 
     def _made(self) -> c.Model:
         shape = self._shape

@@ -341,3 +341,31 @@ def test_heads_of_another_size_are_an_error_and_no_step(instructions: str) -> No
     pair.ours._model.head_dim = 96
     with pytest.raises(ValueError, match="do not support heads of size 96"):
         pair.ours.forward([Rows([1], 0, [0], prefill=True, needs_logits=True)])
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 10_000), start=st.sampled_from((0, 5, 64, 200)), layers=st.integers(2, 5))
+def test_prompt_rows_may_go_through_a_few_layers_at_a_time(
+    instructions: str, seed: int, start: int, layers: int
+) -> None:
+    """Beside generating rows of other sequences, which go through all layers each time."""
+    rng = random.Random(seed)
+    shape = Llama(head_dim=64, hidden=48, layers=layers, vocab=65)
+    ours = Pair.of(shape, instructions, seed=seed).ours
+    cache = Cache(ours, rng)
+    blocks, generating = cache.blocks(start + 70), []
+    if start:
+        ours.forward([Rows(ids(rng, start, 65), 0, blocks, prefill=True, needs_logits=False)])
+    for _ in range(rng.randrange(4)):
+        own, length = cache.blocks(90), rng.randint(1, 80)
+        ours.forward([Rows(ids(rng, length, 65), 0, own, prefill=True, needs_logits=False)])
+        generating.append(Rows(ids(rng, 1, 65), length, own, prefill=False, needs_logits=True))
+    prompt = Rows(ids(rng, rng.randint(1, 70), 65), start, blocks, prefill=True, needs_logits=True)
+    expected = ours.forward([*generating, prompt])
+    ours.clear(blocks[-(-start // 32) :])
+    ends = sorted({*rng.sample(range(1, layers), rng.randrange(1, layers)), layers})
+    for first, end in zip((0, *ends), ends, strict=False):
+        part = replace(prompt, layers=(first, end), needs_logits=end == layers)
+        found = ours.forward([*generating, part])
+        assert torch.equal(found[: len(generating)], expected[: len(generating)])
+    assert torch.equal(found, expected)

@@ -1,31 +1,37 @@
 """The scheduler without a model: order, prompt rows, preemption, and progress of every sequence."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_serving.engine.batching.kv_cache import BlockPool
-from llama_serving.engine.batching.prefill_budget import REFRESH, STALL, PrefillBudget
+from llama_serving.engine.batching.prefill_budget import REFRESH, SLICED, STALL, PrefillBudget
 from llama_serving.engine.batching.scheduler import ScheduledSpan, Scheduler, SchedulerOutput
 from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.engine.batching.speculation import Speculation
 from llama_serving.engine.handle import Handle
 from llama_serving.sampling_params import SamplingParams
 
+LAYERS: Final = 5
+
 numbers = iter(range(1_000_000))
 
 
 class Fixed(PrefillBudget):
-    """A fixed number of prompt rows beside generating ones, whatever they cost."""
+    """A fixed number of prompt rows beside generating ones, and of their layers, whatever they cost."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, layers: int) -> None:
         super().__init__(largest=64, smallest=4)
-        self.rows = rows
+        self.rows, self.layers = rows, layers
 
     def prefill_rows(self, generating: int) -> int:
         return self.rows if generating else self.largest
+
+    def prefill_layers(self, generating: int, rows: int) -> int:
+        return self.layers if generating else LAYERS
 
 
 def sequence(prompt: int | list[int], new: int = 4, *, deadline: float | None = None) -> Sequence:
@@ -35,10 +41,17 @@ def sequence(prompt: int | list[int], new: int = 4, *, deadline: float | None = 
 
 
 def scheduler(
-    blocks: int = 100, *, seqs: int = 8, rows: int = 8, guesses: int = 0
+    blocks: int = 100, *, seqs: int = 8, rows: int = 8, guesses: int = 0, layers: int = LAYERS
 ) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(blocks, 4)
-    return Scheduler(pool, max_num_seqs=seqs, budget=Fixed(rows), speculation=Speculation(guesses)), pool
+    scheduler = Scheduler(
+        pool,
+        max_num_seqs=seqs,
+        budget=Fixed(rows, layers),
+        speculation=Speculation(guesses),
+        num_layers=LAYERS,
+    )
+    return scheduler, pool
 
 
 def run(scheduler: Scheduler, step: SchedulerOutput) -> None:
@@ -247,7 +260,7 @@ class Machine:
     def __init__(self, fixed: float, row: float, read: float = 0.0) -> None:
         self.fixed, self.row, self.read = fixed, row, read
 
-    def step(self, model: PrefillBudget, generating: int, prompt: int, context: int = 0) -> float:
+    def step(self, model: PrefillBudget, generating: int, prompt: float, context: int = 0) -> float:
         """Run a step, record it in the budget, and return its duration in plain steps."""
         plain = self.fixed + self.row * generating
         seconds = plain + prompt * (self.row + self.read * context)
@@ -256,8 +269,8 @@ class Machine:
 
 
 class TestThePrefillBudget:
-    def model(self, machine: Machine) -> PrefillBudget:
-        model = PrefillBudget(largest=512, smallest=16)
+    def model(self, machine: Machine, layers: int = 1) -> PrefillBudget:
+        model = PrefillBudget(largest=512, smallest=16, layers=layers)
         for _ in range(20):
             machine.step(model, 8, 0)
         return model
@@ -280,6 +293,32 @@ class TestThePrefillBudget:
             sizes.append(rows)
         assert max(sizes) > 16
         assert max(sizes) == max(sizes[:8]), "it finds the size within a few steps"
+
+    def test_where_few_rows_are_too_many_they_go_through_a_few_layers_in_each_step(self) -> None:
+        """A machine on which 16 rows behind 8,000 tokens take 3 times as long as all that generates."""
+        machine = Machine(0.005, 0.0001, 1.5e-7)
+        model, context, layer, rows, sizes = self.model(machine, layers=12), 0, 0, 0, []
+        while context < 8000:
+            allowed = model.prefill_rows(8)
+            if not allowed:
+                machine.step(model, 8, 0)
+                continue
+            rows = rows if layer else allowed
+            layers = min(model.prefill_layers(8, rows), 12 - layer)
+            assert machine.step(model, 8, rows * layers / 12, context) <= STALL * 1.35
+            layer = (layer + layers) % 12
+            if not layer:
+                context += rows
+                sizes.append(rows)
+        assert sizes[-1] == SLICED
+        assert len(sizes) < 8000 / 30
+
+    def test_it_makes_progress_by_a_layer_however_slow_they_are(self) -> None:
+        machine = Machine(0.001, 100.0, 100.0)
+        model = self.model(machine, layers=12)
+        machine.step(model, 8, 16, 8000)
+        assert model.prefill_layers(8, model.prefill_rows(8)) == 1
+        assert model.prefill_layers(0, 512) == 12
 
     def test_a_quiet_stretch_is_not_forgotten(self) -> None:
         machine = Machine(0.02, 0.0005)
@@ -338,12 +377,14 @@ class TestThePrefillBudget:
     blocks=st.integers(13, 40),
     seqs=st.integers(1, 6),
     rows=st.integers(4, 16),
+    layers=st.integers(1, LAYERS),
 )
 def test_whatever_comes_when_all_of_it_is_done_and_every_block_comes_back(
-    jobs: list[tuple[int, int, int, int]], blocks: int, seqs: int, rows: int
+    jobs: list[tuple[int, int, int, int]], blocks: int, seqs: int, rows: int, layers: int
 ) -> None:
     """Random prompts (some alike), lengths, times of arrival and cancels, in little memory."""
-    scheduler_, pool = scheduler(blocks, seqs=seqs, rows=rows)
+    scheduler_, pool = scheduler(blocks, seqs=seqs, rows=rows, layers=layers)
+    reached: dict[tuple[Sequence, int, int], int] = {}
     waiting = []
     for prompt, new, kind, arrival in jobs:
         one = sequence(list(range(prompt)) if kind else prompt, new)
@@ -362,10 +403,26 @@ def test_whatever_comes_when_all_of_it_is_done_and_every_block_comes_back(
             assert not list(scheduler_.sequences), "no step without progress"
             if now > 43:
                 break
+        reached = _next_layers(step, reached)
         run(scheduler_, step)
     for _, cancelled, one in waiting:
         assert one.num_generated == one.params.max_new_tokens or cancelled
     assert pool.num_free_blocks == blocks
+
+
+def _next_layers(
+    step: SchedulerOutput, reached: dict[tuple[Sequence, int, int], int]
+) -> dict[tuple[Sequence, int, int], int]:
+    """Check that prompt rows go on with the layer before which they stopped, or begin anew; return where they stop now."""
+    prompts = [span for span in step.spans if span.prefill]
+    assert prompts == list(step.spans[len(step.spans) - len(prompts) :]), "they are last"
+    assert len({span.layers for span in prompts}) <= 1
+    for span in prompts:
+        first, end = span.layers or (0, LAYERS)
+        assert first in (0, reached.get((span.sequence, span.start, span.count), 0))
+        assert span.partial == (end < LAYERS)
+        reached = {**reached, (span.sequence, span.start, span.count): end % LAYERS}
+    return reached
 
 
 def _arrive_and_leave(scheduler: Scheduler, jobs: list[tuple[int, bool, Sequence]], now: int) -> None:

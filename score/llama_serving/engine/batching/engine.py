@@ -8,7 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -154,13 +154,19 @@ class BatchingEngine(ThreadedEngine):
         self._backend = self._load()
         self._pool = BlockPool(self._backend.num_blocks - 1, self._backend.block_tokens, share=self._share)
         self._budget = PrefillBudget(
-            largest=self._largest_chunk, smallest=min(self._backend.chunk_rows, self._largest_chunk)
+            largest=self._largest_chunk,
+            smallest=min(self._backend.chunk_rows, self._largest_chunk),
+            layers=self._backend.num_layers,
         )
         self._backend.forward([PROBE])  # a checkpoint that cannot be computed fails here
         self._batch_invariant = batch_invariance.establish(self._backend)
         self._speculation = Speculation(self._speculative_tokens if self._batch_invariant else 0)
         self._scheduler = Scheduler(
-            self._pool, max_num_seqs=self._max_num_seqs, budget=self._budget, speculation=self._speculation
+            self._pool,
+            max_num_seqs=self._max_num_seqs,
+            budget=self._budget,
+            speculation=self._speculation,
+            num_layers=self._backend.num_layers,
         )
 
     def _serve(self) -> None:
@@ -198,13 +204,18 @@ class BatchingEngine(ThreadedEngine):
             return
         with self._thread.lock:
             self._counts.steps += 1
-            self._counts.rows += step.generating + step.prompt + step.guessed
+            self._counts.rows += (
+                step.generating
+                + step.guessed
+                + sum(span.count for span in step.spans if span.prefill and not span.partial)
+            )
         spans = self._copied(step)
         started = time.perf_counter()
         whole = self._compute(spans)
         seconds = time.perf_counter() - started
         if whole:
-            self._budget.observe(seconds, generating=step.generating, prompt=step.prompt)
+            share = 1.0 if step.layers is None else step.layers / self._backend.num_layers
+            self._budget.observe(seconds, generating=step.generating, prompt=step.prompt * share)
         if whole and not step.prompt:
             self._speculation.cost.observe(step.generating + step.guessed, seconds)
 
@@ -243,7 +254,9 @@ class BatchingEngine(ThreadedEngine):
         except BackendLostError:
             raise
         except Exception as error:
+            self._scheduler.restart_chunk()
             if len(spans) > 1:
+                spans = [replace(span, layers=None, partial=False) for span in spans]
                 middle = len(spans) // 2
                 self._compute(spans[:middle])
                 self._compute(spans[middle:])
@@ -337,6 +350,7 @@ def _rows(span: ScheduledSpan) -> Iterator[Rows]:
         blocks=blocks,
         prefill=span.prefill,
         needs_logits=span.samples,
+        layers=span.layers,
     )
     for at, token in enumerate(span.guessed, end):
         yield Rows(ids=(token,), start=at, blocks=blocks, prefill=False, needs_logits=True)

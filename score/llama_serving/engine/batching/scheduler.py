@@ -27,12 +27,16 @@ class ScheduledSpan:
 
     Attributes:
         guessed: tokens after them, each with a row of its own.
+        layers: as `Rows.layers`.
+        partial: later steps have their last layers.
     """
 
     sequence: Sequence
     start: int
     count: int
     guessed: tuple[int, ...] = ()
+    layers: tuple[int, int] | None = None
+    partial: bool = False
 
     @property
     def prefill(self) -> bool:
@@ -42,7 +46,19 @@ class ScheduledSpan:
     @property
     def samples(self) -> bool:
         """Whether they end with the last known token, so that the next one is drawn."""
-        return self.start + self.count == len(self.sequence.ids)
+        return not self.partial and self.start + self.count == len(self.sequence.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Prompt rows that were computed up to a layer."""
+
+    spans: tuple[ScheduledSpan, ...]
+    layer: int = 0
+
+    @property
+    def rows(self) -> int:
+        return sum(span.count for span in self.spans)
 
 
 _Held = tuple[Sequence, tuple[int, ...]]
@@ -74,6 +90,12 @@ class SchedulerOutput:
         return sum(span.count for span in self.spans if span.prefill)
 
     @property
+    def layers(self) -> int | None:
+        """Number of layers that the prompt rows go through; None is all."""
+        layers = self.spans[-1].layers if self.spans else None
+        return None if layers is None else layers[1] - layers[0]
+
+    @property
     def guessed(self) -> int:
         """Number of rows of guessed tokens."""
         return sum(len(span.guessed) for span in self.spans)
@@ -87,12 +109,21 @@ class Scheduler:
         max_num_seqs: sequences that run at a time.
         budget: of prompt rows in a step.
         speculation: guesses next tokens, in steps without prompt rows.
+        num_layers: that prompt rows can be computed in a few of at a time; 1 if only in all.
     """
 
     def __init__(
-        self, pool: BlockPool, *, max_num_seqs: int, budget: PrefillBudget, speculation: Speculation
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        budget: PrefillBudget,
+        speculation: Speculation,
+        num_layers: int = 1,
     ) -> None:
         self._pool = pool
+        self._num_layers = num_layers
+        self._chunk: _Chunk | None = None
         self._speculation = speculation
         self._max_num_seqs = max_num_seqs
         self._budget = budget
@@ -148,26 +179,50 @@ class Scheduler:
         swap_in = [] if swap_out else self._swap_in()
         if not swap_out and not self.preempted:
             self._admit()
-        prefills = tuple(self._prefills(decodes))
+        prefills = self._prefills(len(decodes))
         if not prefills:
             decodes = [self._with_guesses(span, len(decodes)) for span in decodes]
         return SchedulerOutput(tuple(swap_out), tuple(swap_in), (*decodes, *prefills))
 
     def advance(self, span: ScheduledSpan) -> None:
-        """Record that a span was computed."""
+        """Record that a span was computed, unless it goes on in a later step."""
+        if span.partial:
+            return
         sequence, end = span.sequence, span.start + span.count
         self._pool.mark_computed(sequence.blocks, span.start, end)
         sequence.num_computed_tokens = end
         if sequence.num_swapped_tokens and end == sequence.num_prompt_tokens:
             sequence.num_computed_tokens, sequence.num_swapped_tokens = sequence.num_swapped_tokens, 0
 
-    def _prefills(self, decodes: list[ScheduledSpan]) -> Iterator[ScheduledSpan]:
-        """Yield prompt spans within the budget."""
+    def restart_chunk(self) -> None:
+        """Compute prompt rows that are between two layers from the first one again."""
+        self._chunk = None
+
+    def _prefills(self, generating: int) -> tuple[ScheduledSpan, ...]:
+        """Return the prompt spans of this step: new ones within the budget, or those that go on with their next layers."""
+        budget = self._budget.prefill_rows(generating)
+        chunk = self._chunk
+        if chunk is None or not all(self._goes_on(span) for span in chunk.spans):
+            chunk = _Chunk(tuple(self._next_prefills(budget)))
+        self._chunk = chunk if chunk.layer else None
+        if not budget or not chunk.spans:
+            return ()
+        end = min(self._num_layers, chunk.layer + self._budget.prefill_layers(generating, chunk.rows))
+        if not chunk.layer and end == self._num_layers:
+            return chunk.spans
+        partial = end < self._num_layers
+        self._chunk = _Chunk(chunk.spans, end) if partial else None
+        return tuple(replace(span, layers=(chunk.layer, end), partial=partial) for span in chunk.spans)
+
+    def _goes_on(self, span: ScheduledSpan) -> bool:
+        return span.sequence in self.running and span.sequence.num_computed_tokens == span.start
+
+    def _next_prefills(self, left: int) -> Iterator[ScheduledSpan]:
+        """Yield prompt spans of at most `left` rows."""
         self._oldest_first = not self._oldest_first
         prompts = [sequence for sequence in self.running if sequence.prefilling]
         if not self._oldest_first:
             prompts.sort(key=lambda sequence: sequence.pending)
-        left = self._budget.prefill_rows(len(decodes))
         for sequence in prompts:
             rows = min(left, sequence.num_prompt_tokens - sequence.num_computed_tokens)
             if rows:

@@ -22,6 +22,8 @@ class Rows:
         blocks: the cache blocks from position 0 on, at least up to the last token here.
         prefill: they are prompt tokens. A row's result may depend on this, but not on the other rows of the step.
         needs_logits: return the logits after the last token.
+        layers: the first layer that they go through in this pass, and the one before which they stop; None is all. Later
+            passes go on with the same rows, until the last layer. Rows of a pass with `layers` have the same ones and are last.
     """
 
     ids: Sequence[int]
@@ -29,6 +31,7 @@ class Rows:
     blocks: Sequence[int]
     prefill: bool
     needs_logits: bool
+    layers: tuple[int, int] | None = None
 
 
 class Backend(Protocol):
@@ -42,6 +45,7 @@ class Backend(Protocol):
         num_blocks: blocks of the cache.
         block_tokens: tokens in a block.
         chunk_rows: best number of prompt rows at a time; fewer take as long.
+        num_layers: layers that prompt rows can be computed in a few of at a time; 1 if only in all.
         batch_invariant: a row's logits are meant to be independent of the other rows.
     """
 
@@ -52,6 +56,7 @@ class Backend(Protocol):
     num_blocks: int
     block_tokens: int
     chunk_rows: int
+    num_layers: int
     batch_invariant: bool
 
     def forward(self, batch: Sequence[Rows]) -> "torch.Tensor":

@@ -72,7 +72,7 @@ class Native:
     ) -> None:
         self.instructions = kernels.instructions
         self.config = config
-        self.vocab = config.vocab
+        self.vocab, self.num_layers = config.vocab, config.layers
         self._kernels = kernels
         self._quantization = quantization
         self._rotary = RotaryTable(config.head_dim, config.rope_theta)
@@ -80,6 +80,7 @@ class Native:
         self._model = self._loaded(weights, self._packed)
         self.name = {16: "native", 8: "native int8", 4: "native int4"}[self._packed.bits]
         self._room = torch.empty(0, dtype=torch.uint8)
+        self._between = torch.empty(0, config.hidden)
         self._use_blocks(num_blocks(config))
 
     @property
@@ -100,11 +101,14 @@ class Native:
             tables.extend(rows.blocks[: -(-end // BLOCK_TOKENS)])
             if rows.needs_logits:
                 logit_rows.append(len(ids) - 1)
+        whole = sum(rows.layers is None for rows in batch)
+        layers = batch[-1].layers or (0, self.config.layers)
         cosines, sines = self._rotary.at(torch.tensor(positions))
         logits = torch.empty(len(logit_rows), self.vocab)
         step = c.Step(
             len(ids), len(spans), len(logit_rows), _address(ids), cosines.data_ptr(), sines.data_ptr(),
             (c.Span * len(spans))(*spans), _address(tables), _address(logit_rows), logits.data_ptr(),
+            whole, *layers, self._between_for(len(ids) if whole < len(spans) else 0),
         )  # fmt: skip
         self._kernels.step(self._model, step, self._room_for(step))
         return logits
@@ -148,6 +152,12 @@ class Native:
         if len(self._room) < needed:
             self._room = zeros((needed + needed // 4,), torch.uint8)
         return self._room.data_ptr()
+
+    def _between_for(self, rows: int) -> int:
+        """Return the address of the activations of rows that are computed a few layers at a time."""
+        if len(self._between) < rows:
+            self._between = torch.empty(rows, self.config.hidden)
+        return self._between.data_ptr()
 
     def _loaded(self, weights: Tensors, packed: PackedWeights) -> c.Model:
         config = self.config

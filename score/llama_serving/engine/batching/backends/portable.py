@@ -60,6 +60,7 @@ class Portable:
     instructions = ""
     block_tokens = BLOCK_TOKENS
     chunk_rows = TILE
+    num_layers = 1
 
     def __init__(
         self,

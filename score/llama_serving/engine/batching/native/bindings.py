@@ -51,6 +51,7 @@ class Step(Structure):
         ("rows", c_int32), ("spans", c_int32), ("wanted", c_int32),
         ("ids", c_void_p), ("cosines", c_void_p), ("sines", c_void_p),
         ("span", POINTER(Span)), ("tables", c_void_p), ("want", c_void_p), ("logits", c_void_p),
+        ("whole", c_int32), ("layer", c_int32), ("layer_end", c_int32), ("between", c_void_p),
     )  # fmt: skip
 
 

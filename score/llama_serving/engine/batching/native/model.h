@@ -75,6 +75,13 @@ struct Step {
     const int32_t* tables;
     const int32_t* want;     // (wanted,) rows
     float* logits;           // (wanted, vocab)
+    // The first spans go through all layers. The others go from `layer` up to `layer_end`, and on in a later step: `between`,
+    // (their rows, hidden), holds their activations meanwhile.
+    int32_t whole, layer, layer_end;
+    float* between;
+
+    int rows_at(int n) const { return whole < spans && (n < layer || n >= layer_end) ? span[whole].first : rows; }
+    int spans_at(int n) const { return n < layer || n >= layer_end ? whole : spans; }
 };
 
 inline int filled(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }

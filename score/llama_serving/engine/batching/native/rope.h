@@ -50,7 +50,7 @@ inline void remember(const Model& model, int layer, const Step& step, Operand* q
     const int D = model.head_dim, group = model.heads / model.kv_heads;
 #pragma omp for collapse(2) schedule(static)
     for (int head = 0; head < model.kv_heads; head++)
-        for (int n = 0; n < step.spans; n++) {
+        for (int n = 0; n < step.spans_at(layer); n++) {
             const Span& span = step.span[n];
             const Memory memory(model, layer, head);
             for (int i = 0; i < span.count; i++) {

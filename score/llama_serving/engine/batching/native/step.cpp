@@ -49,10 +49,10 @@ struct Room {
     }
 };
 
-// Attention's work in a layer of this step, the longest first, since the last to finish determines the time.
-std::vector<Look> looks_of(const Model& model, const Step& step) {
+// Attention's work of the first spans in a layer of this step, the longest first, since the last to finish determines the time.
+std::vector<Look> looks_of(const Model& model, const Step& step, int spans) {
     std::vector<Look> looks;
-    for (int n = 0; n < step.spans; n++) {
+    for (int n = 0; n < spans; n++) {
         const Span& span = step.span[n];
         const int32_t* blocks = step.tables + span.table;
         const int together = span.prompt ? QUERIES : 1, heads = span.prompt ? model.heads : model.kv_heads;
@@ -65,18 +65,34 @@ std::vector<Look> looks_of(const Model& model, const Step& step) {
     return looks;
 }
 
-void embed(const Model& model, const Step& step, float* x, int stride_x) {
+// Activations before the first layer, or those that an earlier step has left.
+void begin(const Model& model, const Step& step, float* x, int stride_x) {
+    const int new_rows = step.layer ? step.rows_at(0) : step.rows;
 #pragma omp for schedule(static)
     for (int row = 0; row < step.rows; row++) {
+        if (row >= new_rows) {
+            std::memcpy(x + int64_t(row) * stride_x, step.between + int64_t(row - new_rows) * model.hidden,
+                        model.hidden * sizeof(float));
+            continue;
+        }
         const bf16* from = model.embedding + int64_t(step.ids[row]) * filled(model.hidden, DEPTH);
         for (int i = 0; i < model.hidden; i += 16) store(x + int64_t(row) * stride_x + i, load(from + i));
     }
 }
 
+// Leaves the activations of the rows that go on in a later step.
+void leave(const Model& model, const Step& step, const float* x, int stride_x) {
+    const int whole = step.rows_at(model.layers);
+#pragma omp for schedule(static)
+    for (int row = whole; row < step.rows; row++)
+        std::memcpy(step.between + int64_t(row - whole) * model.hidden, x + int64_t(row) * stride_x,
+                    model.hidden * sizeof(float));
+}
+
 template <int D>
 void run(const Model& model, const Step& step, const Room& room) {
-    const std::vector<Look> looks = looks_of(model, step);
-    const int rows = step.rows, hidden = model.hidden;
+    const std::vector<Look> all = looks_of(model, step, step.spans), first = looks_of(model, step, step.whole);
+    const int hidden = model.hidden;
     const int stride_x = filled(hidden, PANEL);
     const int stride_qkv = filled((model.heads + 2 * model.kv_heads) * D, PANEL);
 #pragma omp parallel
@@ -84,9 +100,12 @@ void run(const Model& model, const Step& step, const Room& room) {
         tile::begin();
         float* scores = room.scores + omp_get_thread_num() * room.scores_each;
         bf16* panel = room.panel + omp_get_thread_num() * room.panel_each;
-        embed(model, step, room.x, stride_x);
+        begin(model, step, room.x, stride_x);
         for (int n = 0; n < model.layers; n++) {
             const Layer& layer = model.layer[n];
+            const int rows = step.rows_at(n);
+            const std::vector<Look>& looks = rows < step.rows ? first : all;
+            if (!rows) continue;
             norm(room.x, stride_x, nullptr, layer.before, model.epsilon, hidden, rows, room.h);
             product(room.h, rows, layer.qkv, panel, Write{room.qkv, stride_qkv});
             remember(model, n, step, room.qkv, stride_qkv);
@@ -97,6 +116,7 @@ void run(const Model& model, const Step& step, const Room& room) {
             product(room.h, rows, layer.gate_up, panel, Gate{room.gated, model.ffn});
             product(room.gated, rows, layer.down, panel, Add{room.x, stride_x});
         }
+        if (step.layer_end < model.layers) leave(model, step, room.x, stride_x);
         norm(room.x, stride_x, step.want, model.norm, model.epsilon, hidden, step.wanted, room.h);
         product(room.h, step.wanted, model.head, panel, Logits{step.logits, model.vocab});
         tile::end();
