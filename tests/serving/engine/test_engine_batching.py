@@ -26,6 +26,7 @@ from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
 from llama_serving.engine.batching.engine import BatchingEngine
 from llama_serving.engine.batching.factory import start
+from llama_serving.engine.batching.prefill_budget import PrefillBudget
 from llama_serving.engine.handle import Handle, Token
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import BadRequest, InternalError, SetupError, Unavailable
@@ -200,6 +201,7 @@ class TestTheTokensAreTheReferences:
         rng = random.Random(data.draw(st.integers(0, 10_000)))
         chunk, blocks = data.draw(st.sampled_from((16, 48, 512))), data.draw(st.sampled_from((9, 14, 60)))
         share, seqs = data.draw(st.booleans()), data.draw(st.sampled_from((2, 8, 32)))
+        slices = data.draw(st.booleans())
         beginning = prompt(99, 60)
         jobs = []
         for number in range(32):
@@ -212,9 +214,14 @@ class TestTheTokensAreTheReferences:
             )
             jobs.append((given_, params))
         expected = _alone(model, jobs)
-        with Started(
-            model, blocks=blocks, share_prefixes=share, largest_chunk=chunk, max_num_seqs=seqs
-        ) as started:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            Started(
+                model, blocks=blocks, share_prefixes=share, largest_chunk=chunk, max_num_seqs=seqs
+            ) as started,
+        ):
+            if slices:
+                patch.setattr(PrefillBudget, "prefill_layers", lambda *_: 1)
             handles = []
             for number, (given_, params) in enumerate(jobs):
                 handles.append(started.engine.submit(given_, params))
@@ -371,6 +378,34 @@ class TestFaults:
         with pytest.raises(InternalError):
             ids_of(bad)
         assert ids_of(good) == expected
+
+    def test_a_fault_between_two_layers_fails_the_sequence_at_fault_alone(
+        self, own: Started, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Three prompts go through the model a layer at a time, beside one that generates."""
+        if own.engine.stats().backend == "portable":
+            pytest.skip("this backend computes all layers of a prompt at once")
+        prompts = [prompt(n, 20) for n in range(3)]
+        expected = [own.ids(p) for p in prompts]
+        monkeypatch.setattr(PrefillBudget, "prefill_rows", lambda *_: 64)
+        monkeypatch.setattr(PrefillBudget, "prefill_layers", lambda *_: 1)
+        passes: list[tuple[int, int] | None] = []
+
+        def before(batch: Sequence[Rows]) -> None:
+            passes.append(batch[-1].layers)
+            if any(rows.prefill and rows.ids[0] == 298 and rows.layers != (0, 1) for rows in batch):
+                raise ValueError("a fault")
+
+        other = own.engine.submit(prompt(9, 6), replace(GREEDY, max_new_tokens=200))
+        next(iter(other))
+        own.backend.before = before
+        handles = [own.engine.submit(p, GREEDY) for p in (prompts[0], [298, *prompts[1]], prompts[2])]
+        with pytest.raises(InternalError):
+            ids_of(handles[1])
+        assert [ids_of(handles[0]), ids_of(handles[2])] == [expected[0], expected[2]]
+        other.cancel()
+        assert (0, 1) in passes
+        assert (1, 2) in passes
 
     @pytest.mark.parametrize("at_fault", [0, 3, 6])
     def test_a_fault_in_the_forward_fails_the_sequence_at_fault_alone(
