@@ -21,8 +21,8 @@ from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.engine.batching.backends.selection import BackendRequest, BackendSelection, select_backend
 from llama_serving.engine.batching.checkpoint import read_config
 from llama_serving.server import json_logs, lifecycle, run, uvicorn_server
-from llama_serving.server.app import Options
 from llama_serving.server.auth import check_address
+from llama_serving.server.scoring import Options
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from load_tests.bench.crowd import once

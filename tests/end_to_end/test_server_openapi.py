@@ -5,6 +5,7 @@ Paths that are the same functions below another prefix are left out; `test_opena
 A body that the schemas take may still be refused, for what JSON Schema can't say; then the error's code says it.
 """
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi import checks
 
-from llama_serving.contract.openapi import server_document
+from llama_serving.contract.ollama_models import UNSUPPORTED
 from llama_serving.contract.parameters import ALIASES
+from llama_serving.contract.server_openapi import server_document
 from llama_serving.contract.validation import schema
-from llama_serving.server.app import PROTOCOLS
+from llama_serving.server.protocols import PROTOCOLS
 from tests.conftest import post
 from tests.support.in_process import LocalServer, logged, serving
 
@@ -64,6 +66,11 @@ CONFIG: Final = {
             "generation": {"max-examples": 60},
             "phases": {"coverage": {"enabled": False}},
         },
+        # Their fields have a table of their own (test_contract_ollama.py, test_contract_llamacpp.py).
+        *(
+            {"include-path": path, "phases": {"coverage": {"enabled": False}}}
+            for path in ("/api/generate", "/api/chat", "/completion", "/infill", *UNSUPPORTED)
+        ),
     ],
 }
 
@@ -96,6 +103,7 @@ def small(log: list[logging.LogRecord]) -> Iterator[LocalServer]:
 # --- what is checked ---------------------------------------------------------------------------------
 
 ERROR: Final = Draft202012Validator(schema("error"))
+OLLAMAS: Final = Draft202012Validator(schema("ollama-answers")["$defs"]["error"])
 BEYOND_JSON_SCHEMA: Final = {
     "competing_fields": "",
     "context_exceeded": "",
@@ -105,7 +113,7 @@ BEYOND_JSON_SCHEMA: Final = {
     "too_many_prompts": "",
     "empty_prompt": "neither a prefix nor a suffix",
     "invalid_json": "An integer has ",
-    "invalid_value": "outside the vocabulary|can't be met|can't be the same|beside it|goes with one|entries for|<FILL_ME>",
+    "invalid_value": "outside the vocabulary|beside `repeat_penalty`|can't be met|can't be the same|beside it|goes with one|entries for|<FILL_ME>",
     "unsupported_field": "can't be combined",
 }
 """Codes of errors in bodies that the schemas take; and what the message has, where a code has other meanings too."""
@@ -118,28 +126,54 @@ def refuses_in_our_words(ctx: Any, response: Any, case: Any) -> None:
     if response.status_code < 400 or response.request.method == "HEAD":
         return
     said = response.json()
+    assert (response.status_code == 400 or case.path not in UNSUPPORTED) or response.status_code in (401, 405)
+    if case.path.startswith("/api/"):
+        OLLAMAS.validate(said)
+        assert said["request_id"] == request_id
+        return
     ERROR.validate(said)
     assert said["error"]["request_id"] == request_id
     if case.path != "/invocations":  # whose refusals are in the words of the body's protocol
         assert ("type" in said["error"]) == case.path.startswith(
-            ("/v1/", "/models", "/completions", "/chat/", "/info")
+            (
+                "/v1/",
+                "/models",
+                "/completion",
+                "/chat/",
+                "/info",
+                "/infill",
+                "/props",
+                "/slots",
+                "/tokenize",
+                "/detokenize",
+            )
         )
     assert response.status_code != 404 or case.path == "/v1/models/{name}"
 
 
 def ends_its_streams(ctx: Any, response: Any, case: Any) -> None:
     """All of them to the end: nothing goes wrong in the middle."""
-    del ctx, case
+    del ctx
     if response.headers["content-type"][0].startswith("text/event-stream"):
-        assert response.content.endswith(b"\n\ndata: [DONE]\n\n")
+        done = response.content.endswith(b"\n\ndata: [DONE]\n\n")
+        assert done == (case.path not in ("/completion", "/infill"))
+        assert (
+            done or json.loads(response.content.rstrip().rpartition(b"\n")[2].removeprefix(b"data: "))["stop"]
+        )
+    elif response.headers["content-type"][0] == "application/x-ndjson":
+        assert json.loads(response.content.rstrip().rpartition(b"\n")[2])["done"]
 
 
 def takes_good_bodies(ctx: Any, response: Any, case: Any) -> None:
     """`positive_data_acceptance`, but for what the schemas can't say."""
     if response.status_code == 400 and case.meta.generation.mode.is_positive:
-        error = response.json()["error"]
-        says = BEYOND_JSON_SCHEMA.get(error["code"])
-        if says is not None and re.search(says, error["message"]):
+        if case.path in UNSUPPORTED:
+            return
+        told = response.json()
+        error = told["error"]
+        code, message = (told["code"], error) if isinstance(error, str) else (error["code"], error["message"])
+        says = BEYOND_JSON_SCHEMA.get(code)
+        if says is not None and re.search(says, message):
             return
     checks.positive_data_acceptance(ctx, response, case)
 
@@ -205,6 +239,28 @@ def mended(node: Any) -> Any:
     return body
 
 
+def mended_elsewhere(path: str, body: Any) -> Any:
+    """The same for a body of Ollama's or llama.cpp's."""
+    if path.startswith("/api/"):
+        given = {
+            name: value for name, value in body.items() if name not in ("suffix", "system", "top_logprobs")
+        }
+        options = {
+            **(given.get("options") or {}),
+            "num_predict": 2,
+            "repeat_last_n": -1,
+            "penalize_newline": True,
+        }
+        if isinstance(given.get("messages"), list):
+            turns = [{"content": "a", **turn} for turn in given["messages"] if isinstance(turn, dict)]
+            given["messages"] = in_turn([{**turn, "content": turn["content"] or "a"} for turn in turns])
+        return {**given, "options": options}
+    given = {name: value for name, value in body.items() if name not in ("max_tokens", "editor_stops")}
+    if path == "/completion":
+        given["prompt"] = "a"
+    return {**given, "n_predict": 2, "repeat_last_n": -1, "penalize_nl": True}
+
+
 def add_what_is_missing(body: dict[str, Any]) -> None:
     """What one field needs of another."""
     if body.get("prefix") == body.get("suffix") == "":
@@ -245,7 +301,8 @@ def asked() -> set[str]:
 @API.parametrize()
 def test_every_answer_is_as_described(case: Any, small: LocalServer, asked: set[str]) -> None:
     if case.meta.generation.mode.is_positive:
-        case.body = mended(case.body)
+        elsewhere = case.path in ("/api/generate", "/api/chat", "/completion", "/infill")
+        case.body = mended_elsewhere(case.path, case.body) if elsewhere else mended(case.body)
         request = f"{case.operation.label} {case.path_parameters} {case.body}"
         if request in asked:
             return

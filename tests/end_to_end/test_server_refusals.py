@@ -9,7 +9,7 @@ import pytest
 
 from llama_endpoints.devtools.servers import RunningServer
 from llama_serving.contract import openai
-from llama_serving.server.app import PROTOCOLS
+from llama_serving.server.protocols import PROTOCOLS
 from tests.conftest import post
 from tests.end_to_end.test_bad_requests import LIMIT, refuses_a_long_chunked_body, send
 from tests.support.bad_bodies import (
@@ -34,6 +34,10 @@ GOOD = {
     "/chat/completions": {"messages": [user()], "max_tokens": 2},
     "/models/completions": {"prompt": SECRET, "max_tokens": 2},
     "/models/chat/completions": {"messages": [user()], "max_tokens": 2},
+    "/api/generate": {"prompt": SECRET, "stream": False, "options": {"num_predict": 2}},
+    "/api/chat": {"messages": [user()], "stream": False, "options": {"num_predict": 2}},
+    "/completion": {"prompt": SECRET, "n_predict": 2},
+    "/infill": {"input_prefix": SECRET, "input_suffix": "", "n_predict": 2},
 }
 BAD = tuple(bad for bad in (*NOT_JSON, *REFUSED, *REFUSED_BY_THE_MODEL) if bad.code != "streaming_unsupported")
 """What any server refuses; a stream is no fault here."""
@@ -124,14 +128,21 @@ def test_what_is_no_json_is_refused_on_every_route(route: str) -> None:
     assert bad.fault(answer.json) is None
 
 
+ONLY_THERE = {"/score", "/api/generate", "/api/chat", "/completion", "/infill"}
+"""Routes whose bodies `/invocations` does not take."""
+
+
 def test_a_route_takes_its_own_protocol_alone(own: RunningServer) -> None:
     for path in PROTOCOLS:
         for other, body in GOOD.items():
-            taken = api(path) == api(other) or (path == "/invocations" and other != "/score")
+            taken = api(path) == api(other) or (path == "/invocations" and other not in ONLY_THERE)
             taken |= (path, other) == (
                 "/score",
                 "/invocations",
             )  # `inputs` is what LangChain may call `input_data`
+            taken |= (
+                path == "/completion" and api(other) == "/completions"
+            )  # (llama.cpp knows `max_tokens` too)
             assert (post(own.url + path, body).status == 200) == taken, (path, other)
 
 
@@ -165,7 +176,7 @@ def refused_method(url: str, method: str) -> None:
     assert Bad("", None, "method_not_allowed", says=method).fault(answer.json) is None
 
 
-@pytest.mark.parametrize("path", ["/", "/scores", "/score/", "/v1", "/v1/embeddings", "/docs", "/healthy"])
+@pytest.mark.parametrize("path", ["/scores", "/score/", "/v1", "/v1/embeddings", "/docs", "/healthy"])
 def test_no_such_path(own: RunningServer, path: str) -> None:
     answer = post(own.url + path, GOOD["/score"])
     assert answer.status == 404

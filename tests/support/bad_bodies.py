@@ -54,7 +54,11 @@ class Bad:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
     def fault(self, answer: Any) -> str | None:
-        """What is wrong with `answer` as the refusal of this body, or None."""
+        """What is wrong with `answer` as the refusal of this body, or None. Ollama's has the sentence as `error`."""
+        if isinstance(answer["error"], str):
+            answer = {
+                "error": {"message": answer["error"], **{k: v for k, v in answer.items() if k != "error"}}
+            }
         invalid = next(_ERROR.iter_errors(answer), None)
         if invalid is not None:
             return f"not of error.json: {invalid.message}"
@@ -220,6 +224,7 @@ EDGES: Final[Mapping[str, Edges]] = {
     "details": _BOOLEAN,
     "stream": _BOOLEAN,
     "continue_final_message": _BOOLEAN,
+    "editor_stops": _BOOLEAN,
 }
 
 
@@ -409,6 +414,7 @@ REFUSED_BY_THE_MODEL: Final = (
         f"{_P}.num_return_sequences"),
     Bad("a text to be continued", score(SECRET, continue_final_message=True), "invalid_value",
         f"{_P}.continue_final_message", says="no message to continue"),
+    Bad("a text without a gap", score(SECRET, editor_stops=True), "invalid_value", f"{_P}.editor_stops", says="no gap"),
     Bad("more tokens at least than at most", score(SECRET, max_new_tokens=3, min_new_tokens=4),
         "invalid_value", f"{_P}.min_new_tokens", says="it is 4 and max_new_tokens is 3"),
     Bad("more tokens at least than the default", score(SECRET, min_new_tokens=257), "invalid_value",

@@ -13,7 +13,7 @@ from llama_serving.contract import rows
 from llama_serving.contract.rows import RowLocation
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.hosts import mlflow_pyfunc
-from llama_serving.server.app import PROTOCOLS
+from llama_serving.server.protocols import PROTOCOLS
 from llama_serving.service.service import Service
 
 VOLATILE: Final = frozenset(("id", "created", "model", "request_id"))

@@ -20,8 +20,8 @@ import pytest
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.model_files import ModelFiles
-from llama_serving.server.app import Options
 from llama_serving.server.run import Assembly, Binding, traces_of
+from llama_serving.server.scoring import Options
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests.support.calls import PATIENCE_S, is_up, until

@@ -25,10 +25,10 @@ def serve(
     Stop:  SIGTERM or Ctrl-C finishes running requests; a second one cancels them.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from llama_endpoints.download.resolve import model_files
-    from llama_serving.server.app import Options
     from llama_serving.server.json_logs import log_as_json
     from llama_serving.server.run import Binding
     from llama_serving.server.run import serve as run
+    from llama_serving.server.scoring import Options
     from llama_serving.service.service import Service
 
     files, settings = model_files(model), settings_of(flags)

@@ -34,6 +34,7 @@ CODES: Final[Mapping[str, str]] = {
     "unknown_field": "The field is not known; the message names the closest one.",
     "unreadable_file": "Batch: a file cannot be read.",
     "unsupported_field": "The field is known elsewhere and not supported here.",
+    "unsupported_operation": "Ollama's API has the path, and this server does not do that; the message says what to do.",
     "upstream_refused": "The upstream server refused the request.",
 }
 """Codes that are more specific than their status. A test holds them against the sources."""
@@ -45,6 +46,7 @@ _DEFAULTS: Final[Mapping[str, str]] = {
     "num_return_sequences": "1",
     **dict.fromkeys(("min_new_tokens", "top_k", "min_p", "presence_penalty", "frequency_penalty"), "0"),
     **dict.fromkeys(("return_full_text", "ignore_eos", "details", "stream", "continue_final_message"), "false"),
+    "editor_stops": "false; true on `/infill`",
 }
 
 

@@ -3,10 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol
 
 from llama_serving.contract.request import Body, Delta, Generations, Request
 from llama_serving.errors import ServingError
+
+
+class StreamFormat(StrEnum):
+    """How a stream's JSON values are written."""
+
+    EVENTS = "server-sent events, and [DONE] behind the last"
+    BARE_EVENTS = "server-sent events"
+    LINES = "one value a line"
 
 
 class EventWriter(Protocol):
@@ -28,6 +37,8 @@ def events_of(writer: EventWriter, deltas: Iterable[Delta]) -> Iterator[Any]:
 
 class ProtocolAdapter(ABC):
     """One protocol: it converts between its bodies and `Request`, `Generations` and `Delta`."""
+
+    stream_format: ClassVar[StreamFormat] = StreamFormat.EVENTS
 
     def of(self, body: Body) -> "ProtocolAdapter":
         """Return the adapter for this body, where one path accepts several protocols."""
@@ -53,7 +64,7 @@ class ProtocolAdapter(ABC):
     async def events(
         self, request: Request, deltas: AsyncGenerator[Delta, None], model: str
     ) -> AsyncGenerator[Any, None]:
-        """Yield the response as server-sent events, each a JSON value."""
+        """Yield the response's pieces, each a JSON value; `stream_format` says how they are written."""
         writer = self.writer(request, model)
         async with aclosing(deltas):
             async for delta in deltas:

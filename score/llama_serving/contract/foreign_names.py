@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from llama_serving.contract.request import OPENAI_NAMES
+from llama_serving.contract.request import LLAMACPP_NAMES, OLLAMA_NAMES, OPENAI_NAMES
 
 SLIP: Final = 0.85
 """Least difflib ratio of a typo: one letter added, missing or replaced."""
@@ -42,13 +42,16 @@ def _here(name: str, accepted: Collection[str]) -> str:
     openai = OPENAI_NAMES.get(name, name)
     if "model" in accepted and openai in accepted:
         return openai
-    return name if name in accepted else ""
+    return (
+        next((one for one in (name, OLLAMA_NAMES.get(name), LLAMACPP_NAMES.get(name)) if one in accepted), "")
+        or ""
+    )
 
 
 _OTHER_NAMES: Final[Mapping[str, str]] = {
     # length
     "max_new_tokens": "maxoutputtokens maxtokenstosample maxlengthgenerated maxgeneratedtokens maxtokencount maxnewtoken "
-    "npredict ntokens numtokens tokenstogenerate outputlen outputtokens maxcompletiontokens",
+    "maxtokens maxnewtokens npredict ntokens numtokens tokenstogenerate outputlen outputtokens maxcompletiontokens",
     "min_new_tokens": "mintokenstogenerate minoutputtokens",
     # end of text
     "stop": "stopsequence stopwords stopstrings stopstring stoptokens endsequences stopon antiprompt eossequence",
@@ -57,7 +60,7 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
     "temperature": "temp randomness",
     "top_p": "p nucleus nucleussampling",
     "top_k": "k",
-    "repetition_penalty": "repeatpenalty reppenalty repetition",
+    "repetition_penalty": "repetitionpenalty repeatpenalty reppenalty repetition",
     "seed": "randomseed rngseed manualseed samplingseed",
     "do_sample": "sample",
     # number and content of results

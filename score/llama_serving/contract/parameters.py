@@ -26,8 +26,8 @@ _INTEGERS: Final = frozenset(
 )
 
 
-def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
-    """Return the parameters in `given`, which the schema has accepted.
+def parse(given: Mapping[str, Any], at: str = "", aliases: Mapping[str, str] = ALIASES) -> Parameters:
+    """Return the parameters in `given`, which the schema has accepted; `aliases` are its other names of them.
 
     One value under two names is one parameter, since clients of several servers send each server's name.
 
@@ -36,7 +36,7 @@ def parse(given: Mapping[str, Any], at: str = "") -> Parameters:
     """
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}
-    for name, target, value in _effective(given):
+    for name, target, value in _effective(given, aliases):
         if target in spelled and value != values[target]:
             raise BadRequest(
                 f"`{spelled[target]}` and `{name}` are the same parameter, with two values. Send one of them.",
@@ -53,13 +53,15 @@ def spelling(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((target, name) for name, target, _ in _effective(given))
 
 
-def _effective(given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _effective(
+    given: Mapping[str, Any], aliases: Mapping[str, str] = ALIASES
+) -> Iterator[tuple[str, str, Any]]:
     """Yield the parameters that have an effect: the client's name, ours, and the plain value.
 
     The schema accepts some parameters of other servers at the value that changes nothing (`num_beams: 1`).
     """
     for name, value in given.items():
-        target = ALIASES.get(name, name)
+        target = aliases.get(name, name)
         if target in NAMES and value is not None and (plain := _plain(target, value)) is not None:
             yield name, target, plain
 

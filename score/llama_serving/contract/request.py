@@ -1,7 +1,7 @@
 """A request and its results, independent of the protocol. Frozen values, with derived facts only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -16,13 +16,26 @@ OPENAI_NAMES: Final[Mapping[str, str]] = {
     "return_full_text": "echo",
 }
 """OpenAI's (and vLLM's) names of parameters."""
+OLLAMA_NAMES: Final[Mapping[str, str]] = {
+    "max_new_tokens": "num_predict",
+    "repetition_penalty": "repeat_penalty",
+}
+"""Ollama's names of parameters; llama.cpp's differ in the first."""
+LLAMACPP_NAMES: Final[Mapping[str, str]] = {**OLLAMA_NAMES, "max_new_tokens": "n_predict"}
+UNLIMITED: Final = 2**31 - 1
+"""`max_new_tokens` of a request for all that the context leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A text to continue, exactly as it is."""
+    """A text to continue, exactly as it is.
+
+    Attributes:
+        marked: the text may be a whole infilling prompt in the family's format; see `Dialog.marked`.
+    """
 
     text: str
+    marked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +47,17 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class Infill:
-    """The two ends of a text whose middle is to be generated."""
+    """The two ends of a text whose middle is to be generated.
+
+    Attributes:
+        extra: texts from elsewhere, oldest first, which the model reads before the prefix.
+        fitted: what does not fit the context is left out (of `extra`, then far from the gap) instead of refused.
+    """
 
     prefix: str
     suffix: str
+    extra: tuple[str, ...] = ()
+    fitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +75,15 @@ class Dialog:
     Attributes:
         continued: the last message is the assistant's and is to be continued.
         unfold: a single user message that holds a whole prompt in the family's format may be parsed and rendered
-            again (OpenAI routes only).
+            again (OpenAI's and Ollama's routes only).
+        marked: a single user message that is `<PRE> {prefix} <SUF>{suffix} <MID>` is an infilling prompt, if the model
+            has infilling (Ollama's and llama.cpp's routes only, where clients write the marks).
     """
 
     messages: tuple[Message, ...]
     unfold: bool = False
     continued: bool = False
+    marked: bool = False
 
 
 Input = Completion | TokenIds | Infill | Dialog
@@ -89,6 +112,7 @@ class Parameters:
     details: bool | None = None
     stream: bool | None = None
     continue_final_message: bool | None = None
+    editor_stops: bool | None = None
 
     @property
     def with_details(self) -> bool:
@@ -104,6 +128,19 @@ class ReplyShape(StrEnum):
     TEXTS = "texts"  # ["text", …]
     COMPLETION = "completion"  # OpenAI's text_completion
     CHAT = "chat"  # OpenAI's chat.completion
+    GENERATE = "generate"  # Ollama's /api/generate
+    MESSAGE = "message"  # Ollama's /api/chat
+    CONTENT = "content"  # llama.cpp's /completion and /infill
+
+
+_NAMES: Final[Mapping[ReplyShape, Mapping[str, str]]] = {
+    ReplyShape.COMPLETION: OPENAI_NAMES,
+    ReplyShape.CHAT: OPENAI_NAMES,
+    ReplyShape.GENERATE: OLLAMA_NAMES,
+    ReplyShape.MESSAGE: OLLAMA_NAMES,
+    ReplyShape.CONTENT: LLAMACPP_NAMES,
+}
+"""A protocol's names of parameters, where they are not Azure's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +148,7 @@ class Request:
     """One parsed body.
 
     Attributes:
-        inputs: the prompts, in the client's order; 1 to 64.
+        inputs: the prompts, in the client's order; 1 to 64. None where an Ollama client only wants the model loaded.
         parameters: as given; the model's defaults are applied later.
         reply: the shape of the response.
         paths: path of each input in the body, for error messages.
@@ -123,6 +160,10 @@ class Request:
         return_token_ids: the response has the ids of prompt and completion, and log-probabilities of every token.
         tokens_as_ids: log-probabilities write their tokens as `token_id:7`.
         spelling: the client's names of the parameters that it gave; see `called`.
+        fields: paths of the fields that the answer may have (llama.cpp's `response_fields`); empty means all.
+        prefill_only: the prompt is only read, so that a later one with the same beginning is faster.
+        min_indent: `editor_stops` end the text before a line that is indented less; 0 means as the line of the gap.
+        patience_s: seconds after the first token that the text may go on once it has a line break.
     """
 
     inputs: tuple[Input, ...]
@@ -137,10 +178,14 @@ class Request:
     return_token_ids: bool = False
     tokens_as_ids: bool = False
     spelling: tuple[tuple[str, str], ...] = ()
+    fields: tuple[str, ...] = ()
+    prefill_only: bool = False
+    min_indent: int = 0
+    patience_s: float | None = None
 
     def called(self, name: str) -> str:
         """Return the client's name of the parameter `name`: its own spelling, else its protocol's."""
-        return dict(self.spelling).get(name) or (OPENAI_NAMES.get(name, name) if self.openai else name)
+        return dict(self.spelling).get(name) or _NAMES.get(self.reply, {}).get(name, name)
 
     def path(self, name: str) -> str:
         """Return the path of the parameter `name` in the body."""
@@ -202,6 +247,19 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds that a sequence took.
+
+    Attributes:
+        first_s: from its submission to its first token: it waited, and its prompt was read.
+        rest_s: from the first token to the last.
+    """
+
+    first_s: float = 0.0
+    rest_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One generated sequence.
 
@@ -209,6 +267,8 @@ class Generation:
         text: the completion alone, without the stop string and otherwise unchanged.
         full_text: with the prompt, if `return_full_text` is set; else equal to `text`.
         prompt_token_ids: ids of the prompt; `token_ids` are the generated ones, including the one that ended the sequence.
+        stopped_by: the stop string that ended the text, if one did.
+        truncated: part of the prompt was left out, which the request allowed.
     """
 
     text: str
@@ -218,6 +278,9 @@ class Generation:
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_token_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    stopped_by: str = ""
+    truncated: bool = False
+    times: Times = field(default=Times(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """Any input -> the model's prompt."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from llama_serving.catalog import ModelVariant
-from llama_serving.contract.request import Completion, Dialog, Infill, Input, Request, TokenIds
+from llama_serving.contract.request import UNLIMITED, Completion, Dialog, Infill, Input, Request, TokenIds
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.prompts import chat, completion, infill, segments
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -19,6 +20,8 @@ class Prompt:
         after: text behind it: the suffix of an infilling prompt.
         token_ids: all ids, special ones included.
         stop_ids: ids that end the completion.
+        infill: whether `before` and `after` are the two ends of a gap.
+        truncated: part of it was left out, as the request allowed.
     """
 
     text: str
@@ -26,6 +29,12 @@ class Prompt:
     stop_ids: frozenset[int]
     before: str
     after: str = ""
+    infill: bool = False
+    truncated: bool = False
+
+
+LEAST_MIDDLE: Final = 64
+"""Tokens that an infilling prompt which is fitted into the context leaves for the middle, if as many are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,8 @@ class PromptBuilder:
             BadRequest: as in `build`, with the input's path and index.
         """
         try:
-            new_tokens = request.parameters.max_new_tokens or 1
+            most = request.parameters.max_new_tokens
+            new_tokens = 1 if most in (None, UNLIMITED) else most
             return self.build(request.inputs[index], new_tokens, request.called("max_new_tokens"))
         except BadRequest as error:
             raise located(error, request, index) from None
@@ -63,6 +73,9 @@ class PromptBuilder:
         Raises:
             BadRequest: the model lacks the format, or the prompt leaves no room in the context.
         """
+        prompt = self._unmarked(prompt)
+        if isinstance(prompt, Infill) and prompt.fitted:
+            return self._fitted(prompt, new_tokens)
         parts = self._segments(prompt)
         at_least = self.tokenizer.fewest_tokens(segments.characters(parts))
         if at_least >= self.context:
@@ -72,8 +85,26 @@ class PromptBuilder:
             raise self.too_long(len(ids), new_tokens, called)
         text = self._decoded(prompt.ids) if isinstance(prompt, TokenIds) else segments.shown(parts)
         if isinstance(prompt, Infill):
-            return Prompt(text, ids, self._stop_ids(prompt), prompt.prefix, prompt.suffix)
+            return Prompt(text, ids, self._stop_ids(prompt), prompt.prefix, prompt.suffix, infill=True)
         return Prompt(text, ids, self._stop_ids(prompt), before=text)
+
+    def _fitted(self, prompt: Infill, new_tokens: int) -> Prompt:
+        """Return an infilling prompt of which as much is left out as does not fit."""
+        room = self.context - min(new_tokens, LEAST_MIDDLE, self.context // 2)
+        parts, truncated = infill.fitted(prompt, self.variant, self.tokenizer, room)
+        text = "".join((*prompt.extra, prompt.prefix, prompt.suffix))
+        ids, stop_ids = segments.encode(parts, self.tokenizer), self._stop_ids(prompt)
+        return Prompt(text, ids, stop_ids, prompt.prefix, prompt.suffix, infill=True, truncated=truncated)
+
+    def _unmarked(self, prompt: Input) -> Input:
+        """Return the infilling prompt that a client wrote with its marks, where the model has infilling."""
+        if self.variant.infill.value is None:
+            return prompt
+        if isinstance(prompt, Completion) and prompt.marked:
+            return infill.unmarked(prompt.text) or prompt
+        if isinstance(prompt, Dialog) and prompt.marked:
+            return infill.unmarked(prompt.messages[0].content) or prompt
+        return prompt
 
     def too_long(self, tokens: int, new_tokens: int, called: str, *, at_least: bool = False) -> BadRequest:
         """Return the error of a prompt that does not fit together with the requested tokens.

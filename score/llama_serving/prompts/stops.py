@@ -14,14 +14,18 @@ class StopFinder:
         self._stops = tuple(stops)
         self._held = ""
         self.found = False
+        self.by = ""
+        """The stop string that was found."""
 
     def push(self, text: str) -> str:
         """Return the text that can be shown now. Once `found`, there is no more."""
         if self.found:
             return ""
         text = self._held + text
-        cut = self._first_match(text)
-        if cut is not None:
+        match = self._first_match(text)
+        if match is not None:
+            end, cut = match
+            self.by = text[cut:end]
             self.found, self._held = True, ""
             return text[:cut]
         cut = len(text) - self._may_begin(text)
@@ -33,9 +37,9 @@ class StopFinder:
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> int | None:
-        matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        return min(matches)[1] if matches else None
+    def _first_match(self, text: str) -> tuple[int, int] | None:
+        """Return the end and the beginning of the first match."""
+        return min(((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
 
     def _may_begin(self, text: str) -> int:
         """Return the length of the longest end of `text` that begins a stop string."""

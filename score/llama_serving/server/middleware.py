@@ -13,18 +13,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_serving.faults import as_serving_error
 from llama_serving.server import auth
-from llama_serving.server.app import GONE, INFO, PROTOCOLS, refusal, spoken_at
 from llama_serving.server.metrics import Metrics
+from llama_serving.server.protocols import KNOWN, ROOT, spoken_at
+from llama_serving.server.responses import refusal
+from llama_serving.server.scoring import GONE
 from llama_serving.server.start_pacing import StartPacer
 
 _log = logging.getLogger(__name__)
 
-PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping"))
+PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping", ROOT))
 """Probes need no key."""
-NAMED: Final = frozenset(
-    (*PROTOCOLS, *PROBES, *INFO, "/v1/models", "/models", "/version", "/metrics", "/openapi.json")
-)
-"""Routes that metrics distinguish; arbitrary paths would make arbitrarily many labels."""
+NAMED: Final = KNOWN | PROBES
+"""Routes that metrics distinguish."""
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 

@@ -15,10 +15,11 @@ from fastapi import FastAPI
 from llama_serving.contract.request import Request
 from llama_serving.errors import SetupError
 from llama_serving.server import auth, cors
-from llama_serving.server.app import Options, routes
+from llama_serving.server.app import routes
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.middleware import RequestMiddleware
+from llama_serving.server.scoring import Options
 from llama_serving.server.target import OriginForm
 from llama_serving.server.uvicorn_server import DrainingServer, HeadTimeoutProtocol, ServerEnd, bound_socket
 from llama_serving.service.output import SequenceOutput

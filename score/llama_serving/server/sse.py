@@ -1,4 +1,7 @@
-"""Server-sent events. The first event decides the status; a client that disconnects ends the stream."""
+"""Streamed responses: server-sent events, or a JSON object a line.
+
+The first event decides the status; a client that disconnects ends the stream.
+"""
 
 import asyncio
 import math
@@ -9,12 +12,18 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llama_serving.contract.adapter import StreamFormat
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import ServingError
 from llama_serving.faults import as_serving_error
 from llama_serving.server.body_reader import gone
 
 DONE: Final = b"data: [DONE]\n\n"
+MEDIA_TYPES: Final = {
+    StreamFormat.EVENTS: "text/event-stream",
+    StreamFormat.BARE_EVENTS: "text/event-stream",
+    StreamFormat.LINES: "application/x-ndjson",
+}
 _NOTHING: Final = object()
 
 
@@ -25,9 +34,8 @@ class EventStream(Response):
         first: the first event, or `_NOTHING`.
         rest: the following ones; closed at the end in any case.
         refusal: converts an error in the middle of the stream to an event.
+        written: how events are written.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -35,10 +43,12 @@ class EventStream(Response):
         rest: AsyncGenerator[Any, None],
         *,
         refusal: Callable[[ServingError], dict[str, Any]],
+        written: StreamFormat = StreamFormat.EVENTS,
     ) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers=headers, media_type=MEDIA_TYPES[written])
         del self.headers["content-length"]
-        self._first, self._rest, self._refusal = first, rest, refusal
+        self._first, self._rest, self._refusal, self._written = first, rest, refusal, written
         self._held = ExitStack()
         self._until = math.inf
 
@@ -48,6 +58,7 @@ class EventStream(Response):
         events: AsyncGenerator[Any, None],
         *,
         refusal: Callable[[ServingError], dict[str, Any]],
+        written: StreamFormat = StreamFormat.EVENTS,
     ) -> "EventStream":
         """Return the stream, once its first event is there.
 
@@ -55,7 +66,7 @@ class EventStream(Response):
             ServingError: generation failed before the first event.
         """
         first = await anext(events, _NOTHING)
-        return cls(first, events, refusal=refusal)
+        return cls(first, events, refusal=refusal, written=written)
 
     def hold(self, held: ExitStack, *, until: float) -> None:
         """Keep these open until the stream ends or the loop's clock reaches `until`, so that a client that reads nothing
@@ -87,16 +98,18 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             if self._first is not _NOTHING:
-                await send(_event(self._first))
+                await send(self._event(self._first))
                 async for event in self._rest:
-                    await send(_event(event))
+                    await send(self._event(event))
         except Exception as error:
             # The status is already sent: the error is the last event, without [DONE].
-            await send(_event(self._refusal(as_serving_error(error))))
+            await send(self._event(self._refusal(as_serving_error(error))))
         else:
-            await send({"type": "http.response.body", "body": DONE, "more_body": True})
+            if self._written is StreamFormat.EVENTS:
+                await send({"type": "http.response.body", "body": DONE, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-
-def _event(value: object) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": f"data: {json_line(value)}\n\n".encode(), "more_body": True}
+    def _event(self, value: object) -> dict[str, Any]:
+        line = json_line(value)
+        text = f"{line}\n" if self._written is StreamFormat.LINES else f"data: {line}\n\n"
+        return {"type": "http.response.body", "body": text.encode(), "more_body": True}

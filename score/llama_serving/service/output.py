@@ -5,12 +5,13 @@ from contextlib import aclosing
 from itertools import starmap
 from typing import Final
 
-from llama_serving.contract.request import Alternative, Delta, Generation, Request, TokenLogprob, Usage
+from llama_serving.contract.request import Alternative, Delta, Generation, Request, Times, TokenLogprob, Usage
 from llama_serving.engine.handle import Handle, Token
 from llama_serving.errors import Unavailable
 from llama_serving.prompts.builder import Prompt
-from llama_serving.prompts.stops import StopFinder
+from llama_serving.prompts.text_end import Patience, TextEnd
 from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer
+from llama_serving.sampling_params import FinishReason
 
 RETRY_AFTER_S: Final = 5
 
@@ -27,7 +28,7 @@ class SequenceOutput:
         self._full = bool(parameters.return_full_text)
         self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer)
-        self._stops = StopFinder(parameters.stop or ())
+        self._end = TextEnd.of(request, prompt)
         self._tokens: list[tuple[Token, int]] = []
         self._decoded = 0
         self._text = ""
@@ -43,7 +44,7 @@ class SequenceOutput:
         yield self._begin()
         for token in self.handle:
             yield self._push(token)
-            if self._stops.found:
+            if self._end.found:
                 break
         yield self._finish()
 
@@ -53,7 +54,7 @@ class SequenceOutput:
         async with aclosing(self.handle.arrivals()) as arrivals:
             async for tokens in arrivals:
                 yield self._push_all(tokens)
-                if self._stops.found:
+                if self._end.found:
                     break
         yield self._finish()
 
@@ -88,7 +89,7 @@ class SequenceOutput:
         pieces = []
         for token in tokens:
             pieces.append(self._push(token))
-            if self._stops.found:
+            if self._end.found:
                 break
         return "".join(pieces)
 
@@ -97,8 +98,8 @@ class SequenceOutput:
         text = self._decoder.push(token.id)
         self._decoded += len(text)
         self._tokens.append((token, max(before, self._decoded - self._own(token)) if text else before))
-        piece = self._append(self._stops.push(text))
-        if self._stops.found:
+        piece = self._append(self._end.push(text))
+        if self._end.found:
             self.handle.cancel()
         return piece
 
@@ -108,11 +109,8 @@ class SequenceOutput:
         return len(raw) if raw.isascii() else len(TextDecoder(self._tokenizer).push(token.id))
 
     def _finish(self) -> str:
-        rest = (
-            ""
-            if self._stops.found
-            else self._append(self._stops.push(self._decoder.finish()) + self._stops.finish())
-        )
+        cut_off = self._finish_reason() != "stop"
+        rest = self._append(self._end.finish(self._decoder.finish(), cut_off=cut_off))
         return rest + (self._prompt.after if self._full else "")
 
     def generation(self) -> Generation:
@@ -121,19 +119,37 @@ class SequenceOutput:
         Raises:
             Unavailable: the engine was closed before the end.
         """
-        if self.handle.finish_reason == "cancelled" and not self._stops.found:
+        if self.handle.finish_reason == "cancelled" and not self._end.found:
             raise Unavailable("The engine was stopped before the text was complete. Send the request again.",
                               retry_after=RETRY_AFTER_S)  # fmt: skip
         before, after = (self._prompt.before, self._prompt.after) if self._full else ("", "")
         return Generation(
             text=self._text,
             full_text=before + self._text + after,
-            finish_reason="stop" if self._stops.found else self.handle.finish_reason or "stop",
+            finish_reason=self._finish_reason(),
             usage=Usage(self.prompt_tokens, len(self._tokens)),
             logprobs=tuple(self._logprobs(self._tokens)) if self._wants_logprobs else None,
             prompt_token_ids=self._prompt.token_ids,
             token_ids=tuple(token.id for token, _ in self._tokens),
+            stopped_by=self._end.stopped_by,
+            truncated=self._prompt.truncated,
+            times=self._times(),
         )
+
+    def _finish_reason(self) -> FinishReason:
+        if self._end.found:
+            return "stop"
+        # An engine says "stop" where the text was ended for want of patience, too.
+        ended = self._tokens[-1][0].id in self._prompt.stop_ids if self._tokens else True
+        out_of_patience = self._request.patience_s is not None and not ended
+        reason = self.handle.finish_reason or "stop"
+        return "length" if reason == "stop" and out_of_patience else reason
+
+    def _times(self) -> Times:
+        handle = self.handle
+        if handle.first_at is None:
+            return Times()
+        return Times(handle.first_at - handle.submitted_at, handle.last_at - handle.first_at)
 
     def _append(self, piece: str) -> str:
         self._text += piece
@@ -158,17 +174,26 @@ class SequenceOutput:
 
     def _offset(self, start: int) -> int:
         """Return where the text at `start` is in the returned text: after the prompt, before a stop string."""
-        within = min(start, len(self._text)) if self._stops.found else start
+        within = min(start, len(self._text)) if self._end.found else start
         return within + (len(self._prompt.before) if self._full else 0)
 
 
-class StopStringChecker:
-    """Tells the engine, in the same step, that a stop string is complete."""
+class EndChecker:
+    """Tells the engine, in the same step, that the text has ended."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    def __init__(self, request: Request, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self._decoder = TextDecoder(tokenizer)
-        self._stops = StopFinder(stops)
+        self._end = TextEnd.of(request, prompt)
+        self._patience = Patience(request.patience_s)
+
+    @classmethod
+    def where_needed(cls, request: Request, prompt: Prompt, tokenizer: Tokenizer) -> "EndChecker | None":
+        """Return one if the text may end before the engine ends it."""
+        parameters = request.parameters
+        needed = parameters.stop or parameters.editor_stops or request.patience_s is not None
+        return cls(request, prompt, tokenizer) if needed else None
 
     def __call__(self, token_id: int) -> bool:
-        self._stops.push(self._decoder.push(token_id))
-        return self._stops.found
+        text = self._decoder.push(token_id)
+        self._end.push(text)
+        return self._end.found or self._patience.is_over(text)

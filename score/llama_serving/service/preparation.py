@@ -60,6 +60,9 @@ class RequestPreparer:
         if self._settings.log_prompts:
             _log.info("prompt: %r", prompt.text)
         try:
+            if request.parameters.editor_stops and not prompt.infill:
+                raise self._bad(request, "editor_stops", "there is no gap to stop in. Leave it out, or send an infilling "
+                                "prompt")  # fmt: skip
             return PreparedInput(prompt, self._resolve(request, prompt))
         except BadRequest as error:
             raise located(error, request, index) from None

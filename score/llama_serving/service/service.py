@@ -19,7 +19,7 @@ from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.service.engine_factory import dtype_of, start_engine
 from llama_serving.service.in_flight import InFlight
-from llama_serving.service.output import SequenceOutput, StopStringChecker
+from llama_serving.service.output import EndChecker, SequenceOutput
 from llama_serving.service.preparation import PreparedInput, RequestPreparer
 from llama_serving.settings import Settings
 
@@ -146,8 +146,8 @@ class Service:
             DeadlineExceeded, ServingError: as in `generate`.
         """
         _refuse_several(request)
-        with self._running(self.prepare(request), request, deadline, streamed=True) as (sequences,):
-            for index, sequence in enumerate(sequences):
+        with self._running(self.prepare(request), request, deadline, streamed=True) as running:
+            for index, sequence in enumerate(chain.from_iterable(running)):
                 for piece in sequence.pieces():
                     if (delta := sequence.delta(index, piece)) is not None:
                         yield delta
@@ -178,8 +178,8 @@ class Service:
         """
         _refuse_several(request)
         inputs = await asyncio.to_thread(self.prepare, request)
-        with self._running(inputs, request, deadline, streamed=True) as (sequences,):
-            for index, sequence in enumerate(sequences):
+        with self._running(inputs, request, deadline, streamed=True) as running:
+            for index, sequence in enumerate(chain.from_iterable(running)):
                 async for piece in sequence.apieces():
                     if (delta := sequence.delta(index, piece)) is not None:
                         yield delta
@@ -226,7 +226,7 @@ class Service:
         *,
         streamed: bool,
     ) -> SequenceOutput:
-        stop = StopStringChecker(self.tokenizer, request.parameters.stop) if request.parameters.stop else None
+        stop = EndChecker.where_needed(request, prepared.prompt, self.tokenizer)
         handle = self.engine.submit(
             prepared.prompt.token_ids, params, deadline=deadline, stop=stop, streamed=streamed
         )
@@ -264,5 +264,5 @@ def _refuse_several(request: Request) -> None:
 
 def _refuse_nothing(generations: Sequence[Sequence[Generation]]) -> None:
     sequences = [sequence for one in generations for sequence in one]
-    if all(s.finish_reason == "deadline" and s.usage.completion_tokens == 0 for s in sequences):
+    if sequences and all(s.finish_reason == "deadline" and s.usage.completion_tokens == 0 for s in sequences):
         raise DeadlineExceeded("The deadline passed before the first token. Ask for less, or allow more time.")

@@ -44,6 +44,7 @@ OTHER: Final[dict[str, Any]] = {
     "logprobs": 2,
     "details": True,
     "continue_final_message": True,
+    "editor_stops": True,
     # vLLM's and OpenAI's alone
     "stop_token_ids": ...,
     "return_token_ids": True,

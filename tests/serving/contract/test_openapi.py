@@ -9,14 +9,16 @@ from schemathesis.config import SchemathesisConfig
 from starlette.routing import Route
 
 from llama_serving import errors
-from llama_serving.contract.openapi import server_document
+from llama_serving.contract.server_openapi import server_document
 from llama_serving.errors import ServingError
-from llama_serving.server.app import PROTOCOLS, Options, routes
+from llama_serving.server.app import routes
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
+from llama_serving.server.protocols import PROTOCOLS
+from llama_serving.server.scoring import Options
 from llama_serving.settings import Settings
 
-METHODS = {"get", "head", "post"}
+METHODS = {"get", "head", "post", "delete"}
 
 
 def not_loaded() -> Any:

@@ -164,7 +164,8 @@ def ask(service: Service, body: Any) -> None:
         for name, edges in EDGES.items()
         for value in edges.accepted
         if value not in (None, 16)
-        and ALIASES.get(name, name) not in ("max_new_tokens", "stream", "continue_final_message")
+        and ALIASES.get(name, name)
+        not in ("max_new_tokens", "stream", "continue_final_message", "editor_stops")
     ],
 )
 def test_no_parameter_changes_what_arrives(service: Service, calls: Calls, name: str, value: Any) -> None:
@@ -193,7 +194,8 @@ def test_no_protocol_changes_what_arrives(service: Service, calls: Calls, body: 
 CHOICES: Final = {
     name: st.sampled_from([value for value in edges.accepted if value != 16])
     for name, edges in EDGES.items()
-    if name in NAMES and name not in ("max_new_tokens", "stream", "min_new_tokens", "continue_final_message")
+    if name in NAMES
+    and name not in ("max_new_tokens", "stream", "min_new_tokens", "continue_final_message", "editor_stops")
 }
 
 
