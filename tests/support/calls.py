@@ -55,12 +55,12 @@ def requests_inside(url: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("llama_num_requests_"))
 
 
-def opened(url: str, body: dict[str, Any]) -> socket.socket:
-    """Return a connection that has sent a completion request and reads nothing yet."""
+def opened(url: str, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
+    """Return a connection that has sent a request and reads nothing yet."""
     place, raw = urlsplit(url), json.dumps(body).encode()
     connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=60)
     connection.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw)
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (path.encode(), len(raw), raw)
     )
     return connection

@@ -92,7 +92,7 @@ class PromptBuilder:
         """Return an infilling prompt of which as much is left out as does not fit."""
         room = self.context - min(new_tokens, LEAST_MIDDLE, self.context // 2)
         parts, truncated = infill.fitted(prompt, self.variant, self.tokenizer, room)
-        text = "".join((*prompt.extra, prompt.prefix, prompt.suffix))
+        text = segments.shown(infill.segments(prompt, self.variant))
         ids, stop_ids = segments.encode(parts, self.tokenizer), self._stop_ids(prompt)
         return Prompt(text, ids, stop_ids, prompt.prefix, prompt.suffix, infill=True, truncated=truncated)
 
