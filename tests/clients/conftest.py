@@ -71,6 +71,11 @@ class Expected:
         return self.of(*first, {"role": "assistant", "content": self.first}, last)
 
     @property
+    def single(self) -> str:
+        """To the text to complete, as a dialog of one message."""
+        return self.of({"role": "user", "content": self.question.prompt})
+
+    @property
     def completion(self) -> str:
         return self.completion_of(self.question.prompt)
 

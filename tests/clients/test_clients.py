@@ -125,3 +125,26 @@ def test_the_llm_command(run: Run, keyed: RunningServer, expected: Expected, tmp
         f"{one}\n" for one in (expected.first, expected.first, expected.second)
     )
     assert text == f"{expected.completion}\n"
+
+
+def test_ollama(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
+    told = ask("use_ollama", keyed)
+    errors = told.pop("errors")
+    assert told.pop("models") == [["nano:latest"], ["nano:latest"]]
+    assert told.pop("model") == {"capabilities": ["completion", "insert"], "context": 2048, "family": "llama"}
+    assert told.pop("infilling")
+    assert told == {name: of_ollama(name, expected) for name in told}
+    statuses = {"no key": 401}
+    assert errors == {name: {"status": statuses.get(name, 400), "sentence": True} for name in errors}
+
+
+def test_langchain_for_ollama(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
+    told = ask("use_langchain_ollama", keyed)
+    assert told == {name: of_ollama(name, expected) for name in told}
+
+
+def of_ollama(name: str, expected: Expected) -> str:
+    """What is asked for under a name: the dialog, a completion, or a prompt that is a dialog of one message."""
+    if "chat" in name:
+        return expected.chat
+    return expected.completion if "completion" in name else expected.single
