@@ -76,6 +76,7 @@ def test_litellm(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     told = ask("use_litellm", keyed)
     assert told.pop("completion") == expected.completion
     texts = dict.fromkeys(("chat", "chat in pieces", "async chat"), expected.chat)
+    assert told.pop("ollama_chat") == texts
     errors = {
         "no key": "AuthenticationError",
         "too long": "ContextWindowExceededError",

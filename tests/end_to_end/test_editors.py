@@ -104,6 +104,7 @@ def test_a_stream_is_the_default(server: LocalServer, path: str) -> None:
 
 def test_there_is_a_server(server: LocalServer) -> None:
     assert send(server.url + "/", "HEAD", {}).status == 200
+    assert send(server.url + "/", "GET", {}).status == 404  # (browsers get a page)
     assert get(f"{server.url}/api/version").json["version"].count(".") == 2
     (listed,), (loaded,) = (get(f"{server.url}/api/{path}").json["models"] for path in ("tags", "ps"))
     assert listed["name"] == loaded["name"] == "nano:latest"
@@ -121,6 +122,32 @@ def test_what_ollama_has_and_we_do_not_says_what_to_do(server: LocalServer, path
     answer = send(server.url + path, method, {"Content-Length": "0"})
     assert (answer.status, answer.json["code"]) == (400, "unsupported_operation")
     assert answer.json["error"] == UNSUPPORTED[path]
+
+
+FORM: Final = {"Content-Type": "application/x-www-form-urlencoded"}
+TEXT: Final = {"Content-Type": "text/plain; charset=utf-8"}
+ORIGIN: Final = {"Origin": "http://elsewhere"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        (FORM, 200),
+        (TEXT, 200),
+        ({"Content-Type": "text/html"}, 415),
+        (ORIGIN, 415),
+        ({**ORIGIN, **FORM}, 415),
+        ({**ORIGIN, **TEXT}, 415),
+    ],
+)
+def test_ollamas_clients_need_not_name_json_but_pages_must(
+    server: LocalServer, headers: dict[str, str], status: int
+) -> None:
+    for path, body in (("/api/generate", b"{}"), ("/api/show", b'{"model": "nano"}')):
+        sent = {"Content-Length": str(len(body)), **headers}
+        assert send(server.url + path, "POST", sent, body).status == status
+    assert send(f"{server.url}/infill", "POST", {"Content-Length": "2", **FORM}, b"{}").status == 415
 
 
 def test_tokens_and_back(server: LocalServer) -> None:

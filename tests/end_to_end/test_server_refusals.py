@@ -176,7 +176,7 @@ def refused_method(url: str, method: str) -> None:
     assert Bad("", None, "method_not_allowed", says=method).fault(answer.json) is None
 
 
-@pytest.mark.parametrize("path", ["/scores", "/score/", "/v1", "/v1/embeddings", "/docs", "/healthy"])
+@pytest.mark.parametrize("path", ["/", "/scores", "/score/", "/v1", "/v1/embeddings", "/docs", "/healthy"])
 def test_no_such_path(own: RunningServer, path: str) -> None:
     answer = post(own.url + path, GOOD["/score"])
     assert answer.status == 404
@@ -197,7 +197,8 @@ def test_other_media(score_url: str, headers: dict[str, str]) -> None:
 
 
 def test_every_route_takes_json_only(route: str) -> None:
-    refused_media(route, {"Content-Type": "text/plain"})
+    refused_media(route, {"Content-Type": "text/html"})
+    refused_media(route, {"Content-Type": "text/plain", "Origin": "http://elsewhere"})
 
 
 def refused_media(url: str, headers: dict[str, str]) -> None:

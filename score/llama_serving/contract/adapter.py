@@ -39,6 +39,8 @@ class ProtocolAdapter(ABC):
     """One protocol: it converts between its bodies and `Request`, `Generations` and `Delta`."""
 
     stream_format: ClassVar[StreamFormat] = StreamFormat.EVENTS
+    names_media_type: ClassVar[bool] = True
+    """Whether the protocol's clients say that their bodies are JSON."""
 
     def of(self, body: Body) -> "ProtocolAdapter":
         """Return the adapter for this body, where one path accepts several protocols."""

@@ -1,6 +1,7 @@
 """Checks of the HTTP request itself, before its body is parsed."""
 
 from email.message import Message
+from typing import Final
 
 from llama_serving.errors import BodyTooLarge, MethodNotAllowed, UnsupportedMediaType
 
@@ -15,15 +16,25 @@ def check_method(method: str) -> None:
         raise MethodNotAllowed(f"{method} does not score. Send POST.")
 
 
-def check_media_type(content_type: str | None, content_encoding: str | None) -> None:
+UNSAID: Final = ("", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream")
+"""What HTTP clients say of a body where they are not told what it is: httpx, curl, aiohttp of text and of bytes."""
+
+
+def check_media_type(content_type: str | None, content_encoding: str | None, *, unsaid: bool = False) -> None:
     """Refuse anything but uncompressed JSON in UTF-8.
+
+    Args:
+        content_type: the header, if there is one.
+        content_encoding: likewise.
+        unsaid: JSON need not be called so.
 
     Raises:
         UnsupportedMediaType: the headers say something else.
     """
     header = Message()
     header["content-type"] = content_type or ""
-    if header.get_content_type() != "application/json":
+    called = header.get_content_type() if content_type else ""
+    if called != "application/json" and not (unsaid and called in UNSAID):
         raise UnsupportedMediaType("Send JSON with the header Content-Type: application/json.")
     charset = header.get_param("charset")
     if charset is not None and str(charset).lower() not in ("utf-8", "utf8"):

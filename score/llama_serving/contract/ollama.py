@@ -240,6 +240,7 @@ class Ollama(ProtocolAdapter):
     """
 
     stream_format: ClassVar = StreamFormat.LINES
+    names_media_type: ClassVar = False
 
     def __init__(self, parse: Callable[[Body], Request]) -> None:
         self._parse = parse

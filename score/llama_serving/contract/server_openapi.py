@@ -201,7 +201,7 @@ def _about_ollama() -> dict[str, Any]:
     }
     here = {
         "200": {"description": "There is a server", "headers": _headers(_REQUEST_ID)},
-        **_refusals("405", "500"),
+        **_refusals("404", "500"),
     }
     return {
         "/": {"head": {"summary": "Is there a server?", "responses": here, "security": []}},

@@ -16,7 +16,7 @@ from llama_serving.faults import as_serving_error
 from llama_serving.server import llamacpp_routes, ollama_routes
 from llama_serving.server.lifecycle import Lifecycle, Phase
 from llama_serving.server.metrics import Metrics
-from llama_serving.server.protocols import INFO, PROTOCOLS, spoken_at
+from llama_serving.server.protocols import INFO, PROTOCOLS, ROOT, spoken_at
 from llama_serving.server.responses import as_json, refusal
 from llama_serving.server.scoring import Options, Scoring
 from llama_serving.service.service import Service
@@ -54,7 +54,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
     """Return Starlette's 404 or 405 as an error response of ours."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     ours: ServingError
-    if status == 405:
+    if status == 405 and request.url.path != ROOT:
         ours = MethodNotAllowed(f"{request.method} is not allowed for this path.")
         response = refusal(ours, request.state.request_id, spoken_at(request.url.path))
         response.headers["Allow"] = (

@@ -21,7 +21,7 @@ from llama_serving.server.start_pacing import StartPacer
 
 _log = logging.getLogger(__name__)
 
-PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping", ROOT))
+PROBES: Final = frozenset(("/health", "/health/live", "/health/ready", "/ping"))
 """Probes need no key."""
 NAMED: Final = KNOWN | PROBES
 """Routes that metrics distinguish."""
@@ -62,7 +62,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            if scope["path"] not in PROBES:
+            if not _is_probe(scope):
                 await self._pacer.wait()
                 auth.check(headers, self._allowed)
             await self._app(scope, receive, sending)
@@ -79,7 +79,7 @@ class RequestMiddleware:
         path = scope["path"]
         route = path if path in NAMED else "other"
         self._metrics.answered(route, status, seconds)
-        if path not in PROBES or status >= 400:
+        if not _is_probe(scope) or status >= 400:
             line = {
                 "request_id": request_id,
                 "method": scope["method"],
@@ -88,3 +88,8 @@ class RequestMiddleware:
                 "ms": round(seconds * 1e3, 1),
             }
             _log.info("request %s", json.dumps(line), extra={"fields": line})
+
+
+def _is_probe(scope: Scope) -> bool:
+    """Return whether a request only asks for a sign of life: Ollama's clients send `HEAD /`."""
+    return scope["path"] in PROBES or (scope["path"] == ROOT and scope["method"] == "HEAD")

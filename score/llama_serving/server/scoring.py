@@ -84,8 +84,10 @@ class Scoring:
         return ask
 
     async def _read(self, request: Request) -> bytes:
-        headers = request.headers
-        http.check_media_type(headers.get("content-type"), headers.get("content-encoding"))
+        headers, spoken = request.headers, spoken_at(request.url.path)
+        # A page of another site can send a body without a media type unasked, but not without its origin.
+        unsaid = spoken is not None and not spoken.names_media_type and "origin" not in headers
+        http.check_media_type(headers.get("content-type"), headers.get("content-encoding"), unsaid=unsaid)
         self._lifecycle.ready()  # before a body of up to 4 MiB is read
         return await self._body_reader.read(request.receive, declared=headers.get("content-length"))
 
