@@ -113,7 +113,7 @@ BEYOND_JSON_SCHEMA: Final = {
     "too_many_prompts": "",
     "empty_prompt": "neither a prefix nor a suffix",
     "invalid_json": "An integer has ",
-    "invalid_value": "outside the vocabulary|beside `repeat_penalty`|can't be met|can't be the same|beside it|goes with one|entries for|<FILL_ME>",
+    "invalid_value": "outside the vocabulary|beside `rep|can't be met|can't be the same|beside it|goes with one|entries for|<FILL_ME>",
     "unsupported_field": "can't be combined",
 }
 """Codes of errors in bodies that the schemas take; and what the message has, where a code has other meanings too."""

@@ -228,6 +228,14 @@ EDGES: Final[Mapping[str, Edges]] = {
 }
 
 
+LLAMACPPS: Final = frozenset(
+    ("cache_prompt", "samplers", "dynatemp_range", "dynatemp_exponent", "xtc_probability", "xtc_threshold", "repeat_last_n",
+     "repeat_penalty", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "timings_per_token",
+     "t_max_prompt_ms")
+)  # fmt: skip
+"""Fields of llama.cpp's that its editors send to OpenAI's chat as well: without effect, or at the value that changes nothing."""
+
+
 def field(name: str, value: Any) -> dict[str, Any]:
     """The field of `Parameters`, and what it must be, after the parameter `name` was given as `value`."""
     texts = (value,) if isinstance(value, str) else value

@@ -69,6 +69,17 @@ REQUESTS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
             "t_max_predict_ms": 1,
         },
     ),
+    "llama.vscode, its edits": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "system", "content": "You are an expert coder."}, _USER], "stream": False, "cache_prompt": True,
+            "samplers": "edkypmxt", "temperature": 0.8, "dynatemp_range": 0, "dynatemp_exponent": 1, "top_k": 40, "top_p": 0.95,
+            "min_p": 0.05, "typical_p": 1, "xtc_probability": 0, "xtc_threshold": 0.1, "repeat_last_n": 64, "repeat_penalty": 1,
+            "presence_penalty": 0, "frequency_penalty": 0, "dry_multiplier": 0, "dry_base": 1.75, "dry_allowed_length": 2,
+            "dry_penalty_last_n": -1, "max_tokens": -1, "timings_per_token": False,
+            "stop": ["\n"],  # (not theirs: nano would fill its context)
+        },
+    ),
     "Continue, Ollama": (
         "/api/generate",
         {"model": "codellama:7b", "prompt": PREFIX + MIDDLE, "suffix": SUFFIX, "raw": True, "options": _CONTINUE,

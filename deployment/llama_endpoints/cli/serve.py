@@ -16,7 +16,7 @@ from llama_endpoints.cli.options import deadline_option, model_option, setting_o
 def serve(
     *, model: str, host: str, port: int, open_to_all: bool, strict_model: bool, **flags: str | None
 ) -> None:
-    """Serve a model: Azure's, MLflow's and OpenAI's protocols on one port.
+    """Serve a model: Azure's, MLflow's, OpenAI's, Ollama's and llama.cpp's protocols on one port.
 
     \b
     Paths: /score, /invocations, /v1/completions, /v1/chat/completions, /v1/models,

@@ -11,6 +11,7 @@ from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
+    UNLIMITED,
     Body,
     Delta,
     Generation,
@@ -148,7 +149,12 @@ def parse_chat(body: Body) -> Request:
     if top and not logprobs:
         raise BadRequest("`top_logprobs` needs `logprobs: true` beside it.", code="invalid_value",
                          param="top_logprobs")  # fmt: skip
+    if body.get("repeat_last_n", -1) != -1 and body.get("repetition_penalty", 1) != 1:
+        raise BadRequest("`repeat_last_n` must be -1 beside `repetition_penalty`, which covers the whole prompt and text. "
+                         "Leave one of them out.", code="invalid_value", param="repeat_last_n")  # fmt: skip
     given = {**body, "logprobs": (top or 0) if logprobs else None}
+    if body.get("max_tokens") == -1:  # as llama.vscode has it
+        given["max_tokens"] = UNLIMITED
     return _request(body, (dialog,), given, ReplyShape.CHAT, ("messages",))
 
 

@@ -263,3 +263,13 @@ def test_the_text_ends_when_its_time_is_over(service: Service) -> None:
     assert answer["stop_type"] == "limit"
     assert answer["content"].count("\n") == 1
     assert answer["tokens_predicted"] < 200
+
+
+def test_what_is_behind_the_end_is_not_generated(service: Service) -> None:
+    def generated(**more: Any) -> int:
+        before = service.engine.stats().tokens_out
+        asked(service, "/infill", {**GAP, **GREEDY, "n_predict": 200, **more})
+        return service.engine.stats().tokens_out - before
+
+    assert generated() < 40
+    assert generated(editor_stops=False, ignore_eos=True) == 200

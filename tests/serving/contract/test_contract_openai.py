@@ -27,6 +27,7 @@ from llama_serving.errors import BadRequest
 from llama_serving.service.service import Service
 from tests.support.bad_bodies import (
     EDGES,
+    LLAMACPPS,
     NO_EFFECT,
     OPENAI_REFUSED_BY_THE_MODEL,
     SECRET,
@@ -127,6 +128,7 @@ def test_every_field_is_read_or_refused(name: str) -> None:
         *EDGES,
         *UNSUPPORTED,
         *NO_EFFECT,
+        *LLAMACPPS,
     }
     assert schema(name)["properties"].keys() <= free | known
     assert schema(name)["properties"].keys() >= free | set(UNSUPPORTED)

@@ -11,7 +11,7 @@ from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.validation import schema
 from llama_serving.errors import ServingError
 from llama_serving.service.service import Service
-from tests.support.bad_bodies import NO_EFFECT, UNSUPPORTED, user
+from tests.support.bad_bodies import LLAMACPPS, NO_EFFECT, UNSUPPORTED, user
 from tests.support.endpoints import ENDPOINTS, Endpoint, asked, refused, settled
 
 PROMPT: Final = "def f(x):\n    return"
@@ -75,6 +75,7 @@ def test_the_table_has_every_parameter() -> None:
         - set(UNSUPPORTED)
         - NO_EFFECT.keys()
         - WITHOUT_EFFECT
+        - LLAMACPPS
         - {"prompt", "suffix", "messages", "stream"}
     )
     assert OTHER.keys() == known

@@ -15,7 +15,7 @@ from tests.conftest import SHARED
 
 FILE: Final = SHARED / "HumanEval.jsonl.gz"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="HumanEval is not here")
-NUMBER: Final = 24
+NUMBER: Final = 16
 
 
 class Gap(NamedTuple):
@@ -43,7 +43,7 @@ def filled(service: Service, *, stops: bool) -> list[str]:
     """The middle of each gap."""
 
     def ask(gap: Gap) -> str:
-        body = {"input_prefix": gap.prefix, "input_suffix": gap.suffix, "temperature": 0, "n_predict": 32}
+        body = {"input_prefix": gap.prefix, "input_suffix": gap.suffix, "temperature": 0, "n_predict": 24}
         ((one,),) = service.generate(llamacpp.parse_infill({**body, "editor_stops": stops}))
         return one.text
 
