@@ -3,8 +3,8 @@
 The rules look at lines, indentation and brackets alone, so they hold for most languages, and they read the text as it
 arrives: the result does not depend on how it was divided. Lines below are counted from the one with the gap.
 
-- Suffix: the text ends before the rest of the gap's line, wherever a line ends with it; and before a line that equals the
-  first one below the gap.
+- Suffix: the text ends before the rest of the gap's line, wherever a line ends with it, unless its brackets are the text's own:
+  `print(` + `f(x)` + `)`. And it ends before a line that equals the first one below the gap.
 - Block: the text ends before a line that is indented less than the gap's line. Where that line is not indented at all, it
   ends before the line that follows an indented block, unless it goes on with the same statement (`else`, a closing bracket).
 """
@@ -13,13 +13,17 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-OPENING: Final = "([{"
+PAIRS: Final = ("()", "[]", "{}")
 CLOSING: Final = ")]}"
 _GOES_ON: Final = frozenset(
     ("else", "elif", "elsif", "except", "finally", "catch", "rescue", "ensure", "end", "fi", "done", "esac")
 )
 """Words that a line begins with which goes on with the statement above it."""
-_QUOTED: Final = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'")
+LONGEST: Final = 512
+"""Characters of a line of the suffix; a longer one is not looked for: it is no line that somebody wrote."""
+NEAR: Final = 8_192
+"""Characters on either side of the gap whose brackets are counted."""
+_QUOTED: Final = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
 _WORD: Final = re.compile(r"\w+")
 
 
@@ -33,6 +37,8 @@ class Gap:
         below: the first line behind it that is not blank, likewise.
         joined: whether something follows the gap on its own line, so that the text must bring its line break.
         indent: indentation of the block, in characters; None if the text's first line tells.
+        kinds: the brackets of `rest`, with their counterparts.
+        open: how many more of these are opened than closed around the text and `rest`; 0 where the text has to close none.
     """
 
     before: str
@@ -40,6 +46,8 @@ class Gap:
     below: str
     joined: bool
     indent: int | None
+    kinds: str = ""
+    open: int = 0
 
     @classmethod
     def of(cls, prefix: str, suffix: str, min_indent: int = 0) -> "Gap":
@@ -48,7 +56,10 @@ class Gap:
         first, *others = suffix.split("\n")
         below = next((line for line in others if line.strip()), "")
         indent = min_indent or (_indent(before) if before.strip() else None)
-        return cls(before, first.rstrip(), below.rstrip(), bool(first), indent)
+        rest, below = (line.rstrip() if len(line) <= LONGEST else "" for line in (first, below))
+        kinds = "".join(pair for pair in PAIRS if not set(pair).isdisjoint(rest))
+        around = f"{prefix[-NEAR:]}\n{suffix[len(first) :][:NEAR]}"
+        return cls(before, rest, below, bool(first), indent, kinds, _balance(around, kinds))
 
 
 class EditorStops:
@@ -65,6 +76,8 @@ class EditorStops:
         self._first = True
         self._depth = 0
         """Brackets that the text has opened and not closed."""
+        self._open = gap.open
+        """As `gap.open`, with what was written."""
         self._indent = gap.indent
         self._in_block = False
         self._out: list[str] = []
@@ -168,6 +181,7 @@ class EditorStops:
         elif indent > self._indent:
             self._in_block = True
         self._depth = max(0, self._depth + _balance(line))
+        self._open += _balance(line, self._gap.kinds)
 
     def _whole(self, line: str) -> str:
         return self._gap.before + line if self._first else line
@@ -220,24 +234,21 @@ class EditorStops:
         return next((n for n in range(longest, 0, -1) if self._gap.rest.startswith(line[-n:])), 0)
 
     def _is_apart(self, line: str, at: int) -> bool:
-        """Return whether the rest at this place is no part of a word, of brackets opened here, or of a deeper line."""
+        """Return whether the rest at this place is no part of a deeper line, nor of brackets that were opened here."""
         before, rest = self._gap.before, self._gap.rest
-        if self._depth + _balance(line[:at]) > 0:
-            return False
-        if not before.strip() and rest.lstrip()[0] not in CLOSING:
+        if not before.strip() and not line[:at].strip() and rest.lstrip()[0] not in CLOSING:
             return line[:at] == ("" if self._first else before)
-        return not (at and _is_word(line[at - 1]) and _is_word(rest[0]))
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+        still_open, closed = self._open + _balance(line, self._gap.kinds), _balance(rest, self._gap.kinds)
+        if not closed or not still_open:
+            return True
+        return still_open + closed != 0 and self._depth + _balance(line[:at]) <= 0
 
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _balance(line: str) -> int:
-    """Return how many more brackets a line opens than it closes, outside of quoted text."""
-    code = _QUOTED.sub("", line)
-    return sum(map(code.count, OPENING)) - sum(map(code.count, CLOSING))
+def _balance(text: str, kinds: str = "".join(PAIRS)) -> int:
+    """Return how many more brackets of these kinds a text opens than it closes, outside of quoted text."""
+    code = _QUOTED.sub("", text)
+    return sum(code.count(bracket) * (-1 if bracket in CLOSING else 1) for bracket in kinds)

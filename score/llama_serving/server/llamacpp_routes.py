@@ -32,8 +32,8 @@ def add(app: FastAPI, lifecycle: Lifecycle, scoring: Scoring) -> None:
 
     for path, function in {"/props": props, "/slots": slots}.items():
         app.add_api_route(path, function, methods=["GET", "HEAD"])
-    app.add_api_route("/tokenize", scoring.asking(_tokenize), methods=["POST"])
-    app.add_api_route("/detokenize", scoring.asking(_detokenize), methods=["POST"])
+    app.add_api_route("/tokenize", scoring.asking(_tokenize, costly=True), methods=["POST"])
+    app.add_api_route("/detokenize", scoring.asking(_detokenize, costly=True), methods=["POST"])
 
 
 def _tokenize(service: Service, body: Body) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -67,13 +67,20 @@ class Scoring:
 
         return score
 
-    def asking(self, answer: Callable[[Service, Body], Any]) -> Callable[[Request], Awaitable[Response]]:
-        """Return the function of one path that generates nothing: `answer` makes its response of the body."""
+    def asking(
+        self, answer: Callable[[Service, Body], Any], *, costly: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return the function of one path that generates nothing.
+
+        Args:
+            answer: makes the response of the body.
+            costly: a request takes one of the slots.
+        """
 
         async def ask(request: Request) -> Response:
             try:
                 raw = await self._read(request)
-                with self._lifecycle.serving() as service:
+                with self._lifecycle.serving() as service, service.admitted() if costly else nullcontext():
                     return as_json(await asyncio.to_thread(lambda: answer(service, strict_json.decode(raw))))
             except ClientDisconnect:
                 return Response(status_code=GONE)

@@ -57,7 +57,14 @@ def ended(
         ("foo(", ")\n", "\n    a,\n    b,\n)\n", "\n    a,\n    b,\n"),
         ("def f(x)", ":\n    return x", " -> int:\n", " -> int"),
         ("y = ", "x\n", "2 * x\n", "2 * "),
-        ("y = ", "x\n", "box\n", "box\n"),
+        ("y = ", "x\n", "box\n", "bo"),
+        ("    ", " += c\n", "out += c\n", "out"),
+        ("    return le", ")\n", "n(a)\n", "n(a"),
+        ("a = abs", "a)\n", "(a)\n", "("),
+        ("foo(\n    ", ")\n", "bar(a)", "bar(a)"),
+        ("foo(\n    ", ")\n", "bar(a))", "bar(a)"),
+        ("int f() {\n  g(", ");\n", "h(a));\n", "h(a)"),
+        ("int f() {\n  g(", ");\n", "h(a)", "h(a)"),
         ("a = [", "]\n", "b[0], c]\n", "b[0], c"),
         # brackets: those that the text has opened are its own
         ("void f() {\n  ", "\n}\n", "if (a) {\n  }\n}\n", "if (a) {\n  }"),
@@ -123,6 +130,14 @@ def test_a_client_may_know_the_indentation() -> None:
 
 def test_a_line_that_follows_the_gap_needs_a_line_break() -> None:
     assert ended("def f(x):\n", "    z()\n", "    y()\ng()\n") == "    y()\n"
+
+
+def test_a_line_of_megabytes_is_not_looked_for() -> None:
+    """Looking for it at each token would stop the engine: the suite's time limit is the assertion."""
+    line = "(" * 1_000_000
+    for suffix in (line, f"\n{line}\n"):
+        stops = EditorStops(Gap.of(INSIDE, suffix))
+        assert "".join(stops.push("(" * 10) for _ in range(2_000)) + stops.finish() == "(" * 20_000
 
 
 # --- any text -------------------------------------------------------------------------------------
