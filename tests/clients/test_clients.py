@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from llama_endpoints.devtools.servers import RunningServer
 from tests.clients.conftest import HERE, KEY, Ask, Expected, Run
 
@@ -57,19 +59,22 @@ def check_azureml(told: dict[str, object], expected: Expected) -> None:
     }
 
 
-def test_langchains_own_suite(run: Run, keyed: RunningServer) -> None:
+@pytest.mark.parametrize(
+    ("name", "path", "least"), [("standard_suite", "/v1", 20), ("standard_suite_ollama", "", 15)]
+)
+def test_langchains_own_suite(run: Run, keyed: RunningServer, name: str, path: str, least: int) -> None:
     """All of its tests but those of tools and schemas: those it skips by the properties that the class states."""
-    suite = HERE / "programs" / "standard_suite.py"
+    suite = HERE / "programs" / f"{name}.py"
     loop = [
         word for kind in ("fixture", "test") for word in ("-o", f"asyncio_default_{kind}_loop_scope=session")
     ]
     printed = run(
         "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=auto", *loop, "-c", "/dev/null",
-        "--confcutdir", str(suite.parent), str(suite), SERVER_URL=f"{keyed.url}/v1", SERVER_KEY=KEY,
+        "--confcutdir", str(suite.parent), str(suite), SERVER_URL=keyed.url + path, SERVER_KEY=KEY,
     )  # fmt: skip
     found = re.search(r"^(\d+) passed, (\d+) skipped", printed, re.MULTILINE)
     assert found, printed
-    assert int(found[1]) >= 20
+    assert int(found[1]) >= least
 
 
 def test_litellm(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
