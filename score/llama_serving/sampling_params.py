@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from llama_serving.constraints.constraint import Constraint
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -20,6 +22,7 @@ class SamplingParams:
         index: position of the sequence among those returned for a prompt; random numbers depend on it.
         logprobs: how many of the most likely tokens to report for each generated one; None reports none. The
             log-probabilities are the model's own: before penalties, temperature and top_k, top_p, min_p.
+        constraint: what the text must hold to; `stop_ids` that stand for no text are drawn only where it may end.
     """
 
     max_new_tokens: int
@@ -35,6 +38,7 @@ class SamplingParams:
     seed: int = 0
     index: int = 0
     logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]

@@ -1,7 +1,9 @@
 """Clients that people use, unchanged, against the real servers: each must show the very text of a plain request."""
 
+import json
 import re
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -59,22 +61,34 @@ def check_azureml(told: dict[str, object], expected: Expected) -> None:
     }
 
 
+LOOP: Final = [
+    word for kind in ("fixture", "test") for word in ("-o", f"asyncio_default_{kind}_loop_scope=session")
+]
+
+
+def suite(run: Run, url: str, name: str, *more: str) -> int:
+    """Run one of LangChain's suites; return how many of its tests passed, which all must that are not skipped."""
+    program = HERE / "programs" / f"{name}.py"
+    printed = run(
+        "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=auto", *LOOP, "-c", "/dev/null",
+        "--confcutdir", str(program.parent), str(program), *more, SERVER_URL=url, SERVER_KEY=KEY,
+    )  # fmt: skip
+    found = re.search(r"^(\d+) passed", printed, re.MULTILINE)
+    assert found, printed
+    return int(found[1])
+
+
 @pytest.mark.parametrize(
     ("name", "path", "least"), [("standard_suite", "/v1", 20), ("standard_suite_ollama", "", 15)]
 )
 def test_langchains_own_suite(run: Run, keyed: RunningServer, name: str, path: str, least: int) -> None:
     """All of its tests but those of tools and schemas: those it skips by the properties that the class states."""
-    suite = HERE / "programs" / f"{name}.py"
-    loop = [
-        word for kind in ("fixture", "test") for word in ("-o", f"asyncio_default_{kind}_loop_scope=session")
-    ]
-    printed = run(
-        "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=auto", *loop, "-c", "/dev/null",
-        "--confcutdir", str(suite.parent), str(suite), SERVER_URL=keyed.url + path, SERVER_KEY=KEY,
-    )  # fmt: skip
-    found = re.search(r"^(\d+) passed, (\d+) skipped", printed, re.MULTILINE)
-    assert found, printed
-    assert int(found[1]) >= least
+    assert suite(run, keyed.url + path, name) >= least
+
+
+def test_langchains_own_suite_of_schemas_and_functions(run: Run, keyed: RunningServer) -> None:
+    kinds = "structured or tool_choice or tool_message or runnables or no_arguments"
+    assert suite(run, f"{keyed.url}/v1", "schemas_suite", "-k", kinds) >= 12
 
 
 def test_litellm(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
@@ -154,3 +168,24 @@ def of_ollama(name: str, expected: Expected) -> str:
     if "chat" in name:
         return expected.chat
     return expected.completion if "completion" in name else expected.single
+
+
+def test_the_llm_command_with_a_schema(run: Run, keyed: RunningServer, tmp_path: Path) -> None:
+    tmp_path.joinpath("extra-openai-models.yaml").write_text(
+        f"- {{model_id: chat, model_name: nano, api_base: '{keyed.url}/v1', api_key_name: ours, supports_schema: true}}\n"
+    )
+    options = ("--key", KEY, "-o", "temperature", "0.5", "-o", "seed", "3", "-o", "max_tokens", "300")
+    for more in ((), ("--no-stream",)):
+        text = run(
+            "llm",
+            "-m",
+            "chat",
+            "--schema",
+            "name str, age int",
+            "Invent a dog",
+            *options,
+            *more,
+            LLM_USER_PATH=str(tmp_path),
+        )
+        dog = json.loads(text)
+        assert (type(dog["name"]), type(dog["age"]), len(dog)) == (str, int, 2)

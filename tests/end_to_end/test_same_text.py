@@ -31,6 +31,9 @@ GREEDY = {"do_sample": False, **LENGTH}
 SEEDED = {"do_sample": True, "temperature": 1.3, "top_p": 0.95, "seed": 7, **LENGTH}
 PENALIZED = {**SEEDED, "seed": 2**62, "top_k": 50, "repetition_penalty": 1.2, "frequency_penalty": 0.5}
 
+SCHEMA = {"type": "object", "properties": {"a": {"enum": [None, 1.5, "é"]}}, "required": ["a"], "default": None}
+"""A null in a schema is a value."""
+
 ASKED: dict[str, tuple[Any, dict[str, Any]]] = {
     f"{kind} {how}": (prompt, parameters)
     for kind, prompt in (("completion", COMPLETION), ("dialog", DIALOG), ("infill", GAP))
@@ -40,6 +43,11 @@ ASKED: dict[str, tuple[Any, dict[str, Any]]] = {
     "stop": (COMPLETION, {**GREEDY, "stop": "e", "return_full_text": True}),
     "full text": (GAP, {**SEEDED, "return_full_text": True}),
     "two sequences": (COMPLETION, {**SEEDED, "num_return_sequences": 2}),
+    "a schema": (
+        COMPLETION,
+        {**SEEDED, "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+    ),
+    "a pattern": (DIALOG, {**SEEDED, "structured_outputs": {"regex": "[a-z]{3,9}(-[0-9])?"}}),
 }
 """What is asked for at every door: a prompt in the form of `input_string`, and parameters."""
 
@@ -144,6 +152,21 @@ def test_openai_bodies_on_mlflow(mlflow_server: RunningServer, expected: Texts, 
     (choice,) = answer.json["choices"]
     text = choice["message"]["content"] if isinstance(prompt, list) else choice["text"]
     assert text == expected[name]
+
+
+@pytest.mark.parametrize(
+    "held", [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"choice": ["{é}"]}}]
+)
+def test_mlflow_passes_constraints_in_params(mlflow_server: RunningServer, held: dict[str, Any]) -> None:
+    params = {**held, "max_new_tokens": 12}
+    answer = post(f"{mlflow_server.url}/invocations", {"inputs": [COMPLETION], "params": params})
+    assert answer.status == 200, answer.text
+    assert answer.json["predictions"][0].startswith("{")
+    wrong = post(
+        f"{mlflow_server.url}/invocations",
+        {"inputs": [COMPLETION], "params": {"structured_outputs": {"json": {"not": {}}}}},
+    )
+    assert (wrong.status, wrong.json["error"]["code"]) == (400, "unsupported_constraint")
 
 
 BATCH_DRIVER = """

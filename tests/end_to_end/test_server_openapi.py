@@ -112,7 +112,8 @@ BEYOND_JSON_SCHEMA: Final = {
     "streaming_unsupported": "",
     "too_many_prompts": "",
     "empty_prompt": "neither a prefix nor a suffix",
-    "invalid_json": "An integer has ",
+    "invalid_json": "An integer has |Send a JSON schema",
+    "unsupported_constraint": "",
     "invalid_value": "outside the vocabulary|beside `rep|can't be met|can't be the same|beside it|goes with one|entries for|<FILL_ME>",
     "unsupported_field": "can't be combined",
 }
@@ -226,6 +227,10 @@ LENGTHS: Final = {
 }
 
 
+HELD: Final = ("tools", "response_format", "structured_outputs")
+"""What holds a text: one of them, and it has an end."""
+
+
 def mended(node: Any) -> Any:
     """A good body without the faults that JSON Schema can't see: most have one, and would never get to the model."""
     if isinstance(node, list):
@@ -277,13 +282,29 @@ def add_what_is_missing(body: dict[str, Any]) -> None:
         body["stream"] = True
     if body.get("top_logprobs") is not None:
         body["logprobs"] = True
+    if body.get("tools"):
+        body |= {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}
+    elif body.get("tool_choice") not in (None, "none"):
+        body["tool_choice"] = "auto"
+    if body.get("response_format"):
+        body["response_format"] = {"type": "json_schema", "json_schema": {"schema": {"type": "boolean"}}}
+    if any(body.get(name) for name in HELD):
+        for name in ("ignore_eos", *[name for name in HELD if body.get(name)][1:]):
+            body.pop(name, None)
 
 
 def in_turn(items: list[Any]) -> list[Any]:
     """A dialog as it has to be; other lists as they are."""
     if not all(isinstance(item, dict) and "role" in item for item in items):
         return items
-    turns = [{**turn, "content": turn["content"] or "a"} for turn in items[: (len(items) - 1) // 2 * 2 + 1]]
+    calling = ("tool_calls", "tool_call_id")
+    turns = [
+        {
+            **{name: value for name, value in turn.items() if name not in calling},
+            "content": turn.get("content") or "a",
+        }
+        for turn in items[: (len(items) - 1) // 2 * 2 + 1]
+    ]
     return [{**turn, "role": ("user", "assistant")[number % 2]} for number, turn in enumerate(turns)]
 
 

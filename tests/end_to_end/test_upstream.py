@@ -28,6 +28,7 @@ from llama_serving.sampling_params import SamplingParams
 from llama_serving.service.engine_factory import start_engine
 from llama_serving.settings import Settings
 from tests.conftest import ROOT, post
+from tests.support.endpoints import settled
 from tests.support.upstreams import END, HEAD, FakeUpstream, Hold, chunk, event, upstream, usage
 
 PATIENCE_S = 60
@@ -41,6 +42,16 @@ DIALOG = [
     {"role": "assistant", "content": "a[::-1]"},
     {"role": "user", "content": "  Now sort it"},
 ]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a/é": {"type": "string", "pattern": "^\\w+/?$", "maxLength": 4},
+        "b": {"format": "date", "type": "string"},
+    },
+    "required": ["b", "c"],
+    "additionalProperties": {"type": "integer"},
+}
+HELD = {"seed": 11, "temperature": 1, "max_new_tokens": 40, "details": True}
 GREEDY = {"do_sample": False, "max_new_tokens": 16}
 ASKED: dict[str, dict[str, Any]] = {
     "completions": {"input_string": [COMPLETION, " \n\tx</s>é🦙"], "parameters": {**GREEDY, "details": True}},
@@ -58,6 +69,16 @@ ASKED: dict[str, dict[str, Any]] = {
     "a seed": {
         "input_string": [COMPLETION],
         "parameters": {"temperature": 1.3, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "seed": 2**62, "max_new_tokens": 16},
+    },
+    "a schema": {
+        "input_string": [COMPLETION],
+        "parameters": {**HELD, "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+    },
+    "a pattern": {"input_string": [COMPLETION], "parameters": {**HELD, "structured_outputs": {"regex": r"\W?[^\d\s]{2,5}🦙?"}}},
+    "a choice": {"input_string": [COMPLETION], "parameters": {**HELD, "structured_outputs": {"choice": ["é/", "x\ny"]}}},
+    "a grammar": {
+        "input_string": [COMPLETION],
+        "parameters": {**HELD, "structured_outputs": {"grammar": f'start: "a/" %json {json.dumps(SCHEMA)} | /b.+c/'}},
     },
 }  # fmt: skip
 
@@ -98,6 +119,23 @@ def running(server: RunningServer) -> float:
 
 
 # --- the same text ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "f"}}])
+def test_calls_are_those_of_the_engine_behind(front: RunningServer, own: RunningServer, choice: Any) -> None:
+    tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("f", "g")]
+    body = {
+        "messages": DIALOG[1:2],
+        "tools": tools,
+        "tool_choice": choice,
+        "seed": 5,
+        "temperature": 1,
+        "max_tokens": 60,
+    }
+    answers = [post(f"{server.url}/v1/chat/completions", body) for server in (front, own)]
+    assert [answer.status for answer in answers] == [200, 200], answers[0].text
+    said = [settled(answer.json)["choices"] for answer in answers]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("name", ASKED)

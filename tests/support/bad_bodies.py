@@ -13,6 +13,7 @@ from typing import Any, Final
 from jsonschema import Draft202012Validator
 
 from llama_serving.catalog import NANO
+from llama_serving.constraints.constraint import ANY_OBJECT, Constraint
 from llama_serving.contract.parameters import ALIASES
 from llama_serving.contract.strict_json import MAX_CONTAINERS, MAX_DEPTH
 from llama_serving.contract.validation import schema
@@ -193,6 +194,7 @@ _NEW_TOKENS: Final = Edges((1, 8.0, None), (0, -1, *_NO_INTEGER))
 _PENALTY: Final = Edges((-2, -2.0, 0, 2, 0.5, None), (-2.01, 2.01, *_NO_NUMBER))
 _SEQUENCES: Final = Edges((1, 16, 2.0, None), (0, 17, *_NO_INTEGER))
 
+_NO_OBJECT: Final = (5, "json_object", True, [], [{}])
 _STOP: Final = Edges(("a", ["a"], ["a"] * 16, None), (5, True, {}, ["a"] * 17))
 _MIN_TOKENS: Final = Edges((0, 1, 2.0, None), (-1, *_NO_INTEGER))
 
@@ -225,6 +227,12 @@ EDGES: Final[Mapping[str, Edges]] = {
     "stream": _BOOLEAN,
     "continue_final_message": _BOOLEAN,
     "editor_stops": _BOOLEAN,
+    "response_format": Edges(({"type": "json_object"}, None), _NO_OBJECT),
+    "structured_outputs": Edges(({"regex": "a"}, None), _NO_OBJECT),
+}
+_CONSTRAINTS: Final = {
+    "response_format": Constraint("json", ANY_OBJECT),
+    "structured_outputs": Constraint("regex", "a"),
 }
 
 
@@ -238,6 +246,8 @@ LLAMACPPS: Final = frozenset(
 
 def field(name: str, value: Any) -> dict[str, Any]:
     """The field of `Parameters`, and what it must be, after the parameter `name` was given as `value`."""
+    if name in _CONSTRAINTS:
+        return {"response_format": None if value is None else _CONSTRAINTS[name]}
     texts = (value,) if isinstance(value, str) else value
     return {ALIASES.get(name, name): tuple(texts) if isinstance(texts, list) else texts}
 
@@ -434,10 +444,11 @@ REFUSED_BY_THE_MODEL: Final = (
 # --- OpenAI ---------------------------------------------------------------------------------------
 
 UNSUPPORTED: Final = (
-    "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
-    "logit_bias", "modalities", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options",
+    "functions", "function_call", "logit_bias", "modalities", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options",
     "service_tier", "best_of", "add_special_tokens",
 )  # fmt: skip
+CALLING: Final = ("tools", "tool_choice", "parallel_tool_calls")
+"""What only a chat may have."""
 
 _COMPLETION: Final = {"prompt": SECRET}
 _CHAT: Final = {"messages": [user()]}
@@ -446,7 +457,7 @@ _CHAT: Final = {"messages": [user()]}
 def _openai_bodies() -> Iterator[Bad]:
     for body in (_COMPLETION, _CHAT):
         kind = next(iter(body))
-        for name in UNSUPPORTED:
+        for name in UNSUPPORTED if kind == "messages" else (*UNSUPPORTED, *CALLING):
             yield Bad(
                 f"{kind} with {name}", {**body, name: {"a": 1}}, "unsupported_field", name, says="not supported"
             )
@@ -499,8 +510,10 @@ WRONG_OPENAI: Final = (
     Bad("no messages", {"messages": []}, "empty_prompt", "messages"),
     Bad("messages that are a string", {"messages": SECRET}, "invalid_value", "messages"),
     Bad("a string as a message", {"messages": [user(), SECRET]}, "invalid_value", "messages[1]"),
-    Bad("another role", {"messages": [{"role": "tool", "content": SECRET}]}, "invalid_value",
+    Bad("another role", {"messages": [{"role": "function", "content": SECRET}]}, "invalid_value",
         "messages[0].role"),
+    Bad("a result first", {"messages": [{"role": "system", "content": "a"}, {"role": "tool", "content": 5}]}, "invalid_value",
+        "messages[1].content"),
     Bad("the assistant last", {"messages": [user(), assistant()]}, "invalid_dialog", "messages[1]",
         says="continue_final_message"),
     Bad("beginning and continuing", {"messages": [user(), assistant()], "continue_final_message": True,

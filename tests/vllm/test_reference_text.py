@@ -1,7 +1,9 @@
 """vLLM against our own engines: the same ids from the same prompts, and every parameter with its meaning."""
 
+import json
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,6 +136,35 @@ def test_the_requests_mean_different_things(pair: Pair) -> None:
     """(Or the test above would compare less than it says.)"""
     texts = [one(pair.services(variant)[1], prompt, how).text for variant, prompt, how in ASKED.values()]
     assert len(set(texts)) >= len(texts) - 2
+
+
+HELD: dict[str, tuple[dict[str, Any], Callable[[str], object]]] = {
+    "schema": (
+        {
+            "json": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "b": {"enum": ["é", None]}},
+                "required": ["a", "b"],
+            }
+        },
+        lambda text: set(json.loads(text)) == {"a", "b"},
+    ),
+    "regex": ({"regex": r"[a-z]{2,9}-\d{1,3}é?"}, lambda text: re.fullmatch(r"[a-z]{2,9}-\d{1,3}é?", text)),
+    "choice": ({"choice": ["yes", " no"]}, lambda text: text in ("yes", " no")),
+    "grammar": ({"grammar": 'start: a "-" a\na: "x" | "yz"'}, lambda text: re.fullmatch("(x|yz)-(x|yz)", text)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_vllm_holds_the_text(pair: Pair, name: str, temperature: float) -> None:
+    held, valid = HELD[name]
+    theirs, _ = pair.services(NANO)
+    parameters = {"structured_outputs": held, "temperature": temperature, "max_new_tokens": 64}
+    made = [one(theirs, CODE, {**parameters, "seed": seed}) for seed in range(4)]
+    ended = [generation.text for generation in made if generation.finish_reason == "stop"]
+    assert ended
+    assert [text for text in ended if not valid(text)] == []
 
 
 def ids(engine: Engine, prompt: Sequence[int], params: SamplingParams) -> list[Token]:

@@ -33,6 +33,7 @@ CODES: Final[Mapping[str, str]] = {
     "too_many_prompts": "More prompts than LLAMA_MAX_PROMPTS, or than a row may have.",
     "unknown_field": "The field is not known; the message names the closest one.",
     "unreadable_file": "Batch: a file cannot be read.",
+    "unsupported_constraint": "A schema, pattern or grammar has something that cannot be held exactly.",
     "unsupported_field": "The field is known elsewhere and not supported here.",
     "unsupported_operation": "Ollama's API has the path, and this server does not do that; the message says what to do.",
     "upstream_refused": "The upstream server refused the request.",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from llama_serving.contract import inputs, parameters
+from llama_serving.contract import inputs, parameters, tools
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
 from llama_serving.contract.parameters import ALIASES, NAMES
@@ -14,6 +14,7 @@ from llama_serving.contract.request import (
     UNLIMITED,
     Body,
     Delta,
+    Dialog,
     Generation,
     Generations,
     Input,
@@ -21,6 +22,7 @@ from llama_serving.contract.request import (
     Request,
     TokenIds,
     TokenLogprob,
+    Tools,
     Usage,
 )
 from llama_serving.contract.strict_json import present
@@ -73,18 +75,46 @@ class Chunks:
         self._with_usage = request.include_usage
         self._started: set[int] = set()
         self._ended: list[Generation] = []
+        self._calls: dict[int, tools.CallStream] = {}
 
     def of(self, delta: Delta) -> list[dict[str, Any]]:
         """Return the chunk of one piece of text, or of a sequence's end."""
         role = {"role": "assistant"} if self._chat and delta.index not in self._started else {}
         self._started.add(delta.index)
-        text = {"delta": {**role, "content": delta.text}} if self._chat else {"text": delta.text}
         end = _end(self._request, delta.generation)
         if delta.generation is not None:
             self._ended.append(delta.generation)
+        if self._request.tools is not None:
+            return self._pieces_of_call(delta, self._request.tools, role, end)
+        text = {"delta": {**role, "content": delta.text}} if self._chat else {"text": delta.text}
         if self._request.return_token_ids:
             end = {**end, **_piece(self._request, delta)}
         return [{**self._head, "choices": [{"index": delta.index, **text, **end}]}]
+
+    def _pieces_of_call(
+        self, delta: Delta, offered: Tools, role: dict[str, str], end: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return the chunks of a piece of an answer that may be a call: some, and one for the sequence's end."""
+        stream = self._calls.setdefault(delta.index, tools.CallStream(offered))
+        made = stream.push(delta.text)
+        if delta.generation is not None:
+            made += [*stream.finish(), {}]
+        if role and not made:
+            made = [{}]
+        open_end = _end(self._request, None)
+        return [
+            {
+                **self._head,
+                "choices": [
+                    {
+                        "index": delta.index,
+                        "delta": {**(role if i == 0 else {}), **one},
+                        **(end if i == len(made) - 1 else open_end),
+                    }
+                ],
+            }
+            for i, one in enumerate(made)
+        ]
 
     def last(self) -> list[dict[str, Any]]:
         """Return the chunks after the last sequence has ended."""
@@ -144,7 +174,7 @@ def parse_chat(body: Body) -> Request:
         raise BadRequest("`add_generation_prompt` and `continue_final_message` can't be the same: the model either begins "
                          "a message or continues one. Leave `add_generation_prompt` out.", code="invalid_value",
                          param="add_generation_prompt")  # fmt: skip
-    dialog = inputs.dialog(messages, "messages", unfold=len(messages) == 1, continued=continued)
+    dialog = inputs.dialog(tools.told(messages), "messages", unfold=len(messages) == 1, continued=continued)
     logprobs, top = body.get("logprobs"), body.get("top_logprobs")
     if top and not logprobs:
         raise BadRequest("`top_logprobs` needs `logprobs: true` beside it.", code="invalid_value",
@@ -155,7 +185,26 @@ def parse_chat(body: Body) -> Request:
     given = {**body, "logprobs": (top or 0) if logprobs else None}
     if body.get("max_tokens") == -1:  # as llama.vscode has it
         given["max_tokens"] = UNLIMITED
-    return _request(body, (dialog,), given, ReplyShape.CHAT, ("messages",))
+    return _with_tools(_request(body, (dialog,), given, ReplyShape.CHAT, ("messages",)), dialog, body)
+
+
+def _with_tools(made: Request, dialog: Dialog, body: Body) -> Request:
+    """Return the request with the functions that its answer may call."""
+    found = tools.parse(body)
+    if found is None:
+        return made
+    offered, constraint = found
+    if made.parameters.response_format is not None:
+        name = made.called("response_format")
+        raise BadRequest(f"`tools` and `{name}` can't be combined: either holds the text. Leave one of them out, or send "
+                         "`tool_choice: none`.", code="competing_fields", param=name)  # fmt: skip
+    return replace(
+        made,
+        inputs=(replace(dialog, tools=offered.prompt),),
+        parameters=replace(made.parameters, response_format=constraint),
+        spelling=(*made.spelling, ("response_format", "tools")),
+        tools=offered,
+    )
 
 
 def _check_stream_options(body: Body) -> None:
@@ -198,8 +247,9 @@ def _end(request: Request, generation: Generation | None) -> dict[str, Any]:
     if generation is None:
         return {"finish_reason": None, "logprobs": None}
     reason = generation.finish_reason
+    called = None if request.tools is None else tools.finish_reason(generation, request.tools)
     return {
-        "finish_reason": "stop" if reason == "stop" else "length",
+        "finish_reason": called or ("stop" if reason == "stop" else "length"),
         **({"stop_reason": reason} if reason not in ("stop", "length") else {}),
         "logprobs": _logprobs(request, generation.logprobs),
     }
@@ -225,7 +275,10 @@ def _piece(request: Request, delta: Delta) -> dict[str, Any]:
 def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any]:
     text: dict[str, Any] = {"text": sequence.full_text}
     if request.reply is ReplyShape.CHAT:
-        text = {"message": {"role": "assistant", "content": sequence.full_text}}
+        said = (
+            {"content": sequence.full_text} if request.tools is None else tools.message(sequence, request.tools)
+        )
+        text = {"message": {"role": "assistant", **said}}
     ids = token_ids(sequence) if request.return_token_ids else {}
     return {"index": index, **text, **_end(request, sequence), **ids}
 

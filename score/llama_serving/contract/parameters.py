@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
+from llama_serving.contract import constraints
 from llama_serving.contract.request import Parameters
 from llama_serving.contract.validation import path_of
 from llama_serving.errors import BadRequest
@@ -17,9 +18,12 @@ ALIASES: Final[Mapping[str, str]] = {
     "stop_sequences": "stop",
     "n": "num_return_sequences",
     "echo": "return_full_text",
+    "structured_outputs": "response_format",
 }
 """Other protocols' names of our parameters."""
 
+CONSTRAINT: Final = "response_format"
+"""The parameter that holds the text to a schema and the like."""
 NAMES: Final = tuple(field.name for field in fields(Parameters))
 _INTEGERS: Final = frozenset(
     ("max_new_tokens", "min_new_tokens", "top_k", "num_return_sequences", "seed", "logprobs")
@@ -36,7 +40,7 @@ def parse(given: Mapping[str, Any], at: str = "", aliases: Mapping[str, str] = A
     """
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}
-    for name, target, value in _effective(given, aliases):
+    for name, target, value in _effective(given, at, aliases):
         if target in spelled and value != values[target]:
             raise BadRequest(
                 f"`{spelled[target]}` and `{name}` are the same parameter, with two values. Send one of them.",
@@ -50,11 +54,13 @@ def parse(given: Mapping[str, Any], at: str = "", aliases: Mapping[str, str] = A
 
 def spelling(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return the client's names of its parameters, as pairs of our name and the client's."""
-    return tuple((target, name) for name, target, _ in _effective(given))
+    plain = {name: value for name, value in given.items() if ALIASES.get(name, name) != CONSTRAINT}
+    asked = [(CONSTRAINT, name) for name in given if name not in plain and constraints.asks(name, given[name])]
+    return (*((target, name) for name, target, _ in _effective(plain, "")), *asked)
 
 
 def _effective(
-    given: Mapping[str, Any], aliases: Mapping[str, str] = ALIASES
+    given: Mapping[str, Any], at: str, aliases: Mapping[str, str] = ALIASES
 ) -> Iterator[tuple[str, str, Any]]:
     """Yield the parameters that have an effect: the client's name, ours, and the plain value.
 
@@ -62,7 +68,11 @@ def _effective(
     """
     for name, value in given.items():
         target = aliases.get(name, name)
-        if target in NAMES and value is not None and (plain := _plain(target, value)) is not None:
+        if target not in NAMES or value is None:
+            continue
+        path = path_of(*([at] if at else []), name)
+        plain = constraints.parse(name, value, path) if target == CONSTRAINT else _plain(target, value)
+        if plain is not None:
             yield name, target, plain
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from llama_serving.constraints.constraint import Constraint
 from llama_serving.sampling_params import FinishReason
 
 FILL_MARKER: Final = "<FILL_ME>"
@@ -74,6 +75,7 @@ class Dialog:
 
     Attributes:
         continued: the last message is the assistant's and is to be continued.
+        tools: what the prompt says of the functions that may be called; empty if there are none.
         unfold: a single user message that holds a whole prompt in the family's format may be parsed and rendered
             again (OpenAI's and Ollama's routes only).
         marked: a single user message that is `<PRE> {prefix} <SUF>{suffix} <MID>` is an infilling prompt, if the model
@@ -84,6 +86,7 @@ class Dialog:
     unfold: bool = False
     continued: bool = False
     marked: bool = False
+    tools: str = ""
 
 
 Input = Completion | TokenIds | Infill | Dialog
@@ -113,11 +116,34 @@ class Parameters:
     stream: bool | None = None
     continue_final_message: bool | None = None
     editor_stops: bool | None = None
+    response_format: Constraint | None = None
 
     @property
     def with_details(self) -> bool:
         """Whether the response has details: requesting log-probabilities implies them."""
         return bool(self.details) or self.logprobs is not None
+
+
+class ToolMode(StrEnum):
+    """Whether an answer calls a function."""
+
+    AUTO = "auto"  # text, or a call
+    REQUIRED = "required"  # a call of one of them
+    NAMED = "named"  # a call of the one that there is
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The functions that an answer may call.
+
+    Attributes:
+        names: of the functions; one if it is `NAMED`.
+        prompt: what the prompt says of them.
+    """
+
+    mode: ToolMode
+    names: tuple[str, ...]
+    prompt: str
 
 
 class ReplyShape(StrEnum):
@@ -164,6 +190,7 @@ class Request:
         prefill_only: the prompt is only read, so that a later one with the same beginning is faster.
         min_indent: `editor_stops` end the text before a line that is indented less; 0 means as the line of the gap.
         patience_s: seconds after the first token that the text may go on once it has a line break.
+        tools: functions that the answer may call; the parameters' constraint holds it to that.
     """
 
     inputs: tuple[Input, ...]
@@ -182,6 +209,7 @@ class Request:
     prefill_only: bool = False
     min_indent: int = 0
     patience_s: float | None = None
+    tools: Tools | None = None
 
     def called(self, name: str) -> str:
         """Return the client's name of the parameter `name`: its own spelling, else its protocol's."""

@@ -5,6 +5,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from llama_serving.errors import BadRequest
@@ -12,6 +13,12 @@ from llama_serving.errors import BadRequest
 MAX_DEPTH: Final = 64
 MAX_CONTAINERS: Final = 32_768  # validated in half a second; 64 dialogs of 256 turns have 16,512
 MAX_INTEGER_DIGITS: Final = 20  # 2^63 − 1, the largest value of the API, has 19
+SCHEMAS: Final[Mapping[str, Any]] = {
+    "response_format": {"json_schema": {"schema": None}},
+    "structured_outputs": {"json": None},
+    "tools": {"function": {"parameters": None}},
+}
+"""Where JSON schemas are, at any depth of a body."""
 _INTEGER_END: Final = 10**MAX_INTEGER_DIGITS
 
 
@@ -77,12 +84,20 @@ def check_value(value: Any) -> None:
 def present(value: Any) -> Any:
     """Return the value without the keys, at any depth, whose value is null: null means absent.
 
-    Items of lists stay: a null among prompts is an error.
+    Items of lists stay: a null among prompts is an error. JSON schemas stay as they are: in them a null is a value.
     """
+    return _present(value, SCHEMAS)
+
+
+def _present(value: Any, schemas: Mapping[str, Any] | None) -> Any:
+    if schemas is None:
+        return value
     if isinstance(value, dict):
-        return {key: present(item) for key, item in value.items() if item is not None}
+        return {
+            key: _present(item, schemas.get(key, SCHEMAS)) for key, item in value.items() if item is not None
+        }
     if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
-        return [present(item) for item in value]
+        return [_present(item, schemas) for item in value]
     return value
 
 

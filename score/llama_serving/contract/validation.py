@@ -28,6 +28,8 @@ _NOT_A_RULE: Final = frozenset(("$schema", "$id", "$defs", "$ref"))
 UNSUPPORTED: Final = "left out"
 """Prefix of the description of a field that is listed only to be refused."""
 
+_NO_PROMPTS: Final = frozenset(("stop", "structured_outputs", "tools"))
+"""Fields whose empty lists and strings are no empty prompts."""
 PROMPT_LISTS: Final = (
     "input_string",
     "prompt",
@@ -164,7 +166,8 @@ def _explain(found: _Verdict) -> BadRequest:
 
 
 def _code(found: _Verdict) -> str:
-    empty = found.keyword in ("minLength", "minItems") and not found.value and "stop" not in found.steps
+    of_prompts = _NO_PROMPTS.isdisjoint(found.steps)
+    empty = found.keyword in ("minLength", "minItems") and not found.value and of_prompts
     return "empty_prompt" if empty else "invalid_value"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine.handle import Handle
 from llama_serving.sampling_params import SamplingParams
 
@@ -62,13 +63,14 @@ class EngineStats:
 class Engine(Protocol):
     """Generates token ids. It knows nothing of text, prompts or protocols."""
 
-    def submit(
+    def submit(  # noqa: PLR0913  (all but two are named)
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        matcher: Matcher | None = None,
         streamed: bool = True,
     ) -> Handle:
         """Queue one sequence and return at once.
@@ -80,6 +82,7 @@ class Engine(Protocol):
             deadline: `time.monotonic()` seconds at which the sequence ends with what it has.
             stop: called with every generated id, on the engine's thread; True ends the sequence there. (Engines know no
                 text, so the caller finds stop strings.)
+            matcher: holds the text to `params.constraint`; used by this sequence alone, on the engine's thread.
             streamed: tokens are read one by one. Otherwise an engine may deliver several together where that is cheaper.
 
         Raises:

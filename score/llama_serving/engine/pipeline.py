@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine import compute_threads
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle
 from llama_serving.engine.reference_sampler import Sampler
 from llama_serving.engine.thread import EngineThread, ThreadedEngine
-from llama_serving.errors import InternalError, SetupError
+from llama_serving.errors import InternalError, ServingError, SetupError
 from llama_serving.llama_config import load as load_config
 from llama_serving.llama_config import refuse_quantized
 from llama_serving.sampling_params import FinishReason, SamplingParams
@@ -37,6 +38,7 @@ class _PipelineSequence:
     params: SamplingParams
     deadline: float | None
     stop: Callable[[int], bool] | None
+    matcher: Matcher | None
     handle: Handle
 
     def early_end(self) -> FinishReason | None:
@@ -72,18 +74,19 @@ class PipelineEngine(ThreadedEngine):
         self._thread: EngineThread[_PipelineSequence] = EngineThread(load, self._serve)
         self._thread.start()
 
-    def submit(
+    def submit(  # noqa: PLR0913  (all but two are named)
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        matcher: Matcher | None = None,
         streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
         del streamed  # (all tokens are delivered one by one)
-        sequence = _PipelineSequence(tuple(prompt_ids), params, deadline, stop, Handle())
+        sequence = _PipelineSequence(tuple(prompt_ids), params, deadline, stop, matcher, Handle())
         self._thread.submit(sequence, len(sequence.prompt_ids))
         return sequence.handle
 
@@ -129,7 +132,9 @@ class PipelineEngine(ThreadedEngine):
             self._running = None
             self._thread.fail(
                 sequence.handle,
-                InternalError("The model failed on this sequence. Try again; the log has the cause."),
+                error
+                if isinstance(error, ServingError)
+                else InternalError("The model failed on this sequence. Try again; the log has the cause."),
             )
             if not isinstance(error, Exception):  # not only this sequence's failure: the thread ends
                 raise
@@ -146,7 +151,7 @@ class PipelineEngine(ThreadedEngine):
         reason = sequence.early_end()
         if reason is not None:
             return reason
-        sampler = Sampler(sequence.params, sequence.prompt_ids)
+        sampler = Sampler(sequence.params, sequence.prompt_ids, sequence.matcher)
         ended: list[FinishReason] = []
 
         def draw(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The reference sampler: one row of logits -> one token. Plain numpy in float64; correctness before speed.
 
-The order is that of transformers' processors: penalties, minimum length, temperature, top_k, top_p, min_p. The draw inverts
+The order is that of transformers' processors: penalties, minimum length, constraint, temperature, top_k, top_p, min_p. The draw inverts
 the cumulative distribution over the kept ids in ascending order of id, so other engines can repeat it without sorting the
 vocabulary.
 """
@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine.handle import Token
 from llama_serving.engine.seeded_random import uniform
 from llama_serving.sampling_params import SamplingParams
@@ -24,11 +25,14 @@ _LARGEST: Final = np.finfo(np.float64).max
 class Sampler:
     """Draws the tokens of one sequence, and records them for the penalties."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self, params: SamplingParams, prompt_ids: Sequence[int], matcher: Matcher | None = None
+    ) -> None:
         self.params = params
         self._seen = set(prompt_ids)
         self._drawn: Counter[int] = Counter()
         self._position = 0
+        self._matcher = matcher
 
     def draw(self, logits: Row) -> Token:
         """Return the next token.
@@ -38,13 +42,17 @@ class Sampler:
 
         Raises:
             ArithmeticError: the largest logit is NaN or infinite.
+            BadRequest: the constraint has become too complex.
         """
         if not np.isfinite(logits.max()):
             raise ArithmeticError("the model's logits are not finite")
         params = self.params
         scores = self._penalised(logits)
-        if self._position < params.min_new_tokens:
+        allowed, over = (None, False) if self._matcher is None else self._matcher.allowed(len(scores))
+        if self._position < params.min_new_tokens and not over:
             scores[list(params.stop_ids)] = -np.inf
+        if allowed is not None:
+            scores[~allowed] = -np.inf
         chosen = (
             int(scores.argmax())
             if params.temperature == 0
@@ -53,6 +61,8 @@ class Sampler:
         self._seen.add(chosen)
         self._drawn[chosen] += 1
         self._position += 1
+        if self._matcher is not None:
+            self._matcher.advance(chosen)
         return _token(chosen, logits, params.logprobs)
 
     def _penalised(self, logits: Row) -> Row:

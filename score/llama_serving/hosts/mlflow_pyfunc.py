@@ -26,9 +26,10 @@ from mlflow.environment_variables import (
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
-from mlflow.types.schema import ParamSchema, ParamSpec
+from mlflow.types.schema import AnyType, Array, DataType, Object, ParamSchema, ParamSpec, Property
 
 from llama_serving.batch import fingerprint, table
+from llama_serving.constraints.constraint import Constraint
 from llama_serving.contract import azure, openai, protocol, rows
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract.adapter import events_of
@@ -47,7 +48,7 @@ _log = logging.getLogger(__name__)
 PACKAGE: Final = Path(__file__).parents[1]
 REQUIREMENTS: Final = (
     "mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "jsonschema",
-    "numpy", "pandas", "PyYAML",
+    "llguidance", "numpy", "pandas", "PyYAML",
 )  # fmt: skip
 EXAMPLE: Final = {
     "input_string": ["Develop a Python function to sort a list of integers in ascending order"],
@@ -65,9 +66,30 @@ MARGIN_S: Final = 2.0
 
 _TYPES: Final = {int: "long", bool: "boolean", float: "double", tuple[str, ...]: "string"}
 PARAMS: Final[Mapping[str, str]] = {
-    name: _TYPES[get_args(hint)[0]] for name, hint in get_type_hints(Parameters).items()
+    name: _TYPES[get_args(hint)[0]]
+    for name, hint in get_type_hints(Parameters).items()
+    if get_args(hint)[0] is not Constraint
 }
 """Parameters allowed in top-level `params`; MLflow drops all others before the model sees them."""
+OBJECTS: Final[Mapping[str, tuple[Object, Mapping[str, str]]]] = {
+    "response_format": (
+        Object([Property("type", DataType.string), Property("json_schema", AnyType(), required=False)]),
+        {"type": "text"},
+    ),
+    "structured_outputs": (
+        Object(
+            [
+                Property("json", AnyType(), required=False),
+                Property("json_object", DataType.boolean, required=False),
+                Property("regex", DataType.string, required=False),
+                Property("choice", Array(DataType.string), required=False),
+                Property("grammar", DataType.string, required=False),
+            ]
+        ),
+        {},
+    ),
+}
+"""Those that are objects. MLflow gives a model the value at the end, which asks for nothing, where the client gave none."""
 
 
 _services: dict[tuple[str, Settings], Service] = {}
@@ -208,12 +230,21 @@ def save_model(path: Path, *, artifact: Path, metadata: Mapping[str, Any], size:
         python_model=str(_entry()),
         code_paths=[str(PACKAGE)],
         artifacts={ARTIFACT: str(artifact)},
-        signature=ModelSignature(params=ParamSchema([ParamSpec(n, t, None) for n, t in PARAMS.items()])),
+        signature=ModelSignature(params=_param_schema()),
         input_example=EXAMPLE,
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         metadata=dict(metadata),
     )
     _forget_this_machine(path, size)
+
+
+def _param_schema() -> ParamSchema:
+    return ParamSchema(
+        [
+            *(ParamSpec(name, kind, None) for name, kind in PARAMS.items()),
+            *(ParamSpec(name, kind, dict(nothing)) for name, (kind, nothing) in OBJECTS.items()),
+        ]
+    )
 
 
 def _forget_this_machine(path: Path, size: int) -> None:
@@ -235,7 +266,7 @@ def _entry() -> Path:
 
 
 def _request(model_input: Any, params: Mapping[str, Any] | None) -> Request:
-    given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
+    given = _given(params)
     try:
         data = _body(model_input)
     except RecursionError:
@@ -310,8 +341,14 @@ def _bytes(row: Any) -> bytes:
 
 
 def _defaults(params: Mapping[str, Any] | None) -> Parameters:
-    given = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
+    given = _given(params)
     return rows.defaults(given, "params")
+
+
+def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parameters that the client gave."""
+    plain = {name: _plain(value) for name, value in (params or {}).items() if value is not None}
+    return {name: value for name, value in plain.items() if name not in OBJECTS or value != OBJECTS[name][1]}
 
 
 def _is_missing(cell: Any) -> bool:

@@ -27,6 +27,7 @@ def segments(dialog: Dialog, variant: ModelVariant) -> Segments:
     if variant.dialog is None:
         return completion.segments(_only_message(dialog, variant), variant)
     messages = unfolded(dialog) if variant.dialog is DialogFormat.INST else dialog.messages
+    messages = _with_tools(messages, dialog.tools)
     _refuse_markers(messages)
     if variant.dialog is DialogFormat.INST:
         return _inst(messages, variant)
@@ -47,6 +48,15 @@ def unfolded(dialog: Dialog) -> Sequence[Message]:
     return (user,) if whole["system"] is None else (Message("system", whole["system"]), user)
 
 
+def _with_tools(messages: Sequence[Message], tools: str) -> Sequence[Message]:
+    """Return the messages with what is said of functions at the end of the system message."""
+    if not tools:
+        return messages
+    system = messages[0].content if messages[0].role == "system" else ""
+    rest = messages[1:] if messages[0].role == "system" else messages
+    return (Message("system", f"{system}\n\n{tools}" if system else tools), *rest)
+
+
 def _only_message(dialog: Dialog, variant: ModelVariant) -> Completion:
     if len(dialog.messages) > 1:
         hint = f" Use {variant.instruct}." if variant.instruct else ""
@@ -55,7 +65,8 @@ def _only_message(dialog: Dialog, variant: ModelVariant) -> Completion:
             f"text.{hint}",
             code="dialog_unsupported",
         )
-    return Completion(dialog.messages[0].content)
+    content = dialog.messages[0].content
+    return Completion(f"{dialog.tools}\n\n{content}\n" if dialog.tools else content)
 
 
 def _refuse_markers(messages: Sequence[Message]) -> None:

@@ -86,6 +86,10 @@ class Tokenizer:
         """Return the bytes that a token adds to the text; special tokens add none."""
         return self._pieces.get(token_id, b"")
 
+    def pieces(self, vocab: int) -> list[bytes]:
+        """Return `piece` of each id of a model with so many."""
+        return [self.piece(token_id) for token_id in range(vocab)]
+
     def fewest_tokens(self, characters: int) -> int:
         """Return a lower bound of the tokens that this many characters take."""
         return -(-characters // self.max_piece_chars)

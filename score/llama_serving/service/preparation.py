@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_serving.catalog import ModelVariant
+from llama_serving.constraints.compiler import Compiled, Compiler
 from llama_serving.contract.request import Dialog, Request
 from llama_serving.engine.seeded_random import fresh_seed
 from llama_serving.errors import BadRequest
@@ -19,10 +20,15 @@ DEFAULT_MAX_NEW_TOKENS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class PreparedInput:
-    """One input of a request, ready for the engine; `params` has one entry for each returned sequence."""
+    """One input of a request, ready for the engine; `params` has one entry for each returned sequence.
+
+    Attributes:
+        compiled: the request's constraint, if it has one.
+    """
 
     prompt: Prompt
     params: tuple[SamplingParams, ...]
+    compiled: Compiled | None = None
 
 
 class RequestPreparer:
@@ -36,6 +42,7 @@ class RequestPreparer:
 
     def __init__(self, variant: ModelVariant, builder: PromptBuilder, settings: Settings) -> None:
         self.builder = builder
+        self._compiler = Compiler(builder.tokenizer.pieces(builder.variant.shape.vocab))
         self._variant, self._settings = variant, settings
 
     def prepare(self, request: Request) -> tuple[PreparedInput, ...]:
@@ -53,9 +60,22 @@ class RequestPreparer:
         ):
             raise self._bad(request, "continue_final_message", "there is no message to continue. Leave it out, or send a "
                             "dialog that ends with the assistant's message")  # fmt: skip
-        return tuple(self._prepare_one(request, index) for index in range(len(request.inputs)))
+        compiled = self._compiled(request)
+        return tuple(self._prepare_one(request, index, compiled) for index in range(len(request.inputs)))
 
-    def _prepare_one(self, request: Request, index: int) -> PreparedInput:
+    def _compiled(self, request: Request) -> Compiled | None:
+        constraint, name = request.parameters.response_format, "response_format"
+        if constraint is None:
+            return None
+        if request.parameters.ignore_eos and not request.stop_token_ids:
+            raise self._bad(
+                request,
+                "ignore_eos",
+                f"the text ends where `{request.called(name)}` has it end. Leave one of them out",
+            )
+        return self._compiler.compile(constraint, request.path(name))
+
+    def _prepare_one(self, request: Request, index: int, compiled: Compiled | None) -> PreparedInput:
         prompt = self.builder.build_one(request, index)
         if self._settings.log_prompts:
             _log.info("prompt: %r", prompt.text)
@@ -63,7 +83,7 @@ class RequestPreparer:
             if request.parameters.editor_stops and not prompt.infill:
                 raise self._bad(request, "editor_stops", "there is no gap to stop in. Leave it out, or send an infilling "
                                 "prompt")  # fmt: skip
-            return PreparedInput(prompt, self._resolve(request, prompt))
+            return PreparedInput(prompt, self._resolve(request, prompt), compiled)
         except BadRequest as error:
             raise located(error, request, index) from None
 
@@ -90,6 +110,7 @@ class RequestPreparer:
             stop_ids=(frozenset() if given.ignore_eos else prompt.stop_ids) | request.stop_token_ids,
             seed=fresh_seed() if given.seed is None else given.seed,
             logprobs=given.logprobs,
+            constraint=given.response_format,
         )
         return tuple(replace(params, index=index) for index in range(count))
 

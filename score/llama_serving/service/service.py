@@ -228,7 +228,12 @@ class Service:
     ) -> SequenceOutput:
         stop = EndChecker.where_needed(request, prepared.prompt, self.tokenizer)
         handle = self.engine.submit(
-            prepared.prompt.token_ids, params, deadline=deadline, stop=stop, streamed=streamed
+            prepared.prompt.token_ids,
+            params,
+            deadline=deadline,
+            stop=stop,
+            matcher=None if prepared.compiled is None else prepared.compiled.matcher(params.stop_ids),
+            streamed=streamed,
         )
         return SequenceOutput(handle, prepared.prompt, request, self.tokenizer)
 

@@ -26,6 +26,7 @@ from llama_serving.contract.validation import schema
 from llama_serving.errors import BadRequest
 from llama_serving.service.service import Service
 from tests.support.bad_bodies import (
+    CALLING,
     EDGES,
     LLAMACPPS,
     NO_EFFECT,
@@ -127,6 +128,7 @@ def test_every_field_is_read_or_refused(name: str) -> None:
         *IDS,
         *EDGES,
         *UNSUPPORTED,
+        *CALLING,
         *NO_EFFECT,
         *LLAMACPPS,
     }
@@ -154,7 +156,7 @@ def test_parameters_are_read_under_openai_s_names(route: str, name: str, value: 
 
 
 @pytest.mark.parametrize("name", ROUTES)
-@pytest.mark.parametrize("field", ["user", "metadata", "store", "stream_options", *UNSUPPORTED])
+@pytest.mark.parametrize("field", ["user", "metadata", "store", "stream_options", *UNSUPPORTED, *CALLING])
 def test_null_is_absent(name: str, field: str) -> None:
     assert openai.parse({**ROUTES[name], field: None}) == openai.parse(ROUTES[name])
 

@@ -52,6 +52,10 @@ OTHER: Final[dict[str, Any]] = {
     "top_logprobs": 2,
     "stream_options": {"include_usage": True},
     "add_generation_prompt": False,
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"choice": ["yes"]},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "required",
 }
 """A value that changes an answer made with `COMMON` and a seed; `...` is worked out from that answer."""
 
@@ -59,7 +63,16 @@ KNOWN_SEEDS: Final = (14, 519)
 """Tried first: the search for such a seed takes a minute."""
 PENALTIES: Final = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 WITHOUT_EFFECT: Final = frozenset(
-    ("user", "metadata", "store", "model", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+    (
+        "user",
+        "metadata",
+        "store",
+        "model",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    )
 )
 """Of OpenAI's fields those that have none on the text anywhere, as documented."""
 
@@ -156,6 +169,8 @@ def beside(name: str, endpoint: Endpoint) -> dict[str, Any]:
         return {"logprobs": 1}
     if name == "top_logprobs" and endpoint.chat:
         return {"logprobs": True}
+    if name == "tool_choice":
+        return {"tools": OTHER["tools"]}
     return {}
 
 

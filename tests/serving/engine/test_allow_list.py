@@ -80,7 +80,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
                                 frozenset(("inputs",))),
     "row": Endpoint(row, lambda name, value: {"input_string": "a", "parameters": {name: value}}),
     "completion": Endpoint(openai.parse, lambda name, value: {"prompt": "a", name: value}, _OPENAI),
-    "chat": Endpoint(openai.parse, lambda name, value: {"messages": [user("a")], name: value}, _OPENAI),
+    "chat": Endpoint(openai.parse, lambda name, value: {"messages": [user("a")], name: value}, _OPENAI | {"tools"}),
 }  # fmt: skip
 
 
@@ -195,7 +195,15 @@ CHOICES: Final = {
     name: st.sampled_from([value for value in edges.accepted if value != 16])
     for name, edges in EDGES.items()
     if name in NAMES
-    and name not in ("max_new_tokens", "stream", "min_new_tokens", "continue_final_message", "editor_stops")
+    and name
+    not in (
+        "max_new_tokens",
+        "stream",
+        "min_new_tokens",
+        "continue_final_message",
+        "editor_stops",
+        "response_format",
+    )
 }
 
 

@@ -135,6 +135,7 @@ def test_what_is_not_given_is_the_contracts_default(
         "seed": 0,
         "index": 0,
         "logprobs": None,
+        "constraint": None,
     }
 
 
@@ -153,7 +154,7 @@ def test_what_is_given_is_what_the_engine_gets(service: Service) -> None:
         "logprobs": 0,
     }
     (params,) = params_of(service, request(**given))
-    assert asdict(params) == {**given, "stop_ids": frozenset({NANO.eos_id}), "index": 0}
+    assert asdict(params) == {**given, "stop_ids": frozenset({NANO.eos_id}), "index": 0, "constraint": None}
 
 
 @pytest.mark.parametrize(

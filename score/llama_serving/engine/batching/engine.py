@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.batching import batch_invariance, sampler
 from llama_serving.engine.batching.backends.base import Backend, BackendLostError, Rows
@@ -22,7 +23,7 @@ from llama_serving.engine.batching.sequence import Guessed, Sequence, SoFar
 from llama_serving.engine.batching.speculation import Speculation, accepted
 from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread, ThreadedEngine
-from llama_serving.errors import BadRequest, InternalError
+from llama_serving.errors import BadRequest, InternalError, ServingError
 from llama_serving.sampling_params import FinishReason, SamplingParams
 
 if TYPE_CHECKING:
@@ -76,19 +77,22 @@ class BatchingEngine(ThreadedEngine):
         self._thread: EngineThread[Sequence] = EngineThread(self._start, self._serve)
         self._thread.start()
 
-    def submit(
+    def submit(  # noqa: PLR0913  (all but two are named)
         self,
         prompt_ids: List[int],
         params: SamplingParams,
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        matcher: Matcher | None = None,
         streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
         del streamed  # (all tokens are delivered one by one)
         handle = Handle()
-        sequence = Sequence(next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop)
+        sequence = Sequence(
+            next(self._numbers), prompt_ids, params, handle, deadline=deadline, stop=stop, matcher=matcher
+        )
         self._refuse_what_cant_be_computed(sequence)
         self._thread.submit(sequence, sequence.num_prompt_tokens)
         return handle
@@ -321,18 +325,24 @@ class BatchingEngine(ThreadedEngine):
         sequence.ids.append(token.id)
         delivered.append((sequence.handle, token))
         try:
-            return _reason(sequence, token)
+            reason = _reason(sequence, token)
+            if reason is None and sequence.matcher is not None:
+                sequence.matcher.advance(token.id)
         except Exception as error:
             return error
+        return reason
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         _log.error("a sequence failed", exc_info=error)
         # Its blocks may hold NaN, and masked values still enter products: clear them before reuse.
         self._backend.clear(_behind(self._scheduler.remove(sequence, invalid=True)))
-        self._thread.fail(
-            sequence.handle,
-            InternalError("The model failed on this sequence. Try again; the log has the cause."),
-        )
+        self._thread.fail(sequence.handle, _reported(error))
+
+
+def _reported(error: Exception) -> ServingError:
+    if isinstance(error, ServingError):
+        return error
+    return InternalError("The model failed on this sequence. Try again; the log has the cause.")
 
 
 def _behind(blocks: List[int]) -> list[int]:

@@ -48,23 +48,30 @@ def draw(logits: Tensor, sequences: List[SoFar]) -> list[Token]:
 
 
 def _scores(logits: Tensor, sequences: List[SoFar]) -> Tensor:
-    """Return the logits after penalties and minimum length; the same tensor if there are none."""
+    """Return the logits after penalties, minimum length and constraints; the same tensor if there are none."""
     changed = [i for i, sequence in enumerate(sequences) if _changes(sequence)]
     if not changed:
         return logits
     scores = logits.clone()
     for i in changed:
-        _penalise(scores[i], sequences[i])
+        matcher = sequences[i].matcher
+        if matcher is None:
+            _penalise(scores[i], sequences[i])
+        else:
+            allowed, over = matcher.allowed(scores.shape[-1], sequences[i].ahead)
+            _penalise(scores[i], sequences[i], may_end=over)
+            scores[i].masked_fill_(torch.from_numpy(~allowed).to(scores.device), -torch.inf)
     return scores
 
 
 def _changes(sequence: SoFar) -> bool:
     params = sequence.params
     penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-    return bool(penalised) or sequence.num_generated < params.min_new_tokens
+    return bool(penalised) or sequence.num_generated < params.min_new_tokens or sequence.matcher is not None
 
 
-def _penalise(scores: Tensor, sequence: SoFar) -> None:
+def _penalise(scores: Tensor, sequence: SoFar, *, may_end: bool = False) -> None:
+    """Apply penalties and minimum length to a row; `may_end` leaves the latter out, since nothing but the end can come."""
     params = sequence.params
     if params.repetition_penalty != 1:
         seen = torch.unique(torch.tensor(sequence.ids, device=scores.device))
@@ -77,7 +84,7 @@ def _penalise(scores: Tensor, sequence: SoFar) -> None:
         )
         drawn, counts = torch.unique(generated, return_counts=True)
         scores[drawn] -= params.presence_penalty + params.frequency_penalty * counts
-    if sequence.num_generated < params.min_new_tokens:
+    if sequence.num_generated < params.min_new_tokens and not may_end:
         scores[list(params.stop_ids)] = -torch.inf
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine.batching.speculation import Guesses, PromptLookup
 from llama_serving.engine.handle import Handle
 from llama_serving.sampling_params import SamplingParams
@@ -29,6 +30,14 @@ class SoFar(Protocol):
     def num_generated(self) -> int:
         """Number of tokens after the prompt."""
 
+    @property
+    def matcher(self) -> Matcher | None:
+        """Holds the text to a constraint; it has taken all tokens but those `ahead`."""
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """Guessed tokens at the end of `ids`."""
+
 
 class Sequence:
     """A prompt and the tokens generated after it.
@@ -43,11 +52,12 @@ class Sequence:
         saved: keys and values of generated tokens, copied out of the cache during preemption.
         stop: called with every generated id; True ends the sequence.
         guesses: of its next tokens.
+        matcher: holds the text to a constraint. It follows `ids`, and stays as it is during preemption.
     """
 
     __slots__ = (
-        "blocks", "deadline", "guesses", "handle", "ids", "num_computed_tokens", "num_prompt_tokens", "num_swapped_tokens",
-        "params", "saved", "seq_id", "stop",
+        "blocks", "deadline", "guesses", "handle", "ids", "matcher", "num_computed_tokens", "num_prompt_tokens",
+        "num_swapped_tokens", "params", "saved", "seq_id", "stop",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  (one call site, all named)
@@ -59,6 +69,7 @@ class Sequence:
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         self.seq_id = seq_id
         self.ids = list(prompt_ids)
@@ -67,6 +78,7 @@ class Sequence:
         self.handle = handle
         self.deadline = deadline
         self.stop = stop
+        self.matcher = matcher
         self.num_computed_tokens = 0
         self.num_swapped_tokens = 0
         self.blocks: list[int] = []
@@ -77,6 +89,11 @@ class Sequence:
     def num_generated(self) -> int:
         """Number of tokens after the prompt."""
         return len(self.ids) - self.num_prompt_tokens
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """See `SoFar.ahead`."""
+        return ()
 
     @property
     def pending(self) -> int:
@@ -120,3 +137,13 @@ class Guessed:
     def num_generated(self) -> int:
         """Number of tokens after the prompt, with the guessed ones."""
         return self.sequence.num_generated + len(self.tokens)
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """See `SoFar.matcher`."""
+        return self.sequence.matcher
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """See `SoFar.ahead`."""
+        return self.tokens

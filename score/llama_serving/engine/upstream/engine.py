@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread, ThreadedEngine
@@ -112,16 +113,18 @@ class UpstreamEngine(ThreadedEngine):
         )
         self._thread.start()
 
-    def submit(
+    def submit(  # noqa: PLR0913  (all but two are named)
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        matcher: Matcher | None = None,
         streamed: bool = True,
     ) -> Handle:
-        """See `Engine.submit`."""
+        """See `Engine.submit`. The server holds the text to the constraint, so `matcher` is not used."""
+        del matcher
         if self._away:
             raise error_mapping.away("it did not answer the last health check")
         handle = Handle(self._wants_no_more)

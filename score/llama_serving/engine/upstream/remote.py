@@ -134,6 +134,8 @@ class RemoteServer:
             "ignore_eos": True,
             "seed": _seed(params),
         }
+        if params.constraint is not None:
+            body["structured_outputs"] = params.constraint.structured_outputs
         if params.logprobs is not None:
             body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
         if self.kind.stream_interval and not streamed:

@@ -15,6 +15,8 @@ KEY: Final = "VLLM_API_KEY"
 """vLLM reads its key from this variable. (An argument would be visible in the list of processes.)"""
 LOOKUP_TOKENS: Final = 4
 """The longest end of a text that prompt lookup searches for."""
+STRUCTURED_OUTPUTS: Final = json.dumps({"backend": "guidance"})
+"""llguidance, as our own engines: the same keywords are held. By itself vLLM chooses a library for each request."""
 CPU_BLOCK: Final = 128
 """Tokens in a block of vLLM's cache on a CPU; each sequence may leave one of them partly empty."""
 CPU_SHARE: Final = 0.5
@@ -72,6 +74,7 @@ def arguments(
         "kv-cache-dtype": settings.vllm_kv_dtype,
         "load-format": "safetensors",  # never a pickle
         "generation-config": "vllm",  # not the checkpoint's sampling settings
+        "structured-outputs-config": STRUCTURED_OUTPUTS,
         **_optional(model, settings, kv_memory),
     }
     switches = [

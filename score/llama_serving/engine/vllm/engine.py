@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle
 from llama_serving.engine.upstream import error_mapping
@@ -111,19 +112,22 @@ class VllmEngine:
             raise SetupError("The engine has not been started.")
         return self._upstream
 
-    def submit(
+    def submit(  # noqa: PLR0913  (all but two are named)
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
         deadline: float | None = None,
         stop: Callable[[int], bool] | None = None,
+        matcher: Matcher | None = None,
         streamed: bool = True,
     ) -> Handle:
         """See `Engine.submit`."""
         if self._supervisor.lost is not None and os.getpid() == self._pid:
             raise error_mapping.away("vLLM has ended and does not come back")
-        return self._started.submit(prompt_ids, params, deadline=deadline, stop=stop, streamed=streamed)
+        return self._started.submit(
+            prompt_ids, params, deadline=deadline, stop=stop, matcher=matcher, streamed=streamed
+        )
 
     @property
     def capacity(self) -> int | None:

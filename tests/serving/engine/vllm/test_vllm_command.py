@@ -43,6 +43,7 @@ def test_the_command_of_a_plain_model() -> None:
         *("--dtype", "bfloat16", "--max-model-len", "16384", "--max-num-seqs", "16"),
         *("--tensor-parallel-size", "1", "--pipeline-parallel-size", "1", "--gpu-memory-utilization", "0.92"),
         *("--kv-cache-dtype", "auto", "--load-format", "safetensors", "--generation-config", "vllm"),
+        *("--structured-outputs-config", '{"backend": "guidance"}'),
         *("--enable-prefix-caching", "--no-enable-log-requests", "--disable-uvicorn-access-log"),
     )
 

@@ -1,0 +1,1 @@
+"""Constrained output: a schema, pattern, choice or grammar that the generated text holds to."""
