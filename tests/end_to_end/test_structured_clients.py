@@ -1,5 +1,6 @@
 """Structured output and functions as people ask for them: the openai package and LangChain, unchanged, against our server."""
 
+import json
 from collections.abc import Iterator
 from functools import reduce
 from operator import add
@@ -7,6 +8,7 @@ from typing import Any, Final, Literal
 
 import openai
 import pytest
+import requests
 from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -49,6 +51,47 @@ def model(url: str) -> ChatOpenAI:
     return ChatOpenAI(
         base_url=url, api_key="none", model="any", seed=3, temperature=0.7, max_retries=0, max_tokens=400
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/api/generate", "format", City.model_json_schema()),
+        ("/api/chat", "format", City.model_json_schema()),
+        ("/api/chat", "format", "json"),
+        ("/completion", "json_schema", City.model_json_schema()),
+        ("/completion", "grammar", 'root ::= "{\\"name\\": \\"" [a-z]{1,6} "\\"}"'),
+        ("/infill", "grammar", 'root ::= "{}" | "{ }"'),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollamas_and_llama_cpps_fields_hold_the_text(
+    url: str, path: str, field: str, value: Any, stream: bool
+) -> None:
+    ollama = path.startswith("/api")
+    limit = (
+        {"options": {"num_predict": 400, "temperature": 0.7, "seed": 3}}
+        if ollama
+        else {"n_predict": 400, "seed": 3}
+    )
+    prompt = {
+        "/api/chat": {"messages": [{"role": "user", "content": PROMPT}]},
+        "/infill": {"input_prefix": "a = ", "input_suffix": "\n"},
+    }.get(path, {"prompt": PROMPT})
+    body = {**prompt, **limit, field: value, "stream": stream}
+    done = requests.post(url.removesuffix("/v1") + path, json=body, timeout=120)
+    assert done.status_code == 200, done.text
+    lines = [line.removeprefix("data: ") for line in done.text.splitlines() if line.strip()]
+    parts = [json.loads(line) for line in (lines if stream else [done.text])]
+    text = "".join(
+        part.get("response", part.get("content", "")) or part.get("message", {}).get("content", "")
+        for part in parts
+    )
+    assert parts[-1].get("done_reason", parts[-1].get("stop_type")) not in ("length", "limit")
+    found = json.loads(text)
+    if isinstance(value, dict):
+        City.model_validate(found)
+    assert isinstance(found, dict)
 
 
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])

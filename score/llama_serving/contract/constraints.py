@@ -1,4 +1,7 @@
-"""OpenAI's `response_format` and vLLM's `structured_outputs` -> `Constraint`. The published schemas have accepted the values."""
+"""OpenAI's `response_format`, vLLM's `structured_outputs`, Ollama's `format`, llama.cpp's `json_schema` and `grammar` -> `Constraint`.
+
+The published schemas have accepted the values.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -16,21 +19,21 @@ def asks(name: str, value: Mapping[str, Any] | None) -> bool:
     return value["type"] != "text" if name == "response_format" else bool(_given(value))
 
 
-def parse(name: str, value: Mapping[str, Any], at: str) -> Constraint | None:
+def parse(name: str, value: Any, at: str) -> Constraint | None:
     """Return the constraint in a field; None if it asks for plain text.
 
     Args:
-        name: `response_format` or `structured_outputs`.
+        name: of the field.
         value: of the field.
         at: its path in the body.
 
     Raises:
         BadRequest: it can't be held exactly, or it has several constraints.
     """
-    return _of_format(value, at) if name == "response_format" else _of_outputs(value, at)
+    return _FIELDS[name](value, at) if value else None
 
 
-def _of_format(value: Mapping[str, Any], at: str) -> Constraint | None:
+def _of_response_format(value: Mapping[str, Any], at: str) -> Constraint | None:
     match value["type"]:
         case "json_object":
             return Constraint("json", ANY_OBJECT)
@@ -88,5 +91,22 @@ _KINDS: Final[Mapping[str, Callable[[Any, str], Constraint]]] = {
     "json_object": _of_any_object,
     "regex": constraint.of_regex,
     "choice": constraint.of_choice,
+    "grammar": constraint.of_grammar,
+}
+
+
+def _of_ollamas_format(value: str | Mapping[str, Any], at: str) -> Constraint:
+    if value == "json":
+        return Constraint("json", ANY_OBJECT)
+    if isinstance(value, str):
+        raise BadRequest(f'`{at}` must be "json" or a JSON schema.', code="invalid_value", param=at)
+    return constraint.of_schema(value, at)
+
+
+_FIELDS: Final[Mapping[str, Callable[[Any, str], Constraint | None]]] = {
+    "response_format": _of_response_format,
+    "structured_outputs": _of_outputs,
+    "format": _of_ollamas_format,
+    "json_schema": constraint.of_schema,
     "grammar": constraint.of_grammar,
 }

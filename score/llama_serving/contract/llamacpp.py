@@ -29,6 +29,8 @@ NAMES: Final[Mapping[str, str]] = {
     "max_tokens": "max_new_tokens",
     "repeat_penalty": "repetition_penalty",
     "n_probs": "logprobs",
+    "json_schema": parameters.CONSTRAINT,
+    "grammar": parameters.CONSTRAINT,
     **{
         name: name
         for name in (
@@ -176,7 +178,7 @@ def _request(body: Body, prompt: Input, path: str) -> Request:
         "",
         ceiling=True,
         model=body.get("model"),
-        spelling=tuple((NAMES[name], name) for name in body if name in NAMES),
+        spelling=tuple((NAMES[name], name) for name in known),
         fields=tuple(body.get("response_fields", ())),
         prefill_only=given["prefill_only"],
         min_indent=int(body.get("n_indent", 0)),
@@ -198,8 +200,9 @@ def _effective(body: Body) -> dict[str, Any]:
             given[name] = 1 if given[name] == 0 else UNLIMITED
     if given.get("seed") == -1:
         del given["seed"]
-    if not given.get("n_probs"):
-        given.pop("n_probs", None)
+    for name in ("n_probs", "json_schema", "grammar"):
+        if not given.get(name):
+            given.pop(name, None)
     if given.get("repeat_last_n") == 0:
         given.pop("repeat_penalty", None)
     if given.get("repeat_penalty", 1) != 1:

@@ -152,7 +152,10 @@ def _request(body: Body, prompts: tuple[Input, ...], reply: ReplyShape, path: st
         "options",
         ceiling=True,
         model=body.get("model"),
-        spelling=tuple((OPTIONS[name], name) for name in body.get("options", ()) if name in OPTIONS),
+        spelling=(
+            *((OPTIONS[name], name) for name in body.get("options", ()) if name in OPTIONS),
+            *(((parameters.CONSTRAINT, "format"),) if body.get("format") else ()),
+        ),
     )
 
 
@@ -166,7 +169,9 @@ def _parameters(body: Body, prompts: tuple[Input, ...]) -> Parameters:
             "logprobs": body.get("top_logprobs", 0) if body.get("logprobs") else None,
             "stream": body.get("stream", True),
             "continue_final_message": True if continued else None,
-        }
+            "format": body.get("format") or None,
+        },
+        aliases={"format": parameters.CONSTRAINT},
     )
 
 

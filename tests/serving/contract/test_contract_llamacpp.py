@@ -43,7 +43,7 @@ UNCHANGED: Final[dict[str, Any]] = {
     **dict.fromkeys(("n", "n_cmpl", "typical_p", "tfs_z"), 1),
     **dict.fromkeys(("mirostat", "dynatemp_range", "xtc_probability", "dry_multiplier"), 0),
     **{name: [] for name in ("lora", "logit_bias", "image_data", "multimodal_data")},
-    "grammar": "", "json_schema": {}, "top_n_sigma": -1,
+    "top_n_sigma": -1,
 }  # fmt: skip
 """Fields that are taken at the value that changes nothing."""
 OTHERS: Final = {"model", "response_fields", "n_indent", "t_max_predict_ms"}
