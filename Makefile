@@ -107,9 +107,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m llama_serving.engine.batching.native.build
 	@touch $@
 
-# (Spark is large, and only one test needs it.)
+# (Spark and Playwright are large, and only one file of tests needs each.)
 $(READY_TO_TEST): $(READY)
-	$(INSTALL) '.[dev,spark]'
+	$(INSTALL) '.[dev,browser,spark]'
 	@touch $@
 
 $(DOCS_READY): $(READY)

@@ -162,6 +162,12 @@ class ModelVariant:
         return self.name if self.quantization is None else f"{self.name} ({self.quantization})"
 
     @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the model was trained for: `completion`, and `infilling` and `chat` where it has their formats."""
+        infilling = ("infilling",) if self.infill.value is not None else ()
+        return ("completion", *infilling, *(("chat",) if self.dialog is not None else ()))
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a completion or a dialog turn."""
         return frozenset({self.eos_id} | ({self.step_id} if self.step_id is not None else set()))

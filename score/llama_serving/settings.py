@@ -61,6 +61,7 @@ class Settings:
         max_prompts: prompts in one request.
         api_keys: keys of our own server (other hosts have authentication in front of them).
         cors_origins: origins whose pages may call our own server from a browser; `*` is all.
+        page: our own server has a page for browsers at `/`.
         log_prompts: prompts may be written to the log.
         batch_output: how Azure's batch endpoint uses the driver's results, its `output_action`.
         batch_gpus: GPUs that one process of Azure's batch endpoint uses; None is all of the machine.
@@ -96,6 +97,7 @@ class Settings:
     max_prompts: int = 64
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
+    page: bool = True
     log_prompts: bool = False
     traces: str = "off"
     batch_output: str = "append_row"
@@ -283,6 +285,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "max_prompts": _integer(1, 4096),
     "api_keys": _keys,
     "cors_origins": _origins,
+    "page": _boolean,
     "log_prompts": _boolean,
     "traces": _choice(*TRACES),
     "batch_output": _choice("append_row", "summary_only"),

@@ -47,6 +47,7 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "traces": (("off", "off"), ("azure", "azure"), ("otlp", "otlp")),
     "batch_output": (("append_row", "append_row"), ("summary_only", "summary_only")),
     "batch_gpus": (("1", 1), ("64", 64)),
+    "page": (("true", True), ("1", True), ("False", False), ("0", False)),
     "log_prompts": (("true", True), ("1", True), ("TRUE", True), ("false", False), ("0", False)),
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
@@ -69,6 +70,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "quantization": ("int2", "INT8", "awq", "true"),
     "packed_copy": ("maybe", "on"),
     "speculative_tokens": ("64", "-1", *NO_INTEGER),
+    "page": ("off", "yes"),
     "context": ("0", "15", "10000001", *NO_INTEGER),
     "threads": ("0", "1025", *NO_INTEGER),
     "max_num_seqs": ("0", "4097", *NO_INTEGER),

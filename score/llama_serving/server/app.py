@@ -106,7 +106,7 @@ def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
     def described(service: Service) -> dict[str, Any]:
         name, context = service.variant.name, service.builder.context
         return {"id": name, "object": "model", "created": started, "owned_by": "llama-endpoints",
-                "max_model_len": context}  # fmt: skip
+                "max_model_len": context, "capabilities": service.variant.capabilities}  # fmt: skip
 
     async def models() -> Response:
         with lifecycle.serving() as service:

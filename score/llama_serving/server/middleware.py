@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llama_serving.faults import as_serving_error
 from llama_serving.server import auth
 from llama_serving.server.metrics import Metrics
+from llama_serving.server.page import is_asked_for, page
 from llama_serving.server.protocols import KNOWN, ROOT, spoken_at
 from llama_serving.server.responses import refusal
 from llama_serving.server.scoring import GONE
@@ -38,10 +39,17 @@ def request_id_of(scope: Scope) -> str:
 
 
 class RequestMiddleware:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, allowed: tuple[str, ...]) -> None:
-        self._app, self._metrics, self._allowed = app, metrics, allowed
+    Args:
+        app: the routes.
+        metrics: count the answers.
+        allowed: keys; without any, none is needed.
+        has_page: browsers get the page at `/`, which needs no key.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, allowed: tuple[str, ...], *, has_page: bool) -> None:
+        self._app, self._metrics, self._allowed, self._has_page = app, metrics, allowed, has_page
         self._pacer = StartPacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,10 +70,12 @@ class RequestMiddleware:
             await send(message)
 
         try:
+            answer = page if self._has_page and is_asked_for(scope) else self._app
             if not _is_probe(scope):
                 await self._pacer.wait()
-                auth.check(headers, self._allowed)
-            await self._app(scope, receive, sending)
+                if answer is not page:
+                    auth.check(headers, self._allowed)
+            await answer(scope, receive, sending)
         except ClientDisconnect:
             pass
         except Exception as error:

@@ -146,7 +146,7 @@ class Assembly:
         metrics = Metrics(lifecycle)
         app = routes(lifecycle, metrics, settings, options)
         app.router.lifespan_context = _lifespan(lifecycle)
-        inner = RequestMiddleware(app, metrics, settings.api_keys)
+        inner = RequestMiddleware(app, metrics, settings.api_keys, has_page=settings.page)
         config = uvicorn.Config(
             OriginForm(cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)),
             host=binding.host,

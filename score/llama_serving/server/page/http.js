@@ -1,0 +1,48 @@
+// Requests to this server, and its errors.
+
+/** What a server's error object says. */
+class Refusal extends Error {
+  constructor({message, code, param, request_id: id, retry_after: pause}, status) {
+    super(message);
+    Object.assign(this, {code, param, id, pause, status});
+  }
+}
+
+const AWAY = "The server does not answer. Check that it runs, and try again.";
+
+/** Return the response to a request. Raises a `Refusal` for every other status than 200. */
+async function ask(path, {key, body, signal} = {}) {
+  const headers = key ? {Authorization: `Bearer ${key}`} : {};
+  if (body) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(new URL(path.slice(1), document.baseURI), {method: body ? "POST" : "GET", headers, body, signal});
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Refusal({message: AWAY});
+  }
+  if (response.ok) return response;
+  const said = await response.json().catch(() => null);
+  throw new Refusal(said?.error ?? {message: `The server answered with status ${response.status}.`}, response.status);
+}
+
+/** Yield the events of a stream. Raises a `Refusal` if it holds an error, or ends before its end. */
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const {done, value} = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : new Refusal({message: "The connection broke off. The text is incomplete."});
+    });
+    if (done) throw new Refusal({message: "The connection ended before the text did. The text is incomplete."});
+    const whole = (rest + value).split(/\r?\n\r?\n/);
+    rest = whole.pop();
+    for (const event of whole) {
+      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
+      if (data === "[DONE]") return;
+      if (!data) continue;
+      const said = JSON.parse(data);
+      if (said.error) throw new Refusal(said.error);
+      yield said;
+    }
+  }
+}
