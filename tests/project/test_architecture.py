@@ -42,7 +42,13 @@ ONLY_IN = {
     ),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "huggingface_hub": ("deployment/llama_endpoints/download/hub.py",),
-    "httpx2": ("deployment/llama_endpoints/download/hub.py", "score/llama_serving/engine/upstream/client.py"),
+    "httpx2": (
+        "deployment/llama_endpoints/chat/remote.py",
+        "deployment/llama_endpoints/download/hub.py",
+        "score/llama_serving/engine/upstream/client.py",
+    ),
+    "prompt_toolkit": ("deployment/llama_endpoints/chat/typing_lines.py",),
+    "rich": ("deployment/llama_endpoints/chat/screen.py",),
     "azureml_inference_server_http": ("score/llama_serving/hosts/azureml_online.py",),
     "flask": ("score/llama_serving/hosts/azureml_online.py",),
     **dict.fromkeys(
@@ -82,6 +88,7 @@ IMPURE = (
     "llama_serving.engine.vllm.start",
     "llama_serving.hosts.azureml_online",
     "llama_serving.hosts.mlflow_pyfunc",
+    "llama_endpoints.chat.remote",
     "llama_endpoints.devtools.demo",
     "llama_endpoints.nano.model",
     "llama_endpoints.nano.train",

@@ -49,9 +49,9 @@ def metric(url: str, name: str) -> float:
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 
-def requests_inside(url: str) -> float:
+def requests_inside(url: str, **headers: str) -> float:
     """Return how many requests run and wait, of one scrape."""
-    lines = get(f"{url}/metrics").text.splitlines()
+    lines = get(f"{url}/metrics", **headers).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("llama_num_requests_"))
 
 

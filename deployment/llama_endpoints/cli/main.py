@@ -6,6 +6,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from llama_endpoints.cli.batch import batch
+from llama_endpoints.cli.chat import chat
 from llama_endpoints.cli.deploy import deploy
 from llama_endpoints.cli.endpoint import COMMANDS
 from llama_endpoints.cli.fetch import fetch
@@ -73,6 +74,6 @@ def main() -> None:
 
 
 for _command in (
-    batch, deploy, fetch, models, package, plan, prompt, render, rollout, score, serve, validate, *COMMANDS,
+    batch, chat, deploy, fetch, models, package, plan, prompt, render, rollout, score, serve, validate, *COMMANDS,
 ):  # fmt: skip
     main.add_command(_command)
