@@ -1,5 +1,6 @@
 """A real headless Chromium, and what tests do on the page with it."""
 
+import json
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 PATIENCE_MS = 60_000
 GREEDY = {"temperature": "0", "max_tokens": "24"}
+LONG = {"temperature": "0.8", "seed": "7", "max_tokens": "1900", "ignore_eos": "true"}
+MARK = "<FILL_ME>"
 
 
 @contextmanager
@@ -102,3 +105,22 @@ def answering(body: str, *, status: int = 200, media_type: str = "text/event-str
         route.fulfill(status=status, headers={"content-type": media_type}, body=body)
 
     return handle
+
+
+def text_of(stream: str) -> str:
+    """All text in a stream of either route."""
+    chunks = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    return "".join(one["delta"].get("content", "") if "delta" in one else one["text"] for one in choices)
+
+
+def events(*texts: str, chat: bool = False) -> str:
+    """A stream of these pieces."""
+    made = [{"delta": {"content": text}} if chat else {"text": text} for text in texts]
+    chunks = [{"choices": [{"index": 0, "finish_reason": None, "logprobs": None, **one}]} for one in made]
+    last = {
+        "choices": [
+            {"index": 0, "finish_reason": "stop", "logprobs": None, **({"delta": {}} if chat else {"text": ""})}
+        ]
+    }
+    return "".join(f"data: {json.dumps(one)}\n\n" for one in (*chunks, last)) + "data: [DONE]\n\n"

@@ -1,4 +1,4 @@
-"""The page's document, its policy, and who gets it: browsers alone. (How it works: tests/end_to_end/test_page_in_chromium.py.)"""
+"""The page's document, its policy, and who gets it: browsers alone. (How it works: tests/end_to_end/page/.)"""
 
 import base64
 import hashlib

@@ -24,6 +24,6 @@ function number(text) {
     const exact = BigInt(text);
     return Number.isSafeInteger(Number(exact)) ? Number(exact) : exact;
   }
-  const value = Number(text);
-  return text.trim() && Number.isFinite(value) ? value : undefined;
+  const value = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : NaN;
+  return Number.isFinite(value) ? value : undefined;
 }

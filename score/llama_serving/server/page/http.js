@@ -8,6 +8,7 @@ class Refusal extends Error {
   }
 }
 
+const CUT_OFF = "The connection ended before the text did. The text is incomplete.";
 const AWAY = "The server does not answer. Check that it runs, and try again.";
 
 /** Return the response to a request. Raises a `Refusal` for every other status than 200. */
@@ -28,21 +29,31 @@ async function ask(path, {key, body, signal} = {}) {
 /** Yield the events of a stream. Raises a `Refusal` if it holds an error, or ends before its end. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const {done, value} = await reader.read().catch((error) => {
-      throw error.name === "AbortError" ? error : new Refusal({message: "The connection broke off. The text is incomplete."});
-    });
-    if (done) throw new Refusal({message: "The connection ended before the text did. The text is incomplete."});
-    const whole = (rest + value).split(/\r?\n\r?\n/);
-    rest = whole.pop();
-    for (const event of whole) {
-      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
-      if (data === "[DONE]") return;
-      if (!data) continue;
-      const said = JSON.parse(data);
-      if (said.error) throw new Refusal(said.error);
-      yield said;
+  let rest = "", ended = false;
+  try {
+    for (;;) {
+      const {done, value} = await reader.read();
+      if (done && ended) return;
+      if (done) throw new Refusal({message: CUT_OFF});
+      const whole = (rest + value).split(/\r?\n\r?\n/);
+      rest = whole.pop();
+      for (const data of whole.map(dataOf)) {
+        ended ||= data === "[DONE]";
+        if (!data || ended) continue;
+        const said = JSON.parse(data);
+        if (said.error) throw new Refusal(said.error);
+        yield said;
+      }
     }
+  } catch (error) {
+    throw error instanceof Refusal || error.name === "AbortError" ? error : new Refusal({message: CUT_OFF});
+  } finally {
+    reader.cancel().catch(() => {});
   }
+}
+
+/** Return the data of one event. */
+function dataOf(event) {
+  const lines = event.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+  return lines.map((line) => line.slice(5).trim()).join("\n");
 }

@@ -11,7 +11,7 @@ const LACKS = {
 };
 const INPUT = {completion: "prompt", infilling: "code", chat: "message"};
 
-const state = {mode: "completion", key: "", model: null, openapi: null, running: null, dialog: [], result: null};
+const state = {mode: "completion", key: "", model: null, openapi: null, running: null, dialog: [], result: null, retry: 0};
 const form = new ParameterForm($("fields"), drawSnippet);
 
 // --- the model ----------------------------------------------------------------------------------
@@ -29,7 +29,8 @@ async function connect() {
     $("model").textContent = {401: "needs a key", 503: "not ready"}[error.status] ?? "no connection";
     showError(error);
     if (error.status === 401) $("key").focus();
-    if (error.pause) setTimeout(connect, error.pause * 1000);
+    clearTimeout(state.retry);
+    if (!error.status || error.status === 503) state.retry = setTimeout(connect, (error.pause ?? 5) * 1000);
   }
 }
 
@@ -64,6 +65,7 @@ function enable() {
   $("stop").disabled = !busy;
   for (const id of ["undo", "clear"]) $(id).disabled = busy || !state.dialog.length;
   $("accept").disabled = busy;
+  for (const one of MODES) $(`tab-${one}`).disabled = busy && one !== state.mode;
 }
 
 // --- the request --------------------------------------------------------------------------------
@@ -262,6 +264,7 @@ function moveTab(event) {
 }
 
 function shortcut(event) {
+  if (event.isComposing) return; // an input method's own key
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); }
   else if (event.key === "Escape" && state.running) { event.preventDefault(); stop(); }
   else if (event.code === "KeyM" && event.altKey && state.mode === "infilling") { event.preventDefault(); mark(); }
@@ -272,7 +275,7 @@ function listen() {
     "copy-text": () => copied(state.result.view.texts.join("\n\n"), $("copy-text")),
     "copy-code": () => copied($("snippet").textContent, $("copy-code"))};
   for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", action);
-  for (const mode of MODES) $(`tab-${mode}`).addEventListener("click", () => state.running || select(mode));
+  for (const mode of MODES) $(`tab-${mode}`).addEventListener("click", () => select(mode));
   document.querySelector("[role=tablist]").addEventListener("keydown", moveTab);
   document.addEventListener("keydown", shortcut);
   $("access").addEventListener("submit", (event) => { event.preventDefault(); state.key = $("key").value.trim(); connect(); });
