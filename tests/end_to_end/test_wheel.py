@@ -92,6 +92,9 @@ class TestContent:
         schemas = {path.name for path in (ROOT / "score/llama_serving/contract/schema").glob("*.json")}
         assert {f"llama_serving/contract/schema/{name}" for name in schemas} <= names
         assert {"azure.json", "mlflow.json", "row.json"} <= schemas
+        page = {path.name for path in (ROOT / "score/llama_serving/server/page").iterdir() if path.is_file()}
+        assert {f"llama_serving/server/page/{name}" for name in page} <= names
+        assert {"page.html", "page.css", "main.js"} <= page
         assert {"llama_serving/py.typed", "llama_endpoints/py.typed"} <= names
         assert {f"llama_endpoints/nano/{name}" for name in NANO} <= names
 

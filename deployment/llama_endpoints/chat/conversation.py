@@ -1,7 +1,7 @@
 """The state of a conversation, and the body of its next request."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ class Question:
         turn: the user's message, if it is one of the dialog.
         continues: the answer goes on where the last one ended.
         replaces: the answer takes the place of the last one.
+        echoes: `before` is shown with the answer; else the user has just seen it.
     """
 
     body: Body
@@ -43,6 +44,7 @@ class Question:
     turn: str | None = None
     continues: bool = False
     replaces: bool = False
+    echoes: bool = True
 
 
 @dataclass(slots=True)
@@ -97,7 +99,7 @@ class Conversation:
             Mistake: there is none.
         """
         if self.last_text:
-            return self.complete(self.last_text)
+            return replace(self.complete(self.last_text), echoes=False)
         if not self.turns:
             raise Mistake("There is no answer to continue. Write something first.")
         return Question({**self._chat(self.turns), "continue_final_message": True}, continues=True)

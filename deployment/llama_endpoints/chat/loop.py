@@ -89,7 +89,7 @@ def _answer(
     """Show one answer, and return whether it is whole or was stopped by the user."""
     progress, began = _Progress(), time.monotonic()
     stopped, refused = False, None
-    screen.begin(question.before)
+    screen.begin(question.before if question.echoes else "")
     with one_interrupt():
         try:
             with closing(model.stream(question.body)) as events:

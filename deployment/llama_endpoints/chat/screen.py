@@ -5,6 +5,7 @@ import sys
 from typing import Final, Protocol
 
 from rich.console import Console
+from rich.segment import Segments
 from rich.syntax import Syntax
 from rich.text import Text
 
@@ -115,7 +116,9 @@ class TerminalScreen:
         self._print(Text(visible(text), style))
 
     def _print(self, text: Text) -> None:
-        self._console.print(text, end="")
+        self._console.print(
+            Segments(text.render(self._console)), end=""
+        )  # (a Text of its own would lose its tabs)
         self._console.file.flush()
         self._at_line_start = text.plain.endswith("\n")
 

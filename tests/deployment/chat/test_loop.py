@@ -136,3 +136,11 @@ def test_a_mistake_makes_the_end_a_failure() -> None:
     whole, shown, _ = run(lambda: iter(["text"]), "/nonsense", " ", "hello", interactive=False)
     assert not whole
     assert shown[1:] == ["begin", "text", "end"]
+
+
+def test_a_completion_is_shown_behind_its_text_and_continued_without_it() -> None:
+    _, shown, conversation = run(
+        lambda: iter(["b"]), "/complete a", "/more", "/infill x<FILL_ME>y", interactive=False
+    )
+    assert shown == ["begina", "b", "end", "begin", "b", "end", "beginx", "b", "endy"]
+    assert conversation.last_text == "abb"

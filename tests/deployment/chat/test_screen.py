@@ -25,7 +25,7 @@ def shown(*pieces: str, before: str = "", after: str = "", colour: bool = False)
     return file.getvalue()
 
 
-@given(st.lists(st.text("ab`[] \n:/é☺", max_size=30)))
+@given(st.lists(st.text("ab`[] \n\t:/é☺", max_size=30)))
 def test_the_text_is_the_models(pieces: list[str]) -> None:
     """Whatever looks like markup, an emoji or a long line."""
     text = "".join(pieces)

@@ -109,6 +109,12 @@ def test_a_stream_grows_and_is_stopped(user: PageDriver, server: LocalServer) ->
     user.page.locator("#run").click()
     user.page.locator("#stop").click()
     assert user.finished().endswith("stopped")
+    user.page.get_by_label("Stream").uncheck()
+    user.page.locator("#run").click()
+    until(lambda: requests_inside(server.url) == 1)
+    user.page.locator("#stop").click()
+    assert user.finished().endswith("stopped")
+    until(lambda: requests_inside(server.url) == 0)
 
 
 def test_the_gap_is_where_the_mark_is(user: PageDriver, server: LocalServer) -> None:

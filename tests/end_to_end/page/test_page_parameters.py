@@ -7,7 +7,7 @@ import pytest
 
 from llama_serving.contract.openapi import server_document
 from tests.support.browser import GREEDY, PageDriver, answering, events
-from tests.support.in_process import serving
+from tests.support.in_process import LocalServer, serving
 
 KEY = "sesame"
 
@@ -104,9 +104,12 @@ def test_a_server_that_is_gone_is_said(user: PageDriver) -> None:
 def test_a_key_is_asked_for_and_kept_in_memory(browser: Any) -> None:
     with serving({"LLAMA_API_KEYS": KEY}) as locked, browser.new_context() as context:
         driver = PageDriver(context.new_page()).open(locked.url, ready=False)
-        driver.page.locator("#error:has-text('needs a key')").wait_for()
+        driver.page.locator("#error:has-text('This server needs a key.')").wait_for()
         assert driver.page.evaluate("document.activeElement.id") == "key"
-        driver.page.keyboard.type(KEY)
+        driver.page.keyboard.type("wrong")
+        driver.page.keyboard.press("Enter")
+        driver.page.locator("#error:has-text('not one of the server')").wait_for()
+        driver.page.get_by_label("API key").fill(KEY)
         driver.page.keyboard.press("Enter")
         driver.page.locator("#model strong").wait_for()
         driver.parameters(**GREEDY)
@@ -118,3 +121,18 @@ def test_a_key_is_asked_for_and_kept_in_memory(browser: Any) -> None:
         driver.page.locator("#elsewhere summary").click()
         assert KEY not in driver.text("#snippet")
         assert "$OPENAI_API_KEY" in driver.text("#snippet")
+
+
+def test_text_is_copied_without_a_secure_context(browser: Any, server: LocalServer) -> None:
+    with browser.new_context(permissions=["clipboard-read"]) as context:
+        context.add_init_script(
+            "Object.defineProperty(navigator, 'clipboard', {value: undefined})"
+        )  # as on http://a.name/
+        driver = PageDriver(context.new_page()).open(server.url)
+        driver.page.locator("#elsewhere summary").click()
+        driver.page.locator("#copy-code").click()
+        driver.page.get_by_role("button", name="Copied").wait_for()
+        prompt = driver.page.get_by_label("Prompt", exact=True)
+        prompt.fill("")
+        prompt.press("Control+v")
+        assert prompt.input_value().startswith("curl -N ")

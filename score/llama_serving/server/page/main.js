@@ -9,6 +9,8 @@ const LACKS = {
   infilling: "it was not trained to fill in. Of Code Llama, 7B, 13B and 70B are, but not their Python models.",
   chat: "it has no dialog format. Use an Instruct or chat model.",
 };
+const NO_KEY = "This server needs a key. Type one of its keys into the field at the top.";
+const WRONG_KEY = "This is not one of the server’s keys. Type another one into the field at the top.";
 const INPUT = {completion: "prompt", infilling: "code", chat: "message"};
 
 const state = {mode: "completion", key: "", model: null, openapi: null, running: null, dialog: [], result: null, retry: 0};
@@ -27,8 +29,8 @@ async function connect() {
     select(offers(state.mode) ? state.mode : MODES.find(offers) ?? "completion");
   } catch (error) {
     $("model").textContent = {401: "needs a key", 503: "not ready"}[error.status] ?? "no connection";
+    if (error.status === 401) Object.assign(error, {message: state.key ? WRONG_KEY : NO_KEY, input: $("key")});
     showError(error);
-    if (error.status === 401) $("key").focus();
     clearTimeout(state.retry);
     if (!error.status || error.status === 503) state.retry = setTimeout(connect, (error.pause ?? 5) * 1000);
   }
@@ -63,7 +65,7 @@ function enable() {
   const busy = state.running !== null;
   $("run").disabled = busy || !state.model || !offers(state.mode);
   $("stop").disabled = !busy;
-  for (const id of ["undo", "clear"]) $(id).disabled = busy || !state.dialog.length;
+  $("turns").hidden = busy || !state.dialog.length;
   $("accept").disabled = busy;
   for (const one of MODES) $(`tab-${one}`).disabled = busy && one !== state.mode;
 }
