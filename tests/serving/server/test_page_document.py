@@ -117,15 +117,23 @@ def test_it_holds_every_script_once() -> None:
     assert sorted(SCRIPTS) == sorted(path.stem for path in FOLDER.glob("*.js"))
 
 
-def test_who_is_no_browser_gets_what_there_was(server: LocalServer) -> None:
-    with serving({"LLAMA_PAGE": "false"}) as without:
-        for headers in ({}, {"Accept": "*/*"}, {"Accept": "application/json"}):
-            told, before = get(f"{server.url}/", **headers), get(f"{server.url}/v1", **headers)
-            assert (told.status, before.status) == (401, 401)
-            key = {**headers, "api-key": "sesame"}
-            assert get(f"{server.url}/", **key).json["error"]["code"] == "not_found"
-        refused = get(f"{without.url}/", Accept="text/html")
-        assert (refused.status, refused.json["error"]["code"]) == (404, "not_found")
+def test_who_is_no_browser_gets_what_there_is_without_it(server: LocalServer) -> None:
+    with serving({"LLAMA_API_KEYS": "sesame", "LLAMA_PAGE": "false"}) as without:
+
+        def told(url: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+            answer = get(f"{url}/", X_Request_Id="one", **headers)
+            return (
+                answer.status,
+                answer.text,
+                {name: value for name, value in answer.headers.items() if name != "date"},
+            )
+
+        for accept in filter(None, OTHERS):
+            for key in ({}, {"api_key": "sesame"}):
+                assert told(server.url, Accept=accept, **key) == told(without.url, Accept=accept, **key)
+        browser = told(without.url, Accept=BROWSERS[0], api_key="sesame")
+        assert browser == told(without.url, Accept="*/*", api_key="sesame")
+        assert "text/html" not in browser[2]["content-type"]
 
 
 def test_the_page_itself_needs_no_key_and_all_it_asks_for_does(server: LocalServer) -> None:
