@@ -219,6 +219,9 @@ def test_a_conversation_in_a_terminal(user: Terminal, server: LocalServer, tmp_p
     assert "/system [TEXT]" in user.read_until("/exit")
     user.read_until(PROMPT)
 
+    user.type("/helo\r")
+    user.read_until("Did you mean /help?")
+    user.read_until(PROMPT)
     user.type(CTRL_C)
     user.read_until("Ctrl-D or /exit ends.")
     user.read_until(PROMPT)

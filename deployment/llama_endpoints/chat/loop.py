@@ -14,10 +14,7 @@ from llama_endpoints.chat.screen import Screen
 from llama_endpoints.chat.typing_lines import Input
 
 TOO_LONG: Final = ("context_exceeded", "context_length_exceeded")
-ENDS: Final = {
-    "length": "cut off by max_tokens or the context: /more continues",
-    "deadline": "cut off by the time limit",
-}
+ENDS: Final = {"length": "cut off by max_tokens or the context", "deadline": "cut off by the time limit"}
 
 
 def talk(
@@ -77,10 +74,13 @@ class _Progress:
         self.tokens = (event.get("usage") or {}).get("completion_tokens", self.tokens)
         return piece
 
-    def numbers(self, seconds: float) -> str:
-        """Return how much came in how long, and why it ended."""
-        counted = "" if self.tokens is None else f"{self.tokens} tokens, {self.tokens / seconds:.1f}/s, "
-        return f"{counted}{seconds:.1f} s; {ENDS.get(self.reason or '', 'ended')}"
+    def numbers(self, seconds: float, *, continues: bool) -> str:
+        """Return how much came in how long, and why it ended; `continues`: it can be continued."""
+        rate = (self.tokens or 0) / max(seconds, 1e-9)
+        counted = "" if self.tokens is None else f"{self.tokens} tokens, {rate:.1f}/s, "
+        cut_off = ENDS.get(self.reason or "")
+        more = "; /more continues" if cut_off and continues else ""
+        return f"{counted}{seconds:.1f} s; {cut_off or 'ended'}{more}"
 
 
 def _answer(
@@ -107,5 +107,7 @@ def _answer(
         screen.error(f"{refused}{' /undo and /new make the dialog shorter.' if shorter else ''}")
         return False
     if interactive:
-        screen.note("stopped" if stopped else progress.numbers(time.monotonic() - began))
+        screen.note(
+            "stopped" if stopped else progress.numbers(time.monotonic() - began, continues=not question.after)
+        )
     return True

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from rich.console import Console
 from rich.segment import Segments
 from rich.syntax import Syntax
-from rich.text import Text
+from rich.text import Span, Text
 
 from llama_endpoints.chat.fences import FenceSplitter, Kind, Part
 
@@ -113,7 +113,7 @@ class TerminalScreen:
         self._write(part.text, "dim" if part.kind is Kind.FENCE else "")
 
     def _write(self, text: str, style: str) -> None:
-        self._print(Text(visible(text), style))
+        self._print(Text(visible(text), spans=[Span(0, len(text), style)]))
 
     def _print(self, text: Text) -> None:
         self._console.print(

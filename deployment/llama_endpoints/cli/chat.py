@@ -70,7 +70,7 @@ def chat(
             whole = talk(answering, conversation, typed, screen, interactive=interactive)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-    raise SystemExit(0 if whole else 1)
+    raise SystemExit(0 if whole or interactive else 1)
 
 
 def _greeting(model: "ChatModel", *, chats: bool) -> str:

@@ -57,6 +57,7 @@ def test_an_unknown_language_is_plain() -> None:
 
 def test_what_surrounds_an_infilled_text_is_shown() -> None:
     assert shown("b", before="a", after="c") == "abc\n"
+    assert shown("b", before="a", after="c", colour=True) == "\x1b[2ma\x1b[0mb\x1b[2mc\x1b[0m\n"
 
 
 def test_a_pipe_gets_the_exact_text(capsys: pytest.CaptureFixture[str]) -> None:
