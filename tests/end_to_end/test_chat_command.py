@@ -234,8 +234,9 @@ def test_a_conversation_in_a_terminal(user: Terminal, server: LocalServer, tmp_p
     assert "+/complete a = 1\n+b = 2\n" in kept.read_text()
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_program(server: LocalServer) -> None:
-    with terminal(*at(server, "--parameters", ENDLESS), env={"LLAMA_CHAT_KEY": KEY}) as user:
+def test_ctrl_c_stops_an_answer_and_not_the_program(server: LocalServer, tmp_path: Path) -> None:
+    env = {"LLAMA_CHAT_KEY": KEY, "XDG_STATE_HOME": str(tmp_path)}
+    with terminal(*at(server, "--parameters", ENDLESS), env=env) as user:
         user.read_until(PROMPT)
         for _ in range(2):
             user.type("Write a function.\r")
@@ -252,6 +253,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(server: LocalServer) -> None
         user.read_until("3 tokens, ")
         user.type(CTRL_D)
         assert user.ended() == 0
+    assert list(tmp_path.iterdir()) == []  # nothing is kept unless it is asked for
 
 
 def test_ctrl_c_stops_an_answer_of_a_model_here() -> None:

@@ -2,12 +2,13 @@
 
 import json
 import subprocess
+from typing import Any
 
 import pytest
 
 from llama_serving.contract import azure, rows
 from tests.conftest import post
-from tests.support.browser import GREEDY, MARK, PageDriver, text_of
+from tests.support.browser import GREEDY, MARK, PageDriver, answering, text_of
 from tests.support.in_process import LocalServer
 
 
@@ -38,6 +39,41 @@ def test_probabilities_are_shown_for_each_token(user: PageDriver, server: LocalS
     assert user.text("#token") != shown
     user.page.keyboard.press("Home")
     assert user.text("#token") == shown
+
+
+TEXT = "a😀é"
+COMPLETION = {"tokens": ["a", "bytes:\\xf0", "bytes:\\x9f\\x98\\x80", "é"], "token_logprobs": [-0.1, -1, -2, -3], "text_offset": [0, 1, 1, 2],
+              "top_logprobs": [{"a": -0.1}, {}, {}, {"<b>": -4, "é": -3}]}  # fmt: skip
+PARTS = ([97], [0xF0], [0x9F, 0x98, 0x80], [0xC3, 0xA9], [0xE2])  # the last one is cut off, as by a stop string
+CHAT = {
+    "content": [
+        {
+            "token": "x",
+            "bytes": raw,
+            "logprob": -at,
+            "top_logprobs": [{"token": "<b>", "bytes": [60], "logprob": -4}],
+        }
+        for at, raw in enumerate(PARTS)
+    ]
+}
+
+
+@pytest.mark.parametrize(("mode", "logprobs"), [("Complete", COMPLETION), ("Chat", CHAT)])
+def test_tokens_that_share_a_character_are_one(user: PageDriver, mode: str, logprobs: Any) -> None:
+    chat = mode == "Chat"
+    text = {"delta": {"content": TEXT}} if chat else {"text": TEXT}
+    chunk = {"choices": [{"index": 0, "finish_reason": "stop", "logprobs": logprobs, **text}]}
+    stream = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    user.page.route("**/v1/**completions", answering(stream))
+    user.mode(mode)
+    if chat:
+        user.page.get_by_label("Message", exact=True).fill("hello")
+    user.run()
+    tokens = user.page.locator("[data-token]")
+    assert tokens.all_text_contents() == ["a", "😀", "é"]
+    tokens.last.hover()
+    assert user.text("#token").startswith('"é" 5.0 % (ln −3.000)')
+    assert '"<b>" 1.8 %' in user.text("#token")
 
 
 def snippet(user: PageDriver, form: str) -> str:
