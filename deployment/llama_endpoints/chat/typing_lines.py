@@ -39,7 +39,7 @@ class LineEditor:
 
     def __init__(self, *, keep: bool) -> None:
         self._session: PromptSession[str] = PromptSession(
-            "> ",
+            "\n> ",
             multiline=True,
             key_bindings=_keys(),
             history=_history() if keep else InMemoryHistory(),

@@ -43,6 +43,25 @@ def test_every_parameter_reaches_the_server(user: PageDriver) -> None:
     assert user.page.get_by_label("seed", exact=True).input_value() == ""
 
 
+def test_a_parameter_that_the_document_adds_is_there(browser: Any, server: LocalServer) -> None:
+    document = server_document()
+    added = {"shape": {"description": "an object of sizes", "type": ["object", "null"]}, "other": True}
+    document["components"]["schemas"]["openai-completions"]["properties"] |= added
+    with browser.new_context() as context:
+        driver = PageDriver(context.new_page())
+        driver.page.route("**/openapi.json", answering(json.dumps(document), media_type="application/json"))
+        driver.page.route("**/v1/completions", answering(events("text")))
+        driver.open(server.url)
+        assert driver.page.locator("#fields label").all_text_contents()[-1] == "shape"
+        driver.parameters(shape='{"width": [1, 2')
+        driver.page.locator("#run").click()
+        assert driver.text("#error") == "shape must be an object of sizes."
+        driver.parameters(shape='{"width": [1, 2]}')
+        with driver.page.expect_request("**/v1/completions") as sent:
+            driver.run()
+        assert sent.value.post_data_json["shape"] == {"width": [1, 2]}
+
+
 def test_a_wrong_value_is_said_before_it_is_sent(user: PageDriver) -> None:
     for name, value in (("temperature", "hot"), ("top_p", "0"), ("max_tokens", "1.5"), ("n", "17")):
         user.parameters(**{name: value})

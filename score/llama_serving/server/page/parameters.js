@@ -124,14 +124,16 @@ class ParameterForm {
 
   #field(one) {
     const id = `parameter-${one.name}`;
+    const wide = one.kind === "list" || one.kind === "json";
     const input = one.kind === "boolean" ? element("select", {}, ...["", "true", "false"].map(
       (value) => element("option", {value}, value || "default")))
-      : one.kind === "list" ? element("textarea", {spellcheck: false})
-      : element("input", {type: "text", inputMode: one.kind === "json" ? "text" : "decimal", autocomplete: "off", placeholder: one.limits});
+      : wide ? element("textarea", {spellcheck: false})
+      : element("input", {type: "text", inputMode: "decimal", autocomplete: "off", placeholder: one.limits});
     input.id = id;
     input.value = this.typed.get(one.name) ?? "";
     input.setAttribute("aria-describedby", `${id}-hint`);
-    const accepts = one.kind === "list" ? "one on each line; \\n is a newline, \\t a tab" : one.accepts;
+    const accepts = one.kind === "list" ? "one on each line; \\n is a newline, \\t a tab"
+      : one.kind === "json" ? `JSON: ${one.accepts}` : one.accepts;
     const hint = element("span", {id: `${id}-hint`, className: "hint"}, accepts);
     input.addEventListener("input", () => {
       this.typed.set(one.name, input.value);
@@ -141,7 +143,7 @@ class ParameterForm {
     });
     input.addEventListener("change", () => this.#check(one));
     const label = element("label", {htmlFor: id}, one.name);
-    return element("div", {className: one.kind === "list" ? "field wide" : "field"}, label, input, hint);
+    return element("div", {className: wide ? "field wide" : "field"}, label, input, hint);
   }
 
   #check(one) {
