@@ -9,16 +9,16 @@ from tests.support.browser import PageDriver, chromium
 from tests.support.in_process import LocalServer, serving
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for all tests here. (Playwright's loop runs until it is closed: no other test may find it.)"""
+    """One Chromium for a file. (Playwright's event loop runs in this thread until it is closed, and no other file may meet it.)"""
     with chromium() as running:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(browser: Any) -> Iterator[LocalServer]:
-    """One server for all tests here, started only where there is a browser."""
+    """One server for a file, started only where there is a browser."""
     with serving() as started:
         yield started
 

@@ -6,7 +6,7 @@ const ENDS = {
   deadline: "cut off by the server’s time limit",
 };
 
-/** Times and counts of one generation. */
+/** Times and counts of one generation. A piece of text has at least one token; the exact count comes with the end. */
 class Pace {
   constructor() {
     Object.assign(this, {started: performance.now(), first: null, pieces: 0});
@@ -29,13 +29,13 @@ class Pace {
   }
 
   live() {
-    return `${this.seconds.toFixed(1)} s · about ${this.rate(this.pieces).toFixed(0)} tokens/s`;
+    return `${this.seconds.toFixed(1)} s · at least ${this.rate(this.pieces).toFixed(0)} tokens/s`;
   }
 
   ended(usage, reason) {
     const first = this.first === null ? "" : ` · first text after ${((this.first - this.started) / 1000).toFixed(2)} s`;
     const counted = usage ? `${usage.completion_tokens} tokens · ${this.rate(usage.completion_tokens).toFixed(1)} tokens/s`
-      : `about ${this.pieces} tokens · ${this.rate(this.pieces).toFixed(0)} tokens/s`;
+      : `at least ${this.pieces} tokens · ${this.rate(this.pieces).toFixed(0)} tokens/s`;
     return `${counted} · ${this.seconds.toFixed(1)} s${first} · ${reason}`;
   }
 }
