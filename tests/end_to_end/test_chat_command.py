@@ -251,6 +251,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(server: LocalServer, tmp_pat
         user.read_until(PROMPT)
         user.type("Write a function.\r")
         user.read_until("3 tokens, ")
+        user.read_until(PROMPT)
         user.type(CTRL_D)
         assert user.ended() == 0
     assert list(tmp_path.iterdir()) == []  # nothing is kept unless it is asked for

@@ -42,8 +42,9 @@ class Terminal:
 
     def ended(self) -> int:
         """Wait for its end, and return the exit code."""
+        deadline = time.monotonic() + PATIENCE_S
         while self._read():
-            pass
+            assert time.monotonic() < deadline, self._unseen()
         return self.process.wait(PATIENCE_S)
 
     @property

@@ -38,24 +38,30 @@ def talk(
     all_well = True
     while True:
         try:
-            typed = given.read()
-            if not typed.strip():
-                continue
-            meant = understand(typed, conversation, model)
+            all_well &= _turn(model, conversation, given, screen, interactive=interactive)
         except (EOFError, Ended):
             return all_well
         except KeyboardInterrupt:
             if not interactive:
                 raise
             screen.note("Ctrl-D or /exit ends.")
-        except Mistake as error:
-            all_well = False
-            screen.error(str(error))
-        else:
-            if isinstance(meant, Question):
-                all_well &= _answer(model, conversation, meant, screen, interactive=interactive)
-            elif meant:
-                screen.note(meant)
+
+
+def _turn(
+    model: ChatModel, conversation: Conversation, given: Input, screen: Screen, *, interactive: bool
+) -> bool:
+    """Read one text and do what it says. Return whether that could be done."""
+    try:
+        typed = given.read()
+        meant = understand(typed, conversation, model) if typed.strip() else None
+    except Mistake as error:
+        screen.error(str(error))
+        return False
+    if isinstance(meant, Question):
+        return _answer(model, conversation, meant, screen, interactive=interactive)
+    if meant:
+        screen.note(meant)
+    return True
 
 
 @dataclass(slots=True)

@@ -125,6 +125,16 @@ def test_a_dialog_that_is_too_long_is_told_the_way_out() -> None:
     assert shown[-1] == "note: Too long. /undo and /new make the dialog shorter."
 
 
+def test_ctrl_c_right_behind_an_answer_ends_nothing() -> None:
+    def end() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt  # as if the answer's own handler were gone already
+
+    whole, shown, _ = run(lambda: iter(["text"]), "hello", "/undo", at_end=end)
+    assert shown == ["begin", "text", "end", "note: Ctrl-D or /exit ends.", "note: The dialog is empty."]
+    assert not whole
+
+
 def test_ctrl_c_at_the_prompt_ends_nothing_but_a_pipe() -> None:
     whole, shown, _ = run(lambda: iter(()), KeyboardInterrupt, "/exit", "lost")
     assert (whole, shown) == (True, ["note: Ctrl-D or /exit ends."])
