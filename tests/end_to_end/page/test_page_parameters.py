@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llama_serving.contract.openapi import server_document
+from llama_serving.contract.server_openapi import server_document
 from tests.support.browser import GREEDY, PageDriver, answering, events
 from tests.support.in_process import LocalServer, serving
 
@@ -19,7 +19,16 @@ def test_parameters_and_what_they_accept_are_the_documents(user: PageDriver) -> 
         labels = user.page.locator("#fields label").all_text_contents()
         assert {"max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs"} <= set(labels)
         assert set(labels) <= schemas[schema]["properties"].keys()
-        assert not {"max_new_tokens", "num_return_sequences", "stream", "model", "tools"} & set(labels)
+        others = {
+            "max_new_tokens",
+            "num_return_sequences",
+            "stream",
+            "model",
+            "tools",
+            "cache_prompt",
+            "samplers",
+        }
+        assert not others & set(labels)
     hint = user.page.get_by_label("temperature", exact=True).locator("xpath=..").locator(".hint")
     assert hint.text_content() == schemas["parameters"]["properties"]["temperature"]["description"]
 

@@ -64,12 +64,24 @@ function unescaped(line) {
 /** Return the parameters that a route's body takes, by the OpenAPI document. */
 function parametersOf(openapi, route) {
   const body = follow(openapi, openapi.paths[route].post.requestBody.content["application/json"].schema).rule;
-  const found = new Map(Object.entries(body.properties).map(([name, rule]) => [name, follow(openapi, rule)]));
-  const supported = (name) => !OTHER.has(name) && found.get(name)?.rule.description && !found.get(name).rule.enum;
+  const named = openapi.components.schemas.parameters.properties;
+  const found = new Map(Object.entries(body.properties).map(([name, given]) => {
+    const {rule, end} = follow(openapi, given);
+    return [name, {rule, end: end ?? follow(openapi, named[name]).end}]; // a body may have a rule of its own for a name
+  }));
+  const supported = (name) => {
+    const rule = found.get(name)?.rule;
+    return rule?.description && !rule.enum && !OTHER.has(name) && !foreign(body.properties[name]);
+  };
   const shown = ORDER.filter(supported);
   const known = new Set(shown.flatMap((name) => [name, found.get(name).end]));
   const more = [...found.keys()].filter((name) => supported(name) && !known.has(name) && !known.has(found.get(name).end));
   return [...shown, ...more].map((name) => new Parameter(name, found.get(name).rule));
+}
+
+/** Return whether a rule is another protocol's: the body's own are in it, or among the parameters. */
+function foreign({$ref: reference}) {
+  return Boolean(reference) && !reference.startsWith("#/components/schemas/parameters/");
 }
 
 /** Return a rule behind its references, and the last of these: names of one parameter have it in common. */
