@@ -39,7 +39,7 @@ def dark(driver: PageDriver) -> None:
     driver.parameters(max_tokens="48", temperature="0.2", seed="1")
     driver.run()
     driver.page.locator("#elsewhere summary").click()
-    driver.page.get_by_label("Form").select_option("python")
+    driver.page.get_by_label("Form", exact=True).select_option("python")
     driver.page.locator("#snippet").evaluate("node => node.scrollIntoView({block: 'end'})")
     driver.page.evaluate("window.scrollTo(0, 0)")
 

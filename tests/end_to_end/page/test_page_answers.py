@@ -79,7 +79,7 @@ def test_tokens_that_share_a_character_are_one(user: PageDriver, mode: str, logp
 def snippet(user: PageDriver, form: str) -> str:
     if user.page.locator("#elsewhere").get_attribute("open") != "":
         user.page.locator("#elsewhere summary").click()
-    user.page.get_by_label("Form").select_option(form)
+    user.page.get_by_label("Form", exact=True).select_option(form)
     user.page.locator("#copy-code").click()
     return str(user.page.evaluate("navigator.clipboard.readText()"))
 
