@@ -9,14 +9,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
 DOCS_READY := $(VENV)/.ready-for-docs
+BROWSER_READY := $(VENV)/.ready-for-browser
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
+APART := $(addprefix --ignore tests/,vllm clients page)
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help house run serve test test-pythons vllm test-vllm clients test-clients check lint fmt typecheck yaml-check docs package resolve load batch-torture bench bench-gpu peers clean
+.PHONY: help house run serve test test-pythons vllm test-vllm clients test-clients test-page check lint fmt typecheck yaml-check docs package resolve load batch-torture bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,7 +30,7 @@ serve: $(READY)  ## Keep a server with the embedded model up (PORT=8453) and pri
 	$(BIN)/python -m llama_endpoints.devtools.demo serve --port $(or $(PORT),8453)
 
 test: $(READY_TO_TEST)  ## Run all tests, in two processes (JOBS)
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --ignore tests/vllm --ignore tests/clients
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(APART)
 
 # torch is there for few of them; what needs none is tested under each that is installed.
 test-pythons:  ## Test what needs no torch under each Python from 3.11 on that is installed
@@ -46,6 +48,10 @@ clients: $(CLIENTS_READY)  ## Install clients that others wrote into .venv-clien
 test-clients: $(READY)  ## Test that clients that others wrote work unchanged
 	@$(MAKE) --no-print-directory clients || ! $(BIN)/pip index versions pip >/dev/null 2>&1
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/clients
+
+# Without Chromium (Debian's package `chromium`) the tests skip, and say so.
+test-page: $(BROWSER_READY)  ## Test our server's page in the Chromium of this machine
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/page
 
 check: lint typecheck yaml-check test  ## Lint, types, YAML and all tests: what CI runs first
 
@@ -109,7 +115,11 @@ $(READY): pyproject.toml constraints.txt
 
 # (Spark and Playwright are large, and only one file of tests needs each.)
 $(READY_TO_TEST): $(READY)
-	$(INSTALL) '.[dev,browser,spark]'
+	$(INSTALL) '.[dev,spark]'
+	@touch $@
+
+$(BROWSER_READY): $(READY)
+	$(INSTALL) '.[dev,browser]'
 	@touch $@
 
 $(DOCS_READY): $(READY)

@@ -1,4 +1,4 @@
-"""The page's document, its policy, and who gets it: browsers alone. (How it works: tests/end_to_end/page/.)"""
+"""The page's document, its policy, and who gets it: browsers alone. (How it works: tests/page/.)"""
 
 import base64
 import hashlib
