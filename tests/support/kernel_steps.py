@@ -37,6 +37,8 @@ class Shape:
     vocab: int
     bits: int = 16
     layers: int = 2
+    head_bits: int = 0
+    """Those of the layers, if 0."""
 
 
 SHAPES: Final = (
@@ -45,6 +47,7 @@ SHAPES: Final = (
     Shape(hidden=16, ffn=97, heads=8, kv_heads=1, head_dim=64, vocab=3, bits=8),
     Shape(hidden=80, ffn=1, heads=4, kv_heads=2, head_dim=128, vocab=129, bits=8),
     Shape(hidden=112, ffn=65, heads=2, kv_heads=1, head_dim=64, vocab=66, bits=4),
+    Shape(hidden=112, ffn=65, heads=2, kv_heads=1, head_dim=64, vocab=66, bits=4, head_bits=16),
 )
 STEPS: Final = (
     ((0, 1, 1),),
@@ -151,7 +154,7 @@ class Kernels:
             layers=shape.layers, hidden=hidden, ffn=ffn, heads=shape.heads, kv_heads=shape.kv_heads,
             head_dim=shape.head_dim, vocab=shape.vocab, epsilon=1e-5, layer=self._layers,
             embedding=self._buffers.of(bf16(embedding)), norm=self._vector(hidden),
-            head=self._matrix(shape.vocab, hidden), cache=self._buffers.of(cache),
+            head=self._matrix(shape.vocab, hidden, shape.head_bits), cache=self._buffers.of(cache),
         )  # fmt: skip
 
     def _normal(self, *sizes: int) -> npt.NDArray[np.float32]:
@@ -160,10 +163,10 @@ class Kernels:
     def _vector(self, size: int) -> int:
         return self._buffers.of(bf16(np.abs(self._normal(size))))
 
-    def _matrix(self, outputs: int, inputs: int) -> c.Matrix:
+    def _matrix(self, outputs: int, inputs: int, bits: int = 0) -> c.Matrix:
         weight = self._normal(outputs, inputs) / np.float32(inputs**0.5)
         filled = (outputs + -outputs % PANEL, inputs + -inputs % DEPTH)
-        scales, numbers, bits = None, bf16(weight), self._shape.bits
+        scales, numbers, bits = None, bf16(weight), bits or self._shape.bits
         packed = self._buffers.room(filled[0] * filled[1] * bits // 8)
         if bits == 4:
             scales = self._buffers.room(filled[0] * filled[1] // DEPTH * 2)

@@ -13,6 +13,15 @@
 namespace llama {
 namespace {
 
+// Whether any matrix has weights of less than 16 bits.
+bool narrow(const Model& model) {
+    bool found = model.head.bits < 16;
+    for (int n = 0; n < model.layers; n++)
+        for (const Matrix* w : {&model.layer[n].qkv, &model.layer[n].o, &model.layer[n].gate_up, &model.layer[n].down})
+            found |= w->bits < 16;
+    return found;
+}
+
 // Buffers of a step, in one allocation.
 struct Room {
     float* x;        // (rows, hidden): activations between layers
@@ -28,7 +37,7 @@ struct Room {
         const int D = model.head_dim, threads = omp_get_max_threads(), many = filled(rows, ROWS_TOGETHER);
         const int widest = std::max({model.hidden, model.ffn, model.heads * D});
         scores_each = int64_t(filled(tokens, BLOCK_TOKENS)) * (model.heads / model.kv_heads);
-        panel_each = model.head.bits < 16 ? int64_t(filled(widest, DEPTH)) * PANEL : 0;
+        panel_each = narrow(model) ? int64_t(filled(widest, DEPTH)) * PANEL : 0;
         std::byte* const begin = at;
         // (A product writes whole panels, which may be wider than the part that is read.)
         x = taken<float>(at, many * int64_t(filled(model.hidden, PANEL)));
