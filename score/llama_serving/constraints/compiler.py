@@ -4,7 +4,8 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Final
 
 import numpy as np
@@ -19,12 +20,14 @@ MOST_KEPT: Final = 32
 LIMITS: Final[Mapping[str, Any]] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
+    "step_max_items": 600,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""llguidance's bounds of time and memory: some 20 ms to compile a pattern, 15 ms a token, 100 MB at the worst."""
+"""llguidance's bounds of time and memory. An ambiguous grammar takes up to 10 ms a token before it is too complex."""
+STACK: Final = 256 << 20
+"""Bytes. What a constraint of 65,536 characters needs is far below; pages that are not reached take no memory."""
 OPTIONS: Final = '%llguidance {"no_forcing": true}'
 """Where one text alone is possible, the model chooses its tokens too; llguidance would choose them by the tokenizer."""
 SPACE: Final = r"[\x20\x09\x0A\x0D]{1,40}"
@@ -75,7 +78,7 @@ class Compiler:
             BadRequest: it can't be held, or is too large.
         """
         with self._lock:  # (one at a time: who asks for the same waits for it)
-            compiled = self._kept.pop(constraint, None) or self._compiled(constraint, at)
+            compiled = self._kept.pop(constraint, None) or _with_stack(lambda: self._compiled(constraint, at))
             self._kept[constraint] = compiled
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
@@ -103,6 +106,26 @@ class Compiler:
         except BadRequest:
             raise refused(at, "nothing meets it, or it is too large") from None
         return compiled
+
+
+def _with_stack(work: Callable[[], Compiled]) -> Compiled:
+    """Do some work in a thread with a large stack: llguidance compiles by recursion, and an overflow would end the process."""
+    done: Future[Compiled] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # (raised by `result`)
+            done.set_exception(error)
+
+    before = threading.stack_size(STACK)
+    try:
+        thread = threading.Thread(target=run, name="constraint", daemon=True)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    return done.result()
 
 
 class _Vocabulary:

@@ -28,7 +28,7 @@ class Matcher:
     def __init__(self, state: Any, ordinary: Mask, eos: int, stop_ids: frozenset[int]) -> None:
         self._state, self._ordinary, self._eos = state, ordinary, eos
         self._ends = np.array(
-            sorted(i for i in stop_ids if i >= len(ordinary) or not ordinary[i]), dtype=np.int64
+            sorted(i for i in stop_ids if i < len(ordinary) and not ordinary[i]), dtype=np.int64
         )
         self._stop_ids = stop_ids
 

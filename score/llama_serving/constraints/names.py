@@ -14,6 +14,8 @@ Resolve = Callable[[str], Any]
 
 MOST_STEPS: Final = 50_000
 """Schemas to look at, each time that one is; behind them objects get fewer names, and texts stay valid."""
+MOST_NAMES: Final = 200_000
+"""Names in the sets that schemas are looked at with; behind them likewise."""
 _CHOICES: Final = ("anyOf", "oneOf")
 _OWN: Final = ("properties", "required")
 _NOBODY: Final = frozenset[str]()
@@ -32,6 +34,7 @@ class OtherNames:
         self._found: dict[int, Names] = {}
         self._named: dict[int, Names] = {}
         self._steps = 0
+        self._weight = 0
         self._seen: set[tuple[int, Names]] = set()
         self._look_at(root)
 
@@ -41,7 +44,7 @@ class OtherNames:
 
     def _look_at(self, root: Any) -> None:
         left: list[tuple[Any, Names]] = [(root, _NOBODY)]
-        while left and self._steps < MOST_STEPS:
+        while left and self._steps < MOST_STEPS and self._weight < MOST_NAMES:
             self._steps += 1
             schema, others = left.pop()
             if isinstance(schema, dict) and (id(schema), others) not in self._seen:
@@ -56,6 +59,7 @@ class OtherNames:
         self._found[id(schema)] = self.of(schema) | others.union(*names) - own
         for at, part in enumerate(parts):
             known = others.union(own, *names[:at], *names[at + 1 :])
+            self._weight += len(known)
             yield from ((one, known) for one in part)
 
     def _parts(self, schema: Mapping[str, Any]) -> Iterator[list[Any]]:
@@ -84,7 +88,10 @@ class OtherNames:
 
 
 def _own_names(schema: Mapping[str, Any]) -> Names:
-    return frozenset(name for keyword in _OWN for name in schema.get(keyword) or () if isinstance(name, str))
+    given = (schema.get(keyword) for keyword in _OWN)
+    return frozenset(
+        name for names in given if isinstance(names, (dict, list)) for name in names if isinstance(name, str)
+    )
 
 
 def _inside(schema: Mapping[str, Any]) -> Iterator[Any]:

@@ -17,6 +17,8 @@ MOST_REPEATS: Final = 20_000
 """Of a character, repetitions inside of repetitions multiplied."""
 MOST_DEPTH: Final = 50
 MOST_LENGTH: Final = 8192
+MOST_BRANCHES: Final = 100
+"""Alternatives at the ends of a pattern that are written apart, each with its own anchors."""
 _LAST: Final = 0x10FFFF
 _SURROGATES: Final = (0xD800, 0xDFFF)
 
@@ -71,7 +73,7 @@ def whole(pattern: str) -> str:
     Raises:
         PatternError: the pattern can't be held.
     """
-    return _written(_placed(_Reader(pattern).read(), before=False, behind=False))
+    return _rewritten(pattern, open_ended=False)
 
 
 def found(pattern: str) -> str:
@@ -80,7 +82,15 @@ def found(pattern: str) -> str:
     Raises:
         PatternError: the pattern can't be held.
     """
-    return _written(_placed(_Reader(pattern).read(), before=True, behind=True))
+    return _rewritten(pattern, open_ended=True)
+
+
+def _rewritten(pattern: str, *, open_ended: bool) -> str:
+    node = _Reader(pattern).read()
+    try:
+        return _written(_placed(node, _Branches(), before=open_ended, behind=open_ended))
+    except RecursionError:
+        raise PatternError("the pattern is nested too deeply") from None
 
 
 def other_than(texts: Iterable[str]) -> str:
@@ -341,16 +351,35 @@ class _Reader:
 # --- anchors --------------------------------------------------------------------------------------
 
 
-def _placed(node: Node, *, before: bool, behind: bool) -> Node:
+class _Branches:
+    """Counts the alternatives that are written apart."""
+
+    def __init__(self) -> None:
+        self._left = MOST_BRANCHES
+
+    def take(self, number: int) -> None:
+        """Take note of some more.
+
+        Raises:
+            PatternError: they are too many.
+        """
+        self._left -= number
+        if self._left < 0:
+            raise PatternError(f"the pattern has more than {MOST_BRANCHES} alternatives with anchors")
+
+
+def _placed(node: Node, taken: _Branches, *, before: bool, behind: bool) -> Node:
     """Return a node for the whole text, without anchors.
 
     Args:
         node: as read.
+        taken: counts alternatives.
         before: whether other text may stand before what matches, if no anchor forbids it.
         behind: whether other text may stand behind it.
     """
     if isinstance(node, Alt):
-        return Alt(tuple(_placed(one, before=before, behind=behind) for one in node.branches))
+        taken.take(sum(map(_anchored, node.branches)))
+        return Alt(tuple(_placed(one, taken, before=before, behind=behind) for one in node.branches))
     items = list(_flat(node))
     while items and items[0] == Edge(end=False):
         del items[0]
@@ -360,19 +389,20 @@ def _placed(node: Node, *, before: bool, behind: bool) -> Node:
         behind = False
     for at in (0, len(items) - 1):
         if items and isinstance(items[at], Alt) and _anchored(items[at]):
-            return _spread(items, at, before=before, behind=behind)
+            return _spread(items, at, taken, before=before, behind=behind)
     if any(map(_anchored, items)):
         raise PatternError("the pattern has an anchor in the middle of a text")
     head, tail = (_ANYTHING,) if before else (), (_ANYTHING,) if behind else ()
     return Cat((*head, *items, *tail))
 
 
-def _spread(items: Sequence[Node], at: int, *, before: bool, behind: bool) -> Node:
+def _spread(items: Sequence[Node], at: int, taken: _Branches, *, before: bool, behind: bool) -> Node:
     """Return one branch for each alternative at an end of the sequence, since each has its own anchors."""
     chosen = items[at]
     branches = chosen.branches if isinstance(chosen, Alt) else ()
+    taken.take(len(branches))
     whole = [Cat((*items[:at], one, *items[at + 1 :])) for one in branches]
-    return Alt(tuple(_placed(one, before=before, behind=behind) for one in whole))
+    return Alt(tuple(_placed(one, taken, before=before, behind=behind) for one in whole))
 
 
 def _flat(node: Node) -> Iterable[Node]:

@@ -18,11 +18,13 @@ MOST_ITEMS: Final = 1000
 """The largest `minItems` and `maxItems`: each item is a part of the grammar."""
 MOST_JOINS: Final = 16
 """Schemas in all `allOf` beyond the first in each, and patterns beside such keywords."""
+MOST_REFERENCES: Final = 300
+"""Different targets of `$ref`. A chain of them is compiled by recursion, here and in vLLM."""
 MOST_CHARACTERS: Final = 10_000
 """The largest `minLength` and `maxLength`."""
 LARGEST_INTEGER: Final = 2**53
 """Beyond it a 64-bit float, as every JSON number is for many readers, has no exact value."""
-LONGEST_NAME: Final = 256
+LONGEST_NAME: Final = 80
 
 ANNOTATIONS: Final = frozenset(
     ("$comment", "$schema", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
@@ -69,8 +71,27 @@ def exact(schema: Any, at: str) -> Any:
         raise _refused(at, "nothing meets the schema `false`")
     if not isinstance(schema, dict) and schema is not True:
         raise _refused(at, "a schema is an object")
+    _check_joins(schema, at)
     made = _Walk(schema).schema(schema, at, 0)
     return {} if made is True else made
+
+
+def _check_joins(schema: Any, at: str) -> None:
+    """Refuse a schema that joins many others, or refers to many, before anything is done for each of them."""
+    joins, references, left = 0, set(), [schema]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            joined, reference = one.get("allOf"), one.get("$ref")
+            joins += max(0, len(joined) - 1) if isinstance(joined, list) else 0
+            references |= {reference} if isinstance(reference, str) else set()
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    if joins > MOST_JOINS:
+        raise _refused(f"{at}.allOf", f"more than {MOST_JOINS} schemas are joined. Join them yourself")
+    if len(references) > MOST_REFERENCES:
+        raise _refused(f"{at}.$ref", f"the schema refers to more than {MOST_REFERENCES} of its parts")
 
 
 def rebased(schema: Any, prefix: str) -> Any:
@@ -167,7 +188,8 @@ class _Walk:
 
 def _member(inside: Any, step: str) -> Any:
     if isinstance(inside, list):
-        return inside[int(step)] if step.isdecimal() and int(step) < len(inside) else None
+        usable = step.isascii() and step.isdecimal() and len(step) <= 6 and int(step) < len(inside)
+        return inside[int(step)] if usable else None
     return inside.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(inside, dict) else None
 
 
@@ -218,7 +240,8 @@ def _multiple(_: Any, value: Any, path: str, __: int, ___: Any) -> Any:
 
 def _count(most: int) -> "_Hold":
     def hold(_: Any, value: Any, path: str, __: int, ___: Any) -> Any:
-        whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        whole = number and value == int(value)
         if not whole or not 0 <= value <= most:
             raise _refused(path, f"it must be an integer from 0 to {most}")
         return int(value)
@@ -257,7 +280,7 @@ def _anchored(pattern: str, path: str) -> str:
 
 
 def _format(_: Any, value: Any, path: str, __: int, ___: Any) -> Any:
-    if value not in FORMATS:
+    if not isinstance(value, str) or value not in FORMATS:
         raise _refused(path, f"the formats that are held are {', '.join(FORMATS)}")
     return value
 

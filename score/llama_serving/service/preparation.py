@@ -67,7 +67,7 @@ class RequestPreparer:
         constraint, name = request.parameters.response_format, "response_format"
         if constraint is None:
             return None
-        if request.parameters.ignore_eos and not request.stop_token_ids:
+        if request.parameters.ignore_eos and not request.stop_token_ids & self._variant.special_ids:
             raise self._bad(
                 request,
                 "ignore_eos",

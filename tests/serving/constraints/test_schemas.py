@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from llama_serving.constraints import schemas
 from llama_serving.constraints.compiler import Compiler
-from llama_serving.constraints.constraint import Constraint, of_exact, of_schema
+from llama_serving.constraints.constraint import Constraint, of_exact, of_grammar, of_schema
 from llama_serving.errors import BadRequest
 from tests.support.walks import BYTES, walks
 
@@ -333,8 +333,72 @@ def test_sizes_are_bounded() -> None:
         of_schema(deep, "schema")
     with pytest.raises(BadRequest, match="more than 16 schemas"):
         of_schema({"allOf": [{"pattern": f"a.{{{number}}}b"} for number in range(20)]}, "schema")
-    chain = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(1200)}
-    assert of_schema({"$ref": "#/$defs/d0", "$defs": {**chain, "d1200": {"const": 1}}}, "schema")
+    with pytest.raises(BadRequest, match="more than 300 of its parts"):
+        of_schema(chain(1200), "schema")
+
+
+def chain(length: int, kind: str = "anyOf") -> Any:
+    """A schema that refers to a part, which refers to the next one."""
+    next_one = [{"$ref": f"#/$defs/d{number + 1}"} for number in range(length)]
+    parts = [{"anyOf": [one]} if kind == "anyOf" else {"type": "array", "items": one} for one in next_one]
+    return {
+        "$ref": "#/$defs/d0",
+        "$defs": {**{f"d{n}": part for n, part in enumerate(parts)}, f"d{length}": {"const": 1}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["anyOf", "items"])
+def test_a_chain_of_parts_is_compiled(kind: str) -> None:
+    COMPILER.compile(of_schema(chain(299, kind), "schema"), "schema")
+
+
+def test_a_chain_of_rules_is_compiled_or_refused() -> None:
+    def rules(number: int) -> str:
+        return "start: r0\n" + "".join(f"r{n}: r{n + 1}\n" for n in range(number)) + f'r{number}: "a"\n'
+
+    COMPILER.compile(of_grammar(rules(490), "it"), "it")
+    for grammar in (rules(3000), f'start: {"(" * 3000}"a"{")" * 3000}'):
+        with pytest.raises(BadRequest, match=r"more than 500 rules|nested deeper than 50"):
+            of_grammar(grammar, "it")
+
+
+def test_more_stack_is_there_than_the_longest_constraint_needs() -> None:
+    """Checks of length are left out: an overflow would end this process."""
+    rules = "start: r0\n" + "".join(f"r{n}: r{n + 1}\n" for n in range(4000)) + 'r4000: "a"\n'
+    assert len(rules) < 65_536
+    Compiler(BYTES).compile(Constraint("grammar", rules), "it")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"required": 5}, {"properties": True}, {"format": ["date"]}, {"minItems": float("inf")},
+        {"prefixItems": [True], "$ref": f"#/prefixItems/{'9' * 5000}"},
+        {"properties": {"a" * 256: True}, "additionalProperties": {"type": "null"}},
+        {"allOf": [{"properties": {f"p{n}": True}} for n in range(1000)]},
+        {"pattern": "(^|)" * 24}, {"pattern": "(^|^)" * 600}, {"pattern": "(" * 60 + ")" * 60},
+    ],
+)  # fmt: skip
+def test_what_is_no_schema_or_takes_too_long_is_refused(schema: Any) -> None:
+    with pytest.raises(BadRequest):
+        of_schema(schema, "schema")
+
+
+def test_a_name_of_eighty_characters_is_held() -> None:
+    schema = {
+        "properties": {"a" * 80: True},
+        "required": ["a" * 80],
+        "additionalProperties": {"type": "null"},
+    }
+    COMPILER.compile(of_schema(schema, "schema"), "schema")
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    ['start: "100%json"', "start: /%json/", 'start: "a" // %json\n', 'start: %json {"const": "a%json"}'],
+)
+def test_a_word_in_a_text_is_no_schema(grammar: str) -> None:
+    COMPILER.compile(of_grammar(grammar, "it"), "it")
 
 
 def test_compiled_constraints_are_kept_and_dropped() -> None:

@@ -17,6 +17,8 @@ from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.engine.batching.speculation import Speculation
 from llama_serving.sampling_params import FinishReason
 
+MOST_CONSTRAINED: Final = 4
+"""Most guesses behind a constrained text: each takes a copy of its matcher."""
 LOOK_AHEAD: Final = 64
 """Most waiting sequences to consider in one step."""
 
@@ -252,6 +254,8 @@ class Scheduler:
         """Return the span with guessed tokens after it, as many as pay and have blocks."""
         sequence, known = span.sequence, span.start + span.count
         left = sequence.params.max_new_tokens - sequence.num_generated - 1
+        if sequence.matcher is not None:
+            left = min(left, MOST_CONSTRAINED)
         guessed = self._speculation.guess(sequence.guesses, generating, left)
         missing = self._pool.blocks_for(known + len(guessed)) - len(sequence.blocks)
         if missing > 0 and missing + len(self.running) <= self._pool.num_free_blocks:
