@@ -162,6 +162,7 @@ def test_a_model_is_loaded_here(server: LocalServer, nano_model: Path) -> None:
         ((), 2, "Give either --model or --url."),
         (("--url", "http://127.0.0.1:1", "--model", "nano"), 2, "Give either --model or --url."),
         (("--url", "http://127.0.0.1:1"), 2, "http://127.0.0.1:1 does not answer: Connection refused. Start a server"),
+        (("--url", "http://127.0.0.1:1a"), 2, "--url must be an address such as"),
         (("--url", "127.0.0.1:8453"), 2, "--url must be an address such as"),
         (("--url", "http://user:secret@host"), 2, "without a user or a password"),
         (("--url", "http://127.0.0.1:1", "--threads", "2"), 2, "a running server has its own"),

@@ -112,7 +112,7 @@ def clients(own: RunningServer) -> tuple[openai.OpenAI, openai.AsyncOpenAI]:
     return openai.OpenAI(**options), openai.AsyncOpenAI(**options)
 
 
-EXTRA = ("min_new_tokens", "top_k", "repetition_penalty")
+EXTRA = ("min_new_tokens", "top_k", "repetition_penalty", "structured_outputs", "response_format")
 
 
 @pytest.mark.parametrize("name", NAMES)

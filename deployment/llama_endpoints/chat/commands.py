@@ -1,6 +1,5 @@
 """What is typed: a slash command, or text for the model."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -8,6 +7,9 @@ from typing import Any, Final
 
 from llama_endpoints.chat.conversation import PARAMETERS, Conversation, Mistake, Question
 from llama_endpoints.chat.model import ChatModel
+from llama_serving.contract.json_lines import json_line
+from llama_serving.contract.strict_json import decode_value
+from llama_serving.errors import BadRequest
 
 
 class Ended(Exception):
@@ -77,18 +79,15 @@ def _set(conversation: Conversation, text: str) -> str:
         conversation.set(name, _value(value.strip()))
     parameters = conversation.parameters
     if name or parameters:
-        return (
-            "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in parameters.items())
-            or "No parameters."
-        )
+        return "\n".join(f"{key} = {json_line(value)}" for key, value in parameters.items()) or "No parameters."
     return f"No parameters are set: the model's defaults are used. There are: {', '.join(PARAMETERS)}."
 
 
 def _value(text: str) -> Any:
     """Return JSON's value, or the text itself; None for no text."""
     try:
-        return json.loads(text) if text else None
-    except (ValueError, RecursionError):
+        return decode_value(text.encode()) if text else None
+    except (BadRequest, UnicodeEncodeError):
         return text
 
 

@@ -88,6 +88,7 @@ def _address(url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        parts.port  # noqa: B018  (raises for what is no port)
         secret = parts.username is not None or parts.password is not None
     except ValueError:
         usable = secret = False

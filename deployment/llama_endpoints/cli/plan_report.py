@@ -167,7 +167,7 @@ def _notes(plan: Plan, one: Fit) -> Iterator[str]:
     if one.sku.retired:
         yield "retired"
     elif one.sku.cloud is Cloud.AZURE and not one.sku.is_offered(plan.request.offer):
-        yield "not offered" if plan.request.offer in one.sku.offered else "unknown"
+        yield "no offer" if plan.request.offer in one.sku.offered else "unknown"
 
 
 def _misfits(plan: Plan) -> Iterator[str]:

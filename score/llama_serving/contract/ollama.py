@@ -150,6 +150,7 @@ def _request(body: Body, prompts: tuple[Input, ...], reply: ReplyShape, path: st
         reply,
         (path,) * len(prompts),
         "options",
+        beside=frozenset(("format", "logprobs", "stream")),
         ceiling=True,
         model=body.get("model"),
         spelling=(

@@ -179,6 +179,7 @@ class Request:
         reply: the shape of the response.
         paths: path of each input in the body, for error messages.
         parameters_path: path of the parameters in the body.
+        beside: the client's names of parameters that stand at the top of the body nevertheless.
         ceiling: `max_new_tokens` is reduced to what the context allows instead of being refused (as OpenAI does).
         model: the client's name of the model, if the protocol has one.
         include_usage: a stream ends with its usage.
@@ -210,6 +211,7 @@ class Request:
     min_indent: int = 0
     patience_s: float | None = None
     tools: Tools | None = None
+    beside: frozenset[str] = frozenset()
 
     def called(self, name: str) -> str:
         """Return the client's name of the parameter `name`: its own spelling, else its protocol's."""
@@ -218,7 +220,8 @@ class Request:
     def path(self, name: str) -> str:
         """Return the path of the parameter `name` in the body."""
         called = self.called(name)
-        return f"{self.parameters_path}.{called}" if self.parameters_path and not self.openai else called
+        inside = self.parameters_path and not self.openai and called not in self.beside
+        return f"{self.parameters_path}.{called}" if inside else called
 
     @property
     def chat(self) -> bool:

@@ -17,6 +17,8 @@ SCHEMAS: Final[Mapping[str, Any]] = {
     "response_format": {"json_schema": {"schema": None}},
     "structured_outputs": {"json": None},
     "tools": {"function": {"parameters": None}},
+    "format": None,
+    "json_schema": None,
 }
 """Where JSON schemas are, at any depth of a body."""
 _INTEGER_END: Final = 10**MAX_INTEGER_DIGITS

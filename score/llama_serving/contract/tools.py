@@ -18,7 +18,8 @@ from llama_serving.contract.request import Generation, ToolMode, Tools
 from llama_serving.errors import BadRequest
 
 _HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
-_TAIL: Final = re.compile(r"[\s}]*\Z")
+_TAIL: Final = "} \t\r\n"
+"""What may stand behind the arguments."""
 _NOTHING: Final = {"type": "object", "properties": {}, "additionalProperties": False}
 """A function without `parameters` takes none."""
 
@@ -122,7 +123,7 @@ class CallStream:
         call = call_in(self._text, self._tools)
         if call is None:
             return []
-        return self._deltas(call, _TAIL.sub("", call.arguments))
+        return self._deltas(call, call.arguments.rstrip(_TAIL))
 
     def finish(self) -> list[dict[str, Any]]:
         """Return what is left at the end."""

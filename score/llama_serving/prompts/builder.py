@@ -56,9 +56,10 @@ class PromptBuilder:
             BadRequest: as in `build`, with the input's path and index.
         """
         try:
-            most = request.parameters.max_new_tokens
-            new_tokens = 1 if most in (None, UNLIMITED) else most
-            return self.build(request.inputs[index], new_tokens, request.called("max_new_tokens"))
+            given, most = request.inputs[index], request.parameters.max_new_tokens
+            least = LEAST_MIDDLE if isinstance(given, Infill) and given.fitted else 1
+            new_tokens = least if most in (None, UNLIMITED) else most
+            return self.build(given, new_tokens, request.called("max_new_tokens"))
         except BadRequest as error:
             raise located(error, request, index) from None
 

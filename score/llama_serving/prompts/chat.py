@@ -27,8 +27,8 @@ def segments(dialog: Dialog, variant: ModelVariant) -> Segments:
     if variant.dialog is None:
         return completion.segments(_only_message(dialog, variant), variant)
     messages = unfolded(dialog) if variant.dialog is DialogFormat.INST else dialog.messages
+    _refuse_markers(messages, dialog.tools)
     messages = _with_tools(messages, dialog.tools)
-    _refuse_markers(messages)
     if variant.dialog is DialogFormat.INST:
         return _inst(messages, variant)
     return _source(messages, variant, continued=dialog.continued)
@@ -69,14 +69,16 @@ def _only_message(dialog: Dialog, variant: ModelVariant) -> Completion:
     return Completion(f"{dialog.tools}\n\n{content}\n" if dialog.tools else content)
 
 
-def _refuse_markers(messages: Sequence[Message]) -> None:
-    for position, message in enumerate(messages):
-        if message.role == "assistant":
-            continue  # the model's own earlier text cannot impersonate
-        marker = next((m for m in MARKERS if m in message.content), None)
+def _refuse_markers(messages: Sequence[Message], tools: str) -> None:
+    # (The model's own earlier text cannot impersonate.)
+    said = [
+        (f"Message {position}", one.content) for position, one in enumerate(messages) if one.role != "assistant"
+    ]
+    for what, content in (*said, ("A function", tools)):
+        marker = next((m for m in MARKERS if m in content), None)
         if marker:
             raise BadRequest(
-                f"Message {position} holds {marker}, which marks turns in the prompt format. Take it out: "
+                f"{what} holds {marker}, which marks turns in the prompt format. Take it out: "
                 "the server puts the marks in. (A plain completion may hold it.)",
                 code="invalid_dialog",
             )

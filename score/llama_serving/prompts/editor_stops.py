@@ -11,6 +11,7 @@ arrives: the result does not depend on how it was divided. Lines below are count
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 PAIRS: Final = ("()", "[]", "{}")
@@ -23,7 +24,8 @@ LONGEST: Final = 512
 """Characters of a line of the suffix; a longer one is not looked for: it is no line that somebody wrote."""
 NEAR: Final = 8_192
 """Characters on either side of the gap whose brackets are counted."""
-_QUOTED: Final = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
+_QUOTED: Final = re.compile(r"\"(?:[^\"\\\n]|\\.)*+(\"?)|'(?:[^'\\\n]|\\.)*+('?)")
+"""A quote and what follows on its line, up to the quote that closes it if there is one. (No part is looked at twice.)"""
 _WORD: Final = re.compile(r"\w+")
 
 
@@ -50,6 +52,7 @@ class Gap:
     open: int = 0
 
     @classmethod
+    @lru_cache(maxsize=8)  # (all sequences of a prompt have the same)
     def of(cls, prefix: str, suffix: str, min_indent: int = 0) -> "Gap":
         """Return the gap between two texts; `min_indent` is the block's indentation if the client knows it."""
         before = prefix.rpartition("\n")[2]
@@ -250,5 +253,5 @@ def _indent(line: str) -> int:
 
 def _balance(text: str, kinds: str = "".join(PAIRS)) -> int:
     """Return how many more brackets of these kinds a text opens than it closes, outside of quoted text."""
-    code = _QUOTED.sub("", text)
+    code = _QUOTED.sub(lambda found: "" if found[1] or found[2] else found[0], text)
     return sum(code.count(bracket) * (-1 if bracket in CLOSING else 1) for bracket in kinds)

@@ -17,6 +17,7 @@ from llama_serving.contract.request import Body
 from llama_serving.errors import NotFound
 from llama_serving.faults import as_serving_error
 from llama_serving.server import body_reader
+from llama_serving.server.body_reader import BodyReader
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.protocols import spoken_at
 from llama_serving.server.responses import as_json, refusal
@@ -30,6 +31,8 @@ DEFAULT_DEADLINE_S: Final = 178.0
 """Seconds; managed endpoints allow 180, less the time for the response."""
 READ_S: Final = 10.0
 """Seconds after its deadline in which a stream may still be read."""
+SMALL: Final = 16 * 1024
+"""Most bytes of a body that asks for nothing costly."""
 T = TypeVar("T")
 
 
@@ -51,7 +54,8 @@ class Scoring:
 
     def __init__(self, lifecycle: Lifecycle, settings: Settings, options: Options) -> None:
         self._lifecycle, self._settings, self._options = lifecycle, settings, options
-        self._body_reader = body_reader.BodyReader(settings.max_body, seconds=options.body_s)
+        self._body_reader = BodyReader(settings.max_body, seconds=options.body_s)
+        self._small_body_reader = BodyReader(min(SMALL, settings.max_body), seconds=options.body_s)
 
     def route(self, adapter: ProtocolAdapter) -> Callable[[Request], Awaitable[Response]]:
         """Return the function of one path."""
@@ -74,14 +78,15 @@ class Scoring:
 
         Args:
             answer: makes the response of the body.
-            costly: a request takes one of the slots.
+            costly: a request takes one of the slots, and its body may be as large as any. Others have small ones.
         """
+        body_reader = self._body_reader if costly else self._small_body_reader
 
         async def ask(request: Request) -> Response:
             try:
-                raw = await self._read(request)
+                raw = await self._read(request, body_reader)
                 with self._lifecycle.serving() as service, service.admitted() if costly else nullcontext():
-                    return as_json(await asyncio.to_thread(lambda: answer(service, strict_json.decode(raw))))
+                    return await asyncio.to_thread(lambda: as_json(answer(service, strict_json.decode(raw))))
             except ClientDisconnect:
                 return Response(status_code=GONE)
             except Exception as error:
@@ -90,16 +95,16 @@ class Scoring:
 
         return ask
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, request: Request, reader: BodyReader) -> bytes:
         headers, spoken = request.headers, spoken_at(request.url.path)
         # A page of another site can send a body without a media type unasked, but not without its origin.
         unsaid = spoken is not None and not spoken.names_media_type and "origin" not in headers
         http.check_media_type(headers.get("content-type"), headers.get("content-encoding"), unsaid=unsaid)
         self._lifecycle.ready()  # before a body of up to 4 MiB is read
-        return await self._body_reader.read(request.receive, declared=headers.get("content-length"))
+        return await reader.read(request.receive, declared=headers.get("content-length"))
 
     async def _score(self, adapter: ProtocolAdapter, request: Request) -> Response:
-        raw = await self._read(request)
+        raw = await self._read(request, self._body_reader)
         seconds = self._settings.deadline_s or DEFAULT_DEADLINE_S
         deadline = time.monotonic() + seconds
         with ExitStack() as held:

@@ -117,6 +117,12 @@ def test_a_parameter_is_set_and_unset() -> None:
         understand("/set maxtokens 3", conversation, Silent())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"\\ud800"', "9" * 40])
+def test_what_no_body_can_hold_is_no_value(value: str) -> None:
+    with pytest.raises(Mistake):
+        understand(f"/set temperature {value}", Conversation(chats=True), Silent())  # type: ignore[arg-type]
+
+
 def test_the_help_lists_every_command() -> None:
     text = understand("/help", Conversation(chats=True), Silent())  # type: ignore[arg-type]
     assert isinstance(text, str)

@@ -333,14 +333,21 @@ class TestPackaged:
         assert ModelFiles.find(model).variant.quantization == Quantization("gptq", 4, group_size=32)
         assert "quantization: gptq int4 in groups of 32" in (model / "MLmodel").read_text(encoding="utf-8")
 
-    @pytest.mark.parametrize(
-        ("engine", "says"), [("batching", "batching"), ("pipeline", "pipeline"), ("auto", "batching")]
-    )
-    def test_engines_that_cannot_name_the_one_that_can(self, model: Path, engine: str, says: str) -> None:
-        if engine == "auto" and torch.cuda.is_available():
+    def test_it_is_served_on_a_cpu(self, model: Path) -> None:
+        if torch.cuda.is_available():
             pytest.skip("auto is another engine on a GPU")
-        with pytest.raises(SetupError, match=f"The {says} engine doesn't .* Set LLAMA_ENGINE=vllm, or use the"):
-            Service.start(ModelFiles.find(model), Settings(engine=engine))
+        service = Service.start(ModelFiles.find(model), Settings())
+        try:
+            assert service.engine.stats().engine == "batching"
+            assert service.engine.stats().alive
+        finally:
+            service.close()
+
+    def test_the_engine_that_cannot_names_those_that_can(self, model: Path) -> None:
+        with pytest.raises(
+            SetupError, match=r"pipeline engine doesn't .* LLAMA_DTYPE=bfloat16.* LLAMA_ENGINE=vllm"
+        ):
+            Service.start(ModelFiles.find(model), Settings(engine="pipeline"))
 
     def test_the_pipeline_looks_before_it_loads(self, model: Path) -> None:
         with pytest.raises(SetupError, match="LLAMA_ENGINE=vllm"):

@@ -12,7 +12,7 @@ from llama_serving.contract.llamacpp import NAMES
 from llama_serving.contract.request import UNLIMITED, Completion, Infill, Parameters, TokenIds
 from llama_serving.contract.validation import schema
 from llama_serving.errors import BadRequest
-from llama_serving.prompts.builder import PromptBuilder
+from llama_serving.prompts.builder import LEAST_MIDDLE, PromptBuilder
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.server.protocols import PROTOCOLS
 from llama_serving.service.service import Service
@@ -189,10 +189,27 @@ def test_what_does_not_fit_is_left_out_far_from_the_gap(
     assert (prompt.before, prompt.after) == (prefix, suffix)
 
 
+@pytest.mark.parametrize("length", [{}, {"n_predict": -1}])
+def test_a_file_larger_than_the_context_leaves_room_for_the_text(
+    length: dict[str, int], nano_tokenizer: Tokenizer
+) -> None:
+    request = llamacpp.parse_infill({"input_prefix": "p = 1\n" * 900, "input_suffix": "", **length})
+    prompt = PromptBuilder(nano_tokenizer, CATALOG["nano"], 512).build_one(request, 0)
+    assert prompt.truncated
+    assert 512 - LEAST_MIDDLE - 16 < len(prompt.token_ids) <= 512 - LEAST_MIDDLE
+
+
 def test_a_model_without_infilling_says_so(nano_tokenizer: Tokenizer) -> None:
     with pytest.raises(BadRequest, match="can't fill in") as refusal:
         build(infill().inputs[0], CATALOG["codellama/CodeLlama-34b-hf"], nano_tokenizer)
     assert refusal.value.code == "infilling_unsupported"
+
+
+def test_a_null_in_a_schema_is_a_value() -> None:
+    held = {"type": "object", "properties": {"a": {"const": None}}, "required": ["a"]}
+    parsed = PROTOCOLS["/completion"].parse({"prompt": "a", "json_schema": held})
+    assert parsed.parameters.response_format is not None
+    assert '{"const":null}' in parsed.parameters.response_format.text
 
 
 # --- answers --------------------------------------------------------------------------------------

@@ -144,6 +144,14 @@ def test_what_generate_refuses(body: dict[str, Any], param: str, says: str) -> N
     assert says in refusal.message
 
 
+def test_a_format_is_named_as_the_client_does_and_its_nulls_are_values() -> None:
+    held = {"type": "object", "properties": {"a": {"const": None}}, "required": ["a"]}
+    parsed = generate(format=held, options={"temperature": 0})
+    assert '{"const":null}' in parsed.parameters.response_format.text
+    assert parsed.path("response_format") == "format"
+    assert parsed.path("temperature") == "options.temperature"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "says"),
     [

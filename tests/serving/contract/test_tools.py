@@ -218,6 +218,24 @@ def test_a_text_that_is_no_call_is_passed_on(text: str, cut: int) -> None:
 # --- the embedded model ---------------------------------------------------------------------------
 
 
+def test_white_space_inside_of_arguments_is_looked_at_once() -> None:
+    """(Looked at from each of its characters on, it would take hours.)"""
+    parsed = tools.parse({**BODY, "tool_choice": NAMED})
+    assert parsed is not None
+    text = json.dumps({"note": " " * 300_000 + "x"})
+    stream = tools.CallStream(parsed[0])
+    made = joined([*stream.push(text[:-9]), *stream.push(text[-9:]), *stream.finish()])
+    assert made[1] == text
+
+
+def test_a_mark_in_a_function_is_not_blamed_on_a_message() -> None:
+    marked = {"type": "function", "function": {"name": "a", "description": "[INST]"}}
+    (dialog,) = openai.parse_chat({**BODY, "tools": [marked]}).inputs
+    assert isinstance(dialog, Dialog)
+    with pytest.raises(BadRequest, match=r"A function holds \[INST\]"):
+        chat.segments(dialog, CATALOG["meta-llama/Llama-2-7b-chat-hf"])
+
+
 def answered(service: Service, **more: Any) -> dict[str, Any]:
     answer: dict[str, Any] = asked(
         service, "/v1/chat/completions", {**BODY, "temperature": 1, "max_tokens": 80, **more}

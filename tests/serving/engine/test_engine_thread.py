@@ -145,10 +145,13 @@ def test_a_stream_has_a_piece_for_each_turn(
 ) -> None:
     """Nothing follows a stop string, wherever in a batch of tokens it is complete."""
     handle = Handle()
-    prompt = SimpleNamespace(token_ids=(1,), before="", after="")
-    parameters = SimpleNamespace(return_full_text=False, stop=stops, logprobs=None)
+    prompt = SimpleNamespace(token_ids=(1,), before="", after="", stop_ids=frozenset())
+    parameters = SimpleNamespace(return_full_text=False, stop=stops, logprobs=None, editor_stops=None)
     sequence = SequenceOutput(
-        handle, cast("Any", prompt), cast("Any", SimpleNamespace(parameters=parameters)), nano_tokenizer
+        handle,
+        cast("Any", prompt),
+        cast("Any", SimpleNamespace(parameters=parameters, patience_s=None)),
+        nano_tokenizer,
     )
     turns = [nano_tokenizer.encode_continuation(text) for text in ("def f(", "x):")]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llama_serving.prompts.editor_stops import EditorStops, Gap
+from llama_serving.prompts.editor_stops import EditorStops, Gap, _balance
 from llama_serving.prompts.stops import StopFinder
 from llama_serving.prompts.text_end import Patience, TextEnd
 
@@ -188,3 +188,11 @@ def test_patience_runs_out_behind_a_line_break() -> None:
     assert patience.is_over("c\n")
     assert patience.is_over("d")
     assert not Patience(None).is_over("\n")
+
+
+def test_quotes_around_the_gap_are_looked_at_once() -> None:
+    """(Looked at from each of them on, these lines would take hours.)"""
+    marks = '\\"' * 300_000
+    assert _balance(f"({marks}", "()") == 1
+    assert _balance("f('(', \"[(\", x[0]", "()[]") == 1
+    assert _balance("f(x)  # don't (", "()") == 1

@@ -1,6 +1,6 @@
 """The page at `/`: one HTML document with its style and script inside, for browsers alone.
 
-Its files lie beside this one. They are joined when the server starts: nothing is compiled, and a browser needs one request.
+Its files lie beside this one. They are joined for the first browser: nothing is compiled, and a browser needs one request.
 """
 
 import base64

@@ -49,6 +49,7 @@ async function generate(request, {key, signal, view, pace, panel, onPiece}) {
   const end = {usage: null, reason: ""};
   const tokensOf = request.mode === "chat" ? chatTokens : completionTokens;
   const take = (choice, text) => {
+    while (view.texts.length <= choice.index) view.add(view.texts.length, "");
     if (text) view.add(choice.index, text);
     if (!choice.finish_reason) return;
     end.reason = ENDS[choice.stop_reason ?? choice.finish_reason];
@@ -63,7 +64,6 @@ async function generate(request, {key, signal, view, pace, panel, onPiece}) {
     for (const choice of event.choices) {
       const text = choice.delta?.content ?? choice.text ?? "";
       if (text) pace.piece();
-      while (view.texts.length <= choice.index) view.add(view.texts.length, "");
       take(choice, text);
       onPiece();
     }

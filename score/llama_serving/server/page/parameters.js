@@ -2,10 +2,11 @@
 
 // Shown in this order; other parameters of the document follow.
 const ORDER = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-  "frequency_penalty", "stop", "seed", "n", "logprobs", "top_logprobs", "min_tokens", "do_sample", "ignore_eos", "echo"];
+  "frequency_penalty", "stop", "seed", "n", "logprobs", "top_logprobs", "min_tokens", "do_sample", "ignore_eos"];
 // Fields that are no parameters, or that the page fills itself.
 const OTHER = new Set(["prompt", "suffix", "messages", "model", "stream", "stream_options", "return_token_ids",
-  "return_tokens_as_token_ids", "continue_final_message", "add_generation_prompt"]);
+  "return_tokens_as_token_ids", "continue_final_message", "add_generation_prompt", "echo", "tools", "tool_choice",
+  "parallel_tool_calls"]);
 
 /** A parameter: its name and what the document says of it. */
 class Parameter {
@@ -74,7 +75,7 @@ function parametersOf(openapi, route) {
     return rule?.description && !rule.enum && !OTHER.has(name) && !foreign(body.properties[name]);
   };
   const shown = ORDER.filter(supported);
-  const known = new Set(shown.flatMap((name) => [name, found.get(name).end]));
+  const known = new Set(shown.flatMap((name) => [name, found.get(name).end]).filter(Boolean));
   const more = [...found.keys()].filter((name) => supported(name) && !known.has(name) && !known.has(found.get(name).end));
   return [...shown, ...more].map((name) => new Parameter(name, found.get(name).rule));
 }

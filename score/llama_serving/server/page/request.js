@@ -36,9 +36,10 @@ function batchRow(request) {
   return Object.keys(parameters).length ? {...input, parameters} : input;
 }
 
-/** Return the parameters as /score and batch rows take them; `logprobs` is a number there. */
+/** Return the parameters as /score and batch rows take them; `logprobs` is a number there, and ids end no text. */
 function ownParameters({mode, parameters}) {
-  if (mode !== "chat") return parameters;
-  const {logprobs, top_logprobs, ...rest} = parameters;
+  const {stop_token_ids, ...own} = parameters;
+  if (mode !== "chat") return own;
+  const {logprobs, top_logprobs, ...rest} = own;
   return logprobs ? {...rest, logprobs: top_logprobs ?? 0} : rest;
 }
