@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from llama_endpoints.devtools.servers import console_script, own_server
 from load_tests.bench import busy, contestants, crowd, front, jobs, limit, report, scenarios, vllm_peer
-from load_tests.bench.measure import Sample, throughput
+from load_tests.bench.measure import PLAIN, Sample, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,7 +233,7 @@ def _jobs(checkpoint: Path, output: Path, rounds: int, number: int) -> dict[str,
     work, python = jobs.write(output / "rows.jsonl", number), contestants.PEERS / "bin" / "python"
     pairs = []
     for _ in tqdm(range(rounds), desc="batch job", file=sys.stderr):
-        ours = jobs.by_the_command(output / "packaged", work, output / "records.jsonl")
+        ours = jobs.by_the_command(output / "packaged", work, output / "records.jsonl", env=PLAIN)
         pairs.append({"ours": ours, "pipeline": jobs.by_a_loop(python, checkpoint, work)})
     ratios = [pair["pipeline"] / pair["ours"] for pair in pairs]
     rates = [number / pair["ours"] for pair in pairs]

@@ -15,6 +15,8 @@ from statistics import median
 from typing import IO, TYPE_CHECKING, Final, cast
 
 from llama_serving.engine.batching.factory import start
+from llama_serving.settings import Settings
+from load_tests.bench.measure import NO_GUESSES
 from load_tests.bench.scenarios import rate
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ def _others() -> Iterator[None]:
 
 
 def _serve(checkpoint: Path) -> None:
-    engine = start(checkpoint, dtype="bfloat16", context=512)
+    engine = start(checkpoint, dtype="bfloat16", context=512, settings=Settings(speculative_tokens=NO_GUESSES))
     for number, line in enumerate(sys.stdin):
         print(rate(engine, int(line), number).rate, flush=True)  # noqa: T201
     engine.close()

@@ -19,6 +19,8 @@ from llama_endpoints.devtools.servers import LOOPBACK, azmlinfsrv, free_port, ml
 from llama_serving.engine.batching.factory import start
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.sampling_params import SamplingParams
+from llama_serving.settings import Settings
+from load_tests.bench.measure import NO_GUESSES, PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -91,7 +93,7 @@ def missing() -> str | None:
 @contextmanager
 def _engine(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
     tokenizer = Tokenizer.from_folder(checkpoint)
-    engine = start(checkpoint, dtype="bfloat16", context=2048)
+    engine = start(checkpoint, dtype="bfloat16", context=2048, settings=Settings(speculative_tokens=NO_GUESSES))
 
     def ask(prompt: str, new_tokens: int) -> int:
         handle = engine.submit([1, *tokenizer.encode(prompt)], SamplingParams(max_new_tokens=new_tokens))
@@ -105,19 +107,19 @@ def _engine(checkpoint: Path) -> Iterator[Callable[[str, int], int]]:
 
 @contextmanager
 def _own(model: Path, *, stream: bool) -> Iterator[Callable[[str, int], int]]:
-    with own_server(model) as server:
+    with own_server(model, env=PLAIN) as server:
         yield streamed(f"{server.url}/v1") if stream else completions(f"{server.url}/v1")
 
 
 @contextmanager
 def _score(model: Path) -> Iterator[Callable[[str, int], int]]:
-    with azmlinfsrv(model, score=ROOT / "score", threads=70) as server:
+    with azmlinfsrv(model, score=ROOT / "score", env=PLAIN, threads=70) as server:
         yield _ours(server, "/score", lambda data: {"input_data": data})
 
 
 @contextmanager
 def _invocations(model: Path) -> Iterator[Callable[[str, int], int]]:
-    with mlflow_serve(model) as server:
+    with mlflow_serve(model, env=PLAIN) as server:
         yield _ours(server, "/invocations", lambda data: {"inputs": data})
 
 

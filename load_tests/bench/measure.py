@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 Ask = "Callable[[str, int], int]"
 """(prompt, new tokens) -> tokens returned."""
 
+NO_GUESSES: Final = 0
+"""`speculative_tokens`. Texts of random weights repeat themselves, so that guesses would show more than trained models have of
+them; `speculation.py` measures these."""
+PLAIN: Final = {"LLAMA_SPECULATIVE_TOKENS": str(NO_GUESSES)}
+
 WORDS: Final = (
     "def",
     "return",

@@ -23,7 +23,7 @@ from llama_serving.engine.batching.factory import start
 from llama_serving.engine.batching.native import cpu
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.settings import Settings
-from load_tests.bench.measure import Sample, throughput
+from load_tests.bench.measure import NO_GUESSES, Sample, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -272,7 +272,11 @@ def _elsewhere(checkpoint: Path, what: str, backend: str = "auto") -> str:
 def _started(checkpoint: Path, name: str, *, context: int, max_num_seqs: int = CLIENTS) -> Engine:
     backend, quantization, instructions = BACKENDS[name]
     settings = Settings(
-        max_num_seqs=max_num_seqs, backend=backend, quantization=quantization, cpu_instructions=instructions
+        max_num_seqs=max_num_seqs,
+        backend=backend,
+        quantization=quantization,
+        cpu_instructions=instructions,
+        speculative_tokens=NO_GUESSES,
     )
     return start(checkpoint, dtype="bfloat16", context=context, settings=settings)
 
