@@ -257,6 +257,8 @@ class Scheduler:
         if sequence.matcher is not None:
             left = min(left, MOST_CONSTRAINED)
         guessed = self._speculation.guess(sequence.guesses, generating, left)
+        if not guessed:
+            return span
         missing = self._pool.blocks_for(known + len(guessed)) - len(sequence.blocks)
         if missing > 0 and missing + len(self.running) <= self._pool.num_free_blocks:
             sequence.blocks += self._pool.allocate(missing) or []

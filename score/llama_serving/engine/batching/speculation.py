@@ -21,6 +21,8 @@ ROW: Final = 1 / 32
 """Cost of a further row, in steps of one row, until it is measured."""
 CHEAPEST: Final = 1 / 256
 """Least cost of a further row: a measured one may be below 0 by chance."""
+MARGIN: Final = 1.5
+"""Times its cost that a guess must be expected to bring: looking it up and drawing from it take time too."""
 OUTLIER: Final = 3.0
 """Times the mean duration above which a step was interrupted, and says nothing about its rows."""
 
@@ -39,18 +41,23 @@ class PromptLookup:
 
     def guess(self, count: int) -> tuple[int, ...]:
         """Return `count` tokens that may follow; none if the last tokens are new."""
+        self._index()
         ids = self._ids
-        for at in range(self._indexed, len(ids)):
-            for length in LENGTHS:
-                if length <= at:
-                    self._next[tuple(ids[at - length : at])] = at
-        self._indexed = len(ids)
         for length in LENGTHS:
             found = self._next.get(tuple(ids[-length:])) if length < len(ids) else None
             if found is not None:
                 # Past the end the text goes on with what was guessed.
                 return tuple(ids[found + n % (len(ids) - found)] for n in range(count))
         return ()
+
+    def _index(self) -> None:
+        """Index the ids that are new. (A prompt has thousands, so no step of it is interpreted.)"""
+        ids, end = self._ids, len(self._ids)
+        for length in (one for one in LENGTHS if one < end):
+            first = max(self._indexed, length)
+            runs = zip(*(ids[first - length + n : end - length + n] for n in range(length)), strict=True)
+            self._next.update(zip(runs, range(first, end), strict=True))
+        self._indexed = end
 
 
 @dataclass(slots=True)
@@ -59,7 +66,7 @@ class Guesses:
 
     lookup: PromptLookup
     accepted: float = 1.0
-    tried: float = 2.0
+    tried: float = 3.0
     steps_without: int = 0
 
     @property
@@ -131,7 +138,7 @@ class Speculation:
         most = min(self.most, left)
         if most < 1:
             return ()
-        count = min(most, self._count(guesses.share, self.cost.row(generating) * generating))
+        count = min(most, self._count(guesses.share, MARGIN * self.cost.row(generating) * generating))
         guesses.steps_without += 1
         if guesses.steps_without > PROBE:
             count = max(count, 1)
