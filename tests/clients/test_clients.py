@@ -153,6 +153,7 @@ def test_ollama(ask: Ask, keyed: RunningServer, expected: Expected) -> None:
     assert told.pop("models") == [["nano:latest"], ["nano:latest"]]
     assert told.pop("model") == {"capabilities": ["completion", "insert"], "context": 2048, "family": "llama"}
     assert told.pop("infilling")
+    assert told.pop("held") == "a"
     assert told == {name: of_ollama(name, expected) for name in told}
     statuses = {"no key": 401}
     assert errors == {name: {"status": statuses.get(name, 400), "sentence": True} for name in errors}

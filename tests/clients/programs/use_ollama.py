@@ -1,6 +1,7 @@
 """Ollama's own package: both calls, whole and in pieces, with and without waiting, the model's facts, and its errors."""
 
 import asyncio
+import json
 
 import ollama
 from asked import asked, told
@@ -45,6 +46,9 @@ told(
         "completion in pieces": "".join(piece.response for piece in pieces),
         "single": client.generate(**SINGLE).response,
         "infilling": client.generate(**SINGLE, suffix="\n\nprint(f(1))\n").response,
+        "held": json.loads(
+            client.generate(**{**SINGLE, "options": {"num_predict": 100}}, format={"const": "a"}).response
+        ),
         **asyncio.run(asynchronous()),
         "models": [[one.model for one in listed().models] for listed in (client.list, client.ps)],
         "model": {
@@ -57,7 +61,7 @@ told(
             "pull": error_of(client.pull, "codellama"),
             "delete": error_of(client.delete, "codellama"),
             "embed": error_of(client.embed, "codellama", "a"),
-            "format": error_of(client.chat, **CHAT, format="json"),
+            "format": error_of(client.chat, **CHAT, format={"type": "array", "uniqueItems": True}),
             "too long": error_of(client.generate, "codellama", "x " * 3000),
             "in a stream": error_of(lambda: list(client.generate("codellama", "x " * 3000, stream=True))),
         },
