@@ -55,8 +55,7 @@ def distributions(folder: Path, quantization: str) -> torch.Tensor:
     rng = random.Random(2)  # noqa: S311
     blocks = range(backend.num_blocks)
     rows = [
-        Rows((rng.randrange(backend.vocab),), at, blocks, prefill=True, needs_logits=True)
-        for at in range(TOKENS)
+        Rows((rng.randrange(backend.vocab),), at, blocks, prefill=True, num_logits=1) for at in range(TOKENS)
     ]
     return backend.forward(rows).double().log_softmax(-1)
 
@@ -76,7 +75,7 @@ def bits(backend: Backend) -> Callable[[Sequence[int]], float]:
 
     def of(ids: Sequence[int]) -> float:
         whole = range(backend.num_blocks)
-        rows = [Rows((token,), at, whole, prefill=True, needs_logits=True) for at, token in enumerate(ids[:-1])]
+        rows = [Rows((token,), at, whole, prefill=True, num_logits=1) for at, token in enumerate(ids[:-1])]
         logits = torch.cat([backend.forward(rows[at : at + 256]) for at in range(0, len(rows), 256)])
         taken = logits.log_softmax(-1)[torch.arange(len(rows)), torch.tensor(ids[1:])]
         return float(-taken.double().sum()) / float(torch.log(torch.tensor(2.0)))

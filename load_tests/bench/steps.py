@@ -37,9 +37,9 @@ def batches(block_tokens: int) -> list[list[Rows]]:
 
     def row(number: int) -> Rows:
         blocks = range(1 + number * each, 1 + (number + 1) * each)
-        return Rows((5 + number,), START, blocks, prefill=False, needs_logits=True)
+        return Rows((5 + number,), START, blocks, prefill=False, num_logits=1)
 
-    prompt = Rows(range(PROMPT), 0, range(1, 1 + PROMPT // block_tokens), prefill=True, needs_logits=True)
+    prompt = Rows(range(PROMPT), 0, range(1, 1 + PROMPT // block_tokens), prefill=True, num_logits=1)
     return [*([row(number) for number in range(count)] for count in GENERATING), [prompt]]
 
 

@@ -11,7 +11,7 @@ class SamplingParams:
     """How one sequence is sampled. Every field is set, so no library default applies.
 
     Attributes:
-        max_new_tokens: tokens to generate at most, at least 1.
+        max_new_tokens: tokens to generate at most; 0 only reads the prompt.
         min_new_tokens: tokens before `stop_ids` may be drawn.
         temperature: 0 is greedy.
         top_k: 0 is off.
@@ -22,6 +22,8 @@ class SamplingParams:
         index: position of the sequence among those returned for a prompt; random numbers depend on it.
         logprobs: how many of the most likely tokens to report for each generated one; None reports none. The
             log-probabilities are the model's own: before penalties, temperature and top_k, top_p, min_p.
+        prompt_logprobs: as `logprobs`, for the tokens of the prompt.
+        logit_bias: token ids and what is added to their logits, before penalties.
         constraint: what the text must hold to; `stop_ids` that stand for no text are drawn only where it may end.
     """
 
@@ -38,6 +40,8 @@ class SamplingParams:
     seed: int = 0
     index: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
     constraint: Constraint | None = None
 
 

@@ -157,7 +157,7 @@ def test_ollamas_clients_need_not_name_json_but_pages_must(
 def test_tokens_and_back(server: LocalServer) -> None:
     text = "def f(x): return '🦙' </s>"
     tokens = post(f"{server.url}/tokenize", {"content": text}).json["tokens"]
-    assert post(f"{server.url}/detokenize", {"tokens": tokens}).json == {"content": text}
+    assert post(f"{server.url}/detokenize", {"tokens": tokens}).json == {"content": text, "prompt": text}
     assert 2 not in tokens
     more = post(f"{server.url}/tokenize", {"content": text, "add_special": True, "with_pieces": True}).json[
         "tokens"

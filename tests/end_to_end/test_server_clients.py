@@ -240,7 +240,7 @@ def test_probes_and_documents(own: RunningServer) -> None:
     assert get(own, "/health/live").json == {"status": "live"}
     assert get(own, "/health/ready").json == {"status": "ready"}
     assert get(own, "/ping").text == "\n"
-    assert get(own, "/version").text == "0.1.0"
+    assert get(own, "/version").json == {"version": "0.1.0"}
     paths = get(own, "/openapi.json").json["paths"]
     assert {"/score", "/invocations", "/v1/completions", "/v1/chat/completions", "/v1/models"} <= paths.keys()
 

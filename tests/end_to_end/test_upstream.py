@@ -64,6 +64,11 @@ ASKED: dict[str, dict[str, Any]] = {
         "parameters": {**GREEDY, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.25},
     },
     "a stop": {"input_string": [COMPLETION], "parameters": {**GREEDY, "stop": ["e"], "return_full_text": True}},
+    "log-probabilities of the prompt": {
+        "input_string": [COMPLETION, "x"],
+        "parameters": {**GREEDY, "prompt_logprobs": 3, "logit_bias": {"100": 5, "7": -100}},
+    },
+    "the prompt alone": {"input_string": [GAP], "parameters": {"max_new_tokens": 0, "prompt_logprobs": 0}},
     "log-probabilities": {"input_string": [COMPLETION], "parameters": {**GREEDY, "logprobs": 3, "details": True}},
     # Only our own server draws as we do.
     "a seed": {

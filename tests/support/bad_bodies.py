@@ -223,6 +223,8 @@ EDGES: Final[Mapping[str, Edges]] = {
     "echo": _BOOLEAN,
     "ignore_eos": _BOOLEAN,
     "logprobs": Edges((0, 5, 2.0, None), (-1, 6, *_NO_INTEGER)),
+    "prompt_logprobs": Edges((0, 5, 2.0, None), (-1, 6, *_NO_INTEGER)),
+    "logit_bias": Edges(({"5": 1.5}, None), _NO_OBJECT),
     "details": _BOOLEAN,
     "stream": _BOOLEAN,
     "continue_final_message": _BOOLEAN,
@@ -248,6 +250,8 @@ def field(name: str, value: Any) -> dict[str, Any]:
     """The field of `Parameters`, and what it must be, after the parameter `name` was given as `value`."""
     if name in _CONSTRAINTS:
         return {"response_format": None if value is None else _CONSTRAINTS[name]}
+    if name == "logit_bias":
+        return {name: None if value is None else tuple((int(i), bias) for i, bias in value.items())}
     texts = (value,) if isinstance(value, str) else value
     return {ALIASES.get(name, name): tuple(texts) if isinstance(texts, list) else texts}
 
@@ -444,7 +448,7 @@ REFUSED_BY_THE_MODEL: Final = (
 # --- OpenAI ---------------------------------------------------------------------------------------
 
 UNSUPPORTED: Final = (
-    "functions", "function_call", "logit_bias", "modalities", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options",
+    "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort", "verbosity", "web_search_options",
     "service_tier", "best_of", "add_special_tokens",
 )  # fmt: skip
 CALLING: Final = ("tools", "tool_choice", "parallel_tool_calls")
@@ -493,12 +497,21 @@ WRONG_OPENAI: Final = (
     Bad("a string and token ids", {"prompt": [SECRET, [1]]}, "invalid_value", "prompt[1]", 1),
     Bad("two gaps", {"prompt": [SECRET, "<FILL_ME>a<FILL_ME>"]}, "invalid_value", "prompt[1]", 1),
     Bad("a suffix to two prompts", {"prompt": [SECRET, SECRET], "suffix": SECRET}, "invalid_value", "suffix"),
-    Bad("echo with logprobs", {**_COMPLETION, "echo": True, "logprobs": 1}, "unsupported_field", "logprobs"),
+    Bad("echo with logprobs of an infilling", {**_COMPLETION, "suffix": "x", "echo": True, "logprobs": 1}, "unsupported_field",
+        "logprobs"),
+    Bad("a shortened infilling", {**_COMPLETION, "suffix": "x", "truncate_prompt_tokens": 5}, "unsupported_field",
+        "truncate_prompt_tokens"),
+    *(Bad(f"truncate_prompt_tokens {value}", {**body, "truncate_prompt_tokens": value}, "invalid_value",
+          "truncate_prompt_tokens") for body in (_COMPLETION, _CHAT) for value in (0, -2, True, "5")),
+    *(Bad(f"logit_bias of {value}", {**body, "logit_bias": value}, "invalid_value", "logit_bias")
+      for body in (_COMPLETION, _CHAT) for value in ({"x": 1}, {"-1": 1}, {"5": 1, "05": 1}, {"1" * 10: 1}, {str(n): 1 for n in range(1025)})),
+    Bad("a bias that is too large", {**_COMPLETION, "logit_bias": {"5": 101}}, "invalid_value", "logit_bias.5"),
+    Bad("usage so far without usage", {**_COMPLETION, "stream": True, "stream_options": {"continuous_usage_stats": True}},
+        "invalid_value", "stream_options.continuous_usage_stats"),
     Bad("echo with token ids", {**_COMPLETION, "echo": True, "return_token_ids": True}, "unsupported_field",
         "return_token_ids"),
     Bad("one id to stop at", {**_COMPLETION, "stop_token_ids": 2}, "invalid_value", "stop_token_ids"),
     Bad("a text to stop at among ids", {**_COMPLETION, "stop_token_ids": [SECRET]}, "invalid_value", "stop_token_ids[0]"),
-    Bad("token ids to a chat", {**_CHAT, "return_token_ids": True}, "unknown_field", "return_token_ids"),
     Bad("logprobs true to a completion", {**_COMPLETION, "logprobs": True}, "invalid_value", "logprobs",
         stock=Stock.OWN),
     Bad("a number of logprobs to a chat", {**_CHAT, "logprobs": 1}, "invalid_value", "logprobs"),

@@ -59,7 +59,7 @@ def generated(backend: Backend, rng: random.Random) -> bool:
     """Whether a generated token has the same logits alone and beside other rows."""
     cache = Cache(backend, rng)
     start = _length(rng)
-    mine = Rows(ids(rng, 1), start, cache.blocks(start + 1), prefill=False, needs_logits=True)
+    mine = Rows(ids(rng, 1), start, cache.blocks(start + 1), prefill=False, num_logits=1)
     alone = backend.forward([mine])[0]
     return torch.equal(among(backend, mine, other_rows(cache, rng, most=rng.choice((1, 9, 40))), rng), alone)
 
@@ -69,7 +69,7 @@ def prompt(backend: Backend, rng: random.Random) -> bool:
     cache = Cache(backend, rng)
     start, count = _length(rng) if rng.random() < 0.7 else 0, rng.randint(1, 150)
     blocks, tokens = cache.blocks(start + count), ids(rng, count)
-    alone = backend.forward([Rows(tokens, start, blocks, prefill=True, needs_logits=True)])[0]
+    alone = backend.forward([Rows(tokens, start, blocks, prefill=True, num_logits=1)])[0]
     return torch.equal(in_chunks(backend, tokens, blocks, rng, other_rows(cache, rng), first=start), alone)
 
 

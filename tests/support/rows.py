@@ -40,13 +40,13 @@ def other_rows(cache: Cache, rng: random.Random, *, vocab: int = VOCAB, most: in
                 start,
                 cache.blocks(start + 1),
                 prefill=False,
-                needs_logits=rng.random() < 0.8,
+                num_logits=int(rng.random() < 0.8),
             )
         )
     for _ in range(rng.randint(0, 2)):
         count, start = rng.randint(1, 70), rng.choice((0, 16, 33))
         own = cache.blocks(start + count)
-        rows.append(Rows(ids(rng, count, vocab), start, own, prefill=True, needs_logits=rng.random() < 0.5))
+        rows.append(Rows(ids(rng, count, vocab), start, own, prefill=True, num_logits=rng.randrange(count + 1)))
     return rows
 
 
@@ -62,7 +62,7 @@ def among(backend: Backend, mine: Rows, others: Sequence[Rows], rng: random.Rand
     """The logits (vocab,) of wanted rows that go through the model in a random place of the batch."""
     at = rng.randint(0, len(others))
     logits: torch.Tensor = backend.forward([*others[:at], mine, *others[at:]])
-    return logits[sum(rows.needs_logits for rows in others[:at])]
+    return logits[sum(rows.num_logits for rows in others[:at])]
 
 
 def in_chunks(
@@ -78,7 +78,7 @@ def in_chunks(
     start = 0
     while start < len(prompt):
         end = min(len(prompt), start + rng.randint(1, 80))
-        part = Rows(prompt[start:end], first + start, blocks, prefill=True, needs_logits=True)
+        part = Rows(prompt[start:end], first + start, blocks, prefill=True, num_logits=1)
         result = among(backend, part, rng.sample(others, rng.randint(0, len(others))), rng)
         start = end
     return result

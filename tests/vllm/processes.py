@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE_S = 240
@@ -81,6 +81,17 @@ def computing(pid: int) -> Callable[[], bool]:
     """Whether a process has computed for a while since now."""
     before = cpu_s(pid)
     return lambda: cpu_s(pid) > before + 0.3
+
+
+@contextmanager
+def held(pid: int) -> Iterator[None]:
+    """A process that does not go on meanwhile, unless it is killed."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def kill(pid: int) -> None:

@@ -184,6 +184,20 @@ def test_the_same_ids_and_log_probabilities(pair: Pair) -> None:
         assert dict(found.top)[found.id] == pytest.approx(found.logprob)
 
 
+@pytest.mark.parametrize("new", [0, 1, 5])
+def test_the_same_log_probabilities_of_a_prompt(pair: Pair, new: int) -> None:
+    prompt = [1, 1177, 294, 4003, *range(300, 400)]
+    params = SamplingParams(max_new_tokens=new, prompt_logprobs=3, logit_bias=((7, 100.0),))
+    theirs, ours = (engine.submit(prompt, params) for engine in (pair.vllm, pair.ours))
+    assert [token.id for token in theirs] == [token.id for token in ours] == [7] * new
+    assert theirs.finish_reason == ours.finish_reason == "length"
+    assert len(theirs.prompt) == len(ours.prompt) == len(prompt) - 1
+    for found, expected in zip(theirs.prompt, ours.prompt, strict=True):
+        assert (found.id, [i for i, _ in found.top]) == (expected.id, [i for i, _ in expected.top])
+        assert found.logprob == pytest.approx(expected.logprob, abs=LOGPROB)
+        assert found.rank in (None, expected.rank)
+
+
 def test_sixteen_at_a_time_are_the_same_as_one(pair: Pair) -> None:
     theirs, own = pair.services(NANO)
     prompts = [f"def f{n}(x, y{n}):\n" * (1 + n % 4) for n in range(32)]

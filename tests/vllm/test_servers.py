@@ -66,7 +66,9 @@ def killed_in_mid_request(server: RunningServer, ask: Callable[..., Answer], vic
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(ask, server, LONG)
         until(processes.computing(first[WORKER]))
-        processes.kill(first[victim])
+        with processes.held(first[WORKER]):  # (however late this was seen, the answer is not complete)
+            assert not waiting.done(), "it ended before it could be killed"
+            processes.kill(first[victim])
         answer = waiting.result(processes.PATIENCE_S)
     assert answer.status == 503, answer.text
     assert retry_after(answer) > 0

@@ -23,6 +23,7 @@ def details(
             "logprobs": None
             if sequence.logprobs is None
             else completion_logprobs(sequence.logprobs, as_ids=as_ids),
+            **prompt_logprobs(sequence),
             **(token_ids(sequence) if with_ids else {}),
         }
         for sequence in sequences
@@ -41,18 +42,38 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], *, as_ids: bool = False)
         "tokens": [names[token.drawn.id] for names, token in zip(named, tokens, strict=True)],
         "token_logprobs": [token.drawn.logprob for token in tokens],
         "top_logprobs": [
-            {names[one.id]: one.logprob for one in _alternatives(token)}
+            None
+            if token.drawn.logprob is None
+            else {names[one.id]: one.logprob for one in _alternatives(token)}
             for names, token in zip(named, tokens, strict=True)
         ],
         "text_offset": [token.offset for token in tokens],
     }
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """Return the `logprobs` object of OpenAI's chat completions."""
+def prompt_logprobs(generation: Generation) -> dict[str, Any]:
+    """Return the log-probabilities that `prompt_logprobs` requests, as vLLM writes them; nothing if it does not."""
+    tokens = generation.prompt_logprobs
+    return {} if tokens is None else {"prompt_logprobs": list(map(_of_prompt, tokens))}
+
+
+def _of_prompt(token: TokenLogprob) -> dict[str, Any] | None:
+    """Return a prompt token's own log-probability and the best ones, by id; None for the first token."""
+    if token.drawn.logprob is None:
+        return None
+    others = ((place, one) for place, one in enumerate(token.top, 1) if one.id != token.drawn.id)
+    return {
+        str(one.id): {"logprob": one.logprob, "rank": rank, "decoded_token": one.text}
+        for rank, one in ((token.rank, token.drawn), *others)
+    }
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob], *, as_ids: bool = False) -> dict[str, Any]:
+    """Return the `logprobs` object of OpenAI's chat completions; `as_ids` writes tokens as `token_id:7`."""
 
     def entry(one: Alternative) -> dict[str, Any]:
-        return {"token": one.text, "bytes": list(one.raw), "logprob": one.logprob}
+        name = f"token_id:{one.id}" if as_ids else one.text
+        return {"token": name, "bytes": list(one.raw), "logprob": one.logprob}
 
     return {
         "content": [

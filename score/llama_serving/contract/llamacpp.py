@@ -122,17 +122,6 @@ def tokens(ids: list[int], pieces: list[bytes] | None) -> dict[str, Any]:
     return {"tokens": [{"id": i, "piece": _piece(raw)} for i, raw in zip(ids, pieces, strict=True)]}
 
 
-def parse_detokenize(body: Body) -> list[int]:
-    """Return the ids to decode.
-
-    Raises:
-        BadRequest: the body is invalid.
-    """
-    body = present(body)
-    validate(body, "llamacpp#/$defs/detokenize")
-    return [int(i) for i in body["tokens"]]
-
-
 def props(model: str, context: int, slots: int, server: str) -> dict[str, Any]:
     """Return the response of `/props`."""
     return {

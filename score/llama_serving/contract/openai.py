@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters, tools
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
-from llama_serving.contract.details import chat_logprobs, completion_logprobs, token_ids
+from llama_serving.contract.details import chat_logprobs, completion_logprobs, prompt_logprobs
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
     UNLIMITED,
@@ -17,6 +17,7 @@ from llama_serving.contract.request import (
     Dialog,
     Generation,
     Generations,
+    Infill,
     Input,
     ReplyShape,
     Request,
@@ -57,6 +58,7 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
     return {
         **_head("chat.completion" if chat else "text_completion", model),
         "choices": [_choice(request, index, one) for index, one in enumerate(sequences)],
+        **(_of_prompt(request, sequences[0]) if chat else {}),
         "usage": _usage(generations),
     }
 
@@ -64,8 +66,8 @@ def answer(request: Request, generations: Generations, model: str) -> dict[str, 
 class Chunks:
     """OpenAI's chunk objects. A chat begins with the role; every sequence ends with its finish_reason.
 
-    Log-probabilities are in the last chunk of a sequence, or in each one if token ids are requested. Usage follows the
-    last sequence if `stream_options` requests it.
+    Log-probabilities are in the last chunk of a sequence, or in each one if token ids are requested; those of the prompt are
+    in the last one. Usage follows the last sequence if `stream_options` requests it.
     """
 
     def __init__(self, request: Request, model: str) -> None:
@@ -78,7 +80,10 @@ class Chunks:
         self._calls: dict[int, tools.CallStream] = {}
 
     def of(self, delta: Delta) -> list[dict[str, Any]]:
-        """Return the chunk of one piece of text, or of a sequence's end."""
+        """Return the chunks of one piece of text, or of a sequence's end."""
+        return [self._with_usage_so_far(one, delta) for one in self._pieces(delta)]
+
+    def _pieces(self, delta: Delta) -> list[dict[str, Any]]:
         role = {"role": "assistant"} if self._chat and delta.index not in self._started else {}
         self._started.add(delta.index)
         end = _end(self._request, delta.generation)
@@ -87,9 +92,28 @@ class Chunks:
         if self._request.tools is not None:
             return self._pieces_of_call(delta, self._request.tools, role, end)
         text = {"delta": {**role, "content": delta.text}} if self._chat else {"text": delta.text}
-        if self._request.return_token_ids:
-            end = {**end, **_piece(self._request, delta)}
-        return [{**self._head, "choices": [{"index": delta.index, **text, **end}]}]
+        return [self._chunk({"index": delta.index, **text, **end}, delta)]
+
+    def _chunk(self, choice: dict[str, Any], delta: Delta) -> dict[str, Any]:
+        """Return a chunk of one choice, with what else is requested of the piece."""
+        request, read = self._request, {}
+        if request.return_token_ids:
+            choice |= {"token_ids": list(delta.token_ids), "logprobs": _logprobs(request, delta.logprobs)}
+            ids = None if delta.prompt_token_ids is None else list(delta.prompt_token_ids)
+            read["prompt_token_ids"] = ids
+        if delta.generation is not None:
+            read |= prompt_logprobs(delta.generation)
+        if self._chat:
+            return {**self._head, "choices": [choice], **read}
+        return {**self._head, "choices": [{**choice, **read}]}
+
+    def _with_usage_so_far(self, chunk: dict[str, Any], delta: Delta) -> dict[str, Any]:
+        """Return a chunk with the usage of all sequences up to this piece, if each one is to have it."""
+        if delta.usage is None:
+            return chunk
+        ended = sum(one.usage.completion_tokens for one in self._ended if one is not delta.generation)
+        usage = Usage(delta.usage.prompt_tokens, ended + delta.usage.completion_tokens)
+        return {**chunk, "usage": usage.to_dict()}
 
     def _pieces_of_call(
         self, delta: Delta, offered: Tools, role: dict[str, str], end: dict[str, Any]
@@ -99,22 +123,20 @@ class Chunks:
         made = stream.push(delta.text)
         if delta.generation is not None:
             made += [*stream.finish(), {}]
-        if role and not made:
+        if (role or delta.token_ids) and not made:
             made = [{}]
         open_end = _end(self._request, None)
-        return [
+        chunks = [
             {
                 **self._head,
-                "choices": [
-                    {
-                        "index": delta.index,
-                        "delta": {**(role if i == 0 else {}), **one},
-                        **(end if i == len(made) - 1 else open_end),
-                    }
-                ],
+                "choices": [{"index": delta.index, "delta": {**(role if i == 0 else {}), **one}, **open_end}],
             }
-            for i, one in enumerate(made)
+            for i, one in enumerate(made[:-1])
         ]
+        for one in made[-1:]:
+            last = {"index": delta.index, "delta": {**({} if chunks else role), **one}, **end}
+            chunks.append(self._chunk(last, delta))
+        return chunks
 
     def last(self) -> list[dict[str, Any]]:
         """Return the chunks after the last sequence has ended."""
@@ -130,17 +152,17 @@ def parse_completion(body: Body) -> Request:
     prompts, paths = _prompts(body)
     made = _request(body, prompts, body, ReplyShape.COMPLETION, paths)
     parsed = made.parameters
-    if parsed.return_full_text and parsed.logprobs is not None:
-        raise BadRequest("`echo` and `logprobs` can't be combined: no log-probabilities of the prompt are kept. "
-                         "Leave one of them out.", code="unsupported_field", param="logprobs")  # fmt: skip
     if parsed.return_full_text and body.get("return_token_ids"):
         raise BadRequest("`echo` and `return_token_ids` can't be combined: the prompt's ids come in a field of their "
                          "own. Leave one of them out.", code="unsupported_field", param="return_token_ids")  # fmt: skip
+    echo_logprobs = bool(parsed.return_full_text) and parsed.logprobs is not None
+    if echo_logprobs and isinstance(prompts[0], Infill):
+        raise BadRequest("`echo` and `logprobs` can't be combined with `suffix`: the model reads both ends before the middle. "
+                         "Send `prompt_logprobs` in the place of `echo`.", code="unsupported_field", param="logprobs")  # fmt: skip
     return replace(
         made,
         stop_token_ids=frozenset(int(i) for i in body.get("stop_token_ids") or ()),
-        return_token_ids=bool(body.get("return_token_ids")),
-        tokens_as_ids=bool(body.get("return_tokens_as_token_ids")),
+        echo_logprobs=echo_logprobs,
     )
 
 
@@ -207,10 +229,29 @@ def _with_tools(made: Request, dialog: Dialog, body: Body) -> Request:
     )
 
 
+def _stream_options(body: Body) -> Mapping[str, Any]:
+    return body.get("stream_options") or {}
+
+
 def _check_stream_options(body: Body) -> None:
-    if (body.get("stream_options") or {}).get("include_usage") and not body.get("stream"):
+    options = _stream_options(body)
+    if options.get("include_usage") and not body.get("stream"):
         raise BadRequest("`stream_options` needs `stream: true` beside it.", code="invalid_value",
                          param="stream_options")  # fmt: skip
+    if options.get("continuous_usage_stats") and not options.get("include_usage"):
+        raise BadRequest("`stream_options.continuous_usage_stats` needs `include_usage: true` beside it.",
+                         code="invalid_value", param="stream_options.continuous_usage_stats")  # fmt: skip
+
+
+def _truncate(body: Body, prompts: tuple[Input, ...]) -> int | None:
+    """Return how many of a prompt's last tokens to keep; None is all of them."""
+    kept = body.get("truncate_prompt_tokens")
+    if kept is None:
+        return None
+    if any(isinstance(prompt, Infill) for prompt in prompts):
+        raise BadRequest("`truncate_prompt_tokens` can't be combined with `suffix`: the ends of the gap would be lost. "
+                         "Leave one of them out.", code="unsupported_field", param="truncate_prompt_tokens")  # fmt: skip
+    return int(kept)
 
 
 def _request(
@@ -225,7 +266,11 @@ def _request(
         "",
         ceiling=True,
         model=body.get("model"),
-        include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        include_usage=bool(_stream_options(body).get("include_usage")),
+        continuous_usage=bool(_stream_options(body).get("continuous_usage_stats")),
+        truncate_prompt_tokens=_truncate(body, prompts),
+        return_token_ids=bool(body.get("return_token_ids")),
+        tokens_as_ids=bool(body.get("return_tokens_as_token_ids")),
         spelling=parameters.spelling(known),
     )
 
@@ -259,17 +304,8 @@ def _logprobs(request: Request, tokens: Sequence[TokenLogprob] | None) -> dict[s
     if tokens is None:
         return None
     if request.reply is ReplyShape.CHAT:
-        return chat_logprobs(tokens)
+        return chat_logprobs(tokens, as_ids=request.tokens_as_ids)
     return completion_logprobs(tokens, as_ids=request.tokens_as_ids)
-
-
-def _piece(request: Request, delta: Delta) -> dict[str, Any]:
-    """Return the token ids of a piece if they are requested, as vLLM streams them."""
-    return {
-        "prompt_token_ids": None if delta.prompt_token_ids is None else list(delta.prompt_token_ids),
-        "token_ids": list(delta.token_ids),
-        "logprobs": _logprobs(request, delta.logprobs),
-    }
 
 
 def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any]:
@@ -279,8 +315,15 @@ def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any
             {"content": sequence.full_text} if request.tools is None else tools.message(sequence, request.tools)
         )
         text = {"message": {"role": "assistant", **said}}
-    ids = token_ids(sequence) if request.return_token_ids else {}
-    return {"index": index, **text, **_end(request, sequence), **ids}
+    ids = {"token_ids": list(sequence.token_ids)} if request.return_token_ids else {}
+    of_prompt = {} if request.reply is ReplyShape.CHAT else _of_prompt(request, sequence)
+    return {"index": index, **text, **_end(request, sequence), **ids, **of_prompt}
+
+
+def _of_prompt(request: Request, sequence: Generation) -> dict[str, Any]:
+    """Return what is requested of the prompt: vLLM has it in each choice of a completion, and once in a chat."""
+    ids = {"prompt_token_ids": list(sequence.prompt_token_ids)} if request.return_token_ids else {}
+    return {**ids, **prompt_logprobs(sequence)}
 
 
 class OpenAI(ProtocolAdapter):

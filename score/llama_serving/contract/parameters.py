@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from llama_serving.contract import constraints
+from llama_serving.contract import constraints, logit_bias
 from llama_serving.contract.request import Parameters
 from llama_serving.contract.validation import path_of
 from llama_serving.errors import BadRequest
@@ -24,9 +24,11 @@ ALIASES: Final[Mapping[str, str]] = {
 
 CONSTRAINT: Final = "response_format"
 """The parameter that holds the text to a schema and the like."""
+_OBJECTS: Final = {CONSTRAINT: constraints.parse, "logit_bias": logit_bias.parse}
+"""Parsers of the parameters that are objects."""
 NAMES: Final = tuple(field.name for field in fields(Parameters))
 _INTEGERS: Final = frozenset(
-    ("max_new_tokens", "min_new_tokens", "top_k", "num_return_sequences", "seed", "logprobs")
+    ("max_new_tokens", "min_new_tokens", "top_k", "num_return_sequences", "seed", "logprobs", "prompt_logprobs")
 )
 
 
@@ -36,7 +38,7 @@ def parse(given: Mapping[str, Any], at: str = "", aliases: Mapping[str, str] = A
     One value under two names is one parameter, since clients of several servers send each server's name.
 
     Raises:
-        BadRequest: one parameter has two names with different values.
+        BadRequest: one parameter has two names with different values, or no token is to be generated for nothing.
     """
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}
@@ -49,6 +51,16 @@ def parse(given: Mapping[str, Any], at: str = "", aliases: Mapping[str, str] = A
             )
         spelled.setdefault(target, name)
         values[target] = value
+    if values.get("max_new_tokens") == 0 and not (
+        values.get("return_full_text") or "prompt_logprobs" in values
+    ):
+        name = spelled["max_new_tokens"]
+        raise BadRequest(
+            f"`{path_of(*([at] if at else []), name)}` must be an integer from 1, not 0. (0 only reads the prompt: it needs "
+            "`prompt_logprobs` or the prompt's echo beside it.)",
+            code="invalid_value",
+            param=path_of(*([at] if at else []), name),
+        )
     return Parameters(**values)
 
 
@@ -71,7 +83,8 @@ def _effective(
         if target not in NAMES or value is None:
             continue
         path = path_of(*([at] if at else []), name)
-        plain = constraints.parse(name, value, path) if target == CONSTRAINT else _plain(target, value)
+        parse_object = _OBJECTS.get(target)
+        plain = _plain(target, value) if parse_object is None else parse_object(name, value, path)
         if plain is not None:
             yield name, target, plain
 

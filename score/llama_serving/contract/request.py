@@ -112,6 +112,8 @@ class Parameters:
     return_full_text: bool | None = None
     ignore_eos: bool | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None
     details: bool | None = None
     stream: bool | None = None
     continue_final_message: bool | None = None
@@ -121,7 +123,7 @@ class Parameters:
     @property
     def with_details(self) -> bool:
         """Whether the response has details: requesting log-probabilities implies them."""
-        return bool(self.details) or self.logprobs is not None
+        return bool(self.details) or self.logprobs is not None or self.prompt_logprobs is not None
 
 
 class ToolMode(StrEnum):
@@ -183,6 +185,9 @@ class Request:
         ceiling: `max_new_tokens` is reduced to what the context allows instead of being refused (as OpenAI does).
         model: the client's name of the model, if the protocol has one.
         include_usage: a stream ends with its usage.
+        continuous_usage: each piece of a stream has the usage so far.
+        echo_logprobs: log-probabilities begin with those of the prompt, which the text begins with.
+        truncate_prompt_tokens: how many of the prompt's last tokens to keep; -1 is as many as fit the context.
         stop_token_ids: ids that end a sequence, besides the model's own.
         return_token_ids: the response has the ids of prompt and completion, and log-probabilities of every token.
         tokens_as_ids: log-probabilities write their tokens as `token_id:7`.
@@ -202,6 +207,9 @@ class Request:
     ceiling: bool = False
     model: str | None = None
     include_usage: bool = False
+    continuous_usage: bool = False
+    echo_logprobs: bool = False
+    truncate_prompt_tokens: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
     return_token_ids: bool = False
     tokens_as_ids: bool = False
@@ -252,11 +260,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A possible token and the natural logarithm of its probability; `raw` is its text in bytes."""
+    """A possible token and the natural logarithm of its probability.
+
+    Attributes:
+        raw: its text in bytes.
+        logprob: None for the first token of a prompt, which follows nothing.
+    """
 
     id: int
     raw: bytes
-    logprob: float
+    logprob: float | None
 
     @property
     def text(self) -> str:
@@ -266,15 +279,17 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A drawn token with its log-probability and the best alternatives, best first.
+    """A drawn token, or one of the prompt, with its log-probability and the best alternatives, best first.
 
     Attributes:
         offset: where the token's text begins in the returned text, in characters.
+        rank: of a prompt's token: 1 for the most likely one; None if a server does not say it.
     """
 
     drawn: Alternative
     top: tuple[Alternative, ...]
     offset: int
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +312,7 @@ class Generation:
     Attributes:
         text: the completion alone, without the stop string and otherwise unchanged.
         full_text: with the prompt, if `return_full_text` is set; else equal to `text`.
+        prompt_logprobs: of each token of the prompt, if requested; the first one has none.
         prompt_token_ids: ids of the prompt; `token_ids` are the generated ones, including the one that ended the sequence.
         stopped_by: the stop string that ended the text, if one did.
         truncated: part of the prompt was left out, which the request allowed.
@@ -307,6 +323,7 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_token_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
     stopped_by: str = ""
@@ -320,6 +337,7 @@ class Delta:
 
     Attributes:
         prompt_token_ids, token_ids, logprobs: of this piece, if ids are requested; the prompt's ids come once.
+        usage: of the sequence so far.
     """
 
     index: int
@@ -328,6 +346,7 @@ class Delta:
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
+    usage: Usage | None = None
 
 
 Generations = tuple[tuple[Generation, ...], ...]

@@ -86,7 +86,7 @@ _SCORING: Final = {
 }
 _SERVER_SCHEMAS: Final = (
     *("mlflow", "openai-completions", "openai-chat", "openai-answers"),
-    *("ollama", "ollama-answers", "llamacpp", "llamacpp-answers"),
+    *("ollama", "ollama-answers", "llamacpp", "llamacpp-answers", "vllm", "vllm-answers"),
     *SCHEMAS,
 )
 
@@ -154,7 +154,8 @@ def _asking() -> dict[str, Any]:
     live = _probe("Is it alive?", phase("live", "dead"))
     ready = _probe("Does it take requests?", phase("loading", "ready", "upstream_away", "draining", "dead"))
     ping = _probe("Does it take requests?", text)
-    number, document = _get("Its version", text), _get("This document", as_json({"type": "object"}))
+    version = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
+    number, document = _get("Its version", as_json(version)), _get("This document", as_json({"type": "object"}))
     models = _get("Its one model", as_json(_any(("openai-answers/$defs/models",))), "503")
     model = _get("Its model", as_json(_any(("openai-answers/$defs/model",))), "404", "503")
     numbers = _get("Prometheus' text format", text)
@@ -169,6 +170,7 @@ def _asking() -> dict[str, Any]:
     return {
         **_about_ollama(),
         **_about_llamacpp(),
+        **_about_tokens(),
         "/health": {"get": ready, "head": ready},
         "/health/live": {"get": live, "head": live},
         "/health/ready": {"get": ready, "head": ready},
@@ -193,7 +195,7 @@ def _about_ollama() -> dict[str, Any]:
     running = _get("The model, which is loaded", told("tags"), "503", kind="ollama-")
     number = _get("The version of Ollama's API", told("version"), kind="ollama-")
     show = _ask(
-        "The model's facts, as Ollama has them", "ollama/$defs/show", told("show"), "404", kind="ollama-"
+        "The model's facts, as Ollama has them", ("ollama/$defs/show",), told("show"), "404", kind="ollama-"
     )
     refused = {
         "summary": "Refused: this server stores no models and embeds nothing",
@@ -224,8 +226,17 @@ def _about_llamacpp() -> dict[str, Any]:
     return {
         "/props": {"get": props, "head": props},
         "/slots": {"get": slots, "head": slots},
-        "/tokenize": {"post": _ask("A text's token ids", "llamacpp/$defs/tokenize", told("tokens"))},
-        "/detokenize": {"post": _ask("The text of token ids", "llamacpp/$defs/detokenize", told("text"))},
+    }
+
+
+def _about_tokens() -> dict[str, Any]:
+    """Return the paths of tokens, which vLLM and llama.cpp share."""
+    kinds = ("vllm/$defs/tokenize", "vllm/$defs/tokenize_dialog", "llamacpp/$defs/tokenize")
+    ids = as_json(_any(("vllm-answers/$defs/tokens", "llamacpp-answers/$defs/tokens")))
+    text = as_json(_any(("vllm-answers/$defs/text",)))
+    return {
+        "/tokenize": {"post": _ask("The token ids of a text or dialog", kinds, ids, "404")},
+        "/detokenize": {"post": _ask("The text of token ids", ("vllm/$defs/detokenize",), text, "404")},
     }
 
 
@@ -241,10 +252,12 @@ def _get(summary: str, content: dict[str, Any], *refusals: str, kind: str = "") 
     return {"summary": summary, "responses": {"200": answer, **refused}}
 
 
-def _ask(summary: str, body: str, content: dict[str, Any], *refusals: str, kind: str = "") -> dict[str, Any]:
+def _ask(
+    summary: str, bodies: tuple[str, ...], content: dict[str, Any], *refusals: str, kind: str = ""
+) -> dict[str, Any]:
     """Return an operation with a body that generates nothing."""
     statuses = ("400", "408", "413", "415", "429", "503", *refusals)
-    asked = {"required": True, "content": as_json(_any((body,)))}
+    asked = {"required": True, "content": as_json(_any(bodies))}
     return {**_get(summary, content, *statuses, kind=kind), "requestBody": asked}
 
 

@@ -20,11 +20,13 @@ class Token:
         logprob: natural logarithm of its probability under the model's own distribution (before penalties, temperature
             and cuts); None if not requested.
         top: the most likely ids with theirs, best first.
+        rank: 1 for the most likely token, 2 for the next; only of a prompt's tokens, and not from every server.
     """
 
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 class Handle:
@@ -35,12 +37,14 @@ class Handle:
 
     Attributes:
         count: tokens delivered.
+        prompt: the prompt's tokens after the first, with their log-probabilities, if requested; complete at the end.
         submitted_at, first_at, last_at: `time.monotonic()` seconds of submission, first token and last token.
     """
 
     def __init__(self, on_cancel: "Callable[[Handle], None] | None" = None) -> None:
         self._on_cancel = on_cancel
         self.count = 0
+        self.prompt: list[Token] = []
         self.submitted_at = self.last_at = time.monotonic()
         self.first_at: float | None = None
         self._tokens: deque[Token] = deque()

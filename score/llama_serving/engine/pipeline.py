@@ -19,7 +19,7 @@ from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine import compute_threads
 from llama_serving.engine.base import EngineStats
 from llama_serving.engine.handle import Handle
-from llama_serving.engine.reference_sampler import Sampler
+from llama_serving.engine.reference_sampler import Sampler, read
 from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.errors import InternalError, ServingError, SetupError
 from llama_serving.llama_config import load as load_config
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _NO_POOL: Final = "HF_DEACTIVATE_ASYNC_LOAD"
 _LOADING: Final = threading.Lock()
+SCORED: Final = 64
+"""Prompt tokens whose logits are in memory together, if their log-probabilities are requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,10 @@ class PipelineEngine(ThreadedEngine):
         reason = sequence.early_end()
         if reason is not None:
             return reason
+        if sequence.params.prompt_logprobs is not None:
+            self._score(sequence, sequence.params.prompt_logprobs)
+        if not sequence.params.max_new_tokens:
+            return "length"
         sampler = Sampler(sequence.params, sequence.prompt_ids, sequence.matcher)
         ended: list[FinishReason] = []
 
@@ -189,6 +195,25 @@ class PipelineEngine(ThreadedEngine):
                 stopping_criteria=[stopped],
             )
         return ended[0] if ended else "length"
+
+    def _score(self, sequence: _PipelineSequence, alternatives: int) -> None:
+        """Deliver the log-probabilities of the prompt; logits are computed for some of its tokens at a time."""
+        import torch
+
+        ids = sequence.prompt_ids
+        with torch.inference_mode():
+            hidden = self._model.model(torch.tensor([ids], device=self._model.device), use_cache=False)[0][0]
+            for start in range(0, len(ids) - 1, SCORED):
+                rows = (
+                    self._model.lm_head(hidden[start : min(start + SCORED, len(ids) - 1)])
+                    .double()
+                    .cpu()
+                    .numpy()
+                )
+                sequence.handle.prompt += [
+                    read(row, token, alternatives)
+                    for row, token in zip(rows, ids[start + 1 : start + 1 + SCORED], strict=True)
+                ]
 
     def _end_waiting(self) -> None:
         """End queued sequences that are cancelled or past their deadline."""

@@ -1,12 +1,13 @@
 """The reference sampler: one row of logits -> one token. Plain numpy in float64; correctness before speed.
 
-The order is that of transformers' processors: penalties, minimum length, constraint, temperature, top_k, top_p, min_p. The draw inverts
+The order is that of transformers' processors: bias, penalties, minimum length, constraint, temperature, top_k, top_p, min_p. The draw inverts
 the cumulative distribution over the kept ids in ascending order of id, so other engines can repeat it without sorting the
 vocabulary.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -67,6 +68,8 @@ class Sampler:
 
     def _penalised(self, logits: Row) -> Row:
         scores, params = logits.copy(), self.params
+        for token, bias in params.logit_bias:
+            scores[token] += bias
         if params.repetition_penalty != 1:
             seen = np.fromiter(self._seen, np.int64)
             was = scores[seen]
@@ -115,6 +118,17 @@ def _nucleus(weights: Row, top_p: float) -> Row:
     result = np.zeros_like(weights)
     result[kept] = weights[kept]
     return result
+
+
+def read(logits: Row, token_id: int, alternatives: int) -> Token:
+    """Return a token that is given, with the model's own log-probabilities; `logits` are those before it.
+
+    Raises:
+        ArithmeticError: the largest logit is NaN or infinite.
+    """
+    if not np.isfinite(logits.max()):
+        raise ArithmeticError("the model's logits are not finite")
+    return replace(_token(token_id, logits, alternatives), rank=1 + int((logits > logits[token_id]).sum()))
 
 
 def _token(chosen: int, logits: Row, alternatives: int | None) -> Token:

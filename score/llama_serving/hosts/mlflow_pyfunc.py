@@ -29,7 +29,6 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import AnyType, Array, DataType, Object, ParamSchema, ParamSpec, Property
 
 from llama_serving.batch import fingerprint, table
-from llama_serving.constraints.constraint import Constraint
 from llama_serving.contract import azure, openai, protocol, rows
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract.adapter import events_of
@@ -68,9 +67,10 @@ _TYPES: Final = {int: "long", bool: "boolean", float: "double", tuple[str, ...]:
 PARAMS: Final[Mapping[str, str]] = {
     name: _TYPES[get_args(hint)[0]]
     for name, hint in get_type_hints(Parameters).items()
-    if get_args(hint)[0] is not Constraint
+    if get_args(hint)[0] in _TYPES
 }
-"""Parameters allowed in top-level `params`; MLflow drops all others before the model sees them."""
+"""Parameters allowed in top-level `params`; MLflow drops all others before the model sees them. (Its schemas have no object of
+any keys, such as `logit_bias`.)"""
 OBJECTS: Final[Mapping[str, tuple[Object, Mapping[str, str]]]] = {
     "response_format": (
         Object([Property("type", DataType.string), Property("json_schema", AnyType(), required=False)]),

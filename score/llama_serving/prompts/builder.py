@@ -58,7 +58,10 @@ class PromptBuilder:
         try:
             given, most = request.inputs[index], request.parameters.max_new_tokens
             least = LEAST_MIDDLE if isinstance(given, Infill) and given.fitted else 1
-            new_tokens = least if most in (None, UNLIMITED) else most
+            new_tokens = least if most is None or most == UNLIMITED else most
+            kept = request.truncate_prompt_tokens
+            if kept is not None:
+                return self._shortened(given, kept, new_tokens, request.called("max_new_tokens"))
             return self.build(given, new_tokens, request.called("max_new_tokens"))
         except BadRequest as error:
             raise located(error, request, index) from None
@@ -88,6 +91,26 @@ class PromptBuilder:
         if isinstance(prompt, Infill):
             return Prompt(text, ids, self._stop_ids(prompt), prompt.prefix, prompt.suffix, infill=True)
         return Prompt(text, ids, self._stop_ids(prompt), before=text)
+
+    def encode(self, prompt: Input) -> tuple[int, ...]:
+        """Return the ids of one input, however many they are.
+
+        Raises:
+            BadRequest: the model lacks the format.
+        """
+        return segments.encode(self._segments(prompt), self.tokenizer)
+
+    def _shortened(self, prompt: Input, kept: int, new_tokens: int, called: str) -> Prompt:
+        """Return the prompt of the last `kept` tokens; of as many as leave room for the requested ones if it is -1."""
+        ids = self.encode(prompt)
+        room = max(1, self.context - max(1, new_tokens))
+        last = ids[-(room if kept == -1 else kept) :]
+        if len(last) >= self.context:
+            raise self.too_long(len(last), new_tokens, called)
+        if len(last) == len(ids):
+            return self.build(prompt, new_tokens, called)
+        text = self._decoded(last)
+        return Prompt(text, last, self._stop_ids(prompt), before=text, truncated=True)
 
     def _fitted(self, prompt: Infill, new_tokens: int) -> Prompt:
         """Return an infilling prompt of which as much is left out as does not fit."""

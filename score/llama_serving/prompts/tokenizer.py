@@ -31,6 +31,7 @@ class Tokenizer:
     def __init__(self, model: tokenizers.Tokenizer, specials: Mapping[str, int]) -> None:
         self._model = model
         self._specials = dict(specials)
+        self._names = {token_id: content for content, token_id in specials.items()}
         vocab = model.get_vocab(with_added_tokens=False)
         if not vocab.keys() >= _BYTE_PIECES:
             raise SetupError(f"tokenizer.json {_NOT_OURS}")
@@ -85,6 +86,10 @@ class Tokenizer:
     def piece(self, token_id: int) -> bytes:
         """Return the bytes that a token adds to the text; special tokens add none."""
         return self._pieces.get(token_id, b"")
+
+    def name(self, token_id: int) -> str:
+        """Return a token's name in the vocabulary, such as `▁def`; empty if it has none."""
+        return self._names.get(token_id) or self._model.id_to_token(token_id) or ""
 
     def pieces(self, vocab: int) -> list[bytes]:
         """Return `piece` of each id of a model with so many."""

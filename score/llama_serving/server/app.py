@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from llama_serving.contract.server_openapi import server_document
 from llama_serving.errors import MethodNotAllowed, NotFound, ServingError
 from llama_serving.faults import as_serving_error
-from llama_serving.server import llamacpp_routes, ollama_routes
+from llama_serving.server import llamacpp_routes, ollama_routes, token_routes
 from llama_serving.server.lifecycle import Lifecycle, Phase
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.protocols import INFO, PROTOCOLS, ROOT, spoken_at
@@ -38,7 +38,8 @@ def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: 
     _add_probes(app, lifecycle, metrics)
     _add_models(app, lifecycle)
     ollama_routes.add(app, lifecycle, scoring)
-    llamacpp_routes.add(app, lifecycle, scoring)
+    llamacpp_routes.add(app, lifecycle)
+    token_routes.add(app, scoring)
     app.openapi = server_document  # type: ignore[method-assign]  # FastAPI's own way to say it
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(ServingError, _refused)
@@ -85,7 +86,7 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
         "/health/live": live,
         "/health/ready": ready,
         "/ping": ping,
-        "/version": lambda: PlainTextResponse(app.version),
+        "/version": lambda: as_json({"version": app.version}),
     }.items():
         app.add_api_route(path, _on_loop(function), methods=["GET", "HEAD"])
     app.add_api_route("/metrics", answer_metrics, methods=["GET", "HEAD"])

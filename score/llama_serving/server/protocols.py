@@ -26,12 +26,14 @@ INFO: Final = tuple(f"{prefix}/info" for prefix in openai.PREFIXES)
 """Where Azure's inference clients ask for the model's description."""
 OLLAMA: Final = ("/api/tags", "/api/ps", "/api/show", "/api/version")
 """Ollama's paths that describe the model."""
-LLAMACPP: Final = ("/props", "/slots", "/tokenize", "/detokenize")
-"""llama.cpp's paths that generate nothing."""
+LLAMACPP: Final = ("/props", "/slots")
+"""llama.cpp's paths that describe the server."""
+TOKENS: Final = ("/tokenize", "/detokenize")
+"""Paths of vLLM and llama.cpp that encode and decode."""
 ROOT: Final = "/"
 """Where Ollama's clients look whether there is a server."""
 KNOWN: Final = frozenset(
-    (*PROTOCOLS, *INFO, *OLLAMA, *UNSUPPORTED, *LLAMACPP, ROOT, "/v1/models", "/models", "/version", "/metrics",
+    (*PROTOCOLS, *INFO, *OLLAMA, *UNSUPPORTED, *LLAMACPP, *TOKENS, ROOT, "/v1/models", "/models", "/version", "/metrics",
      "/openapi.json")
 )  # fmt: skip
 """Routes that metrics distinguish, besides the probes; arbitrary paths would make arbitrarily many labels."""
@@ -41,7 +43,7 @@ def spoken_at(path: str) -> ProtocolAdapter | None:
     """Return the protocol of a path's error responses."""
     if path.startswith("/api/"):
         return PROTOCOLS["/api/generate"]
-    if path in LLAMACPP:
+    if path in (*LLAMACPP, *TOKENS):
         return PROTOCOLS["/completion"]
     openais = path.startswith(("/v1/", "/models")) or path in INFO
     return PROTOCOLS["/v1/completions"] if openais else PROTOCOLS.get(path)

@@ -33,6 +33,7 @@ class SequenceOutput:
         self._decoded = 0
         self._text = ""
         self._wants_logprobs = parameters.logprobs is not None
+        self._counts = request.continuous_usage
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,7 +62,7 @@ class SequenceOutput:
     def delta(self, index: int, text: str) -> Delta | None:
         """Return `text` with the tokens since the last call if ids are requested; None if there is neither."""
         if not self._request.return_token_ids:
-            return Delta(index, text) if text else None
+            return Delta(index, text, usage=self.usage if self._counts else None) if text else None
         new, self._num_streamed = self._tokens[self._num_streamed :], len(self._tokens)
         if not text and not new:
             return None
@@ -72,7 +73,21 @@ class SequenceOutput:
             prompt_token_ids=self._prompt.token_ids if first else None,
             token_ids=tuple(token.id for token, _ in new),
             logprobs=tuple(self._logprobs(new)) if self._wants_logprobs else None,
+            usage=self.usage if self._counts else None,
         )
+
+    @property
+    def usage(self) -> Usage:
+        """Number of tokens read and generated so far."""
+        return Usage(self.prompt_tokens, len(self._tokens))
+
+    def last_delta(self, index: int) -> Delta:
+        """Return the end of a streamed sequence, once `pieces` has ended.
+
+        Raises:
+            Unavailable: as in `generation`.
+        """
+        return Delta(index, "", self.generation(), usage=self.usage if self._counts else None)
 
     def result(self) -> Generation:
         """Wait for the end and return the whole result."""
@@ -127,8 +142,9 @@ class SequenceOutput:
             text=self._text,
             full_text=before + self._text + after,
             finish_reason=self._finish_reason(),
-            usage=Usage(self.prompt_tokens, len(self._tokens)),
-            logprobs=tuple(self._logprobs(self._tokens)) if self._wants_logprobs else None,
+            usage=self.usage,
+            logprobs=self._all_logprobs() if self._wants_logprobs else None,
+            prompt_logprobs=self._prompt_logprobs(self._request.parameters.prompt_logprobs),
             prompt_token_ids=self._prompt.token_ids,
             token_ids=tuple(token.id for token, _ in self._tokens),
             stopped_by=self._end.stopped_by,
@@ -158,18 +174,54 @@ class SequenceOutput:
     def _logprobs(self, tokens: Sequence[tuple[Token, int]]) -> Iterator[TokenLogprob]:
         """Yield log-probabilities of the tokens in the text: none after a stop string, none of special tokens.
 
-        If token ids are requested, every token has one, so that the two lists correspond.
+        If token ids or the prompt's tokens are requested, every token has one, so that the lists correspond.
         """
         for token, start in tokens:
-            shown = self._request.return_token_ids or (
-                self._tokenizer.piece(token.id) and start < len(self._text)
+            shown = (
+                self._request.return_token_ids
+                or self._request.echo_logprobs
+                or (self._tokenizer.piece(token.id) and start < len(self._text))
             )
             if shown and token.logprob is not None:
                 drawn = self._alternative(token.id, token.logprob)
                 top = tuple(starmap(self._alternative, token.top))
                 yield TokenLogprob(drawn, top, self._offset(start))
 
-    def _alternative(self, token_id: int, logprob: float) -> Alternative:
+    def _all_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Return log-probabilities of the text's tokens, those of the prompt first if they are requested with it."""
+        own = tuple(self._logprobs(self._tokens))
+        if not self._request.echo_logprobs:
+            return own
+        return (*(self._prompt_logprobs(self._request.parameters.logprobs) or ()), *own)
+
+    def _prompt_logprobs(self, number: int | None) -> tuple[TokenLogprob, ...] | None:
+        """Return log-probabilities of the prompt's tokens with `number` alternatives; the first token has none."""
+        if number is None:
+            return None
+        first, *_ = ids = self._prompt.token_ids
+        offsets = self._prompt_offsets(ids)
+        rest = (
+            TokenLogprob(
+                self._alternative(token.id, token.logprob),
+                tuple(starmap(self._alternative, token.top[:number])),
+                offset,
+                token.rank,
+            )
+            for token, offset in zip(
+                self.handle.prompt, offsets[1:], strict=False
+            )  # (incomplete past a deadline)
+        )
+        return (TokenLogprob(self._alternative(first, None), (), offsets[0]), *rest)
+
+    def _prompt_offsets(self, ids: Sequence[int]) -> list[int]:
+        """Return where each token begins in the prompt's text, which lacks the space that encoding put in front."""
+        decoder, ends = TextDecoder(self._tokenizer), [0]
+        for token in ids:
+            ends.append(ends[-1] + len(decoder.push(token)))
+        missing = ends[-1] + len(decoder.finish()) - len(self._prompt.before)
+        return [max(0, end - max(0, missing)) for end in ends[:-1]]
+
+    def _alternative(self, token_id: int, logprob: float | None) -> Alternative:
         return Alternative(token_id, self._tokenizer.piece(token_id), logprob)
 
     def _offset(self, start: int) -> int:

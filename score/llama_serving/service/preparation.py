@@ -110,6 +110,8 @@ class RequestPreparer:
             stop_ids=(frozenset() if given.ignore_eos else prompt.stop_ids) | request.stop_token_ids,
             seed=fresh_seed() if given.seed is None else given.seed,
             logprobs=given.logprobs,
+            prompt_logprobs=self._prompt_logprobs(request),
+            logit_bias=self._logit_bias(request),
             constraint=given.response_format,
         )
         return tuple(replace(params, index=index) for index in range(count))
@@ -122,6 +124,20 @@ class RequestPreparer:
         if max_new > room and not request.ceiling:
             raise self.builder.too_long(len(prompt.token_ids), max_new, request.called("max_new_tokens"))
         return min(max_new, room)
+
+    def _prompt_logprobs(self, request: Request) -> int | None:
+        """Return how many alternatives to report with each token of the prompt; None if it is not requested."""
+        given = request.parameters
+        wanted = (given.prompt_logprobs, given.logprobs if request.echo_logprobs else None)
+        return max((number for number in wanted if number is not None), default=None)
+
+    def _logit_bias(self, request: Request) -> tuple[tuple[int, float], ...]:
+        biases, vocab = request.parameters.logit_bias or (), self._variant.shape.vocab
+        outside = next((token for token, _ in biases if token >= vocab), None)
+        if outside is not None:
+            raise self._bad(request, "logit_bias", f"the token id {outside} is outside the vocabulary, which has the ids 0 to "
+                            f"{vocab - 1}")  # fmt: skip
+        return biases
 
     def _min_new_tokens(self, request: Request, max_new: int) -> int:
         min_new = request.parameters.min_new_tokens or 0

@@ -151,9 +151,9 @@ class Service:
                 for piece in sequence.pieces():
                     if (delta := sequence.delta(index, piece)) is not None:
                         yield delta
-                generation = sequence.generation()
-                _refuse_nothing(((generation,),))
-                yield Delta(index, "", generation)
+                last = sequence.last_delta(index)
+                _refuse_empty(last)
+                yield last
 
     async def agenerate(self, request: Request, *, deadline: float | None = None) -> Generations:
         """Do as `generate` for an event loop. Cancelling it cancels the sequences.
@@ -183,9 +183,10 @@ class Service:
                 async for piece in sequence.apieces():
                     if (delta := sequence.delta(index, piece)) is not None:
                         yield delta
-                generation = sequence.generation()
-                _refuse_nothing(((generation,),))
-                yield Delta(index, "", generation)
+                # In a thread: the log-probabilities of a long prompt would block the loop.
+                last = await asyncio.to_thread(sequence.last_delta, index)
+                _refuse_empty(last)
+                yield last
 
     def close(self) -> None:
         """Stop the engine and cancel what runs."""
@@ -265,6 +266,11 @@ def _refuse_several(request: Request) -> None:
     if len(request.inputs) > 1:
         raise BadRequest("A stream answers one prompt. Send the prompts one by one.",
                          code="streaming_unsupported")  # fmt: skip
+
+
+def _refuse_empty(last: Delta) -> None:
+    if last.generation is not None:
+        _refuse_nothing(((last.generation,),))
 
 
 def _refuse_nothing(generations: Sequence[Sequence[Generation]]) -> None:

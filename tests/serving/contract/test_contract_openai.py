@@ -125,6 +125,7 @@ def test_every_field_is_read_or_refused(name: str) -> None:
         "stream_options",
         "top_logprobs",
         "add_generation_prompt",
+        "truncate_prompt_tokens",
         *IDS,
         *EDGES,
         *UNSUPPORTED,

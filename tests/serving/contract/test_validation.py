@@ -69,7 +69,7 @@ def test_every_schema_is_a_schema(name: str) -> None:
     assert schema(name)["$id"] == f"urn:llama-endpoints:{name}"
 
 
-OF_ANSWERS = {"error", "answers", "openai-answers", "ollama-answers", "llamacpp-answers"}
+OF_ANSWERS = {"error", "answers", "openai-answers", "ollama-answers", "llamacpp-answers", "vllm-answers"}
 """They refuse nothing."""
 
 

@@ -168,10 +168,10 @@ def logits(ours: Native, text: Sequence[int], prompt: int, rng: random.Random) -
     blocks = Cache(ours, rng).blocks(len(text))
     found = {}
     for start, end in chunks(prompt, rng):
-        rows = Rows(text[start:end], start, blocks, prefill=True, needs_logits=True)
+        rows = Rows(text[start:end], start, blocks, prefill=True, num_logits=1)
         found[end - 1] = ours.forward([rows])[0]
     for at in range(prompt, len(text)):
-        found[at] = ours.forward([Rows(text[at : at + 1], at, blocks, prefill=False, needs_logits=True)])[0]
+        found[at] = ours.forward([Rows(text[at : at + 1], at, blocks, prefill=False, num_logits=1)])[0]
     return found
 
 
@@ -249,8 +249,8 @@ def test_a_step_of_everything(instructions: str, size: int, quantization: str) -
     for text, start, prefill in parts:
         blocks = cache.blocks(len(text))
         if start:
-            pair.ours.forward([Rows(text[:start], start=0, blocks=blocks, prefill=True, needs_logits=False)])
-        step.append(Rows(text[start:], start, blocks, prefill=prefill, needs_logits=True))
+            pair.ours.forward([Rows(text[:start], start=0, blocks=blocks, prefill=True, num_logits=0)])
+        step.append(Rows(text[start:], start, blocks, prefill=prefill, num_logits=1))
     found = pair.ours.forward(step)
     errors = torch.cat(
         [pair.errors(text, {len(text) - 1: row}) for (text, _, _), row in zip(parts, found, strict=True)]
@@ -340,7 +340,7 @@ def test_heads_of_another_size_are_an_error_and_no_step(instructions: str) -> No
     pair = Pair.of(Llama(heads=4, kv_heads=2, head_dim=64, layers=1), instructions)
     pair.ours._model.head_dim = 96
     with pytest.raises(ValueError, match="do not support heads of size 96"):
-        pair.ours.forward([Rows([1], 0, [0], prefill=True, needs_logits=True)])
+        pair.ours.forward([Rows([1], 0, [0], prefill=True, num_logits=1)])
 
 
 @settings(max_examples=8)
@@ -355,17 +355,17 @@ def test_prompt_rows_may_go_through_a_few_layers_at_a_time(
     cache = Cache(ours, rng)
     blocks, generating = cache.blocks(start + 70), []
     if start:
-        ours.forward([Rows(ids(rng, start, 65), 0, blocks, prefill=True, needs_logits=False)])
+        ours.forward([Rows(ids(rng, start, 65), 0, blocks, prefill=True, num_logits=0)])
     for _ in range(rng.randrange(4)):
         own, length = cache.blocks(90), rng.randint(1, 80)
-        ours.forward([Rows(ids(rng, length, 65), 0, own, prefill=True, needs_logits=False)])
-        generating.append(Rows(ids(rng, 1, 65), length, own, prefill=False, needs_logits=True))
-    prompt = Rows(ids(rng, rng.randint(1, 70), 65), start, blocks, prefill=True, needs_logits=True)
+        ours.forward([Rows(ids(rng, length, 65), 0, own, prefill=True, num_logits=0)])
+        generating.append(Rows(ids(rng, 1, 65), length, own, prefill=False, num_logits=1))
+    prompt = Rows(ids(rng, rng.randint(1, 70), 65), start, blocks, prefill=True, num_logits=1)
     expected = ours.forward([*generating, prompt])
     ours.clear(blocks[-(-start // 32) :])
     ends = sorted({*rng.sample(range(1, layers), rng.randrange(1, layers)), layers})
     for first, end in zip((0, *ends), ends, strict=False):
-        part = replace(prompt, layers=(first, end), needs_logits=end == layers)
+        part = replace(prompt, layers=(first, end), num_logits=int(end == layers))
         found = ours.forward([*generating, part])
         assert torch.equal(found[: len(generating)], expected[: len(generating)])
     assert torch.equal(found, expected)

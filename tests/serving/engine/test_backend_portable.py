@@ -43,7 +43,7 @@ def test_every_token_of_a_prompt_has_transformers_logits(backend: Portable, mode
     with torch.inference_mode():
         expected = model(torch.tensor([prompt])).logits[0]
     for end in (1, 2, 16, 17, 31, 32, 33, 64, 90):
-        found = backend.forward([Rows(prompt[:end], 0, blocks, prefill=True, needs_logits=True)])
+        found = backend.forward([Rows(prompt[:end], 0, blocks, prefill=True, num_logits=1)])
         torch.testing.assert_close(found[0], expected[end - 1], atol=2e-4, rtol=2e-4)
 
 
@@ -52,9 +52,9 @@ def test_every_generated_token_has_transformers_logits(backend: Portable, model:
     text, blocks = ids(rng, 80), Cache(backend, rng).blocks(80)
     with torch.inference_mode():
         expected = model(torch.tensor([text])).logits[0]
-    backend.forward([Rows(text[:40], 0, blocks, prefill=True, needs_logits=False)])
+    backend.forward([Rows(text[:40], 0, blocks, prefill=True, num_logits=0)])
     for at in range(40, 80):
-        found = backend.forward([Rows(text[at : at + 1], at, blocks, prefill=False, needs_logits=True)])
+        found = backend.forward([Rows(text[at : at + 1], at, blocks, prefill=False, num_logits=1)])
         torch.testing.assert_close(found[0], expected[at], atol=2e-4, rtol=2e-4)
 
 
@@ -76,8 +76,8 @@ def test_blocks_that_lie_side_by_side_give_the_same_without_a_copy(
     results, copies = [], []
     for blocks in (list(range(3, 37)), [*range(99, 66, -1), 0]):
         copied.clear()
-        first = backend.forward([Rows(prompt, 0, blocks, prefill=True, needs_logits=True)])
-        second = backend.forward([Rows(next_, count, blocks, prefill=False, needs_logits=True)])
+        first = backend.forward([Rows(prompt, 0, blocks, prefill=True, num_logits=1)])
+        second = backend.forward([Rows(next_, count, blocks, prefill=False, num_logits=1)])
         results.append(torch.cat([first, second]))
         copies.append(len(copied))
     assert torch.equal(*results)
@@ -96,9 +96,7 @@ def test_in_bf16_the_logits_are_near_those_of_transformers(tmp_path: Path) -> No
     prompt = ids(rng, 70)
     with torch.inference_mode():
         expected, theirs = (m(torch.tensor([prompt])).logits[0, -1].float() for m in (exact, rounded))
-    ours = backend.forward([Rows(prompt, 0, Cache(backend, rng).blocks(70), prefill=True, needs_logits=True)])[
-        0
-    ]
+    ours = backend.forward([Rows(prompt, 0, Cache(backend, rng).blocks(70), prefill=True, num_logits=1)])[0]
     assert (ours - expected).abs().max() < 2 * (theirs - expected).abs().max()
 
 
@@ -110,7 +108,7 @@ class TestTheCheckpoint:
         one, many = (
             Portable.of(f, dtype="float32", num_blocks=lambda _: 4) for f in (tmp_path, tmp_path / "shards")
         )
-        rows = [Rows([5, 6, 7], 0, [1], prefill=True, needs_logits=True)]
+        rows = [Rows([5, 6, 7], 0, [1], prefill=True, num_logits=1)]
         assert torch.equal(one.forward(rows), many.forward(rows))
 
     @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def test_a_step_takes_no_new_memory_for_what_it_gathers() -> None:
     weights = SimpleNamespace(tensor=lambda _, shape: torch.full(shape, 0.01))
     backend = Portable(config, weights, dtype="bfloat16", num_blocks=lambda _: 64 * 16 + 1)
     step = [
-        Rows(ids=(1,), start=255, blocks=range(1 + n, 64 * 16 + 1, 64), prefill=False, needs_logits=True)
+        Rows(ids=(1,), start=255, blocks=range(1 + n, 64 * 16 + 1, 64), prefill=False, num_logits=1)
         for n in range(64)
     ]
     for _ in range(2):

@@ -39,7 +39,7 @@ def test_a_prompts_result_does_not_depend_on_other_rows_chunks_or_blocks(
 ) -> None:
     rng = random.Random(seed)
     cache, prompt = Cache(backend, rng), ids(rng, count)
-    alone = backend.forward([Rows(prompt, 0, cache.blocks(count), prefill=True, needs_logits=True)])[0]
+    alone = backend.forward([Rows(prompt, 0, cache.blocks(count), prefill=True, num_logits=1)])[0]
     others = other_rows(cache, rng)
     assert torch.equal(in_chunks(backend, prompt, cache.blocks(count), rng, others), alone)
 
@@ -54,8 +54,8 @@ def test_a_generated_tokens_result_does_not_depend_on_other_rows(
     rng = random.Random(seed)
     cache, prompt, token = Cache(backend, rng), ids(rng, start), ids(rng, 1)
     blocks = cache.blocks(start + 1)
-    backend.forward([Rows(prompt, 0, blocks, prefill=True, needs_logits=False)])
-    mine = Rows(token, start, blocks, prefill=False, needs_logits=True)
+    backend.forward([Rows(prompt, 0, blocks, prefill=True, num_logits=0)])
+    mine = Rows(token, start, blocks, prefill=False, num_logits=1)
     alone = backend.forward([mine])[0]
     for most in (3, 9, 40):
         assert torch.equal(among(backend, mine, other_rows(cache, rng, most=most), rng), alone)
@@ -65,12 +65,12 @@ def test_what_was_saved_comes_back_to_other_blocks(backend: Backend) -> None:
     rng = random.Random(4)
     cache, prompt = Cache(backend, rng), ids(rng, 50)
     blocks, others = cache.blocks(51), cache.blocks(51)
-    backend.forward([Rows(prompt, 0, blocks, prefill=True, needs_logits=False)])
-    expected = backend.forward([Rows([7], 50, blocks, prefill=False, needs_logits=True)])
+    backend.forward([Rows(prompt, 0, blocks, prefill=True, num_logits=0)])
+    expected = backend.forward([Rows([7], 50, blocks, prefill=False, num_logits=1)])
     saved = backend.save(blocks)
-    backend.forward([Rows(ids(rng, 50), 0, blocks, prefill=True, needs_logits=False)])
+    backend.forward([Rows(ids(rng, 50), 0, blocks, prefill=True, num_logits=0)])
     backend.restore(others, saved)
-    assert torch.equal(backend.forward([Rows([7], 50, others, prefill=False, needs_logits=True)]), expected)
+    assert torch.equal(backend.forward([Rows([7], 50, others, prefill=False, num_logits=1)]), expected)
 
 
 def test_cleared_blocks_are_as_new(backend: Backend) -> None:
@@ -78,12 +78,12 @@ def test_cleared_blocks_are_as_new(backend: Backend) -> None:
     rng = random.Random(8)
     cache = Cache(backend, rng)
     blocks, prompt = cache.blocks(40), ids(rng, 3)
-    rows = [Rows(prompt, 0, blocks, prefill=True, needs_logits=True)]
+    rows = [Rows(prompt, 0, blocks, prefill=True, num_logits=1)]
     expected = backend.forward(rows)
     spoil(backend, blocks)
     backend.clear(blocks)
     assert torch.equal(backend.forward(rows), expected)
-    assert backend.forward([Rows([7], 3, blocks, prefill=False, needs_logits=True)]).isfinite().all()
+    assert backend.forward([Rows([7], 3, blocks, prefill=False, num_logits=1)]).isfinite().all()
 
 
 def test_what_is_no_number_stays_with_its_sequence(backend: Backend) -> None:
@@ -93,11 +93,11 @@ def test_what_is_no_number_stays_with_its_sequence(backend: Backend) -> None:
     expected = backend.forward(others)
     spoil(backend, poisoned)
     for bad in (
-        Rows([7], 50, poisoned, prefill=False, needs_logits=True),
-        Rows(ids(rng, 40), 33, poisoned, prefill=True, needs_logits=True),
+        Rows([7], 50, poisoned, prefill=False, num_logits=1),
+        Rows(ids(rng, 40), 33, poisoned, prefill=True, num_logits=1),
     ):
         found = backend.forward([others[0], bad, *others[1:]])
-        own = int(others[0].needs_logits)
+        own = others[0].num_logits
         assert found[own].isnan().all()
         assert torch.equal(torch.cat([found[:own], found[own + 1 :]]), expected)
 
@@ -108,8 +108,8 @@ def test_doing_a_pass_again_changes_nothing(backend: Backend) -> None:
     assert torch.equal(backend.forward(batch), backend.forward(batch))
 
 
-def test_rows_without_needs_logits_return_none(backend: Backend) -> None:
-    assert backend.forward([Rows([5, 6], 0, [0], prefill=True, needs_logits=False)]).shape == (0, 300)
+def test_rows_without_num_logits_return_none(backend: Backend) -> None:
+    assert backend.forward([Rows([5, 6], 0, [0], prefill=True, num_logits=0)]).shape == (0, 300)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_far_positions(kind: str, bound: float, theta: float, length: int, tmp_p
     prompt, blocks = ids(rng, length), list(range(tokens // 16))
     for start in range(0, length, 2048):
         part = prompt[start : start + 2048]
-        found = backend.forward([Rows(part, start, blocks, prefill=True, needs_logits=True)])
+        found = backend.forward([Rows(part, start, blocks, prefill=True, num_logits=1)])
     with torch.inference_mode():
         expected = model(torch.tensor([prompt]), logits_to_keep=1).logits[0]
     torch.testing.assert_close(found, expected, atol=bound, rtol=bound)

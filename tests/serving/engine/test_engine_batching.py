@@ -349,7 +349,7 @@ class TestFaults:
 
         def poisoned(batch: Sequence[Rows]) -> torch.Tensor:
             logits = forward(batch).clone()
-            wanted = [rows for rows in batch if rows.needs_logits]
+            wanted = [rows for rows in batch if rows.num_logits]
             for row, rows in zip(logits, wanted, strict=True):
                 if (
                     rows.start > 24

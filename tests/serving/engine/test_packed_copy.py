@@ -53,7 +53,7 @@ def started(checkpoint: Path, folder: Path, quantization: str = "int4") -> Nativ
 
 def logits(backend: Native) -> Any:
     prompt = ids(random.Random(1), 20)
-    return backend.forward([Rows(prompt, 0, [0], prefill=True, needs_logits=True)])
+    return backend.forward([Rows(prompt, 0, [0], prefill=True, num_logits=1)])
 
 
 def never(*_: Any) -> Any:

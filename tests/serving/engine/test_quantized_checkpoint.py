@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 
 def logits(kind: str, folder: Path) -> torch.Tensor:
     backend = backends.make(kind, folder, 8)
-    return backend.forward([Rows(list(range(3, 40)), 0, [1, 2, 3], prefill=True, needs_logits=True)])[0].float()
+    return backend.forward([Rows(list(range(3, 40)), 0, [1, 2, 3], prefill=True, num_logits=1)])[0].float()
 
 
 @pytest.mark.parametrize("kind", quantized.KINDS)

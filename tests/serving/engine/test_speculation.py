@@ -161,7 +161,7 @@ def engine(made: tuple[str, Path], blocks: int, guesses: int, **options: Any) ->
 
 PARAMS: Final = st.builds(
     SamplingParams,
-    max_new_tokens=st.integers(1, 38),
+    max_new_tokens=st.integers(0, 38),
     min_new_tokens=st.sampled_from((0, 0, 5)),
     temperature=st.sampled_from((0.0, 0.0, 0.3, 1.0)),
     top_p=st.sampled_from((1.0, 0.9)),
@@ -170,6 +170,8 @@ PARAMS: Final = st.builds(
     presence_penalty=st.sampled_from((0.0, 0.5)),
     frequency_penalty=st.sampled_from((0.0, -0.5)),
     logprobs=st.sampled_from((None, 0, 3)),
+    prompt_logprobs=st.sampled_from((None, None, 0, 2)),
+    logit_bias=st.sampled_from(((), ((5, 100.0),), ((5, -100.0), (7, 2.0)))),
     seed=st.integers(0, 5),
     index=st.integers(0, 2),
     stop_ids=st.sets(st.integers(3, 299), max_size=20).map(frozenset),
@@ -190,7 +192,7 @@ def jobs(draw: st.DrawFn) -> list[tuple[list[int], SamplingParams, int | None, i
 
 def answers(
     running: BatchingEngine, asked: Sequence[tuple[list[int], SamplingParams, int | None, int | None]]
-) -> Iterator[tuple[list[Token], str | None]]:
+) -> Iterator[tuple[list[Token], list[Token], str | None]]:
     handles = []
     for prompt, params, stop_after, leave_after in asked:
         seen: list[int] = []
@@ -207,7 +209,8 @@ def answers(
             if len(found) == leave_after:
                 handle.cancel()
                 break
-        yield found, None if leave_after == len(found) else handle.finish_reason
+        left = leave_after == len(found)
+        yield found, handle.prompt, None if left else handle.finish_reason
 
 
 @settings(max_examples=12)

@@ -135,6 +135,8 @@ def test_what_is_not_given_is_the_contracts_default(
         "seed": 0,
         "index": 0,
         "logprobs": None,
+        "prompt_logprobs": None,
+        "logit_bias": (),
         "constraint": None,
     }
 
@@ -152,6 +154,8 @@ def test_what_is_given_is_what_the_engine_gets(service: Service) -> None:
         "frequency_penalty": 0.75,
         "seed": 2**63 - 1,
         "logprobs": 0,
+        "prompt_logprobs": 3,
+        "logit_bias": ((5, 1.5),),
     }
     (params,) = params_of(service, request(**given))
     assert asdict(params) == {**given, "stop_ids": frozenset({NANO.eos_id}), "index": 0, "constraint": None}

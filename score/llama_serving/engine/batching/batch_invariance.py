@@ -87,7 +87,7 @@ class _Trial:
     def generated_tokens_agree(self) -> bool:
         """Compare each generated token alone with all of them in one step beside a part of a prompt."""
         rows = [self._generated(which, copy) for copy in range(COPIES) for which in range(len(STARTS))]
-        part = Rows(self._ids[:PART], 0, self._prompts, prefill=True, needs_logits=False)
+        part = Rows(self._ids[:PART], 0, self._prompts, prefill=True, num_logits=0)
         together = self._backend.forward([*rows, part]).view(COPIES, len(STARTS), -1)
         alone = [self._backend.forward([self._generated(which, 0)]) for which in range(len(STARTS))]
         return all(_same(together[:, which], alone[which]) for which in range(len(STARTS)))
@@ -95,12 +95,12 @@ class _Trial:
     def prompts_agree(self) -> bool:
         """Compare a prompt's last token read at once with one read in two parts beside generated tokens."""
         half = len(self._prompts) // 2
-        whole = Rows(self._ids, 0, self._prompts[:half], prefill=True, needs_logits=True)
+        whole = Rows(self._ids, 0, self._prompts[:half], prefill=True, num_logits=1)
         alone = self._backend.forward([whole])
         rows = [self._generated(which, 0) for which in range(len(STARTS))]
         blocks = self._prompts[half:]
-        first = Rows(self._ids[:CUT], 0, blocks, prefill=True, needs_logits=True)
-        second = Rows(self._ids[CUT:], CUT, blocks, prefill=True, needs_logits=True)
+        first = Rows(self._ids[:CUT], 0, blocks, prefill=True, num_logits=1)
+        second = Rows(self._ids[CUT:], CUT, blocks, prefill=True, num_logits=1)
         self._backend.forward([*rows, first])
         return _same(self._backend.forward([*rows, second])[-1:], alone)
 
@@ -108,7 +108,7 @@ class _Trial:
         start = STARTS[which]
         own = self._own[which * COPIES + copy]
         blocks = (*self._shared[: start // self._tokens], own)
-        return Rows(self._ids[:1], start, blocks, prefill=False, needs_logits=True)
+        return Rows(self._ids[:1], start, blocks, prefill=False, num_logits=1)
 
     def _fill(self, blocks: Sequence[int]) -> None:
         import torch

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 LARGEST_CHUNK: Final = 512
 """Most prompt rows in one step."""
-PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, needs_logits=True)
+PROBE: Final = Rows(ids=(1,), start=0, blocks=(0,), prefill=True, num_logits=1)
 """A forward pass that always succeeds on a working backend; block 0 is reserved for it."""
 
 
@@ -268,12 +268,36 @@ class BatchingEngine(ThreadedEngine):
                 self._fail(spans[0].sequence, error)
                 self._probe()
             return False
+        spans, logits = self._score(spans, logits)
         for span in spans:
             self._scheduler.advance(span)
+            if span.only_reads:
+                self._scheduler.remove(span.sequence)
+                self._thread.finish(span.sequence.handle, "length")
         drawing = [span for span in spans if span.samples]
         if drawing:
             self._draw(drawing, logits)
         return True
+
+    def _score(
+        self, spans: List[ScheduledSpan], logits: "torch.Tensor"
+    ) -> tuple[List[ScheduledSpan], "torch.Tensor"]:
+        """Deliver the log-probabilities of prompts. Return the spans that go on, and the logits to draw from."""
+        if not any(span.scored for span in spans):
+            return spans, logits
+        kept: list[ScheduledSpan] = []
+        drawn_from: list[int] = []
+        end = 0
+        for span in spans:
+            start, end = end, end + span.num_logits + len(span.guessed)
+            try:
+                _deliver_prompt(span, logits[start:end])
+            except Exception as error:
+                self._fail(span.sequence, error)
+            else:
+                kept.append(span)
+                drawn_from += range(end - span.samples - len(span.guessed), end)
+        return kept, logits[drawn_from]
 
     def _probe(self) -> None:
         """After a failure, check whether the backend still works for other input."""
@@ -359,11 +383,23 @@ def _rows(span: ScheduledSpan) -> Iterator[Rows]:
         start=span.start,
         blocks=blocks,
         prefill=span.prefill,
-        needs_logits=span.samples,
+        num_logits=span.num_logits,
         layers=span.layers,
     )
     for at, token in enumerate(span.guessed, end):
-        yield Rows(ids=(token,), start=at, blocks=blocks, prefill=False, needs_logits=True)
+        yield Rows(ids=(token,), start=at, blocks=blocks, prefill=False, num_logits=1)
+
+
+def _deliver_prompt(span: ScheduledSpan, logits: "torch.Tensor") -> None:
+    """Deliver the log-probabilities of the prompt's tokens after those of a span, if they are requested."""
+    sequence, number = span.sequence, span.sequence.params.prompt_logprobs
+    if not span.scored or number is None:
+        return
+    delivered = sequence.handle.prompt
+    first = max(span.start, len(delivered))  # a preempted prompt is computed again
+    ids = sequence.ids[first + 1 : min(span.start + span.count + 1, sequence.num_prompt_tokens)]
+    rows = first - span.start
+    delivered += sampler.read(logits[rows : rows + len(ids)], ids, number)
 
 
 def _sampled(span: ScheduledSpan) -> Iterator[SoFar]:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Final
 
 from llama_serving.engine.batching.free_extents import FreeExtents
 
@@ -40,6 +41,8 @@ class Match:
     blocks: tuple[int, ...]
     coming: bool
 
+
+NO_MATCH: Final = Match((), coming=False)
 
 _ROOT = 0
 

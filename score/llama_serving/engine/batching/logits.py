@@ -36,7 +36,7 @@ def next_token_logits(checkpoint: Path, prompts: Sequence[Sequence[int]], dtype:
 
     model = Portable.of(checkpoint, dtype=dtype, num_blocks=blocks)
     rows = [
-        Rows(prompt, 0, list(range(1, count + 1)), prefill=True, needs_logits=True)
+        Rows(prompt, 0, list(range(1, count + 1)), prefill=True, num_logits=1)
         for prompt, count in zip(prompts, needed, strict=True)
     ]
     return np.stack([model.forward([each])[0].numpy() for each in rows])

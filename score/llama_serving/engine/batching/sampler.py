@@ -47,6 +47,30 @@ def draw(logits: Tensor, sequences: List[SoFar]) -> list[Token]:
     ]
 
 
+def read(logits: Tensor, ids: List[int], alternatives: int) -> list[Token]:
+    """Return tokens that are given, with the model's own log-probabilities.
+
+    Args:
+        logits: (tokens, vocab) in float32, each row before its token.
+        ids: of the tokens.
+        alternatives: how many of the most likely ids to report with each.
+
+    Raises:
+        ArithmeticError: the largest logit of a row is NaN or infinite.
+    """
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise ArithmeticError("the model's logits are not finite")
+    logprobs = logits.double().log_softmax(-1)
+    own = logprobs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])
+    ranks = (logprobs > own).sum(-1) + 1
+    values, best = _best(logprobs, min(max(alternatives, 1), logprobs.shape[-1]))
+    columns = (own[:, 0].tolist(), ranks.tolist(), best.tolist(), values.tolist())
+    return [
+        Token(i, logprob, tuple(zip(top, theirs, strict=True))[:alternatives], rank)
+        for i, logprob, rank, top, theirs in zip(ids, *columns, strict=True)
+    ]
+
+
 def _scores(logits: Tensor, sequences: List[SoFar]) -> Tensor:
     """Return the logits after penalties, minimum length and constraints; the same tensor if there are none."""
     changed = [i for i, sequence in enumerate(sequences) if _changes(sequence)]
@@ -67,12 +91,15 @@ def _scores(logits: Tensor, sequences: List[SoFar]) -> Tensor:
 def _changes(sequence: SoFar) -> bool:
     params = sequence.params
     penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-    return bool(penalised) or sequence.num_generated < params.min_new_tokens or sequence.matcher is not None
+    changed = bool(penalised) or bool(params.logit_bias)
+    return changed or sequence.num_generated < params.min_new_tokens or sequence.matcher is not None
 
 
 def _penalise(scores: Tensor, sequence: SoFar, *, may_end: bool = False) -> None:
-    """Apply penalties and minimum length to a row; `may_end` leaves the latter out, since nothing but the end can come."""
+    """Apply bias, penalties and minimum length to a row; `may_end` leaves the latter out, since nothing but the end can come."""
     params = sequence.params
+    for token, bias in params.logit_bias:
+        scores[token] += bias
     if params.repetition_penalty != 1:
         seen = torch.unique(torch.tensor(sequence.ids, device=scores.device))
         was = scores[seen]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llama_serving.engine.batching.kv_cache import BlockPool
+from llama_serving.engine.batching.kv_cache import NO_MATCH, BlockPool, Match
 from llama_serving.engine.batching.prefill_budget import PrefillBudget
 from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.engine.batching.speculation import Speculation
@@ -19,6 +19,8 @@ from llama_serving.sampling_params import FinishReason
 
 MOST_CONSTRAINED: Final = 4
 """Most guesses behind a constrained text: each takes a copy of its matcher."""
+SCORED: Final = 64
+"""Most rows of a prompt in one step, if their log-probabilities are requested: each has as many logits as the vocabulary."""
 LOOK_AHEAD: Final = 64
 """Most waiting sequences to consider in one step."""
 
@@ -48,6 +50,25 @@ class ScheduledSpan:
     @property
     def samples(self) -> bool:
         """Whether they end with the last known token, so that the next one is drawn."""
+        return self._ends and self.sequence.params.max_new_tokens > 0
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether they end a prompt after which nothing is generated."""
+        return self._ends and not self.sequence.params.max_new_tokens
+
+    @property
+    def scored(self) -> bool:
+        """Whether log-probabilities of the tokens after them are requested."""
+        return self.prefill and not self.partial and self.sequence.scoring
+
+    @property
+    def num_logits(self) -> int:
+        """Number of its last tokens whose logits are needed."""
+        return self.count if self.scored else int(self.samples)
+
+    @property
+    def _ends(self) -> bool:
         return not self.partial and self.start + self.count == len(self.sequence.ids)
 
 
@@ -226,7 +247,8 @@ class Scheduler:
         if not self._oldest_first:
             prompts.sort(key=lambda sequence: sequence.pending)
         for sequence in prompts:
-            rows = min(left, sequence.num_prompt_tokens - sequence.num_computed_tokens)
+            most = SCORED if sequence.scoring else sequence.num_prompt_tokens
+            rows = min(left, most, sequence.num_prompt_tokens - sequence.num_computed_tokens)
             if rows:
                 yield ScheduledSpan(sequence, sequence.num_computed_tokens, rows)
             left -= rows
@@ -295,7 +317,7 @@ class Scheduler:
         passed: list[Sequence] = []
         while self.waiting and len(passed) < LOOK_AHEAD:
             sequence = self.waiting[0]
-            if self._pool.match(sequence.ids[: sequence.num_prompt_tokens]).coming:
+            if self._match(sequence).coming:
                 passed.append(self.waiting.popleft())
             elif self._begin(sequence, sequence.num_prompt_tokens):
                 self.waiting.popleft()
@@ -305,8 +327,7 @@ class Scheduler:
 
     def _begin(self, sequence: Sequence, tokens: int) -> bool:
         """Start a sequence with blocks for `tokens` tokens, reusing cached ones; return whether they fit."""
-        prompt = sequence.ids[: sequence.num_prompt_tokens]
-        match = self._pool.match(prompt)
+        match = self._match(sequence)
         blocks = self._room(tokens, match.blocks)
         if blocks is None:
             return False
@@ -314,8 +335,12 @@ class Scheduler:
         sequence.num_computed_tokens = len(match.blocks) * self._pool.block_tokens
         self.reused_tokens += sequence.num_computed_tokens
         insort(self.running, sequence, key=lambda s: s.seq_id)
-        self._pool.register_prefix(prompt, blocks)
+        self._pool.register_prefix(sequence.ids[: sequence.num_prompt_tokens], blocks)
         return True
+
+    def _match(self, sequence: Sequence) -> Match:
+        """Return the cached prefix of a prompt; none if every token must be computed."""
+        return NO_MATCH if sequence.scoring else self._pool.match(sequence.ids[: sequence.num_prompt_tokens])
 
     def _room(self, tokens: int, shared: tuple[int, ...] = ()) -> list[int] | None:
         """Allocate blocks for one more sequence, if that leaves one spare block for each running one."""

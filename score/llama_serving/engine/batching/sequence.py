@@ -106,9 +106,14 @@ class Sequence:
         return self.num_computed_tokens < self.num_prompt_tokens
 
     @property
+    def scoring(self) -> bool:
+        """Whether log-probabilities of the prompt are requested and not all delivered, so that every token is computed."""
+        return self.params.prompt_logprobs is not None and len(self.handle.prompt) < self.num_prompt_tokens - 1
+
+    @property
     def most_tokens(self) -> int:
         """Most tokens with keys and values; the last generated token never needs them."""
-        return self.num_prompt_tokens + self.params.max_new_tokens - 1
+        return self.num_prompt_tokens + max(self.params.max_new_tokens - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)

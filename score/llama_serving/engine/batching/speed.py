@@ -131,10 +131,10 @@ def _measured(
     generating, free = [], 1
     for end in ends:
         own = range(free, free + blocks(end))
-        generating.append(Rows(ids=(1,), start=end - 1, blocks=own, prefill=False, needs_logits=True))
+        generating.append(Rows(ids=(1,), start=end - 1, blocks=own, prefill=False, num_logits=1))
         free = own.stop
     size = blocks(before + part)
-    prompts = [Rows(ids=(1,) * part, start=before, blocks=range(1 + n * size, 1 + (n + 1) * size), prefill=True, needs_logits=True)
+    prompts = [Rows(ids=(1,) * part, start=before, blocks=range(1 + n * size, 1 + (n + 1) * size), prefill=True, num_logits=1)
                for n in range(count)]  # fmt: skip
     return _best(lambda: backend.forward(generating)), _best(lambda: backend.forward(prompts)) / (count * part)
 

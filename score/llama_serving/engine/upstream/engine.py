@@ -301,12 +301,13 @@ class UpstreamEngine(ThreadedEngine):
         async with self._client.events(sequence.body, model=self._model) as events:
             async for data in events:
                 tokens = answer.read(data)
-                for token in tokens:
+                sequence.handle.prompt = answer.prompt
+                for token in tokens if sequence.params.max_new_tokens else ():
                     self._publish_soon(sequence.handle, token)
                     if sequence.stop is not None and sequence.stop(token.id):
                         return "stop"
                 if answer.complete and answer.finish_reason is not None:
-                    return answer.finish_reason
+                    return answer.finish_reason if sequence.params.max_new_tokens else "length"
         raise error_mapping.broken("its answer has no end")
 
     def _publish_soon(self, handle: Handle, token: Token) -> None:

@@ -27,17 +27,21 @@ class RemoteKind:
         min_tokens: the server's name of `min_new_tokens`.
         lowest_temperature: lower temperatures, except 0, would be raised to this one.
         stream_interval: several tokens can be requested in one event.
+        prompt_by_echo: in a stream, log-probabilities of the prompt come only before those of the text, with `echo`.
     """
 
     name: str
     min_tokens: str
     lowest_temperature: float = 0.0
     stream_interval: bool = False
+    prompt_by_echo: bool = False
 
 
 KINDS: Final[Mapping[str, RemoteKind]] = {
     # vllm/sampling_params.py: _MAX_TEMP, to which lower temperatures above 0 are raised.
-    "vllm": RemoteKind("vLLM", min_tokens="min_tokens", lowest_temperature=0.01, stream_interval=True),
+    "vllm": RemoteKind(
+        "vLLM", min_tokens="min_tokens", lowest_temperature=0.01, stream_interval=True, prompt_by_echo=True
+    ),
     "llama-endpoints": RemoteKind("llama-endpoints", min_tokens="min_new_tokens"),
 }
 """By `owned_by` in `/v1/models`."""
@@ -121,7 +125,7 @@ class RemoteServer:
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
-            "max_tokens": params.max_new_tokens,
+            "max_tokens": max(params.max_new_tokens, 1),
             self.kind.min_tokens: params.min_new_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
@@ -136,11 +140,20 @@ class RemoteServer:
         }
         if params.constraint is not None:
             body["structured_outputs"] = params.constraint.structured_outputs
-        if params.logprobs is not None:
-            body |= {"logprobs": params.logprobs, "return_tokens_as_token_ids": True}
+        if (logprobs := self._logprobs(params)) is not None:
+            body |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
+        if params.prompt_logprobs is not None:
+            body |= {"echo": True} if self.kind.prompt_by_echo else {"prompt_logprobs": params.prompt_logprobs}
+        if params.logit_bias:
+            body["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
         if self.kind.stream_interval and not streamed:
             body["stream_interval"] = TOKENS_PER_EVENT  # (vLLM before August 2026 ignores it)
         return body
+
+    def _logprobs(self, params: SamplingParams) -> int | None:
+        """Return how many alternatives to request with each token of the text, and of a prompt that is echoed."""
+        of_prompt = params.prompt_logprobs if self.kind.prompt_by_echo else None
+        return max((number for number in (params.logprobs, of_prompt) if number is not None), default=None)
 
 
 def _seed(params: SamplingParams) -> int:

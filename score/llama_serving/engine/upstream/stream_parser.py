@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 from llama_serving.engine.handle import Token
@@ -19,6 +20,7 @@ class StreamedCompletion:
     Attributes:
         finish_reason: why it ended, once a chunk has it.
         complete: its end and its token count were received.
+        prompt: the prompt's tokens after the first, with their log-probabilities, if they are requested.
     """
 
     def __init__(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -27,8 +29,10 @@ class StreamedCompletion:
         self._count = 0
         self._last: int | None = None
         self._prompt_seen = self._counted = False
+        self._most = max(params.max_new_tokens, 1)
         self.finish_reason: FinishReason | None = None
         self.complete = False
+        self.prompt: list[Token] = []
 
     def read(self, data: str) -> list[Token]:
         """Return the tokens in one event's data.
@@ -39,6 +43,8 @@ class StreamedCompletion:
         if data == _DONE:
             if self.finish_reason is None or not self._counted:
                 _malformed("a stream that ends before its sequence does")
+            if self._params.prompt_logprobs is not None and len(self.prompt) != len(self._prompt_ids) - 1:
+                _malformed("no log-probabilities of the prompt")
             self.complete = True
             return []
         chunk = _object(data)
@@ -63,14 +69,41 @@ class StreamedCompletion:
         self._check_prompt(choice.get("prompt_token_ids"))
         if not self._prompt_seen and ids:
             _malformed("tokens without the ids of their prompt")
-        tokens = _with_logprobs(ids, choice.get("logprobs"), self._params.logprobs)
+        tokens = _with_logprobs(ids, self._after_prompt(choice), self._params.logprobs)
         self._count += len(ids)
         self._last = ids[-1] if ids else self._last
-        if self._count > self._params.max_new_tokens:
+        if self._count > self._most:
             _malformed("more tokens than were asked for")
         if choice.get("finish_reason") is not None:
             self.finish_reason = self._reason(choice.get("stop_reason"), choice["finish_reason"])
         return tokens
+
+    def _after_prompt(self, choice: Mapping[str, Any]) -> Any:
+        """Return a chunk's log-probabilities of the text, once those of the prompt are read."""
+        number, logprobs = self._params.prompt_logprobs, choice.get("logprobs")
+        if number is None or self.prompt or len(self._prompt_ids) == 1:
+            return logprobs
+        try:
+            if choice.get("prompt_logprobs") is not None:
+                _, *steps = choice["prompt_logprobs"]
+                self.prompt = [
+                    _of_prompt(token, step, number)
+                    for token, step in zip(self._prompt_ids[1:], steps, strict=True)
+                ]
+            elif logprobs is not None and logprobs["token_logprobs"][:1] == [None]:
+                return self._after_echo(logprobs, number)
+        except (TypeError, KeyError, ValueError, AttributeError):
+            _malformed("log-probabilities of the prompt that can't be read")
+        return logprobs
+
+    def _after_echo(self, logprobs: Mapping[str, list[Any]], number: int) -> Mapping[str, list[Any]]:
+        """Read the log-probabilities of a prompt that stand before those of the text; return the latter."""
+        end = len(self._prompt_ids)
+        self.prompt = _with_logprobs(
+            self._prompt_ids[1:], {name: each[1:end] for name, each in logprobs.items()}, number
+        )
+        self.prompt = [replace(token, rank=_rank(token)) for token in self.prompt]
+        return {name: each[end:] for name, each in logprobs.items()}
 
     def _check_prompt(self, ids: Any) -> None:
         """Check that the server has read exactly our prompt."""
@@ -85,7 +118,7 @@ class StreamedCompletion:
             return "stop"
         if "deadline" in (said, why):  # (`finish_reason` of our own server's older versions)
             return "deadline"
-        if said == "length" and self._count == self._params.max_new_tokens:
+        if said == "length" and self._count == self._most:
             return "length"
         if said in ("abort", "cancelled"):
             raise error_mapping.broken("it aborted the sequence")
@@ -124,6 +157,19 @@ def _with_logprobs(ids: Sequence[int], logprobs: Any, num_top: int | None) -> li
     if [token.id for token in tokens] != list(ids):
         _malformed("log-probabilities of other tokens")
     return tokens
+
+
+def _of_prompt(token: int, step: Mapping[str, Any], number: int) -> Token:
+    """Return a prompt's token from the log-probabilities by id at its place."""
+    by_id = {int(key): one for key, one in step.items()}
+    others = sorted((one["rank"], i) for i, one in by_id.items() if one["rank"] <= number)
+    top = tuple((i, float(by_id[i]["logprob"])) for _, i in others)
+    return Token(token, float(by_id[token]["logprob"]), top, int(by_id[token]["rank"]))
+
+
+def _rank(token: Token) -> int | None:
+    """Return a token's place among the most likely ones; None if it is not among those that are reported."""
+    return next((place for place, (i, _) in enumerate(token.top, 1) if i == token.id), None)
 
 
 def _best(top: Mapping[str, float], num_top: int) -> tuple[tuple[int, float], ...]:

@@ -202,6 +202,60 @@ def test_log_probabilities(fake: FakeUpstream, own: UpstreamEngine) -> None:
     ]
 
 
+TOLD: Final = {
+    "text_offset": [0, 0, 0, 0], "tokens": ["token_id:1", "token_id:5", "token_id:6", "token_id:7"],
+    "token_logprobs": [None, -2.0, -0.5, -1.0],
+    "top_logprobs": [None, {"token_id:5": -2.0, "token_id:3": -0.1}, {"token_id:6": -0.5}, {"token_id:7": -1.0}],
+}  # fmt: skip
+"""vLLM's log-probabilities of the echoed prompt and of one token."""
+FIELD: Final = [
+    None,
+    {"5": {"logprob": -2.0, "rank": 9, "decoded_token": "a"}, "3": {"logprob": -0.1, "rank": 1, "decoded_token": "b"}},
+    {"6": {"logprob": -0.5, "rank": 1, "decoded_token": "c"}},
+]  # fmt: skip
+"""Ours, of the same prompt."""
+
+
+@pytest.mark.parametrize("new", [0, 1])
+def test_log_probabilities_of_a_prompt(fake: FakeUpstream, own: UpstreamEngine, new: int) -> None:
+    first = chunk([7], "length", logprobs=TOLD, prompt_token_ids=list(PROMPT))
+    fake.answers.append(stream([first, usage(3, 1), "[DONE]"]))
+    handle = own.submit(PROMPT, SamplingParams(max_new_tokens=new, prompt_logprobs=1))
+    assert list(handle) == [Token(7)][:new]
+    assert handle.prompt == [Token(5, -2.0, ((3, -0.1),)), Token(6, -0.5, ((6, -0.5),), 1)]
+    assert handle.finish_reason == "length"
+    asked = fake.asked[0]
+    assert (asked["max_tokens"], asked["echo"], asked["logprobs"]) == (1, True, 1)
+
+
+def test_log_probabilities_of_a_prompt_from_our_own_server() -> None:
+    params = SamplingParams(max_new_tokens=1, prompt_logprobs=1)
+    answer = StreamedCompletion(PROMPT, params)
+    said = chunk([7], "length", prompt_logprobs=FIELD, prompt_token_ids=list(PROMPT))
+    assert answer.read(json.dumps(said)) == [Token(7)]
+    assert answer.prompt == [Token(5, -2.0, ((3, -0.1),), 9), Token(6, -0.5, ((6, -0.5),), 1)]
+    body = replace(SERVER, kind=KINDS["llama-endpoints"]).body(PROMPT, params)
+    assert (body["prompt_logprobs"], "echo" in body, "logprobs" in body) == (1, False, False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"logprobs": {**TOLD, "tokens": ["token_id:1", "token_id:6", "token_id:5", "token_id:7"]}},
+        {"logprobs": {name: each[:2] for name, each in TOLD.items()}},
+        {"prompt_logprobs": FIELD[:2]},
+        {"prompt_logprobs": [None, {"6": FIELD[1]["5"]}, FIELD[2]]},
+        {"prompt_logprobs": [None, {"5": {}}, FIELD[2]]},
+        {"prompt_logprobs": 5},
+    ],
+)  # fmt: skip
+def test_log_probabilities_of_another_prompt_or_none(wrong: dict[str, Any]) -> None:
+    params = SamplingParams(max_new_tokens=1, prompt_logprobs=1)
+    with pytest.raises(InternalError, match="log-probabilities"):
+        read(chunk([7], "length", **wrong, prompt_token_ids=list(PROMPT)), usage(3, 1), "[DONE]", params=params)
+
+
 def test_a_key_is_sent(fake: FakeUpstream) -> None:
     with running(fake, key="k"):
         pass

@@ -21,7 +21,7 @@ class Rows:
         start: position of the first token.
         blocks: the cache blocks from position 0 on, at least up to the last token here.
         prefill: they are prompt tokens. A row's result may depend on this, but not on the other rows of the step.
-        needs_logits: return the logits after the last token.
+        num_logits: return the logits after the last `num_logits` tokens; 0 is none.
         layers: the first layer that they go through in this pass, and the one before which they stop; None is all. Later
             passes go on with the same rows, until the last layer. Rows of a pass with `layers` have the same ones and are last.
     """
@@ -30,7 +30,7 @@ class Rows:
     start: int
     blocks: Sequence[int]
     prefill: bool
-    needs_logits: bool
+    num_logits: int
     layers: tuple[int, int] | None = None
 
 
@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Run one forward pass; repeating it with the same rows gives the same result.
 
         Returns:
-            (rows with `needs_logits`, vocab) logits in float32, in the order of the batch.
+            (sum of `num_logits`, vocab) logits in float32, in the order of the batch.
 
         Raises:
             BackendLostError: every later pass would fail, too.

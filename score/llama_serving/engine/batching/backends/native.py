@@ -99,8 +99,7 @@ class Native:
             ids.extend(rows.ids)
             positions.extend(range(rows.start, end))
             tables.extend(rows.blocks[: -(-end // BLOCK_TOKENS)])
-            if rows.needs_logits:
-                logit_rows.append(len(ids) - 1)
+            logit_rows.extend(range(len(ids) - rows.num_logits, len(ids)))
         whole = sum(rows.layers is None for rows in batch)
         layers = batch[-1].layers or (0, self.config.layers)
         cosines, sines = self._rotary.at(torch.tensor(positions))

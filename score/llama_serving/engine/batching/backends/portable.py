@@ -227,8 +227,8 @@ class _Plan:
         ends, end = [], 0
         for rows in ordered:
             end += len(rows.ids)
-            ends.append(end - 1)
-        sources = [i for i, rows in zip(order, ordered, strict=True) if rows.needs_logits]
+            ends.append(end)
+        sources = [i for i, rows in zip(order, ordered, strict=True) for _ in range(rows.num_logits)]
         return cls(
             ids=torch.tensor([i for rows in ordered for i in rows.ids]),
             cos=cosines,
@@ -236,7 +236,8 @@ class _Plan:
             slots=torch.tensor(slots),
             parts=tuple(_parts(ordered, form)),
             logit_rows=torch.tensor(
-                [e for e, rows in zip(ends, ordered, strict=True) if rows.needs_logits], dtype=torch.int64
+                [row for e, rows in zip(ends, ordered, strict=True) for row in range(e - rows.num_logits, e)],
+                dtype=torch.int64,
             ),
             order=None
             if sources == sorted(sources)
