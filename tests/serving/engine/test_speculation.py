@@ -101,8 +101,10 @@ class TestHowMany:
         speculation, guesses = Speculation(15), Guesses(PromptLookup([1] * 9))
         for _ in range(60):
             speculation.observe(guesses, 5, 0)
-        counts = [len(speculation.guess(guesses, 16, 100)) for _ in range(PROBE + 1)]
-        assert counts == [0] * PROBE + [1]
+        for generating in (1, 16):
+            counts = [len(speculation.guess(guesses, generating, 100)) for _ in range(PROBE * generating + 1)]
+            assert counts == [0] * PROBE * generating + [1]
+            speculation.observe(guesses, 1, 0)
 
     def test_off_is_off(self) -> None:
         speculation, guesses = Speculation(0), Guesses(PromptLookup([1] * 9))

@@ -14,7 +14,8 @@ LENGTHS: Final = (8, 4, 2)
 KEPT: Final = 0.9
 """Weight of older steps against the next one, in a sequence's share of accepted guesses."""
 PROBE: Final = 16
-"""Steps without a guess after which one token is guessed, since the text may have changed."""
+"""Steps without a guess after which one token is guessed, since the text may have changed. As many times more as sequences
+generate, so that a full step has no more such rows than one of a single sequence."""
 OLDER: Final = 0.98
 """Weight of older steps against the next one, in the cost of a row."""
 ROW: Final = 1 / 32
@@ -140,7 +141,7 @@ class Speculation:
             return ()
         count = min(most, self._count(guesses.share, MARGIN * self.cost.row(generating) * generating))
         guesses.steps_without += 1
-        if guesses.steps_without > PROBE:
+        if guesses.steps_without > PROBE * generating:
             count = max(count, 1)
         return guesses.lookup.guess(count) if count else ()
 
