@@ -65,7 +65,7 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True)
 def guesses(requests: int, seed: int) -> None:
     """Compare answers with and without speculation, which guesses as if it cost nothing."""
-    StepCost.row = _cheapest  # type: ignore[method-assign]
+    StepCost.row = _cheapest  # type: ignore[method-assign,assignment]
     bodies = [_seeded(random.Random(f"{seed}/{number}")) for number in range(requests)]  # noqa: S311
     found = []
     for tokens in ("0", "15"):
