@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+from llama_serving import version as builds
+
 _PACKAGE: Final = Path(__file__).resolve().parent
 
 
@@ -15,19 +17,5 @@ def full_version() -> str:
 
 
 def commit(package: Path = _PACKAGE) -> str:
-    """Return the short commit: from the build's record in a wheel, from git in a checkout, else an empty text."""
-    record = package / "commit.txt"  # (hatch_build.py writes it)
-    if record.is_file():
-        return record.read_text(encoding="utf-8").strip()
-    checkout = package.parents[1]
-    if not (checkout / ".git").exists() or not (checkout / "pyproject.toml").is_file():
-        return ""
-    import subprocess
-
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607  (the git of whoever works on the checkout)
-            cwd=checkout, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    """See `llama_serving.version.commit`."""
+    return builds.commit(package)

@@ -14,6 +14,7 @@ from typing import Final
 
 import llama_serving
 from llama_endpoints.checkpoints.inspection import Checkpoint
+from llama_serving import version as builds
 from llama_serving.contract.json_lines import json_document
 from llama_serving.engine.batching.native import build
 from llama_serving.errors import SetupError
@@ -76,6 +77,7 @@ def package(
         _check_dtype(checkpoint)
         with staged(output) as stage:
             _save(checkpoint, stage, weights)
+            builds.write_record(stage / "code" / "llama_serving")
             no_kernels = _add_kernels(stage)
             copied = _place_weights(checkpoint, stage, weights, progress)
             _put(stage, output)

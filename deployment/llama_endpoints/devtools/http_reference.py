@@ -46,7 +46,9 @@ _DEFAULTS: Final[Mapping[str, str]] = {
     "repetition_penalty": "1",
     "num_return_sequences": "1",
     **dict.fromkeys(("min_new_tokens", "top_k", "min_p", "presence_penalty", "frequency_penalty"), "0"),
-    **dict.fromkeys(("return_full_text", "ignore_eos", "details", "stream", "continue_final_message"), "false"),
+    **dict.fromkeys(
+        ("return_full_text", "ignore_eos", "details", "receipt", "stream", "continue_final_message"), "false"
+    ),
     "editor_stops": "false; true on `/infill`",
 }
 

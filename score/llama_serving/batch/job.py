@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from llama_serving.batch import fingerprint, runner
+from llama_serving.batch import runner
 from llama_serving.batch.inputs import Digest, InputFile
 from llama_serving.batch.journal import Counts, Entry, Journal, JournalError, KeptJournal
 from llama_serving.batch.outputs import Outputs, place
@@ -21,6 +21,7 @@ from llama_serving.contract.request import Parameters
 from llama_serving.errors import SetupError
 from llama_serving.faults import as_serving_error
 from llama_serving.model_files import ModelFiles
+from llama_serving.service import fingerprint
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -211,7 +212,7 @@ async def _run(running: "_JobRun", stops: Sequence[signal.Signals]) -> Result:
         return Result(counts, counts.rows)
     result = await running.run(stops)
     if result.done:
-        await asyncio.to_thread(place, job.outputs, job.described, journal)
+        await asyncio.to_thread(running.place)
     return result
 
 
@@ -264,6 +265,11 @@ class _JobRun:
         self._service = service
         self._ended = asyncio.Event()
         self._signal: signal.Signals | None = None
+
+    def place(self) -> None:
+        """Write the records of the finished job, then remove its journal."""
+        job = self.job
+        place(job.outputs, job.described, self.journal, self._service.receipts.shared())
 
     async def run(self, stops: Sequence[signal.Signals]) -> Result:
         loop = asyncio.get_running_loop()

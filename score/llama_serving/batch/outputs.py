@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
 from llama_serving.batch.journal import Entry, EntryState, Journal, sync_folder
 from llama_serving.contract.json_lines import json_document
+from llama_serving.version import build
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,16 @@ class Outputs:
         return self.records, self.errors, self.manifest, self.journal
 
 
-def place(outputs: Outputs, job: dict[str, Any], journal: Journal) -> None:
+def place(
+    outputs: Outputs, job: dict[str, Any], journal: Journal, receipt: dict[str, Any] | None = None
+) -> None:
     """Write the records of a complete journal, then remove it.
 
     Args:
         outputs: paths.
         job: the job's description, for the manifest.
         journal: synced.
+        receipt: what the receipts of this run share, for the manifest.
 
     Raises:
         SetupError: the journal is incomplete.
@@ -70,7 +73,8 @@ def place(outputs: Outputs, job: dict[str, Any], journal: Journal) -> None:
                 "job": job,
                 "counts": counts,
                 "rows": journal.counts.rows,
-                "version": version("llama-endpoints"),
+                "version": build().version,
+                "receipt": receipt,
             }
             manifest.write(json_document(about, indent=2))
         for path, part in parts.items():  # the records last: if they exist, everything does

@@ -1,9 +1,9 @@
 """Azure's `/score`: its six kinds of request bodies, and their responses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from llama_serving.contract import inputs, parameters
+from llama_serving.contract import inputs, parameters, receipt
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
 from llama_serving.contract.details import details
 from llama_serving.contract.request import Body, Delta, Generation, Generations, Input, ReplyShape, Request
@@ -62,7 +62,7 @@ def answer(request: Request, generations: Generations) -> Any:
     if request.reply is ReplyShape.OUTPUT:
         sequences = generations[0]
         output = sequences[0].full_text if len(sequences) == 1 else [s.full_text for s in sequences]
-        return {"output": output, **({"details": details(sequences)} if with_details else {})}
+        return {"output": output, **({"details": _details(sequences)} if with_details else {})}
     if request.reply is ReplyShape.TEXTS and not with_details:
         return [_texts(sequences) for sequences in generations]
     return [_row(sequences, with_details=with_details) for sequences in generations]
@@ -83,7 +83,7 @@ class Events:
 
     def last(self) -> list[dict[str, Any]]:
         """Return the events after the last sequence has ended."""
-        return [{"details": details(self._ended)}] if self._with_details else []
+        return [{"details": _details(self._ended)}] if self._with_details else []
 
 
 def _texts(sequences: tuple[Generation, ...]) -> Any:
@@ -94,8 +94,13 @@ def _texts(sequences: tuple[Generation, ...]) -> Any:
 def _row(sequences: tuple[Generation, ...], *, with_details: bool) -> dict[str, Any]:
     row: dict[str, Any] = {str(number): s.full_text for number, s in enumerate(sequences)}
     if with_details:
-        row["details"] = details(sequences)
+        row["details"] = _details(sequences)
     return row
+
+
+def _details(sequences: Sequence[Generation]) -> list[dict[str, Any]]:
+    """Return the details of each sequence, with its receipt if that was requested."""
+    return [{**entry, **receipt.field(one)} for entry, one in zip(details(sequences), sequences, strict=True)]
 
 
 def _prompts(data: Any, at: str, *, continued: bool) -> tuple[tuple[Input, ...], tuple[str, ...], ReplyShape]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
-from llama_serving.contract import inputs, parameters
+from llama_serving.contract import inputs, parameters, receipt
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter, StreamFormat
 from llama_serving.contract.details import chat_logprobs
 from llama_serving.contract.request import (
@@ -45,6 +45,7 @@ NAMES: Final[Mapping[str, str]] = {
             "ignore_eos",
             "stream",
             "editor_stops",
+            "receipt",
         )
     },
 }
@@ -157,6 +158,9 @@ def _checked(body: Body, kind: str) -> Body:
 
 def _request(body: Body, prompt: Input, path: str) -> Request:
     given = _effective(body)
+    if given["prefill_only"] and given.get("receipt"):
+        raise BadRequest("`receipt` belongs to a text, and none is generated for `n_predict: 0`. Leave one of them out.",
+                         code="unsupported_field", param="receipt")  # fmt: skip
     known = {name: value for name, value in given.items() if name in NAMES}
     patience = body.get("t_max_predict_ms")
     return Request(
@@ -231,6 +235,7 @@ def _end(request: Request, sequence: Generation, model: str) -> dict[str, Any]:
             **_timing("prompt", read, sequence.times.first_s),
             **_timing("predicted", written, sequence.times.rest_s),
         },
+        **receipt.field(sequence),
     }
 
 
@@ -248,6 +253,7 @@ def _chosen(request: Request, whole: dict[str, Any]) -> dict[str, Any]:
     if not request.fields:
         return whole
     found = {path: _at(whole, path) for path in request.fields}
+    found["receipt"] = whole.get("receipt")  # (asked for by a field of its own)
     return {path: value for path, value in found.items() if value is not None}
 
 

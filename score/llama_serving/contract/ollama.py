@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 
-from llama_serving.contract import inputs, parameters
+from llama_serving.contract import inputs, parameters, receipt
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter, StreamFormat
 from llama_serving.contract.details import chat_logprobs
 from llama_serving.contract.request import (
@@ -150,7 +150,7 @@ def _request(body: Body, prompts: tuple[Input, ...], reply: ReplyShape, path: st
         reply,
         (path,) * len(prompts),
         "options",
-        beside=frozenset(("format", "logprobs", "stream")),
+        beside=frozenset(("format", "logprobs", "receipt", "stream")),
         ceiling=True,
         model=body.get("model"),
         spelling=(
@@ -169,6 +169,7 @@ def _parameters(body: Body, prompts: tuple[Input, ...]) -> Parameters:
             **{OPTIONS[name]: value for name, value in options.items() if name in OPTIONS},
             "logprobs": body.get("top_logprobs", 0) if body.get("logprobs") else None,
             "stream": body.get("stream", True),
+            "receipt": body.get("receipt"),
             "continue_final_message": True if continued else None,
             "format": body.get("format") or None,
         },
@@ -235,6 +236,7 @@ def _end(sequence: Generation) -> dict[str, Any]:
         "eval_count": sequence.usage.completion_tokens,
         "eval_duration": wrote,
         **({} if logprobs is None else {"logprobs": chat_logprobs(logprobs)["content"]}),
+        **receipt.field(sequence),
     }
 
 

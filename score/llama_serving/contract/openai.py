@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from llama_serving.contract import inputs, parameters, tools
+from llama_serving.contract import inputs, parameters, receipt, tools
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, prompt_logprobs
 from llama_serving.contract.parameters import ALIASES, NAMES
@@ -297,6 +297,7 @@ def _end(request: Request, generation: Generation | None) -> dict[str, Any]:
         "finish_reason": called or ("stop" if reason == "stop" else "length"),
         **({"stop_reason": reason} if reason not in ("stop", "length") else {}),
         "logprobs": _logprobs(request, generation.logprobs),
+        **receipt.field(generation),
     }
 
 

@@ -7,8 +7,11 @@ from typing import Any, Final
 
 from llama_serving.contract.validation import schema
 
-SCHEMAS: Final = ("azure", "prompts", "parameters", "error", "answers")
-_ANSWERS: Final = ("error", "answers", "openai-answers", "ollama-answers", "llamacpp-answers", "vllm-answers")
+SCHEMAS: Final = ("azure", "prompts", "parameters", "error", "answers", "receipt")
+_ANSWERS: Final = (
+    *("error", "answers", "openai-answers", "ollama-answers", "llamacpp-answers", "vllm-answers"),
+    "receipt",
+)
 EXAMPLE: Final = {
     "input_data": {
         "input_string": ["Develop a Python function to sort a list of integers in ascending order"],

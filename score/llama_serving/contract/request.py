@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_serving.constraints.constraint import Constraint
 from llama_serving.sampling_params import FinishReason
+
+if TYPE_CHECKING:
+    from llama_serving.contract.receipt import Receipt
 
 FILL_MARKER: Final = "<FILL_ME>"
 
@@ -119,10 +122,16 @@ class Parameters:
     continue_final_message: bool | None = None
     editor_stops: bool | None = None
     response_format: Constraint | None = None
+    receipt: bool | None = None
 
     @property
     def with_details(self) -> bool:
-        """Whether the response has details: requesting log-probabilities implies them."""
+        """Whether the response has details: requesting log-probabilities or receipts implies them."""
+        return self.with_figures or bool(self.receipt)
+
+    @property
+    def with_figures(self) -> bool:
+        """Whether more than receipts is requested of the details."""
         return bool(self.details) or self.logprobs is not None or self.prompt_logprobs is not None
 
 
@@ -316,6 +325,7 @@ class Generation:
         prompt_token_ids: ids of the prompt; `token_ids` are the generated ones, including the one that ended the sequence.
         stopped_by: the stop string that ended the text, if one did.
         truncated: part of the prompt was left out, which the request allowed.
+        receipt: if one is requested.
     """
 
     text: str
@@ -328,6 +338,7 @@ class Generation:
     token_ids: tuple[int, ...] = ()
     stopped_by: str = ""
     truncated: bool = False
+    receipt: "Receipt | None" = None
     times: Times = field(default=Times(), compare=False)
 
 

@@ -136,12 +136,19 @@ def record(
         "usage": _usage(sequences),
         "error": None,
         "extra": dict(row.extra),
+        **_receipt(sequences),
         **_details(request, sequences),
     }
 
 
+def _receipt(sequences: tuple[Generation, ...]) -> dict[str, Any]:
+    """Return the receipt, or a list of them where there are several outputs; nothing where none was requested."""
+    made = [one.receipt.to_dict() for one in sequences if one.receipt is not None]
+    return {"receipt": _one_or_all(made)} if made else {}
+
+
 def _details(request: Request, sequences: tuple[Generation, ...]) -> dict[str, Any]:
-    if not request.parameters.with_details and not request.return_token_ids:
+    if not request.parameters.with_figures and not request.return_token_ids:
         return {}
     return {"details": details(sequences, with_ids=request.return_token_ids, as_ids=request.tokens_as_ids)}
 

@@ -28,7 +28,7 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types.schema import AnyType, Array, DataType, Object, ParamSchema, ParamSpec, Property
 
-from llama_serving.batch import fingerprint, table
+from llama_serving.batch import table
 from llama_serving.contract import azure, openai, protocol, rows
 from llama_serving.contract import mlflow as protocol_mlflow
 from llama_serving.contract.adapter import events_of
@@ -39,6 +39,7 @@ from llama_serving.errors import BadRequest, ServingError
 from llama_serving.faults import as_serving_error, log_to_stderr
 from llama_serving.hosts import mlflow_thread_pool
 from llama_serving.model_files import ARTIFACT, ModelFiles
+from llama_serving.service import fingerprint
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 

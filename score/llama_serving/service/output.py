@@ -1,10 +1,12 @@
 """The output of one sequence: tokens in, text and results out."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import starmap
 from typing import Final
 
+from llama_serving.contract.receipt import Receipt
 from llama_serving.contract.request import Alternative, Delta, Generation, Request, Times, TokenLogprob, Usage
 from llama_serving.engine.handle import Handle, Token
 from llama_serving.errors import Unavailable
@@ -17,13 +19,25 @@ RETRY_AFTER_S: Final = 5
 
 
 class SequenceOutput:
-    """The text, tokens and log-probabilities of one sequence, collected as it runs."""
+    """The text, tokens and log-probabilities of one sequence, collected as it runs.
 
-    def __init__(self, handle: Handle, prompt: Prompt, request: Request, tokenizer: Tokenizer) -> None:
+    Args:
+        receipt: writes the result's receipt, if one is requested.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        prompt: Prompt,
+        request: Request,
+        tokenizer: Tokenizer,
+        receipt: Callable[[Generation], Receipt] | None = None,
+    ) -> None:
         parameters = request.parameters
         self.handle = handle
         self._prompt = prompt
         self._request = request
+        self._receipt = receipt
         self._num_streamed = 0
         self._full = bool(parameters.return_full_text)
         self._tokenizer = tokenizer
@@ -138,7 +152,7 @@ class SequenceOutput:
             raise Unavailable("The engine was stopped before the text was complete. Send the request again.",
                               retry_after=RETRY_AFTER_S)  # fmt: skip
         before, after = (self._prompt.before, self._prompt.after) if self._full else ("", "")
-        return Generation(
+        made = Generation(
             text=self._text,
             full_text=before + self._text + after,
             finish_reason=self._finish_reason(),
@@ -151,6 +165,7 @@ class SequenceOutput:
             truncated=self._prompt.truncated,
             times=self._times(),
         )
+        return made if self._receipt is None else replace(made, receipt=self._receipt(made))
 
     def _finish_reason(self) -> FinishReason:
         if self._end.found:

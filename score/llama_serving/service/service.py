@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -21,6 +22,7 @@ from llama_serving.service.engine_factory import dtype_of, start_engine
 from llama_serving.service.in_flight import InFlight
 from llama_serving.service.output import EndChecker, SequenceOutput
 from llama_serving.service.preparation import PreparedInput, RequestPreparer
+from llama_serving.service.receipts import ReceiptWriter
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ _INVARIANCE: Final = {
 class Service:
     """A loaded model that answers requests. Thread-safe."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (all but the first four are named)
         self,
         variant: ModelVariant,
         tokenizer: Tokenizer,
@@ -47,6 +49,7 @@ class Service:
         settings: Settings,
         *,
         capacity: int | None = None,
+        files: ModelFiles | None = None,
     ) -> None:
         self.variant = variant
         self.engine = engine
@@ -58,6 +61,7 @@ class Service:
         )
         self.on_end: Callable[[Request, SequenceOutput], None] = _ignore
         """Called for every sequence that ended, in the context of its request."""
+        self.receipts = ReceiptWriter(variant, engine, settings, self.builder.context, files)
         self._preparer = RequestPreparer(variant, self.builder, settings)
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
         self._in_flight = InFlight()
@@ -87,7 +91,7 @@ class Service:
                 else "the memory for keys and values (LLAMA_KV_MEMORY) holds"
             )
             _log.warning("%s %d tokens: longer sequences are refused", why, engine.capacity)
-        return cls(files.variant, tokenizer, engine, settings, capacity=engine.capacity)
+        return cls(files.variant, tokenizer, engine, settings, capacity=engine.capacity, files=files)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -112,6 +116,8 @@ class Service:
 
     def prepare(self, request: Request) -> tuple[PreparedInput, ...]:
         """See `RequestPreparer.prepare`."""
+        if request.parameters.receipt:
+            self.receipts.prepare()
         return self._preparer.prepare(request)
 
     def generate(self, request: Request, *, deadline: float | None = None) -> Generations:
@@ -205,10 +211,10 @@ class Service:
         running: list[list[SequenceOutput]] = []
         with self._in_flight.request() as handles:
             try:
-                for prepared in inputs:
+                for index, prepared in enumerate(inputs):
                     running.append([])
                     for params in prepared.params:
-                        sequence = self._begin(prepared, params, request, deadline, streamed=streamed)
+                        sequence = self._begin(prepared, index, params, request, deadline, streamed=streamed)
                         handles.append(sequence.handle)
                         running[-1].append(sequence)
                 yield running
@@ -218,9 +224,10 @@ class Service:
                 for sequence in chain.from_iterable(running):
                     self.on_end(request, sequence)
 
-    def _begin(
+    def _begin(  # noqa: PLR0913  (what belongs to one sequence)
         self,
         prepared: PreparedInput,
+        index: int,
         params: SamplingParams,
         request: Request,
         deadline: float | None,
@@ -236,7 +243,11 @@ class Service:
             matcher=None if prepared.compiled is None else prepared.compiled.matcher(params.stop_ids),
             streamed=streamed,
         )
-        return SequenceOutput(handle, prepared.prompt, request, self.tokenizer)
+        position = index, len(prepared.prompt.token_ids)
+        written = (
+            partial(self.receipts.write, request, position, params) if request.parameters.receipt else None
+        )
+        return SequenceOutput(handle, prepared.prompt, request, self.tokenizer, written)
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:

@@ -8,6 +8,8 @@ from llama_serving.model_files import ModelFiles
 
 PIECES: Final = 64
 PIECE: Final = 4096
+COMPUTED: Final = ("config.json", "tokenizer.json")
+"""The files beside the weights that decide which text follows a prompt's ids."""
 
 
 def of(files: ModelFiles) -> dict[str, str]:
@@ -19,6 +21,21 @@ def of(files: ModelFiles) -> dict[str, str]:
         elif path.suffix == ".json":
             sha.update(path.name.encode() + path.read_bytes())
     return {"name": files.variant.name, "digest": sha.hexdigest()}
+
+
+def of_checkpoint(folder: Path) -> str:
+    """Return a digest that is the same wherever the checkpoint is, packaged or not: SHA-256 over `COMPUTED` and over 64
+    pieces of 4 KiB of each weight file, with the files' names.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    sha = hashlib.sha256()
+    for name in COMPUTED:
+        sha.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    for path in sorted(folder.glob("*.safetensors")):
+        _sample(sha, path)
+    return sha.hexdigest()
 
 
 def _sample(sha: "hashlib._Hash", path: Path) -> None:
