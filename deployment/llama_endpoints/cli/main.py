@@ -15,6 +15,7 @@ from llama_endpoints.cli.package import package
 from llama_endpoints.cli.plan import plan
 from llama_endpoints.cli.prompt import prompt
 from llama_endpoints.cli.render import render
+from llama_endpoints.cli.replay import replay
 from llama_endpoints.cli.rollout import rollout
 from llama_endpoints.cli.score import score
 from llama_endpoints.cli.serve import serve
@@ -74,6 +75,6 @@ def main() -> None:
 
 
 for _command in (
-    batch, chat, deploy, fetch, models, package, plan, prompt, render, rollout, score, serve, validate, *COMMANDS,
+    batch, chat, deploy, fetch, models, package, plan, prompt, render, replay, rollout, score, serve, validate, *COMMANDS,
 ):  # fmt: skip
     main.add_command(_command)

@@ -13,8 +13,8 @@ MAX_SEED: Final = 2**63 - 1
 
 
 def fresh_seed() -> int:
-    """Return a random seed for a request without one."""
-    return secrets.randbelow(MAX_SEED)
+    """Return a random seed for a request without one, small enough for JSON readers whose numbers are floats."""
+    return secrets.randbelow(2**53)
 
 
 def uniform(seed: int, index: int, position: int) -> float:

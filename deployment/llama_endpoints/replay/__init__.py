@@ -1,0 +1,1 @@
+"""Runs what receipts and batch records tell of again, and compares."""
