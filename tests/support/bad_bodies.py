@@ -226,6 +226,7 @@ EDGES: Final[Mapping[str, Edges]] = {
     "prompt_logprobs": Edges((0, 5, 2.0, None), (-1, 6, *_NO_INTEGER)),
     "logit_bias": Edges(({"5": 1.5}, None), _NO_OBJECT),
     "details": _BOOLEAN,
+    "receipt": _BOOLEAN,
     "stream": _BOOLEAN,
     "continue_final_message": _BOOLEAN,
     "editor_stops": _BOOLEAN,

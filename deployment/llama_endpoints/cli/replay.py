@@ -135,6 +135,7 @@ def _records(  # noqa: PLR0913  (options of the command)
     from llama_endpoints.replay.records import manifest_of, recorded
     from llama_endpoints.replay.replay import settings_of
     from llama_endpoints.replay.rows import replay_rows
+    from llama_endpoints.replay.verdict import of_job
     from llama_serving.batch import inputs as sources
     from llama_serving.batch.outputs import Outputs
     from llama_serving.settings import Settings
@@ -144,6 +145,7 @@ def _records(  # noqa: PLR0913  (options of the command)
         parameters = json.dumps(manifest.job["parameters"]) if manifest else "{}"
     defaults, _ = defaults_of(parameters)
     found = sources.find(inputs, but=Outputs(records).all)
+    changed = list(manifest.changed_inputs(found)) if manifest else []
     max_bytes = Settings.from_environment(os.environ).max_body
     chosen = list(recorded(records, found, defaults, max_bytes))
     if not chosen:
@@ -156,24 +158,28 @@ def _records(  # noqa: PLR0913  (options of the command)
         flags = {**flags, "max_num_seqs": CONCURRENCY}
     try:
         with _service(model, made, flags) as service, _bar(len(chosen)) as on_row:
+            job = of_job(changed, manifest.shared if manifest else None, service.receipts.shared())
             outcomes = asyncio.run(replay_rows(service, chosen, on_row))
     except ServingError as error:
         refuse(error)
-    return _report(outcomes, as_json=as_json)
+    return _report(job, outcomes, as_json=as_json)
 
 
-def _report(outcomes: "Sequence[RowVerdict]", *, as_json: bool) -> int:
+def _report(job: "Verdict", outcomes: "Sequence[RowVerdict]", *, as_json: bool) -> int:
     """Print what came of the rows, and return the exit code."""
     identical = sum(one.identical for one in outcomes)
     skipped = [one for one in outcomes if one.skipped]
     differing = [one for one in outcomes if not one.identical and not one.skipped]
     if as_json:
         about = {
+            "job": job.to_dict(),
             "rows": len(outcomes), "identical": identical, "different": len(differing), "skipped": len(skipped),
             "differing": [{"row": one.name, "sequences": [v.to_dict() for v in one.verdicts]} for one in differing],
         }  # fmt: skip
         click.echo(json_line(about))
     else:
+        if job.differences or job.environment:
+            _show(job)
         for one in differing[:SHOWN]:
             for verdict in one.verdicts:
                 _show(verdict, f"{one.name}, ")
@@ -184,7 +190,7 @@ def _report(outcomes: "Sequence[RowVerdict]", *, as_json: bool) -> int:
         )
     if len(skipped) == len(outcomes):
         raise SetupError("No row can be replayed. Let the job run with `receipt: true`, or with seeds.")
-    return 1 if differing else 0
+    return 1 if differing or job.differences else 0
 
 
 def _show(verdict: "Verdict", of: str = "") -> None:

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from llama_endpoints.replay.claims import Claim, claims
 from llama_endpoints.replay.requests import undisturbed
+from llama_endpoints.replay.verdict import Difference
 from llama_serving.batch import job as jobs
-from llama_serving.batch.inputs import InputFile
+from llama_serving.batch.inputs import InputFile, digest
 from llama_serving.batch.outputs import Outputs
 from llama_serving.batch.windows import Todo
 from llama_serving.contract.request import Parameters, Request
@@ -28,15 +29,26 @@ class Manifest:
 
     Attributes:
         job: the job's description; see `BatchJob.described`.
+        shared: what the receipts of the run that finished the job share; None in a manifest of an older version.
     """
 
     job: Mapping[str, Any]
+    shared: Mapping[str, Any] | None
 
     @property
     def settings(self) -> dict[str, str]:
         """The settings that decide the bytes, as variables of the environment."""
         given = self.job["settings"]
         return {f"LLAMA_{name.upper()}": str(given[name]) for name in SETTINGS if given.get(name) is not None}
+
+    def changed_inputs(self, sources: Sequence[InputFile]) -> Iterator[Difference]:
+        """Yield the inputs that are not those of the job."""
+        known = self.job["inputs"]
+        for source in sources:
+            expected = known.get(source.name, {}).get("sha256", "no such input")
+            found = digest(source, lambda _: None).sha256
+            if expected != found:
+                yield Difference(f"input {source.name}", expected, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,8 @@ def manifest_of(path: Path) -> tuple[Path, Manifest | None]:
         return records, None
     try:
         about = json.loads(place.read_text(encoding="utf-8"))
-        return records, Manifest({"settings": {}, "parameters": {}, **about["job"]})
+        job = {"settings": {}, "parameters": {}, "inputs": {}, **about["job"]}
+        return records, Manifest(job, about.get("receipt"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{place} can't be read: {error!r}.") from error
 

@@ -1,6 +1,6 @@
 """Compares a receipt with that of the same request run again. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -86,6 +86,20 @@ class Verdict:
             "first_difference": None if first is None else {"character": first.character, "token": first.token},
             "not_promised": self.reason,
         }
+
+
+def of_job(
+    inputs: Iterable[Difference], receipt: Mapping[str, Any] | None, found: Mapping[str, Any]
+) -> Verdict:
+    """Return the verdict on what the rows of a job share.
+
+    Args:
+        inputs: that are not those of the job.
+        receipt: the shared part of the job's receipts; None if it is not known.
+        found: that of the replay.
+    """
+    claimed, environment = ((), ()) if receipt is None else split(receipt, found)
+    return Verdict("the job", (*inputs, *claimed), environment)
 
 
 def split(

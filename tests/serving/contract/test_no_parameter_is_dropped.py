@@ -47,6 +47,7 @@ OTHER: Final[dict[str, Any]] = {
     "details": True,
     "continue_final_message": True,
     "editor_stops": True,
+    "receipt": True,
     # vLLM's and OpenAI's alone
     "stop_token_ids": ...,
     "return_token_ids": True,
