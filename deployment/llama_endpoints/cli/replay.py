@@ -90,10 +90,10 @@ def replay(  # noqa: PLR0913  (the options of a command)
 def _receipt(  # noqa: PLR0913  (options of the command)
     path: Path, model: str, *, request: Any, prompt: Any, flags: "Mapping[str, str | None]", as_json: bool
 ) -> int:
-    from llama_endpoints.replay.claims import claims
+    from llama_endpoints.replay.documents import claims_in
     from llama_endpoints.replay.replay import Replayer, settings_of
 
-    found = claims(_json(path))
+    found = claims_in(path)
     asked = _requests(found, request, prompt)
     try:
         with _service(model, settings_of(found[0].receipt), flags) as service:
@@ -231,14 +231,3 @@ def _bar(total: int) -> "Iterator[Callable[[], object]]":
         total=total, desc="replaying", unit=" rows", file=sys.stderr, disable=None, dynamic_ncols=True
     ) as bar:
         yield lambda: bar.update(1)
-
-
-def _json(path: Path) -> Any:
-    from llama_serving.contract import strict_json
-
-    try:
-        return strict_json.decode_value(path.read_bytes())
-    except ServingError as error:
-        raise SetupError(f"{path} can't be read as JSON. {error.message}") from error
-    except OSError as error:
-        raise SetupError(f"{path} can't be read: {error.strerror}.") from error

@@ -5,6 +5,8 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llama_endpoints.replay.claims import Claim, claims
+from llama_endpoints.replay.documents import claims_in
 from llama_endpoints.replay.replay import Replayer
 from llama_endpoints.replay.requests import of_body, of_prompt
 from llama_endpoints.replay.verdict import differences
@@ -233,3 +236,34 @@ def test_a_plain_prompt_needs_no_body(service: Service, name: str) -> None:
 def test_a_value_does_not_differ_from_itself(value: Any) -> None:
     assert list(differences(value, json.loads(json.dumps(value)))) == []
     assert [one.what for one in differences({"a": {"b": 1}}, {"a": {"b": True}, "c": 2})] == ["a.b", "c"]
+
+
+@pytest.mark.parametrize("name", [name for name in BODIES if name not in ("score", "completion")])
+def test_a_stream_is_replayed_as_it_was_sent(service: Service, tmp_path: Path, name: str) -> None:
+    path, body = BODIES[name]
+    places = ("params", "parameters")
+    streamed = {key: {**value, "stream": True} if key in places else value for key, value in body.items()}
+    if path == "/score" and "parameters" in body["input_data"]:
+        streamed["input_data"] = {
+            **body["input_data"],
+            "parameters": {**body["input_data"]["parameters"], "stream": True},
+        }
+    elif not body.keys() & set(places):
+        streamed["stream"] = True
+    events = answered(service, path, streamed)
+    file = tmp_path / "stream"
+    lines = [json.dumps(event) for event in events]
+    if path.startswith("/api/"):
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    else:
+        file.write_text("".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]), encoding="utf-8")
+    replayer, request = (
+        Replayer(service),
+        of_body(with_receipt(streamed), claims(events)[0].receipt["protocol"]),
+    )
+    for claim in claims_in(file):
+        verdict = replayer.replay(request, claim)
+        assert verdict.identical, verdict
+        assert (claim.text is None) == (name == "call")
+        other = replayer.replay(request, replace(claim, text=f"{claim.text}☺"))
+        assert [one.what for one in other.differences] == ["text"]

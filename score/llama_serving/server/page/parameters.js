@@ -6,7 +6,7 @@ const ORDER = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetiti
 // Fields that are no parameters, or that the page fills itself.
 const OTHER = new Set(["prompt", "suffix", "messages", "model", "stream", "stream_options", "return_token_ids",
   "return_tokens_as_token_ids", "continue_final_message", "add_generation_prompt", "echo", "tools", "tool_choice",
-  "parallel_tool_calls"]);
+  "parallel_tool_calls", "receipt"]);
 
 /** A parameter: its name and what the document says of it. */
 class Parameter {
