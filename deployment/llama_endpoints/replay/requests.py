@@ -15,7 +15,7 @@ _SHAPES: Final = {
     "ollama": ReplyShape.GENERATE,
     "llama.cpp": ReplyShape.CONTENT,
 }
-_OTHERWISE: Final = frozenset(("stop", "seed", "response_format", "receipt"))
+_OTHERWISE: Final = frozenset(("stop", "seed", "logit_bias", "response_format", "receipt"))
 
 
 def of_body(body: Mapping[str, Any], protocol_name: str) -> Request:
@@ -47,6 +47,7 @@ def of_prompt(text: str, receipt: Mapping[str, Any]) -> Request:
     parameters = Parameters(
         **named,
         stop=tuple(known["stop"]) or None,
+        logit_bias=tuple((int(token), bias) for token, bias in known["logit_bias"]) or None,
         seed=receipt["seed"],
         ignore_eos=True,  # the receipt has all ids that end the text
         response_format=None if held is None else Constraint(held["kind"], held["text"]),

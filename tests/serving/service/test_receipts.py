@@ -44,7 +44,7 @@ EVENTS: Final = {
     "/v1/chat/completions": "openai-answers#/$defs/chat_event",
 }
 TIMED: Final = ("total_duration", "prompt_eval_duration", "eval_duration", "created_at", "timings")
-SEVERAL: Final = {"score": 6, "dialog": 3, "completion": 4}
+SEVERAL: Final = {"score": 6, "dialog": 3, "completion": 4, "held": 2}
 
 
 def without(value: Any, *names: str) -> Any:
@@ -110,6 +110,11 @@ def test_the_digests_are_of_what_was_sent(service: Service) -> None:
     assert receipt["prompt"]["sha256"] == of_ids(choice["prompt_token_ids"])
     assert receipt["prompt"]["tokens"] == len(choice["prompt_token_ids"])
     assert (receipt["seed"], receipt["index"], receipt["reproducible"], receipt["reason"]) == (4, 0, True, None)
+    (echoing,) = answered(service, "/v1/completions", {"prompt": PROMPT, **SAMPLED, "seed": 4, "echo": True})[
+        "choices"
+    ]
+    assert echoing["text"] == PROMPT + choice["text"]
+    assert echoing["receipt"]["output"] == receipt["output"], "without the prompt"
     assert PROMPT not in json.dumps(receipt)
     assert choice["text"] not in json.dumps(receipt)
 
