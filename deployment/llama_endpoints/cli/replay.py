@@ -97,8 +97,7 @@ def _receipt(  # noqa: PLR0913  (options of the command)
     asked = _requests(found, request, prompt)
     try:
         with _service(model, settings_of(found[0].receipt), flags) as service:
-            replayer = Replayer(service)
-            verdicts = [replayer.replay(one, claim) for one, claim in zip(asked, found, strict=True)]
+            verdicts = Replayer(service).replay_all(zip(asked, found, strict=True))
     except ServingError as error:
         raise SetupError(f"The request can't be replayed here. {error.message}") from error
     if as_json:

@@ -101,26 +101,34 @@ def recorded(
     for number, record in enumerate(_lines(records), 1):
         if record.get("error") is not None:
             continue
+        texts = _texts(record)
+        if texts is None:
+            raise SetupError(f"Line {number} of {records} is no record of a batch job.")
         key = _key(record)
         if not rows.get(key):
             raise SetupError(
                 f"The record in line {number} of {records} has no valid row in the inputs. Give the --input of that job."
             )
-        yield _row(record, rows[key].popleft())
+        yield _row(record, texts, rows[key].popleft())
 
 
-def _row(record: Mapping[str, Any], todo: Todo) -> RecordedRow:
+def _row(record: Mapping[str, Any], texts: tuple[str | None, ...], todo: Todo) -> RecordedRow:
     assert todo.request is not None  # noqa: S101  (filtered)
     request, place = undisturbed(todo.request), todo.line.place
-    name = f"{place.file}:{place.line}"
-    if "response" in record:
-        choices = record["response"]["body"]["choices"]
-        texts = [one["text"] if "text" in one else one["message"]["content"] for one in choices]
-    else:
+    held = '"receipt"' in json.dumps(record)
+    return RecordedRow(f"{place.file}:{place.line}", request, claims(record) if held else (), texts)
+
+
+def _texts(record: Mapping[str, Any]) -> tuple[str | None, ...] | None:
+    """Return the texts of a record; None if it is no record."""
+    try:
+        if "response" in record:
+            choices = record["response"]["body"]["choices"]
+            return tuple(one["text"] if "text" in one else one["message"]["content"] for one in choices)
         output = record["output"]
-        texts = output if isinstance(output, list) else [output]
-    held = json.dumps(record).find('"receipt"') >= 0
-    return RecordedRow(name, request, claims(record) if held else (), tuple(texts))
+    except (KeyError, TypeError):
+        return None
+    return tuple(output) if isinstance(output, list) else (output,)
 
 
 def _key_of_row(todo: Todo) -> Any:

@@ -1,7 +1,7 @@
 """Runs a request again and compares the results with its receipts."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_endpoints.replay.claims import Claim
@@ -26,30 +26,40 @@ class Replayer:
         self._shared = service.receipts.shared()
 
     def replay(self, request: Request, claim: Claim) -> Verdict:
-        """Replay one receipt.
+        """Replay one receipt; see `replay_all`."""
+        (verdict,) = self.replay_all([(request, claim)])
+        return verdict
 
-        Args:
-            request: that was answered with it; see `requests`.
-            claim: the receipt.
+    def replay_all(self, asked: Iterable[tuple[Request, Claim]]) -> list[Verdict]:
+        """Replay receipts, each with the request that was answered with it; what is the same runs once.
 
         Raises:
-            ServingError: the request can't be run here.
+            ServingError: a request can't be run here.
+            SetupError: a request has no prompt of the receipt's index.
         """
-        alone = self.asked(request, claim)
-        told = self.before(alone, claim)
-        if told is not None:
-            return told
-        (sequences,) = self._service.generate(alone)
-        return self.compare(alone, claim, sequences)
+        made: dict[Request, Sequence[Generation]] = {}
+        verdicts: list[Verdict] = []
+        for request, claim in asked:
+            alone = self.asked(request, claim)
+            told = self.before(alone, claim)
+            if told is None and alone not in made:
+                (made[alone],) = self._service.generate(alone)
+            verdicts.append(self.compare(alone, claim, made[alone]) if told is None else told)
+        return verdicts
 
-    async def areplay(self, request: Request, claim: Claim) -> Verdict:
-        """Do as `replay` for an event loop."""
-        alone = self.asked(request, claim)
-        told = await asyncio.to_thread(self.before, alone, claim)
-        if told is not None:
-            return told
-        (sequences,) = await self._service.agenerate(alone)
-        return await asyncio.to_thread(self.compare, alone, claim, sequences)
+    async def areplay_all(self, asked: Iterable[tuple[Request, Claim]]) -> list[Verdict]:
+        """Do as `replay_all` for an event loop."""
+        made: dict[Request, Sequence[Generation]] = {}
+        verdicts: list[Verdict] = []
+        for request, claim in asked:
+            alone = self.asked(request, claim)
+            told = await asyncio.to_thread(self.before, alone, claim)
+            if told is None and alone not in made:
+                (made[alone],) = await self._service.agenerate(alone)
+            if told is None:
+                told = await asyncio.to_thread(self.compare, alone, claim, made[alone])
+            verdicts.append(told)
+        return verdicts
 
     def asked(self, request: Request, claim: Claim) -> Request:
         """Return the request for the receipt's prompt alone.
@@ -129,7 +139,7 @@ def settings_of(receipt: Mapping[str, Any]) -> dict[str, str]:
     found = {"LLAMA_CONTEXT": str(engine["context"])}
     if engine["name"] in ("batching", "pipeline"):
         found["LLAMA_ENGINE"] = engine["name"]
-        found["LLAMA_DTYPE"] = engine["dtype"]
+        found["LLAMA_DTYPE"] = engine["dtype"] or "auto"
         if engine["quantization"] != "none":
             found["LLAMA_QUANTIZATION"] = engine["quantization"]
     return found

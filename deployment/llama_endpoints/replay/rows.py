@@ -57,7 +57,7 @@ async def replay_rows(
 
 async def _replayed(service: Service, replayer: Replayer, row: RecordedRow) -> RowVerdict:
     if row.claims:
-        verdicts = [await replayer.areplay(row.request, claim) for claim in row.claims]
+        verdicts = await replayer.areplay_all((row.request, claim) for claim in row.claims)
         return RowVerdict(row.name, tuple(verdicts))
     (prepared,) = await asyncio.to_thread(service.prepare, row.request)
     if row.request.parameters.seed is None and prepared.params[0].temperature > 0:

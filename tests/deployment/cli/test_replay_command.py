@@ -193,6 +193,20 @@ def test_rows_without_receipts_need_seeds(job: Path) -> None:
     assert done.stdout.endswith(" + 0 not replayed\n")
 
 
+@pytest.mark.parametrize(
+    "line", ['{"a": 1}', "[]", "{", '{"response": {"body": 5}}', '{"output": "x", "receipt": {}}']
+)
+def test_what_is_no_record_is_refused(job: Path, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(
+        f'{line[:-1]}, "file": "rows.jsonl", "line": 1}}\n' if "output" in line else f"{line}\n",
+        encoding="utf-8",
+    )
+    done = replay(path, "--input", job / "rows.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+
+
 def test_records_of_other_inputs_are_refused(job: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"input_string": "x"}\n', encoding="utf-8")

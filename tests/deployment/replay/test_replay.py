@@ -176,6 +176,23 @@ def test_every_changed_field_is_told(service: Service, name: str) -> None:
         assert verdict.identical is environment, (at, told)
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"kind": "json", "text": "{"},
+        {"kind": "regex", "text": "("},
+        {"kind": "grammar", "text": "x"},
+        {"kind": "choice", "text": "1"},
+    ],
+    ids=lambda one: str(one["kind"]),
+)
+def test_a_constraint_that_is_none_is_refused(service: Service, constraint: dict[str, str]) -> None:
+    claim = claims(answered(service, *BODIES["held"]))[0]
+    forged = Claim(changed(claim.receipt, ("parameters", "constraint"), constraint))
+    with pytest.raises(BadRequest):
+        Replayer(service).replay(of_prompt(PROMPT, forged.receipt), forged)
+
+
 def test_a_field_that_is_not_known_is_told(service: Service) -> None:
     receipt = claims(answered(service, *BODIES["greedy"]))[0].receipt
     with pytest.raises(SetupError, match="`note` is not known"):
