@@ -4,14 +4,15 @@ import asyncio
 import threading
 import time
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from llama_serving.contract.request import Completion, Parameters, ReplyShape, Request
 from llama_serving.engine.handle import Handle, Token, publish
 from llama_serving.engine.thread import EngineThread
 from llama_serving.errors import QueueFull, Unavailable
+from llama_serving.prompts.builder import Prompt
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.service.output import SequenceOutput
 from tests.support.draws import PATIENCE_S
@@ -145,14 +146,9 @@ def test_a_stream_has_a_piece_for_each_turn(
 ) -> None:
     """Nothing follows a stop string, wherever in a batch of tokens it is complete."""
     handle = Handle()
-    prompt = SimpleNamespace(token_ids=(1,), before="", after="", stop_ids=frozenset())
-    parameters = SimpleNamespace(return_full_text=False, stop=stops, logprobs=None, editor_stops=None)
-    sequence = SequenceOutput(
-        handle,
-        cast("Any", prompt),
-        cast("Any", SimpleNamespace(parameters=parameters, patience_s=None)),
-        nano_tokenizer,
-    )
+    prompt = Prompt("", token_ids=(1,), stop_ids=frozenset(), before="")
+    request = Request((Completion(""),), Parameters(stop=stops), ReplyShape.ROWS, ("",), "")
+    sequence = SequenceOutput(handle, prompt, request, nano_tokenizer)
     turns = [nano_tokenizer.encode_continuation(text) for text in ("def f(", "x):")]
 
     async def run() -> list[str]:
