@@ -1,9 +1,11 @@
 """Sampling parameters of one sequence, and its finish reasons."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from llama_serving.constraints.constraint import Constraint
+
+DEFAULT_MAX_NEW_TOKENS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from tests.conftest import Answer, post
+from tests.support.calls import metric
 from tests.support.in_process import LocalServer, serving
 
 PROMPT: Final = "def add(a, b):\n    return '🦙' + a"
@@ -162,6 +163,13 @@ def test_the_last_tokens_of_a_prompt_are_kept(server: LocalServer) -> None:
     )
     long = "x = 1\n" * 3000
     assert post(f"{server.url}/v1/completions", {"prompt": long, "max_tokens": 8}).status == 400
+    for most in (8, 5000, None):
+        kept = complete(server, truncate_prompt_tokens=-1, max_tokens=most, return_token_ids=True)
+        assert kept["prompt_token_ids"] == ids, "it fits alone"
+    for most, room in ((None, 256), (5000, 1024)):
+        kept = complete(server, prompt=long, truncate_prompt_tokens=-1, max_tokens=most, ignore_eos=True, return_token_ids=True,
+                        logit_bias={"100": 100}, stop="aaa")  # fmt: skip
+        assert len(kept["prompt_token_ids"]) == 2048 - room
     fitted = complete(
         server, prompt=long, truncate_prompt_tokens=-1, max_tokens=8, ignore_eos=True, return_token_ids=True
     )
@@ -170,6 +178,44 @@ def test_the_last_tokens_of_a_prompt_are_kept(server: LocalServer) -> None:
     assert chat(server, truncate_prompt_tokens=5, max_tokens=1, return_token_ids=True)["prompt_token_ids"] == (
         ids_of(server, messages=DIALOG)[-5:]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+def test_text_far_above_the_context_is_not_encoded(server: LocalServer, path: str) -> None:
+    long = "x" * 200_000
+    prompts: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": long}]}]
+    if path != "/v1/chat/completions":
+        prompts.append({"prompt": long})
+    for prompt in prompts[-1:] if path == "/v1/completions" else prompts:
+        body = prompt if path == "/tokenize" else {**prompt, "truncate_prompt_tokens": 5}
+        answer = post(server.url + path, body)
+        assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_value")
+        assert "131072" in answer.text or "131,072" in answer.text
+
+
+def test_one_sequence_reads_the_prompt_for_all(server: LocalServer) -> None:
+    def read() -> float:
+        return metric(server.url, "llama_prefix_cache_hit_tokens_total")
+
+    body = {"prompt": PROMPT * 9, "n": 3, "seed": 5, "max_tokens": 2, "temperature": 1, "prompt_logprobs": 0}
+    before = read()
+    choices = post(f"{server.url}/v1/completions", body).json["choices"]
+    assert choices[0]["prompt_logprobs"] == choices[1]["prompt_logprobs"] == choices[2]["prompt_logprobs"]
+    assert len(choices[0]["prompt_logprobs"]) > 90
+    assert read() > before, "the others reuse what it computes"
+    pieces = events(post(f"{server.url}/v1/completions", {**body, "stream": True}))
+    told = [one["choices"][0] for one in pieces if "prompt_logprobs" in one["choices"][0]]
+    assert [one["index"] for one in told] == [0, 1, 2]
+    assert [one["prompt_logprobs"] for one in told] == [choices[0]["prompt_logprobs"]] * 3
+
+
+def test_a_stream_tells_of_the_prompt_with_the_first_token(server: LocalServer) -> None:
+    """What ends the text does not take it away."""
+    body = {"prompt": PROMPT, "temperature": 0, "max_tokens": 9, "prompt_logprobs": 0, "stream": True}
+    for more in ({}, {"echo": True}, {"return_token_ids": True}, {"stop": "e"}):
+        choices = [one["choices"][0] for one in events(post(f"{server.url}/v1/completions", {**body, **more}))]
+        assert sum("prompt_logprobs" in one for one in choices) == 1
+        assert "prompt_logprobs" not in choices[-1] or len(choices) == 1 or "stop" in more
 
 
 def test_tokens_as_vllm_tells_them(server: LocalServer) -> None:

@@ -63,6 +63,10 @@ ASKED: dict[str, dict[str, Any]] = {
         "input_string": [COMPLETION],
         "parameters": {**GREEDY, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.25},
     },
+    "a stop beside the prompt's log-probabilities": {
+        "input_string": [COMPLETION, COMPLETION * 9],
+        "parameters": {**GREEDY, "stop": ["e"], "prompt_logprobs": 1},
+    },
     "a stop": {"input_string": [COMPLETION], "parameters": {**GREEDY, "stop": ["e"], "return_full_text": True}},
     "log-probabilities of the prompt": {
         "input_string": [COMPLETION, "x"],

@@ -12,9 +12,9 @@ from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.validation import schema
 from llama_serving.engine.base import EngineStats
 from llama_serving.errors import OPENAI_CODES, ServingError
+from llama_serving.sampling_params import DEFAULT_MAX_NEW_TOKENS
 from llama_serving.server.lifecycle import Lifecycle, Phase
 from llama_serving.server.metrics import Metrics
-from llama_serving.service.preparation import DEFAULT_MAX_NEW_TOKENS
 
 CODES: Final[Mapping[str, str]] = {
     "competing_fields": "Two fields say the same thing with different values, or parameters stand in two places.",

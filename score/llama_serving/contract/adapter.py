@@ -1,5 +1,6 @@
 """The interface of a protocol, as the server's routes use it."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
@@ -70,7 +71,9 @@ class ProtocolAdapter(ABC):
         writer = self.writer(request, model)
         async with aclosing(deltas):
             async for delta in deltas:
-                for event in writer.of(delta):
+                # In a thread: the log-probabilities of a long prompt would block the loop.
+                heavy = request.scores_prompt
+                for event in await asyncio.to_thread(writer.of, delta) if heavy else writer.of(delta):
                     yield event
         for event in writer.last():
             yield event

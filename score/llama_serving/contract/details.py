@@ -23,7 +23,7 @@ def details(
             "logprobs": None
             if sequence.logprobs is None
             else completion_logprobs(sequence.logprobs, as_ids=as_ids),
-            **prompt_logprobs(sequence),
+            **prompt_logprobs(sequence.prompt_logprobs),
             **(token_ids(sequence) if with_ids else {}),
         }
         for sequence in sequences
@@ -51,9 +51,8 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], *, as_ids: bool = False)
     }
 
 
-def prompt_logprobs(generation: Generation) -> dict[str, Any]:
-    """Return the log-probabilities that `prompt_logprobs` requests, as vLLM writes them; nothing if it does not."""
-    tokens = generation.prompt_logprobs
+def prompt_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    """Return the log-probabilities that `prompt_logprobs` requests, as vLLM writes them; nothing if there are none."""
     return {} if tokens is None else {"prompt_logprobs": list(map(_of_prompt, tokens))}
 
 

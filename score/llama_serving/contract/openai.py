@@ -67,7 +67,7 @@ class Chunks:
     """OpenAI's chunk objects. A chat begins with the role; every sequence ends with its finish_reason.
 
     Log-probabilities are in the last chunk of a sequence, or in each one if token ids are requested; those of the prompt are
-    in the last one. Usage follows the last sequence if `stream_options` requests it.
+    in the chunk of its first token. Usage follows the last sequence if `stream_options` requests it.
     """
 
     def __init__(self, request: Request, model: str) -> None:
@@ -101,8 +101,7 @@ class Chunks:
             choice |= {"token_ids": list(delta.token_ids), "logprobs": _logprobs(request, delta.logprobs)}
             ids = None if delta.prompt_token_ids is None else list(delta.prompt_token_ids)
             read["prompt_token_ids"] = ids
-        if delta.generation is not None:
-            read |= prompt_logprobs(delta.generation)
+        read |= prompt_logprobs(delta.prompt_logprobs)
         if self._chat:
             return {**self._head, "choices": [choice], **read}
         return {**self._head, "choices": [{**choice, **read}]}
@@ -123,7 +122,7 @@ class Chunks:
         made = stream.push(delta.text)
         if delta.generation is not None:
             made += [*stream.finish(), {}]
-        if (role or delta.token_ids) and not made:
+        if (role or delta.token_ids or delta.prompt_logprobs) and not made:
             made = [{}]
         open_end = _end(self._request, None)
         chunks = [
@@ -324,7 +323,7 @@ def _choice(request: Request, index: int, sequence: Generation) -> dict[str, Any
 def _of_prompt(request: Request, sequence: Generation) -> dict[str, Any]:
     """Return what is requested of the prompt: vLLM has it in each choice of a completion, and once in a chat."""
     ids = {"prompt_token_ids": list(sequence.prompt_token_ids)} if request.return_token_ids else {}
-    return {**ids, **prompt_logprobs(sequence)}
+    return {**ids, **prompt_logprobs(sequence.prompt_logprobs)}
 
 
 class OpenAI(ProtocolAdapter):

@@ -44,9 +44,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """A prompt as token ids (accepted by OpenAI's `/v1/completions`)."""
+    """A prompt as token ids (accepted by OpenAI's `/v1/completions`); `shortened` if they are the last ones of more."""
 
     ids: tuple[int, ...]
+    shortened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,11 @@ class Request:
         return isinstance(self.inputs[0], Dialog)
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are requested: in the answer they take much more than its text."""
+        return self.parameters.prompt_logprobs is not None or self.echo_logprobs
+
+    @property
     def openai(self) -> bool:
         """Whether the body came in OpenAI's format."""
         return self.reply in (ReplyShape.COMPLETION, ReplyShape.CHAT)
@@ -349,6 +355,7 @@ class Delta:
     Attributes:
         prompt_token_ids, token_ids, logprobs: of this piece, if ids are requested; the prompt's ids come once.
         usage: of the sequence so far.
+        prompt_logprobs: with the first token, if they are requested.
     """
 
     index: int
@@ -358,6 +365,7 @@ class Delta:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     usage: Usage | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 Generations = tuple[tuple[Generation, ...], ...]

@@ -34,6 +34,8 @@ class Sampler:
         self._drawn: Counter[int] = Counter()
         self._position = 0
         self._matcher = matcher
+        self._biased = [token for token, _ in params.logit_bias]
+        self._bias = np.array([bias for _, bias in params.logit_bias], np.float32)
 
     def draw(self, logits: Row) -> Token:
         """Return the next token.
@@ -68,8 +70,8 @@ class Sampler:
 
     def _penalised(self, logits: Row) -> Row:
         scores, params = logits.copy(), self.params
-        for token, bias in params.logit_bias:
-            scores[token] += bias
+        if params.logit_bias:
+            scores[self._biased] += self._bias
         if params.repetition_penalty != 1:
             seen = np.fromiter(self._seen, np.int64)
             was = scores[seen]

@@ -8,6 +8,7 @@ from llama_serving.contract.request import UNLIMITED, Completion, Dialog, Infill
 from llama_serving.errors import BadRequest, ServingError
 from llama_serving.prompts import chat, completion, infill, segments
 from llama_serving.prompts.tokenizer import Tokenizer
+from llama_serving.sampling_params import DEFAULT_MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,10 @@ class Prompt:
     truncated: bool = False
 
 
+MOST_ENCODED: Final = 131_072
+"""Characters that are encoded where a prompt need not fit the context, at most; or, if those are more, so many for each of its
+tokens:"""
+CHARACTERS: Final = 8
 LEAST_MIDDLE: Final = 64
 """Tokens that an infilling prompt which is fitted into the context leaves for the middle, if as many are asked for."""
 
@@ -61,7 +66,7 @@ class PromptBuilder:
             new_tokens = least if most is None or most == UNLIMITED else most
             kept = request.truncate_prompt_tokens
             if kept is not None:
-                return self._shortened(given, kept, new_tokens, request.called("max_new_tokens"))
+                given = self._shortened(given, kept, most)
             return self.build(given, new_tokens, request.called("max_new_tokens"))
         except BadRequest as error:
             raise located(error, request, index) from None
@@ -87,7 +92,10 @@ class PromptBuilder:
         ids = segments.encode(parts, self.tokenizer)
         if len(ids) >= self.context:
             raise self.too_long(len(ids), new_tokens, called)
-        text = self._decoded(prompt.ids) if isinstance(prompt, TokenIds) else segments.shown(parts)
+        if isinstance(prompt, TokenIds):
+            text = self._decoded(prompt.ids)
+            return Prompt(text, ids, self._stop_ids(prompt), before=text, truncated=prompt.shortened)
+        text = segments.shown(parts)
         if isinstance(prompt, Infill):
             return Prompt(text, ids, self._stop_ids(prompt), prompt.prefix, prompt.suffix, infill=True)
         return Prompt(text, ids, self._stop_ids(prompt), before=text)
@@ -96,21 +104,27 @@ class PromptBuilder:
         """Return the ids of one input, however many they are.
 
         Raises:
-            BadRequest: the model lacks the format.
+            BadRequest: the model lacks the format, or the text is much longer than the context.
         """
-        return segments.encode(self._segments(prompt), self.tokenizer)
+        parts = self._segments(prompt)
+        characters, most = segments.characters(parts), max(MOST_ENCODED, CHARACTERS * self.context)
+        if characters > most:
+            raise BadRequest(
+                f"The prompt has {characters} characters; at most {most} are encoded. Send a shorter text.",
+                code="invalid_value",
+            )
+        return segments.encode(parts, self.tokenizer)
 
-    def _shortened(self, prompt: Input, kept: int, new_tokens: int, called: str) -> Prompt:
-        """Return the prompt of the last `kept` tokens; of as many as leave room for the requested ones if it is -1."""
+    def _shortened(self, prompt: Input, kept: int, new_tokens: int | None) -> Input:
+        """Return the last `kept` tokens of a prompt that has more; if it is -1, as many as leave room for new ones.
+
+        `new_tokens` are requested; a prompt that fits the context alone is not shortened for them.
+        """
         ids = self.encode(prompt)
-        room = max(1, self.context - max(1, new_tokens))
-        last = ids[-(room if kept == -1 else kept) :]
-        if len(last) >= self.context:
-            raise self.too_long(len(last), new_tokens, called)
-        if len(last) == len(ids):
-            return self.build(prompt, new_tokens, called)
-        text = self._decoded(last)
-        return Prompt(text, last, self._stop_ids(prompt), before=text, truncated=True)
+        if kept == -1:
+            wanted = DEFAULT_MAX_NEW_TOKENS if new_tokens is None else max(new_tokens, 1)
+            kept = len(ids) if len(ids) < self.context else self.context - min(wanted, self.context // 2)
+        return prompt if len(ids) <= kept else TokenIds(ids[-kept:], shortened=True)
 
     def _fitted(self, prompt: Infill, new_tokens: int) -> Prompt:
         """Return an infilling prompt of which as much is left out as does not fit."""

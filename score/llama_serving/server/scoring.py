@@ -124,6 +124,7 @@ class Scoring:
                     adapter.events(parsed, deltas, model),
                     refusal=lambda error: adapter.error(error, request.state.request_id),
                     written=adapter.stream_format,
+                    large=parsed.scores_prompt,
                 )
                 begun = await _unless_gone(request, stream)
                 begun.hold(held.pop_all(), until=asyncio.get_running_loop().time() + seconds + READ_S)

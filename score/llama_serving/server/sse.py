@@ -35,6 +35,7 @@ class EventStream(Response):
         rest: the following ones; closed at the end in any case.
         refusal: converts an error in the middle of the stream to an event.
         written: how events are written.
+        large: events may be so large that encoding one would block the loop.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class EventStream(Response):
         *,
         refusal: Callable[[ServingError], dict[str, Any]],
         written: StreamFormat = StreamFormat.EVENTS,
+        large: bool = False,
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(headers=headers, media_type=MEDIA_TYPES[written])
         del self.headers["content-length"]
         self._first, self._rest, self._refusal, self._written = first, rest, refusal, written
+        self._large = large
         self._held = ExitStack()
         self._until = math.inf
 
@@ -59,6 +62,7 @@ class EventStream(Response):
         *,
         refusal: Callable[[ServingError], dict[str, Any]],
         written: StreamFormat = StreamFormat.EVENTS,
+        large: bool = False,
     ) -> "EventStream":
         """Return the stream, once its first event is there.
 
@@ -66,7 +70,7 @@ class EventStream(Response):
             ServingError: generation failed before the first event.
         """
         first = await anext(events, _NOTHING)
-        return cls(first, events, refusal=refusal, written=written)
+        return cls(first, events, refusal=refusal, written=written, large=large)
 
     def hold(self, held: ExitStack, *, until: float) -> None:
         """Keep these open until the stream ends or the loop's clock reaches `until`, so that a client that reads nothing
@@ -98,9 +102,9 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             if self._first is not _NOTHING:
-                await send(self._event(self._first))
+                await send(await self._encoded(self._first))
                 async for event in self._rest:
-                    await send(self._event(event))
+                    await send(await self._encoded(event))
         except Exception as error:
             # The status is already sent: the error is the last event, without [DONE].
             await send(self._event(self._refusal(as_serving_error(error))))
@@ -108,6 +112,9 @@ class EventStream(Response):
             if self._written is StreamFormat.EVENTS:
                 await send({"type": "http.response.body", "body": DONE, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+    async def _encoded(self, value: object) -> dict[str, Any]:
+        return await asyncio.to_thread(self._event, value) if self._large else self._event(value)
 
     def _event(self, value: object) -> dict[str, Any]:
         line = json_line(value)

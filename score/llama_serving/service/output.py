@@ -14,6 +14,7 @@ from llama_serving.prompts.builder import Prompt
 from llama_serving.prompts.text_end import Patience, TextEnd
 from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer
 from llama_serving.sampling_params import FinishReason
+from llama_serving.service.prompt_logprobs import PromptLogprobs
 
 RETRY_AFTER_S: Final = 5
 
@@ -25,13 +26,15 @@ class SequenceOutput:
         receipt: writes the result's receipt, if one is requested.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (one call site)
         self,
         handle: Handle,
         prompt: Prompt,
         request: Request,
         tokenizer: Tokenizer,
+        *,
         receipt: Callable[[Generation], Receipt] | None = None,
+        first: "SequenceOutput | None" = None,
     ) -> None:
         parameters = request.parameters
         self.handle = handle
@@ -48,6 +51,10 @@ class SequenceOutput:
         self._text = ""
         self._wants_logprobs = parameters.logprobs is not None
         self._counts = request.continuous_usage
+        self._reading: PromptLogprobs = (
+            PromptLogprobs(handle, prompt, tokenizer) if first is None else first._reading  # noqa: SLF001  (its own)
+        )
+        self._prompt_told = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -75,8 +82,9 @@ class SequenceOutput:
 
     def delta(self, index: int, text: str) -> Delta | None:
         """Return `text` with the tokens since the last call if ids are requested; None if there is neither."""
+        usage = self.usage if self._counts else None
         if not self._request.return_token_ids:
-            return Delta(index, text, usage=self.usage if self._counts else None) if text else None
+            return Delta(index, text, usage=usage, prompt_logprobs=self._told_of_prompt()) if text else None
         new, self._num_streamed = self._tokens[self._num_streamed :], len(self._tokens)
         if not text and not new:
             return None
@@ -87,7 +95,8 @@ class SequenceOutput:
             prompt_token_ids=self._prompt.token_ids if first else None,
             token_ids=tuple(token.id for token, _ in new),
             logprobs=tuple(self._logprobs(new)) if self._wants_logprobs else None,
-            usage=self.usage if self._counts else None,
+            usage=usage,
+            prompt_logprobs=self._told_of_prompt(),
         )
 
     @property
@@ -101,7 +110,9 @@ class SequenceOutput:
         Raises:
             Unavailable: as in `generation`.
         """
-        return Delta(index, "", self.generation(), usage=self.usage if self._counts else None)
+        generation, usage = self.generation(), self.usage if self._counts else None
+        told = None if self._prompt_told else self._of_prompt()
+        return Delta(index, "", generation, usage=usage, prompt_logprobs=told)
 
     def result(self) -> Generation:
         """Wait for the end and return the whole result."""
@@ -158,7 +169,7 @@ class SequenceOutput:
             finish_reason=self._finish_reason(),
             usage=self.usage,
             logprobs=self._all_logprobs() if self._wants_logprobs else None,
-            prompt_logprobs=self._prompt_logprobs(self._request.parameters.prompt_logprobs),
+            prompt_logprobs=self._of_prompt(),
             prompt_token_ids=self._prompt.token_ids,
             token_ids=tuple(token.id for token, _ in self._tokens),
             stopped_by=self._end.stopped_by,
@@ -202,39 +213,23 @@ class SequenceOutput:
                 top = tuple(starmap(self._alternative, token.top))
                 yield TokenLogprob(drawn, top, self._offset(start))
 
+    def _of_prompt(self) -> tuple[TokenLogprob, ...] | None:
+        number = self._request.parameters.prompt_logprobs
+        return None if number is None else self._reading.tokens(number)
+
+    def _told_of_prompt(self) -> tuple[TokenLogprob, ...] | None:
+        """Return the log-probabilities of the prompt with the first token, if they are requested."""
+        if self._prompt_told or not self._tokens:
+            return None
+        self._prompt_told = True
+        return self._of_prompt()
+
     def _all_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Return log-probabilities of the text's tokens, those of the prompt first if they are requested with it."""
         own = tuple(self._logprobs(self._tokens))
         if not self._request.echo_logprobs:
             return own
-        return (*(self._prompt_logprobs(self._request.parameters.logprobs) or ()), *own)
-
-    def _prompt_logprobs(self, number: int | None) -> tuple[TokenLogprob, ...] | None:
-        """Return log-probabilities of the prompt's tokens with `number` alternatives; the first token has none."""
-        if number is None:
-            return None
-        first, *_ = ids = self._prompt.token_ids
-        offsets = self._prompt_offsets(ids)
-        rest = (
-            TokenLogprob(
-                self._alternative(token.id, token.logprob),
-                tuple(starmap(self._alternative, token.top[:number])),
-                offset,
-                token.rank,
-            )
-            for token, offset in zip(
-                self.handle.prompt, offsets[1:], strict=False
-            )  # (incomplete past a deadline)
-        )
-        return (TokenLogprob(self._alternative(first, None), (), offsets[0]), *rest)
-
-    def _prompt_offsets(self, ids: Sequence[int]) -> list[int]:
-        """Return where each token begins in the prompt's text, which lacks the space that encoding put in front."""
-        decoder, ends = TextDecoder(self._tokenizer), [0]
-        for token in ids:
-            ends.append(ends[-1] + len(decoder.push(token)))
-        missing = ends[-1] + len(decoder.finish()) - len(self._prompt.before)
-        return [max(0, end - max(0, missing)) for end in ends[:-1]]
+        return (*self._reading.tokens(self._request.parameters.logprobs or 0), *own)
 
     def _alternative(self, token_id: int, logprob: float | None) -> Alternative:
         return Alternative(token_id, self._tokenizer.piece(token_id), logprob)

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Final
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.constraints.compiler import Compiled, Compiler
@@ -10,12 +9,10 @@ from llama_serving.contract.request import Dialog, Request
 from llama_serving.engine.seeded_random import fresh_seed
 from llama_serving.errors import BadRequest
 from llama_serving.prompts.builder import Prompt, PromptBuilder, located
-from llama_serving.sampling_params import SamplingParams
+from llama_serving.sampling_params import DEFAULT_MAX_NEW_TOKENS, SamplingParams
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_MAX_NEW_TOKENS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,9 @@ class RequestPreparer:
             logit_bias=self._logit_bias(request),
             constraint=given.response_format,
         )
-        return tuple(replace(params, index=index) for index in range(count))
+        # One sequence reads the prompt for all of them; the others reuse what it computes.
+        others = replace(params, prompt_logprobs=None)
+        return (params, *(replace(others, index=index) for index in range(1, count)))
 
     def _max_new_tokens(self, request: Request, prompt: Prompt) -> int:
         max_new = request.parameters.max_new_tokens

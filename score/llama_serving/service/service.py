@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.contract.request import Delta, Generation, Generations, Request
@@ -26,6 +26,7 @@ from llama_serving.service.receipts import ReceiptWriter
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RETRY_AFTER_S: Final = range(5, 16)
 """Seconds; each refused client gets a random one of these, so that clients do not all retry at once."""
@@ -187,10 +188,10 @@ class Service:
         with self._running(inputs, request, deadline, streamed=True) as running:
             for index, sequence in enumerate(chain.from_iterable(running)):
                 async for piece in sequence.apieces():
-                    if (delta := sequence.delta(index, piece)) is not None:
+                    delta = await _off_loop(request, sequence.delta, index, piece)
+                    if delta is not None:
                         yield delta
-                # In a thread: the log-probabilities of a long prompt would block the loop.
-                last = await asyncio.to_thread(sequence.last_delta, index)
+                last = await _off_loop(request, sequence.last_delta, index)
                 _refuse_empty(last)
                 yield last
 
@@ -214,7 +215,10 @@ class Service:
                 for index, prepared in enumerate(inputs):
                     running.append([])
                     for params in prepared.params:
-                        sequence = self._begin(prepared, index, params, request, deadline, streamed=streamed)
+                        first = running[-1][0] if running[-1] else None
+                        sequence = self._begin(
+                            prepared, index, params, request, deadline, first=first, streamed=streamed
+                        )
                         handles.append(sequence.handle)
                         running[-1].append(sequence)
                 yield running
@@ -232,6 +236,7 @@ class Service:
         request: Request,
         deadline: float | None,
         *,
+        first: SequenceOutput | None,
         streamed: bool,
     ) -> SequenceOutput:
         stop = EndChecker.where_needed(request, prepared.prompt, self.tokenizer)
@@ -247,7 +252,7 @@ class Service:
         written = (
             partial(self.receipts.write, request, position, params) if request.parameters.receipt else None
         )
-        return SequenceOutput(handle, prepared.prompt, request, self.tokenizer, written)
+        return SequenceOutput(handle, prepared.prompt, request, self.tokenizer, receipt=written, first=first)
 
 
 def context_of(variant: ModelVariant, settings: Settings) -> int:
@@ -277,6 +282,12 @@ def _refuse_several(request: Request) -> None:
     if len(request.inputs) > 1:
         raise BadRequest("A stream answers one prompt. Send the prompts one by one.",
                          code="streaming_unsupported")  # fmt: skip
+
+
+async def _off_loop(request: Request, work: Callable[..., T], *given: Any) -> T:
+    """Return what some work returns. It is done in a thread if it may take long: a long prompt's log-probabilities do."""
+    heavy = request.scores_prompt or request.parameters.receipt
+    return await asyncio.to_thread(work, *given) if heavy else work(*given)
 
 
 def _refuse_empty(last: Delta) -> None:

@@ -4,6 +4,7 @@ The vocabulary is never sorted: a few best ids decide nearly every row, and only
 """
 
 from collections.abc import Sequence as List
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -98,8 +99,9 @@ def _changes(sequence: SoFar) -> bool:
 def _penalise(scores: Tensor, sequence: SoFar, *, may_end: bool = False) -> None:
     """Apply bias, penalties and minimum length to a row; `may_end` leaves the latter out, since nothing but the end can come."""
     params = sequence.params
-    for token, bias in params.logit_bias:
-        scores[token] += bias
+    if params.logit_bias:
+        biased, bias = _biases(params.logit_bias)
+        scores.index_add_(0, biased.to(scores.device), bias.to(scores.device))
     if params.repetition_penalty != 1:
         seen = torch.unique(torch.tensor(sequence.ids, device=scores.device))
         was = scores[seen]
@@ -113,6 +115,12 @@ def _penalise(scores: Tensor, sequence: SoFar, *, may_end: bool = False) -> None
         scores[drawn] -= params.presence_penalty + params.frequency_penalty * counts
     if sequence.num_generated < params.min_new_tokens and not may_end:
         scores[list(params.stop_ids)] = -torch.inf
+
+
+@lru_cache(maxsize=256)
+def _biases(pairs: tuple[tuple[int, float], ...]) -> tuple[Tensor, Tensor]:
+    ids, values = zip(*pairs, strict=True)
+    return torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
 
 
 def _sampled(scores: Tensor, sequences: List[SoFar]) -> Tensor:

@@ -81,7 +81,7 @@ class StreamedCompletion:
     def _after_prompt(self, choice: Mapping[str, Any]) -> Any:
         """Return a chunk's log-probabilities of the text, once those of the prompt are read."""
         number, logprobs = self._params.prompt_logprobs, choice.get("logprobs")
-        if number is None or self.prompt or len(self._prompt_ids) == 1:
+        if number is None or self.prompt:
             return logprobs
         try:
             if choice.get("prompt_logprobs") is not None:

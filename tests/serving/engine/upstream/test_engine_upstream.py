@@ -228,6 +228,17 @@ def test_log_probabilities_of_a_prompt(fake: FakeUpstream, own: UpstreamEngine, 
     assert (asked["max_tokens"], asked["echo"], asked["logprobs"]) == (1, True, 1)
 
 
+def test_log_probabilities_of_a_prompt_of_one_token() -> None:
+    said = {"tokens": ["token_id:5", "token_id:7"], "token_logprobs": [None, -1.0],
+            "top_logprobs": [None, {"token_id:7": -1.0}]}  # fmt: skip
+    for logprobs, expected in ((None, Token(7)), (0, Token(7, -1.0))):
+        answer = StreamedCompletion(
+            (5,), SamplingParams(max_new_tokens=1, prompt_logprobs=0, logprobs=logprobs)
+        )
+        event = json.dumps(chunk([7], "length", logprobs=said, prompt_token_ids=[5]))
+        assert (answer.read(event), answer.prompt) == ([expected], [])
+
+
 def test_log_probabilities_of_a_prompt_from_our_own_server() -> None:
     params = SamplingParams(max_new_tokens=1, prompt_logprobs=1)
     answer = StreamedCompletion(PROMPT, params)
