@@ -1,13 +1,26 @@
-"""Metrics: the scores of all problems -> one number."""
+"""Metrics: the scores of all problems -> one number. Pure.
+
+Each metric is a function of sums over problems. So a bootstrap, which draws problems, needs a problem's numbers once, and weights.
+"""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from llama_endpoints.evaluation.score import Score
 
 ByProblem = Sequence[Sequence[Score]]
 """Scores of the samples of each problem. A bootstrap draws problems from it."""
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Terms = Callable[[Sequence[Score]], Sequence[float]]
+
+
+def quotient(sums: Array) -> Array:
+    """Return the first number by the second, in each row."""
+    return np.asarray(sums[:, 0] / sums[:, 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +29,40 @@ class Metric:
 
     Attributes:
         name: such as `pass@1`.
-        value: returns the metric over some problems; there is at least one, and each has a sample.
+        terms: the numbers of one problem, from its samples' scores, whose sums over problems make the metric.
+        combine: the metric of each row of sums.
         higher_is_better: whether a greater value is a better model.
+        rate: whether it is a mean over problems of values between 0 and 1.
         groups: whether the metric is also reported for each group, as `NAME (GROUP)`.
     """
 
     name: str
-    value: Callable[[ByProblem], float]
+    terms: Terms
+    combine: Callable[[Array], Array] = quotient
     higher_is_better: bool = True
+    rate: bool = False
     groups: bool = True
+
+    def table(self, problems: ByProblem) -> Array:
+        """Return the numbers of each problem, in a row."""
+        return np.array([list(self.terms(scores)) for scores in problems], dtype=np.float64)
+
+    def value(self, problems: ByProblem) -> float:
+        """Return the metric over some problems; there is at least one, and each has a sample."""
+        table = self.table(problems)
+        return float(self.combine(np.array([[math.fsum(column) for column in table.T]]))[0])
+
+
+def of_groups(metric: Metric, problems: ByProblem) -> list[tuple[Metric, ByProblem]]:
+    """Return the metric with all problems, and then, if there are several groups, with each group's."""
+    groups = list(dict.fromkeys(scores[0].group for scores in problems if scores[0].group is not None))
+    if not metric.groups or len(groups) < 2:
+        groups = []
+    parts = [
+        (replace(metric, name=f"{metric.name} ({group})"), [one for one in problems if one[0].group == group])
+        for group in groups
+    ]
+    return [(metric, problems), *parts]
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
@@ -43,31 +81,30 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 def pass_metrics(ks: Sequence[int]) -> tuple[Metric, ...]:
     """Return pass@k for each k: the mean over problems of the estimate from each one's samples."""
 
-    def of(k: int) -> Callable[[ByProblem], float]:
-        return lambda problems: _mean([_pass(scores, k) for scores in problems])
+    def of(k: int) -> Terms:
+        return lambda scores: (_pass(scores, k), 1.0)
 
-    return tuple(Metric(f"pass@{k}", of(k)) for k in ks)
+    return tuple(Metric(f"pass@{k}", of(k), rate=True) for k in ks)
 
 
-def mean_metric(name: str, key: str | None = None, *, higher_is_better: bool = True) -> Metric:
+def mean_metric(
+    name: str, key: str | None = None, *, higher_is_better: bool = True, rate: bool = True
+) -> Metric:
     """Return the mean over problems of the mean of a value over each one's samples.
 
     Args:
         name: of the metric.
         key: of the value in `Score.values`; the name if it is None.
         higher_is_better: whether a greater value is a better model.
+        rate: whether all values lie between 0 and 1.
     """
-    value = key or name
-    return Metric(
-        name,
-        lambda problems: _mean([_mean([score.values[value] for score in scores]) for scores in problems]),
-        higher_is_better=higher_is_better,
-    )
+    wanted = key or name
+
+    def terms(scores: Sequence[Score]) -> Sequence[float]:
+        return math.fsum(score.values[wanted] for score in scores) / len(scores), 1.0
+
+    return Metric(name, terms, higher_is_better=higher_is_better, rate=rate)
 
 
 def _pass(scores: Sequence[Score], k: int) -> float:
     return pass_at_k(len(scores), sum(score.values["passed"] >= 1.0 for score in scores), k)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -1,0 +1,149 @@
+"""The metrics of an evaluation: values, intervals, published figures and verdicts; `metrics.json`; limits that a pipeline sets."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_endpoints.evaluation.bootstrap import CONFIDENCE, Estimate, estimate
+from llama_endpoints.evaluation.folder import FORMAT, read_json, write_json
+from llama_endpoints.evaluation.metric import ByProblem, Metric, of_groups
+from llama_endpoints.evaluation.published import Published, published, verdict
+from llama_serving.errors import SetupError
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One metric's outcome.
+
+    Attributes:
+        name: the metric's name.
+        measured: its value and interval.
+        figure: what was published for the model; None where nothing was.
+        verdict: what the interval says about the figure.
+    """
+
+    name: str
+    measured: Estimate
+    figure: Published | None
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of `metrics.json`. A value that does not exist is null."""
+        return {
+            "value": _number(self.measured.value),
+            "low": _number(self.measured.low),
+            "high": _number(self.measured.high),
+            "confidence": self.measured.confidence,
+            "problems": self.measured.problems,
+            "published": self.figure.value if self.figure else None,
+            "source": self.figure.source if self.figure else None,
+            "verdict": self.verdict,
+        }
+
+    @classmethod
+    def from_dict(cls, name: str, entry: Mapping[str, Any]) -> "Result":
+        """Return the result of an entry of `metrics.json`."""
+        value, low, high = (
+            math.nan if entry[key] is None else float(entry[key]) for key in ("value", "low", "high")
+        )
+        measured = Estimate(value, low, high, int(entry["problems"]), float(entry["confidence"]))
+        figure = None if entry["published"] is None else Published(entry["published"], str(entry["source"]))
+        return cls(name, measured, figure, str(entry["verdict"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was measured, for the comparison with published figures.
+
+    Attributes:
+        task: the task's name.
+        model: the model's name in the catalog; None where it is unknown.
+        departures: what was done otherwise than for the published figures, such as `temperature 0.2 instead of 0.8`.
+    """
+
+    task: str
+    model: str | None
+    departures: tuple[str, ...] = ()
+
+
+def results(
+    metrics: Iterable[Metric], problems: ByProblem, subject: Subject, *, confidence: float = CONFIDENCE
+) -> tuple[Result, ...]:
+    """Return each metric's result, overall and for each group.
+
+    Args:
+        metrics: the task's metrics.
+        problems: the scores of all samples, by problem.
+        subject: what was measured.
+        confidence: of the intervals, 0 to 1.
+    """
+    parts = [part for metric in metrics for part in of_groups(metric, problems)]
+    return tuple(_result(metric, chosen, subject, confidence) for metric, chosen in parts)
+
+
+def _result(metric: Metric, problems: ByProblem, subject: Subject, confidence: float) -> Result:
+    measured = estimate(metric, metric.table(problems), confidence=confidence)
+    figure = published(subject.task, metric.name, subject.model) if subject.model else None
+    return Result(metric.name, measured, figure, verdict(measured, figure, subject.departures))
+
+
+def write(path: Path, found: Iterable[Result]) -> None:
+    """Write `metrics.json`."""
+    write_json(path, {"format": FORMAT, "metrics": {one.name: one.to_dict() for one in found}})
+
+
+def read(path: Path) -> tuple[Result, ...]:
+    """Return the results in `metrics.json`.
+
+    Raises:
+        SetupError: it is missing, or of another format.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise SetupError(f"{path} is not of format {FORMAT}. Score the evaluation again with this version.")
+    return tuple(Result.from_dict(name, entry) for name, entry in document["metrics"].items())
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    """Return the metric and the value of a limit such as `pass@1=0.3`.
+
+    Raises:
+        SetupError: it has another form.
+    """
+    name, _, value = text.rpartition("=")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = math.nan
+    if not name or not math.isfinite(limit):
+        raise SetupError(f"Invalid limit {text!r}: write METRIC=VALUE, such as pass@1=0.3.")
+    return name, limit
+
+
+def shortfalls(found: Iterable[Result], limits: Iterable[tuple[str, float]]) -> tuple[str, ...]:
+    """Return a sentence for each metric whose value is lower than its limit, or that has no value.
+
+    Raises:
+        SetupError: a limit names a metric that the evaluation does not have.
+    """
+    by_name = {one.name: one.measured.value for one in found}
+    unknown = [name for name, _ in limits if name not in by_name]
+    if unknown:
+        raise SetupError(
+            f"The evaluation has no metric {unknown[0]!r}. It has: {', '.join(by_name) or 'none'}."
+        )
+    return tuple(
+        f"{name} is {_shown(by_name[name])}, less than {limit:g}."
+        for name, limit in limits
+        if not by_name[name] >= limit
+    )
+
+
+def _shown(value: float) -> str:
+    return "not measured" if math.isnan(value) else f"{value:.4f}"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
