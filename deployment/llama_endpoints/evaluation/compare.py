@@ -1,0 +1,98 @@
+"""Two evaluations of one task over the same data: the difference of each metric, paired by problem. Pure, but for reading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_endpoints.evaluation.bootstrap import Estimate, difference
+from llama_endpoints.evaluation.folder import EvaluationFolder
+from llama_endpoints.evaluation.metric import ByProblem, Metric, of_groups
+from llama_serving.errors import SetupError
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A metric of two evaluations.
+
+    Attributes:
+        name: the metric's name.
+        old: its value in the first one.
+        new: its value in the second one.
+        change: new minus old, with the interval of the paired difference.
+        verdict: `better`, `worse` or `no significant difference`.
+    """
+
+    name: str
+    old: float
+    new: float
+    change: Estimate
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "old": self.old, "new": self.new, "difference": self.change.value, "low": self.change.low,
+            "high": self.change.high, "confidence": self.change.confidence, "problems": self.change.problems,
+            "verdict": self.verdict,
+        }  # fmt: skip
+
+
+def compare(metrics: Sequence[Metric], old: ByProblem, new: ByProblem) -> tuple[Difference, ...]:
+    """Return the difference of each metric, overall and for each group.
+
+    Args:
+        metrics: those of the task that both evaluations have.
+        old: scores of the first one, by problem.
+        new: scores of the second one.
+
+    Raises:
+        SetupError: they do not have the same problems.
+    """
+    by_name = {scores[0].problem: scores for scores in new}
+    ids = [scores[0].problem for scores in old]
+    if set(ids) != set(by_name):
+        one = min(set(ids) ^ set(by_name))
+        raise SetupError(f"The evaluations do not have the same problems: {one} is in one of them alone.")
+    paired = [by_name[name] for name in ids]
+    return tuple(
+        _difference(metric, chosen, part)
+        for each in metrics
+        for (metric, chosen), (_, part) in zip(of_groups(each, old), of_groups(each, paired), strict=True)
+    )
+
+
+def _difference(metric: Metric, old: ByProblem, new: ByProblem) -> Difference:
+    change = difference(metric, metric.table(new), metric.table(old))
+    return Difference(metric.name, metric.value(old), metric.value(new), change, _verdict(metric, change))
+
+
+def _verdict(metric: Metric, change: Estimate) -> str:
+    if change.low <= 0 <= change.high:
+        return "no significant difference"
+    return "better" if (change.low > 0) is metric.higher_is_better else "worse"
+
+
+def compared_folders(
+    old: EvaluationFolder, new: EvaluationFolder
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return what both folders evaluated.
+
+    Raises:
+        SetupError: the tasks or the data differ.
+    """
+    first, second = old.read_evaluation(), new.read_evaluation()
+    if first["task"] != second["task"]:
+        raise SetupError(
+            f"{old.path} has the task {first['task']}, {new.path} has {second['task']}. Compare evaluations of one task."
+        )
+    if _digest(first) != _digest(second):
+        raise SetupError(
+            f"{old.path} and {new.path} were evaluated on different data ({_digest(first)} and {_digest(second)}). "
+            "Evaluate both on the same file."
+        )
+    return first, second
+
+
+def _digest(evaluation: Mapping[str, Any]) -> str:
+    data = evaluation.get("data") or {}
+    return f"sha256 {str(data.get('sha256'))[:12]}, {data.get('problems')} problems"
