@@ -1,0 +1,1 @@
+"""What runs apart: standard library only, beside namespaces of its own. Nothing else of the package is there."""

@@ -1,0 +1,147 @@
+"""Processes that run apart: started, watched, killed as a group, and gone when the block ends."""
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Self
+
+from llama_endpoints.evaluation.sandbox.bubblewrap import Program, command_line, system_call_filter
+from llama_endpoints.evaluation.sandbox.limits import Limits
+
+_AT_ONCE = 1 << 16
+_SIGNALLED = 128
+"""bubblewrap's and the shells' exit code of a program that a signal ended is 128 + signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended.
+
+    Attributes:
+        exit_code: 128 + signal for a program that a signal ended.
+        timed_out: it was killed because its time was up, or it used more CPU time than it may.
+        overflowed: it was killed because it wrote too much.
+        output: what it wrote.
+    """
+
+    exit_code: int
+    timed_out: bool
+    overflowed: bool
+    output: bytes
+
+
+@contextmanager
+def data_file(content: bytes) -> Iterator[int]:
+    """Yield a descriptor from which a process that inherits it reads `content`, and cannot write."""
+    written = os.memfd_create("data")
+    try:
+        with os.fdopen(os.dup(written), "wb") as file:
+            file.write(content)
+        readable = os.open(f"/proc/self/fd/{written}", os.O_RDONLY)
+    finally:
+        os.close(written)
+    try:
+        yield readable
+    finally:
+        os.close(readable)
+
+
+class Pipe:
+    """A pipe whose ends are closed when the block ends, or before."""
+
+    def __init__(self) -> None:
+        reading, writing = os.pipe()
+        self.reading = os.fdopen(reading, "rb", buffering=0)
+        self.writing = os.fdopen(writing, "wb", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both ends."""
+        self.reading.close()
+        self.writing.close()
+
+
+@contextmanager
+def started(  # noqa: PLR0913  (the streams of a process)
+    program: Program,
+    limits: Limits,
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.DEVNULL,
+    inherited: Sequence[int] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program apart, in a process group of its own. At the end of the block the whole group is killed and reaped.
+
+    bubblewrap's own first process ends with the thread that started it, and all processes in its namespace with that one.
+    """
+    with ExitStack() as last:
+        content = system_call_filter(program)
+        descriptor = None if content is None else last.enter_context(data_file(content))
+        passed = (*inherited, *(() if descriptor is None else (descriptor,)))
+        process = subprocess.Popen(  # noqa: S603  (this is where it runs apart)
+            command_line(program, limits, filter_fd=descriptor),
+            stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed, env={}, cwd="/", start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program with all of its processes, and wait until they are gone."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def read_all(descriptor: int, deadline: float, most: int) -> tuple[bytes, bool]:
+    """Read until the end, until `deadline` (of the monotonic clock), or until there are more than `most` bytes.
+
+    Returns:
+        The bytes, and whether the end was reached.
+    """
+    content = bytearray()
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN | select.POLLHUP)
+    while len(content) <= most:
+        seconds = deadline - time.monotonic()
+        if seconds <= 0 or not waiting.poll(seconds * 1000):
+            return bytes(content), False
+        piece = os.read(descriptor, _AT_ONCE)
+        if not piece:
+            return bytes(content), True
+        content += piece
+    return bytes(content), False
+
+
+def run(program: Program, limits: Limits, *, inherited: Sequence[int] = ()) -> Ended:
+    """Run a program to its end and return what it wrote to its output and its error output."""
+    deadline = time.monotonic() + limits.wall_s
+    with (
+        Pipe() as pipe,
+        started(
+            program, limits, stdout=pipe.writing.fileno(), stderr=pipe.writing.fileno(), inherited=inherited
+        ) as process,
+    ):
+        pipe.writing.close()
+        output, ended = read_all(pipe.reading.fileno(), deadline, limits.output)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()) if ended else 0)
+        code = process.poll()
+    overflowed = len(output) > limits.output
+    late = code is None and not overflowed
+    if code is None:
+        code = _SIGNALLED + signal.SIGKILL
+    return Ended(code, late or code == _SIGNALLED + signal.SIGXCPU, overflowed, output[: limits.output])
