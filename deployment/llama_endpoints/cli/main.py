@@ -9,6 +9,7 @@ from llama_endpoints.cli.batch import batch
 from llama_endpoints.cli.chat import chat
 from llama_endpoints.cli.deploy import deploy
 from llama_endpoints.cli.endpoint import COMMANDS
+from llama_endpoints.cli.evaluate import evaluate
 from llama_endpoints.cli.fetch import fetch
 from llama_endpoints.cli.models import models
 from llama_endpoints.cli.package import package
@@ -75,6 +76,6 @@ def main() -> None:
 
 
 for _command in (
-    batch, chat, deploy, fetch, models, package, plan, prompt, render, replay, rollout, score, serve, validate, *COMMANDS,
+    batch, chat, deploy, evaluate, fetch, models, package, plan, prompt, render, replay, rollout, score, serve, validate, *COMMANDS,
 ):  # fmt: skip
     main.add_command(_command)

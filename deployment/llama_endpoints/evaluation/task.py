@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 from llama_endpoints.evaluation.metric import Metric
@@ -65,6 +66,14 @@ class Task(Protocol):
         """What `tasks.create` needs to make the same task again, as JSON."""
 
     @property
+    def data(self) -> Path | None:
+        """The data file; None for a task that makes its own problems."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether scoring runs what the model wrote, which `--run-generated-code` allows."""
+
+    @property
     def metrics(self) -> Sequence[Metric]:
         """The metrics that its scores have."""
 
@@ -78,7 +87,7 @@ class Task(Protocol):
     def rows(self, problem: Problem, style: PromptStyle, sampling: Sampling) -> Iterable[Row]:
         """Return the rows of a problem, one for each sample."""
 
-    def completion(self, problem: Problem, text: str) -> str:
+    def completion(self, problem: Problem, text: str, style: PromptStyle) -> str:
         """Return a text, cut as the task does."""
 
     def scores(self, problem: Problem, samples: Sequence[Sample]) -> Iterable[Score]:
@@ -87,3 +96,8 @@ class Task(Protocol):
         Raises:
             SetupError: the samples cannot be scored here.
         """
+
+
+def row(problem: Problem, sample: int, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> Row:
+    """Return the row of one sample."""
+    return {"id": f"{problem.id}/{sample}", **given, "parameters": dict(parameters)}

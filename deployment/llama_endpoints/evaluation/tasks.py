@@ -3,13 +3,22 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from llama_endpoints.evaluation.code_task import CodeRunning
+from llama_endpoints.evaluation.humaneval import HumanEval
+from llama_endpoints.evaluation.infilling import Infilling
+from llama_endpoints.evaluation.mbpp import Mbpp
 from llama_endpoints.evaluation.task import Task
 from llama_serving.errors import SetupError
 
-Create = Callable[[Mapping[str, Any]], Task]
-"""Makes a task from its options."""
+Create = Callable[[str, Mapping[str, Any], CodeRunning], Task]
+"""Makes a task from its name, its options, and whether it may run code."""
 
-_TASKS: Final[dict[str, Create]] = {}
+_TASKS: Final[Mapping[str, Create]] = {
+    "humaneval": HumanEval.create,
+    "humaneval-plus": HumanEval.create,
+    "infilling": Infilling.create,
+    "mbpp": Mbpp.create,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -17,16 +26,17 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_TASKS))
 
 
-def create(name: str, options: Mapping[str, Any]) -> Task:
+def create(name: str, options: Mapping[str, Any], running: CodeRunning | None = None) -> Task:
     """Make a task.
 
     Args:
         name: of the task.
         options: as `Task.options` returns them.
+        running: whether, and within which limits, model-written code is run; not at all if it is None.
 
     Raises:
         SetupError: there is no such task, or its data is missing.
     """
     if name not in _TASKS:
         raise SetupError(f"There is no task {name}. Choose one of {', '.join(names())}.")
-    return _TASKS[name](options)
+    return _TASKS[name](name, options, running or CodeRunning())

@@ -1,0 +1,117 @@
+"""Data files of tasks: JSONL, optionally gzipped, each line checked against a JSON schema."""
+
+import gzip
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from llama_serving.errors import SetupError
+
+_SCHEMAS: Final = Path(__file__).parent / "schemas"
+_AT_ONCE: Final = 1 << 20
+
+
+def find(given: Path | None, package: str, names: Sequence[str], *, where: str) -> Path:
+    """Return a task's data file: the one that is given, else the one of an installed package.
+
+    Args:
+        given: from the command line.
+        package: that has the file.
+        names: its paths, relative to the package's folder.
+        where: where the data can be had, for the error.
+
+    Raises:
+        SetupError: there is none.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise SetupError(f"{given} is not a file. Give the data file as --data.")
+        return given
+    try:
+        found = importlib.util.find_spec(package) if package else None
+    except (ImportError, ValueError):
+        found = None
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    for path in (folder / name for folder in folders for name in names):
+        if path.is_file():
+            return path.resolve()
+    installed = f", or install the package {package.replace('_', '-')}" if package else ""
+    raise SetupError(f"No data: give the file as --data FILE{installed}. {where}")
+
+
+def read(path: Path, schema: str, *, key: str) -> list[dict[str, Any]]:
+    """Return the objects of a data file.
+
+    Args:
+        path: of the file.
+        schema: name of the schema that each line must fulfil.
+        key: of the value that identifies a line.
+
+    Raises:
+        SetupError: a line is invalid; the message has its number.
+    """
+    checker, found = _validator(schema), list[dict[str, Any]]()
+    lines: dict[Any, int] = {}
+    for number, raw in _lines(path):
+        at = f"{path}, line {number}"
+        value = _decoded(raw, at)
+        if error := next(iter(sorted(checker.iter_errors(value), key=_depth)), None):
+            raise SetupError(f"{at}: {_said(error)}")
+        if value[key] in lines:
+            raise SetupError(f"{at}: {key} {value[key]!r} is that of line {lines[value[key]]}, too.")
+        lines[value[key]] = number
+        found.append(value)
+    if not found:
+        raise SetupError(f"{path} has no problem.")
+    return found
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_AT_ONCE):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if raw.strip():
+                    yield number, raw
+    except (OSError, EOFError) as error:
+        raise SetupError(f"{path} can't be read: {error}.") from error
+
+
+def _decoded(raw: bytes, at: str) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"{at} is not JSON: {error}.") from error
+
+
+def _depth(error: Any) -> int:
+    return len(error.absolute_path)
+
+
+def _said(error: Any) -> str:
+    at = ".".join(map(str, error.absolute_path))
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return f"{at + ': ' if at else ''}{', '.join(missing)} missing; each line needs {', '.join(error.validator_value)}."
+    if error.validator == "type":
+        return f"{at or 'the line'} must be of type {error.validator_value}."
+    return f"{at or 'the line'}: {error.message[:200]}."
+
+
+@cache
+def _validator(name: str) -> Any:
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(json.loads((_SCHEMAS / f"{name}.json").read_text(encoding="utf-8")))
