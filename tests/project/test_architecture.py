@@ -45,7 +45,7 @@ ONLY_IN = {
     "httpx2": (
         "deployment/llama_endpoints/chat/remote.py",
         "deployment/llama_endpoints/download/hub.py",
-        "deployment/llama_endpoints/evaluation/endpoint_target.py",
+        "deployment/llama_endpoints/evaluation/endpoint_client.py",
         "score/llama_serving/engine/upstream/client.py",
     ),
     "prompt_toolkit": ("deployment/llama_endpoints/chat/typing_lines.py",),
@@ -90,6 +90,7 @@ IMPURE = (
     "llama_serving.hosts.azureml_online",
     "llama_serving.hosts.mlflow_pyfunc",
     "llama_endpoints.chat.remote",
+    "llama_endpoints.evaluation.endpoint_client",
     "llama_endpoints.evaluation.endpoint_target",
     "llama_endpoints.devtools.demo",
     "llama_endpoints.nano.model",
