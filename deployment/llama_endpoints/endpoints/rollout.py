@@ -6,6 +6,7 @@
 Tags of the endpoint hold the target, the steps and the previous traffic, so that any machine can resume or revert the roll-out.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,8 +26,10 @@ Traffic = Mapping[str, int]
 _TO: Final = "rollout-to"
 _PREVIOUS_TRAFFIC: Final = "rollout-was"
 _STEPS: Final = "rollout-steps"
+_GATES: Final = "rollout-gates"
 _ENDED: Final = "rollout-ended"
-TAGS: Final = (_TO, _PREVIOUS_TRAFFIC, _STEPS, _ENDED)
+TAGS: Final = (_TO, _PREVIOUS_TRAFFIC, _STEPS, _GATES, _ENDED)
+_GATE: Final = re.compile(r"[a-z][a-z0-9-]*=[0-9]+(\.[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,14 @@ class Rollout:
         previous_traffic: the split before the roll-out.
         steps: the deployment's percentages: increasing, ending with 100.
         mirrored: percent mirrored to it first; 0 is none.
+        passed: the quality gates that it has passed, such as `humaneval=0.02`.
     """
 
     to: str
     previous_traffic: Traffic
     steps: tuple[int, ...] = STEPS
     mirrored: int = MIRRORED
+    passed: tuple[str, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -148,7 +153,7 @@ def from_tags(tags: Mapping[str, str], *, ended: bool = False) -> Rollout | None
     if _TO not in tags or (_ENDED in tags) is not ended:
         return None
     mirrored, *steps = _steps_in(tags)
-    return Rollout(_to_in(tags), _previous_traffic_in(tags), tuple(steps), mirrored)
+    return Rollout(_to_in(tags), _previous_traffic_in(tags), tuple(steps), mirrored, _passed_in(tags))
 
 
 def summary(tags: Mapping[str, str]) -> str:
@@ -158,12 +163,16 @@ def summary(tags: Mapping[str, str]) -> str:
     except SetupError as error:
         return str(error)
     if now is not None:
-        return f"A roll-out to {now.to} is in progress, from {split(now.previous_traffic)}."
+        return f"A roll-out to {now.to} is in progress, from {split(now.previous_traffic)}{_gates(now)}."
     return (
         ""
         if before is None
-        else f"The last roll-out, to {before.to} from {split(before.previous_traffic)}: {tags[_ENDED]}."
+        else f"The last roll-out, to {before.to} from {split(before.previous_traffic)}{_gates(before)}: {tags[_ENDED]}."
     )
+
+
+def _gates(rollout: Rollout) -> str:
+    return f", which passed {', '.join(rollout.passed)}" if rollout.passed else ""
 
 
 def shared(weights: Traffic, total: int) -> Traffic:
@@ -181,6 +190,7 @@ def _written(rollout: Rollout) -> Mapping[str, str]:
         _TO: rollout.to,
         **spread(_PREVIOUS_TRAFFIC, was),
         **spread(_STEPS, map(str, (rollout.mirrored, *rollout.steps))),
+        **(spread(_GATES, rollout.passed) if rollout.passed else {}),
     }
 
 
@@ -210,6 +220,13 @@ def _steps_in(tags: Mapping[str, str]) -> tuple[int, ...]:
     if not numbers or numbers[0] > MOST_MIRRORED or not _rise(numbers[1:]):
         raise _damaged(tags, _STEPS, "the percentage mirrored and those of the steps, such as 10 10 50 100")
     return numbers
+
+
+def _passed_in(tags: Mapping[str, str]) -> tuple[str, ...]:
+    words = gather(tags, _GATES) or ()
+    if not all(map(_GATE.fullmatch, words)):
+        raise _damaged(tags, _GATES, "the quality gates that were passed, such as humaneval=0.02")
+    return tuple(words)
 
 
 def _rise(steps: tuple[int, ...]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import Final
+from typing import Final, Protocol
 
 _NOISE_S: Final = 0.1
 """Smaller differences are network noise."""
@@ -58,6 +58,21 @@ class Measured:
 
     def __str__(self) -> str:
         return f"{self.probes} probes, {self.failed} failed, p50 {self.p50_s:.2f} s, p95 {self.p95_s:.2f} s"
+
+
+class QualityGate(Protocol):
+    """Whether a deployment answers as well as another one. It is asked once a roll-out, before any traffic moves."""
+
+    @property
+    def name(self) -> str:
+        """As the tags have it, such as `humaneval=0.02`."""
+
+    def objection(self, new: str, old: str) -> str | None:
+        """Return why the deployment `new` must not replace `old`, in words; None if it may.
+
+        Raises:
+            SetupError: it cannot be told, such as when a deployment does not answer.
+        """
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from llama_endpoints.endpoints import polling, rollout
 from llama_endpoints.endpoints.client import EndpointsClient, OperationFailed
 from llama_endpoints.endpoints.plan import UNDER_WAY, split
 from llama_endpoints.endpoints.rollout import Rollout, TrafficState
-from llama_endpoints.endpoints.rollout_gates import Limits, Measured, Probe, is_lost, objection
+from llama_endpoints.endpoints.rollout_gates import Limits, Measured, Probe, QualityGate, is_lost, objection
 from llama_endpoints.endpoints.scoring import OK, Scoring
 from llama_endpoints.endpoints.target import state_of
 from llama_serving.errors import SetupError
@@ -32,12 +32,14 @@ class Probing:
         requests: files with request bodies, used in turn.
         probes: the number of probes.
         over_s: the seconds over which they are spread.
+        gates: what it must pass besides, once.
     """
 
     limits: Limits
     requests: tuple[Path, ...]
     probes: int
     over_s: float
+    gates: tuple[QualityGate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class RolloutRunner:
             state = self.state()
             at = rollout.position(current, state)
             why = self._objection(current, probing, scoring)
+            if why is None:
+                current, why = self._pass_gates(current, probing.gates, state)
             if why is not None:
                 if at < 0:
                     raise RolledBack(f"{current.to} gets no traffic: {why}. Nothing was changed.")
@@ -144,9 +148,25 @@ class RolloutRunner:
             )
         self._put(rollout.back(current, self.state(), why))
 
+    def _pass_gates(
+        self, current: Rollout, gates: Sequence[QualityGate], state: TrafficState
+    ) -> tuple[Rollout, str | None]:
+        """Ask the gates that were not passed yet. Return the roll-out with those that were, and an objection."""
+        ahead = [gate for gate in gates if gate.name not in current.passed]
+        old = _replaced(current)
+        for gate in ahead:
+            if old is None:
+                raise SetupError(f"No deployment but {current.to} has traffic, so --gate {gate.name} has nothing to compare it with.")  # fmt: skip
+            why = gate.objection(current.to, old)
+            if why is not None:
+                return current, why
+            current = replace(current, passed=(*current.passed, gate.name))
+        if ahead and self.state() != state:  # they take minutes to hours
+            raise SetupError(f"{self.endpoint} was changed while the gates ran. Run this command again.")
+        return current, None
+
     def _objection(self, current: Rollout, probing: Probing, scoring: Scoring) -> str | None:
-        others = {name: share for name, share in current.previous_traffic.items() if name != current.to}
-        old = max(others, key=lambda name: others[name]) if others else None
+        old = _replaced(current)
         new, before = self._probes(scoring, current.to, old, probing)
         against = f"; {old}: {before}" if before else ""
         self.report(f"  {current.to}: {new}{against}")
@@ -189,6 +209,12 @@ class RolloutRunner:
             return self.client.endpoints.begin_create_or_update(entity)
 
         self.client.run_operation(begin, f"traffic of {self.endpoint}", self.status_command)
+
+
+def _replaced(current: Rollout) -> str | None:
+    """Return the deployment that has most of the traffic before the roll-out; None if no other one has any."""
+    others = {name: share for name, share in current.previous_traffic.items() if name != current.to}
+    return max(others, key=lambda name: others[name]) if others else None
 
 
 def _some(traffic: Any) -> dict[str, int]:
