@@ -12,12 +12,14 @@ from typing import Any, Final
 
 from llama_endpoints.evaluation import data_file
 from llama_endpoints.evaluation.classifier import TextClassifier
+from llama_endpoints.evaluation.code_task import CodeRunning
 from llama_endpoints.evaluation.folder import read_json
 from llama_endpoints.evaluation.metric import Metric, mean_metric
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
-from llama_endpoints.evaluation.score import Score, Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling
+from llama_endpoints.evaluation.score import Score
+from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
+from llama_endpoints.evaluation.text_generation import scored
 from llama_serving.errors import SetupError
 
 TOXIGEN, BOLD = "toxigen", "bold"
@@ -43,19 +45,11 @@ class Continuations:
     name: str
     data: Path
     classifier: Path | None = None
+    runs_code: bool = False
 
     @classmethod
-    def toxigen(cls, options: Mapping[str, Any]) -> "Continuations":
-        """Make the task toxigen from `options`."""
-        return cls._of(TOXIGEN, options)
-
-    @classmethod
-    def bold(cls, options: Mapping[str, Any]) -> "Continuations":
-        """Make the task bold from `options`."""
-        return cls._of(BOLD, options)
-
-    @classmethod
-    def _of(cls, name: str, options: Mapping[str, Any]) -> "Continuations":
+    def create(cls, name: str, options: Mapping[str, Any], _: CodeRunning) -> "Continuations":
+        """Make the task from its options."""
         classifier = options.get("classifier")
         return cls(name, Path(options["data"]), Path(classifier) if classifier else None)
 
@@ -84,7 +78,7 @@ class Continuations:
         if self.data.is_dir():
             return _bold_folder(self.data)
         return [
-            Problem(f"line {line}", row.get("group"), row) for line, row in data_file.rows(self.data, _SCHEMA)
+            Problem(f"line {line}", one.get("group"), one) for line, one in data_file.rows(self.data, _SCHEMA)
         ]
 
     def rows(self, problem: Problem, style: PromptStyle, sampling: Sampling) -> Iterable[Row]:
@@ -93,9 +87,9 @@ class Continuations:
         dialog = style is PromptStyle.DIALOG
         prompt: Row = {"messages": [{"role": "user", "content": asked}]} if dialog else {"prompt": asked}
         for sample in range(sampling.samples):
-            yield {**prompt, "id": f"{problem.id}/{sample}", "parameters": sampling.parameters(sample)}
+            yield row(problem, sample, prompt, sampling.parameters(sample))
 
-    def completion(self, problem: Problem, text: str) -> str:  # noqa: ARG002  (the protocol's)
+    def completion(self, problem: Problem, text: str, style: PromptStyle) -> str:  # noqa: ARG002  (the protocol's)
         """Return the first line: a base model goes on with texts about others."""
         return text.strip().partition("\n")[0]
 
@@ -106,15 +100,7 @@ class Continuations:
             SetupError: there is no classifier.
         """
         for sample in samples:
-            answered = sample.completion is not None
-            values = self._score(sample.completion if answered else None)
-            yield Score(
-                problem.id,
-                sample.sample,
-                problem.group,
-                values,
-                Verdict.SCORED if answered else Verdict.NOT_RUN,
-            )
+            yield scored(problem, sample, self._score(sample.completion))
 
     @cached_property
     def _score(self) -> Callable[[str | None], Mapping[str, float]]:

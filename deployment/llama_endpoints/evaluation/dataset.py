@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,8 @@ from llama_serving.errors import SetupError
 
 _SCHEMAS: Final = Path(__file__).parent / "schemas"
 _AT_ONCE: Final = 1 << 20
+_LONGEST: Final = 200
+"""Characters of an error that quotes a value."""
 
 
 def find(given: Path | None, package: str, names: Sequence[str], *, where: str) -> Path:
@@ -55,15 +59,14 @@ def read(path: Path, schema: str, *, key: str) -> list[dict[str, Any]]:
         SetupError: a line is invalid; the message has its number.
     """
     checker, found = _validator(schema), list[dict[str, Any]]()
-    lines: dict[Any, int] = {}
-    for number, raw in _lines(path):
+    seen: dict[Any, int] = {}
+    for number, raw in lines(path):
         at = f"{path}, line {number}"
-        value = _decoded(raw, at)
-        if error := next(iter(sorted(checker.iter_errors(value), key=_depth)), None):
-            raise SetupError(f"{at}: {_said(error)}")
-        if value[key] in lines:
-            raise SetupError(f"{at}: {key} {value[key]!r} is that of line {lines[value[key]]}, too.")
-        lines[value[key]] = number
+        value = decoded(raw, at)
+        check(checker, value, at)
+        if value[key] in seen:
+            raise SetupError(f"{at}: {key} {value[key]!r} is that of line {seen[value[key]]}, too.")
+        seen[value[key]] = number
         found.append(value)
     if not found:
         raise SetupError(f"{path} has no problem.")
@@ -79,17 +82,47 @@ def digest(path: Path) -> str:
     return sha.hexdigest()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def check(checker: Any, value: Any, at: str) -> None:
+    """Hold a value to a schema.
+
+    Raises:
+        SetupError: it is invalid; the message begins with `at`.
+    """
+    if error := next(iter(sorted(checker.iter_errors(value), key=_depth)), None):
+        raise SetupError(f"{at}: {_said(error)}")
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of each line that is not blank.
+
+    Raises:
+        SetupError: the file cannot be read.
+    """
+    with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if raw.strip():
+                yield number, raw
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with a file into one sentence.
+
+    Raises:
+        SetupError: the file cannot be read.
+    """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if raw.strip():
-                    yield number, raw
-    except (OSError, EOFError) as error:
-        raise SetupError(f"{path} can't be read: {error}.") from error
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise SetupError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def _decoded(raw: bytes, at: str) -> Any:
+def decoded(raw: bytes, at: str) -> Any:
+    """Return the JSON value of a line.
+
+    Raises:
+        SetupError: it is not JSON; the message begins with `at`.
+    """
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -107,7 +140,9 @@ def _said(error: Any) -> str:
         return f"{at + ': ' if at else ''}{', '.join(missing)} missing; each line needs {', '.join(error.validator_value)}."
     if error.validator == "type":
         return f"{at or 'the line'} must be of type {error.validator_value}."
-    return f"{at or 'the line'}: {error.message[:200]}."
+    if len(error.message) > _LONGEST:  # (it quotes the value)
+        return f"{at or 'the line'} must satisfy {error.validator}: {error.validator_value}."
+    return f"{at or 'the line'}: {error.message}."
 
 
 @cache

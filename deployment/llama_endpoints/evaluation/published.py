@@ -15,6 +15,8 @@ from llama_endpoints.evaluation.bootstrap import Estimate
 
 _FILE: Final = Path(__file__).with_name("published.csv")
 _PAPER: Final = "arXiv 2308.12950"
+PROBLEMS: Final = {"humaneval": 164, "mbpp": 500}
+"""Problems that a task's figures are over: those of HumanEval, and of the test split of MBPP."""
 
 
 @dataclass(frozen=True, slots=True)

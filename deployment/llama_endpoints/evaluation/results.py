@@ -61,11 +61,18 @@ class Subject:
         task: the task's name.
         model: the model's name in the catalog; None where it is unknown.
         departures: what was done otherwise than for the published figures, such as `temperature 0.2 instead of 0.8`.
+        drawn: whether texts were drawn with a temperature.
     """
 
     task: str
     model: str | None
     departures: tuple[str, ...] = ()
+    drawn: bool = False
+
+    def departures_of(self, metric: str) -> tuple[str, ...]:
+        """Return the departures of a metric. Each pass@1 of the paper is of greedy texts."""
+        greedy = self.drawn and metric.partition(" ")[0] == "pass@1"
+        return (*self.departures, *(("the published pass@1 is of greedy texts",) if greedy else ()))
 
 
 def results(
@@ -86,7 +93,7 @@ def results(
 def _result(metric: Metric, problems: ByProblem, subject: Subject, confidence: float) -> Result:
     measured = estimate(metric, metric.table(problems), confidence=confidence)
     figure = published(subject.task, metric.name, subject.model) if subject.model else None
-    return Result(metric.name, measured, figure, verdict(measured, figure, subject.departures))
+    return Result(metric.name, measured, figure, verdict(measured, figure, subject.departures_of(metric.name)))
 
 
 def write(path: Path, found: Iterable[Result]) -> None:

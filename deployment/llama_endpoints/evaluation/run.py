@@ -9,6 +9,7 @@ from typing import Any
 from llama_endpoints.evaluation import dataset, generation, results, scoring
 from llama_endpoints.evaluation.folder import FORMAT, EvaluationFolder, write_json
 from llama_endpoints.evaluation.problem import Problem
+from llama_endpoints.evaluation.published import PROBLEMS
 from llama_endpoints.evaluation.report import write_report
 from llama_endpoints.evaluation.results import Result, Subject
 from llama_endpoints.evaluation.target import Model, OnRow, Target
@@ -140,13 +141,15 @@ def subject_of(evaluation: Mapping[str, Any]) -> Subject:
     departures = list[str]()
     if settings.get("limit"):
         departures.append(f"the first {settings['limit']} problems alone")
+    elif (count := evaluation["data"]["problems"]) != PROBLEMS.get(evaluation["task"], count):
+        departures.append(f"{count} problems instead of {PROBLEMS[evaluation['task']]}")
     drawn = settings.get("samples", 1) > 1
     temperature, expected = settings.get("temperature", 0), PUBLISHED_DRAWN.temperature if drawn else 0
     if temperature != expected:
         departures.append(f"temperature {temperature:g} instead of {expected:g}")
     if drawn and settings.get("top_p") != PUBLISHED_DRAWN.top_p:
         departures.append(f"top_p {settings.get('top_p')} instead of {PUBLISHED_DRAWN.top_p:g}")
-    return Subject(evaluation["task"], evaluation["model"].get("variant"), tuple(departures))
+    return Subject(evaluation["task"], evaluation["model"].get("variant"), tuple(departures), drawn)
 
 
 def now() -> str:

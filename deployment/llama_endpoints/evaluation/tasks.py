@@ -4,20 +4,27 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from llama_endpoints.evaluation.code_task import CodeRunning
+from llama_endpoints.evaluation.continuations import Continuations
 from llama_endpoints.evaluation.humaneval import HumanEval
 from llama_endpoints.evaluation.infilling import Infilling
 from llama_endpoints.evaluation.mbpp import Mbpp
 from llama_endpoints.evaluation.task import Task
+from llama_endpoints.evaluation.text_generation import TextGeneration
+from llama_endpoints.evaluation.truthfulqa import TruthfulQA
 from llama_serving.errors import SetupError
 
 Create = Callable[[str, Mapping[str, Any], CodeRunning], Task]
 """Makes a task from its name, its options, and whether it may run code."""
 
 _TASKS: Final[Mapping[str, Create]] = {
+    "bold": Continuations.create,
     "humaneval": HumanEval.create,
     "humaneval-plus": HumanEval.create,
     "infilling": Infilling.create,
     "mbpp": Mbpp.create,
+    "text-generation": TextGeneration.create,
+    "toxigen": Continuations.create,
+    "truthfulqa": TruthfulQA.create,
 }
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_endpoints.evaluation import data_file
+from llama_endpoints.evaluation.code_task import CodeRunning, failure
 from llama_endpoints.evaluation.metric import Metric
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score, Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling
+from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
 from llama_endpoints.evaluation.text_metrics import TextMetrics
 from llama_serving.errors import SetupError
 
@@ -44,13 +45,14 @@ class TextGeneration:
     label: str = LABEL
     text_metrics: TextMetrics = field(default_factory=TextMetrics)
     name: str = NAME
+    runs_code: bool = False
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "TextGeneration":
-        """Make the task from `options`.
+    def create(cls, _: str, options: Mapping[str, Any], __: CodeRunning) -> "TextGeneration":
+        """Make the task from its options.
 
         Raises:
-            SetupError: no column is named.
+            SetupError: the columns are not told apart.
         """
         inputs = tuple(options.get("input_column_names") or (INPUT,))
         label = str(options.get("label_column_name") or LABEL)
@@ -94,7 +96,7 @@ class TextGeneration:
             "required": [*self.inputs, self.label],
             "properties": {**given, self.label: text},
         }
-        return [Problem(f"line {line}", None, row) for line, row in data_file.rows(self.data, schema)]
+        return [Problem(f"line {line}", None, one) for line, one in data_file.rows(self.data, schema)]
 
     def rows(self, problem: Problem, style: PromptStyle, sampling: Sampling) -> Iterable[Row]:
         """Return the rows of a problem, one for each sample."""
@@ -107,9 +109,9 @@ class TextGeneration:
         else:
             prompt = {"prompt": asked}
         for sample in range(sampling.samples):
-            yield {**prompt, "id": f"{problem.id}/{sample}", "parameters": sampling.parameters(sample)}
+            yield row(problem, sample, prompt, sampling.parameters(sample))
 
-    def completion(self, problem: Problem, text: str) -> str:  # noqa: ARG002  (the protocol's)
+    def completion(self, problem: Problem, text: str, style: PromptStyle) -> str:  # noqa: ARG002  (the protocol's)
         """Return the text as it is."""
         return text
 
@@ -121,5 +123,11 @@ class TextGeneration:
         """
         for sample in samples:
             values = self.text_metrics.scores(sample.completion or "", problem.data[self.label])
-            verdict = Verdict.NOT_RUN if sample.completion is None else Verdict.SCORED
-            yield Score(problem.id, sample.sample, problem.group, values, verdict)
+            yield scored(problem, sample, values)
+
+
+def scored(problem: Problem, sample: Sample, values: Mapping[str, float]) -> Score:
+    """Return the score of a sample whose values are neither right nor wrong."""
+    if sample.completion is None:
+        return Score(problem.id, sample.sample, problem.group, values, Verdict.NOT_RUN, failure(sample))
+    return Score(problem.id, sample.sample, problem.group, values)

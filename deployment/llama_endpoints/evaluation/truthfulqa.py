@@ -13,11 +13,13 @@ from typing import Any, Final
 
 from llama_endpoints.evaluation import data_file
 from llama_endpoints.evaluation.classifier import YesNoJudge
+from llama_endpoints.evaluation.code_task import CodeRunning
 from llama_endpoints.evaluation.metric import Metric, mean_metric
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
-from llama_endpoints.evaluation.score import Score, Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling
+from llama_endpoints.evaluation.score import Score
+from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
+from llama_endpoints.evaluation.text_generation import scored
 from llama_serving.errors import SetupError
 
 NAME: Final = "truthfulqa"
@@ -51,10 +53,11 @@ class TruthfulQA:
     data: Path
     judges: Mapping[str, Path]
     name: str = NAME
+    runs_code: bool = False
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "TruthfulQA":
-        """Make the task from `options`.
+    def create(cls, _: str, options: Mapping[str, Any], __: CodeRunning) -> "TruthfulQA":
+        """Make the task from its options.
 
         Raises:
             SetupError: there is no judge.
@@ -87,7 +90,7 @@ class TruthfulQA:
 
     @cached_property
     def _problems(self) -> Sequence[Problem]:
-        return [Problem(f"line {line}", None, row) for line, row in data_file.rows(self.data, _SCHEMA)]
+        return [Problem(f"line {line}", None, one) for line, one in data_file.rows(self.data, _SCHEMA)]
 
     def rows(self, problem: Problem, style: PromptStyle, sampling: Sampling) -> Iterable[Row]:
         """Return the rows of a question: behind the examples, as turns of a dialog or as a text."""
@@ -100,13 +103,9 @@ class TruthfulQA:
             shown = "".join(f"Q: {asked}\nA: {answer}\n\n" for asked, answer in _EXAMPLES)
             prompt = {"prompt": f"{shown}Q: {question}\nA:"}
         for sample in range(sampling.samples):
-            yield {
-                **prompt,
-                "id": f"{problem.id}/{sample}",
-                "parameters": sampling.parameters(sample, ["\nQ:"]),
-            }
+            yield row(problem, sample, prompt, sampling.parameters(sample, ["\nQ:"]))
 
-    def completion(self, problem: Problem, text: str) -> str:  # noqa: ARG002  (the protocol's)
+    def completion(self, problem: Problem, text: str, style: PromptStyle) -> str:  # noqa: ARG002  (the protocol's)
         """Return the answer, without a question that the model goes on with."""
         return text.partition("\nQ:")[0].strip()
 
@@ -125,8 +124,7 @@ class TruthfulQA:
                 for name, judge in self._judges.items()
             }  # fmt: skip
             values = {**said, _BOTH: min(said.values())} if len(said) > 1 else said
-            verdict = Verdict.NOT_RUN if sample.completion is None else Verdict.SCORED
-            yield Score(problem.id, sample.sample, None, values, verdict)
+            yield scored(problem, sample, values)
 
     @cached_property
     def _judges(self) -> Mapping[str, YesNoJudge]:

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_endpoints.evaluation import tasks
 from llama_endpoints.evaluation.classifier import TextClassifier, YesNoJudge
 from llama_endpoints.evaluation.continuations import SAMPLING, Continuations
-from llama_endpoints.evaluation.data_file import rows, sha256
+from llama_endpoints.evaluation.data_file import rows
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Verdict
 from llama_endpoints.evaluation.task import PromptStyle, Sampling
 from llama_endpoints.evaluation.text_generation import TextGeneration
-from llama_endpoints.evaluation.truthfulqa import TruthfulQA
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.errors import SetupError
 
@@ -37,12 +37,12 @@ def a_sample(text: str | None, number: int = 0) -> Sample:
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ('{"a": 5}', r"line 2, \['a'\]: 5 is not of type 'string'"),
-        ('{"b": ""}', "line 2: 'a' is a required property"),
-        ("{", "line 2: not JSON"),
-        ("[]", r"line 2: \[\] is not of type 'object'"),
-        (json.dumps({"a": ["long" * 100]}), r"line 2, \['a'\]: the value must satisfy type: string\.$"),
-        ("[" * 10_000, "line 2: not JSON"),
+        ('{"a": 5}', "line 2: a must be of type string"),
+        ('{"b": ""}', "line 2: a missing; each line needs a"),
+        ("{", "line 2 is not JSON"),
+        ("[]", "line 2: the line must be of type object"),
+        (json.dumps({"a": ["long" * 100]}), "line 2: a must be of type string"),
+        ("[" * 10_000, "line 2 is not JSON"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, second: str, said: str) -> None:
@@ -58,7 +58,6 @@ def test_files_of_each_kind(tmp_path: Path) -> None:
     packed = tmp_path / "data.jsonl.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert rows(packed, SCHEMA) == found
-    assert sha256(packed) != sha256(plain)
     table = tmp_path / "data.csv"
     table.write_bytes(b'a,b\r\n"two\nlines",1\r\nx,2\r\n')
     assert rows(table, SCHEMA) == [(2, {"a": "two\nlines", "b": "1"}), (4, {"a": "x", "b": "2"})]
@@ -79,8 +78,8 @@ def test_text_generation_as_azure_has_it(tmp_path: Path) -> None:
         {"question": "q", "context": "c", "answer": ""},
     )
     options = {"data": str(data), "input_column_names": ["context", "question"], "label_column_name": "answer"}
-    task = TextGeneration.of(options)
-    assert TextGeneration.of(task.options) == task
+    task = tasks.create("text-generation", options)
+    assert tasks.create("text-generation", task.options) == task
     first, second = task.problems()
     assert list(task.rows(first, PromptStyle.COMPLETION, GREEDY)) == [
         {"prompt": "sums\n2+2?", "id": "line 1/0", "parameters": {"max_new_tokens": 512, "temperature": 0}}
@@ -101,10 +100,10 @@ def test_text_generation_takes_dialogs_and_refuses_other_columns(tmp_path: Path)
     task = TextGeneration(jsonl(tmp_path / "d.jsonl", {"input_string": dialog, "ground_truth": "hello"}))
     (row,) = task.rows(task.problems()[0], PromptStyle.COMPLETION, GREEDY)
     assert row["messages"] == dialog
-    with pytest.raises(SetupError, match="line 1: 'ground_truth' is a required property"):
+    with pytest.raises(SetupError, match="line 1: ground_truth missing"):
         TextGeneration(jsonl(tmp_path / "e.jsonl", {"input_string": "x"})).problems()
     with pytest.raises(SetupError, match="can't be an input and the reference"):
-        TextGeneration.of({"data": "x", "label_column_name": "input_string"})
+        tasks.create("text-generation", {"data": "x", "label_column_name": "input_string"})
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +126,12 @@ def test_toxigen_by_a_classifier(tmp_path: Path, classifier: Path) -> None:
     data = jsonl(
         tmp_path / "t.jsonl", {"prompt": "- women are", "group": "women"}, {"prompt": "- x", "group": "b"}
     )
-    task = Continuations.toxigen({"data": str(data), "classifier": str(classifier)})
-    assert Continuations.toxigen(task.options) == task
+    task = tasks.create("toxigen", {"data": str(data), "classifier": str(classifier)})
+    assert tasks.create("toxigen", task.options) == task
     problem = task.problems()[0]
     (row,) = task.rows(problem, PromptStyle.COMPLETION, SAMPLING)
     assert row["parameters"] == {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9, "seed": 0}
-    assert task.completion(problem, "\n kind people\n- others") == "kind people"
+    assert task.completion(problem, "\n kind people\n- others", PromptStyle.COMPLETION) == "kind people"
     kind, long, none = task.scores(problem, [a_sample("kind"), a_sample("word " * 500, 1), a_sample(None, 2)])
     expected = TextClassifier(classifier).probability("kind")
     assert kind.values == {"toxic": float(expected >= 0.5), "probability": expected}
@@ -141,14 +140,14 @@ def test_toxigen_by_a_classifier(tmp_path: Path, classifier: Path) -> None:
     assert (none.values["toxic"], none.verdict, none.group) == (1.0, Verdict.NOT_RUN, "women")
     assert not task.metrics[0].higher_is_better
     with pytest.raises(SetupError, match="--classifier"):
-        next(Continuations.toxigen({"data": str(data)}).scores(problem, [a_sample("x")]))
+        next(tasks.create("toxigen", {"data": str(data)}).scores(problem, [a_sample("x")]))
 
 
 def test_bold_by_vader(tmp_path: Path) -> None:
     pytest.importorskip("vaderSentiment", reason="the extra evaluate is not installed")
     (tmp_path / "gender_prompt.json").write_text(json.dumps({"American_actors": {"A": ["A is", "A was"]}}))
     (tmp_path / "race_prompt.json").write_text(json.dumps({"Asian_Americans": {"B": ["B is"]}}))
-    task = Continuations.bold({"data": str(tmp_path)})
+    task = tasks.create("bold", {"data": str(tmp_path)})
     problems = task.problems()
     assert [(one.id, one.group) for one in problems] == [
         ("gender, American_actors, A, 0", "American_actors"),
@@ -163,7 +162,7 @@ def test_bold_by_vader(tmp_path: Path) -> None:
     assert none.values["sentiment"] == -1
     (tmp_path / "race_prompt.json").write_text(json.dumps({"Asian_Americans": {"B": "B is"}}))
     with pytest.raises(SetupError, match=r"race_prompt.json\['Asian_Americans'\]\['B'\]: must map groups"):
-        Continuations.bold({"data": str(tmp_path)}).problems()
+        tasks.create("bold", {"data": str(tmp_path)}).problems()
 
 
 def test_truthfulqa_by_judges(tmp_path: Path) -> None:
@@ -171,8 +170,8 @@ def test_truthfulqa_by_judges(tmp_path: Path) -> None:
     data.write_text(
         'Type,Category,Question,Best Answer\nAdversarial,Myths,"What happens, if you eat seeds?",Nothing\n'
     )
-    task = TruthfulQA.of({"data": str(data), "judge": str(NANO), "informative_judge": str(NANO)})
-    assert TruthfulQA.of(task.options) == task
+    task = tasks.create("truthfulqa", {"data": str(data), "judge": str(NANO), "informative_judge": str(NANO)})
+    assert tasks.create("truthfulqa", task.options) == task
     (problem,) = task.problems()
     (row,) = task.rows(problem, PromptStyle.COMPLETION, SAMPLING)
     assert row["prompt"].endswith("Q: What happens, if you eat seeds?\nA:")
@@ -180,7 +179,7 @@ def test_truthfulqa_by_judges(tmp_path: Path) -> None:
     assert row["parameters"]["stop"] == ["\nQ:"]
     (dialog,) = task.rows(problem, PromptStyle.DIALOG, SAMPLING)
     assert [turn["role"] for turn in dialog["messages"]] == [*["user", "assistant"] * 6, "user"]
-    assert task.completion(problem, " Nothing.\n\nQ: And then?") == "Nothing."
+    assert task.completion(problem, " Nothing.\n\nQ: And then?", PromptStyle.COMPLETION) == "Nothing."
     said, none = task.scores(problem, [a_sample("Nothing."), a_sample(None, 1)])
     judge = YesNoJudge(NANO)
     prompt = "Q: What happens, if you eat seeds?\nA: Nothing.\n"
@@ -190,7 +189,7 @@ def test_truthfulqa_by_judges(tmp_path: Path) -> None:
     assert set(none.values.values()) == {0.0}
     assert [metric.name for metric in task.metrics] == ["truthful", "informative", "truthful and informative"]
     with pytest.raises(SetupError, match="--judge"):
-        TruthfulQA.of({"data": str(data)})
+        tasks.create("truthfulqa", {"data": str(data)})
 
 
 def test_what_is_no_classifier_is_a_sentence(tmp_path: Path, classifier: Path) -> None:
@@ -220,6 +219,6 @@ def test_what_is_no_classifier_is_a_sentence(tmp_path: Path, classifier: Path) -
 @given(st.text(max_size=80))
 def test_a_first_line_has_no_break(text: str) -> None:
     task = Continuations("bold", Path("x"))
-    cut = task.completion(None, text)  # type: ignore[arg-type]
+    cut = task.completion(None, text, PromptStyle.COMPLETION)  # type: ignore[arg-type]
     assert "\n" not in cut
     assert cut in text
