@@ -5,7 +5,9 @@ from typing import Any, Final
 
 import click
 
+from llama_endpoints.cli.evaluate_compare import compare
 from llama_endpoints.cli.evaluate_options import Given, scoring_options, task_options
+from llama_endpoints.cli.evaluate_texts import TASKS
 
 _DATA: Final = click.option(
     "--data",
@@ -77,3 +79,7 @@ def score(*, folder: Path, data: Path | None, **flags: Any) -> None:
     from llama_endpoints.cli.evaluate_options import rescore
 
     rescore(folder, data, **flags)
+
+
+for _command in (*TASKS, compare):
+    evaluate.add_command(_command)

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -19,15 +19,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llama_endpoints.evaluation.code_task import CodeRunning
-    from llama_endpoints.evaluation.results import Result
     from llama_endpoints.evaluation.run import Evaluation
     from llama_endpoints.evaluation.target import Model, Target
     from llama_endpoints.evaluation.task import Sampling
 
 KEY: Final = "LLAMA_EVALUATE_KEY"
+LOWER: Final = 1
+"""The exit code where a metric is lower than --fail-below."""
 _KS: Final = (1, 10, 100)
 _DRAWN: Final = 0.8
 """Temperature for several samples a problem (arXiv 2308.12950, section 3.1)."""
+
+
+def _limits(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> tuple[tuple[str, float], ...]:
+    from llama_endpoints.evaluation.results import parse_limit
+
+    return tuple(map(parse_limit, given))
+
 
 scoring_options = options(
     click.option("--run-generated-code", "run_code", is_flag=True,
@@ -35,6 +45,8 @@ scoring_options = options(
     click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds for each sample that is run."),
     click.option("--memory", type=click.IntRange(64, 1 << 20), default=1024, help="MiB for each sample that is run."),
     click.option("--workers", type=click.IntRange(1, 256), help="Samples run at a time. Default: the number of CPUs."),
+    click.option("--fail-below", "limits", multiple=True, metavar="METRIC=VALUE", callback=_limits,
+                 help="Exit with code 1 if a metric is lower, such as pass@1=0.3. Repeatable."),
 )  # fmt: skip
 
 _TARGET: Final = options(
@@ -55,16 +67,19 @@ _TARGET: Final = options(
 )  # fmt: skip
 
 
-def _sampling(max_new_tokens: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _sampling(
+    max_new_tokens: int, temperature: float | None, top_p: float
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return options(
         click.option("--samples", type=click.IntRange(1, 1000), default=1, help="Samples for each problem."),
         click.option(
             "--temperature",
             type=click.FloatRange(0, 2),
-            help="Default: 0 (greedy) for one sample, 0.8 for several.",
+            default=temperature,
+            help="0 is greedy." if temperature else "Default: 0 (greedy) for one sample, 0.8 for several.",
         ),
         click.option(
-            "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, help="Of nucleus sampling."
+            "--top-p", type=click.FloatRange(0, 1, min_open=True), default=top_p, help="Of nucleus sampling."
         ),
         click.option(
             "--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, help="Of each sample."
@@ -102,6 +117,7 @@ class Given:
         ks = [k for k in _KS if k <= sampling.samples]
         running = code_running(flags)
         made = tasks.create(task, {**named, **order, "ks": ks}, running)
+        _check_limits(made, flags["limits"], allowed=running.allowed)
         if made.runs_code and running.allowed:
             running.require()  # before hours of generation
         style = model.style if flags["prompt"] == "auto" else type(model.style)(flags["prompt"])
@@ -118,7 +134,7 @@ class Given:
                 "--run-generated-code`.", err=True,
             )  # fmt: skip
             return
-        _measured(folder, made, flags["workers"])
+        _measured(folder, made, flags)
 
     def _check(self) -> None:
         ways = [name for name in ("model", "url", "records", "requests_only") if self.flags[name]]
@@ -207,7 +223,9 @@ class Given:
         return target.model, target
 
 
-def task_options(*, max_new_tokens: int = 512) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def task_options(
+    *, max_new_tokens: int = 512, temperature: float | None = None, top_p: float = 0.95
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add all shared options to a task's command, which gets them as one argument, `given`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -221,7 +239,9 @@ def task_options(*, max_new_tokens: int = 512) -> Callable[[Callable[..., None]]
             mine = {name: flags.pop(name) for name in own & flags.keys()}
             command(**mine, given=Given(flags, settings))
 
-        return options(_TARGET, _sampling(max_new_tokens), scoring_options, setting_options)(with_given)
+        return options(
+            _TARGET, _sampling(max_new_tokens, temperature, top_p), scoring_options, setting_options
+        )(with_given)
 
     return decorate
 
@@ -235,7 +255,8 @@ def rescore(folder: Path, data: Path | None, **flags: Any) -> None:
     evaluation = found.read_evaluation()
     given = {**evaluation["settings"]["options"], **({"data": str(data)} if data else {})}
     task = tasks.create(evaluation["task"], given, code_running(flags))
-    _measured(found, task, flags["workers"])
+    _check_limits(task, flags["limits"], allowed=flags["run_code"])
+    _measured(found, task, flags)
 
 
 def code_running(flags: Mapping[str, Any]) -> "CodeRunning":
@@ -246,20 +267,40 @@ def code_running(flags: Mapping[str, Any]) -> "CodeRunning":
     return CodeRunning(flags["run_code"], Limits(wall_s=flags["timeout"], memory=flags["memory"] * MIB))
 
 
-def _measured(folder: Any, task: Any, workers: int | None) -> "tuple[Result, ...]":
-    from llama_endpoints.evaluation import run
+def _check_limits(task: Any, limits: Sequence[tuple[str, float]], *, allowed: bool) -> None:
+    """Refuse limits that can't be checked, before hours of generation."""
+    if limits and task.runs_code and not allowed:
+        raise click.UsageError(
+            "--fail-below needs --run-generated-code: this task's metrics are of code that is run."
+        )
+    names = [metric.name for metric in task.metrics]
+    for name, _ in limits:
+        if name not in names and not name.startswith(tuple(f"{one} (" for one in names)):
+            raise SetupError(f"The task has no metric {name!r}. It has: {', '.join(names)}.")
+
+
+def _measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
+    """Score, write the report, log it, and check the limits."""
+    from llama_endpoints.evaluation import mlflow_run, results, run
 
     if not folder.samples.exists():
         raise SetupError(f"{folder.path} has no samples yet. Run the command that evaluates again.")
     total = sum(1 for _ in folder.read_samples())
     with _bar(total, "scores") as bar:
-        found = run.measure(folder, task, bar.update, workers=workers or os.cpu_count() or 1)
+        found = run.measure(folder, task, bar.update, workers=flags["workers"] or os.cpu_count() or 1)
     for one in found:
         measured = one.measured
         click.echo(
             f"{one.name}: {measured.value:.4f} ({measured.low:.4f} to {measured.high:.4f}), {one.verdict}"
         )
-    return found
+    click.echo(f"Report: {folder.path / 'report.html'}", err=True)
+    if mlflow_run.tracking_uri():
+        click.echo(f"MLflow run: {mlflow_run.log(folder, found)}", err=True)
+    lower = results.shortfalls(found, flags["limits"])
+    for sentence in lower:
+        click.echo(sentence, err=True)
+    if lower:
+        raise SystemExit(LOWER)
 
 
 @contextmanager

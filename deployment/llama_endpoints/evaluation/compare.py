@@ -37,6 +37,19 @@ class Difference:
         }  # fmt: skip
 
 
+def shared_metrics(old: Sequence[Metric], new: Sequence[Metric]) -> tuple[Metric, ...]:
+    """Return the metrics that both evaluations have, in order.
+
+    Raises:
+        SetupError: they have none in common.
+    """
+    names = {metric.name for metric in new}
+    found = tuple(metric for metric in old if metric.name in names)
+    if not found:
+        raise SetupError("The evaluations have no metric in common.")
+    return found
+
+
 def compare(metrics: Sequence[Metric], old: ByProblem, new: ByProblem) -> tuple[Difference, ...]:
     """Return the difference of each metric, overall and for each group.
 
@@ -72,10 +85,8 @@ def _verdict(metric: Metric, change: Estimate) -> str:
     return "better" if (change.low > 0) is metric.higher_is_better else "worse"
 
 
-def compared_folders(
-    old: EvaluationFolder, new: EvaluationFolder
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return what both folders evaluated.
+def check_alike(old: EvaluationFolder, new: EvaluationFolder) -> None:
+    """Check that two folders have one task, on the same data.
 
     Raises:
         SetupError: the tasks or the data differ.
@@ -90,7 +101,6 @@ def compared_folders(
             f"{old.path} and {new.path} were evaluated on different data ({_digest(first)} and {_digest(second)}). "
             "Evaluate both on the same file."
         )
-    return first, second
 
 
 def _digest(evaluation: Mapping[str, Any]) -> str:

@@ -1,13 +1,16 @@
 """The tasks by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from llama_endpoints.evaluation.code_task import CodeRunning
 from llama_endpoints.evaluation.continuations import Continuations
+from llama_endpoints.evaluation.folder import EvaluationFolder
 from llama_endpoints.evaluation.humaneval import HumanEval
 from llama_endpoints.evaluation.infilling import Infilling
 from llama_endpoints.evaluation.mbpp import Mbpp
+from llama_endpoints.evaluation.metric import Metric
 from llama_endpoints.evaluation.task import Task
 from llama_endpoints.evaluation.text_generation import TextGeneration
 from llama_endpoints.evaluation.truthfulqa import TruthfulQA
@@ -47,3 +50,16 @@ def create(name: str, options: Mapping[str, Any], running: CodeRunning | None = 
     if name not in _TASKS:
         raise SetupError(f"There is no task {name}. Choose one of {', '.join(names())}.")
     return _TASKS[name](name, options, running or CodeRunning())
+
+
+def metrics_of(folder: EvaluationFolder) -> Sequence[Metric]:
+    """Return the metrics that the scores in a folder have. The data is not needed.
+
+    Raises:
+        SetupError: a file is missing or invalid.
+    """
+    evaluation = folder.read_evaluation()
+    options = evaluation["settings"]["options"]
+    there = {"data": str(folder.evaluation)} if options.get("data") else {}  # (any file that exists)
+    passed = any("passed" in score.values for score in islice(folder.read_scores(), 1))
+    return create(evaluation["task"], {**options, **there}, CodeRunning(allowed=passed)).metrics

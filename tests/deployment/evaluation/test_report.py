@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_endpoints.evaluation.bootstrap import Estimate
-from llama_endpoints.evaluation.compare import compare, compared_folders
+from llama_endpoints.evaluation.compare import check_alike, compare
 from llama_endpoints.evaluation.folder import EvaluationFolder, write_lines
 from llama_endpoints.evaluation.metric import pass_metrics
 from llama_endpoints.evaluation.mlflow_run import log, metric_name
@@ -135,7 +135,7 @@ def test_compared_by_problem(tmp_path: Path) -> None:
     other = [[0.0] if n == 0 else [1.0] if n == 163 else value for n, value in enumerate(rate(0.5))]
     for name, values, said in (("lost", lost, "worse"), ("other", other, "no significant difference")):
         new = a_folder(tmp_path / name, values)
-        compared_folders(old, new)
+        check_alike(old, new)
         (found,) = compare(PASS_AT_1, old.scores_by_problem(), new.scores_by_problem()[::-1])
         assert found.verdict == said
         assert found.change.value == pytest.approx(found.new - found.old)
@@ -147,10 +147,10 @@ def test_unlike_evaluations_are_not_compared(tmp_path: Path) -> None:
     one = a_folder(tmp_path / "one", rate(0.5))
     other = a_folder(tmp_path / "task", rate(0.5), task="mbpp")
     with pytest.raises(SetupError, match="Compare evaluations of one task"):
-        compared_folders(one, other)
+        check_alike(one, other)
     data = a_folder(tmp_path / "data", rate(0.5), data={"sha256": "e" * 64, "problems": 164})
     with pytest.raises(SetupError, match="different data"):
-        compared_folders(one, data)
+        check_alike(one, data)
     with pytest.raises(SetupError, match="HumanEval/163 is in one of them alone"):
         compare(PASS_AT_1, one.scores_by_problem(), one.scores_by_problem()[:-1])
 
