@@ -7,6 +7,7 @@ import click
 
 from llama_endpoints.cli.evaluate_compare import compare
 from llama_endpoints.cli.evaluate_options import Given, scoring_options, task_options
+from llama_endpoints.cli.evaluate_probes import PROBES
 from llama_endpoints.cli.evaluate_texts import TASKS
 
 _DATA: Final = click.option(
@@ -53,6 +54,17 @@ def mbpp(*, data: Path | None, given: Given) -> None:
     given.run("mbpp", {"data": data})
 
 
+@evaluate.command("multipl-e")
+@click.option("--data", type=click.Path(path_type=Path), help="A data file, or a folder of them.")
+@task_options()
+def multipl_e(*, data: Path | None, given: Given) -> None:
+    """MultiPL-E: HumanEval in C++, Java, JavaScript, Perl and Rust; pass@k of each language.
+
+    The compiler or the runtime of each language in --data must be installed to run the samples.
+    """
+    given.run("multipl-e", {"data": data})
+
+
 @evaluate.command()
 @_DATA
 @click.option(
@@ -81,5 +93,5 @@ def score(*, folder: Path, data: Path | None, **flags: Any) -> None:
     rescore(folder, data, **flags)
 
 
-for _command in (*TASKS, compare):
+for _command in (*TASKS, *PROBES, compare):
     evaluate.add_command(_command)

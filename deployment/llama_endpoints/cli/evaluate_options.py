@@ -39,14 +39,17 @@ def _limits(
     return tuple(map(parse_limit, given))
 
 
+limits_option = click.option(
+    "--fail-below", "limits", multiple=True, metavar="METRIC=VALUE", callback=_limits,
+    help="Exit with code 1 if a metric is lower, such as pass@1=0.3. Repeatable.",
+)  # fmt: skip
 scoring_options = options(
     click.option("--run-generated-code", "run_code", is_flag=True,
                  help="Run what the model wrote, apart: without network, files and other processes. Needs bubblewrap."),
     click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds for each sample that is run."),
     click.option("--memory", type=click.IntRange(64, 1 << 20), default=1024, help="MiB for each sample that is run."),
     click.option("--workers", type=click.IntRange(1, 256), help="Samples run at a time. Default: the number of CPUs."),
-    click.option("--fail-below", "limits", multiple=True, metavar="METRIC=VALUE", callback=_limits,
-                 help="Exit with code 1 if a metric is lower, such as pass@1=0.3. Repeatable."),
+    limits_option,
 )  # fmt: skip
 
 _TARGET: Final = options(
@@ -123,7 +126,7 @@ class Given:
         style = model.style if flags["prompt"] == "auto" else type(model.style)(flags["prompt"])
         folder = EvaluationFolder(flags["output"])
         if flags["overwrite"]:
-            _clear(folder.path)
+            clear(folder.path)
         if flags["url"]:
             Protocol(flags["protocol"]).check(style, infilling=task == "infilling")
         evaluation = Evaluation(folder, made, model, style, sampling, flags["limit"])
@@ -134,7 +137,7 @@ class Given:
                 "--run-generated-code`.", err=True,
             )  # fmt: skip
             return
-        _measured(folder, made, flags)
+        measured(folder, made, flags)
 
     def _check(self) -> None:
         ways = [name for name in ("model", "url", "records", "requests_only") if self.flags[name]]
@@ -256,7 +259,7 @@ def rescore(folder: Path, data: Path | None, **flags: Any) -> None:
     given = {**evaluation["settings"]["options"], **({"data": str(data)} if data else {})}
     task = tasks.create(evaluation["task"], given, code_running(flags))
     _check_limits(task, flags["limits"], allowed=flags["run_code"])
-    _measured(found, task, flags)
+    measured(found, task, flags)
 
 
 def code_running(flags: Mapping[str, Any]) -> "CodeRunning":
@@ -279,7 +282,7 @@ def _check_limits(task: Any, limits: Sequence[tuple[str, float]], *, allowed: bo
             raise SetupError(f"The task has no metric {name!r}. It has: {', '.join(names)}.")
 
 
-def _measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
+def measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
     """Score, write the report, log it, and check the limits."""
     from llama_endpoints.evaluation import mlflow_run, results, run
 
@@ -313,7 +316,7 @@ def _bar(total: int, what: str) -> "Iterator[Any]":
         yield bar
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
     """Remove an evaluation's files; a folder of anything else is refused."""
     import shutil
 

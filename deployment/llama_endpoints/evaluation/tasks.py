@@ -9,8 +9,11 @@ from llama_endpoints.evaluation.continuations import Continuations
 from llama_endpoints.evaluation.folder import EvaluationFolder
 from llama_endpoints.evaluation.humaneval import HumanEval
 from llama_endpoints.evaluation.infilling import Infilling
+from llama_endpoints.evaluation.key_retrieval import KeyRetrieval
 from llama_endpoints.evaluation.mbpp import Mbpp
 from llama_endpoints.evaluation.metric import Metric
+from llama_endpoints.evaluation.multipl_e import MultiplE
+from llama_endpoints.evaluation.perplexity import Perplexity
 from llama_endpoints.evaluation.task import Task
 from llama_endpoints.evaluation.text_generation import TextGeneration
 from llama_endpoints.evaluation.truthfulqa import TruthfulQA
@@ -24,7 +27,10 @@ _TASKS: Final[Mapping[str, Create]] = {
     "humaneval": HumanEval.create,
     "humaneval-plus": HumanEval.create,
     "infilling": Infilling.create,
+    "key-retrieval": KeyRetrieval.create,
     "mbpp": Mbpp.create,
+    "multipl-e": MultiplE.create,
+    "perplexity": Perplexity.create,
     "text-generation": TextGeneration.create,
     "toxigen": Continuations.create,
     "truthfulqa": TruthfulQA.create,

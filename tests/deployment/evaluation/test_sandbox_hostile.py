@@ -74,7 +74,7 @@ CONTAINED = {
     "10 GB of shared memory": "import mmap\nheld = mmap.mmap(-1, 10 << 30)\nreturn True",
     "a memory file": "import os\nos.memfd_create('x')\nreturn True",
     "a TCP socket": "import socket\nsocket.socket()\nreturn True",
-    "a Unix socket": "import socket\nsocket.socketpair()\nreturn True",
+    "a Unix socket": "import socket\nsocket.socket(socket.AF_UNIX)\nreturn True",
     "a name server": "import socket\nsocket.getaddrinfo('example.org', 80)\nreturn True",
     "another network interface": "import os\nreturn len(os.listdir('/sys/class/net')) > 1",
     "the accounts": "return bool(open('/etc/passwd').read())",

@@ -33,6 +33,7 @@ class Program:
         proc: whether it needs `/proc`, which then has its own processes alone.
         address_space: whether its memory is limited as address space; else as data, for runtimes that reserve much more
             than they use.
+        environment: its variables; none for what the model wrote.
         may_fork: whether it may start processes. Only for compilers, which run nothing of what they compile.
     """
 
@@ -41,6 +42,7 @@ class Program:
     writable: Mapping[str, Path] = field(default_factory=dict)
     proc: bool = False
     address_space: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
     may_fork: bool = False
 
 
@@ -56,6 +58,7 @@ def command_line(program: Program, limits: Limits, *, filter_fd: int | None) -> 
         _tool("bwrap"),
         *("--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
         *("--uid", _NOBODY, "--gid", _NOBODY, "--hostname", "sandbox"),
+        *(word for pair in program.environment.items() for word in ("--setenv", *pair)),
         *_root(program),
         *("--size", str(limits.folder), "--tmpfs", WORK, "--chdir", WORK, "--symlink", WORK[1:], "/tmp"),  # noqa: S108
         *("--remount-ro", "/"),

@@ -14,8 +14,8 @@ _DENIED: Final = (
     "fork vfork ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_open pidfd_getfd pidfd_send_signal "
     # namespaces and mounts
     "unshare setns mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount open_tree mount_setattr "
-    # sockets, also of the machine's own services
-    "socket socketpair connect bind listen accept accept4 "
+    # sockets, also of the machine's own services; a socket pair is a pipe, and Java needs one
+    "socket connect bind listen accept accept4 "
     # memory that no limit of a process counts
     "memfd_create memfd_secret shmget shmat semget msgget mq_open "
     # the kernel's own matters

@@ -1,6 +1,6 @@
-"""Logits of single prompts, without an engine, to compare two checkpoints."""
+"""Logits of single prompts, without an engine: to compare two checkpoints, and to measure perplexity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +9,7 @@ from llama_serving.llama_config import LlamaConfig
 
 SPARE: Final = 1.3
 """Memory needed for loading, as a multiple of the weights."""
+TOKENS_AT_ONCE: Final = 64
 DTYPES: Final = {"float32": 4, "bfloat16": 2}
 
 
@@ -40,3 +41,39 @@ def next_token_logits(checkpoint: Path, prompts: Sequence[Sequence[int]], dtype:
         for prompt, count in zip(prompts, needed, strict=True)
     ]
     return np.stack([model.forward([each])[0].numpy() for each in rows])
+
+
+def token_logprobs(checkpoint: Path, longest: int, dtype: str) -> Callable[[Sequence[int]], list[float]]:
+    """Load a model and return what computes the log-probability of each token of a text but the first, in nats.
+
+    Args:
+        checkpoint: the folder.
+        longest: most tokens of a text.
+        dtype: type of the weights.
+
+    Raises:
+        SetupError: the checkpoint cannot be used.
+    """
+    import torch
+
+    from llama_serving.engine.batching.backends.base import Rows
+    from llama_serving.engine.batching.backends.portable import BLOCK_TOKENS, Portable
+
+    needed = -(-longest // BLOCK_TOKENS)
+    blocks = list(range(1, needed + 1))  # the first is reserved for the backend
+    model = Portable.of(checkpoint, dtype=dtype, num_blocks=lambda _: needed + 1)
+
+    def logprobs(ids: Sequence[int]) -> list[float]:
+        found = list[float]()
+        for start in range(0, len(ids) - 1, TOKENS_AT_ONCE):
+            count = min(TOKENS_AT_ONCE, len(ids) - 1 - start)
+            rows = [  # (a row has logits after its last token alone)
+                Rows([ids[at]], at, blocks, prefill=False, needs_logits=True)
+                for at in range(start, start + count)
+            ]
+            logits = torch.log_softmax(model.forward(rows), dim=-1)
+            following = torch.tensor(ids[start + 1 : start + count + 1])
+            found += logits.gather(1, following[:, None])[:, 0].tolist()
+        return found
+
+    return logprobs

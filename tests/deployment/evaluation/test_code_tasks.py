@@ -1,0 +1,245 @@
+"""MBPP, infilling and MultiPL-E, with small data of our own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_endpoints.evaluation import tasks
+from llama_endpoints.evaluation.problem import Problem
+from llama_endpoints.evaluation.sandbox import languages
+from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
+from llama_endpoints.evaluation.task import PromptStyle, Sampling
+from llama_serving.errors import SetupError
+from tests.support.evaluated import measured, scores_of, task
+from tests.support.sandboxes import needs, needs_sandbox
+
+
+def written(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def sentence(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "task_id": number,
+        "text": f"Write a function to add {number}.",
+        "code": f"def add(n):\r\n    return n + {number}\r\n",
+        "test_setup_code": "",
+        "test_list": [f"assert add({n}) == {n + number}" for n in range(2)],
+        **more,
+    }
+
+
+PAIRS = {
+    "text": "Write a function to sum pairs.",
+    "code": "class Pair:\n    def __init__(self, a, b):\n        self.a, self.b = a, b\ndef total(pairs):\n    return sum(p.a * p.b for p in pairs)",
+    "test_list": ["assert total([Pair(1, 2), Pair(3, 4)]) == 14", "assert math.isclose(total([]), 0)"],
+    "test_setup_code": "import math",
+}
+FORMS = {
+    "text": "Write functions of several kinds of results.",
+    "code": (
+        "from collections import Counter, OrderedDict, deque\n"
+        "def same(x):\n    return x\n"
+        "def squares(n):\n    return (i * i for i in range(n))\n"
+        "def counted(t):\n    return Counter(t)\n"
+        "def bad():\n    raise KeyError('k')\n"
+    ),
+    "test_list": [
+        "assert same((1, [2.5, {'a': {3, 4}}], None, True, 'é\\n', b'\\x00', 1j)) == (1, [2.5, {'a': {3, 4}}], None, True, 'é\\n', b'\\x00', 1j)",
+        "assert type(same((1,))) is tuple and same(10 ** 400) == 10 ** 400 and same({(1, 2): 3})[(1, 2)] == 3",
+        "assert list(squares(4)) == [0, 1, 4, 9] and squares(2) != [0, 1]",
+        "assert counted('aab') == {'a': 2, 'b': 1} and same(x=range(3)) == range(3)",
+        "assert same(float('inf')) == float('inf') and same(float('nan')) != same(float('nan'))",
+        "try:\n    bad()\n    raise AssertionError\nexcept KeyError:\n    pass",
+    ],
+}
+
+
+@pytest.fixture
+def mbpp(tmp_path: Path) -> Path:
+    lines = [sentence(number) for number in (1, 2, 3, 4, 11, 12, 601)]
+    return written(tmp_path / "mbpp.jsonl", [*lines, sentence(13, **PAIRS), sentence(14, **FORMS)])
+
+
+def test_mbpps_own_solutions_pass(mbpp: Path, tmp_path: Path) -> None:
+    needs_sandbox()
+    found = measured(task("mbpp", data=mbpp), tmp_path / "e", lambda problem, _: [problem.data["code"]])
+    assert (found["pass@1"].measured.value, found["pass@1"].measured.problems) == (1.0, 4)
+
+
+def test_other_code_fails_mbpp(mbpp: Path) -> None:
+    needs_sandbox()
+    made = task("mbpp", data=mbpp)
+    wrong = [
+        "def add(n):\n    return n\n", "def other(n):\n    return n + 11\n", "", "import os\nos._exit(0)",
+        "class Yes:\n    def __eq__(self, o): return True\ndef add(n): return Yes()",
+        "import builtins\nbuiltins.AssertionError = None\ndef add(n): return 0",
+    ]  # fmt: skip
+    assert {score.verdict for score in scores_of(made, made.problems()[0], *wrong)} == {"failed"}
+
+
+def test_mbpp_is_asked_with_three_examples(mbpp: Path) -> None:
+    made = task("mbpp", data=mbpp)
+    problem = made.problems()[0]
+    assert [one.id for one in made.problems()] == ["MBPP/11", "MBPP/12", "MBPP/13", "MBPP/14"]
+    (row,) = made.rows(problem, PromptStyle.COMPLETION, Sampling())
+    prompt = row["prompt"]
+    assert prompt.count("[BEGIN]\n") == 4
+    assert prompt.count("\n[DONE]\n\n") == 3
+    assert prompt.endswith("assert add(0) == 11\nassert add(1) == 12\n[BEGIN]\n")
+    assert "\r" not in prompt
+    assert row["parameters"]["stop"] == ["[DONE]"]
+    (row,) = made.rows(problem, PromptStyle.DIALOG, Sampling())
+    assert [one["role"] for one in row["messages"]] == ["user", "assistant"] * 3 + ["user"]
+    assert made.completion(problem, "def f(): 1\n[DONE]\nmore", PromptStyle.COMPLETION) == "def f(): 1\n"
+
+
+def test_mbpp_without_its_examples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="no problem 3, 4"):
+        task("mbpp", data=written(tmp_path / "a", [sentence(2), sentence(11)])).problems()
+    with pytest.raises(SetupError, match="11 to 510"):
+        task("mbpp", data=written(tmp_path / "b", [sentence(n) for n in (2, 3, 4)])).problems()
+
+
+MISSING = {
+    "task_id": "SingleLineInfilling/T/0/L1",
+    "entry_point": "mean",
+    "prompt": "def mean(values):\n    total = sum(values)\n",
+    "suffix": "    return total / count\n",
+    "canonical_solution": "    count = len(values)\n",
+    "test": "def check(candidate):\n    assert candidate([1, 3]) == 2\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "exact", "passed"),
+    [
+        ("    count = len(values)\n    more = 1\n", 1.0, 1.0),
+        ("    count = len(values)", 1.0, 1.0),
+        ("    count = 0 + len(values)\n", 0.0, 1.0),
+        ("    count = 1\n", 0.0, 0.0),
+        ("count = len(values)\n", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_a_line_is_filled_in(text: str, exact: float, passed: float, tmp_path: Path) -> None:
+    needs_sandbox()
+    made = task("infilling", data=written(tmp_path / "d", [MISSING]), order="psm")
+    (problem,) = made.problems()
+    (score,) = scores_of(made, problem, made.completion(problem, text, PromptStyle.COMPLETION))
+    assert score.values == {"exact": exact, "passed": passed}
+    assert [metric.name for metric in made.metrics] == ["single-line/PSM", "exact match"]
+
+
+def test_exact_matches_need_no_code_to_run(tmp_path: Path) -> None:
+    span = {
+        **MISSING,
+        "canonical_solution": "sum(values)\n    count = len(",
+        "prompt": "def mean(values):\n    total = ",
+    }
+    options = {"data": str(written(tmp_path / "d", [span])), "kind": "random-span"}
+    made = tasks.create("infilling", options)
+    (problem,) = made.problems()
+    text = "sum(values)\n    count = len("
+    assert made.completion(problem, text, PromptStyle.COMPLETION) == text
+    assert [one.values["exact"] for one in scores_of(made, problem, text, text + " ", None)] == [1.0, 0.0, 0.0]
+    (row,) = made.rows(problem, PromptStyle.DIALOG, Sampling())
+    assert (row["prefix"], row["suffix"]) == (span["prompt"], span["suffix"])
+    assert [metric.name for metric in made.metrics] == ["exact match"]
+
+
+IN_LANGUAGES = {
+    "cpp": (
+        "#include <assert.h>\n#include <stdio.h>\n#include <stdlib.h>\nlong square(long n) {\n", "    return n * n;\n",
+        "}\nint main() {\n    auto candidate = square;\n    assert(candidate((3)) == (9));\n}\n", "    exit(0);\n",
+    ),
+    "java": (
+        "import java.util.*;\nimport org.javatuples.*;\nclass Problem {\n    public static long square(long n) {\n",
+        "        return n * n;\n",
+        "    }\n    public static void main(String[] args) {\n    assert(square(3l) == (9l));\n    }\n\n}\n",
+        "        System.exit(0); return 0;\n",
+    ),
+    "js": (
+        "function square(n){\n", "  return n * n;\n}\n",
+        "const assert = require('node:assert');\nfunction test() {\n  let candidate = square;\n  assert.deepEqual(candidate(3), 9);\n}\ntest();", "  process.exit(0);\n}\n",
+    ),
+    "pl": (
+        "sub square {\n    my($n) = @_;\n", "    return $n * $n;\n}\n",
+        'use Test::Deep;\n\nsub test {\n    if(eq_deeply(square(3), 9)) { print "ok!" } else { exit 1; }\n}\n\ntest();', "    exit 0;\n}\n",
+    ),
+    "rs": (
+        "fn square(n: isize) -> isize {\n", "    n * n\n",
+        "}\n\nfn main() {\n    let candidate = square;\n    assert_eq!(candidate(3), 9);\n}\n", "    std::process::exit(0)\n",
+    ),
+}  # fmt: skip
+"""Prompt, right body, test, and a body that ends the program with success."""
+RUNTIMES = {"cpp": ("g++",), "java": ("java", "javac"), "js": ("node",), "pl": ("perl",), "rs": ("rustc", "cc")}
+
+
+@pytest.mark.parametrize("language", IN_LANGUAGES)
+def test_other_languages(language: str, tmp_path: Path) -> None:
+    needs(*RUNTIMES[language])
+    if language == "pl" and languages.LANGUAGES["pl"].find() is None:
+        pytest.skip("perl's Test::Deep is not installed here")
+    prompt, body, test, leaving = IN_LANGUAGES[language]
+    line = {
+        "name": "T_0",
+        "language": language,
+        "prompt": prompt,
+        "tests": test,
+        "stop_tokens": ["\nint main", "\n}x"],
+    }
+    made = task("multipl-e", data=written(tmp_path / f"{language}.jsonl", [line]))
+    (problem,) = made.problems()
+    found = scores_of(made, problem, body, leaving, "?")
+    assert [score.verdict for score in found] == ["passed", "failed", "failed"]
+    assert (problem.id, problem.group, found[0].detail) == (f"{language}/T_0", language, "")
+    assert "not come to its end" in found[1].detail
+
+
+HOSTILE = {
+    "a process": "require('child_process').execSync('/usr/bin/true'); return n * n;\n}\n",
+    "a socket": "const s = require('net').connect(80, '127.0.0.1'); s.on('error', () => process.exit(1)); return n * n;\n}\n",
+    "a file of the machine": "require('fs').readFileSync('/etc/passwd'); return n * n;\n}\n",
+    "writing outside": "require('fs').writeFileSync('/program/main.js', ''); return n * n;\n}\n",
+    "memory": "let a = []; for (;;) a.push(new Array(1e6).fill(1.5));\n}\n",
+    "a message": "console.log('passed'); process.exitCode = 0; throw 1;\n}\n",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_javascript_fails(what: str) -> None:
+    needs("node")
+    prompt, _, test, _ = IN_LANGUAGES["js"]
+    found, _ = languages.check(
+        languages.LANGUAGES["js"], prompt + HOSTILE[what], "\n" + test, Limits(wall_s=30, memory=256 * MIB)
+    )
+    assert found == "failed"
+
+
+def test_endless_javascript_is_ended() -> None:
+    needs("node")
+    prompt, _, test, _ = IN_LANGUAGES["js"]
+    found, _ = languages.check(
+        languages.LANGUAGES["js"], prompt + "for (;;);\n}\n", "\n" + test, Limits(wall_s=1)
+    )
+    assert found == "timed out"
+
+
+def test_a_language_that_nothing_here_runs_is_said(tmp_path: Path) -> None:
+    needs_sandbox()
+    line = {"name": "T_0", "language": "cobol", "prompt": "", "tests": "", "stop_tokens": []}
+    with pytest.raises(SetupError, match="cobol can't be run here"):
+        task("multipl-e", data=written(tmp_path / "d.jsonl", [line])).problems()
+
+
+def test_a_problem_with_an_odd_name_keeps_it(tmp_path: Path) -> None:
+    line = {"name": "HumanEval_0/a b", "language": "js", "prompt": "p", "tests": "t", "stop_tokens": ["\n}"]}
+    made = tasks.create("multipl-e", {"data": str(written(tmp_path / "d.jsonl", [line]))})
+    (problem,) = made.problems()
+    (row,) = made.rows(problem, PromptStyle.COMPLETION, Sampling())
+    assert row["id"] == "js/HumanEval_0/a b/0"
+    assert made.completion(Problem("x", None, line), "a\n}\nb", PromptStyle.COMPLETION) == "a"
