@@ -6,8 +6,9 @@ from typing import Any, Final
 import click
 
 from llama_endpoints.cli.evaluate_compare import compare
-from llama_endpoints.cli.evaluate_options import Given, scoring_options, task_options
+from llama_endpoints.cli.evaluate_options import Given, task_options
 from llama_endpoints.cli.evaluate_probes import PROBES
+from llama_endpoints.cli.evaluate_scoring import scoring_options
 from llama_endpoints.cli.evaluate_texts import TASKS
 
 _DATA: Final = click.option(
@@ -88,7 +89,7 @@ def infilling(*, data: Path | None, kind: str, order: str | None, given: Given) 
 @scoring_options
 def score(*, folder: Path, data: Path | None, **flags: Any) -> None:
     """Score the samples of FOLDER again, without generating."""
-    from llama_endpoints.cli.evaluate_options import rescore
+    from llama_endpoints.cli.evaluate_scoring import rescore
 
     rescore(folder, data, **flags)
 

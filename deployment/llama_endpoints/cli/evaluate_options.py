@@ -2,9 +2,7 @@
 
 import os
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -12,45 +10,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from llama_endpoints.cli.evaluate_scoring import (
+    check_limits,
+    clear,
+    code_running,
+    measured,
+    progress_bar,
+    scoring_options,
+)
 from llama_endpoints.cli.options import options, setting_options
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llama_endpoints.evaluation.code_task import CodeRunning
     from llama_endpoints.evaluation.run import Evaluation
     from llama_endpoints.evaluation.target import Model, Target
     from llama_endpoints.evaluation.task import Sampling
 
 KEY: Final = "LLAMA_EVALUATE_KEY"
-LOWER: Final = 1
-"""The exit code where a metric is lower than --fail-below."""
 _KS: Final = (1, 10, 100)
 _DRAWN: Final = 0.8
 """Temperature for several samples a problem (arXiv 2308.12950, section 3.1)."""
 
-
-def _limits(
-    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
-) -> tuple[tuple[str, float], ...]:
-    from llama_endpoints.evaluation.results import parse_limit
-
-    return tuple(map(parse_limit, given))
-
-
-limits_option = click.option(
-    "--fail-below", "limits", multiple=True, metavar="METRIC=VALUE", callback=_limits,
-    help="Exit with code 1 if a metric is lower, such as pass@1=0.3. Repeatable.",
-)  # fmt: skip
-scoring_options = options(
-    click.option("--run-generated-code", "run_code", is_flag=True,
-                 help="Run what the model wrote, apart: without network, files and other processes. Needs bubblewrap."),
-    click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds for each sample that is run."),
-    click.option("--memory", type=click.IntRange(64, 1 << 20), default=1024, help="MiB for each sample that is run."),
-    click.option("--workers", type=click.IntRange(1, 256), help="Samples run at a time. Default: the number of CPUs."),
-    limits_option,
-)  # fmt: skip
 
 _TARGET: Final = options(
     click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the evaluation."),
@@ -120,7 +100,7 @@ class Given:
         ks = [k for k in _KS if k <= sampling.samples]
         running = code_running(flags)
         made = tasks.create(task, {**named, **order, "ks": ks}, running)
-        _check_limits(made, flags["limits"], allowed=running.allowed)
+        check_limits(made, flags["limits"], allowed=running.allowed)
         if made.runs_code and running.allowed:
             running.require()  # before hours of generation
         style = model.style if flags["prompt"] == "auto" else type(model.style)(flags["prompt"])
@@ -165,7 +145,7 @@ class Given:
         assert target is not None  # noqa: S101  (the options have been checked)
         total = len(evaluation.problems()) * evaluation.sampling.samples
         try:
-            with _bar(total, "samples") as bar:
+            with progress_bar(total, "samples") as bar:
                 evaluation.generate(target, lambda counts: bar.update(counts.rows - bar.n))
         except Interrupted as end:
             click.echo(f"{end}. Run the same command again to resume.", err=True)
@@ -247,84 +227,6 @@ def task_options(
         )(with_given)
 
     return decorate
-
-
-def rescore(folder: Path, data: Path | None, **flags: Any) -> None:
-    """Score the samples of a folder again."""
-    from llama_endpoints.evaluation import tasks
-    from llama_endpoints.evaluation.folder import EvaluationFolder
-
-    found = EvaluationFolder(folder)
-    evaluation = found.read_evaluation()
-    given = {**evaluation["settings"]["options"], **({"data": str(data)} if data else {})}
-    task = tasks.create(evaluation["task"], given, code_running(flags))
-    _check_limits(task, flags["limits"], allowed=flags["run_code"])
-    measured(found, task, flags)
-
-
-def code_running(flags: Mapping[str, Any]) -> "CodeRunning":
-    """Return whether, and within which limits, code is run."""
-    from llama_endpoints.evaluation.code_task import CodeRunning
-    from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
-
-    return CodeRunning(flags["run_code"], Limits(wall_s=flags["timeout"], memory=flags["memory"] * MIB))
-
-
-def _check_limits(task: Any, limits: Sequence[tuple[str, float]], *, allowed: bool) -> None:
-    """Refuse limits that can't be checked, before hours of generation."""
-    if limits and task.runs_code and not allowed:
-        raise click.UsageError(
-            "--fail-below needs --run-generated-code: this task's metrics are of code that is run."
-        )
-    names = [metric.name for metric in task.metrics]
-    for name, _ in limits:
-        if name not in names and not name.startswith(tuple(f"{one} (" for one in names)):
-            raise SetupError(f"The task has no metric {name!r}. It has: {', '.join(names)}.")
-
-
-def measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
-    """Score, write the report, log it, and check the limits."""
-    from llama_endpoints.evaluation import mlflow_run, results, run
-
-    if not folder.samples.exists():
-        raise SetupError(f"{folder.path} has no samples yet. Run the command that evaluates again.")
-    total = sum(1 for _ in folder.read_samples())
-    with _bar(total, "scores") as bar:
-        found = run.measure(folder, task, bar.update, workers=flags["workers"] or os.cpu_count() or 1)
-    for one in found:
-        measured = one.measured
-        click.echo(
-            f"{one.name}: {measured.value:.4f} ({measured.low:.4f} to {measured.high:.4f}), {one.verdict}"
-        )
-    click.echo(f"Report: {folder.path / 'report.html'}", err=True)
-    if mlflow_run.tracking_uri():
-        click.echo(f"MLflow run: {mlflow_run.log(folder, found)}", err=True)
-    lower = results.shortfalls(found, flags["limits"])
-    for sentence in lower:
-        click.echo(sentence, err=True)
-    if lower:
-        raise SystemExit(LOWER)
-
-
-@contextmanager
-def _bar(total: int, what: str) -> "Iterator[Any]":
-    from tqdm import tqdm
-
-    with tqdm(
-        total=total, desc=what, unit=f" {what}", file=sys.stderr, disable=None, dynamic_ncols=True
-    ) as bar:
-        yield bar
-
-
-def clear(path: Path) -> None:
-    """Remove an evaluation's files; a folder of anything else is refused."""
-    import shutil
-
-    if not path.exists() or not any(path.iterdir()):
-        return
-    if not (path / "evaluation.json").is_file():
-        raise SetupError(f"{path} is not the folder of an evaluation. Give another --output.")
-    shutil.rmtree(path)
 
 
 def _model_elsewhere(flags: Mapping[str, Any]) -> "Model":

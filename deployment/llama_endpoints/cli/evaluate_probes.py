@@ -1,12 +1,15 @@
 """Tasks of `evaluate` that need no data set: key retrieval, and perplexity over any files."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llama_endpoints.cli.evaluate_options import Given, limits_option, measured, task_options
+from llama_endpoints.cli.evaluate_options import Given, task_options
+from llama_endpoints.cli.evaluate_scoring import limits_option, measured
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def _numbers(_context: click.Context, option: click.Parameter, given: str) -> "Sequence[float]":
@@ -65,11 +68,11 @@ def key_retrieval(
 @click.option("--limit", type=click.IntRange(1), help="Take the first files alone.")
 @click.option("--overwrite", is_flag=True, help="Replace another evaluation in --output.")
 @limits_option
-def perplexity(
+def perplexity(  # noqa: PLR0913  (the options of a command)
     *, model: str, data: Path, output: Path, limit: int | None, overwrite: bool, limits: Any, **options: Any
 ) -> None:
     """Perplexity, and bits per byte, over the files of a folder."""
-    from llama_endpoints.cli.evaluate_options import clear
+    from llama_endpoints.cli.evaluate_scoring import clear
     from llama_endpoints.evaluation.code_task import CodeRunning
     from llama_endpoints.evaluation.folder import EvaluationFolder, write_lines
     from llama_endpoints.evaluation.perplexity import Perplexity

@@ -25,6 +25,8 @@ DEPTHS: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 LONGEST: Final = 100_000
 FUNCTION: Final = "retrieve_the_key"
 ASKED: Final = f"\n\nassert {FUNCTION}() =="
+_FORMAT_TOKENS: Final = 24
+"""Of a dialog's format, which stand around the message."""
 _IN_WORDS: Final = "{}\n\nWhich number makes this assertion true? Answer with the number alone."
 _CHARACTERS_A_TOKEN: Final = 3
 """Where no tokenizer is given: fewer than real code has, so that a context is not exceeded."""
@@ -104,16 +106,16 @@ class KeyRetrieval:
 
     def rows(self, problem: Problem, style: PromptStyle, sampling: Sampling) -> Iterable[Row]:
         """See `Task`."""
-        text = prompt(problem, counter(self.tokenizer))
+        text = prompt(problem, counter(self.tokenizer), style)
+        dialog = {"messages": [{"role": "user", "content": text}]}
+        given = dialog if style is PromptStyle.DIALOG else {"prompt": text}
         for number in range(sampling.samples):
-            dialog = {"messages": [{"role": "user", "content": _IN_WORDS.format(text)}]}
-            given = dialog if style is PromptStyle.DIALOG else {"prompt": text}
             yield row(problem, number, given, sampling.parameters(number))
 
     def completion(self, problem: Problem, text: str, style: PromptStyle) -> str:
         """See `Task`. The first number is the answer."""
         del problem, style
-        found = re.search(r"-?\d[\d_]*(?![\d.])", text)
+        found = re.search(r"-?\d[\d_]*+(?!\.\d)", text)
         return found[0].replace("_", "") if found else ""
 
     def scores(self, problem: Problem, samples: Sequence[Sample]) -> Iterable[Score]:
@@ -126,22 +128,25 @@ class KeyRetrieval:
             yield Score(problem.id, sample.sample, problem.group, {"found": float(right)}, verdict, detail)
 
 
-def prompt(problem: Problem, count: Count) -> str:
+def prompt(problem: Problem, count: Count, style: PromptStyle = PromptStyle.COMPLETION) -> str:
     """Return a prompt of at most the problem's length, with the function at its depth."""
-    data = problem.data
+    data, in_words = problem.data, style is PromptStyle.DIALOG
     hidden = f"def {FUNCTION}() -> int:\n    return {data['key']}\n"
-    room = data["length"] - count(hidden + ASKED) - 2
-    around, used = list[str](), 0
+    most = data["length"] - (_FORMAT_TOKENS if in_words else 1)  # (one is the token before every text)
+
+    def text(around: Sequence[str]) -> str:
+        code = _joined(around, hidden, data["depth"])
+        return _IN_WORDS.format(code) if in_words else code
+
+    around, used = list[str](), count(text([]))
     for one in _code(Random(f"{problem.id} code")):  # noqa: S311
         used += count(one + "\n\n")
-        if used > room:
+        if used > most:
             break
         around.append(one)
-    text = _joined(around, hidden, data["depth"])
-    while around and count(text) > data["length"] - 1:  # (one is the token before every text)
+    while around and count(text(around)) > most:
         around.pop()
-        text = _joined(around, hidden, data["depth"])
-    return text
+    return text(around)
 
 
 def counter(tokenizer: str) -> Count:

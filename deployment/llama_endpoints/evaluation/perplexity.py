@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +37,7 @@ class Model:
 
     def __init__(self, name: str, window: int) -> None:
         self.name, self.window = name, window
+        self.computing = Lock()  # (a backend has one cache)
 
     @cached_property
     def files(self) -> Any:
@@ -133,10 +135,9 @@ class Perplexity:
             ids = self.model.tokenizer.encode(raw.decode())
         except UnicodeDecodeError as error:
             raise SetupError(f"{path} is not UTF-8. Remove it, or leave it out with --pattern.") from error
-        values = [
-            -one
-            for one in windowed(ids, self.model.files.variant.bos_id, self.model.window, self.model.logprobs)
-        ]
+        with self.model.computing:
+            bos = self.model.files.variant.bos_id
+            values = [-one for one in windowed(ids, bos, self.model.window, self.model.logprobs)]
         measured = {"nll": math.fsum(values), "tokens": float(len(values)), "bytes": float(len(raw))}
         return [Score(problem.id, sample.sample, problem.group, measured) for sample in samples]
 

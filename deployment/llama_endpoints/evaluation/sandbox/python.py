@@ -30,7 +30,7 @@ _START: Final = (
     f"importlib.import_module('{__package__}.inside.' + sys.argv[1]).main()"
 )
 _KILLED_BY_CPU: Final = 128 + 24
-_CHECKER_MEMORY: Final = 4 << 30
+_CHECKER_MEMORY: Final = 1 << 30
 _PACKAGES: Final = ("numpy", "numpy.libs")
 """Tests of HumanEval+ use numpy, and so may programs."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final
 
 _EXACT: Final = 1 << 53
-_MOST: Final = 1 << 26
+_MOST: Final = 1 << 24
 """Most bytes of a line."""
 _COLLECTIONS: Final = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
