@@ -45,12 +45,12 @@ def measured(
     """
     folder.mkdir()
     kept = EvaluationFolder(folder)
-    settings = {"limit": limit, "options": dict(of.options)}
-    write_json(
-        kept.evaluation,
-        {"format": 1, "task": of.name, "model": {}, "target": {}, "settings": settings, "data": {}},
-    )
     problems = of.problems()[:limit]
+    described = {
+        "format": 1, "task": of.name, "model": {}, "target": {}, "data": {"problems": len(problems)},
+        "settings": {"limit": limit, "options": dict(of.options)},
+    }  # fmt: skip
+    write_json(kept.evaluation, described)
     write_lines(
         kept.samples,
         (

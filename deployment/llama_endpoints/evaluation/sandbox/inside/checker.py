@@ -87,7 +87,9 @@ def free_names(program: str, scope: dict[str, Any]) -> set[str]:
         match node:
             case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
                 bound.add(name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.ExceptHandler(name=str(name)):
                 bound.add(name)
             case ast.alias(name=name, asname=other):
                 bound.add((other or name).partition(".")[0])

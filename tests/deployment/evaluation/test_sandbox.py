@@ -1,0 +1,225 @@
+"""The sandbox itself: values that cross, refusals, what is left after a kill, numpy for tests that need it."""
+
+import io
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_endpoints.evaluation.sandbox import bubblewrap, seccomp
+from llama_endpoints.evaluation.sandbox.bubblewrap import Program
+from llama_endpoints.evaluation.sandbox.inside import exchange
+from llama_endpoints.evaluation.sandbox.inside.checker import free_names
+from llama_endpoints.evaluation.sandbox.languages import LANGUAGES, with_nonce
+from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
+from llama_endpoints.evaluation.sandbox.process import run
+from llama_endpoints.evaluation.sandbox.python import Check, check
+from llama_endpoints.evaluation.score import Verdict
+from llama_serving.errors import SetupError
+from tests.support.calls import until
+from tests.support.paths import ROOT
+from tests.support.sandboxes import needs_sandbox, processes
+
+LIMITS = Limits(wall_s=60, memory=512 * MIB)
+
+ATOMS = (
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**40), 10**40) | st.floats(allow_nan=False)
+    | st.text() | st.binary() | st.complex_numbers(allow_nan=False, allow_infinity=False)
+)  # fmt: skip
+HASHABLE = st.recursive(
+    ATOMS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=6
+)
+VALUES = st.recursive(
+    HASHABLE,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(HASHABLE, inner, max_size=3) | st.sets(HASHABLE, max_size=3)
+    | st.tuples(inner) | st.lists(inner, max_size=2).map(tuple),
+    max_leaves=12,
+)  # fmt: skip
+
+
+def crossed(value: Any) -> Any:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError
+
+    line = io.BytesIO()
+    exchange.send(line, exchange.encode(value, refuse))
+    line.seek(0)
+    return exchange.decode(exchange.receive(line), refuse, refuse)
+
+
+def kinds(value: Any) -> Counter[type]:
+    """How often each type is in a value."""
+    parts = [one for pair in value.items() for one in pair] if isinstance(value, dict) else value
+    inside = parts if isinstance(value, dict | list | tuple | set | frozenset) else ()
+    return sum((kinds(one) for one in inside), Counter([type(value)]))
+
+
+@given(VALUES)
+def test_plain_values_cross_as_they_are(value: Any) -> None:
+    found = crossed(value)
+    assert found == value
+    assert kinds(found) == kinds(value)
+
+
+class Sly(int):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+    def __repr__(self) -> str:
+        return "7"
+
+
+def test_a_subclass_crosses_as_its_base() -> None:
+    found = crossed([Sly(3), {Sly(4): Sly(5)}])
+    assert found == [3, {4: 5}]
+    assert (type(found[0]), found[0] == 7) == (int, False)
+
+
+def test_other_objects_stay_and_are_equal_to_nothing() -> None:
+    kept: list[Any] = []
+
+    def keep(value: Any) -> int:
+        kept.append(value)
+        return len(kept) - 1
+
+    given_ = exchange.encode([object(), iter("ab")], keep)
+    found = exchange.decode(
+        given_, kept.__getitem__, lambda number, name: exchange.Reference(number, name, lambda _: ["a", "b"])
+    )
+    assert found[0].name == "object"
+    assert list(found[1]) == ["a", "b"]
+    assert found[0] != found[0]
+    assert found[0] not in ({}, None, 0, "", [])
+    with pytest.raises(TypeError, match="neither true nor false"):
+        bool(found[0])
+    assert exchange.encode(found[1], keep) == {"kept": 1}
+
+
+@pytest.mark.parametrize(
+    ("program", "names"),
+    [
+        ("assert f(1) == g", {"f", "g"}),
+        ("import math as m\nassert m.floor(f(1)) == len([x for x in (1,)])", {"f"}),
+        ("def h(a, *b, c=1, **d): return a, b, c, d, f\nassert h(1)", {"f"}),
+        ("class A: pass\nfor i in range(3):\n    with open(i) as z: A(z, i)", set()),
+        ("try:\n    f()\nexcept KeyError as error:\n    error", {"f"}),
+        ("known(f)", {"f"}),
+    ],
+)
+def test_names_that_nothing_defines_are_the_candidates(program: str, names: set[str]) -> None:
+    assert free_names(program, {"known": 1}) == names
+
+
+def test_tests_may_use_numpy() -> None:
+    needs_sandbox()
+    test = "import numpy as np\ndef check(candidate):\n    assert np.allclose(candidate(2.0), np.array([2.0, 4.0]))\n"
+    program = "import numpy as np\ndef powers(x):\n    return [np.float64(x), (np.array([x]) ** 2)[0]]\n"
+    assert check(Check(program, "", test, "powers"), LIMITS) == (Verdict.PASSED, "")
+
+
+def test_a_program_has_the_rights_of_nobody(tmp_path: Path) -> None:
+    needs_sandbox()
+    script = "id -u; echo $$; cat /proc/self/status; ls /proc; ulimit -v; pwd; env; cat /sys/class/net/x"
+    found = run(Program(["/bin/sh", "-c", script], proc=True, may_fork=True), LIMITS)
+    said = found.output.decode()
+    assert found.exit_code == 1
+    assert said.startswith("65534\n2\n")
+    for line in (
+        "NoNewPrivs:\t1",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        str(512 * 1024),
+        "/work\nPWD=/work\n",
+    ):
+        assert line in said
+    assert "Seccomp:\t0" in said
+    filtered = run(Program(["/bin/grep", "Seccomp:", "/proc/self/status"], proc=True), LIMITS)
+    assert filtered.output == (b"Seccomp:\t2\n" if seccomp.filter_program() else b"Seccomp:\t0\n")
+
+
+def test_output_is_read_up_to_a_limit() -> None:
+    needs_sandbox()
+    found = run(Program(["/usr/bin/yes"]), Limits(wall_s=60, output=10_000))
+    assert (found.overflowed, found.timed_out, len(found.output)) == (True, False, 10_000)
+
+
+KILLED = """
+import sys
+from llama_endpoints.evaluation.sandbox.limits import Limits
+from llama_endpoints.evaluation.sandbox.python import Check, check
+check(Check("while True: pass", "", "def check(candidate): pass", "f"), Limits(wall_s=300))
+"""
+
+
+def test_nothing_goes_on_when_the_scorer_is_killed() -> None:
+    needs_sandbox()
+    path = f"{ROOT / 'deployment'}:{ROOT / 'score'}"
+    scorer = subprocess.Popen([sys.executable, "-c", KILLED], env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path})
+    mine = processes
+    try:
+        until(
+            lambda: len(_below(scorer.pid, mine())) >= 6
+        )  # two times bubblewrap, its first process, and Python
+        below = _below(scorer.pid, mine())
+    finally:
+        scorer.send_signal(signal.SIGKILL)
+        scorer.wait()
+    until(lambda: not any(Path(f"/proc/{number}").exists() for number in below))
+
+
+def _below(parent: int, candidates: set[int]) -> set[int]:
+    found, ahead = set[int](), {parent}
+    while ahead:
+        ahead = {one for one in candidates if _parent(one) in ahead} - found
+        found |= ahead
+    return found
+
+
+def _parent(number: int) -> int:
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_missing_programs_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError, match="apt-get install bubblewrap"):
+        bubblewrap.require.__wrapped__()
+
+
+def test_namespaces_that_cannot_be_had_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("bwrap", "prlimit", "true"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError, match=r"No permissions to create new namespace.*unprivileged"):
+        bubblewrap.require.__wrapped__()
+
+
+def test_root_needs_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_sandbox()
+    monkeypatch.setattr(bubblewrap, "filter_program", lambda: None)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(SetupError, match="libseccomp2"):
+        bubblewrap.require.__wrapped__()
+
+
+@pytest.mark.parametrize("language", LANGUAGES.values(), ids=LANGUAGES)
+def test_the_nonce_is_printed_last(language: Any) -> None:
+    test = "a {\n  b {\n    c();\n  }\n}\n"
+    found = with_nonce(language, test, "NONCE")
+    after = found.partition("NONCE")[2].partition("\n")[2]
+    assert after.count("}") == language.closing
+    assert found.replace(language.last.replace("{}", "NONCE"), "").split() == test.split()
+    if language.closing:
+        with pytest.raises(SetupError, match="closing braces"):
+            with_nonce(language, "no braces", "NONCE")
