@@ -76,7 +76,10 @@ class Infilling:
         """See `Task`. Infilling has one form of prompt."""
         del style
         given = {"prefix": problem.data["prompt"], "suffix": problem.data["suffix"]}
-        return [row(problem, number, given, sampling.parameters(number)) for number in range(sampling.samples)]
+        stop = ["\n"] if self.kind == "single-line" else []
+        return [
+            row(problem, number, given, sampling.parameters(number, stop)) for number in range(sampling.samples)
+        ]
 
     def completion(self, problem: Problem, text: str, style: PromptStyle) -> str:
         """See `Task`. Of a single line, what follows the first one is not part of it; a span ends where the model ends it."""
