@@ -155,7 +155,7 @@ KILLED = """
 import sys
 from llama_endpoints.evaluation.sandbox.limits import Limits
 from llama_endpoints.evaluation.sandbox.python import Check, check
-check(Check("while True: pass", "", "def check(candidate): pass", "f"), Limits(wall_s=300))
+check(Check("while True: pass", "", "def check(candidate): pass", "f"), Limits(wall_s=90))
 """
 
 
@@ -163,12 +163,11 @@ def test_nothing_goes_on_when_the_scorer_is_killed() -> None:
     needs_sandbox()
     path = f"{ROOT / 'deployment'}:{ROOT / 'score'}"
     scorer = subprocess.Popen([sys.executable, "-c", KILLED], env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path})
-    mine = processes
     try:
         until(
-            lambda: len(_below(scorer.pid, mine())) >= 6
+            lambda: len(_below(scorer.pid, processes())) >= 6
         )  # two times bubblewrap, its first process, and Python
-        below = _below(scorer.pid, mine())
+        below = _below(scorer.pid, processes())
     finally:
         scorer.send_signal(signal.SIGKILL)
         scorer.wait()
