@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from llama_endpoints.cli.rollout_gates import gate_options, quality_gates
 from llama_endpoints.cli.workspace_options import client_of, workspace_options
 from llama_serving.errors import SetupError
 
@@ -71,10 +72,12 @@ class Steps(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
 )
 @click.option("--max-p50", type=click.FloatRange(0), help="Seconds.")
 @click.option("--max-p95", type=click.FloatRange(0), help="Seconds.")
+@gate_options
 @workspace_options
 def rollout(  # noqa: PLR0913  (one argument an option)
     *, endpoint: str, to: str | None, back: bool, dry_run: bool, steps: tuple[int, ...], mirror: int, probes: int, over: float,
     requests: tuple[Path, ...], max_error_rate: float, max_slowdown: float, max_p50: float | None, max_p95: float | None,
+    gates: tuple[str, ...], gate_data: tuple[str, ...], gate_prompt: str, gate_folder: Path, gate_concurrency: int, run_code: bool,
     **workspace: Any,
 ) -> None:  # fmt: skip
     """Move an online endpoint's traffic to another deployment: mirrored first, then 10, 50 and 100 %.
@@ -90,6 +93,7 @@ def rollout(  # noqa: PLR0913  (one argument an option)
     Examples:
       llama-endpoints rollout --endpoint code-llama --to green
       llama-endpoints rollout --endpoint code-llama --to green --probes 100 --over 600 --max-p95 30
+      llama-endpoints rollout --endpoint code-llama --to green --gate humaneval=0.02 --run-generated-code
       llama-endpoints rollout --endpoint code-llama --back
     """  # noqa: D301
     from llama_endpoints.endpoints.rollout_gates import Limits
@@ -105,9 +109,13 @@ def rollout(  # noqa: PLR0913  (one argument an option)
     if dry_run:
         _announce(runner, current)
         return
+    quality = quality_gates(runner, {
+        "gates": gates, "gate_data": gate_data, "gate_prompt": gate_prompt, "gate_folder": gate_folder,
+        "gate_concurrency": gate_concurrency, "run_code": run_code,
+    })  # fmt: skip
     limits = Limits(max_error_rate, max_slowdown or None, max_p50, max_p95)
     try:
-        runner.run(current, Probing(limits, samples(requests, SAMPLE), probes, over))
+        runner.run(current, Probing(limits, samples(requests, SAMPLE), probes, over, quality))
     except RolledBack as error:
         click.echo(str(error), err=True)
         raise SystemExit(ROLLED_BACK) from error

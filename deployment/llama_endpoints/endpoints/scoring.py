@@ -52,6 +52,16 @@ class Scoring:
         self._pipeline: Any = PipelineClient(self._address, policies=[])  # no retries: each answer counts
         self._key = self._fetch_key()
 
+    @property
+    def address(self) -> str:
+        """The scoring address."""
+        return self._address
+
+    @property
+    def key(self) -> str:
+        """The key or token, as it was last fetched."""
+        return self._key
+
     def send(self, body: bytes, deployment: str | None = None) -> ScoringReply:
         """Send one request to a deployment, or to the endpoint's traffic split. An expired key or token is fetched again."""
         reply = self._post(body, deployment)

@@ -1,6 +1,8 @@
 """Rows -> records, by requests to a running endpoint, tried again where that makes sense."""
 
 import json
+import os
+import ssl
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Final
@@ -115,7 +117,15 @@ def http_client(key: str | None, deployment: str | None) -> httpx2.Client:
         headers["Authorization"] = f"Bearer {key}"
     if deployment is not None:
         headers[_DEPLOYMENT] = deployment
-    return httpx2.Client(headers=headers, timeout=httpx2.Timeout(_ANSWER_S, connect=_CONNECT_S))
+    return httpx2.Client(
+        headers=headers, timeout=httpx2.Timeout(_ANSWER_S, connect=_CONNECT_S), verify=_trusted()
+    )
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """Return the certificates that Azure's clients trust: where a proxy has its own, REQUESTS_CA_BUNDLE names them."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE", "")
+    return ssl.create_default_context(cafile=bundle) if bundle else True
 
 
 def _line(number: int, row: Row, record: dict[str, Any]) -> str:

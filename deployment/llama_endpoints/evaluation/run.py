@@ -141,7 +141,7 @@ def subject_of(evaluation: Mapping[str, Any]) -> Subject:
     departures = list[str]()
     if settings.get("limit"):
         departures.append(f"the first {settings['limit']} problems alone")
-    elif (count := evaluation["data"]["problems"]) != PROBLEMS.get(evaluation["task"], count):
+    elif (count := evaluation["data"].get("problems")) != PROBLEMS.get(evaluation["task"], count):
         departures.append(f"{count} problems instead of {PROBLEMS[evaluation['task']]}")
     drawn = settings.get("samples", 1) > 1
     temperature, expected = settings.get("temperature", 0), PUBLISHED_DRAWN.temperature if drawn else 0

@@ -1,6 +1,7 @@
 """The roll-out as a state machine: whoever dies whenever, the traffic is whole, moves step by step, and ends new or as it was."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -179,6 +180,17 @@ def test_twenty_deployments_and_a_hundred_steps_fit_into_tags() -> None:
     assert "rollout-steps-2" not in again.tags, "nothing is left of the steps before"
 
 
+def test_gates_that_were_passed_are_known_everywhere() -> None:
+    passed = replace(begin(BLUE, "green", (10, 100), 0), passed=("humaneval=0.02", "text-generation=0"))
+    azure = forward(passed, -1, BLUE)
+    whole(azure)
+    assert from_tags(azure.tags) == begin(azure, "green", (100,), 0) == passed
+    assert "which passed humaneval=0.02, text-generation=0" in summary(azure.tags)
+    ended = back(passed, azure, "slow")
+    again = forward(begin(ended, "green", (100,), 0), -1, ended)
+    assert "rollout-gates" not in again.tags, "the next roll-out has its own"
+
+
 TAGS = forward(begin(BLUE, "green", (10, 50, 100), 10), -1, BLUE).tags
 EDITED: dict[str, dict[str, str | None]] = {
     "no steps": {"rollout-steps": None},
@@ -200,6 +212,8 @@ EDITED: dict[str, dict[str, str | None]] = {
     "the same twice": {"rollout-was": "blue=50 blue=50"},
     "a share of nothing": {"rollout-was": "blue=100 red=0"},
     "a negative share": {"rollout-was": "blue=110 red=-10"},
+    "a gate without a margin": {"rollout-gates": "humaneval"},
+    "a gate in words": {"rollout-gates": "humaneval=0.02 mbpp=some"},
     "no name": {"rollout-to": ""},
     "two names": {"rollout-to": "green red"},
 }
@@ -214,7 +228,9 @@ def test_tags_that_somebody_edited_are_told(edited: dict[str, str | None], *, en
     (name,) = edited
     said = f"{name}, which must hold"
     assert said in summary(tags)
-    assert "remove the tags rollout-to, rollout-was, rollout-steps, rollout-ended" in summary(tags)
+    assert "remove the tags rollout-to, rollout-was, rollout-steps, rollout-gates, rollout-ended" in summary(
+        tags
+    )
     with pytest.raises(SetupError, match=said):
         from_tags(tags, ended=ended)
     if not ended:
