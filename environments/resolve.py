@@ -26,8 +26,8 @@ TESTED: Final = FOLDER.parent / "constraints.txt"
 UV: Final = Path(sys.executable).with_name("uv")
 BROUGHT: Final = "# What those bring"
 IMAGE: Final = ("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_39")
-WHEELS: Final = ("--only-binary", ":all:", "--no-binary", "fusepy")
-"""The index has fusepy only as source; azureml-dataset-runtime[fuse] needs it."""
+WHEELS: Final = ("--only-binary", ":all:", "--no-binary", "fusepy", "--no-binary", "rouge-score")
+"""The index has these two only as source; azureml-dataset-runtime[fuse] needs fusepy."""
 QUIETLY: Final = (
     "--quiet",
     "--no-config",

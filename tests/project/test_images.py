@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 ENVIRONMENTS = ROOT / "environments"
 SCORE = ENVIRONMENTS.with_name("score")
-IMAGES = ("batch", "gpu", "online", "package")
+IMAGES = ("batch", "evaluate", "gpu", "online", "package")
 SERVING = ("gpu", "online")
 """Images that start a server of their own."""
 NOT_WITH_VLLM = {"torch", "transformers", "safetensors", "opentelemetry", "azure"}
@@ -61,7 +61,9 @@ def test_images_with_a_gpu_have_one_base() -> None:
     assert re.fullmatch(r"FROM mcr.microsoft.com/azureml/openmpi5.0-cuda12.6-ubuntu24.04:\d{8}\.v\d+", base)
 
 
-@pytest.mark.parametrize(("image", "build"), [("batch", "cu126"), ("online", "cu126"), ("package", "cpu")])
+@pytest.mark.parametrize(
+    ("image", "build"), [("batch", "cu126"), ("online", "cu126"), ("package", "cpu"), ("evaluate", "cpu")]
+)
 def test_torch_is_the_same_in_dockerfile_and_requirements(image: str, build: str) -> None:
     installed = re.findall(rf"\btorch==([0-9.]+)\+{build}\b", dockerfile(image))
     assert installed == [requirements(image)["torch"]]

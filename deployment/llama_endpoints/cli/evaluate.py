@@ -6,6 +6,7 @@ from typing import Any, Final
 import click
 
 from llama_endpoints.cli.evaluate_compare import compare
+from llama_endpoints.cli.evaluate_component import component
 from llama_endpoints.cli.evaluate_options import Given, task_options
 from llama_endpoints.cli.evaluate_probes import PROBES
 from llama_endpoints.cli.evaluate_scoring import scoring_options
@@ -94,5 +95,5 @@ def score(*, folder: Path, data: Path | None, **flags: Any) -> None:
     rescore(folder, data, **flags)
 
 
-for _command in (*TASKS, *PROBES, compare):
+for _command in (*TASKS, *PROBES, compare, component):
     evaluate.add_command(_command)
