@@ -21,10 +21,21 @@ ONLY_IN = {
         "score/llama_serving/engine/compute_threads.py",
         "score/llama_serving/engine/batching/",
         "deployment/llama_endpoints/nano/",
+        "deployment/llama_endpoints/evaluation/classifier.py",
     ),
-    "transformers": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
+    "transformers": (
+        "score/llama_serving/engine/pipeline.py",
+        "score/llama_serving/engine/batching/",
+        "deployment/llama_endpoints/evaluation/classifier.py",
+    ),
     "accelerate": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
-    "mlflow": ("score/llama_serving/hosts/mlflow_pyfunc.py", "deployment/llama_endpoints/spark/job.py"),
+    "mlflow": (
+        "score/llama_serving/hosts/mlflow_pyfunc.py",
+        "deployment/llama_endpoints/spark/job.py",
+        "deployment/llama_endpoints/evaluation/mlflow_run.py",
+    ),
+    **dict.fromkeys(("rouge_score", "sacrebleu"), ("deployment/llama_endpoints/evaluation/text_metrics.py",)),
+    "vaderSentiment": ("deployment/llama_endpoints/evaluation/continuations.py",),
     "pandas": ("score/llama_serving/hosts/mlflow_pyfunc.py", "deployment/llama_endpoints/spark/job.py"),
     "pyspark": ("deployment/llama_endpoints/spark/job.py",),
     "azure": (

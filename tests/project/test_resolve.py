@@ -78,4 +78,4 @@ def test_an_image_with_two_environments_has_two_files(tmp_path: Path, monkeypatc
 
 
 def test_all_images_are_found() -> None:
-    assert list(resolve.files()) == ["batch", "gpu", "gpu/vllm", "online", "package"]
+    assert list(resolve.files()) == ["batch", "evaluate", "gpu", "gpu/vllm", "online", "package"]

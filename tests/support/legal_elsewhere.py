@@ -27,7 +27,7 @@ _INSTANCE_TYPE: Final = st.fixed_dictionaries({
     "spec": one_of({"resources": {"requests": {"cpu": "700m", "memory": "1500Mi"}, "limits": {"cpu": "1", "memory": "2Gi", "nvidia.com/gpu": 1}}}),
 })  # fmt: skip
 _OTHER: Final = st.fixed_dictionaries(
-    {"$schema": one_of(*(f"{HOSTS[0]}/{kind}.schema.json" for kind in ("pipelineJob", "sweepJob", "commandComponent", "pipelineComponentBatchDeployment", "workspace", "schedule")), "http://json-schema.org/draft-07/schema#")},
+    {"$schema": one_of(*(f"{HOSTS[0]}/{kind}.schema.json" for kind in ("pipelineJob", "sweepJob", "parallelComponent", "pipelineComponentBatchDeployment", "workspace", "schedule")), "http://json-schema.org/draft-07/schema#")},
     optional={"type": one_of("pipeline", "sweep"), "jobs": one_of({}), "name": ASSET_NAMES},
 )  # fmt: skip
 _NOBODYS: Final = st.dictionaries(

@@ -324,7 +324,13 @@ _ASSETS_OF_AZURE: Final = {
         "ssh_settings": one_of({"admin_username": "me", "admin_password": "correct-horse"}), "network_settings": one_of({"vnet_name": "v", "subnet": "s"}),
     }),
     "commandJob": _file("commandJob", {"command": one_of("python train.py", "python x.py --a ${{inputs.a}} --out ${{outputs.out}}").map(str)}, {}).flatmap(lambda job: _merged(st.just(job), _JOB)),
+    "commandComponent": _file("commandComponent", {"name": st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True), "environment": _ENVIRONMENTS}, {"type": one_of("command"), "version": _VERSIONS, "code": one_of("code", "./code"), "display_name": TEXTS, "description": TEXTS, "tags": _STRINGS}).flatmap(lambda step: _merged(st.just(step), _STEP)),
 }  # fmt: skip
+_STEP: Final = one_of(
+    {"command": "python train.py"},
+    {"command": "python x.py --a ${{inputs.a}} --out ${{outputs.out}}", "inputs": {"a": {"type": "number", "default": 1}}, "outputs": {"out": {"type": "uri_folder"}}},
+    {"command": "python x.py $[[--a ${{inputs.a}}]]", "inputs": {"a": {"type": "uri_file", "optional": True}}},
+)  # fmt: skip
 _JOB: Final = st.fixed_dictionaries(
     {"environment": st.one_of(_ENVIRONMENTS, one_of({"image": "python:latest"})), "inputs": one_of({"a": 1}, {"a": {"type": "uri_file", "path": "https://a.b/c.csv"}}, {"a": {"path": "data"}}), "outputs": one_of({"out": {"type": "uri_folder"}}, {"out": {}})},
     optional={"type": one_of("command"), "compute": _COMPUTES, "code": one_of("code", "./code"), "display_name": TEXTS, "experiment_name": ASSET_NAMES, "tags": _STRINGS, "resources": one_of({"instance_count": 2}, {"instance_count": 100, "shm_size": "2g"}), "limits": one_of({"timeout": 600}), "environment_variables": _VARIABLES, "distribution": one_of({"type": "pytorch", "process_count_per_instance": 2}), "identity": one_of({"type": "user_identity"})},

@@ -81,6 +81,7 @@ LATER: Final[Mapping[str, tuple[str, ...]]] = {
             "model",
             "data",
             "amlCompute",
+            "commandComponent",
         ),
         ("name",),
     ),
@@ -94,6 +95,7 @@ _TYPES: Final = {
     "kubernetesOnlineDeployment": "kubernetes",
     "amlCompute": "amlcompute",
     "commandJob": "command",
+    "commandComponent": "command",
 }
 
 
@@ -113,6 +115,7 @@ def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
     from azure.ai.ml._schema._deployment.online import online_deployment
     from azure.ai.ml._schema._endpoint.batch.batch_endpoint import BatchEndpointSchema
     from azure.ai.ml._schema._endpoint.online import online_endpoint
+    from azure.ai.ml._schema.component import CommandComponentSchema
     from azure.ai.ml._schema.compute.aml_compute import AmlComputeSchema
     from azure.ai.ml.entities._load_functions import load_model_batch_deployment
 
@@ -132,6 +135,7 @@ def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
         "data": (ml.load_data, schemas.DataSchema),
         "amlCompute": (ml.load_compute, AmlComputeSchema),
         "commandJob": (ml.load_job, schemas.CommandJobSchema),
+        "commandComponent": (ml.load_component, CommandComponentSchema),
     }
 
 

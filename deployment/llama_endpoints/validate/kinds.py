@@ -25,6 +25,7 @@ class SpecKind(StrEnum):
     DATA = "data"
     COMPUTE = "amlCompute"
     COMMAND_JOB = "commandJob"
+    COMMAND_COMPONENT = "commandComponent"
     INSTANCE_TYPE = "InstanceType"
     AUTOSCALE = "autoscaleSettings"
 
@@ -39,6 +40,7 @@ ENDPOINT_OF: Final[Mapping[SpecKind, SpecKind]] = {
     SpecKind.BATCH_DEPLOYMENT: SpecKind.BATCH_ENDPOINT,
 }
 """The kind of the endpoint that a deployment of a kind belongs to."""
+COMMANDS: Final = (SpecKind.COMMAND_JOB, SpecKind.COMMAND_COMPONENT)
 ASSETS: Final = (SpecKind.ENVIRONMENT, SpecKind.MODEL, SpecKind.DATA)
 
 WITHOUT_LOADER: Final = (SpecKind.INSTANCE_TYPE, SpecKind.AUTOSCALE)

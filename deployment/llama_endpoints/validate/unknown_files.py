@@ -17,7 +17,7 @@ _NAMES_US: Final = re.compile(
 _CLOSE: Final = 0.9
 """How similar a misspelt schema name must be; Azure's other kinds are less similar."""
 _OTHER_KINDS: Final = frozenset({
-    "automlJob", "commandComponent", "pipelineComponent", "parallelComponent", "sparkComponent", "importJob", "kubernetesCompute",
+    "automlJob", "pipelineComponent", "parallelComponent", "sparkComponent", "importJob", "kubernetesCompute",
     "pipelineComponentBatchDeployment", "pipelineJob", "sparkJob", "sweepJob", "virtualMachineCompute", "computeInstance", "workspace",
 })  # fmt: skip
 """Azure's kinds that are not checked here; none of them is a misspelling."""

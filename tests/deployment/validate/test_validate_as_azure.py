@@ -68,7 +68,7 @@ ELSES: Final = {
     "tagged.yml": "a: !Ref b\n",
     "empty.yml": "",
     "pipeline.YAML": "$schema: https://azuremlschemas.azureedge.net/latest/pipelineJob.schema.json\ntype: pipeline\njobs: {}\n",
-    "component.yml": "$schema: https://azuremlschemas.azureedge.net/latest/commandComponent.schema.json\nname: a\n",
+    "component.yml": "$schema: https://azuremlschemas.azureedge.net/latest/parallelComponent.schema.json\nname: a\n",
     "sweep.yml": "$schema: https://azuremlschemas.azureedge.net/latest/sweepJob.schema.json\ntype: sweep\n",
     "old.yml": "$schema: http://azureml/sdk-2-0/Schedule.json\nname: a\n",
     "nightly.yml": "$schema: https://azuremlschemas.azureedge.net/latest/batchDeployment.schema.json\nname: nightly\ntype: pipeline\n",

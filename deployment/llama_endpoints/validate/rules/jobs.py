@@ -1,4 +1,4 @@
-"""Command jobs: the code exists, and the command uses inputs and outputs that are defined."""
+"""Command jobs and components: the code exists, and the command uses inputs and outputs that are defined."""
 
 import re
 from collections.abc import Iterator
@@ -6,18 +6,18 @@ from typing import Final
 
 from llama_endpoints.validate import filesystem
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import SpecKind
+from llama_endpoints.validate.kinds import COMMANDS, SpecKind
 from llama_endpoints.validate.spec_files import SpecFile, SpecTree
 from llama_endpoints.validate.values import shown
 
 _USED: Final = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z_]\w*)")
 _IMPLICIT: Final = ("outputs", "default")
-"""Outputs that every job has."""
+"""An output that every job has."""
 
 
 def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
-    """Yield the findings of command jobs."""
-    if spec.kind is not SpecKind.COMMAND_JOB:
+    """Yield the findings of command jobs and of command components."""
+    if spec.kind not in COMMANDS:
         return
     if not spec.text("command").strip():
         yield spec.find(Rule.COMMAND, ("command",), "must be the command line to run.")
@@ -34,7 +34,8 @@ def rules(spec: SpecFile, _tree: SpecTree) -> Iterator[Finding]:
             f"must be a folder; {spec.path.parent / code} does not exist. The path is relative to this file.",
         )
     for side, name in dict.fromkeys(_USED.findall(spec.text("command"))):
-        if name not in spec.mapping(side) and (side, name) != _IMPLICIT:
+        implicit = spec.kind is SpecKind.COMMAND_JOB and (side, name) == _IMPLICIT
+        if name not in spec.mapping(side) and not implicit:
             there = ", ".join(spec.mapping(side)) or "none"
             yield spec.find(
                 Rule.COMMAND,

@@ -159,6 +159,7 @@ CHOICES: Final[Mapping[SpecKind, tuple[ChoiceField, ...]]] = {
     SpecKind.MODEL: (ChoiceField(("type",), ("custom_model", "mlflow_model", "triton_model")),),
     SpecKind.DATA: (ChoiceField(("type",), ("uri_file", "uri_folder", "mltable")),),
     SpecKind.COMMAND_JOB: (_COMMAND,),
+    SpecKind.COMMAND_COMPONENT: (_COMMAND,),
     SpecKind.COMPUTE: (_CLUSTER, ChoiceField(("tier",), ("dedicated", "low_priority")),),
 }  # fmt: skip
 

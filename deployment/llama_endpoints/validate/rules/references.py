@@ -7,7 +7,14 @@ from typing import Final
 from llama_endpoints.azure.limits import ENDPOINTS as ENDPOINT_NAMES
 from llama_endpoints.validate import filesystem
 from llama_endpoints.validate.findings import Finding, Rule
-from llama_endpoints.validate.kinds import DEPLOYMENTS, ENDPOINT_OF, ENDPOINTS, ONLINE_DEPLOYMENTS, SpecKind
+from llama_endpoints.validate.kinds import (
+    COMMANDS,
+    DEPLOYMENTS,
+    ENDPOINT_OF,
+    ENDPOINTS,
+    ONLINE_DEPLOYMENTS,
+    SpecKind,
+)
 from llama_endpoints.validate.references import (
     COMPUTE_NAME,
     PLURAL,
@@ -36,7 +43,7 @@ def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
     if spec.kind in DEPLOYMENTS:
         yield from _asset(spec, tree, SpecKind.MODEL)
         yield from _endpoint(spec, tree)
-    if spec.kind in (*DEPLOYMENTS, SpecKind.COMMAND_JOB):
+    if spec.kind in (*DEPLOYMENTS, *COMMANDS):
         yield from _asset(spec, tree, SpecKind.ENVIRONMENT)
         yield from _environment_kind(spec, tree)
     if spec.kind in (SpecKind.BATCH_DEPLOYMENT, SpecKind.COMMAND_JOB):
