@@ -60,7 +60,7 @@ def mbpp(*, data: Path | None, given: Given) -> None:
 @click.option("--data", type=click.Path(path_type=Path), help="A data file, or a folder of them.")
 @task_options()
 def multipl_e(*, data: Path | None, given: Given) -> None:
-    """MultiPL-E: HumanEval in C++, Java, JavaScript, Perl and Rust; pass@k of each language.
+    """MultiPL-E: HumanEval in Bash, C++, Java, JavaScript, Perl and Rust; pass@k of each language.
 
     The compiler or the runtime of each language in --data must be installed to run the samples.
     """

@@ -13,7 +13,7 @@ from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
 from llama_endpoints.evaluation.task import PromptStyle, Sampling
 from llama_serving.errors import SetupError
 from tests.support.evaluated import measured, scores_of, task
-from tests.support.sandboxes import needs, needs_sandbox
+from tests.support.sandboxes import needs, needs_sandbox, processes
 
 
 def written(path: Path, lines: list[dict[str, Any]]) -> Path:
@@ -174,9 +174,21 @@ IN_LANGUAGES = {
         "fn square(n: isize) -> isize {\n", "    n * n\n",
         "}\n\nfn main() {\n    let candidate = square;\n    assert_eq!(candidate(3), 9);\n}\n", "    std::process::exit(0)\n",
     ),
+    "sh": (
+        "#!/bin/bash\n# $1 is an integer\nsquare() {\n", "    echo $(( $1 * $1 ))\n",
+        '}\n\ncandidate() {\n    square "$@"\n}\n\nset -e\nrun_test() {\n    [[ $(candidate 3) = "9" ]]\n}\n\nrun_test\n',
+        "    :\n}\nexit 0\nmore() {\n    :\n",
+    ),
 }  # fmt: skip
 """Prompt, right body, test, and a body that ends the program with success."""
-RUNTIMES = {"cpp": ("g++",), "java": ("java", "javac"), "js": ("node",), "pl": ("perl",), "rs": ("rustc", "cc")}
+RUNTIMES = {
+    "cpp": ("g++",),
+    "java": ("java", "javac"),
+    "js": ("node",),
+    "pl": ("perl",),
+    "rs": ("rustc", "cc"),
+    "sh": ("bash",),
+}
 
 
 @pytest.mark.parametrize("language", IN_LANGUAGES)
@@ -227,6 +239,29 @@ def test_endless_javascript_is_ended() -> None:
         languages.LANGUAGES["js"], prompt + "for (;;);\n}\n", "\n" + test, Limits(wall_s=1)
     )
     assert found == "timed out"
+
+
+HOSTILE_SHELL = {
+    "a fork bomb": "bomb() { bomb | bomb & }; bomb; sleep 0.3; false",
+    "the machine's files": "cat /etc/passwd /root/.* || false",
+    "the network": "echo > /dev/tcp/127.0.0.1/80 || false",
+    "ending everything": "kill -9 -1; kill -9 1 $PPID",
+    "the verdict": "echo passed; exit 0",
+    "a file without end": "yes > x; false",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_SHELL)
+def test_hostile_shell_fails(what: str) -> None:
+    needs("bash")
+    if languages.LANGUAGES["sh"].find() is None:
+        pytest.skip("root's processes are not counted, and nobody can make namespaces here")
+    prompt, _, test, _ = IN_LANGUAGES["sh"]
+    program = f"{prompt}{HOSTILE_SHELL[what]}\n"
+    before = processes()
+    found, _ = languages.check(languages.LANGUAGES["sh"], program, test, Limits(wall_s=2, file_size=MIB))
+    assert found in ("failed", "timed out")
+    assert processes() == before
 
 
 def test_a_language_that_nothing_here_runs_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class Program:
         address_space: whether its memory is limited as address space; else as data, for runtimes that reserve much more
             than they use.
         environment: its variables; none for what the model wrote.
-        may_fork: whether it may start processes. Only for compilers, which run nothing of what they compile.
+        processes: whether it may start processes; else threads alone.
     """
 
     command: Sequence[str]
@@ -43,7 +44,7 @@ class Program:
     proc: bool = False
     address_space: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
-    may_fork: bool = False
+    processes: bool = False
 
 
 def command_line(program: Program, limits: Limits, *, filter_fd: int | None) -> list[str]:
@@ -101,8 +102,28 @@ def _limits(program: Program, limits: Limits) -> list[str]:
 
 
 def system_call_filter(program: Program) -> bytes | None:
-    """Return the filter for a program, if it has one."""
-    return None if program.may_fork else filter_program()
+    """Return the filter for a program; None where there is no libseccomp."""
+    return filter_program(processes=program.processes)
+
+
+def nobody(program: Program) -> int | None:
+    """Return the user that root starts a program as, since Linux does not count root's processes; None for the present user.
+
+    A program that writes into a folder of ours, or that lies where others may not look, is started as root, too. So is every
+    program where root alone can make namespaces.
+    """
+    if os.geteuid() != 0 or program.writable or not all(map(_open_to_all, program.visible.values())):
+        return None
+    return int(_NOBODY) if _nobody_has_namespaces() else None
+
+
+def counted(program: Program) -> bool:
+    """Return whether Linux counts a program's processes, so that their limit holds."""
+    return os.geteuid() != 0 or nobody(program) is not None
+
+
+def _open_to_all(path: Path) -> bool:
+    return all(one.stat().st_mode & stat.S_IXOTH for one in path.resolve().parents)
 
 
 @functools.cache
@@ -116,13 +137,7 @@ def require() -> None:
         raise SetupError("--run-generated-code needs Linux's namespaces. Score the samples on a Linux machine.")
     for name in ("bwrap", "prlimit"):
         _tool(name)
-    command = command_line(Program([_tool("true")], proc=True), Limits(), filter_fd=None)
-    try:
-        done = subprocess.run(  # noqa: S603  (our own words)
-            command, capture_output=True, timeout=_PROBE_S, check=False, env={}
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SetupError(f"--run-generated-code: bubblewrap does not run here: {error}.") from error
+    done = _probe(None)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise SetupError(
@@ -135,6 +150,38 @@ def require() -> None:
             "--run-generated-code: Linux does not count root's processes, and there is no system call filter here. Install it "
             "(pip install 'llama-endpoints[evaluate]'; apt-get install libseccomp2), or run as another user."
         )
+
+
+def _probe(user: int | None) -> "subprocess.CompletedProcess[bytes]":
+    """Run a program that does nothing, as a user.
+
+    Raises:
+        SetupError: bubblewrap does not run.
+    """
+    command = command_line(Program([_tool("true")], proc=True), Limits(), filter_fd=None)
+    groups = None if user is None else list[int]()
+    try:
+        return subprocess.run(  # noqa: S603  (our own words)
+            command,
+            capture_output=True,
+            timeout=_PROBE_S,
+            check=False,
+            env={},
+            cwd="/",
+            user=user,
+            group=user,
+            extra_groups=groups,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SetupError(f"--run-generated-code: bubblewrap does not run here: {error}.") from error
+
+
+@functools.cache
+def _nobody_has_namespaces() -> bool:
+    try:
+        return _probe(int(_NOBODY)).returncode == 0
+    except SetupError:
+        return False
 
 
 def _tool(name: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from llama_endpoints.evaluation.sandbox.bubblewrap import Program
+from llama_endpoints.evaluation.sandbox.bubblewrap import Program, counted
 from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
 from llama_endpoints.evaluation.sandbox.process import Ended, run
 from llama_endpoints.evaluation.score import Verdict
@@ -139,7 +139,7 @@ def _rust() -> Runtime | None:
         proc=True,
         address_space=False,
         environment=_PATH,
-        may_fork=True,
+        processes=True,
     )
     return Runtime(lambda _: Program([f"{_PROGRAM}/main"]), compiling)
 
@@ -151,8 +151,16 @@ def _cpp() -> Runtime | None:
     words = [str(compiler), "-std=c++17", "-O1", "-w", "-o", f"{_PROGRAM}/main", f"{_PROGRAM}/main.cpp"]
     return Runtime(
         lambda _: Program([f"{_PROGRAM}/main"]),
-        Program(words, address_space=False, environment=_PATH, may_fork=True),
+        Program(words, address_space=False, environment=_PATH, processes=True),
     )
+
+
+def _bash() -> Runtime | None:
+    bash = _where("bash")
+    if bash is None:
+        return None
+    program = Program([str(bash), "--norc", f"{_PROGRAM}/main.sh"], processes=True)
+    return Runtime(lambda _: program) if counted(program) else None
 
 
 def _says(command: list[str]) -> bool:
@@ -166,6 +174,8 @@ LANGUAGES: Final[Mapping[str, Language]] = {
         Language("java", "Main.java", 'System.out.println("\\n{}");', 2, "default-jdk-headless", _java),
         Language("js", "main.js", ';console.log("\\n{}");', 0, "nodejs", _node),
         Language("pl", "main.pl", ';print "\\n{}";', 0, "perl libtest-deep-perl", _perl),
+        # A test calls the function in subshells. (As root this needs user namespaces for nobody, who are counted.)
+        Language("sh", "main.sh", "printf '\\n{}\\n'", 0, "bash, and score as another user than root", _bash),
         Language("rs", "main.rs", 'println!("\\n{}");', 1, "rustc gcc", _rust),
     )
 }
@@ -212,6 +222,7 @@ def check(language: Language, program: str, test: str, limits: Limits) -> tuple[
     found, nonce = runtime(language.name), secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="llama-evaluate-") as folder:
         path = Path(folder)
+        path.chmod(0o755)  # (nobody reads the program)
         (path / language.file).write_text(
             program + with_nonce(language, test, nonce), encoding="utf-8", errors="replace"
         )

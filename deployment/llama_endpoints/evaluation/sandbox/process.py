@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from llama_endpoints.evaluation.sandbox.bubblewrap import Program, command_line, system_call_filter
+from llama_endpoints.evaluation.sandbox.bubblewrap import Program, command_line, nobody, system_call_filter
 from llama_endpoints.evaluation.sandbox.limits import Limits
 
 _AT_ONCE = 1 << 16
@@ -88,10 +88,12 @@ def started(  # noqa: PLR0913  (the streams of a process)
     with ExitStack() as last:
         content = system_call_filter(program)
         descriptor = None if content is None else last.enter_context(data_file(content))
+        user = nobody(program)
         passed = (*inherited, *(() if descriptor is None else (descriptor,)))
         process = subprocess.Popen(  # noqa: S603  (this is where it runs apart)
             command_line(program, limits, filter_fd=descriptor),
             stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed, env={}, cwd="/", start_new_session=True,
+            user=user, group=user, extra_groups=None if user is None else [],
         )  # fmt: skip
         try:
             yield process

@@ -1,7 +1,7 @@
 """The system call filter, made by libseccomp.
 
-It is a list of what is denied, so that it holds for every runtime: new processes, sockets, memory that no limit counts,
-and calls by which kernels have been attacked. Everything else is left to namespaces and limits.
+It is a list of what is denied, so that it holds for every runtime: sockets, memory that no limit counts, calls by which
+kernels have been attacked, and new processes where a program needs none. Everything else is left to namespaces and limits.
 """
 
 import errno
@@ -10,8 +10,8 @@ import os
 from typing import Any, Final
 
 _DENIED: Final = (
-    # other processes and their memory
-    "fork vfork ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_open pidfd_getfd pidfd_send_signal "
+    # the memory of other processes
+    "ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_open pidfd_getfd pidfd_send_signal "
     # namespaces and mounts
     "unshare setns mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount open_tree mount_setattr "
     # sockets, also of the machine's own services; a socket pair is a pipe, and Java needs one
@@ -25,11 +25,25 @@ _DENIED: Final = (
     "settimeofday clock_settime adjtimex clock_adjtime landlock_create_ruleset fanotify_init lookup_dcookie vhangup"
 )  # fmt: skip
 _CLONE_THREAD: Final = 0x10000
+_CLONE_NAMESPACES: Final = (
+    0x80,
+    0x00020000,
+    0x02000000,
+    0x04000000,
+    0x08000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 
 
 @functools.cache
-def filter_program() -> bytes | None:
-    """Return the filter as a BPF program; None where libseccomp or its Python binding is missing."""
+def filter_program(*, processes: bool = False) -> bytes | None:
+    """Return the filter as a BPF program; None where libseccomp or its Python binding is missing.
+
+    Args:
+        processes: whether new processes are allowed, and not threads alone.
+    """
     binding = _binding()
     if binding is None:
         return None
@@ -37,7 +51,12 @@ def filter_program() -> bytes | None:
     for name in _DENIED.split():
         _deny(binding, made, name, errno.EPERM)
     _deny(binding, made, "clone3", errno.ENOSYS)  # (its flags cannot be seen; the C library then calls clone)
-    _deny(binding, made, "clone", errno.EPERM, binding.Arg(0, binding.MASKED_EQ, _CLONE_THREAD, 0))
+    for flag in _CLONE_NAMESPACES:
+        _deny(binding, made, "clone", errno.EPERM, binding.Arg(0, binding.MASKED_EQ, flag, flag))
+    if not processes:
+        for name in ("fork", "vfork"):
+            _deny(binding, made, name, errno.EPERM)
+        _deny(binding, made, "clone", errno.EPERM, binding.Arg(0, binding.MASKED_EQ, _CLONE_THREAD, 0))
     return _exported(made)
 
 
