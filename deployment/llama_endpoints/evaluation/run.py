@@ -99,10 +99,9 @@ class Evaluation:
         """
         problems = self.problems()
         self.open(target.described, problems)
-        if self.folder.samples.exists():
-            return
-        target.generate(self.folder, on_row)
-        generation.write_samples(self.folder, self.task, problems, self.style, self.folder.records)
+        if not self.folder.samples.exists():
+            target.generate(self.folder, on_row)
+            generation.write_samples(self.folder, self.task, problems, self.style, self.folder.records)
         for path in self.folder.path.glob(f"{self.folder.records.name.partition('.')[0]}.*"):
             path.unlink()
 
