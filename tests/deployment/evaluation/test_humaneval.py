@@ -184,3 +184,39 @@ def test_a_test_that_leaves_is_no_pass(sandbox: None, problem: Problem, tmp_path
     humaneval = task("humaneval", data=written(tmp_path, leaving))
     (found,) = scores_of(humaneval, Problem("T/0", None, leaving), "    return n * n\n")
     assert found.verdict is Verdict.FAILED
+
+
+PLUS = """
+import numpy as np
+
+def is_floats(x) -> bool:
+    return isinstance(x, float) or (isinstance(x, (list, tuple)) and all(isinstance(i, float) for i in x))
+
+def assertion(out, exp, atol):
+    if out == exp:
+        return
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    assert atol != 0 and type(out) == type(exp) and np.allclose(out, exp, rtol=1e-07, atol=atol)
+
+def check(candidate):
+    inputs = [[n] for n in range(-500, 500)] + [[0.1], [1e300]]
+    results = [n * n for n in range(-500, 500)] + [0.01, float("inf")]
+    for inp, exp in zip(inputs, results):
+        assertion(candidate(*inp), exp, 0)
+"""
+
+
+def test_tests_in_the_form_of_humaneval_plus(sandbox: None, tmp_path: Path) -> None:
+    line = {**LINE, "test": PLUS, "plus_input": [[1]], "base_input": [[2]], "atol": 0, "contract": ""}
+    made = task("humaneval-plus", data=written(tmp_path, line))
+    (problem,) = made.problems()
+    texts = (
+        "    return n * n\n",
+        "    return n ** 2 if n < 499 else 0\n",
+        "    return [n * n]\n",
+        "    return float(n * n)\n",
+    )
+    found = scores_of(made, problem, *texts)
+    assert [score.verdict for score in found] == ["passed", "failed", "failed", "passed"]
+    assert made.name == "humaneval-plus"

@@ -31,7 +31,7 @@ def nothing_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
     def state() -> tuple[object, ...]:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
-        folders = (tmp_path, Path.cwd(), "/proc/self/fd")
+        folders = (tmp_path, "/proc/self/fd")
         return processes(), mounts, [sorted(entry.name for entry in Path(name).iterdir()) for name in folders]
 
     before = state()
