@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_endpoints.evaluation.sandbox import bubblewrap, seccomp
+from llama_endpoints.evaluation.sandbox import bubblewrap, python, seccomp
 from llama_endpoints.evaluation.sandbox.bubblewrap import Program
 from llama_endpoints.evaluation.sandbox.inside import exchange
 from llama_endpoints.evaluation.sandbox.inside.checker import free_names
@@ -148,12 +148,22 @@ def test_a_program_has_the_rights_of_nobody(tmp_path: Path) -> None:
 def test_root_starts_programs_as_nobody() -> None:
     needs_sandbox()
     program = Program(["/bin/sleep", "60"])
-    with started(program, LIMITS) as process:
-        until(lambda: len(_below(process.pid, processes())) >= 2)  # bubblewrap's first process, and the program
-        users = {Path(f"/proc/{number}").stat().st_uid for number in _below(process.pid, processes())}
+    with started(program, LIMITS) as running:
+        bwrap = running.process.pid
+        until(lambda: len(_below(bwrap, processes())) >= 2)  # bubblewrap's first process, and the program
+        users = {Path(f"/proc/{number}").stat().st_uid for number in _below(bwrap, processes())}
     assert users == {os.geteuid() if (nobody := bubblewrap.nobody(program)) is None else nobody}
     assert bubblewrap.nobody(Program([], {"/x": Path("/root/x")})) is None
     assert bubblewrap.nobody(Program([], writable={"/x": Path("/usr")})) is None
+
+
+def test_a_sandbox_that_fails_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_sandbox()
+    with pytest.raises(SetupError, match="could not run a program"):
+        run(Program(["/bin/true"], {"/x": Path("/none")}), LIMITS)
+    monkeypatch.setattr(python, "_INSIDE", Path("/none"))
+    with pytest.raises(SetupError, match="could not run a program"):
+        check(Check("def f(): return 1\n", "", "def check(candidate): assert candidate() == 1\n", "f"), LIMITS)
 
 
 def test_output_is_read_up_to_a_limit() -> None:

@@ -47,13 +47,16 @@ class Program:
     processes: bool = False
 
 
-def command_line(program: Program, limits: Limits, *, filter_fd: int | None) -> list[str]:
+def command_line(
+    program: Program, limits: Limits, *, filter_fd: int | None, status_fd: int | None = None
+) -> list[str]:
     """Return the command line that runs a program apart.
 
     Args:
         program: to run.
         limits: that hold for it.
         filter_fd: descriptor with the system call filter; None without one.
+        status_fd: descriptor for bubblewrap's own messages; None for no messages.
     """
     return [
         _tool("bwrap"),
@@ -64,6 +67,7 @@ def command_line(program: Program, limits: Limits, *, filter_fd: int | None) -> 
         *("--size", str(limits.folder), "--tmpfs", WORK, "--chdir", WORK, "--symlink", WORK[1:], "/tmp"),  # noqa: S108
         *("--remount-ro", "/"),
         *(() if filter_fd is None else ("--seccomp", str(filter_fd))),
+        *(() if status_fd is None else ("--json-status-fd", str(status_fd))),
         *("--", _tool("prlimit"), *_limits(program, limits)),
         *program.command,
     ]  # fmt: skip

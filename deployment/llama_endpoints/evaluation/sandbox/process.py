@@ -12,8 +12,11 @@ from typing import Self
 
 from llama_endpoints.evaluation.sandbox.bubblewrap import Program, command_line, nobody, system_call_filter
 from llama_endpoints.evaluation.sandbox.limits import Limits
+from llama_serving.errors import SetupError
 
 _AT_ONCE = 1 << 16
+_RAN = b'"exit-code"'
+"""In bubblewrap's last message, if the program was run."""
 _SIGNALLED = 128
 """bubblewrap's and the shells' exit code of a program that a signal ended is 128 + signal."""
 
@@ -71,6 +74,37 @@ class Pipe:
         self.writing.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A program that runs apart."""
+
+    process: subprocess.Popen[bytes]
+    status: Pipe
+
+    def exit_code(self, seconds: float) -> int | None:
+        """Return the exit code, waiting for so long; None for a program that goes on.
+
+        Raises:
+            SetupError: bubblewrap has ended without running the program.
+        """
+        try:
+            code = self.process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            return None
+        if code > 0 and _RAN not in self.status.reading.read(_AT_ONCE):
+            raise SetupError(
+                "bubblewrap could not run a program: namespaces or memory may have run out. Run the same command again; scores "
+                "are kept."
+            )
+        return code
+
+    def kill(self) -> None:
+        """Kill the program with all of its processes, and wait until they are gone."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
 @contextmanager
 def started(  # noqa: PLR0913  (the streams of a process)
     program: Program,
@@ -80,32 +114,28 @@ def started(  # noqa: PLR0913  (the streams of a process)
     stdout: int = subprocess.DEVNULL,
     stderr: int = subprocess.DEVNULL,
     inherited: Sequence[int] = (),
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Running]:
     """Run a program apart, in a process group of its own. At the end of the block the whole group is killed and reaped.
 
     bubblewrap's own first process ends with the thread that started it, and all processes in its namespace with that one.
     """
     with ExitStack() as last:
         content = system_call_filter(program)
-        descriptor = None if content is None else last.enter_context(data_file(content))
-        user = nobody(program)
-        passed = (*inherited, *(() if descriptor is None else (descriptor,)))
+        filtering = None if content is None else last.enter_context(data_file(content))
+        status = last.enter_context(Pipe())
+        telling, user = status.writing.fileno(), nobody(program)
+        passed = (*inherited, telling, *(() if filtering is None else (filtering,)))
         process = subprocess.Popen(  # noqa: S603  (this is where it runs apart)
-            command_line(program, limits, filter_fd=descriptor),
+            command_line(program, limits, filter_fd=filtering, status_fd=telling),
             stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed, env={}, cwd="/", start_new_session=True,
             user=user, group=user, extra_groups=None if user is None else [],
         )  # fmt: skip
+        running = Running(process, status)
         try:
-            yield process
+            status.writing.close()
+            yield running
         finally:
-            kill(process)
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program with all of its processes, and wait until they are gone."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+            running.kill()
 
 
 def read_all(descriptor: int, deadline: float, most: int) -> tuple[bytes, bool]:
@@ -129,19 +159,21 @@ def read_all(descriptor: int, deadline: float, most: int) -> tuple[bytes, bool]:
 
 
 def run(program: Program, limits: Limits, *, inherited: Sequence[int] = ()) -> Ended:
-    """Run a program to its end and return what it wrote to its output and its error output."""
+    """Run a program to its end and return what it wrote to its output and its error output.
+
+    Raises:
+        SetupError: bubblewrap could not run it.
+    """
     deadline = time.monotonic() + limits.wall_s
     with (
         Pipe() as pipe,
         started(
             program, limits, stdout=pipe.writing.fileno(), stderr=pipe.writing.fileno(), inherited=inherited
-        ) as process,
+        ) as running,
     ):
         pipe.writing.close()
         output, ended = read_all(pipe.reading.fileno(), deadline, limits.output)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()) if ended else 0)
-        code = process.poll()
+        code = running.exit_code(deadline - time.monotonic() if ended else 0)
     overflowed = len(output) > limits.output
     late = code is None and not overflowed
     if code is None:

@@ -9,7 +9,6 @@ checker's functions, end it, read the nonce, or return objects of its own classe
 
 import json
 import secrets
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from typing import Final
 
 from llama_endpoints.evaluation.sandbox.bubblewrap import Program
 from llama_endpoints.evaluation.sandbox.limits import Limits
-from llama_endpoints.evaluation.sandbox.process import Pipe, data_file, kill, read_all, started
+from llama_endpoints.evaluation.sandbox.process import Pipe, data_file, read_all, started
 from llama_endpoints.evaluation.score import Verdict
 
 _INSIDE: Final = Path(__file__).parent / "inside"
@@ -29,6 +28,8 @@ _START: Final = (
     "os.environ['OPENBLAS_NUM_THREADS'] = '1'; "  # (numpy would start as many threads as the machine has CPUs)
     f"importlib.import_module('{__package__}.inside.' + sys.argv[1]).main()"
 )
+_END_S: Final = 0.05
+"""Seconds for a process to end whose streams are closed."""
 _KILLED_BY_CPU: Final = 128 + 24
 _CHECKER_MEMORY: Final = 1 << 30
 _PACKAGES: Final = ("numpy", "numpy.libs")
@@ -53,7 +54,11 @@ class Check:
 
 
 def check(given: Check, limits: Limits) -> tuple[Verdict, str]:
-    """Return the verdict on a program, and its reason."""
+    """Return the verdict on a program, and its reason.
+
+    Raises:
+        SetupError: bubblewrap could not run it.
+    """
     deadline = time.monotonic() + limits.wall_s
     nonce = secrets.token_hex(16)
     job = {"nonce": nonce, "setup": given.setup, "test": given.test, "entry": given.entry}
@@ -84,8 +89,10 @@ def check(given: Check, limits: Limits) -> tuple[Verdict, str]:
             pipe.close()
         verdict.writing.close()
         said, ended = read_all(verdict.reading.fileno(), deadline, limits.output)
-        kill(checker)
-        code = _exit_code(candidate) if ended else None
+        if ended and not said:
+            checker.exit_code(_END_S)
+        checker.kill()
+        code = candidate.exit_code(_END_S) if ended else None
     return _verdict(said.decode(errors="replace"), nonce, code, ended=ended)
 
 
@@ -102,14 +109,6 @@ def _verdict(said: str, nonce: str, code: int | None, *, ended: bool) -> tuple[V
     if found["kind"] == "MemoryError":
         return Verdict.OUT_OF_MEMORY, "MemoryError"
     return Verdict.FAILED, " ".join(found["detail"].split())
-
-
-def _exit_code(candidate: subprocess.Popen[bytes]) -> int | None:
-    """Return the exit code of a candidate whose checker has ended; None if it goes on."""
-    try:
-        return candidate.wait(0.05)
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def _program(script: str, *arguments: str) -> Program:
