@@ -11,6 +11,8 @@ from llama_endpoints.evaluation.metric import ByProblem, Metric
 from llama_endpoints.evaluation.results import Result
 
 _BINS: Final = 20
+_HEIGHT: Final = 4.0
+"""Inches."""
 _MOST_BARS: Final = 40
 """More metrics than this, as a task with many groups has, would be unreadable."""
 
@@ -26,9 +28,11 @@ def plots(
         problems: the scores of all samples, by problem.
     """
     drawn: dict[str, tuple[str, Callable[[Any], None]]] = {}
+    heights: dict[str, float] = {}
     shown = [one for one in found if one.measured.problems][:_MOST_BARS]
     if shown:
         drawn["metrics"] = ("Metrics with their intervals", lambda axes: _intervals(axes, shown))
+        heights["metrics"] = max(_HEIGHT, 0.3 * len(shown) + 1)
     if problems and metrics:
         first = metrics[0]
         values = first.combine(first.table(problems))
@@ -37,10 +41,10 @@ def plots(
             lambda axes: _distribution(axes, first.name, values),
         )
         drawn["verdicts"] = ("Samples by verdict", lambda axes: _verdicts(axes, problems))
-    return {name: (title, svg(draw)) for name, (title, draw) in drawn.items()}
+    return {name: (title, svg(draw, heights.get(name, _HEIGHT))) for name, (title, draw) in drawn.items()}
 
 
-def svg(draw: Callable[[Any], None], height: float = 4) -> str:
+def svg(draw: Callable[[Any], None], height: float = _HEIGHT) -> str:
     """Return the SVG of what `draw` does with a matplotlib axes. The same drawing gives the same text."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
