@@ -3,6 +3,7 @@
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,4 +223,4 @@ def test_more_memory_than_there_may_be_is_said() -> None:
 
 def test_recursion_without_a_limit_ends() -> None:
     program = "import sys\nsys.setrecursionlimit(1 << 30)\ndef square(n):\n    return square(n + 1)\n"
-    assert verdict(program)[0] in (Verdict.FAILED, Verdict.OUT_OF_MEMORY)
+    assert verdict(program, replace(LIMITS, memory=128 * MIB))[0] in (Verdict.FAILED, Verdict.OUT_OF_MEMORY)
