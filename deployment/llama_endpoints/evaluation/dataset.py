@@ -73,9 +73,18 @@ def read(path: Path, schema: str, *, key: str) -> list[dict[str, Any]]:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file, or of a folder's files and their names.
+
+    Raises:
+        SetupError: it cannot be read.
+    """
     sha = hashlib.sha256()
-    with path.open("rb") as file:
+    if path.is_dir():
+        for one in sorted(path.rglob("*")):
+            if one.is_file():
+                sha.update(f"{digest(one)} {one.relative_to(path).as_posix()}\n".encode())
+        return sha.hexdigest()
+    with reading(path), path.open("rb") as file:
         while piece := file.read(_AT_ONCE):
             sha.update(piece)
     return sha.hexdigest()

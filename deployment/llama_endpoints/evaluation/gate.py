@@ -89,8 +89,7 @@ class EvaluationGate:
 
     def _key(self, deployment: Deployment) -> str:
         """Return what tells apart the samples of other models, data and prompts."""
-        data = self.task.data
-        digest = dataset.digest(data) if data is not None and data.is_file() else str(data)
+        digest = dataset.digest(self.task.data) if self.task.data is not None else None
         about = [deployment.identity, dict(self.task.options), digest, str(self.style)]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -56,7 +56,7 @@ class Evaluation:
         path = self.task.data
         data = {
             "path": None if path is None else str(path),
-            "sha256": None if path is None or not path.is_file() else dataset.digest(path),
+            "sha256": None if path is None else dataset.digest(path),
         }
         settings = {**self.sampling.to_dict(), "prompt": str(self.style), "limit": self.limit}
         return {

@@ -14,6 +14,7 @@ from llama_endpoints.evaluation import tasks
 from llama_endpoints.evaluation.classifier import TextClassifier, YesNoJudge
 from llama_endpoints.evaluation.continuations import SAMPLING, Continuations
 from llama_endpoints.evaluation.data_file import rows
+from llama_endpoints.evaluation.dataset import digest
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Verdict
 from llama_endpoints.evaluation.task import PromptStyle, Sampling
@@ -69,6 +70,18 @@ def test_files_of_each_kind(tmp_path: Path) -> None:
         rows(jsonl(tmp_path / "empty.jsonl"), SCHEMA)
     with pytest.raises(SetupError, match="can't be read: No such file"):
         rows(tmp_path / "none.jsonl", SCHEMA)
+
+
+def test_a_folder_has_a_digest_of_its_files_and_their_names(tmp_path: Path) -> None:
+    made = {}
+    for name, files in {"a": {"x": "1", "y/z": "2"}, "b": {"x": "1", "y/z": "2"}, "c": {"x": "1", "y/w": "2"}, "d": {"x": "1", "y/z": "3"}}.items():  # fmt: skip
+        for file, text in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        made[name] = digest(tmp_path / name)
+    assert made["a"] == made["b"]
+    assert len(set(made.values())) == 3
 
 
 def test_text_generation_as_azure_has_it(tmp_path: Path) -> None:
