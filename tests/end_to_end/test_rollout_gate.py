@@ -16,7 +16,7 @@ pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 from tests.support.fake_azure.desk import BLUE, ENDPOINT, GREEN, ROOT, WHERE, Desk, a_desk
 from tests.support.sandboxes import needs_sandbox
 
-PROBLEMS = 164
+PROBLEMS, ALL = 30, 164
 GATE = ("--gate", "infilling=0", "--gate-data", "infilling=data.jsonl")
 TO_GREEN = (
     *("rollout", "--endpoint", ENDPOINT, "--to", GREEN, "--over", "0", "--probes", "1", "--max-slowdown", "0"),
@@ -40,9 +40,15 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     with a_desk(tmp_path, monkeypatch) as made:
         made.up(BLUE, GREEN)
         made.azure.serving.asked.clear()
-        (tmp_path / "data.jsonl").write_text("".join(json.dumps(line(n)) + "\n" for n in range(PROBLEMS)))
-        solves(made, BLUE, range(0, PROBLEMS, 2))
+        write(made, PROBLEMS)
+        solves(made, BLUE, range(0, ALL, 2))
         yield made
+
+
+def write(desk: Desk, problems: int) -> None:
+    """The gate's data."""
+    text = "".join(json.dumps(line(number)) + "\n" for number in range(problems))
+    (desk.folder / "data.jsonl").write_text(text)
 
 
 def solves(desk: Desk, deployment: str, solved: range | set[int], *, seconds: float = 0) -> None:
@@ -66,7 +72,7 @@ def endpoint(desk: Desk) -> dict[str, Any]:
 
 
 def test_an_equal_model_passes_and_the_tags_say_so(desk: Desk) -> None:
-    solves(desk, GREEN, range(0, PROBLEMS, 2))
+    solves(desk, GREEN, range(0, ALL, 2))
     done = desk.run(*TO_GREEN, *GATE)
     assert done.exit_code == 0, done.output
     assert "infilling=0: exact match green 0.5000, codellama-7b-hf 0.5000, difference +0.0000" in done.output
@@ -77,7 +83,8 @@ def test_an_equal_model_passes_and_the_tags_say_so(desk: Desk) -> None:
 
 
 def test_a_loss_of_three_points_is_caught(desk: Desk) -> None:
-    solves(desk, GREEN, set(range(10, PROBLEMS, 2)))
+    write(desk, ALL)
+    solves(desk, GREEN, set(range(10, ALL, 2)))
     refused = desk.run(*TO_GREEN, *GATE)
     assert refused.exit_code == 1, refused.output
     assert "green gets no traffic: exact match of infilling is 0.4695, -0.0305" in refused.output
@@ -85,11 +92,11 @@ def test_a_loss_of_three_points_is_caught(desk: Desk) -> None:
     assert (desk.traffic, desk.azure.resources.changes) == ({BLUE: 100}, [])
     accepted = desk.run(*TO_GREEN, "--gate", "infilling=0.05", *GATE[2:])
     assert accepted.exit_code == 0, accepted.output
-    assert desk.azure.serving.asked[GREEN] == PROBLEMS + 3, "the samples are kept"
+    assert desk.azure.serving.asked[GREEN] == ALL + 3, "the samples are kept"
 
 
 def test_a_gate_that_was_passed_is_not_run_again(desk: Desk) -> None:
-    solves(desk, GREEN, range(0, PROBLEMS, 2))
+    solves(desk, GREEN, range(0, ALL, 2))
     desk.azure.resources.failing[ENDPOINT] = [None, ("InternalError", "It is not our day.")]
     steps = (*TO_GREEN[:-4], "--steps", "10,100", "--mirror", "0")
     desk.run(*steps, *GATE)
@@ -105,7 +112,7 @@ def test_other_settings_of_a_deployment_are_other_samples(desk: Desk) -> None:
     deployed = desk.azure.resources.of("onlineEndpoints", ENDPOINT, GREEN)
     assert deployed is not None
     deployed["properties"]["environmentVariables"] = {"LLAMA_DTYPE": "bfloat16"}
-    solves(desk, GREEN, range(0, PROBLEMS, 2))
+    solves(desk, GREEN, range(0, ALL, 2))
     assert desk.run(*TO_GREEN, *GATE).exit_code == 0
 
 
@@ -142,7 +149,8 @@ def test_what_cannot_be_a_gate_is_a_sentence(desk: Desk, words: tuple[str, ...],
 
 def test_killed_while_the_gate_runs_it_goes_on(desk: Desk) -> None:
     """Four at a time, 0.03 s each: in the half second that a crash may lose are 66 answers at most."""
-    solves(desk, GREEN, range(0, PROBLEMS, 2), seconds=0.03)
+    write(desk, ALL)
+    solves(desk, GREEN, range(0, ALL, 2), seconds=0.03)
     command = (sys.executable, "-m", "llama_endpoints", *TO_GREEN, *GATE, *WHERE)
     given = {**desk.azure.environment(), "PYTHONPATH": f"{ROOT / 'deployment'}:{ROOT / 'score'}"}
     with subprocess.Popen(command, env=given, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # fmt: skip
@@ -158,7 +166,7 @@ def test_killed_while_the_gate_runs_it_goes_on(desk: Desk) -> None:
     done = desk.run(*TO_GREEN, *GATE)
     assert done.exit_code == 0, done.output
     assert desk.azure.serving.asked[BLUE] == 2, "its samples were there"
-    assert desk.azure.serving.asked[GREEN] <= PROBLEMS + 2 - 50, "and some of the new one's"
+    assert desk.azure.serving.asked[GREEN] <= ALL + 2 - 50, "and some of the new one's"
     assert desk.traffic == {GREEN: 100}
 
 
