@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from llama_endpoints.cli.evaluate_scoring import (
+    RESUME,
     check_limits,
     clear,
     code_running,
     measured,
     progress_bar,
+    resumable,
     scoring_options,
 )
 from llama_endpoints.cli.options import options, setting_options
@@ -41,7 +43,7 @@ _TARGET: Final = options(
     click.option("--model-name", default="default", help="`model` in requests to /v1 routes."),
     click.option("--concurrency", type=click.IntRange(1, 1024), help="Sequences at a time. Default: 64 with --model, 4 with --url."),
     click.option("--records", type=click.Path(dir_okay=False, path_type=Path),
-                 help="Output of a batch job that scored requests.jsonl, instead of --model and --url."),
+                 help="Output of a batch job that scored requests.jsonl, instead of generating."),
     click.option("--requests-only", is_flag=True, help="Write requests.jsonl for a batch job, and end."),
     click.option("--variant", help="The model's name in the catalog, for --url and --records."),
     click.option("--prompt", type=click.Choice(["auto", "completion", "dialog"]), default="auto",
@@ -97,6 +99,8 @@ class Given:
         sampling = self._sampling()
         named = {name: str(value) if isinstance(value, Path) else value for name, value in task_options.items()}
         order = {"order": model.infill_order} if task == "infilling" else {}
+        if order and flags["model"] and model.infill_order is None:
+            raise SetupError(f"{model.name} has no infilling. Choose another --model, or another task.")
         ks = [k for k in _KS if k <= sampling.samples]
         running = code_running(flags)
         made = tasks.create(task, {**named, **order, "ks": ks}, running)
@@ -121,8 +125,10 @@ class Given:
 
     def _check(self) -> None:
         ways = [name for name in ("model", "url", "records", "requests_only") if self.flags[name]]
-        if len(ways) != 1 and ways != ["model", "requests_only"]:
-            raise click.UsageError("Give one of --model, --url, --records and --requests-only.")
+        if len(ways) != 1 and ways not in (["model", "requests_only"], ["model", "records"]):
+            raise click.UsageError(
+                "Give one of --model, --url, --records and --requests-only; --model also beside the last two."
+            )
         if self.flags["url"] and any(self.settings.values()):
             raise click.UsageError(
                 "--context, --dtype, --engine and --threads go with --model: a running server has its own."
@@ -145,10 +151,10 @@ class Given:
         assert target is not None  # noqa: S101  (the options have been checked)
         total = len(evaluation.problems()) * evaluation.sampling.samples
         try:
-            with progress_bar(total, "samples") as bar:
+            with resumable(), progress_bar(total, "samples") as bar:
                 evaluation.generate(target, lambda counts: bar.update(counts.rows - bar.n))
         except Interrupted as end:
-            click.echo(f"{end}. Run the same command again to resume.", err=True)
+            click.echo(f"{end}. {RESUME}", err=True)
             raise SystemExit(end.exit_code) from None
 
     def _sampling(self) -> "Sampling":

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from llama_endpoints.evaluation.code_task import CodeRunning
 
+RESUME: Final = "Run the same command again to resume."
+INTERRUPTED: Final = 128 + 2
 LOWER: Final = 1
 """The exit code where a metric is lower than --fail-below."""
 
@@ -83,7 +85,7 @@ def measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
     if not folder.samples.exists():
         raise SetupError(f"{folder.path} has no samples yet. Run the command that evaluates again.")
     total = sum(1 for _ in folder.read_samples())
-    with progress_bar(total, "scores") as bar:
+    with resumable(), progress_bar(total, "scores") as bar:
         found = run.measure(folder, task, bar.update, workers=flags["workers"] or os.cpu_count() or 1)
     for one in found:
         measured = one.measured
@@ -98,6 +100,16 @@ def measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
         click.echo(sentence, err=True)
     if lower:
         raise SystemExit(LOWER)
+
+
+@contextmanager
+def resumable() -> "Iterator[None]":
+    """End the command at Ctrl-C, and say how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. {RESUME}", err=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager

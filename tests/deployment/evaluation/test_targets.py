@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llama_endpoints.evaluation import endpoint_client
+from llama_endpoints.evaluation.endpoint_target import EndpointTarget
 from tests.support import command
 from tests.support.calls import until
 from tests.support.in_process import serving
@@ -70,12 +71,12 @@ def test_all_ways_have_the_same_greedy_samples(data: Path, here: list[dict[str, 
         refused = evaluated(data, tmp_path / "refused", "--url", server.url, *SHORT)
         assert (refused.returncode, "401" in refused.stderr) == (2, True)
     folder, records = tmp_path / "batch", tmp_path / "records.jsonl"
-    assert evaluated(data, folder, "--requests-only", *SHORT).returncode == 0
+    assert evaluated(data, folder, "--requests-only", "--model", "nano", *SHORT).returncode == 0
     done = command.run("batch", "--model", "nano", "--input", folder / "requests.jsonl", "--output", records)
     assert done.returncode == 0
     lines = records.read_text().splitlines()
     records.write_text("\n".join(reversed(lines)) + "\n")  # outputs of several workers are in any order
-    assert evaluated(data, folder, "--records", records, *SHORT).returncode == 0
+    assert evaluated(data, folder, "--records", records, "--model", "nano", *SHORT).returncode == 0
     assert samples(folder) == here
 
 
@@ -98,21 +99,14 @@ def test_a_route_that_takes_no_such_prompts_is_refused(
     assert not (tmp_path / "e").exists()
 
 
-def test_an_interrupted_run_is_resumed(data: Path, here: list[dict[str, Any]], tmp_path: Path) -> None:
-    folder = tmp_path / "e"
-    words = (
-        "evaluate",
-        "humaneval",
-        "--data",
-        data,
-        "--output",
-        folder,
-        "--model",
-        "nano",
-        *SHORT,
-        "--concurrency",
-        "1",
-    )
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
+    data, folder, count = tmp_path / "many.jsonl", tmp_path / "e", 48
+    lines = [
+        {**DATA[0], "task_id": f"T/{number}", "prompt": f"def add_{number}(a, b):\n"} for number in range(count)
+    ]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = ("--model", "nano", "--prompt", "completion", "--max-new-tokens", "48")
+    words = ("evaluate", "humaneval", "--data", data, "--output", folder, *more, "--concurrency", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_endpoints", *map(str, words)], stderr=subprocess.DEVNULL
     )
@@ -120,12 +114,12 @@ def test_an_interrupted_run_is_resumed(data: Path, here: list[dict[str, Any]], t
     until(lambda: (journal.exists() and journal.read_bytes().count(b"\n") > 1) or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
-    kept = journal.read_bytes().count(b"\n") - 1
-    assert 0 < kept < len(DATA)
+    assert 0 < journal.read_bytes().count(b"\n") - 1 < count
     assert not (folder / "samples.jsonl").exists()
-    assert evaluated(data, folder, "--model", "nano", *SHORT, "--concurrency", "1").returncode == 0
-    assert samples(folder) == here
-    assert not journal.exists()
+    assert evaluated(data, folder, *more).returncode == 0
+    assert evaluated(data, tmp_path / "whole", *more).returncode == 0
+    assert samples(folder) == samples(tmp_path / "whole")
+    assert [path.name for path in folder.iterdir() if "records" in path.name] == []
 
 
 def test_another_evaluation_is_not_overwritten(data: Path, tmp_path: Path) -> None:
@@ -165,6 +159,25 @@ def test_a_row_that_fails_is_a_sample_with_its_error(data: Path, tmp_path: Path)
     assert done.returncode == 0
     (found,) = samples(folder)
     assert (found["text"], found["completion"], found["error"]["code"]) == (None, None, "context_exceeded")
+
+
+def test_ctrl_c_says_how_it_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EndpointTarget, "generate", interrupted)
+    done = evaluated(data, tmp_path / "e", "--url", "http://127.0.0.1:9", *SHORT)
+    assert (done.returncode, "same command again" in done.stderr) == (130, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--model", "nano", "--url", "http://h"), ("--url", "http://h", "--records", "x"), ("--url", "ftp://h"),
+     ("--url", "http://a:b@h"), ("--url", "http://h", "--threads", "2"), ("--model", "nano", "--samples", "2", "--temperature", "0")],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(data: Path, words: tuple[str, ...], tmp_path: Path) -> None:
+    assert evaluated(data, tmp_path / "e", *words).returncode == 2
+    assert not (tmp_path / "e").exists()
 
 
 class Failing(ThreadingHTTPServer):
