@@ -100,12 +100,12 @@ def test_a_route_that_takes_no_such_prompts_is_refused(
 
 
 def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
-    data, folder, count = tmp_path / "many.jsonl", tmp_path / "e", 48
+    data, folder, count = tmp_path / "many.jsonl", tmp_path / "e", 24
     lines = [
         {**DATA[0], "task_id": f"T/{number}", "prompt": f"def add_{number}(a, b):\n"} for number in range(count)
     ]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    more = ("--model", "nano", "--prompt", "completion", "--max-new-tokens", "48")
+    more = ("--model", "nano", "--prompt", "completion", "--max-new-tokens", "40")
     words = ("evaluate", "humaneval", "--data", data, "--output", folder, *more, "--concurrency", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_endpoints", *map(str, words)], stderr=subprocess.DEVNULL
