@@ -79,7 +79,7 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
     from llama_endpoints.evaluation.run import Evaluation
     from llama_endpoints.evaluation.target import Model
     from llama_endpoints.evaluation.task import PromptStyle, Sampling
-    from llama_serving.batch import fingerprint
+    from llama_serving.service import fingerprint
 
     task = Perplexity.create("perplexity", {"model": model, "data": str(data), **options}, CodeRunning())
     files, folder = task.model.files, EvaluationFolder(output)

@@ -11,13 +11,14 @@ from typing import Any, Final
 from llama_endpoints.evaluation.folder import EvaluationFolder
 from llama_endpoints.evaluation.target import Interrupted, Model, OnRow
 from llama_endpoints.evaluation.task import PromptStyle
-from llama_serving.batch import fingerprint, inputs
+from llama_serving.batch import inputs
 from llama_serving.batch import job as jobs
 from llama_serving.batch.job import BatchJob
 from llama_serving.batch.outputs import Outputs
 from llama_serving.contract.request import Parameters
 from llama_serving.errors import ServingError, SetupError
 from llama_serving.model_files import ModelFiles
+from llama_serving.service import fingerprint
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 

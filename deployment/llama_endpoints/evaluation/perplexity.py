@@ -1,7 +1,8 @@
 """Perplexity of a packaged model over the files of a folder. Each file is a problem.
 
-Servers return no log-probabilities of a prompt, so the model is computed in this process. A file longer than the window is read
-in windows that overlap by half, so that each token but the first ones has at least half a window before it.
+The model is computed in this process: answers with the log-probabilities of whole files are many times as large as the files.
+A file longer than the window is read in windows that overlap by half, so that each token but the first ones has at least half
+a window before it.
 """
 
 import math

@@ -67,11 +67,8 @@ def token_logprobs(checkpoint: Path, longest: int, dtype: str) -> Callable[[Sequ
         found = list[float]()
         for start in range(0, len(ids) - 1, TOKENS_AT_ONCE):
             count = min(TOKENS_AT_ONCE, len(ids) - 1 - start)
-            rows = [  # (a row has logits after its last token alone)
-                Rows([ids[at]], at, blocks, prefill=False, needs_logits=True)
-                for at in range(start, start + count)
-            ]
-            logits = torch.log_softmax(model.forward(rows), dim=-1)
+            rows = Rows(ids[start : start + count], start, blocks, prefill=True, num_logits=count)
+            logits = torch.log_softmax(model.forward([rows]), dim=-1)
             following = torch.tensor(ids[start + 1 : start + count + 1])
             found += logits.gather(1, following[:, None])[:, 0].tolist()
         return found
