@@ -66,6 +66,9 @@ def test_compared_on_the_command_line(tmp_path: Path) -> None:
     assert said.stdout.endswith("164 problems: worse\n")
     found = json.loads(command.run("evaluate", "compare", old.path, new.path, "--json").stdout)["pass@1"]
     assert (found["difference"], found["verdict"]) == (pytest.approx(-5 / 164), "worse")
+    assert said.stderr == ""
+    drawn = a_folder(tmp_path / "drawn", [[1.0]] * 164, settings={**settings["settings"], "temperature": 0.8})
+    assert "The settings differ: temperature None and 0.8." in command.run("evaluate", "compare", old.path, drawn.path).stderr  # fmt: skip
     other = a_folder(tmp_path / "other", [[1.0]] * 164, task="mbpp", **settings)
     refused = command.run("evaluate", "compare", old.path, other.path)
     assert (refused.returncode, "evaluations of one task" in refused.stderr) == (2, True)

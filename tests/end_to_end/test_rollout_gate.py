@@ -133,6 +133,7 @@ def test_a_deployment_that_does_not_answer_is_refused(desk: Desk) -> None:
         (("--gate", "humaneval=-0.1"), "write TASK=MARGIN"),
         (("--gate", "toxigen=0"), "Tasks that can be one: humaneval"),
         (("--gate", "infilling=0", "--gate-data", "mbpp=data.jsonl"), "Invalid --gate-data"),
+        (("--gate", "mbpp=0"), "give --gate-data mbpp=FILE"),
         (("--gate", "infilling=0", "--gate-data", "infilling=none.jsonl"), "none.jsonl is not a file"),
         (
             ("--gate", "humaneval=0", "--gate-data", "humaneval=data.jsonl"),

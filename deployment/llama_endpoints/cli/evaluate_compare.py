@@ -20,12 +20,14 @@ def compare(*, old: Path, new: Path, as_json: bool) -> None:
     problems that both pass or fail do not widen it.
     """
     from llama_endpoints.evaluation import tasks
-    from llama_endpoints.evaluation.compare import check_alike, shared_metrics
+    from llama_endpoints.evaluation.compare import check_alike, other_settings, shared_metrics
     from llama_endpoints.evaluation.compare import compare as compared
     from llama_endpoints.evaluation.folder import EvaluationFolder
 
     folders = EvaluationFolder(old), EvaluationFolder(new)
     check_alike(*folders)
+    if differ := other_settings(*folders):
+        click.echo(f"The settings differ: {', '.join(differ)}.", err=True)
     metrics = shared_metrics(*map(tasks.metrics_of, folders))
     found = compared(metrics, *(folder.scores_by_problem() for folder in folders))
     if as_json:

@@ -73,6 +73,8 @@ def _gate(runner: Any, task: str, margin: str, data: str | None, flags: Mapping[
     from llama_endpoints.evaluation.task import PromptStyle
 
     running = CodeRunning(flags["run_code"])
+    if data is None and task != "humaneval":  # (HumanEval comes with a package)
+        raise SetupError(f"--gate {task}={margin} needs its data: give --gate-data {task}=FILE.")
     made = tasks.create(task, {"data": data} if data else {}, running)
     if made.runs_code:
         running.require()

@@ -103,6 +103,17 @@ def check_alike(old: EvaluationFolder, new: EvaluationFolder) -> None:
         )
 
 
+def other_settings(old: EvaluationFolder, new: EvaluationFolder) -> tuple[str, ...]:
+    """Return the settings that differ, each in words: two evaluations may differ in more than the model."""
+    first, second = (dict(folder.read_evaluation()["settings"]) for folder in (old, new))
+    names = sorted((first.keys() | second.keys()) - {"options"})
+    return tuple(
+        f"{name} {first.get(name)} and {second.get(name)}"
+        for name in names
+        if first.get(name) != second.get(name)
+    )
+
+
 def _digest(evaluation: Mapping[str, Any]) -> str:
     data = evaluation.get("data") or {}
     return f"sha256 {str(data.get('sha256'))[:12]}, {data.get('problems')} problems"

@@ -55,7 +55,7 @@ def write_report(folder: EvaluationFolder, metrics: Sequence[Metric]) -> None:
             page.markdown([(title, f"{PLOTS}/{name}.svg") for name, (title, _) in drawn.items()]),
             encoding="utf-8",
         )
-        with (folder.path / HTML).open("w", encoding="utf-8") as file:
+        with (folder.path / HTML).open("w", encoding="utf-8", errors="replace") as file:
             file.writelines(page.html(list(drawn.values()), folder))
     except OSError as error:
         raise SetupError(f"The report can't be written to {folder.path}: {error.strerror}.") from error
