@@ -21,6 +21,7 @@ from llama_endpoints.cli.evaluate_scoring import (
     scoring_options,
 )
 from llama_endpoints.cli.options import options, setting_options
+from llama_endpoints.evaluation.endpoint_key import KEY, endpoint_key
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from llama_endpoints.evaluation.target import Model, Target
     from llama_endpoints.evaluation.task import Sampling
 
-KEY: Final = "LLAMA_EVALUATE_KEY"
 _KS: Final = (1, 10, 100)
 _DRAWN: Final = 0.8
 """Temperature for several samples a problem (arXiv 2308.12950, section 3.1)."""
@@ -184,12 +184,12 @@ class Given:
             return model, None
         protocol = Protocol(flags["protocol"])
         target = EndpointTarget(
-            _address(flags["url"]),
+            address(flags["url"]),
             protocol,
             flags["model_name"],
             flags["deployment"],
             flags["concurrency"] or 4,
-            _key(),
+            endpoint_key(),
         )
         return model, target
 
@@ -247,16 +247,14 @@ def _model_elsewhere(flags: Mapping[str, Any]) -> "Model":
     return Model(flags["model_name"], variant.name if variant else None, style, order)
 
 
-def _address(url: str) -> str:
+def address(url: str) -> str:
+    """Return --url, if it is an address.
+
+    Raises:
+        SetupError: it is none, or holds a user.
+    """
     if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", url):
         raise SetupError(
             "--url must be an address such as http://127.0.0.1:8453, without a user or a password."
         )
     return url
-
-
-def _key() -> str | None:
-    key = os.environ.get(KEY, "").strip()
-    if key and not re.fullmatch(r"[!-~]+", key):
-        raise SetupError(f"{KEY} holds no key: one word of letters, digits and signs is needed.")
-    return key or None

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llama_endpoints.cli.evaluate_options import Given, task_options
+from llama_endpoints.cli.evaluate_options import Given, address, task_options
 from llama_endpoints.cli.evaluate_scoring import limits_option, measured
+from llama_endpoints.evaluation.endpoint_key import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,12 @@ def key_retrieval(
 
 @click.command()
 @click.option(
-    "--model", required=True, help="Folder of a packaged model, an azureml: URI, or nano: loaded here."
+    "--model",
+    required=True,
+    help="Folder of a packaged model, an azureml: URI, or nano: loaded here, unless there is a --url.",
+)
+@click.option(
+    "--url", help=f"Endpoint of this model that computes it, of the route /v1. Its key comes from {KEY}."
 )
 @click.option(
     "--data",
@@ -69,7 +75,15 @@ def key_retrieval(
 @click.option("--overwrite", is_flag=True, help="Replace another evaluation in --output.")
 @limits_option
 def perplexity(  # noqa: PLR0913  (the options of a command)
-    *, model: str, data: Path, output: Path, limit: int | None, overwrite: bool, limits: Any, **options: Any
+    *,
+    model: str,
+    data: Path,
+    output: Path,
+    limit: int | None,
+    overwrite: bool,
+    limits: Any,
+    url: str | None,
+    **options: Any,
 ) -> None:
     """Perplexity, and bits per byte, over the files of a folder."""
     from llama_endpoints.cli.evaluate_scoring import clear
@@ -81,7 +95,9 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
     from llama_endpoints.evaluation.task import PromptStyle, Sampling
     from llama_serving.service import fingerprint
 
-    task = Perplexity.create("perplexity", {"model": model, "data": str(data), **options}, CodeRunning())
+    task = Perplexity.create(
+        "perplexity", {"model": model, "data": str(data), "url": url and address(url), **options}, CodeRunning()
+    )
     files, folder = task.model.files, EvaluationFolder(output)
     about = Model(
         Path(model).name, files.variant.name, PromptStyle.COMPLETION, digest=fingerprint.of(files)["digest"]
@@ -90,7 +106,7 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
         clear(output)
     evaluation = Evaluation(folder, task, about, PromptStyle.COMPLETION, Sampling(max_new_tokens=0), limit)
     problems = evaluation.problems()
-    evaluation.open({"kind": "model", "path": model}, problems)
+    evaluation.open({"kind": "endpoint", "url": url} if url else {"kind": "model", "path": model}, problems)
     write_lines(folder.samples, (sample.to_dict() for sample in task.samples(problems)))
     measured(folder, task, {"workers": 1, "limits": limits})
 

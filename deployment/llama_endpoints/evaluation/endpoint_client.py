@@ -3,6 +3,7 @@
 import json
 import os
 import ssl
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Final
@@ -64,20 +65,51 @@ class EndpointClient:
         Raises:
             SetupError: the endpoint does not answer, refuses every row, or is of another kind.
         """
+        status, response = self.post(body(self.protocol, row, self.model))
+        return (
+            self._refused(number, row, response, status) if status != 200 else self._text(number, row, response)
+        )
+
+    def token_logprobs(self, ids: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of a prompt but the first, in nats. The route is `/v1/completions`.
+
+        Raises:
+            SetupError: the endpoint does not answer, or returns none.
+        """
+        asked = {"model": self.model, "prompt": list(ids), "max_tokens": 0, "echo": True, "logprobs": 0}
+        status, response = self.post(asked)
+        if status != 200:
+            raise SetupError(f"{self.address} answered {status}: {_error(response, status)['message']}")
+        try:
+            found = [float(one) for one in response.json()["choices"][0]["logprobs"]["token_logprobs"][1:]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise SetupError(f"{self.address} returns no log-probabilities of a prompt.") from error
+        if len(found) != len(ids) - 1:
+            raise SetupError(
+                f"{self.address} read {len(found) + 1} tokens instead of {len(ids)}. Is --model its model?"
+            )
+        return found
+
+    def post(self, content: Mapping[str, Any]) -> tuple[int, httpx2.Response]:
+        """Send a request, again where that makes sense, and return the status and the answer.
+
+        Raises:
+            SetupError: the endpoint does not answer, or refuses every request.
+        """
         for pause in (*PAUSES_S, None):
             try:
-                return self._asked(number, row)
+                return self._posted(content)
             except _Away as error:
                 seconds = None if pause is None else min(_LONGEST_PAUSE_S, max(pause, error.retry_after))
                 if seconds is None or self.stop.wait(seconds):
                     raise SetupError(
-                        f"{self.address}: {error}. Finished rows are kept: run the same command again."
+                        f"{self.address}: {error}. What is finished is kept: run the same command again."
                     ) from error
         raise AssertionError  # (the last pause is None)
 
-    def _asked(self, number: int, row: Row) -> Entry:
+    def _posted(self, content: Mapping[str, Any]) -> tuple[int, httpx2.Response]:
         try:
-            response = self.http.post(self.address, content=json.dumps(body(self.protocol, row, self.model)))
+            response = self.http.post(self.address, content=json.dumps(content))
         except httpx2.TransportError as error:
             raise _Away(f"no answer ({type(error).__name__})") from error
         status = _status(response)
@@ -86,9 +118,7 @@ class EndpointClient:
             raise SetupError(f"{self.address} answered {status}: {said} Check --url and the key.")
         if status in _AGAIN:
             raise _Away(f"status {status}", _seconds(response.headers.get("Retry-After", "")))
-        return (
-            self._refused(number, row, response, status) if status != 200 else self._text(number, row, response)
-        )
+        return status, response
 
     def _refused(self, number: int, row: Row, response: httpx2.Response, status: int) -> Entry:
         record = {"output": None, "finish_reason": None, "usage": None, "error": _error(response, status)}

@@ -50,8 +50,7 @@ class EndpointTarget:
     @property
     def address(self) -> str:
         """Address of the route."""
-        base = self.url.rstrip("/")
-        return base if base.endswith(self.protocol.path) else base.removesuffix("/v1") + self.protocol.path
+        return self.protocol.address(self.url)
 
     def generate(self, folder: EvaluationFolder, on_row: OnRow) -> None:
         """See `Target`."""

@@ -1,6 +1,5 @@
-"""Perplexity of a packaged model over the files of a folder. Each file is a problem.
+"""Perplexity of a packaged model, here or behind an endpoint, over the files of a folder. Each file is a problem.
 
-The model is computed in this process: answers with the log-probabilities of whole files are many times as large as the files.
 A file longer than the window is read in windows that overlap by half, so that each token but the first ones has at least half
 a window before it.
 """
@@ -16,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from llama_endpoints.evaluation.code_task import CodeRunning
+from llama_endpoints.evaluation.endpoint_key import endpoint_key
 from llama_endpoints.evaluation.metric import Array, Metric, quotient
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
@@ -34,10 +34,11 @@ class Model:
     Args:
         name: folder of the model, an azureml: URI, or nano.
         window: most tokens at a time.
+        url: address of an endpoint that computes it; empty for this process. The tokenizer is that of the folder.
     """
 
-    def __init__(self, name: str, window: int) -> None:
-        self.name, self.window = name, window
+    def __init__(self, name: str, window: int, url: str = "") -> None:
+        self.name, self.window, self.url = name, window, url
         self.computing = Lock()  # (a backend has one cache)
 
     @cached_property
@@ -63,11 +64,26 @@ class Model:
         """
         from llama_serving.engine.batching.logits import dtype_that_fits, token_logprobs
 
+        if self.url:
+            return self._endpoint()
         variant = self.files.variant
         dtype = dtype_that_fits(variant.shape.parameters)
         if dtype is None:
             raise SetupError(f"{variant.name} does not fit into this machine's free memory.")
         return token_logprobs(self.files.checkpoint, self.window, dtype)
+
+    def _endpoint(self) -> Logprobs:
+        from llama_endpoints.evaluation.endpoint_client import EndpointClient, http_client
+        from llama_endpoints.evaluation.protocols import Protocol
+
+        protocol, key = Protocol.COMPLETIONS, endpoint_key()
+
+        def logprobs(ids: Sequence[int]) -> list[float]:
+            with http_client(key, None) as http:
+                client = EndpointClient(http, protocol.address(self.url), protocol, "default")
+                return client.token_logprobs(ids)
+
+        return logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +101,7 @@ class Perplexity:
         """Make the task from its options."""
         del running
         folder = Path(options["data"])
-        model = Model(options["model"], int(options.get("window") or WINDOW))
+        model = Model(options["model"], int(options.get("window") or WINDOW), options.get("url") or "")
         return cls(folder, str(options.get("pattern") or "*"), model)
 
     @property
@@ -93,6 +109,7 @@ class Perplexity:
         """See `Task`."""
         return {
             "data": str(self.data), "pattern": self.pattern, "model": self.model.name, "window": self.model.window,
+            "url": self.model.url,
         }  # fmt: skip
 
     @property

@@ -23,6 +23,11 @@ class Protocol(StrEnum):
         """The route's path."""
         return {"score": "/score", "completions": "/v1/completions", "chat": "/v1/chat/completions"}[self]
 
+    def address(self, url: str) -> str:
+        """Return the route's address at a server whose address is given with or without the route."""
+        base = url.rstrip("/")
+        return base if base.endswith(self.path) else base.removesuffix("/v1") + self.path
+
     def check(self, style: PromptStyle, *, infilling: bool) -> None:
         """Refuse rows that the route does not take.
 

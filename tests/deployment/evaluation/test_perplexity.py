@@ -12,6 +12,7 @@ from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.engine.batching.logits import next_token_logits, token_logprobs
 from llama_serving.prompts.tokenizer import Tokenizer
 from tests.support import command
+from tests.support.in_process import serving
 
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n"
 
@@ -59,3 +60,21 @@ def test_a_folder_is_measured_and_resumed(tmp_path: Path) -> None:
     assert scores[0]["values"]["bytes"] == len(TEXT)
     again = command.run("evaluate", "score", output)
     assert (again.returncode, again.stdout) == (0, done.stdout)
+
+
+def test_an_endpoint_computes_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.py").write_text(TEXT * 3)
+    words = ("evaluate", "perplexity", "--model", "nano", "--data", folder, "--window", "64")
+    here = command.run(*words, "--output", tmp_path / "here")
+    with serving({"LLAMA_API_KEYS": "secret-key-1"}) as server:
+        at = ("--url", server.url, "--output", tmp_path / "there")
+        refused = command.run(*words, *at)
+        there = command.run(*words, *at, env={"LLAMA_EVALUATE_KEY": "secret-key-1"})
+    assert (here.returncode, refused.returncode, there.returncode) == (0, 2, 0)
+    one, other = (
+        json.loads((tmp_path / name / "scores.jsonl").read_text())["values"] for name in ("here", "there")
+    )
+    assert other == {**one, "nll": pytest.approx(one["nll"], abs=1e-3)}
+    assert "secret-key-1" not in (tmp_path / "there" / "evaluation.json").read_text()
