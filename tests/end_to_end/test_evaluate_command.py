@@ -40,7 +40,9 @@ def test_texts_are_scored_logged_and_held_to_a_limit(tmp_path: Path) -> None:
     assert set(found) == {"rouge1", "rouge2", "rougeL", "rougeLsum", "bleu_1", "bleu_2", "bleu_3", "bleu_4"}
     assert {path.name for path in runs.rglob("report.html")} == {"report.html"}
     before = {path: path.read_bytes() for path in folder.glob("*.json*") if path.name != "evaluation.json"}
-    again = command.run("evaluate", "score", folder, "--fail-below", "rougeL=0")
+    above = command.run("evaluate", "score", folder, "--fail-above", "rougeL=-1")
+    assert (above.returncode, "more than -1." in above.stderr) == (1, True)
+    again = command.run("evaluate", "score", folder, "--fail-below", "rougeL=0", "--fail-above", "rougeL=1")
     assert again.returncode == 0, again.stderr
     assert {path: path.read_bytes() for path in before} == before, "scored again, without a model"
 

@@ -15,6 +15,7 @@ from llama_endpoints.cli.evaluate_scoring import (
     check_limits,
     clear,
     code_running,
+    limits_of,
     measured,
     progress_bar,
     resumable,
@@ -104,7 +105,7 @@ class Given:
         ks = [k for k in _KS if k <= sampling.samples]
         running = code_running(flags)
         made = tasks.create(task, {**named, **order, "ks": ks}, running)
-        check_limits(made, flags["limits"], allowed=running.allowed)
+        check_limits(made, limits_of(flags), allowed=running.allowed)
         if made.runs_code and running.allowed:
             running.require()  # before hours of generation
         style = model.style if flags["prompt"] == "auto" else type(model.style)(flags["prompt"])

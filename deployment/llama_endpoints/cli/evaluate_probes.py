@@ -75,15 +75,7 @@ def key_retrieval(
 @click.option("--overwrite", is_flag=True, help="Replace another evaluation in --output.")
 @limits_option
 def perplexity(  # noqa: PLR0913  (the options of a command)
-    *,
-    model: str,
-    data: Path,
-    output: Path,
-    limit: int | None,
-    overwrite: bool,
-    limits: Any,
-    url: str | None,
-    **options: Any,
+    *, model: str, url: str | None, data: Path, output: Path, limit: int | None, overwrite: bool, **options: Any
 ) -> None:
     """Perplexity, and bits per byte, over the files of a folder."""
     from llama_endpoints.cli.evaluate_scoring import clear
@@ -95,6 +87,7 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
     from llama_endpoints.evaluation.task import PromptStyle, Sampling
     from llama_serving.service import fingerprint
 
+    limits = {name: options.pop(name) for name in ("limits", "ceilings")}
     task = Perplexity.create(
         "perplexity", {"model": model, "data": str(data), "url": url and address(url), **options}, CodeRunning()
     )
@@ -108,7 +101,7 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
     problems = evaluation.problems()
     evaluation.open({"kind": "endpoint", "url": url} if url else {"kind": "model", "path": model}, problems)
     write_lines(folder.samples, (sample.to_dict() for sample in task.samples(problems)))
-    measured(folder, task, {"workers": 1, "limits": limits})
+    measured(folder, task, {"workers": 1, **limits})
 
 
 PROBES: Final = (key_retrieval, perplexity)

@@ -16,24 +16,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llama_endpoints.evaluation.code_task import CodeRunning
+    from llama_endpoints.evaluation.results import Limit
 
 RESUME: Final = "Run the same command again to resume."
 INTERRUPTED: Final = 128 + 2
 LOWER: Final = 1
-"""The exit code where a metric is lower than --fail-below."""
+"""The exit code where a metric is lower than --fail-below, or higher than --fail-above."""
 
 
-def _limits(
-    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
-) -> tuple[tuple[str, float], ...]:
-    from llama_endpoints.evaluation.results import parse_limit
+def _limits(_context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> "tuple[Limit, ...]":
+    from llama_endpoints.evaluation.results import Limit
 
-    return tuple(map(parse_limit, given))
+    return tuple(Limit.parse(text, above=option.name == "ceilings") for text in given)
 
 
-limits_option = click.option(
-    "--fail-below", "limits", multiple=True, metavar="METRIC=VALUE", callback=_limits,
-    help="Exit with code 1 if a metric is lower, such as pass@1=0.3. Repeatable.",
+limits_option = options(
+    click.option("--fail-below", "limits", multiple=True, metavar="METRIC=VALUE", callback=_limits,
+                 help="Exit with code 1 if a metric is lower, such as pass@1=0.3. Repeatable."),
+    click.option("--fail-above", "ceilings", multiple=True, metavar="METRIC=VALUE", callback=_limits,
+                 help="Exit with code 1 if a metric is higher, such as perplexity=5. Repeatable."),
 )  # fmt: skip
 scoring_options = options(
     click.option("--run-generated-code", "run_code", is_flag=True,
@@ -54,7 +55,7 @@ def rescore(folder: Path, data: Path | None, **flags: Any) -> None:
     evaluation = found.read_evaluation()
     given = {**evaluation["settings"]["options"], **({"data": str(data)} if data else {})}
     task = tasks.create(evaluation["task"], given, code_running(flags))
-    check_limits(task, flags["limits"], allowed=flags["run_code"])
+    check_limits(task, limits_of(flags), allowed=flags["run_code"])
     measured(found, task, flags)
 
 
@@ -66,14 +67,19 @@ def code_running(flags: Mapping[str, Any]) -> "CodeRunning":
     return CodeRunning(flags["run_code"], Limits(wall_s=flags["timeout"], memory=flags["memory"] * MIB))
 
 
-def check_limits(task: Any, limits: Sequence[tuple[str, float]], *, allowed: bool) -> None:
+def limits_of(flags: Mapping[str, Any]) -> "tuple[Limit, ...]":
+    """Return all limits that were given."""
+    return (*flags["limits"], *flags["ceilings"])
+
+
+def check_limits(task: Any, limits: "Sequence[Limit]", *, allowed: bool) -> None:
     """Refuse limits that can't be checked, before hours of generation."""
     if limits and task.runs_code and not allowed:
         raise click.UsageError(
-            "--fail-below needs --run-generated-code: this task's metrics are of code that is run."
+            "--fail-below and --fail-above need --run-generated-code: this task's metrics are of code that is run."
         )
     names = [metric.name for metric in task.metrics]
-    for name, _ in limits:
+    for name in (limit.metric for limit in limits):
         if name not in names and not name.startswith(tuple(f"{one} (" for one in names)):
             raise SetupError(f"The task has no metric {name!r}. It has: {', '.join(names)}.")
 
@@ -95,7 +101,7 @@ def measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
     click.echo(f"Report: {folder.path / 'report.html'}", err=True)
     if mlflow_run.tracking_uri():
         click.echo(f"MLflow run: {mlflow_run.log(folder, found)}", err=True)
-    lower = results.shortfalls(found, flags["limits"])
+    lower = results.breaches(found, limits_of(flags))
     for sentence in lower:
         click.echo(sentence, err=True)
     if lower:

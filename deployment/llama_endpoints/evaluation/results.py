@@ -1,7 +1,7 @@
 """The metrics of an evaluation: values, intervals, published figures and verdicts; `metrics.json`; limits that a pipeline sets."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,43 +113,55 @@ def read(path: Path) -> tuple[Result, ...]:
     return tuple(Result.from_dict(name, entry) for name, entry in document["metrics"].items())
 
 
-def parse_limit(text: str) -> tuple[str, float]:
-    """Return the metric and the value of a limit such as `pass@1=0.3`.
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a pipeline demands of a metric.
 
-    Raises:
-        SetupError: it has another form.
+    Attributes:
+        metric: the metric's name.
+        value: the lowest value that is accepted; with `above` the highest one.
+        above: whether greater values are refused.
     """
-    name, _, value = text.rpartition("=")
-    try:
-        limit = float(value)
-    except ValueError:
-        limit = math.nan
-    if not name or not math.isfinite(limit):
-        raise SetupError(f"Invalid limit {text!r}: write METRIC=VALUE, such as pass@1=0.3.")
-    return name, limit
+
+    metric: str
+    value: float
+    above: bool = False
+
+    @classmethod
+    def parse(cls, text: str, *, above: bool = False) -> "Limit":
+        """Return the limit that a text such as `pass@1=0.3` sets.
+
+        Raises:
+            SetupError: it has another form.
+        """
+        name, _, given = text.rpartition("=")
+        try:
+            value = float(given)
+        except ValueError:
+            value = math.nan
+        if not name or not math.isfinite(value):
+            raise SetupError(f"Invalid limit {text!r}: write METRIC=VALUE, such as pass@1=0.3.")
+        return cls(name, value, above)
+
+    def breach(self, found: float) -> str | None:
+        """Return a sentence if a value breaks the limit, or does not exist."""
+        if found <= self.value if self.above else found >= self.value:
+            return None
+        shown = "not measured" if math.isnan(found) else f"{found:.4f}"
+        return f"{self.metric} is {shown}, {'more' if self.above else 'less'} than {self.value:g}."
 
 
-def shortfalls(found: Iterable[Result], limits: Iterable[tuple[str, float]]) -> tuple[str, ...]:
-    """Return a sentence for each metric whose value is lower than its limit, or that has no value.
+def breaches(found: Iterable[Result], limits: Sequence[Limit]) -> tuple[str, ...]:
+    """Return a sentence for each limit that is broken.
 
     Raises:
         SetupError: a limit names a metric that the evaluation does not have.
     """
-    by_name = {one.name: one.measured.value for one in found}
-    unknown = [name for name, _ in limits if name not in by_name]
+    values = {one.name: one.measured.value for one in found}
+    unknown = [limit.metric for limit in limits if limit.metric not in values]
     if unknown:
-        raise SetupError(
-            f"The evaluation has no metric {unknown[0]!r}. It has: {', '.join(by_name) or 'none'}."
-        )
-    return tuple(
-        f"{name} is {_shown(by_name[name])}, less than {limit:g}."
-        for name, limit in limits
-        if not by_name[name] >= limit
-    )
-
-
-def _shown(value: float) -> str:
-    return "not measured" if math.isnan(value) else f"{value:.4f}"
+        raise SetupError(f"The evaluation has no metric {unknown[0]!r}. It has: {', '.join(values) or 'none'}.")
+    return tuple(said for limit in limits if (said := limit.breach(values[limit.metric])) is not None)
 
 
 def _number(value: float) -> float | None:

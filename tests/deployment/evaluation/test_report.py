@@ -16,7 +16,7 @@ from llama_endpoints.evaluation.metric import pass_metrics
 from llama_endpoints.evaluation.mlflow_run import log, metric_name
 from llama_endpoints.evaluation.published import published, verdict
 from llama_endpoints.evaluation.report import write_report
-from llama_endpoints.evaluation.results import Result, Subject, parse_limit, read, results, shortfalls, write
+from llama_endpoints.evaluation.results import Limit, Result, Subject, breaches, read, results, write
 from llama_serving.catalog import CATALOG
 from llama_serving.errors import SetupError
 from tests.support.evaluations import MODEL, a_folder
@@ -114,18 +114,21 @@ def test_a_report_of_samples_that_were_scored_before_others_came_is_refused(tmp_
 
 def test_limits_of_a_pipeline(tmp_path: Path) -> None:
     found = scored(a_folder(tmp_path / "a", rate(0.4)))
-    assert shortfalls(found, [parse_limit("pass@1=0.4")]) == ()
-    assert shortfalls(found, [parse_limit("pass@1=0.41")]) == ("pass@1 is 0.4024, less than 0.41.",)
+    assert breaches(found, [Limit.parse("pass@1=0.4")]) == ()
+    assert breaches(found, [Limit.parse("pass@1=0.41")]) == ("pass@1 is 0.4024, less than 0.41.",)
+    assert breaches(found, [Limit.parse("pass@1=0.41", above=True)]) == ()
+    assert breaches(found, [Limit.parse("pass@1=0.4", above=True)]) == ("pass@1 is 0.4024, more than 0.4.",)
     with pytest.raises(SetupError, match=r"no metric 'pass@10'. It has: pass@1"):
-        shortfalls(found, [parse_limit("pass@10=0.1")])
+        breaches(found, [Limit.parse("pass@10=0.1")])
     nothing = results(PASS_AT_1, [], SUBJECT)
-    assert shortfalls(nothing, [parse_limit("pass@1=0")]) == ("pass@1 is not measured, less than 0.",)
+    assert breaches(nothing, [Limit.parse("pass@1=0")]) == ("pass@1 is not measured, less than 0.",)
+    assert breaches(nothing, [Limit.parse("pass@1=1", above=True)]) == ("pass@1 is not measured, more than 1.",)
 
 
 @pytest.mark.parametrize("text", ["pass@1", "=0.3", "pass@1=", "pass@1=much", "pass@1=nan", "pass@1=inf"])
 def test_a_limit_of_another_form_is_a_sentence(text: str) -> None:
     with pytest.raises(SetupError, match="METRIC=VALUE"):
-        parse_limit(text)
+        Limit.parse(text)
 
 
 def test_compared_by_problem(tmp_path: Path) -> None:
