@@ -42,9 +42,11 @@ def log(folder: EvaluationFolder, found: Sequence[Result]) -> str:
             mlflow.log_artifacts(str(folder.path / PLOTS), PLOTS)
             return str(run.info.run_id)
     except Exception as error:
+        said = (
+            str(error).partition("\n")[0].replace(tracking_uri() or TRACKING_URI, TRACKING_URI)
+        )  # (it may hold a password)
         raise SetupError(
-            f"MLflow at {TRACKING_URI} does not take the evaluation: {str(error).partition(chr(10))[0]} "
-            f"The report is in {folder.path}."
+            f"MLflow at {TRACKING_URI} does not take the evaluation: {said} The report is in {folder.path}."
         ) from error
 
 

@@ -180,6 +180,20 @@ def test_logged_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names >= {"report.html", "report.md", "metrics.json", "samples.jsonl", "plots/metrics.svg"}
 
 
+def test_a_server_that_cannot_be_reached_is_a_sentence_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_folder(tmp_path / "a", rate(0.4))
+    found = scored(folder)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret-word@127.0.0.1:9")
+    with pytest.raises(
+        SetupError, match="MLflow at MLFLOW_TRACKING_URI does not take the evaluation"
+    ) as refused:
+        log(folder, found)
+    assert "secret-word" not in str(refused.value)
+
+
 @given(st.text(min_size=1, max_size=40))
 def test_metric_names_that_mlflow_takes(name: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
