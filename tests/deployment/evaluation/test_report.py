@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,10 @@ from llama_endpoints.evaluation.mlflow_run import log, metric_name
 from llama_endpoints.evaluation.published import published, verdict
 from llama_endpoints.evaluation.report import write_report
 from llama_endpoints.evaluation.results import Limit, Result, Subject, breaches, read, results, write
+from llama_endpoints.evaluation.run import subject_of
 from llama_serving.catalog import CATALOG
 from llama_serving.errors import SetupError
-from tests.support.evaluations import MODEL, a_folder
+from tests.support.evaluations import MODEL, a_folder, evaluation
 
 PASS_AT_1 = pass_metrics([1])
 SUBJECT = Subject("humaneval", MODEL)
@@ -65,6 +67,26 @@ def test_no_verdict_without_a_figure_or_with_other_settings() -> None:
         "not comparable: temperature 0.8 instead of 0"
     )
     assert verdict(Estimate(math.nan, math.nan, math.nan, 0), figure).startswith("not measured")
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "metric", "said"),
+    [
+        ({}, {}, "pass@1", ""),
+        ({"limit": 20}, {}, "pass@1", "the first 20 problems alone"),
+        ({}, {"problems": 163}, "pass@1", "163 problems instead of 164"),
+        ({"temperature": 0.2}, {}, "pass@1", "temperature 0.2 instead of 0"),
+        ({"samples": 200, "temperature": 0.8}, {}, "pass@100", ""),
+        ({"samples": 200, "temperature": 0.8}, {}, "pass@1", "the published pass@1 is of greedy texts"),
+        ({"samples": 200, "temperature": 0.8, "top_p": 0.9}, {}, "pass@10", "top_p 0.9 instead of 0.95"),
+    ],
+)
+def test_what_was_done_otherwise_than_for_the_figure(
+    settings: dict[str, Any], data: dict[str, Any], metric: str, said: str
+) -> None:
+    usual = {"samples": 1, "temperature": 0, "top_p": 0.95, "limit": None}
+    described = evaluation(settings={**usual, **settings}, data={"problems": 164, **data})
+    assert "; ".join(subject_of(described).departures_of(metric)) == said
 
 
 def test_each_published_figure_is_of_a_model_of_the_catalog() -> None:
