@@ -138,7 +138,7 @@ def test_a_program_has_the_rights_of_nobody(tmp_path: Path) -> None:
         "CapEff:\t0000000000000000",
         "CapBnd:\t0000000000000000",
         str(512 * 1024),
-        "/work\nPWD=/work\n",
+        "/scratch\nPWD=/scratch\n",
     ):
         assert line in said
     filtered = run(Program(["/bin/grep", "Seccomp:", "/proc/self/status"], proc=True), LIMITS)

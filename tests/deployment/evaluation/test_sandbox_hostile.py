@@ -92,17 +92,17 @@ CONTAINED = {
     "its own memory as a file": "return bool(open('/proc/self/mem', 'rb'))",
     "the user's environment": "import os\nreturn bool(os.environ.keys() - {'PWD', 'LC_CTYPE', 'OPENBLAS_NUM_THREADS'})",
     "ptrace": "import ctypes\nreturn ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0",
-    "mount": "import ctypes\nreturn ctypes.CDLL(None).mount(b'none', b'/work', b'tmpfs', 0, None) == 0",
-    "unmounting": "import ctypes\nreturn ctypes.CDLL(None).umount2(b'/work', 2) == 0",
+    "mount": "import ctypes\nreturn ctypes.CDLL(None).mount(b'none', b'/scratch', b'tmpfs', 0, None) == 0",
+    "unmounting": "import ctypes\nreturn ctypes.CDLL(None).umount2(b'/scratch', 2) == 0",
     "a user namespace": "import ctypes\nreturn ctypes.CDLL(None).unshare(0x10000000) == 0",
     "becoming root": "import os\nos.setuid(0)\nreturn True",
-    "chroot": "import os\nos.chroot('/work')\nreturn True",
-    "a device": "import os\nos.mknod('/work/disk', 0o060600, os.makedev(8, 0))\nreturn True",
+    "chroot": "import os\nos.chroot('/scratch')\nreturn True",
+    "a device": "import os\nos.mknod('/scratch/disk', 0o060600, os.makedev(8, 0))\nreturn True",
     "ending the first process": "import os, signal, time\nos.kill(1, signal.SIGKILL)\ntime.sleep(0.1)\nos.kill(1, 0)\nreturn False",
     "more memory than its limit": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nreturn True",
     "the terminal": "return bool(open('/dev/tty'))",
     "another name of the machine": "import socket\nsocket.sethostname('x')\nreturn True",
-    "set-user-id programs": "import os\nos.chmod('/work', 0o4777)\nreturn os.geteuid() == 0",
+    "set-user-id programs": "import os\nos.chmod('/scratch', 0o4777)\nreturn os.geteuid() == 0",
 }
 
 

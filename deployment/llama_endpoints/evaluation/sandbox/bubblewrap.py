@@ -15,7 +15,7 @@ from llama_endpoints.evaluation.sandbox.limits import Limits
 from llama_endpoints.evaluation.sandbox.seccomp import filter_program
 from llama_serving.errors import SetupError
 
-WORK: Final = "/work"
+WORK: Final = "/scratch"
 """The working folder: empty, in memory."""
 _SYSTEM: Final = ("/lib", "/lib64", "/lib32", "/bin", "/sbin")
 _NOBODY: Final = "65534"
