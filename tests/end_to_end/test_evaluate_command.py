@@ -87,20 +87,28 @@ def component(**given: Any) -> dict[str, Any]:
         "output": Path("o"),
         "device": "auto",
     }
-    names = ("input_column_names", "label_column_name", "batch_size", "config_file", "config", "fail_below")
+    names = (
+        "input_column_names",
+        "label_column_name",
+        "batch_size",
+        "config_file",
+        "config",
+        "fail_below",
+        "fail_above",
+    )
     return {**dict.fromkeys(names), "run_generated_code": False, **usual, **given}
 
 
 def test_the_component_s_inputs_are_the_task_s_options(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"aggregator": false, "max_new_tokens": 9}')
     given = component(
-        input_column_names="a,b", label_column_name="c", batch_size="8", device="gpu", fail_below="rouge1=0,bleu_1=0.1",
+        input_column_names="a,b", label_column_name="c", batch_size="8", device="gpu", fail_below="rouge1=0,bleu_1=0.1", fail_above="rouge2=1",
         config_file=tmp_path / "config.json", config='{"stemmer": true, "temperature": 0}', run_generated_code=True,
     )  # fmt: skip
     assert words(given) == [
         "--data", str(SAMPLES / "text-generation.jsonl"), "--model", "m", "--output", "o", "--input-column-names", "a,b",
         "--label-column-name", "c", "--engine", "vllm", "--concurrency", "8", "--fail-below", "rouge1=0", "--fail-below",
-        "bleu_1=0.1", "--run-generated-code", "--no-use-aggregator", "--max-new-tokens", "9", "--use-stemmer", "--temperature", "0",
+        "bleu_1=0.1", "--fail-above", "rouge2=1", "--run-generated-code", "--no-use-aggregator", "--max-new-tokens", "9", "--use-stemmer", "--temperature", "0",
     ]  # fmt: skip
     assert "--label-column-name" not in words(component(task="humaneval", label_column_name="c"))
 

@@ -34,6 +34,7 @@ _ANY: Final = click.Path(exists=True, path_type=Path)
 @click.option("--config-str", "config", help="The same as a text.")
 @click.option("--run-generated-code", type=click.BOOL, default=False, help="Run what the model wrote.")
 @click.option("--fail-below", help="METRIC=VALUE, separated by commas.")
+@click.option("--fail-above", help="The same, for metrics that must not be higher.")
 def component(**given: Any) -> None:
     """Evaluate as a component of an Azure ML pipeline: the inputs of Azure's evaluate_model, as yaml/evaluate passes them.
 
@@ -61,9 +62,9 @@ def words(given: Mapping[str, Any]) -> list[str]:
         "--concurrency": given["batch_size"],
     }
     words = [word for name, value in found.items() if value is not None for word in (name, str(value))]
-    words += [
-        word for limit in (given["fail_below"] or "").split(",") if limit for word in ("--fail-below", limit)
-    ]
+    for name in ("fail_below", "fail_above"):
+        limits = [limit for limit in (given[name] or "").split(",") if limit]
+        words += [word for limit in limits for word in (f"--{name.replace('_', '-')}", limit)]
     return [
         *words,
         *(["--run-generated-code"] if given["run_generated_code"] else []),
