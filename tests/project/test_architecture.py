@@ -21,21 +21,23 @@ ONLY_IN = {
         "score/llama_serving/engine/compute_threads.py",
         "score/llama_serving/engine/batching/",
         "deployment/llama_endpoints/nano/",
-        "deployment/llama_endpoints/evaluation/classifier.py",
+        "deployment/llama_endpoints/evaluation/tasks/classifier.py",
     ),
     "transformers": (
         "score/llama_serving/engine/pipeline.py",
         "score/llama_serving/engine/batching/",
-        "deployment/llama_endpoints/evaluation/classifier.py",
+        "deployment/llama_endpoints/evaluation/tasks/classifier.py",
     ),
     "accelerate": ("score/llama_serving/engine/pipeline.py", "score/llama_serving/engine/batching/"),
     "mlflow": (
         "score/llama_serving/hosts/mlflow_pyfunc.py",
         "deployment/llama_endpoints/spark/job.py",
-        "deployment/llama_endpoints/evaluation/mlflow_run.py",
+        "deployment/llama_endpoints/evaluation/report/mlflow_run.py",
     ),
-    **dict.fromkeys(("rouge_score", "sacrebleu"), ("deployment/llama_endpoints/evaluation/text_metrics.py",)),
-    "vaderSentiment": ("deployment/llama_endpoints/evaluation/continuations.py",),
+    **dict.fromkeys(
+        ("rouge_score", "sacrebleu"), ("deployment/llama_endpoints/evaluation/metrics/text_metrics.py",)
+    ),
+    "vaderSentiment": ("deployment/llama_endpoints/evaluation/tasks/continuations.py",),
     "pandas": ("score/llama_serving/hosts/mlflow_pyfunc.py", "deployment/llama_endpoints/spark/job.py"),
     "pyspark": ("deployment/llama_endpoints/spark/job.py",),
     "azure": (
@@ -56,7 +58,7 @@ ONLY_IN = {
     "httpx2": (
         "deployment/llama_endpoints/chat/remote.py",
         "deployment/llama_endpoints/download/hub.py",
-        "deployment/llama_endpoints/evaluation/endpoint_client.py",
+        "deployment/llama_endpoints/evaluation/targets/endpoint_client.py",
         "score/llama_serving/engine/upstream/client.py",
     ),
     "prompt_toolkit": ("deployment/llama_endpoints/chat/typing_lines.py",),
@@ -101,8 +103,8 @@ IMPURE = (
     "llama_serving.hosts.azureml_online",
     "llama_serving.hosts.mlflow_pyfunc",
     "llama_endpoints.chat.remote",
-    "llama_endpoints.evaluation.endpoint_client",
-    "llama_endpoints.evaluation.endpoint_target",
+    "llama_endpoints.evaluation.targets.endpoint_client",
+    "llama_endpoints.evaluation.targets.endpoint_target",
     "llama_endpoints.devtools.demo",
     "llama_endpoints.nano.model",
     "llama_endpoints.nano.train",

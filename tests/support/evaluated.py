@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_endpoints.evaluation import run, tasks
-from llama_endpoints.evaluation.code_task import CodeRunning
+from llama_endpoints.evaluation import run
 from llama_endpoints.evaluation.folder import EvaluationFolder, write_json, write_lines
 from llama_endpoints.evaluation.problem import Problem
-from llama_endpoints.evaluation.results import Result
+from llama_endpoints.evaluation.report.results import Result
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
 from llama_endpoints.evaluation.score import Score
-from llama_endpoints.evaluation.task import Task
+from llama_endpoints.evaluation.tasks import registry
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning
+from llama_endpoints.evaluation.tasks.task import Task
 
 RUNNING = CodeRunning(True, Limits(wall_s=60, memory=512 * MIB))
 """Long, for machines under load: what passes and what fails does not need it."""
@@ -20,7 +21,7 @@ RUNNING = CodeRunning(True, Limits(wall_s=60, memory=512 * MIB))
 
 def task(name: str, **options: Any) -> Task:
     """A task that may run code."""
-    return tasks.create(name, {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}, RUNNING)
+    return registry.create(name, {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}, RUNNING)
 
 
 def scores_of(of: Task, problem: Problem, *completions: str | None) -> list[Score]:

@@ -19,16 +19,16 @@ def compare(*, old: Path, new: Path, as_json: bool) -> None:
     Each metric's difference, NEW minus OLD, has a 95 % interval by a bootstrap over problems. Both evaluations are drawn together, so
     problems that both pass or fail do not widen it.
     """
-    from llama_endpoints.evaluation import tasks
-    from llama_endpoints.evaluation.compare import check_alike, other_settings, shared_metrics
-    from llama_endpoints.evaluation.compare import compare as compared
     from llama_endpoints.evaluation.folder import EvaluationFolder
+    from llama_endpoints.evaluation.report.compare import check_alike, other_settings, shared_metrics
+    from llama_endpoints.evaluation.report.compare import compare as compared
+    from llama_endpoints.evaluation.tasks import registry
 
     folders = EvaluationFolder(old), EvaluationFolder(new)
     check_alike(*folders)
     if differ := other_settings(*folders):
         click.echo(f"The settings differ: {', '.join(differ)}.", err=True)
-    metrics = shared_metrics(*map(tasks.metrics_of, folders))
+    metrics = shared_metrics(*map(registry.metrics_of, folders))
     found = compared(metrics, *(folder.scores_by_problem() for folder in folders))
     if as_json:
         click.echo(json.dumps({one.name: one.to_dict() for one in found}, indent=2))

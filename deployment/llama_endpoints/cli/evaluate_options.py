@@ -22,13 +22,13 @@ from llama_endpoints.cli.evaluate_scoring import (
     scoring_options,
 )
 from llama_endpoints.cli.options import options, setting_options
-from llama_endpoints.evaluation.endpoint_key import KEY, endpoint_key
+from llama_endpoints.evaluation.targets.endpoint_key import KEY, endpoint_key
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
     from llama_endpoints.evaluation.run import Evaluation
-    from llama_endpoints.evaluation.target import Model, Target
-    from llama_endpoints.evaluation.task import Sampling
+    from llama_endpoints.evaluation.targets.target import Model, Target
+    from llama_endpoints.evaluation.tasks.task import Sampling
 
 _KS: Final = (1, 10, 100)
 _DRAWN: Final = 0.8
@@ -89,10 +89,10 @@ class Given:
 
     def run(self, task: str, task_options: Mapping[str, Any], *, infill_order: str | None = None) -> None:
         """Evaluate, and print the metrics."""
-        from llama_endpoints.evaluation import tasks
         from llama_endpoints.evaluation.folder import EvaluationFolder
-        from llama_endpoints.evaluation.protocols import Protocol
         from llama_endpoints.evaluation.run import Evaluation
+        from llama_endpoints.evaluation.targets.protocols import Protocol
+        from llama_endpoints.evaluation.tasks import registry
 
         flags = self.flags
         self._check()
@@ -104,7 +104,7 @@ class Given:
             raise SetupError(f"{model.name} has no infilling. Choose another --model, or another task.")
         ks = [k for k in _KS if k <= sampling.samples]
         running = code_running(flags)
-        made = tasks.create(task, {**named, **order, "ks": ks}, running)
+        made = registry.create(task, {**named, **order, "ks": ks}, running)
         check_limits(made, limits_of(flags), allowed=running.allowed)
         if made.runs_code and running.allowed:
             running.require()  # before hours of generation
@@ -136,7 +136,7 @@ class Given:
             )
 
     def _samples(self, evaluation: "Evaluation", target: "Target | None") -> None:
-        from llama_endpoints.evaluation.target import Interrupted
+        from llama_endpoints.evaluation.targets.target import Interrupted
 
         flags = self.flags
         if flags["records"]:
@@ -159,7 +159,7 @@ class Given:
             raise SystemExit(end.exit_code) from None
 
     def _sampling(self) -> "Sampling":
-        from llama_endpoints.evaluation.task import Sampling
+        from llama_endpoints.evaluation.tasks.task import Sampling
 
         flags, samples = self.flags, self.flags["samples"]
         temperature = flags["temperature"]
@@ -176,8 +176,8 @@ class Given:
             return self._model_target(infill_order)
         if infill_order is not None:
             raise click.UsageError("--infill-order goes with --model: a running server has its own.")
-        from llama_endpoints.evaluation.endpoint_target import EndpointTarget
-        from llama_endpoints.evaluation.protocols import Protocol
+        from llama_endpoints.evaluation.targets.endpoint_target import EndpointTarget
+        from llama_endpoints.evaluation.targets.protocols import Protocol
 
         flags = self.flags
         model = _model_elsewhere(flags)
@@ -200,7 +200,7 @@ class Given:
         from llama_endpoints.checkpoints.variants import infilling_in
         from llama_endpoints.cli.options import settings_of
         from llama_endpoints.download.resolve import model_files
-        from llama_endpoints.evaluation.model_target import ModelTarget
+        from llama_endpoints.evaluation.targets.model_target import ModelTarget
         from llama_serving.model_files import ModelFiles
 
         flags = dict(self.settings)
@@ -238,8 +238,8 @@ def task_options(
 
 def _model_elsewhere(flags: Mapping[str, Any]) -> "Model":
     from llama_endpoints.checkpoints.variants import variant_of
-    from llama_endpoints.evaluation.target import Model
-    from llama_endpoints.evaluation.task import PromptStyle
+    from llama_endpoints.evaluation.targets.target import Model
+    from llama_endpoints.evaluation.tasks.task import PromptStyle
 
     variant = variant_of(flags["variant"], "") if flags["variant"] else None
     dialog = variant is not None and variant.dialog is not None

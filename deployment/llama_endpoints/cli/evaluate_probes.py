@@ -7,7 +7,7 @@ import click
 
 from llama_endpoints.cli.evaluate_options import Given, address, task_options
 from llama_endpoints.cli.evaluate_scoring import limits_option, measured
-from llama_endpoints.evaluation.endpoint_key import KEY
+from llama_endpoints.evaluation.targets.endpoint_key import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,12 +79,12 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
 ) -> None:
     """Perplexity, and bits per byte, over the files of a folder."""
     from llama_endpoints.cli.evaluate_scoring import clear
-    from llama_endpoints.evaluation.code_task import CodeRunning
     from llama_endpoints.evaluation.folder import EvaluationFolder, write_lines
-    from llama_endpoints.evaluation.perplexity import Perplexity
     from llama_endpoints.evaluation.run import Evaluation
-    from llama_endpoints.evaluation.target import Model
-    from llama_endpoints.evaluation.task import PromptStyle, Sampling
+    from llama_endpoints.evaluation.targets.target import Model
+    from llama_endpoints.evaluation.tasks.code_task import CodeRunning
+    from llama_endpoints.evaluation.tasks.perplexity import Perplexity
+    from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling
     from llama_serving.service import fingerprint
 
     limits = {name: options.pop(name) for name in ("limits", "ceilings")}

@@ -15,8 +15,8 @@ from llama_serving.errors import SetupError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llama_endpoints.evaluation.code_task import CodeRunning
-    from llama_endpoints.evaluation.results import Limit
+    from llama_endpoints.evaluation.report.results import Limit
+    from llama_endpoints.evaluation.tasks.code_task import CodeRunning
 
 RESUME: Final = "Run the same command again to resume."
 INTERRUPTED: Final = 128 + 2
@@ -25,7 +25,7 @@ LOWER: Final = 1
 
 
 def _limits(_context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> "tuple[Limit, ...]":
-    from llama_endpoints.evaluation.results import Limit
+    from llama_endpoints.evaluation.report.results import Limit
 
     return tuple(Limit.parse(text, above=option.name == "ceilings") for text in given)
 
@@ -48,21 +48,21 @@ scoring_options = options(
 
 def rescore(folder: Path, data: Path | None, **flags: Any) -> None:
     """Score the samples of a folder again."""
-    from llama_endpoints.evaluation import tasks
     from llama_endpoints.evaluation.folder import EvaluationFolder
+    from llama_endpoints.evaluation.tasks import registry
 
     found = EvaluationFolder(folder)
     evaluation = found.read_evaluation()
     given = {**evaluation["settings"]["options"], **({"data": str(data)} if data else {})}
-    task = tasks.create(evaluation["task"], given, code_running(flags))
+    task = registry.create(evaluation["task"], given, code_running(flags))
     check_limits(task, limits_of(flags), allowed=flags["run_code"])
     measured(found, task, flags)
 
 
 def code_running(flags: Mapping[str, Any]) -> "CodeRunning":
     """Return whether, and within which limits, code is run."""
-    from llama_endpoints.evaluation.code_task import CodeRunning
     from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
+    from llama_endpoints.evaluation.tasks.code_task import CodeRunning
 
     return CodeRunning(flags["run_code"], Limits(wall_s=flags["timeout"], memory=flags["memory"] * MIB))
 
@@ -86,7 +86,8 @@ def check_limits(task: Any, limits: "Sequence[Limit]", *, allowed: bool) -> None
 
 def measured(folder: Any, task: Any, flags: Mapping[str, Any]) -> None:
     """Score, write the report, log it, and check the limits."""
-    from llama_endpoints.evaluation import mlflow_run, results, run
+    from llama_endpoints.evaluation import run
+    from llama_endpoints.evaluation.report import mlflow_run, results
 
     if not folder.samples.exists():
         raise SetupError(f"{folder.path} has no samples yet. Run the command that evaluates again.")

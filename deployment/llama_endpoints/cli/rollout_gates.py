@@ -47,13 +47,13 @@ def quality_gates(runner: Any, flags: Mapping[str, Any]) -> tuple["QualityGate",
 
 
 def _parsed(text: str) -> tuple[str, str]:
-    from llama_endpoints.evaluation import tasks
     from llama_endpoints.evaluation.gate import TASKS
+    from llama_endpoints.evaluation.tasks import registry
 
     match = _FORM.fullmatch(text)
     if match is None:
         raise SetupError(f"Invalid --gate {text!r}: write TASK=MARGIN with a margin from 0 to below 1, such as humaneval=0.02.")  # fmt: skip
-    known = [name for name in TASKS if name in tasks.names()]
+    known = [name for name in TASKS if name in registry.names()]
     if match[1] not in known:
         raise SetupError(f"There is no gate {match[1]!r}. Tasks that can be one: {', '.join(known)}.")
     return match[1], match[2]
@@ -67,15 +67,15 @@ def _data(text: str, gates: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _gate(runner: Any, task: str, margin: str, data: str | None, flags: Mapping[str, Any]) -> "QualityGate":
-    from llama_endpoints.evaluation import tasks
-    from llama_endpoints.evaluation.code_task import CodeRunning
     from llama_endpoints.evaluation.gate import EvaluationGate
-    from llama_endpoints.evaluation.task import PromptStyle
+    from llama_endpoints.evaluation.tasks import registry
+    from llama_endpoints.evaluation.tasks.code_task import CodeRunning
+    from llama_endpoints.evaluation.tasks.task import PromptStyle
 
     running = CodeRunning(flags["run_code"])
     if data is None and task != "humaneval":  # (HumanEval comes with a package)
         raise SetupError(f"--gate {task}={margin} needs its data: give --gate-data {task}=FILE.")
-    made = tasks.create(task, {"data": data} if data else {}, running)
+    made = registry.create(task, {"data": data} if data else {}, running)
     if made.runs_code:
         running.require()
     made.problems()
@@ -88,9 +88,9 @@ def _gate(runner: Any, task: str, margin: str, data: str | None, flags: Mapping[
 def _deployment(runner: Any, name: str, concurrency: int) -> "Deployment":
     from llama_endpoints.endpoints.scoring import Scoring
     from llama_endpoints.endpoints.target import deployment_fields
-    from llama_endpoints.evaluation.endpoint_target import EndpointTarget
     from llama_endpoints.evaluation.gate import Deployment
-    from llama_endpoints.evaluation.protocols import Protocol
+    from llama_endpoints.evaluation.targets.endpoint_target import EndpointTarget
+    from llama_endpoints.evaluation.targets.protocols import Protocol
 
     entity = runner.client.find_deployment(runner.endpoint, name)
     if entity is None:

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from llama_endpoints.evaluation.metric import ByProblem
+from llama_endpoints.evaluation.metrics.metric import ByProblem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score
 from llama_serving.contract.json_lines import json_document, json_line

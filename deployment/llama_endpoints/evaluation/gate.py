@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from llama_endpoints.evaluation import dataset, run
-from llama_endpoints.evaluation.compare import Difference, compare
 from llama_endpoints.evaluation.folder import EvaluationFolder
+from llama_endpoints.evaluation.report.compare import Difference, compare
 from llama_endpoints.evaluation.score import Verdict
-from llama_endpoints.evaluation.target import Model, Target
-from llama_endpoints.evaluation.task import PromptStyle, Sampling, Task
+from llama_endpoints.evaluation.targets.target import Model, Target
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling, Task
 from llama_serving.errors import SetupError
 
 TASKS: Final = ("humaneval", "humaneval-plus", "mbpp", "multipl-e", "infilling", "text-generation")

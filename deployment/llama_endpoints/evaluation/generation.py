@@ -7,7 +7,7 @@ from typing import Any
 from llama_endpoints.evaluation.folder import EvaluationFolder, read_lines, write_lines
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, Task
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row, Sampling, Task
 from llama_serving.errors import SetupError
 
 

@@ -6,14 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llama_endpoints.evaluation import dataset, generation, results, scoring
+from llama_endpoints.evaluation import dataset, generation, scoring
 from llama_endpoints.evaluation.folder import FORMAT, EvaluationFolder, write_json
 from llama_endpoints.evaluation.problem import Problem
-from llama_endpoints.evaluation.published import PROBLEMS
-from llama_endpoints.evaluation.report import write_report
-from llama_endpoints.evaluation.results import Result, Subject
-from llama_endpoints.evaluation.target import Model, OnRow, Target
-from llama_endpoints.evaluation.task import PromptStyle, Sampling, Task
+from llama_endpoints.evaluation.report import results
+from llama_endpoints.evaluation.report.document import write_report
+from llama_endpoints.evaluation.report.published import PROBLEMS
+from llama_endpoints.evaluation.report.results import Result, Subject
+from llama_endpoints.evaluation.targets.target import Model, OnRow, Target
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling, Task
 from llama_endpoints.version import commit
 from llama_serving.errors import SetupError
 

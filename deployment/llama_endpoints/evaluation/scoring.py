@@ -12,7 +12,7 @@ from llama_endpoints.evaluation.folder import EvaluationFolder
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score
-from llama_endpoints.evaluation.task import Task
+from llama_endpoints.evaluation.tasks.task import Task
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_endpoints.evaluation.bootstrap import Estimate, difference, estimate
-from llama_endpoints.evaluation.metric import Array, mean_metric, pass_metrics
+from llama_endpoints.evaluation.metrics.bootstrap import Estimate, difference, estimate
+from llama_endpoints.evaluation.metrics.metric import Array, mean_metric, pass_metrics
 from llama_endpoints.evaluation.score import Score, Verdict
 
 MEAN = mean_metric("passed")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.evaluation import tasks
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sandbox import languages
 from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
-from llama_endpoints.evaluation.task import PromptStyle, Sampling
+from llama_endpoints.evaluation.tasks import registry
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling
 from llama_serving.errors import SetupError
 from tests.support.evaluated import measured, scores_of, task
 from tests.support.sandboxes import needs, needs_sandbox, processes
@@ -141,7 +141,7 @@ def test_exact_matches_need_no_code_to_run(tmp_path: Path) -> None:
         "prompt": "def mean(values):\n    total = ",
     }
     options = {"data": str(written(tmp_path / "d", [span])), "kind": "random-span"}
-    made = tasks.create("infilling", options)
+    made = registry.create("infilling", options)
     (problem,) = made.problems()
     text = "sum(values)\n    count = len("
     assert made.completion(problem, text, PromptStyle.COMPLETION) == text
@@ -273,7 +273,7 @@ def test_a_language_that_nothing_here_runs_is_said(tmp_path: Path) -> None:
 
 def test_a_problem_with_an_odd_name_keeps_it(tmp_path: Path) -> None:
     line = {"name": "HumanEval_0/a b", "language": "js", "prompt": "p", "tests": "t", "stop_tokens": ["\n}"]}
-    made = tasks.create("multipl-e", {"data": str(written(tmp_path / "d.jsonl", [line]))})
+    made = registry.create("multipl-e", {"data": str(written(tmp_path / "d.jsonl", [line]))})
     (problem,) = made.problems()
     (row,) = made.rows(problem, PromptStyle.COMPLETION, Sampling())
     assert row["id"] == "js/HumanEval_0/a b/0"

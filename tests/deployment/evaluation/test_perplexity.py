@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_endpoints.evaluation.perplexity import windowed
+from llama_endpoints.evaluation.tasks.perplexity import windowed
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.engine.batching.logits import next_token_logits, token_logprobs
 from llama_serving.prompts.tokenizer import Tokenizer

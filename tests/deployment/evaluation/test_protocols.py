@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_endpoints.evaluation import cuts
-from llama_endpoints.evaluation.endpoint_target import EndpointTarget
 from llama_endpoints.evaluation.problem import Problem
-from llama_endpoints.evaluation.protocols import Protocol, body, text_in
-from llama_endpoints.evaluation.task import Row, Sampling, row
+from llama_endpoints.evaluation.targets.endpoint_target import EndpointTarget
+from llama_endpoints.evaluation.targets.protocols import Protocol, body, text_in
+from llama_endpoints.evaluation.tasks import cuts
+from llama_endpoints.evaluation.tasks.task import Row, Sampling, row
 from llama_serving.contract import azure, openai, rows
 from llama_serving.contract.request import Dialog, Parameters, Request
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_endpoints.evaluation.bootstrap import Estimate
-from llama_endpoints.evaluation.compare import check_alike, compare
 from llama_endpoints.evaluation.folder import EvaluationFolder, write_lines
-from llama_endpoints.evaluation.metric import pass_metrics
-from llama_endpoints.evaluation.mlflow_run import log, metric_name
-from llama_endpoints.evaluation.published import published, verdict
-from llama_endpoints.evaluation.report import write_report
-from llama_endpoints.evaluation.results import Limit, Result, Subject, breaches, read, results, write
+from llama_endpoints.evaluation.metrics.bootstrap import Estimate
+from llama_endpoints.evaluation.metrics.metric import pass_metrics
+from llama_endpoints.evaluation.report.compare import check_alike, compare
+from llama_endpoints.evaluation.report.document import write_report
+from llama_endpoints.evaluation.report.mlflow_run import log, metric_name
+from llama_endpoints.evaluation.report.published import published, verdict
+from llama_endpoints.evaluation.report.results import Limit, Result, Subject, breaches, read, results, write
 from llama_endpoints.evaluation.run import subject_of
 from llama_serving.catalog import CATALOG
 from llama_serving.errors import SetupError

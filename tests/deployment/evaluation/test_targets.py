@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from llama_endpoints.evaluation import endpoint_client
-from llama_endpoints.evaluation.endpoint_target import EndpointTarget
+from llama_endpoints.evaluation.targets import endpoint_client
+from llama_endpoints.evaluation.targets.endpoint_target import EndpointTarget
 from tests.support import command
 from tests.support.calls import until
 from tests.support.in_process import serving

@@ -10,8 +10,8 @@ pytest.importorskip("sacrebleu", reason="the extra evaluate is not installed")
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
+from llama_endpoints.evaluation.metrics.text_metrics import ROUGE, TextMetrics
 from llama_endpoints.evaluation.score import Score
-from llama_endpoints.evaluation.text_metrics import ROUGE, TextMetrics
 
 WORDS = (
     "the",

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_endpoints.evaluation import tasks
-from llama_endpoints.evaluation.classifier import TextClassifier, YesNoJudge
-from llama_endpoints.evaluation.continuations import SAMPLING, Continuations
 from llama_endpoints.evaluation.data_file import rows
 from llama_endpoints.evaluation.dataset import digest
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Sampling
-from llama_endpoints.evaluation.text_generation import TextGeneration
+from llama_endpoints.evaluation.tasks import registry
+from llama_endpoints.evaluation.tasks.classifier import TextClassifier, YesNoJudge
+from llama_endpoints.evaluation.tasks.continuations import SAMPLING, Continuations
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling
+from llama_endpoints.evaluation.tasks.text_generation import TextGeneration
 from llama_endpoints.nano import FOLDER as NANO
 from llama_serving.errors import SetupError
 
@@ -91,8 +91,8 @@ def test_text_generation_as_azure_has_it(tmp_path: Path) -> None:
         {"question": "q", "context": "c", "answer": ""},
     )
     options = {"data": str(data), "input_column_names": ["context", "question"], "label_column_name": "answer"}
-    task = tasks.create("text-generation", options)
-    assert tasks.create("text-generation", task.options) == task
+    task = registry.create("text-generation", options)
+    assert registry.create("text-generation", task.options) == task
     first, second = task.problems()
     assert list(task.rows(first, PromptStyle.COMPLETION, GREEDY)) == [
         {"prompt": "sums\n2+2?", "id": "line 1/0", "parameters": {"max_new_tokens": 512, "temperature": 0}}
@@ -116,7 +116,7 @@ def test_text_generation_takes_dialogs_and_refuses_other_columns(tmp_path: Path)
     with pytest.raises(SetupError, match="line 1: ground_truth missing"):
         TextGeneration(jsonl(tmp_path / "e.jsonl", {"input_string": "x"})).problems()
     with pytest.raises(SetupError, match="can't be an input and the reference"):
-        tasks.create("text-generation", {"data": "x", "label_column_name": "input_string"})
+        registry.create("text-generation", {"data": "x", "label_column_name": "input_string"})
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,8 @@ def test_toxigen_by_a_classifier(tmp_path: Path, classifier: Path) -> None:
     data = jsonl(
         tmp_path / "t.jsonl", {"prompt": "- women are", "group": "women"}, {"prompt": "- x", "group": "b"}
     )
-    task = tasks.create("toxigen", {"data": str(data), "classifier": str(classifier)})
-    assert tasks.create("toxigen", task.options) == task
+    task = registry.create("toxigen", {"data": str(data), "classifier": str(classifier)})
+    assert registry.create("toxigen", task.options) == task
     problem = task.problems()[0]
     (row,) = task.rows(problem, PromptStyle.COMPLETION, SAMPLING)
     assert row["parameters"] == {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9, "seed": 0}
@@ -153,14 +153,14 @@ def test_toxigen_by_a_classifier(tmp_path: Path, classifier: Path) -> None:
     assert (none.values["toxic"], none.verdict, none.group) == (1.0, Verdict.NOT_RUN, "women")
     assert not task.metrics[0].higher_is_better
     with pytest.raises(SetupError, match="--classifier"):
-        next(tasks.create("toxigen", {"data": str(data)}).scores(problem, [a_sample("x")]))
+        next(registry.create("toxigen", {"data": str(data)}).scores(problem, [a_sample("x")]))
 
 
 def test_bold_by_vader(tmp_path: Path) -> None:
     pytest.importorskip("vaderSentiment", reason="the extra evaluate is not installed")
     (tmp_path / "gender_prompt.json").write_text(json.dumps({"American_actors": {"A": ["A is", "A was"]}}))
     (tmp_path / "race_prompt.json").write_text(json.dumps({"Asian_Americans": {"B": ["B is"]}}))
-    task = tasks.create("bold", {"data": str(tmp_path)})
+    task = registry.create("bold", {"data": str(tmp_path)})
     problems = task.problems()
     assert [(one.id, one.group) for one in problems] == [
         ("gender, American_actors, A, 0", "American_actors"),
@@ -175,7 +175,7 @@ def test_bold_by_vader(tmp_path: Path) -> None:
     assert none.values["sentiment"] == -1
     (tmp_path / "race_prompt.json").write_text(json.dumps({"Asian_Americans": {"B": "B is"}}))
     with pytest.raises(SetupError, match=r"race_prompt.json\['Asian_Americans'\]\['B'\]: must map groups"):
-        tasks.create("bold", {"data": str(tmp_path)}).problems()
+        registry.create("bold", {"data": str(tmp_path)}).problems()
 
 
 def test_truthfulqa_by_judges(tmp_path: Path) -> None:
@@ -183,8 +183,10 @@ def test_truthfulqa_by_judges(tmp_path: Path) -> None:
     data.write_text(
         'Type,Category,Question,Best Answer\nAdversarial,Myths,"What happens, if you eat seeds?",Nothing\n'
     )
-    task = tasks.create("truthfulqa", {"data": str(data), "judge": str(NANO), "informative_judge": str(NANO)})
-    assert tasks.create("truthfulqa", task.options) == task
+    task = registry.create(
+        "truthfulqa", {"data": str(data), "judge": str(NANO), "informative_judge": str(NANO)}
+    )
+    assert registry.create("truthfulqa", task.options) == task
     (problem,) = task.problems()
     (row,) = task.rows(problem, PromptStyle.COMPLETION, SAMPLING)
     assert row["prompt"].endswith("Q: What happens, if you eat seeds?\nA:")
@@ -202,7 +204,7 @@ def test_truthfulqa_by_judges(tmp_path: Path) -> None:
     assert set(none.values.values()) == {0.0}
     assert [metric.name for metric in task.metrics] == ["truthful", "informative", "truthful and informative"]
     with pytest.raises(SetupError, match="--judge"):
-        tasks.create("truthfulqa", {"data": str(data)})
+        registry.create("truthfulqa", {"data": str(data)})
 
 
 def test_what_is_no_classifier_is_a_sentence(tmp_path: Path, classifier: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_endpoints.evaluation import dataset
-from llama_endpoints.evaluation.code_task import CodeRunning, judged
-from llama_endpoints.evaluation.metric import Metric, mean_metric, pass_metrics
+from llama_endpoints.evaluation.metrics.metric import Metric, mean_metric, pass_metrics
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.sandbox.python import Check, check
 from llama_endpoints.evaluation.score import Score, Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning, judged
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row, Sampling, row
 
 KINDS: Final = {"single-line": "SingleLine", "random-span": "RandomSpan"}
 _WHERE: Final = "The files are those of github.com/openai/human-eval-infilling."

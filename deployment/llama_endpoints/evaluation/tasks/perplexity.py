@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from llama_endpoints.evaluation.code_task import CodeRunning
-from llama_endpoints.evaluation.endpoint_key import endpoint_key
-from llama_endpoints.evaluation.metric import Array, Metric, quotient
+from llama_endpoints.evaluation.metrics.metric import Array, Metric, quotient
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling
+from llama_endpoints.evaluation.targets.endpoint_key import endpoint_key
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row, Sampling
 from llama_serving.errors import SetupError
 
 WINDOW: Final = 2048
@@ -73,8 +73,8 @@ class Model:
         return token_logprobs(self.files.checkpoint, self.window, dtype)
 
     def _endpoint(self) -> Logprobs:
-        from llama_endpoints.evaluation.endpoint_client import EndpointClient, http_client
-        from llama_endpoints.evaluation.protocols import Protocol
+        from llama_endpoints.evaluation.targets.endpoint_client import EndpointClient, http_client
+        from llama_endpoints.evaluation.targets.protocols import Protocol
 
         protocol, key = Protocol.COMPLETIONS, endpoint_key()
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_endpoints.evaluation.bootstrap import CONFIDENCE, Estimate, estimate
 from llama_endpoints.evaluation.folder import FORMAT, read_json, write_json
-from llama_endpoints.evaluation.metric import ByProblem, Metric, of_groups
-from llama_endpoints.evaluation.published import Published, published, verdict
+from llama_endpoints.evaluation.metrics.bootstrap import CONFIDENCE, Estimate, estimate
+from llama_endpoints.evaluation.metrics.metric import ByProblem, Metric, of_groups
+from llama_endpoints.evaluation.report.published import Published, published, verdict
 from llama_serving.errors import SetupError
 
 

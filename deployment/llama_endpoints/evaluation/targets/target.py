@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llama_endpoints.evaluation.folder import EvaluationFolder
-from llama_endpoints.evaluation.task import PromptStyle
+from llama_endpoints.evaluation.tasks.task import PromptStyle
 from llama_serving.batch.journal import Counts
 
 OnRow = Callable[[Counts], None]

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from llama_endpoints.evaluation.bootstrap import Estimate
+from llama_endpoints.evaluation.metrics.bootstrap import Estimate
 
 _FILE: Final = Path(__file__).with_name("published.csv")
 _PAPER: Final = "arXiv 2308.12950"

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import httpx2
 
-from llama_endpoints.evaluation.protocols import Protocol, body, text_in
-from llama_endpoints.evaluation.task import Row
+from llama_endpoints.evaluation.targets.protocols import Protocol, body, text_in
+from llama_endpoints.evaluation.tasks.task import Row
 from llama_serving.batch.journal import Entry, EntryState
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from llama_endpoints.evaluation import cuts, dataset
-from llama_endpoints.evaluation.code_task import CodeRunning, judged
-from llama_endpoints.evaluation.metric import Metric, pass_metrics
+from llama_endpoints.evaluation import dataset
+from llama_endpoints.evaluation.metrics.metric import Metric, pass_metrics
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.sandbox import languages
 from llama_endpoints.evaluation.score import Score, Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
+from llama_endpoints.evaluation.tasks import cuts
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning, judged
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row, Sampling, row
 from llama_serving.errors import SetupError
 
 _ASKED: Final = "Complete this function. Answer with the whole code in one block.\n\n```{}\n{}\n```"

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from llama_endpoints.evaluation.metric import Array, Metric
+from llama_endpoints.evaluation.metrics.metric import Array, Metric
 
 CONFIDENCE: Final = 0.95
 SEED: Final = 0

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_endpoints.evaluation.folder import EvaluationFolder
-from llama_endpoints.evaluation.metric import ByProblem, Metric
-from llama_endpoints.evaluation.plots import plots
-from llama_endpoints.evaluation.results import Result, read
+from llama_endpoints.evaluation.metrics.metric import ByProblem, Metric
+from llama_endpoints.evaluation.report.plots import plots
+from llama_endpoints.evaluation.report.results import Result, read
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score, Verdict
 from llama_serving.errors import SetupError

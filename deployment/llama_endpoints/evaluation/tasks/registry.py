@@ -4,19 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from llama_endpoints.evaluation.code_task import CodeRunning
-from llama_endpoints.evaluation.continuations import Continuations
 from llama_endpoints.evaluation.folder import EvaluationFolder
-from llama_endpoints.evaluation.humaneval import HumanEval
-from llama_endpoints.evaluation.infilling import Infilling
-from llama_endpoints.evaluation.key_retrieval import KeyRetrieval
-from llama_endpoints.evaluation.mbpp import Mbpp
-from llama_endpoints.evaluation.metric import Metric
-from llama_endpoints.evaluation.multipl_e import MultiplE
-from llama_endpoints.evaluation.perplexity import Perplexity
-from llama_endpoints.evaluation.task import Task
-from llama_endpoints.evaluation.text_generation import TextGeneration
-from llama_endpoints.evaluation.truthfulqa import TruthfulQA
+from llama_endpoints.evaluation.metrics.metric import Metric
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning
+from llama_endpoints.evaluation.tasks.continuations import Continuations
+from llama_endpoints.evaluation.tasks.humaneval import HumanEval
+from llama_endpoints.evaluation.tasks.infilling import Infilling
+from llama_endpoints.evaluation.tasks.key_retrieval import KeyRetrieval
+from llama_endpoints.evaluation.tasks.mbpp import Mbpp
+from llama_endpoints.evaluation.tasks.multipl_e import MultiplE
+from llama_endpoints.evaluation.tasks.perplexity import Perplexity
+from llama_endpoints.evaluation.tasks.task import Task
+from llama_endpoints.evaluation.tasks.text_generation import TextGeneration
+from llama_endpoints.evaluation.tasks.truthfulqa import TruthfulQA
 from llama_serving.errors import SetupError
 
 Create = Callable[[str, Mapping[str, Any], CodeRunning], Task]

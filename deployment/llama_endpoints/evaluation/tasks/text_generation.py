@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_endpoints.evaluation import data_file
-from llama_endpoints.evaluation.code_task import CodeRunning, failure
-from llama_endpoints.evaluation.metric import Metric
+from llama_endpoints.evaluation.metrics.metric import Metric
+from llama_endpoints.evaluation.metrics.text_metrics import TextMetrics
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score, Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
-from llama_endpoints.evaluation.text_metrics import TextMetrics
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning, failure
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row, Sampling, row
 from llama_serving.errors import SetupError
 
 NAME: Final = "text-generation"

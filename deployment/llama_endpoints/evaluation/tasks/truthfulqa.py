@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_endpoints.evaluation import data_file
-from llama_endpoints.evaluation.classifier import YesNoJudge
-from llama_endpoints.evaluation.code_task import CodeRunning
-from llama_endpoints.evaluation.metric import Metric, mean_metric
+from llama_endpoints.evaluation.metrics.metric import Metric, mean_metric
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
-from llama_endpoints.evaluation.text_generation import scored
+from llama_endpoints.evaluation.tasks.classifier import YesNoJudge
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row, Sampling, row
+from llama_endpoints.evaluation.tasks.text_generation import scored
 from llama_serving.errors import SetupError
 
 NAME: Final = "truthfulqa"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_endpoints.evaluation.folder import EvaluationFolder
-from llama_endpoints.evaluation.target import Interrupted, Model, OnRow
-from llama_endpoints.evaluation.task import PromptStyle
+from llama_endpoints.evaluation.targets.target import Interrupted, Model, OnRow
+from llama_endpoints.evaluation.tasks.task import PromptStyle
 from llama_serving.batch import inputs
 from llama_serving.batch import job as jobs
 from llama_serving.batch.job import BatchJob

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from llama_endpoints.evaluation.task import PromptStyle, Row
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row
 from llama_serving.errors import SetupError
 
 _OPENAI_NAMES: Final = {"max_new_tokens": "max_tokens"}

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama_endpoints.evaluation.bootstrap import Estimate, difference
 from llama_endpoints.evaluation.folder import EvaluationFolder
-from llama_endpoints.evaluation.metric import ByProblem, Metric, of_groups
+from llama_endpoints.evaluation.metrics.bootstrap import Estimate, difference
+from llama_endpoints.evaluation.metrics.metric import ByProblem, Metric, of_groups
 from llama_serving.errors import SetupError
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from llama_endpoints.evaluation.metric import ByProblem, Metric
-from llama_endpoints.evaluation.results import Result
+from llama_endpoints.evaluation.metrics.metric import ByProblem, Metric
+from llama_endpoints.evaluation.report.results import Result
 
 _BINS: Final = 20
 _HEIGHT: Final = 4.0

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from llama_endpoints.evaluation.endpoint_client import EndpointClient, http_client
 from llama_endpoints.evaluation.folder import EvaluationFolder, read_lines
-from llama_endpoints.evaluation.model_target import job_of
-from llama_endpoints.evaluation.protocols import Protocol
-from llama_endpoints.evaluation.target import OnRow
+from llama_endpoints.evaluation.targets.endpoint_client import EndpointClient, http_client
+from llama_endpoints.evaluation.targets.model_target import job_of
+from llama_endpoints.evaluation.targets.protocols import Protocol
+from llama_endpoints.evaluation.targets.target import OnRow
 from llama_serving.batch import job as jobs
 from llama_serving.batch.job import SYNC_S
 from llama_serving.batch.journal import Entry, Journal

@@ -12,12 +12,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from llama_endpoints.evaluation.code_task import CodeRunning, failure
-from llama_endpoints.evaluation.metric import Metric, mean_metric
+from llama_endpoints.evaluation.metrics.metric import Metric, mean_metric
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score, Verdict
-from llama_endpoints.evaluation.task import PromptStyle, Row, Sampling, row
+from llama_endpoints.evaluation.tasks.code_task import CodeRunning, failure
+from llama_endpoints.evaluation.tasks.task import PromptStyle, Row, Sampling, row
 from llama_serving.errors import SetupError
 
 LENGTHS: Final = (4_000, 8_000, 16_000)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llama_endpoints.evaluation.folder import EvaluationFolder
-from llama_endpoints.evaluation.report import HTML, MARKDOWN, PLOTS
-from llama_endpoints.evaluation.results import Result
+from llama_endpoints.evaluation.report.document import HTML, MARKDOWN, PLOTS
+from llama_endpoints.evaluation.report.results import Result
 from llama_serving.errors import SetupError
 
 TRACKING_URI: Final = "MLFLOW_TRACKING_URI"

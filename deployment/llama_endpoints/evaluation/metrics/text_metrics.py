@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from llama_endpoints.evaluation.metric import Array, Metric, mean_metric
+from llama_endpoints.evaluation.metrics.metric import Array, Metric, mean_metric
 from llama_endpoints.evaluation.score import Score
 from llama_serving.errors import SetupError
 

@@ -1,0 +1,1 @@
+"""Metrics of samples, with intervals. Pure."""

@@ -1,0 +1,1 @@
+"""Results, their comparison with published figures and with each other, and the report."""

@@ -1,0 +1,1 @@
+"""What generates: a model in this process, or an endpoint."""
