@@ -205,8 +205,8 @@ def _shown(found: _Verdict) -> str:
             return f"; it has {len(value)} item{'' if len(value) == 1 else 's'}"
         case "maxItems":
             return f"; it has {len(value)} items, and at most {found.limit} are taken"
-        case "enum" | "const" if isinstance(value, str):
-            return "; it is another one"
+        case "enum" | "const" | "pattern" if isinstance(value, str):
+            return "; it is another one" if found.keyword != "pattern" else ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f", not {json.dumps(value)}"
     return f", not {kind_of(value)}"
