@@ -31,6 +31,7 @@ BODIES: Final[Mapping[str, Asked]] = {
     "ids": ("/v1/completions", {"prompt": [1, 300, 301], **SAMPLED, "stop_token_ids": [13], "ignore_eos": True}),
     "held": ("/v1/completions", {"prompt": PROMPT, **SAMPLED, "n": 2, "stop": ["zq"], "logit_bias": {"300": 1}, "structured_outputs": {"regex": "[a-z]{1,9}"}}),
     "biased": ("/v1/completions", {"prompt": PROMPT, **SAMPLED, "logit_bias": {"300": 3.5, "13": -100}, "prompt_logprobs": 1}),
+    "shortened": ("/v1/completions", {"prompt": PROMPT, **SAMPLED, "truncate_prompt_tokens": 3}),
     "nothing": ("/v1/completions", {"prompt": PROMPT, "max_tokens": 0, "echo": True, "logprobs": 0}),
     "suffix": ("/v1/completions", {"prompt": "def f(", "suffix": "):", **SAMPLED, "max_tokens": 5}),
     "chat": ("/v1/chat/completions", {"messages": CHAT, **SAMPLED, "logprobs": True, "top_logprobs": 1}),

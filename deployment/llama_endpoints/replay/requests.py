@@ -58,6 +58,7 @@ def of_prompt(text: str, receipt: Mapping[str, Any]) -> Request:
         _SHAPES.get(receipt["protocol"], ReplyShape.ROWS),
         ("prompt",),
         "parameters",
+        truncate_prompt_tokens=known["truncate_prompt_tokens"],
         stop_token_ids=frozenset(known["stop_token_ids"]),
         min_indent=known["min_indent"],
     )

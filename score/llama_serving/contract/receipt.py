@@ -23,8 +23,8 @@ _PROTOCOLS: Final[Mapping[ReplyShape, str]] = {
     ReplyShape.MESSAGE: "ollama",
     ReplyShape.CONTENT: "llama.cpp",
 }
-_APART: Final = frozenset(("stop_ids", "seed", "index", "constraint"))
-"""Sampling parameters that a receipt has under another name."""
+_APART: Final = frozenset(("stop_ids", "seed", "index", "constraint", "prompt_logprobs"))
+"""Sampling parameters that a receipt has under another name, or from the request: not every sequence has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,8 @@ def effective(request: Request, params: SamplingParams) -> dict[str, Any]:
     return {
         **sampled,
         "num_return_sequences": given.num_return_sequences or 1,
+        "prompt_logprobs": _prompt_logprobs(request),
+        "truncate_prompt_tokens": request.truncate_prompt_tokens,
         "stop": list(given.stop or ()),
         "stop_token_ids": sorted(params.stop_ids),
         "return_full_text": bool(given.return_full_text),
@@ -173,6 +175,12 @@ def effective(request: Request, params: SamplingParams) -> dict[str, Any]:
         "min_indent": request.min_indent,
         "constraint": _constraint(params.constraint),
     }
+
+
+def _prompt_logprobs(request: Request) -> int | None:
+    given = request.parameters
+    wanted = (given.prompt_logprobs, given.logprobs if request.echo_logprobs else None)
+    return max((number for number in wanted if number is not None), default=None)
 
 
 def _constraint(constraint: Constraint | None) -> dict[str, str] | None:

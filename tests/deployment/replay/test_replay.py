@@ -240,7 +240,7 @@ def test_the_prompt_in_front_of_the_text_is_no_token_of_it(service: Service) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["completion", "held", "biased", "nothing", "texts", "greedy", "llama.cpp", "ollama"]
+    "name", ["completion", "held", "biased", "shortened", "nothing", "texts", "greedy", "llama.cpp", "ollama"]
 )
 def test_a_plain_prompt_needs_no_body(service: Service, name: str) -> None:
     path, body = BODIES[name]

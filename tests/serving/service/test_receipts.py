@@ -12,7 +12,7 @@ import pytest
 
 from llama_endpoints.replay.claims import claims
 from llama_serving.contract import llamacpp, openai
-from llama_serving.contract.receipt import of_ids
+from llama_serving.contract.receipt import effective, of_ids
 from llama_serving.contract.request import Request
 from llama_serving.contract.validation import validate
 from llama_serving.engine.base import EngineStats
@@ -125,6 +125,32 @@ def test_every_sampling_parameter_is_in_it(service: Service) -> None:
     names = {apart.get(one.name, one.name) for one in fields(SamplingParams)} - {"seed", "index"}
     assert names <= receipt["parameters"].keys()
     assert receipt["parameters"]["constraint"] == {"kind": "regex", "text": "(?:[a-z]){1,9}"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt_logprobs": 3},
+        {"echo": True, "logprobs": 3},
+        {"prompt_logprobs": 3, "echo": True, "logprobs": 1},
+    ],
+)
+def test_the_prompts_log_probabilities_are_named_in_every_sequence(given: dict[str, Any]) -> None:
+    """Though they are computed once, with the first."""
+    request = openai.parse({"prompt": PROMPT, **given})
+    for prompt_logprobs in (3, None):
+        params = SamplingParams(max_new_tokens=1, prompt_logprobs=prompt_logprobs)
+        assert effective(request, params)["prompt_logprobs"] == 3
+
+
+def test_a_shortened_prompt_says_to_what(service: Service) -> None:
+    for kept in (3, -1, 999):
+        body = {"prompt": PROMPT, **SAMPLED, "truncate_prompt_tokens": kept}
+        receipt = claims(answered(service, "/v1/completions", body))[0].receipt
+        assert receipt["parameters"]["truncate_prompt_tokens"] == kept
+    assert (
+        claims(answered(service, *BODIES["greedy"]))[0].receipt["parameters"]["truncate_prompt_tokens"] is None
+    )
 
 
 def test_a_seed_is_drawn_where_none_is_given(service: Service) -> None:
