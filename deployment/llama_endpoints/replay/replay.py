@@ -1,13 +1,15 @@
 """Runs a request again and compares the results with its receipts."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llama_endpoints.replay.claims import Claim
+from llama_endpoints.replay.messages import Message
 from llama_endpoints.replay.requests import one_of
 from llama_endpoints.replay.verdict import Difference, Place, Verdict, first_difference, split
 from llama_serving.contract import receipt as receipts
+from llama_serving.contract import tools
 from llama_serving.contract.request import Generation, Request
 from llama_serving.errors import SetupError
 from llama_serving.prompts.tokenizer import TextDecoder, Tokenizer
@@ -100,8 +102,7 @@ class Replayer:
         found = generation.receipt.to_dict()
         found["prompt"]["index"] = receipt["prompt"]["index"]
         claimed, environment = split(receipt, found)
-        if claim.text not in (None, generation.full_text):
-            claimed += (Difference("text", "another text", "the replay's"),)
+        claimed += tuple(_said_otherwise(alone, claim, generation))
         if claim.token_ids not in (None, generation.token_ids):
             claimed += (Difference("token_ids", "other ids", "the replay's"),)
         first = self._place(alone, claim, generation)
@@ -119,6 +120,20 @@ class Replayer:
             before = len(prepared.prompt.before) if alone.parameters.return_full_text else 0
             token = _token_at(generation.token_ids, self._service.tokenizer, character - before)
         return None if character is None and token is None else Place(character, token)
+
+
+def _said_otherwise(alone: Request, claim: Claim, generation: Generation) -> Iterator[Difference]:
+    """Yield what the claim's answer says and the replay does not: its text, and its calls where it is a chat's."""
+    found = Message(generation.full_text)
+    if claim.calls is None:
+        if claim.text is None:
+            return
+    elif alone.tools is not None:
+        found = Message.of(tools.message(generation, alone.tools), "message")
+    if claim.text != found.content:
+        yield Difference("text", "another text", "the replay's")
+    if (claim.calls or ()) != found.calls:
+        yield Difference("tool_calls", "other calls", "the replay's")
 
 
 def _token_at(ids: Sequence[int], tokenizer: Tokenizer, character: int) -> int | None:
