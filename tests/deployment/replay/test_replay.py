@@ -249,6 +249,27 @@ def test_a_plain_prompt_needs_no_body(service: Service, name: str) -> None:
     assert verdict.identical, verdict
 
 
+def respelled(value: Any, number: Any) -> Any:
+    """A receipt with its whole numbers written as integers, or as floats."""
+    if isinstance(value, dict):
+        return {name: respelled(one, number) for name, one in value.items()}
+    if isinstance(value, list):
+        return [respelled(one, number) for one in value]
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value)
+    return number(value) if whole and value < 2**53 else value
+
+
+@pytest.mark.parametrize("number", [int, float])
+def test_another_writer_of_json_changes_nothing(service: Service, number: Any) -> None:
+    """One that writes 1.0 as 1, or 1 as 1.0."""
+    body = {"prompt": PROMPT, **SAMPLED, "frequency_penalty": -1, "logit_bias": {"300": -1}, "n": 2}
+    for claim in claims(answered(service, "/v1/completions", body)):
+        (written,) = claims(respelled(dict(claim.receipt), number))
+        for request in (of_prompt(PROMPT, written.receipt), of_body(with_receipt(body), "openai")):
+            verdict = Replayer(service).replay(request, written)
+            assert verdict.identical, verdict
+
+
 @given(
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda some: st.dictionaries(st.text(), some)
