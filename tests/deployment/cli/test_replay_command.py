@@ -12,7 +12,7 @@ from tests.support.receipts import BODIES, CHAT, PROMPT, SAMPLED, with_receipt
 
 GIVEN: Final = {"max_new_tokens": 5, "temperature": 1.2}
 ROWS: Final[list[dict[str, Any]]] = [
-    {"input_string": PROMPT, "id": 1},
+    {"input_string": PROMPT, "id": 1, "note": {"receipt": "R-123"}},
     {"messages": CHAT, "temperature": 1.1, "max_tokens": 4, "n": 2},
     {"prefix": "def f(", "suffix": "):", "parameters": {"seed": 5, "top_k": 3}},
     {"input_string": "", "id": "a bad row"},
@@ -77,6 +77,7 @@ def test_the_receipt_decides_how_it_is_computed(answer: tuple[Path, Path], tmp_p
     [
         ("{}", "There is no receipt in the document"),
         ("{", "can't be read as JSON"),
+        ("data: [DONE]", "Its server-sent events have no data"),
         ('{"receipt": {"format": 2}}', "The receipt is not valid. `reproducible` is missing"),
     ],
 )
