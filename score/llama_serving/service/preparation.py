@@ -132,7 +132,7 @@ class RequestPreparer:
 
     def _logit_bias(self, request: Request) -> tuple[tuple[int, float], ...]:
         biases, vocab = request.parameters.logit_bias or (), self._variant.shape.vocab
-        outside = next((token for token, _ in biases if token >= vocab), None)
+        outside = next((token for token, _ in biases if not 0 <= token < vocab), None)
         if outside is not None:
             raise self._bad(request, "logit_bias", f"the token id {outside} is outside the vocabulary, which has the ids 0 to "
                             f"{vocab - 1}")  # fmt: skip
