@@ -9,6 +9,7 @@
     ├── BodyTooLarge           413  body_too_large
     ├── UnsupportedMediaType   415  unsupported_media_type
     ├── QueueFull              429  queue_full           + Retry-After
+    ├── RateLimited            429  rate_limit_exceeded  + Retry-After
     ├── InternalError          500  internal_error
     ├── Unavailable            503  unavailable          + Retry-After
     └── DeadlineExceeded       504  deadline_exceeded
@@ -145,6 +146,14 @@ class QueueFull(ServingError):
 
     status = 429
     default_code = "queue_full"
+    openai_type = "rate_limit_error"
+
+
+class RateLimited(ServingError):
+    """The limit of the client's key is reached."""
+
+    status = 429
+    default_code = "rate_limit_exceeded"
     openai_type = "rate_limit_error"
 
 

@@ -60,6 +60,10 @@ class Settings:
         max_body: bytes of a request's body.
         max_prompts: prompts in one request.
         api_keys: keys of our own server (other hosts have authentication in front of them).
+        named_keys: the file of keys with names and limits, YAML or JSON; read again on SIGHUP.
+        audit: the file that gets a JSON line for each request of our own server.
+        audit_fsync: lines of the audit are forced onto the disk.
+        audit_max_bytes: size at which the audit's file is renamed and a new one begun.
         cors_origins: origins whose pages may call our own server from a browser; `*` is all.
         page: our own server has a page for browsers at `/`.
         log_prompts: prompts may be written to the log.
@@ -96,6 +100,10 @@ class Settings:
     max_body: int = 4 * 1024 * 1024
     max_prompts: int = 64
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    named_keys: str | None = None
+    audit: str | None = None
+    audit_fsync: bool = False
+    audit_max_bytes: int = 256 << 20
     cors_origins: tuple[str, ...] = ()
     page: bool = True
     log_prompts: bool = False
@@ -226,6 +234,15 @@ def _program(name: str, text: str) -> str:
     return text
 
 
+def _path(example: str) -> Callable[[str, str], str]:
+    def parse(name: str, text: str) -> str:
+        if not re.fullmatch(r"[^\x00-\x1f-][^\x00-\x1f]*", text) or text.endswith("/"):
+            raise _unusable(name, text, f"the path of a file, such as {example}")
+        return text
+
+    return parse
+
+
 def _boolean(name: str, text: str) -> bool:
     values = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in values:
@@ -284,6 +301,10 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "max_body": _integer(1024, 1 << 30),
     "max_prompts": _integer(1, 4096),
     "api_keys": _keys,
+    "named_keys": _path("/etc/llama/keys.yml"),
+    "audit": _path("/var/log/llama/audit.jsonl"),
+    "audit_fsync": _boolean,
+    "audit_max_bytes": _bytes,
     "cors_origins": _origins,
     "page": _boolean,
     "log_prompts": _boolean,

@@ -5,6 +5,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from llama_endpoints.cli.audit import audit
 from llama_endpoints.cli.batch import batch
 from llama_endpoints.cli.chat import chat
 from llama_endpoints.cli.deploy import deploy
@@ -20,6 +21,7 @@ from llama_endpoints.cli.replay import replay
 from llama_endpoints.cli.rollout import rollout
 from llama_endpoints.cli.score import score
 from llama_endpoints.cli.serve import serve
+from llama_endpoints.cli.usage import usage
 from llama_endpoints.cli.validate import validate
 from llama_endpoints.version import full_version
 from llama_serving.errors import SetupError
@@ -76,6 +78,7 @@ def main() -> None:
 
 
 for _command in (
-    batch, chat, deploy, evaluate, fetch, models, package, plan, prompt, render, replay, rollout, score, serve, validate, *COMMANDS,
+    audit, batch, chat, deploy, evaluate, fetch, models, package, plan, prompt, render, replay, rollout, score, serve, usage,
+    validate, *COMMANDS,
 ):  # fmt: skip
     main.add_command(_command)

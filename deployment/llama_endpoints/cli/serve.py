@@ -21,7 +21,8 @@ def serve(
     \b
     Paths: /score, /invocations, /v1/completions, /v1/chat/completions, /v1/models,
     /health/live, /health/ready, /ping, /version, /metrics, /openapi.json.
-    Keys:  LLAMA_API_KEYS or LLAMA_API_KEYS_FILE; required unless --host is local.
+    Keys:  LLAMA_API_KEYS, LLAMA_API_KEYS_FILE or LLAMA_NAMED_KEYS (SIGHUP reads that again);
+           required unless --host is local.
     Stop:  SIGTERM or Ctrl-C finishes running requests; a second one cancels them.
     """  # noqa: D301  (click reads the backspace character as "do not wrap")
     from llama_endpoints.download.resolve import model_files

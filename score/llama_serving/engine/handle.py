@@ -55,6 +55,7 @@ class Handle:
         self._reason: FinishReason | None = None
         self._error: ServingError | None = None
         self._cancelled = False
+        self._when_over: list[Callable[[Handle], None]] = []
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -142,6 +143,14 @@ class Handle:
             with self._changed:
                 self._waiter = None
 
+    def when_over(self, tell: "Callable[[Handle], None]") -> None:
+        """Call `tell` once the sequence has ended: on the engine's thread, or now if it has. It must not block or raise."""
+        with self._changed:
+            if not self._ended:
+                self._when_over.append(tell)
+                return
+        tell(self)
+
     def wait(self) -> None:
         """Block until the sequence ends, without waking for each token."""
         with self._over:
@@ -171,6 +180,7 @@ class Handle:
                 self._reason = reason
                 self._over.notify_all()
                 _wake([self._notify(), self._end_waiter])
+        self._tell()
 
     def fail(self, error: ServingError) -> None:
         """End this sequence with an error (engine only)."""
@@ -179,6 +189,12 @@ class Handle:
                 self._error = error
                 self._over.notify_all()
                 _wake([self._notify(), self._end_waiter])
+        self._tell()
+
+    def _tell(self) -> None:
+        tells, self._when_over = self._when_over, []
+        for tell in tells:
+            tell(self)
 
     @property
     def _ended(self) -> bool:

@@ -120,4 +120,6 @@ def _load() -> Service:
         _log.warning("LLAMA_API_KEYS has no effect here: on Azure ML the endpoint checks keys")
     if settings.traces != "off":
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
+    if settings.named_keys is not None or settings.audit is not None:
+        _log.warning("LLAMA_NAMED_KEYS and LLAMA_AUDIT have no effect here: only our own server has them")
     return Service.start(ModelFiles.deployed(), settings)

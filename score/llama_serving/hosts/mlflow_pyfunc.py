@@ -141,6 +141,8 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
             _log.warning("LLAMA_API_KEYS has no effect here: MLflow's server does not check keys")
         if settings.traces != "off":
             _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
+        if settings.named_keys is not None or settings.audit is not None:
+            _log.warning("LLAMA_NAMED_KEYS and LLAMA_AUDIT have no effect here: only our own server has them")
         self._service = _service(ModelFiles.read(Path(context.artifacts[ARTIFACT])), settings)
         if SERVER in sys.modules:
             mlflow_thread_pool.widen(settings.max_num_seqs + settings.queue + 4)

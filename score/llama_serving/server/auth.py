@@ -1,33 +1,12 @@
-"""Authentication by one of the operator's keys, in either of two headers."""
+"""Which addresses need a key."""
 
-import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
 
-from llama_serving.errors import SetupError, Unauthorized
+from llama_serving.errors import SetupError
 
 
-def check(given: Mapping[str, str], keys: Sequence[str]) -> None:
-    """Accept a request with a key in `Authorization: Bearer` or `api-key`.
-
-    All keys are compared completely, in constant time, so that timing reveals nothing about them.
-
-    Raises:
-        Unauthorized: the key is missing or wrong.
-    """
-    if not keys:
-        return
-    scheme, _, token = given.get("authorization", "").partition(" ")
-    offered = token.strip() if scheme.lower() == "bearer" else given.get("api-key", "")
-    # Starlette decodes headers as latin-1.
-    matches = [hmac.compare_digest(offered.encode("latin-1"), key.encode()) for key in keys]
-    if not any(matches):
-        raise Unauthorized(
-            "This server needs a key. Send one of its keys in the header Authorization: Bearer KEY, or in api-key."
-        )
-
-
-def check_address(host: str, keys: Sequence[str], *, open_to_all: bool) -> None:
+def check_address(host: str, keys: Sequence[object], *, open_to_all: bool) -> None:
     """Require a key unless the server is only reachable from this machine.
 
     Raises:
@@ -36,7 +15,7 @@ def check_address(host: str, keys: Sequence[str], *, open_to_all: bool) -> None:
     if keys or open_to_all or _is_loopback(host):
         return
     raise SetupError(
-        f"Without a key, anybody who reaches {host} could use this server. Set LLAMA_API_KEYS (or LLAMA_API_KEYS_FILE), "
+        f"Without a key, anybody who reaches {host} could use this server. Set LLAMA_API_KEYS, LLAMA_API_KEYS_FILE or LLAMA_NAMED_KEYS, "
         "give --host 127.0.0.1, or give --open-to-all."
     )
 

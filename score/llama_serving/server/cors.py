@@ -6,7 +6,9 @@ from typing import Final
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-READABLE: Final = ("x-request-id", "retry-after")
+from llama_serving.server.accounts import accounts
+
+READABLE: Final = ("x-request-id", "retry-after", *accounts.HEADERS)
 """Response headers that a page may read besides the usual ones."""
 KEPT_S: Final = 600
 """Seconds that a browser may cache the permission."""

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from llama_serving.engine.handle import Handle
+from llama_serving.server.accounts.usage import Usage
 from llama_serving.server.lifecycle import Lifecycle, Phase
 
 FIRST_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
@@ -18,9 +19,10 @@ WHOLE_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 
 class Metrics:
     """The counters of one server."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, usage: Usage | None = None) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Engine(lifecycle))
+        self._registry.register(_Keys(usage or Usage()))
         self._requests = Counter(
             "llama_requests", "Requests by route and status.", ("route", "code"), registry=self._registry
         )
@@ -106,3 +108,26 @@ class _Engine(Collector):
             "llama_accepted_tokens", "Guessed tokens that were right.", stats.accepted_tokens
         )
         yield CounterMetricFamily("llama_engine_steps", "Forward passes.", stats.steps)
+
+
+class _Keys(Collector):
+    """Usage by key, read when it is scraped. There are at most `MOST_NAMES` keys and `other`."""
+
+    _METRICS: Final = (
+        ("requests", "Requests that may generate, by key."),
+        ("errors", "Such requests that ended with an error, by key."),
+        ("blocks", "Such requests that a content filter blocked, by key."),
+        ("prompt_tokens", "Prompt tokens of ended requests, by key."),
+        ("completion_tokens", "Tokens generated for ended requests, by key."),
+    )
+
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
+
+    def collect(self) -> Iterator[Metric]:
+        by_key = self._usage.by_key()
+        for name, meaning in self._METRICS:
+            family = CounterMetricFamily(f"llama_key_{name}", meaning, labels=("key",))
+            for key, counts in by_key.items():
+                family.add_metric((key,), getattr(counts, name))
+            yield family

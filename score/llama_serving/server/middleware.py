@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_serving.faults import as_serving_error
-from llama_serving.server import auth
+from llama_serving.server.accounts.accounts import Accounts
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.page import is_asked_for, page
 from llama_serving.server.protocols import KNOWN, ROOT, spoken_at
@@ -44,12 +44,12 @@ class RequestMiddleware:
     Args:
         app: the routes.
         metrics: count the answers.
-        allowed: keys; without any, none is needed.
+        accounts: have the keys.
         has_page: browsers get the page at `/`, which needs no key.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, allowed: tuple[str, ...], *, has_page: bool) -> None:
-        self._app, self._metrics, self._allowed, self._has_page = app, metrics, allowed, has_page
+    def __init__(self, app: ASGIApp, metrics: Metrics, accounts: Accounts, *, has_page: bool) -> None:
+        self._app, self._metrics, self._accounts, self._has_page = app, metrics, accounts, has_page
         self._pacer = StartPacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +74,7 @@ class RequestMiddleware:
             if not _is_probe(scope):
                 await self._pacer.wait()
                 if answer is not page:
-                    auth.check(headers, self._allowed)
+                    scope["state"]["key"] = self._accounts.authenticate(headers)
             await answer(scope, receive, sending)
         except ClientDisconnect:
             pass

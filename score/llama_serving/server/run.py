@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +16,9 @@ from fastapi import FastAPI
 from llama_serving.contract.request import Request
 from llama_serving.errors import SetupError
 from llama_serving.server import auth, cors
+from llama_serving.server.accounts import meter
+from llama_serving.server.accounts.accounts import Accounts
+from llama_serving.server.accounts.metering import Metering
 from llama_serving.server.app import routes
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
@@ -64,9 +68,11 @@ def serve(
         The process's exit code: 0 after draining, 1 if the engine died.
 
     Raises:
-        SetupError: the address needs a key or is taken, traces cannot be sent, or the model cannot be loaded.
+        SetupError: the address needs a key or is taken, traces cannot be sent, or the model, the file of keys or the
+            audit cannot be used.
     """
-    auth.check_address(binding.host, settings.api_keys, open_to_all=binding.open_to_all)
+    keys = settings.api_keys or (settings.named_keys or ())
+    auth.check_address(binding.host, keys, open_to_all=binding.open_to_all)
     return asyncio.run(_serve(load, settings, binding, options or Options(), traces_of(settings)))
 
 
@@ -78,6 +84,8 @@ async def _serve(
     traces: "Traces | None",
 ) -> int:
     assembly = Assembly.of(load, settings, binding, options, traces)
+    if settings.named_keys is not None:
+        signal.signal(signal.SIGHUP, assembly.server.handle_exit)
     try:
         code = await assembly.run()
     finally:
@@ -114,6 +122,7 @@ class Assembly:
     server: DrainingServer
     end: ServerEnd
     listening: socket.socket
+    accounts: Accounts
 
     @classmethod
     def of(
@@ -127,9 +136,9 @@ class Assembly:
         """Put a server together.
 
         Raises:
-            SetupError: the address is taken.
+            SetupError: the address is taken, or the file of keys or the audit cannot be used.
         """
-        end = ServerEnd()
+        end, listening = ServerEnd(), bound_socket(binding.host, binding.port)
 
         def loaded() -> Service:
             service = load()
@@ -140,13 +149,15 @@ class Assembly:
                     traces.generated(request, sequence, service.variant.name)
 
             service.on_end = ended
+            meter.follow(service)
             return service
 
+        accounts = Accounts.of(settings)
         lifecycle = Lifecycle(loaded, end.end)
-        metrics = Metrics(lifecycle)
+        metrics = Metrics(lifecycle, accounts.usage)
         app = routes(lifecycle, metrics, settings, options)
         app.router.lifespan_context = _lifespan(lifecycle)
-        inner = RequestMiddleware(app, metrics, settings.api_keys, has_page=settings.page)
+        inner = RequestMiddleware(Metering(app, accounts), metrics, accounts, has_page=settings.page)
         config = uvicorn.Config(
             OriginForm(cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)),
             host=binding.host,
@@ -161,9 +172,8 @@ class Assembly:
             ws="none",
             reset_contextvars=True,  # or the connection's next request could inherit the previous one's span
         )
-        listening = bound_socket(binding.host, binding.port)
-        end.server = DrainingServer(config, lifecycle)
-        return cls(lifecycle, end.server, end, listening)
+        end.server = DrainingServer(config, lifecycle, accounts.reload)
+        return cls(lifecycle, end.server, end, listening, accounts)
 
     async def run(self) -> int:
         """Load, serve until told to stop, and return the exit code.
@@ -171,7 +181,10 @@ class Assembly:
         Raises:
             SetupError: the model cannot be loaded; so does whatever else loading raises.
         """
-        await self.server.serve(sockets=[self.listening])
+        try:
+            await self.server.serve(sockets=[self.listening])
+        finally:
+            await asyncio.to_thread(self.accounts.close)
         if self.lifecycle.failure is not None:
             raise self.lifecycle.failure
         return self.end.code

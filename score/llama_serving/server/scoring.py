@@ -17,6 +17,7 @@ from llama_serving.contract.request import Body
 from llama_serving.errors import NotFound
 from llama_serving.faults import as_serving_error
 from llama_serving.server import body_reader
+from llama_serving.server.accounts.meter import note
 from llama_serving.server.body_reader import BodyReader
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.protocols import spoken_at
@@ -67,7 +68,7 @@ class Scoring:
                 return Response(status_code=GONE)  # only the log sees it
             except Exception as error:
                 spoken = getattr(request.state, "adapter", adapter)
-                return refusal(as_serving_error(error), request.state.request_id, spoken)
+                return refusal(note(as_serving_error(error)), request.state.request_id, spoken)
 
         return score
 
@@ -122,7 +123,7 @@ class Scoring:
                 deltas = service.astream(parsed, deadline=deadline)
                 stream = EventStream.begun(
                     adapter.events(parsed, deltas, model),
-                    refusal=lambda error: adapter.error(error, request.state.request_id),
+                    refusal=lambda error: adapter.error(note(error), request.state.request_id),
                     written=adapter.stream_format,
                     large=parsed.scores_prompt,
                 )

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
@@ -62,22 +63,31 @@ class ServerEnd:
 class DrainingServer(uvicorn.Server):
     """uvicorn, except that a first signal drains: running requests are answered.
 
-    A second signal stops the engine, so that they are refused; a third one stops immediately.
+    A second signal stops the engine, so that they are refused; a third one stops immediately. SIGHUP only reloads.
+
+    Args:
+        config: of uvicorn.
+        lifecycle: of the server.
+        reload: called at SIGHUP, in a thread.
     """
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, reload: Callable[[], None]) -> None:
         super().__init__(config)
-        self._lifecycle = lifecycle
+        self._lifecycle, self._reload = lifecycle, reload
         self._loop = asyncio.get_running_loop()
+        self._reloading: asyncio.Future[None] | None = None
         self._ending: list[asyncio.Task[None]] = []
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle another SIGTERM or SIGINT on the loop, not in the interrupted code."""
+        """Handle another SIGTERM or SIGINT, or a SIGHUP, on the loop, not in the interrupted code."""
         del frame
         self._loop.call_soon_threadsafe(self._handle_signal, sig)
 
     def _handle_signal(self, number: int) -> None:
         _log.info("%s", signal.Signals(number).name)
+        if number == signal.SIGHUP:
+            self._reloading = self._loop.run_in_executor(None, self._reload)
+            return
         steps = (self._lifecycle.drain, self._lifecycle.close)
         if len(self._ending) < len(steps):
             self._ending.append(self._loop.create_task(steps[len(self._ending)]()))

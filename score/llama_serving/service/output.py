@@ -61,6 +61,11 @@ class SequenceOutput:
         """Number of prompt tokens."""
         return len(self._prompt.token_ids)
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence ended, for logs and traces; None while it runs."""
+        return self.handle.finish_reason
+
     def pieces(self) -> Iterator[str]:
         """Yield the text as it becomes certain, with the prompt around it if that was requested."""
         yield self._begin()

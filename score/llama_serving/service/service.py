@@ -62,6 +62,10 @@ class Service:
         )
         self.on_end: Callable[[Request, SequenceOutput], None] = _ignore
         """Called for every sequence that ended, in the context of its request."""
+        self.on_begin: Callable[[Request, Sequence[PreparedInput]], None] = _ignore
+        """Called for every prepared request, in its context; a `ServingError` that it raises refuses the request."""
+        self.on_submit: Callable[[SequenceOutput, SamplingParams], None] = _ignore
+        """Called for every sequence that the engine has accepted, in the context of its request."""
         self.receipts = ReceiptWriter(variant, engine, settings, self.builder.context, files)
         self._preparer = RequestPreparer(variant, self.builder, settings)
         self._gate = threading.Semaphore(settings.max_num_seqs + settings.queue)
@@ -210,6 +214,7 @@ class Service:
     ) -> Iterator[list[list[SequenceOutput]]]:
         """Submit all sequences of a request; they are cancelled when the block ends, however it ends."""
         running: list[list[SequenceOutput]] = []
+        self.on_begin(request, inputs)
         with self._in_flight.request() as handles:
             try:
                 for index, prepared in enumerate(inputs):
@@ -221,6 +226,7 @@ class Service:
                         )
                         handles.append(sequence.handle)
                         running[-1].append(sequence)
+                        self.on_submit(sequence, params)
                 yield running
             finally:
                 for sequence in chain.from_iterable(running):
@@ -274,8 +280,8 @@ def _results(running: Sequence[Sequence[SequenceOutput]]) -> Generations:
     return tuple(tuple(sequence.result() for sequence in one) for one in running)
 
 
-def _ignore(request: Request, sequence: SequenceOutput) -> None:
-    del request, sequence
+def _ignore(one: object, other: object) -> None:
+    del one, other
 
 
 def _refuse_several(request: Request) -> None:

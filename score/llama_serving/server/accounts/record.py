@@ -1,0 +1,89 @@
+"""What is kept of one finished request: a line of the audit.
+
+It holds no text. Of what a client wrote it has numbers, and the request's id.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from llama_serving.contract.request import Request
+from llama_serving.sampling_params import SamplingParams
+
+BLOCKED: Final = "content_filter"
+"""Code of the error, or reason of the end, where a content filter blocks."""
+_NUMBERS: Final = (
+    "max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logprobs", "prompt_logprobs",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request.
+
+    Attributes:
+        time: of its arrival, in UTC.
+        key: the name of its key.
+        model: None before the model is loaded.
+        route: path.
+        status: of the answer; 499 if the client had gone before it.
+        error: code of the error, if there was one.
+        block: what a content filter blocked: `prompt` or `text`.
+        prompt_ids: identifies each prompt: SHA-256 of its token ids, as receipts have it.
+        parameters: how its sequences were sampled.
+        sequences: generated; each has read its whole prompt.
+        prompt_tokens: read by all sequences, as the engine counts them; `completion_tokens` likewise.
+        first_token_ms: from the arrival to the first token.
+        ms: from the arrival to the end of the answer and of all sequences.
+        finish_reasons: of each sequence; for one that failed, the error's code.
+    """
+
+    time: str
+    request_id: str
+    key: str
+    model: str | None
+    route: str
+    status: int
+    error: str | None = None
+    block: str | None = None
+    prompt_ids: tuple[str, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    sequences: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_ms: float | None = None
+    ms: float = 0.0
+    finish_reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON."""
+        return asdict(self)
+
+
+def timestamp(seconds: float) -> str:
+    """Return a time as ISO 8601 in UTC, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def prompt_id(token_ids: Iterable[int]) -> str:
+    """Return SHA-256 of token ids, each written as 4 bytes, the lowest first."""
+    listed = list(token_ids)
+    return hashlib.sha256(struct.pack(f"<{len(listed)}I", *listed)).hexdigest()
+
+
+def parameters_of(request: Request, params: SamplingParams) -> dict[str, Any]:
+    """Return the parameters of a request's first sequence that are numbers. Of texts only their number is told."""
+    given = request.parameters
+    return {
+        **{name: getattr(params, name) for name in _NUMBERS},
+        "seed": params.seed if params.temperature > 0 else None,
+        "num_return_sequences": given.num_return_sequences or 1,
+        "stop": len(given.stop or ()),
+        "logit_bias": len(params.logit_bias),
+        "constrained": params.constraint is not None,
+        "stream": bool(given.stream),
+    }
