@@ -13,6 +13,7 @@ from llama_serving.errors import SetupError, Unauthorized
 from llama_serving.server.accounts.accounts import Accounts
 from llama_serving.server.accounts.keys import MOST_BYTES, MOST_KEYS, KeyRing, read
 from llama_serving.server.accounts.quotas import Limits
+from tests.support.paths import ROOT
 
 SECRET = "sk-very-secret"
 DIGEST = hashlib.sha256(SECRET.encode()).hexdigest()
@@ -156,3 +157,9 @@ def test_a_key_comes_in_either_header(tmp_path: Path) -> None:
         with pytest.raises(Unauthorized):
             accounts.authenticate(bad)
     assert Accounts(KeyRing()).authenticate({}).name == "anonymous"
+
+
+def test_the_file_in_the_documentation_can_be_used(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "accounts.md").read_text(encoding="utf-8")
+    example = page.partition("```text\n- name")[2].partition("```")[0]
+    assert [key.name for key in read(file(tmp_path, f"- name{example}"))] == ["team-a", "nightly"]
