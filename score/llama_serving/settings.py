@@ -100,7 +100,7 @@ class Settings:
     max_body: int = 4 * 1024 * 1024
     max_prompts: int = 64
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    named_keys: str | None = None
+    named_keys: str | None = field(default=None, repr=False)
     audit: str | None = None
     audit_fsync: bool = False
     audit_max_bytes: int = 256 << 20

@@ -258,6 +258,7 @@ def test_every_request_has_a_line_that_tells_no_text(tmp_path: Path) -> None:
         ("/v1/completions", {"hidden_field": 1}, 400),
         ("/v1/completions", {"prompt": ["hidden", "hidden"], "max_tokens": 2, "n": 2}, 200),
         ("/api/generate", {"model": "hidden_model", "stream": False, "options": {"num_predict": 2}}, 200),
+        ("/api/generate", {"prompt": "", "stream": False}, 200),
     ]
     env = {
         "LLAMA_NAMED_KEYS": str(keys_file(tmp_path, key("team-a"))),

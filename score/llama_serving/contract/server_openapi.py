@@ -271,7 +271,7 @@ _REFUSALS: Final = {
     "408": "The body did not arrive in time",
     "413": "The body is too large",
     "415": "The body is not JSON in UTF-8",
-    "429": "The server is at its limit of requests",
+    "429": "The server is at its limit of requests, or the request's key at its own",
     "500": "Internal error",
     "503": "The engine is not available: it is loading, draining or dead",
     "504": "The deadline passed before the first token",

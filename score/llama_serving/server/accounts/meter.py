@@ -84,7 +84,8 @@ class RequestMeter:
         """
         self._model = model
         self._prompts = tuple(tuple(one.prompt.token_ids) for one in inputs)
-        self._parameters = parameters_of(request, inputs[0].params[0])
+        if inputs:  # (Ollama's clients send none to have the model loaded)
+            self._parameters = parameters_of(request, inputs[0].params[0])
         needed = sum(
             len(one.prompt.token_ids) + params.max_new_tokens for one in inputs for params in one.params
         )

@@ -44,7 +44,7 @@ class Record:
 
     time: str
     request_id: str
-    key: str
+    key: str = field(repr=False)
     model: str | None
     route: str
     status: int

@@ -145,8 +145,11 @@ def test_starts_and_rotations_continue_one_chain(
 
 def test_a_full_file_is_renamed_by_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    for number in range(3):
-        written(path, range(number, number + 1), max_bytes=1)
+    written(path, range(1), max_bytes=1)
+    with writing(path, max_bytes=1) as writer:
+        for number in range(1, 3):
+            writer.put(record(number))
+            until(lambda line=number + 1: writer.head.line == line)  # type: ignore[misc]
     names = ["a.000000000001.jsonl", "a.000000000002.jsonl", "a.jsonl"]
     assert [one.name for one in files_of(path)] == names
     with pytest.raises(BrokenChain, match=r"a\.jsonl, line 1: it is line 3 of the audit, where 2 follows"):
@@ -167,6 +170,8 @@ def test_what_a_kill_left_incomplete_is_removed_at_the_next_start(
     os.truncate(path, path.stat().st_size - cut)
     assert torn(path)
     assert numbers_in([path]) == [0, 1]
+    written(path, range(0))
+    assert not torn(path)
     written(path, range(7, 9))
     assert "incomplete" in caplog.text
     assert numbers_in([path]) == [0, 1, 7, 8]
