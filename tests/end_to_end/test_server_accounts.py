@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 from openai import OpenAI, RateLimitError
 
+from llama_serving.contract.receipt import of_ids
 from llama_serving.server.accounts.chain import links, records
-from llama_serving.server.accounts.record import prompt_id
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests.conftest import Answer, post
@@ -276,7 +276,7 @@ def test_every_request_has_a_line_that_tells_no_text(tmp_path: Path) -> None:
     assert [(one["route"], one["status"]) for one in found] == [(route, status) for route, _, status in bodies]
     for secret in ("hidden", SECRET.format("team-a")):
         assert secret not in text + scraped + "".join(one.getMessage() for one in log)
-    assert found[0]["prompt_ids"] == [prompt_id([bos, *ids])] == found[1]["prompt_ids"]
+    assert found[0]["prompt_ids"] == [of_ids([bos, *ids])] == found[1]["prompt_ids"]
     assert found[0]["parameters"]["stop"] == 1
     assert found[1]["parameters"]["seed"] == 7
     assert found[1]["parameters"]["stream"] is True

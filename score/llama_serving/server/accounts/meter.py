@@ -7,12 +7,13 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
 
+from llama_serving.contract.receipt import of_ids
 from llama_serving.contract.request import Request
 from llama_serving.engine.handle import Handle
 from llama_serving.errors import RateLimited, ServingError
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.server.accounts.quotas import DAY, SECOND, Exceeded, Quota, Unit
-from llama_serving.server.accounts.record import BLOCKED, Record, parameters_of, prompt_id, timestamp
+from llama_serving.server.accounts.record import BLOCKED, Record, parameters_of, timestamp
 from llama_serving.service.output import SequenceOutput
 from llama_serving.service.preparation import PreparedInput
 from llama_serving.service.service import Service
@@ -173,7 +174,7 @@ class RequestMeter:
             model=self._model,
             route=self._route,
             status=self._status or 0,
-            prompt_ids=tuple(map(prompt_id, self._prompts)),
+            prompt_ids=tuple(map(of_ids, self._prompts)),
             parameters=self._parameters,
             sequences=len(self._sequences),
             first_token_ms=round((min(firsts) - self._started) * 1e3, 1) if firsts else None,

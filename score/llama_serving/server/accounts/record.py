@@ -3,9 +3,6 @@
 It holds no text. Of what a client wrote it has numbers, and the request's id.
 """
 
-import hashlib
-import struct
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -33,7 +30,7 @@ class Record:
         status: of the answer; 499 if the client had gone before it.
         error: code of the error, if there was one.
         block: what a content filter blocked: `prompt` or `text`.
-        prompt_ids: identifies each prompt: SHA-256 of its token ids, as receipts have it.
+        prompt_ids: identifies each prompt: its digest, as receipts have it.
         parameters: how its sequences were sampled.
         sequences: generated; each has read its whole prompt.
         prompt_tokens: read by all sequences, as the engine counts them; `completion_tokens` likewise.
@@ -67,12 +64,6 @@ class Record:
 def timestamp(seconds: float) -> str:
     """Return a time as ISO 8601 in UTC, with milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def prompt_id(token_ids: Iterable[int]) -> str:
-    """Return SHA-256 of token ids, each written as 4 bytes, the lowest first."""
-    listed = list(token_ids)
-    return hashlib.sha256(struct.pack(f"<{len(listed)}I", *listed)).hexdigest()
 
 
 def parameters_of(request: Request, params: SamplingParams) -> dict[str, Any]:
