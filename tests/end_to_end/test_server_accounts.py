@@ -15,6 +15,7 @@ import pytest
 from openai import OpenAI, RateLimitError
 
 from llama_serving.contract.receipt import of_ids
+from llama_serving.server.accounts import audit
 from llama_serving.server.accounts.chain import links, records
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
@@ -287,6 +288,24 @@ def test_every_request_has_a_line_that_tells_no_text(tmp_path: Path) -> None:
     assert all(one["block"] is None for one in found)
     times = [one["time"] for one in found]
     assert times == sorted(times)
+
+
+def test_requests_whose_lines_could_not_be_kept_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    with serving({"LLAMA_AUDIT": str(path)}) as server:
+        url, body = f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1}
+        assert post(url, body).status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(audit, "MOST_WAITING", 0)
+            refused = post(url, body)
+        assert refused.status == 503
+        assert "The audit can't be written" in refused.json["error"]["message"]
+        assert int(refused.headers["retry-after"]) > 0
+        assert get(f"{server.url}/health/ready").status == 200
+        assert post(url, body).status == 200
+    assert [line["status"] for line in audited(path)] == [200, 200]
 
 
 def test_a_server_without_keys_is_audited_too(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llama_serving.faults import as_serving_error
+from llama_serving.errors import RateLimited
 from llama_serving.server.accounts.accounts import Accounts, headers
 from llama_serving.server.accounts.meter import CURRENT
 from llama_serving.server.protocols import PROTOCOLS, spoken_at
@@ -22,6 +22,7 @@ class Metering:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PROTOCOLS:
             await self._app(scope, receive, send)
             return
+        self._accounts.check()  # a request that is refused here has no meter: its record could not be kept either
         state, status = scope["state"], GONE
         meter = self._accounts.meter(state["key"], state["request_id"], scope["path"])
         CURRENT.set(meter)
@@ -35,10 +36,9 @@ class Metering:
 
         try:
             try:
-                self._accounts.check()
                 meter.admit()
-            except Exception as error:
-                ours = meter.failed(as_serving_error(error))
+            except RateLimited as error:
+                ours = meter.failed(error)
                 await refusal(ours, state["request_id"], spoken_at(scope["path"]))(scope, receive, sending)
             else:
                 await self._app(scope, receive, sending)
