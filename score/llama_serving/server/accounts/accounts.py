@@ -123,7 +123,7 @@ class Accounts:
         """Return the meter of a request that may generate."""
         with self._fewer:
             self._open += 1
-        return RequestMeter(key.name, request_id, route, self._quota(key), self._settled)
+        return RequestMeter(key.name, request_id, route, self._quotas[key.name], self._settled)
 
     @property
     def num_open(self) -> int:
@@ -142,21 +142,19 @@ class Accounts:
     def close(self) -> None:
         """Wait for the last requests, and write their records."""
         with self._fewer:
-            self._fewer.wait_for(lambda: not self._open, LAST_S)
+            if not self._fewer.wait_for(lambda: not self._open, LAST_S):
+                _log.error("%d requests have not ended: they are in no usage and no audit", self._open)
         if self._audit is not None:
             self._audit.close()
 
     def _use(self, ring: KeyRing) -> None:
-        for key in ring.keys:
+        """Take these keys. Quotas of keys that have gone stay, or removing a key for a moment would fill its quota."""
+        for key in (*ring.keys, _NOBODY):
             if key.name in self._quotas:
                 self._quotas[key.name].resize(key.limits)
-        self._ring = ring
-
-    def _quota(self, key: Key) -> Quota:
-        with self._fewer:
-            if key.name not in self._quotas:
+            else:
                 self._quotas[key.name] = Quota(key.limits, self._clock)
-            return self._quotas[key.name]
+        self._ring = ring
 
     def _settled(self, meter: RequestMeter) -> None:
         self.usage.add(meter.key, meter.counted())
