@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from openai import OpenAI, RateLimitError
 
+from llama_endpoints.devtools.servers import own_server
 from llama_serving.contract.receipt import of_ids
 from llama_serving.server.accounts import audit
 from llama_serving.server.accounts.chain import links, records
@@ -314,3 +315,26 @@ def test_a_server_without_keys_is_audited_too(tmp_path: Path) -> None:
         answer = post(f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1}, X_Request_Id="mine")
     (line,) = audited(path)
     assert (line["key"], line["status"], line["model"]) == ("anonymous", answer.status, "nano")
+
+
+# --- the process ------------------------------------------------------------------------------------
+
+
+def test_a_process_reads_keys_at_sighup_and_leaves_a_whole_chain_to_the_next(tmp_path: Path) -> None:
+    """A process: real signals, and what a kill leaves on the disk."""
+    path, lines = keys_file(tmp_path, key("a")), tmp_path / "audit.jsonl"
+    env = {"LLAMA_NAMED_KEYS": str(path), "LLAMA_AUDIT": str(lines)}
+    body = {"prompt": "a", "max_tokens": 1}
+    with own_server("nano", env=env) as server:
+        url = f"{server.url}/v1/completions"
+        assert post(url, body, api_key=SECRET.format("a")).status == 200
+        keys_file(tmp_path, key("b"))
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: post(url, body, api_key=SECRET.format("b")).status == 200)
+        assert post(url, body, api_key=SECRET.format("a")).status == 401
+        until(lambda: lines.read_text().count("\n") == 2)
+        server.process.kill()
+        server.process.wait(60)
+    with serving(env) as after:
+        assert post(f"{after.url}/v1/completions", body, api_key=SECRET.format("b")).status == 200
+    assert [(line["line"], line["key"]) for line in audited(lines)] == [(1, "a"), (2, "b"), (3, "b")]
