@@ -14,13 +14,15 @@ from urllib.parse import urlsplit
 import pytest
 from openai import OpenAI, RateLimitError
 
-from llama_endpoints.devtools.servers import own_server
+from llama_endpoints.devtools.servers import free_port, own_server
 from llama_serving.contract.receipt import of_ids
+from llama_serving.server import json_logs
 from llama_serving.server.accounts import audit
 from llama_serving.server.accounts.chain import links, records
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests.conftest import Answer, post
+from tests.support import command
 from tests.support.calls import get, until
 from tests.support.in_process import LocalServer, load_nano, logged, serving
 
@@ -177,7 +179,8 @@ def test_what_a_request_does_not_use_is_returned(tmp_path: Path, streamed: bool)
         used = ask(server, "a", max_tokens=8).json["usage"]["total_tokens"]
         ask(server, "a", max_tokens=1900, stop="\n", temperature=0, stream=streamed, n=1)
         ask(server, "a", max_tokens=4, n=16)  # as many sequences as there are, each with the prompt
-        assert ask(server, "a", max_tokens=10**6, n=2).status == 429
+        for streaming in (False, True):
+            assert ask(server, "a", max_tokens=10**6, n=2, stream=streaming).status == 429
         assert ask(server, "a", max_tokens=5, top_p=7).status == 400
         until(lambda: not server.assembly.accounts.num_open)
         spent = server.assembly.accounts.usage.by_key()["a"]
@@ -315,6 +318,29 @@ def test_a_server_without_keys_is_audited_too(tmp_path: Path) -> None:
         answer = post(f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1}, X_Request_Id="mine")
     (line,) = audited(path)
     assert (line["key"], line["status"], line["model"]) == ("anonymous", answer.status, "nano")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("LLAMA_NAMED_KEYS", "missing.yml", "missing.yml can't be read: No such file or directory."),
+        ("LLAMA_NAMED_KEYS", "empty.yml", "empty.yml holds no keys."),
+        ("LLAMA_AUDIT", "missing/audit.jsonl", "LLAMA_AUDIT=missing/audit.jsonl can't be written"),
+        ("LLAMA_AUDIT", "changed.jsonl", "The last line of the audit changed.jsonl can't be continued"),
+    ],
+)
+def test_a_start_that_cannot_succeed_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setattr(json_logs, "log_as_json", lambda: None)
+    (tmp_path / "empty.yml").touch()
+    (tmp_path / "changed.jsonl").write_text("{}\n")
+    done = command.run(
+        "serve", "--model", "nano", "--port", str(free_port("127.0.0.1")), cwd=tmp_path, env={name: value}
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- the process ------------------------------------------------------------------------------------

@@ -152,7 +152,11 @@ class Assembly:
             meter.follow(service)
             return service
 
-        accounts = Accounts.of(settings)
+        try:
+            accounts = Accounts.of(settings)
+        except SetupError:
+            listening.close()
+            raise
         lifecycle = Lifecycle(loaded, end.end)
         metrics = Metrics(lifecycle, accounts.usage)
         app = routes(lifecycle, metrics, settings, options)
