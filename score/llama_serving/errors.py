@@ -12,6 +12,7 @@
     ├── RateLimited            429  rate_limit_exceeded  + Retry-After
     ├── InternalError          500  internal_error
     ├── Unavailable            503  unavailable          + Retry-After
+    │   └── GuardUnavailable   503  guard_unavailable    + Retry-After
     └── DeadlineExceeded       504  deadline_exceeded
     SetupError                      a start that can't succeed: one sentence, exit code 2
 
@@ -166,6 +167,10 @@ class Unavailable(ServingError):
 
     status = 503
     default_code = "unavailable"
+
+
+class GuardUnavailable(Unavailable):
+    """A guard could not check the prompt or the text."""
 
 
 class DeadlineExceeded(ServingError):

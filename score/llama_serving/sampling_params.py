@@ -47,4 +47,4 @@ class SamplingParams:
     constraint: Constraint | None = None
 
 
-FinishReason = Literal["stop", "length", "deadline", "cancelled"]
+FinishReason = Literal["stop", "length", "deadline", "cancelled", "content_filter"]

@@ -66,6 +66,7 @@ class Settings:
         audit_max_bytes: size at which the audit's file is renamed and a new one begun.
         cors_origins: origins whose pages may call our own server from a browser; `*` is all.
         page: our own server has a page for browsers at `/`.
+        guards: the file of the guards that check prompts and texts, YAML or JSON; None has no guards.
         log_prompts: prompts may be written to the log.
         batch_output: how Azure's batch endpoint uses the driver's results, its `output_action`.
         batch_gpus: GPUs that one process of Azure's batch endpoint uses; None is all of the machine.
@@ -106,6 +107,7 @@ class Settings:
     audit_max_bytes: int = 256 << 20
     cors_origins: tuple[str, ...] = ()
     page: bool = True
+    guards: str | None = None
     log_prompts: bool = False
     traces: str = "off"
     batch_output: str = "append_row"
@@ -307,6 +309,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "audit_max_bytes": _bytes,
     "cors_origins": _origins,
     "page": _boolean,
+    "guards": _path("/etc/llama/guards.yml"),
     "log_prompts": _boolean,
     "traces": _choice(*TRACES),
     "batch_output": _choice("append_row", "summary_only"),

@@ -14,7 +14,11 @@ from llama_endpoints.chat.screen import Screen
 from llama_endpoints.chat.typing_lines import Input
 
 TOO_LONG: Final = ("context_exceeded", "context_length_exceeded")
-ENDS: Final = {"length": "cut off by max_tokens or the context", "deadline": "cut off by the time limit"}
+ENDS: Final = {
+    "length": "cut off by max_tokens or the context",
+    "deadline": "cut off by the time limit",
+    "content_filter": "blocked by the content filter",
+}
 
 
 def talk(
@@ -85,7 +89,7 @@ class _Progress:
         rate = (self.tokens or 0) / max(seconds, 1e-9)
         counted = "" if self.tokens is None else f"{self.tokens} tokens, {rate:.1f}/s, "
         cut_off = ENDS.get(self.reason or "")
-        more = "; /more continues" if cut_off and continues else ""
+        more = "; /more continues" if cut_off and continues and self.reason != "content_filter" else ""
         return f"{counted}{seconds:.1f} s; {cut_off or 'ended'}{more}"
 
 

@@ -12,6 +12,7 @@ from llama_endpoints.cli.deploy import deploy
 from llama_endpoints.cli.endpoint import COMMANDS
 from llama_endpoints.cli.evaluate import evaluate
 from llama_endpoints.cli.fetch import fetch
+from llama_endpoints.cli.guard import guard
 from llama_endpoints.cli.models import models
 from llama_endpoints.cli.package import package
 from llama_endpoints.cli.plan import plan
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 for _command in (
-    audit, batch, chat, deploy, evaluate, fetch, models, package, plan, prompt, render, replay, rollout, score, serve, usage,
+    audit, batch, chat, deploy, evaluate, fetch, guard, models, package, plan, prompt, render, replay, rollout, score, serve, usage,
     validate, *COMMANDS,
 ):  # fmt: skip
     main.add_command(_command)

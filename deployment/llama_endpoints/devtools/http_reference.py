@@ -15,12 +15,15 @@ from llama_serving.errors import OPENAI_CODES, ServingError
 from llama_serving.sampling_params import DEFAULT_MAX_NEW_TOKENS
 from llama_serving.server.lifecycle import Lifecycle, Phase
 from llama_serving.server.metrics import Metrics
+from llama_serving.service.guards.guards import NO_GUARDS
 
 CODES: Final[Mapping[str, str]] = {
     "competing_fields": "Two fields say the same thing with different values, or parameters stand in two places.",
+    "content_filter": "A guard blocks the prompt; the message names what was found.",
     "context_exceeded": "Prompt and completion do not fit the context.",
     "dialog_unsupported": "The model has no dialog format: a base or Python model.",
     "empty_prompt": "A prompt is empty.",
+    "guard_unavailable": "A guard could not check the prompt or the text (503).",
     "infilling_unsupported": "The model was not trained to infill.",
     "invalid_csv": "Batch: a row is not valid CSV.",
     "invalid_dialog": "The roles are in an order that the format does not have.",
@@ -81,7 +84,7 @@ def metrics() -> dict[str, str]:
         **cast("dict[str, Any]", {one.name: "" if one.type is str else 0 for one in fields(EngineStats)})
     )
     service = SimpleNamespace(
-        engine=SimpleNamespace(stats=lambda: stats), requests=lambda: (0, 0), variant=NANO
+        engine=SimpleNamespace(stats=lambda: stats), requests=lambda: (0, 0), variant=NANO, guards=NO_GUARDS
     )
     lifecycle = cast("Lifecycle", SimpleNamespace(phase=Phase.READY, loaded=service))
     text = Metrics(lifecycle).text().decode()

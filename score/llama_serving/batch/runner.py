@@ -10,7 +10,7 @@ from llama_serving.batch.windows import Todo
 from llama_serving.contract import rows
 from llama_serving.contract.request import Generations, Request
 from llama_serving.contract.rows import RowKind
-from llama_serving.errors import QueueFull, ServingError, Unavailable
+from llama_serving.errors import GuardUnavailable, QueueFull, ServingError, Unavailable
 from llama_serving.faults import as_serving_error
 from llama_serving.service.service import Service
 
@@ -25,6 +25,8 @@ MOST_FAILED_STARTS: Final = 10
 SETTLE_S: Final = 2.0
 """Seconds; longer than an engine takes to notice that its server has gone."""
 AGAIN_S: Final = 0.5
+GUARD_S: Final = 1.0
+"""Seconds before a row that a guard could not check is tried again; twice as many each time. Then the row fails, and not the job."""
 AWAY_S: Final = 600.0
 """Seconds to wait for an upstream server; for our own vLLM it is LLAMA_VLLM_START_S."""
 
@@ -72,6 +74,8 @@ async def _done(service: Service, todo: Todo) -> Entry:
         return failed(todo, todo.error or ServingError("The line could not be read."))
     try:
         generations = await _generations(service, todo.request)
+    except GuardUnavailable as error:
+        return failed(todo, error)
     except Unavailable:
         raise
     except Exception as fault:  # an error of one row belongs in its record
@@ -98,6 +102,11 @@ async def _generations(service: Service, request: Request) -> Generations:
             return await service.agenerate(request, deadline=deadline)
         except QueueFull:
             await asyncio.sleep(FULL_S)
+        except GuardUnavailable:
+            tries += 1
+            if tries == TRIES:
+                raise
+            await asyncio.sleep(GUARD_S * 2 ** (tries - 1))
         except Unavailable:
             tries += 1
             if tries == TRIES or not await _is_back(service):

@@ -57,8 +57,8 @@ def request_of(data: Any, places: Mapping[str, Any], at: str) -> Request:
 
 
 def answer(request: Request, generations: Generations) -> Any:
-    """Return the response body, in the shape that belongs to the request's body."""
-    with_details = request.parameters.with_details
+    """Return the response body, in the shape that belongs to the request's body; a blocked text adds details."""
+    with_details = _with_details(request, [sequence for sequences in generations for sequence in sequences])
     if request.reply is ReplyShape.OUTPUT:
         sequences = generations[0]
         output = sequences[0].full_text if len(sequences) == 1 else [s.full_text for s in sequences]
@@ -72,7 +72,7 @@ class Events:
     """Events of a `/score` stream: `{"<sequence>": "piece"}` for each piece, then details if they were requested."""
 
     def __init__(self, request: Request) -> None:
-        self._with_details = request.parameters.with_details
+        self._request = request
         self._ended: list[Generation] = []
 
     def of(self, delta: Delta) -> list[dict[str, Any]]:
@@ -83,7 +83,13 @@ class Events:
 
     def last(self) -> list[dict[str, Any]]:
         """Return the events after the last sequence has ended."""
-        return [{"details": _details(self._ended)}] if self._with_details else []
+        return [{"details": _details(self._ended)}] if _with_details(self._request, self._ended) else []
+
+
+def _with_details(request: Request, sequences: Sequence[Generation]) -> bool:
+    """Return whether details are requested, or needed to say that a text was blocked."""
+    blocked = any(sequence.finish_reason == "content_filter" for sequence in sequences)
+    return request.parameters.with_details or blocked
 
 
 def _texts(sequences: tuple[Generation, ...]) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_serving.contract.content_filter import results
 from llama_serving.contract.request import Alternative, Generation, TokenLogprob
 
 
@@ -24,6 +25,7 @@ def details(
             if sequence.logprobs is None
             else completion_logprobs(sequence.logprobs, as_ids=as_ids),
             **prompt_logprobs(sequence.prompt_logprobs),
+            **results(sequence.findings),
             **(token_ids(sequence) if with_ids else {}),
         }
         for sequence in sequences

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final
 
 from llama_serving.contract import inputs, parameters, receipt
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter, StreamFormat
+from llama_serving.contract.content_filter import results
 from llama_serving.contract.details import chat_logprobs
 from llama_serving.contract.request import (
     UNLIMITED,
@@ -218,7 +219,6 @@ def _end(request: Request, sequence: Generation, model: str) -> dict[str, Any]:
     written = 0 if request.prefill_only else sequence.usage.completion_tokens
     read = sequence.usage.prompt_tokens
     logprobs = sequence.logprobs
-    by_stop = sequence.finish_reason == "stop"
     return {
         "tokens": [],
         "stop": True,
@@ -228,8 +228,9 @@ def _end(request: Request, sequence: Generation, model: str) -> dict[str, Any]:
         "tokens_cached": read + written,
         "truncated": sequence.truncated,
         "has_new_line": "\n" in sequence.text and not request.prefill_only,
-        "stop_type": "limit" if not by_stop else "word" if sequence.stopped_by else "eos",
+        "stop_type": _stop_type(sequence),
         "stopping_word": sequence.stopped_by,
+        **results(sequence.findings),
         **({} if logprobs is None else {"completion_probabilities": chat_logprobs(logprobs)["content"]}),
         "timings": {
             **_timing("prompt", read, sequence.times.first_s),
@@ -237,6 +238,12 @@ def _end(request: Request, sequence: Generation, model: str) -> dict[str, Any]:
         },
         **receipt.field(sequence),
     }
+
+
+def _stop_type(sequence: Generation) -> str:
+    if sequence.finish_reason == "stop":
+        return "word" if sequence.stopped_by else "eos"
+    return "content_filter" if sequence.finish_reason == "content_filter" else "limit"
 
 
 def _timing(name: str, number: int, seconds: float) -> dict[str, Any]:

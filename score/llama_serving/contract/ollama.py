@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 from llama_serving.contract import inputs, parameters, receipt
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter, StreamFormat
+from llama_serving.contract.content_filter import results
 from llama_serving.contract.details import chat_logprobs
 from llama_serving.contract.request import (
     FILL_MARKER,
@@ -227,8 +228,9 @@ def _end(sequence: Generation) -> dict[str, Any]:
     logprobs = sequence.logprobs
     return {
         "done": True,
-        "done_reason": "stop" if reason == "stop" else "length",
-        **({"stop_reason": reason} if reason not in ("stop", "length") else {}),
+        "done_reason": reason if reason in ("stop", "content_filter") else "length",
+        **({"stop_reason": reason} if reason not in ("stop", "length", "content_filter") else {}),
+        **results(sequence.findings),
         "total_duration": read + wrote,
         "load_duration": 0,
         "prompt_eval_count": sequence.usage.prompt_tokens,

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from llama_serving.contract import inputs, parameters, receipt, tools
 from llama_serving.contract.adapter import EventWriter, ProtocolAdapter
+from llama_serving.contract.content_filter import results
 from llama_serving.contract.details import chat_logprobs, completion_logprobs, prompt_logprobs
 from llama_serving.contract.parameters import ALIASES, NAMES
 from llama_serving.contract.request import (
@@ -293,10 +294,11 @@ def _end(request: Request, generation: Generation | None) -> dict[str, Any]:
     reason = generation.finish_reason
     called = None if request.tools is None else tools.finish_reason(generation, request.tools)
     return {
-        "finish_reason": called or ("stop" if reason == "stop" else "length"),
-        **({"stop_reason": reason} if reason not in ("stop", "length") else {}),
+        "finish_reason": called or (reason if reason in ("stop", "content_filter") else "length"),
+        **({"stop_reason": reason} if reason not in ("stop", "length", "content_filter") else {}),
         "logprobs": _logprobs(request, generation.logprobs),
         **receipt.field(generation),
+        **results(generation.findings),
     }
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_serving.constraints.constraint import Constraint
+from llama_serving.contract.content_filter import Finding
 from llama_serving.sampling_params import FinishReason
 
 if TYPE_CHECKING:
@@ -332,6 +333,7 @@ class Generation:
         stopped_by: the stop string that ended the text, if one did.
         truncated: part of the prompt was left out, which the request allowed.
         receipt: if one is requested.
+        findings: what guards found in the text. Where they block, the text is only what they had passed before.
     """
 
     text: str
@@ -346,6 +348,7 @@ class Generation:
     truncated: bool = False
     receipt: "Receipt | None" = None
     times: Times = field(default=Times(), compare=False)
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

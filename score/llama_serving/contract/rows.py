@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from llama_serving.contract import inputs, openai, parameters, protocol
 from llama_serving.contract import strict_json as json_body
+from llama_serving.contract.content_filter import results
 from llama_serving.contract.details import details
 from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.mlflow import KEYS as MLFLOW_KEYS
@@ -138,6 +139,7 @@ def record(
         "extra": dict(row.extra),
         **_receipt(sequences),
         **_details(request, sequences),
+        **results([finding for sequence in sequences for finding in sequence.findings]),
     }
 
 

@@ -151,6 +151,11 @@ class Handle:
                 return
         tell(self)
 
+    def more(self, timeout_s: float) -> bool:
+        """Block until there is a token or the end, for so many seconds at most; return whether there is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._tokens) or self._ended, timeout_s)
+
     def wait(self) -> None:
         """Block until the sequence ends, without waking for each token."""
         with self._over:

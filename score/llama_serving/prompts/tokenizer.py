@@ -120,6 +120,11 @@ class TextDecoder:
         """Return the text that is complete after this token; empty while a character is incomplete."""
         return self._utf8.decode(self._tokenizer.piece(token_id))
 
+    @property
+    def pending(self) -> bool:
+        """Whether a character is incomplete."""
+        return bool(self._utf8.getstate()[0])
+
     def finish(self) -> str:
         """Return U+FFFD for an incomplete character at the end, else nothing."""
         return self._utf8.decode(b"", final=True)

@@ -1,6 +1,7 @@
 """Prometheus metrics, with the names that LLM servers share (vLLM's, under our prefix)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -10,6 +11,7 @@ from prometheus_client.registry import Collector
 from llama_serving.engine.handle import Handle
 from llama_serving.server.accounts.usage import Usage
 from llama_serving.server.lifecycle import Lifecycle, Phase
+from llama_serving.service.guards.guards import GuardCounts
 
 FIRST_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
 TOKEN_S: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
@@ -108,6 +110,7 @@ class _Engine(Collector):
             "llama_accepted_tokens", "Guessed tokens that were right.", stats.accepted_tokens
         )
         yield CounterMetricFamily("llama_engine_steps", "Forward passes.", stats.steps)
+        yield from _of_guards(service.guards.counts())
 
 
 class _Keys(Collector):
@@ -131,3 +134,16 @@ class _Keys(Collector):
             for key, counts in by_key.items():
                 family.add_metric((key,), getattr(counts, name))
             yield family
+
+
+def _of_guards(guards: Sequence[GuardCounts]) -> Iterator[Metric]:
+    for name, meaning, value in (
+        ("llama_guard_checks", "Checks of prompts and texts.", attrgetter("checks")),
+        ("llama_guard_blocks", "Checks that blocked.", attrgetter("blocks")),
+        ("llama_guard_errors", "Checks that failed or took too long.", attrgetter("errors")),
+        ("llama_guard_seconds", "Time of all checks.", attrgetter("seconds")),
+    ):
+        family = CounterMetricFamily(name, meaning, labels=("guard",))
+        for one in guards:
+            family.add_metric((one.name,), value(one))
+        yield family

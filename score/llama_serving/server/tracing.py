@@ -117,7 +117,7 @@ class Traces:
         if handle.error is not None:
             attributes["error.type"] = handle.error.code
         else:  # (a sequence without a reason was just cancelled)
-            attributes["gen_ai.response.finish_reasons"] = [handle.finish_reason or "cancelled"]
+            attributes["gen_ai.response.finish_reasons"] = [sequence.finish_reason or "cancelled"]
         start, end = _wall_clock(handle)
         span = self._tracer.start_span(f"{operation} {model}", start_time=start, attributes=attributes)
         if handle.error is not None:

@@ -1,11 +1,13 @@
 """The output of one sequence: tokens in, text and results out."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import starmap
 from typing import Final
 
+from llama_serving.contract.content_filter import Finding, blocks
 from llama_serving.contract.receipt import Receipt
 from llama_serving.contract.request import Alternative, Delta, Generation, Request, Times, TokenLogprob, Usage
 from llama_serving.engine.handle import Handle, Token
@@ -47,8 +49,12 @@ class SequenceOutput:
         self._decoder = TextDecoder(tokenizer)
         self._end = TextEnd.of(request, prompt)
         self._tokens: list[tuple[Token, int]] = []
-        self._decoded = 0
+        self._ends: list[int] = []
+        """Where each token ends in the decoded text; one character more if it ends inside of one."""
+        self._decoded = ""
         self._text = ""
+        self._findings: tuple[Finding, ...] = ()
+        self._cut: int | None = None
         self._wants_logprobs = parameters.logprobs is not None
         self._counts = request.continuous_usage
         self._reading: PromptLogprobs = (
@@ -64,20 +70,20 @@ class SequenceOutput:
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ended, for logs and traces; None while it runs."""
-        return self.handle.finish_reason
+        return self.handle.finish_reason if self._cut is None else "content_filter"
 
     def pieces(self) -> Iterator[str]:
         """Yield the text as it becomes certain, with the prompt around it if that was requested."""
-        yield self._begin()
+        yield self.before
         for token in self.handle:
             yield self._push(token)
             if self._end.found:
                 break
         yield self._finish()
 
-    async def apieces(self) -> AsyncIterator[str]:
+    async def apieces(self) -> AsyncGenerator[str, None]:
         """Do as `pieces` for an event loop; all tokens that have arrived make one piece."""
-        yield self._begin()
+        yield self.before
         async with aclosing(self.handle.arrivals()) as arrivals:
             async for tokens in arrivals:
                 yield self._push_all(tokens)
@@ -85,15 +91,22 @@ class SequenceOutput:
                     break
         yield self._finish()
 
-    def delta(self, index: int, text: str) -> Delta | None:
-        """Return `text` with the tokens since the last call if ids are requested; None if there is neither."""
+    def delta(self, index: int, text: str, *, shown: int | None = None) -> Delta | None:
+        """Return `text` with the tokens since the last call if ids are requested; None if there is neither.
+
+        Args:
+            index: of the sequence.
+            text: the next piece.
+            shown: characters of the text so far that tokens may stand for; None is all.
+        """
         usage = self.usage if self._counts else None
         if not self._request.return_token_ids:
             return Delta(index, text, usage=usage, prompt_logprobs=self._told_of_prompt()) if text else None
-        new, self._num_streamed = self._tokens[self._num_streamed :], len(self._tokens)
+        until = len(self._tokens) if shown is None else self._num_within(shown)
+        new, self._num_streamed = self._tokens[self._num_streamed : until], until
         if not text and not new:
             return None
-        first = len(new) == self._num_streamed
+        first = bool(new) and len(new) == self._num_streamed
         return Delta(
             index,
             text,
@@ -103,6 +116,11 @@ class SequenceOutput:
             usage=usage,
             prompt_logprobs=self._told_of_prompt(),
         )
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether its deltas may take long to make: a long prompt's log-probabilities and receipts do."""
+        return self._request.scores_prompt or bool(self._request.parameters.receipt)
 
     @property
     def usage(self) -> Usage:
@@ -126,8 +144,34 @@ class SequenceOutput:
             pass
         return self.generation()
 
-    def _begin(self) -> str:
+    @property
+    def before(self) -> str:
+        """The prompt in front of the text, if it was requested."""
         return self._prompt.before if self._full else ""
+
+    @property
+    def after(self) -> str:
+        """The suffix behind the text, if it was requested."""
+        return self._prompt.after if self._full else ""
+
+    @property
+    def text(self) -> str:
+        """The text that is certain so far, without the prompt."""
+        return self._text
+
+    @property
+    def exposed(self) -> str:
+        """The text, with what a stop string has cut off if ids or log-probabilities of its tokens are returned."""
+        shows_tokens = self._request.return_token_ids or self._wants_logprobs
+        return self._decoded if shows_tokens and len(self._decoded) > len(self._text) else self._text
+
+    def judge(self, findings: Sequence[Finding], shown: int) -> None:
+        """Record what guards found. If it blocks, the sequence ends and its result holds only `shown` characters of the text."""
+        self._findings += tuple(one for one in findings if one not in self._findings)
+        if blocks(findings):
+            self.handle.cancel()
+            self._cut = shown
+            self._text = self._text[:shown]
 
     def _push_all(self, tokens: Sequence[Token]) -> str:
         """Decode tokens up to the first stop string."""
@@ -139,10 +183,12 @@ class SequenceOutput:
         return "".join(pieces)
 
     def _push(self, token: Token) -> str:
-        before = self._decoded
+        before = len(self._decoded)
         text = self._decoder.push(token.id)
-        self._decoded += len(text)
-        self._tokens.append((token, max(before, self._decoded - self._own(token)) if text else before))
+        self._decoded += text
+        end = len(self._decoded)
+        self._tokens.append((token, max(before, end - self._own(token)) if text else before))
+        self._ends.append(end + self._decoder.pending)
         piece = self._append(self._end.push(text))
         if self._end.found:
             self.handle.cancel()
@@ -155,8 +201,7 @@ class SequenceOutput:
 
     def _finish(self) -> str:
         cut_off = self._finish_reason() != "stop"
-        rest = self._append(self._end.finish(self._decoder.finish(), cut_off=cut_off))
-        return rest + (self._prompt.after if self._full else "")
+        return self._append(self._end.finish(self._decoder.finish(), cut_off=cut_off)) + self.after
 
     def generation(self) -> Generation:
         """Return the result, once `pieces` has ended.
@@ -164,26 +209,36 @@ class SequenceOutput:
         Raises:
             Unavailable: the engine was closed before the end.
         """
-        if self.handle.finish_reason == "cancelled" and not self._end.found:
+        if self.handle.finish_reason == "cancelled" and not self._end.found and self._cut is None:
             raise Unavailable("The engine was stopped before the text was complete. Send the request again.",
                               retry_after=RETRY_AFTER_S)  # fmt: skip
-        before, after = (self._prompt.before, self._prompt.after) if self._full else ("", "")
+        cut = self._cut is not None
         made = Generation(
             text=self._text,
-            full_text=before + self._text + after,
+            full_text=self.before + self._text + ("" if cut else self.after),
             finish_reason=self._finish_reason(),
             usage=self.usage,
             logprobs=self._all_logprobs() if self._wants_logprobs else None,
             prompt_logprobs=self._of_prompt(),
             prompt_token_ids=self._prompt.token_ids,
-            token_ids=tuple(token.id for token, _ in self._tokens),
-            stopped_by=self._end.stopped_by,
+            token_ids=tuple(token.id for token, _ in self._shown_tokens()),
+            stopped_by="" if cut else self._end.stopped_by,
             truncated=self._prompt.truncated,
             times=self._times(),
+            findings=self._findings,
         )
         return made if self._receipt is None else replace(made, receipt=self._receipt(made))
 
+    def _num_within(self, shown: int) -> int:
+        """Number of tokens that stand for the first `shown` characters alone."""
+        return bisect_right(self._ends, shown)
+
+    def _shown_tokens(self) -> list[tuple[Token, int]]:
+        return self._tokens if self._cut is None else self._tokens[: self._num_within(self._cut)]
+
     def _finish_reason(self) -> FinishReason:
+        if self._cut is not None:
+            return "content_filter"
         if self._end.found:
             return "stop"
         # An engine says "stop" where the text was ended for want of patience, too.
@@ -231,7 +286,7 @@ class SequenceOutput:
 
     def _all_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Return log-probabilities of the text's tokens, those of the prompt first if they are requested with it."""
-        own = tuple(self._logprobs(self._tokens))
+        own = tuple(self._logprobs(self._shown_tokens()))
         if not self._request.echo_logprobs:
             return own
         return (*self._reading.tokens(self._request.parameters.logprobs or 0), *own)

@@ -123,6 +123,8 @@ def _reason(request: Request, params: SamplingParams, generation: Generation, st
     """Return why the same bytes can't be promised; empty if they can."""
     if generation.finish_reason in ("deadline", "cancelled"):
         return "the deadline ended the text"
+    if generation.finish_reason == "content_filter":
+        return "a guard ended the text"
     unfinished = generation.finish_reason == "length" and len(generation.token_ids) < params.max_new_tokens
     if request.patience_s is not None and unfinished:
         return "the request's time limit ended the text"

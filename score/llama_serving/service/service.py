@@ -5,20 +5,24 @@ import logging
 import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from llama_serving.catalog import ModelVariant
+from llama_serving.contract.content_filter import Finding, blocks
 from llama_serving.contract.request import Delta, Generation, Generations, Request
 from llama_serving.engine.base import Engine
 from llama_serving.errors import BadRequest, DeadlineExceeded, QueueFull, SetupError
 from llama_serving.model_files import ModelFiles
-from llama_serving.prompts.builder import PromptBuilder
+from llama_serving.prompts.builder import PromptBuilder, located
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.service.engine_factory import dtype_of, start_engine
+from llama_serving.service.guards import configuration, guarded_output
+from llama_serving.service.guards.guard import Passage, Stage
+from llama_serving.service.guards.guards import Guards
 from llama_serving.service.in_flight import InFlight
 from llama_serving.service.output import EndChecker, SequenceOutput
 from llama_serving.service.preparation import PreparedInput, RequestPreparer
@@ -26,7 +30,6 @@ from llama_serving.service.receipts import ReceiptWriter
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 RETRY_AFTER_S: Final = range(5, 16)
 """Seconds; each refused client gets a random one of these, so that clients do not all retry at once."""
@@ -51,11 +54,13 @@ class Service:
         *,
         capacity: int | None = None,
         files: ModelFiles | None = None,
+        guards: Guards | None = None,
     ) -> None:
         self.variant = variant
         self.engine = engine
         self.settings = settings
         self.tokenizer = tokenizer
+        self.guards = configuration.load(settings.guards) if guards is None else guards
         context = context_of(variant, settings)
         self.builder = PromptBuilder(
             tokenizer, variant, context if capacity is None else min(context, capacity)
@@ -79,6 +84,7 @@ class Service:
             SetupError: the files or settings cannot be used.
         """
         context = context_of(files.variant, settings)
+        guards = configuration.load(settings.guards)
         tokenizer = Tokenizer.from_folder(files.checkpoint, files.variant.special_ids)
         dtype = dtype_of(files.variant, settings)
         engine, selection = start_engine(files, dtype=dtype, context=context, settings=settings)
@@ -96,7 +102,9 @@ class Service:
                 else "the memory for keys and values (LLAMA_KV_MEMORY) holds"
             )
             _log.warning("%s %d tokens: longer sequences are refused", why, engine.capacity)
-        return cls(files.variant, tokenizer, engine, settings, capacity=engine.capacity, files=files)
+        return cls(
+            files.variant, tokenizer, engine, settings, capacity=engine.capacity, files=files, guards=guards
+        )
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -143,9 +151,9 @@ class Service:
                 code="streaming_unsupported",
                 param=request.path("stream"),
             )
-        inputs = self.prepare(request)
+        inputs = self._checked(request, self.prepare(request))
         with self._running(inputs, request, deadline, streamed=False) as running:
-            generations = _results(running)
+            generations = guarded_output.results(running, self.guards)
         _refuse_nothing(generations)
         return generations
 
@@ -157,14 +165,12 @@ class Service:
             DeadlineExceeded, ServingError: as in `generate`.
         """
         _refuse_several(request)
-        with self._running(self.prepare(request), request, deadline, streamed=True) as running:
+        inputs = self._checked(request, self.prepare(request))
+        with self._running(inputs, request, deadline, streamed=True) as running:
             for index, sequence in enumerate(chain.from_iterable(running)):
-                for piece in sequence.pieces():
-                    if (delta := sequence.delta(index, piece)) is not None:
-                        yield delta
-                last = sequence.last_delta(index)
-                _refuse_empty(last)
-                yield last
+                for delta in guarded_output.texts(sequence, self.guards).deltas(index):
+                    _refuse_empty(delta)
+                    yield delta
 
     async def agenerate(self, request: Request, *, deadline: float | None = None) -> Generations:
         """Do as `generate` for an event loop. Cancelling it cancels the sequences.
@@ -172,12 +178,9 @@ class Service:
         Raises:
             ServingError: as in `generate`.
         """
-        inputs = await asyncio.to_thread(self.prepare, request)
+        inputs = await self._achecked(request, await asyncio.to_thread(self.prepare, request))
         with self._running(inputs, request, deadline, streamed=False) as running:
-            for sequence in chain.from_iterable(running):
-                await sequence.handle.ended()
-            # In a thread: a long text would block the loop.
-            generations = await asyncio.to_thread(_results, running)
+            generations = await guarded_output.aresults(running, self.guards)
         _refuse_nothing(generations)
         return generations
 
@@ -188,20 +191,34 @@ class Service:
             ServingError: as in `stream`.
         """
         _refuse_several(request)
-        inputs = await asyncio.to_thread(self.prepare, request)
+        inputs = await self._achecked(request, await asyncio.to_thread(self.prepare, request))
         with self._running(inputs, request, deadline, streamed=True) as running:
             for index, sequence in enumerate(chain.from_iterable(running)):
-                async for piece in sequence.apieces():
-                    delta = await _off_loop(request, sequence.delta, index, piece)
-                    if delta is not None:
+                async with aclosing(guarded_output.texts(sequence, self.guards).adeltas(index)) as deltas:
+                    async for delta in deltas:
+                        _refuse_empty(delta)
                         yield delta
-                last = await _off_loop(request, sequence.last_delta, index)
-                _refuse_empty(last)
-                yield last
 
     def close(self) -> None:
         """Stop the engine and cancel what runs."""
         self.engine.close()
+
+    def _checked(self, request: Request, inputs: Sequence[PreparedInput]) -> Sequence[PreparedInput]:
+        """Return the inputs, once the guards have passed their prompts.
+
+        Raises:
+            BadRequest: a guard blocks one of them.
+            GuardUnavailable: a guard failed.
+        """
+        if self.guards.watches(Stage.PROMPT):
+            _refuse_blocked(request, self.guards.check(_prompts(inputs)))
+        return inputs
+
+    async def _achecked(self, request: Request, inputs: Sequence[PreparedInput]) -> Sequence[PreparedInput]:
+        """Do as `_checked` for an event loop."""
+        if self.guards.watches(Stage.PROMPT):
+            _refuse_blocked(request, await self.guards.acheck(_prompts(inputs)))
+        return inputs
 
     @contextmanager
     def _running(
@@ -276,8 +293,19 @@ def context_of(variant: ModelVariant, settings: Settings) -> int:
     return context
 
 
-def _results(running: Sequence[Sequence[SequenceOutput]]) -> Generations:
-    return tuple(tuple(sequence.result() for sequence in one) for one in running)
+def _prompts(inputs: Sequence[PreparedInput]) -> list[Passage]:
+    return [Passage(Stage.PROMPT, one.prompt.text) for one in inputs]
+
+
+def _refuse_blocked(request: Request, found: Sequence[Sequence[Finding]]) -> None:
+    for index, findings in enumerate(found):
+        if blocks(findings):
+            names = ", ".join(dict.fromkeys(f"`{one.name}`" for one in findings if one.filtered))
+            error = BadRequest(
+                f"The prompt was blocked by the content filter: {names}. Change the prompt.",
+                code="content_filter",
+            )
+            raise located(error, request, index)
 
 
 def _ignore(one: object, other: object) -> None:
@@ -288,12 +316,6 @@ def _refuse_several(request: Request) -> None:
     if len(request.inputs) > 1:
         raise BadRequest("A stream answers one prompt. Send the prompts one by one.",
                          code="streaming_unsupported")  # fmt: skip
-
-
-async def _off_loop(request: Request, work: Callable[..., T], *given: Any) -> T:
-    """Return what some work returns. It is done in a thread if it may take long: a long prompt's log-probabilities do."""
-    heavy = request.scores_prompt or request.parameters.receipt
-    return await asyncio.to_thread(work, *given) if heavy else work(*given)
 
 
 def _refuse_empty(last: Delta) -> None:

@@ -4,6 +4,7 @@ const ENDS = {
   stop: "ended",
   length: "cut off by max_tokens or the context",
   deadline: "cut off by the server’s time limit",
+  content_filter: "blocked by the content filter",
 };
 
 /** Times and counts of one generation. A piece of text has at least one token; the exact count comes with the end. */

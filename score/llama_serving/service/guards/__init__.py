@@ -1,0 +1,1 @@
+"""Guards: they check prompts before tokens are generated, and texts before these leave. Off by default."""

@@ -1,0 +1,94 @@
+"""Decides which part of a streamed text is checked next, and which part may leave. Pure: it knows no clock and no guard."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from llama_serving.service.guards.guard import Passage, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How streams are held back.
+
+    Attributes:
+        window: characters that come together before they are checked.
+        overlap: characters at the end of checked text that stay until they were checked with what follows them.
+        max_delay_s: seconds that a character waits for others at most. Its check comes on top.
+    """
+
+    window: int = 400
+    overlap: int = 200
+    max_delay_s: float = 2.0
+
+
+class HeldStream:
+    """The text of one sequence: all of it has come, a part is checked, and a part of that has left.
+
+    Times are seconds of any clock that only increases.
+    """
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self._text = ""
+        self._checked = self._left = 0
+        self._arrivals: deque[tuple[int, float]] = deque()
+        """Ends of the pieces that have not left, and when they came."""
+
+    @property
+    def left(self) -> int:
+        """Characters that have left."""
+        return self._left
+
+    def see(self, text: str, now: float) -> None:
+        """Take the whole text so far."""
+        if len(text) > len(self._text):
+            self._text = text
+            self._arrivals.append((len(text), now))
+
+    def due(self, now: float) -> Passage | None:
+        """Return what is to be checked now; None if nothing is."""
+        new = len(self._text) - self._checked
+        if new and (new >= self._windows.window or self._has_waited(now)):
+            return Passage(Stage.TEXT, self._text, self._checked, final=False)
+        return None
+
+    def last(self, whole: str) -> Passage:
+        """Return what is to be checked at the end of the text.
+
+        Args:
+            whole: the text, and what else of the sequence an answer may show behind it.
+        """
+        return Passage(Stage.TEXT, whole, self._checked, final=True)
+
+    def passed(self, passage: Passage) -> None:
+        """Note that nothing was found in a passage."""
+        self._checked = max(self._checked, min(len(passage.text), len(self._text)))
+
+    def take(self, now: float) -> str:
+        """Return the text that leaves now: checked, and either `overlap` characters from its end or held for too long."""
+        until = max(self._left, self._checked - self._windows.overlap)
+        for end, came in self._arrivals:
+            if now - came < self._windows.max_delay_s:
+                break
+            until = max(until, min(end, self._checked))
+        text, self._left = self._text[self._left : until], until
+        while self._arrivals and self._arrivals[0][0] <= until:
+            self._arrivals.popleft()
+        return text
+
+    def take_all(self) -> str:
+        """Return the rest, once the last passage has passed."""
+        text, self._left = self._text[self._left :], len(self._text)
+        self._arrivals.clear()
+        return text
+
+    def patience(self, now: float) -> float | None:
+        """Return the seconds until something must be checked or must leave; None if nothing is held."""
+        if not self._arrivals:
+            return None
+        return max(0.0, self._arrivals[0][1] + self._windows.max_delay_s - now)
+
+    def _has_waited(self, now: float) -> bool:
+        # The piece in front may be checked already; it is the first unchecked one that counts.
+        came = next((at for end, at in self._arrivals if end > self._checked), None)
+        return came is not None and now - came >= self._windows.max_delay_s
