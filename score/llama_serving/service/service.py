@@ -202,6 +202,7 @@ class Service:
     def close(self) -> None:
         """Stop the engine and cancel what runs."""
         self.engine.close()
+        self.guards.close()
 
     def _checked(self, request: Request, inputs: Sequence[PreparedInput]) -> Sequence[PreparedInput]:
         """Return the inputs, once the guards have passed their prompts.

@@ -94,6 +94,10 @@ class AzureContentSafety:
                 found += self._compared(text, filtered=self._policy.protected_code)
         return found
 
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
     def _analyzed(self, text: str) -> list[Finding]:
         body: dict[str, Any] = {
             "text": text,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llama_serving.contract.content_filter import Finding
 
@@ -48,3 +48,11 @@ class Guard(Protocol):
 
         A text may come in parts: each call has the whole text so far, and `passage.start` says what is new.
         """
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """A guard that holds something open, such as connections."""
+
+    def close(self) -> None:
+        """Release it."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from llama_serving.contract.content_filter import Finding, blocks
 from llama_serving.errors import GuardUnavailable
 from llama_serving.service.guards.daemon_pool import BusyError, DaemonPool
-from llama_serving.service.guards.guard import Guard, Passage, Stage
+from llama_serving.service.guards.guard import Closeable, Guard, Passage, Stage
 from llama_serving.service.guards.held_stream import Windows
 
 _log = logging.getLogger(__name__)
@@ -116,6 +116,12 @@ class Guards:
                 GuardCounts(name, each["checks"], each["blocks"], each["errors"], self._seconds[name])
                 for name, each in self._counts.items()
             )
+
+    def close(self) -> None:
+        """Close the guards that hold something open."""
+        for one in self._installed:
+            if isinstance(one.guard, Closeable):
+                one.guard.close()
 
     def _begin(self, passage: Passage) -> list["_Call"]:
         return [self._call(one, passage) for one in self._installed if passage.stage in one.stages]

@@ -68,7 +68,7 @@ class HeldStream:
         """Return the text that leaves now: checked, and either `overlap` characters from its end or held for too long."""
         until = max(self._left, self._checked - self._windows.overlap)
         for end, came in self._arrivals:
-            if now - came < self._windows.max_delay_s:
+            if now < came + self._windows.max_delay_s:
                 break
             until = max(until, min(end, self._checked))
         text, self._left = self._text[self._left : until], until
@@ -91,4 +91,4 @@ class HeldStream:
     def _has_waited(self, now: float) -> bool:
         # The piece in front may be checked already; it is the first unchecked one that counts.
         came = next((at for end, at in self._arrivals if end > self._checked), None)
-        return came is not None and now - came >= self._windows.max_delay_s
+        return came is not None and now >= came + self._windows.max_delay_s

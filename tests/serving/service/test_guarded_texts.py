@@ -1,0 +1,331 @@
+"""Texts of a service with guards: generate, stream, agenerate and astream, whatever the pieces are that tokens arrive in."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_serving.contract.content_filter import Finding
+from llama_serving.contract.request import (
+    Completion,
+    Delta,
+    Generation,
+    Infill,
+    Parameters,
+    ReplyShape,
+    Request,
+)
+from llama_serving.errors import BadRequest, GuardUnavailable, ServingError
+from llama_serving.service.guards.guard import Passage, Stage
+from llama_serving.service.guards.guards import Guards, Installed
+from llama_serving.service.guards.held_stream import Windows
+from llama_serving.service.guards.rules import Rules
+from llama_serving.service.service import Service
+from tests.support.calls import until
+from tests.support.scripted import nano_tokenizer, scripted
+
+MARK = "seKret"
+TEXT = "def f(x):\n    return x + 1  # é ☺ 🦙\n" * 4
+EVIL = TEXT + MARK + TEXT
+SMALL = Windows(window=16, overlap=8, max_delay_s=60.0)
+
+
+class Watching:
+    """Blocks what has `MARK`, and remembers what it has seen."""
+
+    def __init__(self, *, filtered: bool = True) -> None:
+        self.seen = 0
+        self.threads = set[str]()
+        self._filtered = filtered
+
+    def check(self, passage: Passage) -> list[Finding]:
+        self.threads.add(threading.current_thread().name)
+        if MARK in passage.text:
+            return [Finding("mark", self._filtered)]
+        if passage.stage is Stage.TEXT:
+            self.seen = max(self.seen, len(passage.text))
+        return []
+
+
+def guards(guard: Any, *stages: Stage, windows: Windows = SMALL, **options: Any) -> Guards:
+    return Guards([Installed("watching", guard, frozenset(stages or Stage), **options)], windows)
+
+
+def request(*prompts: str, **parameters: Any) -> Request:
+    inputs = tuple(map(Completion, prompts or ("def f",)))
+    given = Parameters(max_new_tokens=400, **parameters)
+    return Request(inputs, given, ReplyShape.COMPLETION, tuple(f"prompt[{i}]" for i in range(len(inputs))), "")
+
+
+def streamed(service: Service, asked: Request, take: Callable[[Delta], None] = lambda _: None) -> list[Delta]:
+    deltas = []
+    for delta in service.stream(replace(asked, parameters=replace(asked.parameters, stream=True))):
+        take(delta)
+        deltas.append(delta)
+    return deltas
+
+
+def astreamed(service: Service, asked: Request, take: Callable[[Delta], None] = lambda _: None) -> list[Delta]:
+    async def run() -> list[Delta]:
+        deltas = []
+        async for delta in service.astream(asked):
+            take(delta)
+            deltas.append(delta)
+        return deltas
+
+    return asyncio.run(run())
+
+
+def generated(service: Service, asked: Request) -> Sequence[Generation]:
+    return service.generate(asked)[0]
+
+
+def agenerated(service: Service, asked: Request) -> Sequence[Generation]:
+    return asyncio.run(service.agenerate(asked))[0]
+
+
+STREAMS = pytest.mark.parametrize("stream", [streamed, astreamed])
+WHOLE = pytest.mark.parametrize("whole", [generated, agenerated])
+
+
+@WHOLE
+def test_a_text_that_passes_is_unchanged(whole: Any) -> None:
+    watching = Watching()
+    (generation,) = whole(scripted(TEXT, guards=guards(watching)), request(logprobs=0))
+    assert (generation.text, generation.finish_reason, generation.findings) == (TEXT, "stop", ())
+    (bare,) = whole(scripted(TEXT), request(logprobs=0))
+    assert generation == bare
+    assert watching.seen == len(TEXT)
+
+
+@WHOLE
+def test_a_blocked_text_is_empty_and_says_so(whole: Any) -> None:
+    service = scripted(EVIL, TEXT, guards=guards(Watching(), Stage.TEXT))
+    asked = replace(request(num_return_sequences=2, logprobs=2), return_token_ids=True)
+    blocked, passed = whole(service, asked)
+    assert (blocked.text, blocked.full_text, blocked.finish_reason) == ("", "", "content_filter")
+    assert (blocked.logprobs, blocked.token_ids, blocked.stopped_by) == ((), (), "")
+    assert blocked.findings == (Finding("mark", filtered=True),)
+    assert (passed.text, passed.finish_reason) == (TEXT, "stop")
+
+
+@WHOLE
+def test_the_prompt_around_a_blocked_text_is_its_front_alone(whole: Any) -> None:
+    service = scripted(EVIL, guards=guards(Watching(), Stage.TEXT))
+    asked = replace(request(return_full_text=True), inputs=(Infill("def f(", "\n    return x"),))
+    (blocked,) = whole(service, asked)
+    assert blocked.full_text == "def f("
+
+
+@pytest.mark.parametrize("expose", [{"return_token_ids": True}, {}])
+@STREAMS
+@settings(max_examples=25, deadline=None)
+@given(
+    pieces=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    window=st.integers(1, 60),
+    overlap=st.integers(len(MARK), 60),
+    at=st.integers(0, len(TEXT)),
+    evil=st.booleans(),
+)
+def test_no_unchecked_character_leaves(
+    *, stream: Any, expose: dict[str, bool], pieces: list[int], window: int, overlap: int, at: int, evil: bool
+) -> None:
+    """Neither as text nor as tokens, however they arrive, and of what is blocked nothing leaves."""
+    said = TEXT[:at] + MARK + TEXT[at:] if evil else TEXT
+    watching = Watching()
+    service = scripted(said, guards=guards(watching, windows=Windows(window, overlap, 60.0)), pieces=pieces)
+    out, ids = "", list[int]()
+
+    def take(delta: Delta) -> None:
+        nonlocal out
+        out += delta.text
+        ids.extend(delta.token_ids)
+        assert len(out) <= watching.seen
+        decoded = b"".join(map(nano_tokenizer().piece, ids))
+        assert len(decoded.decode(errors="ignore")) <= watching.seen
+
+    deltas = stream(service, replace(request(logprobs=0, stream=True), **expose), take)
+    last = deltas[-1].generation
+    assert last is not None
+    if not evil:
+        assert (out, last.finish_reason, last.text) == (TEXT, "stop", TEXT)
+        assert not expose or tuple(ids) == last.token_ids
+        return
+    assert last.finish_reason == "content_filter"
+    assert out == last.text == said[: len(out)]
+    assert len(out) <= at
+    shown = b"".join(map(nano_tokenizer().piece, last.token_ids)).decode(errors="ignore")
+    assert out.startswith(shown)
+    assert len(last.logprobs or ()) <= len(last.token_ids)
+    assert service.engine.handles[0].cancelled  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("run", [generated, agenerated, streamed, astreamed])
+def test_tokens_that_a_stop_string_cuts_are_checked_whole(run: Any) -> None:
+    """The ids of a token tell the text behind the stop string, which is in it."""
+    whole = Installed("whole", Rules("whole", deny=["return"], patterns={}), frozenset([Stage.TEXT]))
+    assert b" return" in map(nano_tokenizer().piece, nano_tokenizer().encode_continuation("x return y"))
+    for exposed, reason in ((True, "content_filter"), (False, "stop")):
+        service = scripted("x return y", guards=Guards([whole]))
+        asked = request(stop=("et",), stream=run in (streamed, astreamed) or None)
+        last = run(service, replace(asked, return_token_ids=exposed))[-1]
+        generation = last.generation if isinstance(last, Delta) else last
+        assert generation.finish_reason == reason
+        shown = b"".join(map(nano_tokenizer().piece, generation.token_ids))
+        assert (b"return" in shown) is not exposed
+
+
+@pytest.mark.parametrize("run", [generated, agenerated, streamed, astreamed])
+def test_a_blocked_prompt_is_refused_before_a_token(run: Any) -> None:
+    service = scripted(TEXT, guards=guards(Watching(), Stage.PROMPT))
+    asked = request(f"say {MARK}", stream=run in (streamed, astreamed) or None)
+    with pytest.raises(BadRequest) as refused:
+        run(service, asked)
+    assert (refused.value.code, refused.value.param) == ("content_filter", "prompt[0]")
+    assert "`mark`" in refused.value.message
+    assert MARK not in refused.value.message
+    assert service.engine.stats().sequences == 0
+
+
+def test_the_index_of_a_blocked_prompt_is_named() -> None:
+    with pytest.raises(BadRequest) as refused:
+        generated(scripted(TEXT, guards=guards(Watching())), request("a", "b", MARK))
+    assert (refused.value.index, refused.value.param) == (2, "prompt[2]")
+
+
+class Failing:
+    """Fails in a way of its own, after so many good answers."""
+
+    def __init__(self, fail: Callable[[], Any], after: int = 0) -> None:
+        self._fail, self._left = fail, after
+
+    def check(self, passage: Passage) -> Any:
+        self._left -= 1
+        return [] if self._left >= 0 else self._fail()
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+NEVER = threading.Event()
+FAILURES: dict[str, Callable[[], Any]] = {
+    "raises": lambda: _raise(ValueError(MARK)),
+    "exits": lambda: _raise(SystemExit(MARK)),
+    "hangs": NEVER.wait,
+    "says nothing": lambda: None,
+    "says yes": lambda: True,
+    "says something else": lambda: ["no finding"],
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+@pytest.mark.parametrize("run", [generated, agenerated, streamed, astreamed])
+def test_a_guard_that_fails_refuses(run: Any, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    service = scripted(TEXT, guards=guards(Failing(FAILURES[how]), Stage.TEXT, timeout_s=0.2))
+    out = list[str]()
+    arguments = (lambda delta: out.append(delta.text),) if run in (streamed, astreamed) else ()
+    with pytest.raises(GuardUnavailable) as refused:
+        run(service, request(stream=bool(arguments) or None), *arguments)
+    assert (refused.value.status, refused.value.code) == (503, "guard_unavailable")
+    assert refused.value.retry_after
+    assert not "".join(out)
+    assert MARK not in caplog.text
+    assert [(one.errors, one.blocks) for one in service.guards.counts()] == [(1, 0)]
+
+
+@STREAMS
+def test_a_guard_that_fails_in_the_middle_keeps_back_what_is_held(stream: Any) -> None:
+    service = scripted(TEXT, guards=guards(Failing(FAILURES["raises"], after=2), Stage.TEXT))
+    out = list[str]()
+    with pytest.raises(ServingError):
+        stream(service, request(stream=True), lambda delta: out.append(delta.text))
+    assert 0 < len("".join(out)) < len(TEXT)
+    assert TEXT.startswith("".join(out))
+    assert service.engine.handles[0].cancelled  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("run", [generated, agenerated])
+def test_on_error_allow_lets_it_pass(run: Any) -> None:
+    options = {"allow_on_error": True, "timeout_s": 0.2}
+    service = scripted(TEXT, guards=guards(Failing(FAILURES["hangs"]), **options))
+    assert run(service, request())[0].text == TEXT
+
+
+def test_what_one_guard_blocks_stays_blocked_if_another_fails() -> None:
+    several = [Installed("broken", Failing(FAILURES["raises"])), Installed("watching", Watching())]
+    (blocked,) = generated(scripted(EVIL, guards=Guards([replace(one, stages=frozenset([Stage.TEXT])) for one in several])),
+                           request())  # fmt: skip
+    assert blocked.finish_reason == "content_filter"
+
+
+@STREAMS
+def test_a_stalled_text_leaves_after_the_delay(stream: Any) -> None:
+    """The first token has come and the next one does not; the end of the script is far away."""
+    windows = Windows(window=1000, overlap=100, max_delay_s=0.05)
+    service = scripted("abc def", guards=guards(Watching(), windows=windows), pause_s=0.3)
+    out = list[tuple[str, bool]]()
+
+    def take(delta: Delta) -> None:
+        out.append((delta.text, service.engine.handles[0].is_over))  # type: ignore[attr-defined]
+
+    stream(service, request(stream=True), take)
+    assert any(text and not over for text, over in out)
+
+
+def test_streams_do_not_wait_for_each_other() -> None:
+    """While the guard hangs on one text, another one passes."""
+    hanging = threading.Event()
+
+    class HangsOnMark:
+        def check(self, passage: Passage) -> list[Finding]:
+            if MARK in passage.text:
+                hanging.set()
+                NEVER.wait(30)
+            return []
+
+    service = scripted(EVIL, TEXT, guards=guards(HangsOnMark(), Stage.TEXT, timeout_s=30.0))
+
+    async def both() -> str:
+        first = asyncio.create_task(service.agenerate(request()))
+        while not hanging.is_set():
+            await asyncio.sleep(0.01)
+        ((second,),) = await service.agenerate(request())
+        assert not first.done()
+        first.cancel()
+        return second.text
+
+    assert asyncio.run(both()) == TEXT
+
+
+def test_an_annotation_passes_and_is_reported() -> None:
+    service = scripted(EVIL, guards=guards(Watching(filtered=False), Stage.TEXT))
+    for generation in (generated(service, request())[0], streamed(service, request())[-1].generation):
+        assert generation is not None
+        assert (generation.text, generation.finish_reason) == (EVIL, "stop")
+        assert generation.findings == (Finding("mark", filtered=False),)
+
+
+def test_guards_run_in_threads_of_their_own() -> None:
+    watching = Watching()
+    astreamed(scripted(TEXT, guards=guards(watching)), request(stream=True))
+    assert watching.threads == {"guard watching"}
+
+
+def test_a_guard_whose_threads_all_hang_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_serving.service.guards.guards.MOST_THREADS", 2)
+    three = guards(Failing(FAILURES["hangs"]), timeout_s=0.1)
+    for _ in range(2):
+        with pytest.raises(GuardUnavailable):
+            three.check([Passage(Stage.TEXT, "a")])
+    begun = time.monotonic()
+    with pytest.raises(GuardUnavailable):
+        three.check([Passage(Stage.TEXT, "a")])
+    assert time.monotonic() - begun < 60
+    until(lambda: three.counts()[0].errors == 3)
