@@ -2,7 +2,7 @@
 
 8 bytes   LLOVLP01, the format and its version
 8 bytes   length of the head, little endian
-head      JSON: `files` ([path, licence] each), `arrays` ({name: [dtype, count]}), `sha256` of all arrays, `gram` and `winnow`
+head      JSON: `files` ([path, licence] each), `arrays` ({name: [dtype, count]}), `sha256` of files and arrays, `gram` and `winnow`
 arrays    each from the next multiple of 64 bytes
 """
 
@@ -35,7 +35,7 @@ Arrays = Mapping[str, NDArray[Any]]
 def write(path: Path, files: Sequence[tuple[str, str]], arrays: Arrays) -> None:
     """Write an index. The file appears complete or not at all."""
     blocks = [np.ascontiguousarray(arrays[name], DTYPES[name]).tobytes() for name in DTYPES]
-    sha = hashlib.sha256()
+    sha = _digest_of(files)
     for block in blocks:
         sha.update(block)
     head = json.dumps(
@@ -86,7 +86,7 @@ def _parsed(mapped: mmap.mmap) -> tuple[list[tuple[str, str]], Arrays]:
     if (head["gram"], head["winnow"]) != (GRAM, WINNOW):
         raise ValueError
     arrays: dict[str, NDArray[Any]] = {}
-    sha = hashlib.sha256()
+    sha = _digest_of(head["files"])
     for name, dtype in DTYPES.items():
         count = head["arrays"][name][1]
         end += -end % ALIGNMENT
@@ -96,3 +96,7 @@ def _parsed(mapped: mmap.mmap) -> tuple[list[tuple[str, str]], Arrays]:
     if sha.hexdigest() != head["sha256"]:
         raise ValueError
     return [(str(name), str(licence)) for name, licence in head["files"]], arrays
+
+
+def _digest_of(files: Sequence[Sequence[str]]) -> "hashlib._Hash":
+    return hashlib.sha256(json.dumps(files).encode())
