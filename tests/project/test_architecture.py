@@ -52,7 +52,10 @@ ONLY_IN = {
             for name in ("batch", "batch_job", "client", "online", "scoring", "target")
         ),
         "score/llama_serving/server/tracing.py",
+        "score/llama_serving/service/guards/azure_content_safety.py",
     ),
+    "detect_secrets": ("score/llama_serving/service/guards/secret_detection.py",),
+    "regex": ("score/llama_serving/service/guards/rules.py",),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "huggingface_hub": ("deployment/llama_endpoints/download/hub.py",),
     "httpx2": (
@@ -60,6 +63,7 @@ ONLY_IN = {
         "deployment/llama_endpoints/download/hub.py",
         "deployment/llama_endpoints/evaluation/targets/endpoint_client.py",
         "score/llama_serving/engine/upstream/client.py",
+        "score/llama_serving/service/guards/azure_content_safety.py",
     ),
     "prompt_toolkit": ("deployment/llama_endpoints/chat/typing_lines.py",),
     "rich": ("deployment/llama_endpoints/chat/screen.py",),
@@ -84,6 +88,7 @@ HEAVY = (
     "pyspark",
     "huggingface_hub",
     "httpx2",
+    "detect_secrets",
 )
 IMPURE = (
     "llama_serving.engine.pipeline",
@@ -102,6 +107,7 @@ IMPURE = (
     "llama_serving.engine.vllm.start",
     "llama_serving.hosts.azureml_online",
     "llama_serving.hosts.mlflow_pyfunc",
+    "llama_serving.service.guards.azure_content_safety",
     "llama_endpoints.chat.remote",
     "llama_endpoints.evaluation.targets.endpoint_client",
     "llama_endpoints.evaluation.targets.endpoint_target",

@@ -51,6 +51,7 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "traces": (("off", "off"), ("azure", "azure"), ("otlp", "otlp")),
     "batch_output": (("append_row", "append_row"), ("summary_only", "summary_only")),
     "batch_gpus": (("1", 1), ("64", 64)),
+    "guards": (("guards.yml", "guards.yml"), ("/etc/a b/guards.json", "/etc/a b/guards.json")),
     "page": (("true", True), ("1", True), ("False", False), ("0", False)),
     "log_prompts": (("true", True), ("1", True), ("TRUE", True), ("false", False), ("0", False)),
 }
@@ -74,6 +75,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "quantization": ("int2", "INT8", "awq", "true"),
     "packed_copy": ("maybe", "on"),
     "speculative_tokens": ("64", "-1", *NO_INTEGER),
+    "guards": ("/etc/llama/", "--guards", "a\tb"),
     "page": ("off", "yes"),
     "named_keys": ("/etc/llama/", "-", "a\tb"),
     "audit": ("/var/log/", "--audit", "a\tb"),

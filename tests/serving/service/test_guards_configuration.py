@@ -1,6 +1,7 @@
 """The file of LLAMA_GUARDS: what it may hold, and that anything else stops the start with one sentence."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from llama_serving.catalog import NANO
+from llama_serving.contract.content_filter import Finding
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
 from llama_serving.service.guards import configuration
@@ -15,6 +17,7 @@ from llama_serving.service.guards.guard import Passage, Stage
 from llama_serving.service.guards.guards import NO_GUARDS
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
+from tests.support.paths import ROOT
 from tests.support.scripted import scripted
 
 RULES = {"type": "rules", "deny": ["falcon"]}
@@ -40,6 +43,20 @@ def test_a_file_is_yaml_or_json_and_its_paths_begin_in_its_folder(tmp_path: Path
     for text in ("a falcon", "a grey goose"):
         ((finding,),) = guards.check([Passage(Stage.TEXT, text)])
         assert (finding.name, finding.filtered) == ("words", True)
+
+
+def test_the_files_in_the_documentation_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "guards.md").read_text(encoding="utf-8")
+    monkeypatch.setitem(configuration._MAKERS, "overlap", lambda entry, folder: Nothing())
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        configuration.of(yaml.safe_load(block), Path()).close()
+
+
+class Nothing:
+    def check(self, passage: Passage) -> list[Finding]:
+        return []
 
 
 def test_a_stream_holds_back_the_longest_word_of_a_deny_list() -> None:
