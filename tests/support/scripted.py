@@ -54,6 +54,7 @@ class ScriptedEngine:
         self.handles.append(handle)
         text = self._texts[next(self._numbers) % len(self._texts)]
         ids = [*self._tokenizer.encode_continuation(text), min(params.stop_ids, default=2)]
+        ids = ids[: max(params.max_new_tokens, 1)]
         threading.Thread(target=self._run, args=(handle, ids, params, stop), daemon=True).start()
         return handle
 
@@ -67,7 +68,7 @@ class ScriptedEngine:
             new = ids[at : at + self._pieces[number % len(self._pieces)]]
             at += len(new)
             if not new:
-                return handle.finish("stop")
+                return handle.finish("stop" if ids[-1] in params.stop_ids else "length")
             tokens = [Token(one, -1.0 if params.logprobs is not None else None) for one in new]
             publish([(handle, token) for token in tokens])
             if stop is not None and any(list(map(stop, new))):

@@ -199,6 +199,25 @@ def test_the_index_of_a_blocked_prompt_is_named() -> None:
     assert (refused.value.index, refused.value.param) == (2, "prompt[2]")
 
 
+@STREAMS
+def test_sequences_and_the_prompt_around_them(stream: Any) -> None:
+    """One of three is blocked; the suffix comes behind the others alone."""
+    asked = replace(
+        request(num_return_sequences=3, return_full_text=True, stream=True),
+        inputs=(Infill("def f(", "\n    end"),),
+    )
+    service = scripted(TEXT, EVIL, TEXT, guards=guards(Watching(), Stage.TEXT))
+    texts, ends = ["", "", ""], {}
+    for delta in stream(service, asked):
+        texts[delta.index] += delta.text
+        if delta.generation is not None:
+            ends[delta.index] = delta.generation
+    assert texts[0] == texts[2] == f"def f({TEXT}\n    end"
+    assert f"def f({EVIL}".startswith(texts[1])
+    assert [ends[i].finish_reason for i in range(3)] == ["stop", "content_filter", "stop"]
+    assert [ends[i].full_text for i in range(3)] == texts
+
+
 class Failing:
     """Fails in a way of its own, after so many good answers."""
 

@@ -239,6 +239,16 @@ def test_protected_code_as_an_annotation(door: Door, stream: bool) -> None:
     assert choice["content_filter_results"]["protected_material_code"]["filtered"] is False
 
 
+@pytest.mark.parametrize("door", [(EVIL, {})], indirect=True)
+@STREAMS
+def test_a_server_in_front_tells_what_the_one_behind_it_blocks(door: Door, stream: bool) -> None:
+    with serving({"LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_URL": door.server.url}) as front:
+        answer = post(f"{front.url}/v1/completions", {"prompt": "def f", "max_tokens": 200, "stream": stream})
+    assert answer.status == 200
+    assert last_of(answer)["choices"][0]["finish_reason"] == "content_filter"
+    assert "EVIL" not in answer.text
+
+
 # --- batch ----------------------------------------------------------------------------------------
 
 

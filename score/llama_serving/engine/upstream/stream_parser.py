@@ -120,12 +120,17 @@ class StreamedCompletion:
             return "deadline"
         if said == "length" and self._count == self._most:
             return "length"
+        if said == "content_filter":  # a guard of that server
+            return "content_filter"
         if said in ("abort", "cancelled"):
             raise error_mapping.broken("it aborted the sequence")
         raise error_mapping.malformed("an end that was not asked for")
 
     def _check(self, usage: Mapping[str, Any]) -> None:
-        """Check that no token was lost or repeated."""
+        """Check that no token was lost or repeated. (Usage counts the tokens that a guard has held back, too.)"""
+        if self.finish_reason == "content_filter":
+            self._counted = True
+            return
         said = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
         if said != (len(self._prompt_ids), self._count):
             _malformed("another number of tokens than it says")
