@@ -19,7 +19,7 @@ class ContentSafety:
     Attributes:
         evil: texts with this have the severity 4 for Hate.
         copied: code with this is protected material.
-        fault: `hang`, `late`, `500`, `429`, `cut`, `not json`, `no category` or `redirect`; None answers.
+        fault: `hang`, `late`, `500`, `429`, `cut`, `not json`, `no category`, `odd severity` or `redirect`; None answers.
         seen: what was sent: path and body.
     """
 
@@ -100,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 200, {"blocklistsMatch": [], "categoriesAnalysis": answer.get("categoriesAnalysis", [])[1:]}
             )
+        elif fault == "odd severity":
+            self._send(200, {"categoriesAnalysis": [{"category": one, "severity": True} for one in CATEGORIES]})
         else:
             self._send(200, b"<html>" if fault == "not json" else answer, cut=fault == "cut")
 

@@ -34,7 +34,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/generate": {"prompt": "PROMPT", "raw": True, "options": {"num_predict": 200}, "stream": False},
     "/completion": {"prompt": "PROMPT", "n_predict": 200},
 }
-FAULTS = ("hang", "late", "500", "429", "cut", "not json", "no category", "redirect")
+FAULTS = ("hang", "late", "500", "429", "cut", "not json", "no category", "odd severity", "redirect")
 
 
 @pytest.fixture(scope="module")
@@ -310,9 +310,9 @@ def test_long_texts_are_sent_in_parts_that_overlap(azure: ContentSafety, client:
     guard = client(azure)
     for at in (0, MOST - 2, MOST + 5, 3 * MOST - 4):
         text = "é" * at + "EVIL" + "é" * (3 * MOST - at)
-        assert [one.name for one in guard.check(Passage(Stage.PROMPT, text))] == ["hate"] * len(
-            [one for one in azure.texts() if "EVIL" in one]
-        )
+        names = [one.name for one in guard.check(Passage(Stage.PROMPT, text))]
+        assert set(names) == {"hate"}
+        assert all(len(one) <= MOST for one in azure.texts())
         azure.seen.clear()
     assert guard.check(Passage(Stage.TEXT, "EVIL", start=4)) == []  # nothing new: it is not sent again
     assert not azure.seen

@@ -94,3 +94,16 @@ def test_what_is_behind_the_text_is_checked_at_the_end() -> None:
     held.passed(passage)
     assert held.take(0.0) == "shown"
     assert (held.last("shown, cut off").recent(0), held.last("shown").has_news) == (", cut off", False)
+
+
+def test_time_that_passes_between_check_and_departure_lets_nothing_out() -> None:
+    held = HeldStream(Windows(window=10, overlap=2, max_delay_s=1.0))
+    held.see("abcd", 0.0)
+    assert held.due(0.875) is None
+    assert held.take(1.0) == ""
+    assert held.patience(1.0) == 0.0
+    passage = held.due(1.0)
+    assert passage is not None
+    held.see("abcdef", 1.5)
+    held.passed(passage)
+    assert held.take(3.0) == "abcd"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from llama_endpoints.cli.main import main
 from llama_serving.errors import SetupError
+from llama_serving.service.guards import configuration
 from llama_serving.service.guards.guard import Passage, Stage
 from llama_serving.service.guards.overlap.build import build
 from llama_serving.service.guards.overlap.index import OverlapIndex
@@ -112,6 +113,11 @@ def test_a_run_does_not_go_on_into_the_next_file() -> None:
         (1, 20, "0"),
         (21, 40, "1"),
     ]
+
+
+def test_the_least_that_may_be_asked_for_is_what_winnowing_promises() -> None:
+    rule = configuration._schema()["$defs"]["overlap"]["properties"]["min_lines"]
+    assert rule["minimum"] == GRAM + WINNOW - 1
 
 
 def test_shorter_runs_are_none(corpus: Path, index: OverlapIndex) -> None:
