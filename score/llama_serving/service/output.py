@@ -51,7 +51,8 @@ class SequenceOutput:
         self._tokens: list[tuple[Token, int]] = []
         self._ends: list[int] = []
         """Where each token ends in the decoded text; one character more if it ends inside of one."""
-        self._decoded = ""
+        self._decoded: list[str] = []
+        self._num_decoded = 0
         self._text = ""
         self._findings: tuple[Finding, ...] = ()
         self._cut: int | None = None
@@ -163,7 +164,8 @@ class SequenceOutput:
     def exposed(self) -> str:
         """The text, with what a stop string has cut off if ids or log-probabilities of its tokens are returned."""
         shows_tokens = self._request.return_token_ids or self._wants_logprobs
-        return self._decoded if shows_tokens and len(self._decoded) > len(self._text) else self._text
+        cut_off = self._num_decoded > len(self._text)
+        return "".join(self._decoded) if shows_tokens and cut_off else self._text
 
     def judge(self, findings: Sequence[Finding], shown: int) -> None:
         """Record what guards found. If it blocks, the sequence ends and its result holds only `shown` characters of the text."""
@@ -183,10 +185,10 @@ class SequenceOutput:
         return "".join(pieces)
 
     def _push(self, token: Token) -> str:
-        before = len(self._decoded)
+        before = self._num_decoded
         text = self._decoder.push(token.id)
-        self._decoded += text
-        end = len(self._decoded)
+        self._decoded.append(text)
+        end = self._num_decoded = before + len(text)
         self._tokens.append((token, max(before, end - self._own(token)) if text else before))
         self._ends.append(end + self._decoder.pending)
         piece = self._append(self._end.push(text))
