@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 KEY = "0123456789abcdef"
+TOKEN = "a-token-of-the-machine"
 CATEGORIES = ("Hate", "SelfHarm", "Sexual", "Violence")
 
 
@@ -21,6 +22,7 @@ class ContentSafety:
         copied: code with this is protected material.
         fault: `hang`, `late`, `500`, `429`, `cut`, `not json`, `no category`, `odd severity` or `redirect`; None answers.
         seen: what was sent: path and body.
+        tokens: what was asked of the machine's identity endpoint.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class ContentSafety:
         self.fault: str | None = None
         self.after = 0
         self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.tokens: list[dict[str, str]] = []
         self.released = threading.Event()
         self.url = ""
 
@@ -68,6 +71,13 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
 
+    def do_GET(self) -> None:
+        """Give a token, as a machine's identity endpoint does."""
+        state = self.server.state
+        state.tokens.append({name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()})
+        until = str(int(time.time()) + 86_400)
+        self._send(200, {"access_token": TOKEN, "expires_on": until, "resource": "x", "token_type": "Bearer"})
+
     def do_POST(self) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
             self._answer()
@@ -75,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         state, parts = self.server.state, urlsplit(self.path)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers["Ocp-Apim-Subscription-Key"] != KEY:
+        by_token = self.headers["Authorization"] == f"Bearer {TOKEN}"
+        if self.headers["Ocp-Apim-Subscription-Key"] != KEY and not by_token:
             return self._send(401, {"error": {"code": "401", "message": "Access denied"}})
         text = body.get("text", body.get("code"))
         if not parse_qs(parts.query).get("api-version") or not isinstance(text, str) or len(text) > 10_000:

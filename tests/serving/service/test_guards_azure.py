@@ -331,3 +331,18 @@ def test_a_wrong_key_refuses(azure: ContentSafety, client: Any) -> None:
     guard = client(azure, key="another")
     with pytest.raises(Exception, match="401"):
         guard.check(Passage(Stage.PROMPT, "a"))
+
+
+def test_a_machines_identity_is_asked_once(azure: ContentSafety, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDENTITY_ENDPOINT", azure.url)
+    monkeypatch.setenv("IDENTITY_HEADER", "secret")
+    azure.tokens.clear()
+    entry = {"type": "azure-content-safety", "endpoint": azure.url, "managed_identity": "1234", "timeout_s": 30}
+    guards = configuration.of({"guards": [entry]}, Path())
+    for _ in range(2):
+        ((found,),) = guards.check([Passage(Stage.PROMPT, "EVIL")])
+        assert found.name == "hate"
+    assert [(one["resource"], one["client_id"]) for one in azure.tokens] == [
+        ("https://cognitiveservices.azure.com", "1234")
+    ]
+    guards.close()
