@@ -24,6 +24,7 @@ LANGUAGES = {
     "python": "here",
     "console": "in test_docs_commands.py",
     "json": "an example of a body",
+    "yaml": "in test_guards_configuration.py",
     "text": "not run",
     "": "a diagram",
 }
