@@ -27,7 +27,7 @@ def verify(*, files: tuple[Path, ...], contains: tuple[str, ...]) -> None:
 
     first, head, missing = 0, Link(), set(contains)
     try:
-        for head in links(set(files)):
+        for head in links({file.resolve() for file in files}):
             first = first or head.line
             missing.discard(head.hash)
     except BrokenChain as error:

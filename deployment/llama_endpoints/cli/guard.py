@@ -37,10 +37,10 @@ def index(*, folder: Path, output: Path) -> None:
     "--stage", type=click.Choice(("prompt", "text")), default="text", help="What the text stands for."
 )
 def check(*, file: Path, text: TextIO, stage: str) -> None:
-    """Check TEXT (a file, or - for stdin) with the guards of FILE. Exit code 1 where one blocks."""
+    """Check TEXT (a file, or - for stdin) with the guards of FILE. Exit code 1 where one blocks, 2 where one fails."""
     from llama_serving.contract.content_filter import blocks, results
     from llama_serving.contract.json_lines import json_line
-    from llama_serving.errors import ServingError
+    from llama_serving.errors import ServingError, SetupError
     from llama_serving.service.guards import configuration
     from llama_serving.service.guards.guard import Passage, Stage
 
@@ -48,7 +48,7 @@ def check(*, file: Path, text: TextIO, stage: str) -> None:
     try:
         (found,) = guards.check([Passage(Stage(stage), text.read())])
     except ServingError as error:
-        raise click.ClickException(error.message) from error
+        raise SetupError(error.message) from error
     click.echo(json_line(results(found) or {"content_filter_results": {}}))
     if blocks(found):
         raise SystemExit(1)

@@ -211,12 +211,14 @@ class Service:
             BadRequest: a guard blocks one of them.
             GuardUnavailable: a guard failed.
         """
+        self.on_begin(request, inputs)
         if self.guards.watches(Stage.PROMPT):
             _refuse_blocked(request, self.guards.check(_prompts(inputs)))
         return inputs
 
     async def _achecked(self, request: Request, inputs: Sequence[PreparedInput]) -> Sequence[PreparedInput]:
         """Do as `_checked` for an event loop."""
+        self.on_begin(request, inputs)
         if self.guards.watches(Stage.PROMPT):
             _refuse_blocked(request, await self.guards.acheck(_prompts(inputs)))
         return inputs
@@ -232,7 +234,6 @@ class Service:
     ) -> Iterator[list[list[SequenceOutput]]]:
         """Submit all sequences of a request; they are cancelled when the block ends, however it ends."""
         running: list[list[SequenceOutput]] = []
-        self.on_begin(request, inputs)
         with self._in_flight.request() as handles:
             try:
                 for index, prepared in enumerate(inputs):

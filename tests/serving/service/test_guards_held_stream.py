@@ -58,7 +58,7 @@ def test_a_text_that_passes_leaves_whole_and_in_time(pieces: list[tuple[str, flo
         run.see(piece, after_s)
         came += [run.now] * len(piece)
     late = [left - there for left, there in zip(run.left_at, came, strict=False)]
-    assert all(waited <= windows.max_delay_s + 1e-6 for waited in late)
+    assert all(waited <= 2 * windows.max_delay_s + 1e-6 for waited in late)
     assert len(came) - len(run.left_at) <= windows.window + windows.overlap
     last = run.held.last(run.text)
     assert last.final
@@ -66,16 +66,17 @@ def test_a_text_that_passes_leaves_whole_and_in_time(pieces: list[tuple[str, flo
     assert run.out + run.held.take_all() == run.text
 
 
-@given(PIECES, PIECES, st.integers(3, 20), st.integers(1, 30), st.data())
-def test_of_what_is_blocked_nothing_leaves(
+@given(PIECES, PIECES, st.integers(3, 20), st.integers(1, 30), st.sampled_from((0.5, 1.0, 1e9)), st.data())
+def test_of_what_is_blocked_nothing_leaves(  # noqa: PLR0917  (what is drawn)
     before: list[tuple[str, float]],
     after: list[tuple[str, float]],
     overlap: int,
     window: int,
+    max_delay_s: float,
     data: st.DataObject,
 ) -> None:
     """However the text is divided, in time that is short."""
-    run = Run(Windows(window, overlap, max_delay_s=1e9))
+    run = Run(Windows(window, overlap, max_delay_s))
     whole = "".join(piece for piece, _ in before) + MARK + "".join(piece for piece, _ in after)
     while run.text != whole:
         rest = whole[len(run.text) :]
@@ -106,4 +107,8 @@ def test_time_that_passes_between_check_and_departure_lets_nothing_out() -> None
     assert passage is not None
     held.see("abcdef", 1.5)
     held.passed(passage)
-    assert held.take(3.0) == "abcd"
+    assert held.take(3.0) == "ab", "what follows the rest is not checked yet"
+    passage = held.due(3.0)
+    assert passage is not None
+    held.passed(passage)
+    assert held.take(3.0) == "cdef"

@@ -4,6 +4,7 @@ Sources: the REST references of `text:analyze` (2024-09-01) and `text:detectProt
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -67,7 +68,7 @@ class AzureContentSafety:
         *,
         timeout_s: float,
     ) -> None:
-        self._authorization, self._policy = authorization, policy
+        self._authorization, self._policy, self._timeout_s = authorization, policy, timeout_s
         self._http = httpx2.Client(
             base_url=endpoint,
             timeout=timeout_s,
@@ -85,9 +86,12 @@ class AzureContentSafety:
         if not passage.has_news:
             return []
         found: list[Finding] = []
+        until = time.monotonic() + self._timeout_s
         for text in _parts(passage.recent(REACH)):
             if not text.strip():
                 continue
+            if time.monotonic() > until:  # whoever asked has gone, and each call is paid for
+                raise TimeoutError
             if self._policy.severities or self._policy.blocklists:
                 found += self._analyzed(text)
             if self._policy.protected_code is not None and passage.stage is Stage.TEXT:

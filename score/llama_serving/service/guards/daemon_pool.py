@@ -28,7 +28,7 @@ class DaemonPool:
         """Run a function in a thread of its own.
 
         Raises:
-            BusyError: all threads are taken.
+            BusyError: all threads are taken, here or in the system.
         """
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
@@ -48,7 +48,12 @@ class DaemonPool:
             if self._threads >= self._limit:
                 raise BusyError
             self._threads += 1
-        threading.Thread(target=self._work, args=(run,), name=self._name, daemon=True).start()
+        try:
+            threading.Thread(target=self._work, args=(run,), name=self._name, daemon=True).start()
+        except RuntimeError:  # the system has no more threads
+            with self._lock:
+                self._threads -= 1
+            raise BusyError from None
         return future
 
     def _work(self, run: Callable[[], None]) -> None:

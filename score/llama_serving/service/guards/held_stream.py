@@ -13,7 +13,7 @@ class Windows:
     Attributes:
         window: characters that come together before they are checked.
         overlap: characters at the end of checked text that stay until they were checked with what follows them.
-        max_delay_s: seconds that a character waits for others at most. Its check comes on top.
+        max_delay_s: seconds that a character waits for its check at most, and then for a check with what follows it.
     """
 
     window: int = 400
@@ -30,7 +30,7 @@ class HeldStream:
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
         self._text = ""
-        self._checked = self._left = 0
+        self._checked = self._checked_twice = self._left = 0
         self._arrivals: deque[tuple[int, float]] = deque()
         """Ends of the pieces that have not left, and when they came."""
 
@@ -62,15 +62,20 @@ class HeldStream:
 
     def passed(self, passage: Passage) -> None:
         """Note that nothing was found in a passage."""
+        self._checked_twice = self._checked
         self._checked = max(self._checked, min(len(passage.text), len(self._text)))
 
     def take(self, now: float) -> str:
-        """Return the text that leaves now: checked, and either `overlap` characters from its end or held for too long."""
+        """Return the text that leaves now: checked, and either `overlap` characters from its end or held for too long.
+
+        While more has come, what was held for too long leaves only if it was checked with what follows it.
+        """
         until = max(self._left, self._checked - self._windows.overlap)
+        known = self._checked if self._checked == len(self._text) else self._checked_twice
         for end, came in self._arrivals:
             if now < came + self._windows.max_delay_s:
                 break
-            until = max(until, min(end, self._checked))
+            until = max(until, min(end, known))
         text, self._left = self._text[self._left : until], until
         while self._arrivals and self._arrivals[0][0] <= until:
             self._arrivals.popleft()
@@ -86,9 +91,14 @@ class HeldStream:
         """Return the seconds until something must be checked or must leave; None if nothing is held."""
         if not self._arrivals:
             return None
-        return max(0.0, self._arrivals[0][1] + self._windows.max_delay_s - now)
+        came = self._unchecked_since()
+        came = self._arrivals[0][1] if came is None else came
+        return max(0.0, came + self._windows.max_delay_s - now)
 
     def _has_waited(self, now: float) -> bool:
-        # The piece in front may be checked already; it is the first unchecked one that counts.
-        came = next((at for end, at in self._arrivals if end > self._checked), None)
+        came = self._unchecked_since()
         return came is not None and now >= came + self._windows.max_delay_s
+
+    def _unchecked_since(self) -> float | None:
+        """Return when the first unchecked piece came; the piece in front may be checked already."""
+        return next((at for end, at in self._arrivals if end > self._checked), None)
