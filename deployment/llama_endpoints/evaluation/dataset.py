@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from llama_serving.errors import SetupError
 
 _SCHEMAS: Final = Path(__file__).parent / "schemas"
 _AT_ONCE: Final = 1 << 20
+_SURROGATE: Final = rb"\ud"
+_LONE: Final = re.compile("[\ud800-\udfff]")
 _LONGEST: Final = 200
 """Characters of an error that quotes a value."""
 
@@ -129,12 +132,18 @@ def decoded(raw: bytes, at: str) -> Any:
     """Return the JSON value of a line.
 
     Raises:
-        SetupError: it is not JSON; the message begins with `at`.
+        SetupError: it is not JSON, or has a surrogate alone, which no file in UTF-8 can hold; the message begins with `at`.
     """
     try:
-        return json.loads(raw)
+        value = json.loads(raw)
+        text = json.dumps(value, ensure_ascii=False) if _SURROGATE in raw.lower() else ""
     except (ValueError, RecursionError) as error:
         raise SetupError(f"{at} is not JSON: {error}.") from error
+    if found := _LONE.search(text):
+        raise SetupError(
+            f"{at} has \\u{ord(found[0]):04x}, half of a surrogate pair, which is no character. Write the whole pair, or remove it."
+        )
+    return value
 
 
 def _depth(error: Any) -> int:

@@ -138,9 +138,10 @@ def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:
+    """Write parts of JSON. A surrogate alone has no UTF-8; replaced with a backslash it is JSON's own escape."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

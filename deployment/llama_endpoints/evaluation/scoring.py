@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from llama_endpoints.evaluation.folder import EvaluationFolder
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
 from llama_endpoints.evaluation.score import Score
+from llama_endpoints.evaluation.tasks.code_task import RunsCode
 from llama_endpoints.evaluation.tasks.task import Task
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
@@ -37,21 +39,14 @@ def score(
     """
     by_id = {problem.id: problem for problem in problems}
     kept = folder.path / ".scores.part"
-    header = json_line(
-        {
-            "samples": digest(folder.samples),
-            "task": task.name,
-            "options": dict(task.options),
-            "code": task.runs_code,
-        }
-    )
+    header = _header(folder, task)
     done = _kept(kept, header)
     on_sample(sum(map(len, done.values())))
     groups = (
         (name, list(samples))
         for name, samples in groupby(folder.read_samples(), key=lambda sample: sample.problem)
     )
-    with kept.open("a", encoding="utf-8", newline="\n") as file:
+    with kept.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         if not done:
             file.truncate(0)
             file.write(header + "\n")
@@ -60,6 +55,19 @@ def score(
             file.flush()
             on_sample(len(scores))
     _put_in_place(folder, kept, header)
+
+
+def _header(folder: EvaluationFolder, task: Task) -> str:
+    """Return what decides on the scores, as one line: those of a run with another one are not kept."""
+    return json_line(
+        {
+            "samples": digest(folder.samples),
+            "task": task.name,
+            "options": dict(task.options),
+            "data": None if task.data is None else digest(task.data),
+            "running": asdict(task.running) if isinstance(task, RunsCode) else None,
+        }
+    )
 
 
 def _in_order(

@@ -271,6 +271,17 @@ def test_a_language_that_nothing_here_runs_is_said(tmp_path: Path) -> None:
         task("multipl-e", data=written(tmp_path / "d.jsonl", [line])).problems()
 
 
+@pytest.mark.parametrize("key", ["name", "prompt", "tests"])
+@pytest.mark.parametrize(("text", "code"), [("\ud800", "d800"), ("a\udfff\ud800b", "dfff")])
+def test_half_of_a_character_in_the_data_is_refused(key: str, text: str, code: str, tmp_path: Path) -> None:
+    line = {"name": "T_0", "language": "js", "prompt": "p", "tests": "\U0001f600", "stop_tokens": ["\\ud"]}
+    whole = registry.create("multipl-e", {"data": str(written(tmp_path / "a.jsonl", [line]))})
+    assert [problem.data for problem in whole.problems()] == [line]
+    data = written(tmp_path / "d.jsonl", [line, {**line, "name": "T_1", key: text}])
+    with pytest.raises(SetupError, match=rf"d.jsonl, line 2 has \\u{code}, half of"):
+        registry.create("multipl-e", {"data": str(data)}).problems()
+
+
 def test_a_problem_with_an_odd_name_keeps_it(tmp_path: Path) -> None:
     line = {"name": "HumanEval_0/a b", "language": "js", "prompt": "p", "tests": "t", "stop_tokens": ["\n}"]}
     made = registry.create("multipl-e", {"data": str(written(tmp_path / "d.jsonl", [line]))})

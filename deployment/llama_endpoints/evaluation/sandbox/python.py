@@ -108,7 +108,12 @@ def _verdict(said: str, nonce: str, code: int | None, *, ended: bool) -> tuple[V
         return Verdict.TIMED_OUT, "the CPU time was up"
     if found["kind"] == "MemoryError":
         return Verdict.OUT_OF_MEMORY, "MemoryError"
-    return Verdict.FAILED, " ".join(found["detail"].split())
+    return Verdict.FAILED, " ".join(_text(found["detail"]).split())
+
+
+def _text(said: str) -> str:
+    """Return what a program said as text that every file can hold: a surrogate alone has no UTF-8."""
+    return said.encode("utf-8", "replace").decode()
 
 
 def _program(script: str, *arguments: str) -> Program:

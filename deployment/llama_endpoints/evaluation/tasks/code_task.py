@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.sample import Sample
@@ -33,6 +34,15 @@ class CodeRunning:
                 "network and files."
             )
         bubblewrap.require()
+
+
+@runtime_checkable
+class RunsCode(Protocol):
+    """A task whose scores depend on whether code is run, and within which limits."""
+
+    @property
+    def running(self) -> CodeRunning:
+        """Whether, and how."""
 
 
 def judged(problem: Problem, samples: Sequence[Sample], judge: Judge) -> Iterable[Score]:
