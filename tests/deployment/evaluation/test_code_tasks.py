@@ -1,6 +1,7 @@
 """MBPP, infilling and MultiPL-E, with small data of our own."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,55 @@ FORMS = {
         "try:\n    bad()\n    raise AssertionError\nexcept KeyError:\n    pass",
     ],
 }
+
+
+TREE = "class Node:\n    def __init__(self, data):\n        self.data, self.left, self.right = data, None, None\ndef size(n):\n    return 0 if n is None else 1 + size(n.left) + size(n.right)\n"
+OF_THE_CANDIDATE: dict[str, dict[str, Any]] = {
+    "a function with a built-in name": {"code": "def sum(a, b):\n    return a - b", "test_list": ["assert sum(10, 15) == -5"]},
+    "a helper with one": {
+        "code": "max = lambda x: 0\ndef f(x):\n    return [max(x)]", "test_list": ["assert f([1]) == [0] and len(f([1])) == 1 and max([4]) == 0"],
+    },
+    "objects in the setup": {
+        "code": TREE, "test_setup_code": "root = Node(1)\nroot.left = Node(2)\nroot.left.left = Node(3)\nother = Node(4)",
+        "test_list": ["assert size(root) == 3", "assert size(other) == 1 and size(None) == 0"],
+    },
+    "a loop in the setup": {
+        "code": TREE, "test_setup_code": "import math\ncount = 4\nroot = None\nnodes = []\nfor i in range(count):\n    new = Node(i)\n    new.left, root = root, new\n    nodes.append(new)",
+        "test_list": ["assert size(root) == count == math.floor(4.5)", "assert [size(one) for one in nodes] == [1, 2, 3, 4]"],
+    },
+    "functions in the setup": {
+        "code": TREE, "test_setup_code": "def grown(n):\n    new = Node(0)\n    new.left = n\n    return new\ndef twice(n):\n    return 2 * n\nhalf = lambda n: n / 2",
+        "test_list": ["assert twice(size(grown(grown(None)))) == 4 == half(8)"],
+    },
+    "a class in the setup": {
+        "code": "def area(shape):\n    return shape.a * shape.b", "test_setup_code": "class Box:\n    def __init__(self, a, b):\n        self.a, self.b = a, b",
+        "test_list": ["assert area(Box(2, 3)) == 6"],
+    },
+    "imports behind the setup": {
+        "code": "def f(x):\n    return x", "test_setup_code": "d = OrderedDict(a=floor(1.5))", "test_imports": ["from math import *", "from collections import OrderedDict"],
+        "test_list": ["assert f(dict(d)) == {'a': 1}"],
+    },
+    "a function that is passed on": {
+        "code": "def double(x):\n    return 2 * x\ndef each(f, xs):\n    return [f(x) for x in xs]", "test_setup_code": "g = double",
+        "test_list": ["assert each(g, [1, 2]) == [2, 4] and g(3) == 6"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OF_THE_CANDIDATE)
+def test_what_the_solution_defines_is_the_candidates(what: str, tmp_path: Path) -> None:
+    needs_sandbox()
+    examples = [sentence(number) for number in (2, 3, 4)]
+    made = task("mbpp", data=written(tmp_path / "d", [*examples, sentence(11, **OF_THE_CANDIDATE[what])]))
+    (problem,) = made.problems()
+    right = problem.data["code"]
+    wrong = [
+        re.sub(r"^( *)return .*", r"\1return 7", right, flags=re.MULTILINE),
+        "from builtins import sum, max\n", "", "class Node: pass\nimport os\nos._exit(0)",
+    ]  # fmt: skip
+    found = scores_of(made, problem, right, *wrong)
+    assert [(one.verdict, one.detail) for one in found[:1]] == [("passed", "")]
+    assert {one.verdict for one in found[1:]} == {"failed"}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llama_endpoints.evaluation.sandbox import bubblewrap, python, seccomp
 from llama_endpoints.evaluation.sandbox.bubblewrap import Program
 from llama_endpoints.evaluation.sandbox.inside import exchange
-from llama_endpoints.evaluation.sandbox.inside.checker import free_names
+from llama_endpoints.evaluation.sandbox.inside.names import free_names
 from llama_endpoints.evaluation.sandbox.languages import LANGUAGES, with_nonce
 from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
 from llama_endpoints.evaluation.sandbox.process import run, started

@@ -45,12 +45,14 @@ class Check:
         setup: program whose names the test may use; not the model's.
         test: defines `check(candidate)`, or is a list of statements where there is no entry.
         entry: name of the function that `check` gets.
+        solution: the data's own program. Where there is no entry, what it defines is the model's to define.
     """
 
     program: str
     setup: str
     test: str
     entry: str | None
+    solution: str = ""
 
 
 def check(given: Check, limits: Limits) -> tuple[Verdict, str]:
@@ -61,7 +63,13 @@ def check(given: Check, limits: Limits) -> tuple[Verdict, str]:
     """
     deadline = time.monotonic() + limits.wall_s
     nonce = secrets.token_hex(16)
-    job = {"nonce": nonce, "setup": given.setup, "test": given.test, "entry": given.entry}
+    job = {
+        "nonce": nonce,
+        "setup": given.setup,
+        "test": given.test,
+        "entry": given.entry,
+        "solution": given.solution,
+    }
     with ExitStack() as last:
         text = last.enter_context(data_file(given.program.encode("utf-8", "surrogatepass")))
         checked = last.enter_context(data_file(json.dumps(job).encode()))

@@ -91,10 +91,11 @@ class Mbpp:
         """See `Task`."""
         self.running.require()
         data = problem.data
-        setup = "\n".join([data.get("test_setup_code", ""), *data.get("test_imports", ())])
+        setup = "\n".join([*data.get("test_imports", ()), data.get("test_setup_code", "")])
+        test = "\n".join(data["test_list"])
 
         def judge(completion: str) -> tuple[Verdict, str]:
-            return check(Check(completion, setup, "\n".join(data["test_list"]), None), self.running.limits)
+            return check(Check(completion, setup, test, None, _code(data)), self.running.limits)
 
         return judged(problem, samples, judge)
 

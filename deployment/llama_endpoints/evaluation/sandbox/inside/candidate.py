@@ -3,6 +3,7 @@
 Arguments: its own name, descriptor with the program's text.
 """
 
+import builtins
 import itertools
 import os
 import sys
@@ -30,13 +31,22 @@ class Program:
 
     def _answer(self, ask: dict[str, Any]) -> Any:
         if "define" in ask:
-            exec(compile(self._text, "candidate.py", "exec"), self._scope)  # noqa: S102  (what this file is for)
+            for text, file in ((self._text, "candidate.py"), (ask["define"], "setup.py")):
+                exec(compile(text, file, "exec"), self._scope)  # noqa: S102  (what this file is for)
             return None
+        if "name" in ask:
+            return self._scope[ask["name"]]
         if "iterate" in ask:
             return list(itertools.islice(self._objects[ask["iterate"]], _MOST_ITEMS))
         arguments = [self._decode(one) for one in ask["arguments"]]
         named = {name: self._decode(one) for name, one in ask["named"].items()}
-        return self._scope[ask["call"]](*arguments, **named)
+        return self._called(ask["call"])(*arguments, **named)
+
+    def _called(self, name: str | int) -> Any:
+        """Return a kept object by its number, or what a name means in the program."""
+        if isinstance(name, int):
+            return self._objects[name]
+        return self._scope[name] if name in self._scope else vars(builtins)[name]
 
     def _decode(self, given: Any) -> Any:
         return exchange.decode(given, self._objects.__getitem__, lambda *_: None)

@@ -2,9 +2,11 @@
 
 Arguments: its own name, descriptor with the job as JSON, descriptor for the verdict.
 
-    {"nonce", "setup": program whose names the test may use, "entry": name of the function or null, "test": program}
+    {"nonce", "setup": program whose names the test may use, "entry": name of the function or null, "test": program,
+     "solution": the data's own program}
 
-With an entry the test defines `check(candidate)`. Without one, names that nothing defines are the candidate's functions.
+With an entry the test defines `check(candidate)`. Without one, names that nothing defines, and those that the data's own
+solution defines, are the candidate's functions.
 """
 
 import ast
@@ -13,9 +15,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
-from llama_endpoints.evaluation.sandbox.inside import exchange
+from llama_endpoints.evaluation.sandbox.inside import exchange, names
 
 
 class Gone(Exception):
@@ -49,24 +51,13 @@ class Candidate:
         """Return a function that calls the candidate's."""
 
         def call(*arguments: Any, **named: Any) -> Any:
-            given = [exchange.encode(one, _refuse) for one in arguments]
-            return self.ask(
-                {
-                    "call": name,
-                    "arguments": given,
-                    "named": {k: exchange.encode(v, _refuse) for k, v in named.items()},
-                }
-            )
+            return self.ask(exchange.call(name, arguments, named))
 
         call.__name__ = name
         return call
 
     def _refer(self, number: int, name: str) -> exchange.Reference:
         return exchange.Reference(number, str(name)[:100], self.ask)
-
-
-def _refuse(value: Any) -> NoReturn:
-    raise TypeError(f"the test passes a {type(value).__name__}, which cannot be sent to the program")
 
 
 def _raised(name: str, text: str) -> Exception:
@@ -79,34 +70,36 @@ def _raised(name: str, text: str) -> Exception:
     return Exception(f"{name}: {text}")
 
 
-def free_names(program: str, scope: dict[str, Any]) -> set[str]:
-    """Return the names that a program reads and nothing defines."""
-    nodes = list(ast.walk(ast.parse(program)))
-    bound = scope.keys() | vars(builtins).keys()
-    for node in nodes:
-        match node:
-            case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
-                bound.add(name)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                bound.add(name)
-            case ast.ExceptHandler(name=str(name)):
-                bound.add(name)
-            case ast.alias(name=name, asname=other):
-                bound.add((other or name).partition(".")[0])
-    return {node.id for node in nodes if isinstance(node, ast.Name)} - bound
-
-
 def check(job: dict[str, Any], candidate: Candidate) -> None:
     """Run the test."""
     scope: dict[str, Any] = {"__name__": "checker"}
-    exec(compile(job["setup"], "setup.py", "exec"), scope)  # noqa: S102  (the task's own, not the model's)
-    candidate.ask({"define": True})
     entry = job["entry"]
-    for name in free_names(job["test"], scope) if entry is None else {entry}:
+    if entry is None:
+        _run_statements(job, candidate, scope)
+        return
+    _run(job["setup"], "setup.py", scope)
+    candidate.ask({"define": ""})
+    scope[entry] = candidate.function(entry)
+    _run(job["test"], "test.py", scope)
+    scope["check"](scope[entry])
+
+
+def _run_statements(job: dict[str, Any], candidate: Candidate, scope: dict[str, Any]) -> None:
+    """Run a test that names the candidate's functions. Its setup may, too, so all of that runs behind the program as well."""
+    own = names.defined(job["solution"])
+    _run(names.imports(job["setup"]), "setup.py", scope)
+    setup = names.divide(job["setup"], scope, own)
+    candidate.ask({"define": job["setup"]})
+    for name in names.free_names(ast.unparse(setup.here) + "\n" + job["test"], scope, own) - setup.there:
         scope[name] = candidate.function(name)
-    exec(compile(job["test"], "test.py", "exec"), scope)  # noqa: S102  (likewise)
-    if entry is not None:
-        scope["check"](scope[entry])
+    _run(setup.here, "setup.py", scope)
+    for name in setup.there & names.read(job["test"]):
+        scope[name] = candidate.ask({"name": name})
+    _run(job["test"], "test.py", scope)
+
+
+def _run(program: str | ast.Module, file: str, scope: dict[str, Any]) -> None:
+    exec(compile(program, file, "exec"), scope)  # noqa: S102  (the task's own, not the model's)
 
 
 def verdict(job: dict[str, Any], candidate: Candidate) -> dict[str, Any]:

@@ -5,8 +5,8 @@ the checker. An object of any other type stays with the candidate. The checker g
 """
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Final, NoReturn
 
 _EXACT: Final = 1 << 53
 _MOST: Final = 1 << 24
@@ -33,8 +33,29 @@ class Reference:
             f"the program returned an object of type {self.name}, which is neither true nor false here"
         )
 
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the object where it is."""
+        return self._ask(call(self.number, arguments, named))
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._ask({"iterate": self.number}))
+
+
+def call(what: str | int, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request to call a function, by its name or its number.
+
+    Raises:
+        TypeError: an argument cannot be sent.
+    """
+    return {
+        "call": what,
+        "arguments": [encode(one, _refuse) for one in arguments],
+        "named": {name: encode(one, _refuse) for name, one in named.items()},
+    }
+
+
+def _refuse(value: Any) -> NoReturn:
+    raise TypeError(f"the test passes a {type(value).__name__}, which cannot be sent to the program")
 
 
 def encode(value: Any, keep: Keep) -> Any:
