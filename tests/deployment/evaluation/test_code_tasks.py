@@ -1,6 +1,7 @@
 """MBPP, infilling and MultiPL-E, with small data of our own."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,45 @@ def test_hostile_shell_fails(what: str) -> None:
     found, _ = languages.check(languages.LANGUAGES["sh"], program, test, Limits(wall_s=2, file_size=MIB))
     assert found in ("failed", "timed out")
     assert processes() == before
+
+
+def shell_says(program: str, limits: Limits) -> int:
+    """The number that a shell program prints before it fails."""
+    if languages.LANGUAGES["sh"].find() is None:
+        pytest.skip("root's processes are not counted, and nobody can make namespaces here")
+    _, detail = languages.check(languages.LANGUAGES["sh"], f"{program}\nexit 3\n", "\n:", limits)
+    return int(detail.rpartition("error ")[2])
+
+
+HOLDING = """
+mkfifo go; exec 3<>go
+for i in 1 2 3 4 5 6; do
+    perl -e '$held = "a" x ({} << 20); open(O, ">", "held.$ARGV[0]"); close(O); sysread(STDIN, $_, 1)' $i <&3 2>/dev/null & pids[i]=$!
+done
+while kids=0; for p in "${{pids[@]}}"; do kill -0 $p 2>/dev/null && kids=$((kids + 1)); done; held=(held.*); [[ -e $held ]] || held=()
+    (( kids > ${{#held[@]}} )); do sleep 0.02; done
+echo "error ${{#held[@]}}"
+"""
+
+
+@pytest.mark.parametrize(("mebibytes", "held"), [(2, 6), (100, 0)])
+def test_a_shells_processes_share_its_memory(mebibytes: int, held: int) -> None:
+    needs("bash", "perl")
+    found = shell_says(HOLDING.format(mebibytes), Limits(wall_s=60, memory=512 * MIB))
+    assert found == held
+
+
+def test_a_shell_whose_processes_nobody_counts_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("bash")
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if os.geteuid() == 0:
+        with pytest.raises(SetupError, match="Set TMPDIR to a folder that all may enter"):
+            shell_says("echo error 1", Limits(wall_s=60))
+    else:
+        assert shell_says("echo error 1", Limits(wall_s=60)) == 1
 
 
 def test_a_language_that_nothing_here_runs_is_said(tmp_path: Path) -> None:

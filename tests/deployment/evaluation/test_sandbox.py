@@ -225,10 +225,20 @@ def test_namespaces_that_cannot_be_had_are_said(monkeypatch: pytest.MonkeyPatch,
         bubblewrap.require.__wrapped__()
 
 
-def test_root_needs_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+@given(st.integers(64, 1 << 20))
+def test_processes_together_have_the_memory_of_one(mebibytes: int) -> None:
+    limits = Limits(memory=mebibytes * MIB)
+    each = limits.divided()
+    assert each.memory * each.processes <= limits.memory
+    assert each.memory >= 16 * MIB
+    assert 4 <= each.processes <= limits.processes
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_everybody_needs_the_filter(user: int, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_sandbox()
     monkeypatch.setattr(bubblewrap, "filter_program", lambda: None)
-    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: user)
     with pytest.raises(SetupError, match="libseccomp2"):
         bubblewrap.require.__wrapped__()
 

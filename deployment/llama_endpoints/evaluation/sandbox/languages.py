@@ -25,6 +25,8 @@ _PROGRAM: Final = "/program"
 _COMPILING: Final = Limits(
     wall_s=60, memory=4096 * MIB, processes=256, file_size=256 * MIB, open_files=1024, folder=256 * MIB
 )
+_THREADS: Final = 128
+"""Node and Java start dozens."""
 _PROBE_S: Final = 20
 _PATH: Final = {"PATH": "/usr/bin:/bin"}
 """By which compilers find the linker."""
@@ -217,7 +219,7 @@ def check(language: Language, program: str, test: str, limits: Limits) -> tuple[
     """Return the verdict on a program, and its reason.
 
     Raises:
-        SetupError: nothing here runs the language.
+        SetupError: nothing here runs the language, or its processes would not be counted.
     """
     found, nonce = runtime(language.name), secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="llama-evaluate-") as folder:
@@ -231,9 +233,14 @@ def check(language: Language, program: str, test: str, limits: Limits) -> tuple[
             if compiled.exit_code:
                 return Verdict.FAILED, f"not compiled: {_first_error(compiled)}"
         running = found.run(limits.memory // MIB)
-        ended = run(
-            replace(running, visible={**running.visible, _PROGRAM: path}), replace(limits, processes=128)
-        )
+        final = replace(running, visible={**running.visible, _PROGRAM: path})
+        if final.processes and not counted(final):
+            raise SetupError(
+                f"{language.name} can't be run here as root with its files in {path.parent}: its processes are counted as those "
+                "of nobody, who may not enter that folder. Set TMPDIR to a folder that all may enter, such as /tmp, or score as "
+                "another user."
+            )
+        ended = run(final, limits.divided() if final.processes else replace(limits, processes=_THREADS))
     return _verdict(ended, nonce)
 
 
