@@ -283,6 +283,35 @@ def test_hostile_javascript_fails(what: str) -> None:
     assert found == "failed"
 
 
+FORGED = {
+    "js": "  const own = require('fs').readFileSync(process.argv[1], 'latin1').match(/[0-9a-f]{32}/)[0]; console.log('\\n' + own); process.exit(0);\n}\n",
+    "sh": "    :\n}\n[[ $(< $0) =~ [0-9a-f]{32} ]]; printf '\\n%s\\n' $BASH_REMATCH; exit 0\nmore() {\n    :\n",
+    "cpp": "    return 0;\n}\n#define assert(x)\nint more() {\n",
+}
+
+
+@pytest.mark.parametrize("language", FORGED)
+def test_forged_verdicts_fail(language: str) -> None:
+    needs(*RUNTIMES[language])
+    if languages.LANGUAGES[language].find() is None:
+        pytest.skip("root's processes are not counted, and nobody can make namespaces here")
+    prompt, _, test, _ = IN_LANGUAGES[language]
+    found, _ = languages.check(
+        languages.LANGUAGES[language], prompt + FORGED[language], "\n" + test, Limits(wall_s=60)
+    )
+    assert found == "failed"
+
+
+def test_assertions_that_a_program_switches_off_are_on_again() -> None:
+    needs(*RUNTIMES["cpp"])
+    prompt, body, test, _ = IN_LANGUAGES["cpp"]
+    for off in ("#define NDEBUG\n", "#define NDEBUG\n#include <cassert>\n"):
+        for value, expected in ((body, "passed"), ("    return 0;\n", "failed")):
+            text = off + prompt + value
+            found, _ = languages.check(languages.LANGUAGES["cpp"], text, "\n" + test, Limits(wall_s=60))
+            assert found == expected
+
+
 def test_endless_javascript_is_ended() -> None:
     needs("node")
     prompt, _, test, _ = IN_LANGUAGES["js"]

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,54 @@ def test_everybody_needs_the_filter(user: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("os.geteuid", lambda: user)
     with pytest.raises(SetupError, match="libseccomp2"):
         bubblewrap.require.__wrapped__()
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a secret, and with programs in its `bin`. (It is not in /tmp, which is the sandbox's own.)"""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        home = Path(folder).resolve()
+        home.chmod(0o755)
+        for name in ("bin/node", "bin/java", "bin/javac", "bin/rustc", "bin/cc", "lib/own", "secret"):
+            (home / name).parent.mkdir(exist_ok=True)
+            (home / name).write_text(
+                f"#!/bin/bash\n[[ $1 != --print ]] || exec echo ${{ROOT:-{home}}}\necho error {home}/*; exit 3\n"
+            )
+            (home / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{home}/bin:{os.environ['PATH']}")
+        yield home
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_runtime_in_a_home_folder_shows_nothing_else_of_it(
+    own: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_sandbox()
+    if own:
+        monkeypatch.setenv("HOME", str(home))
+    found = LANGUAGES["js"].find()
+    assert found is not None
+    ended = run(found.run(64), LIMITS)
+    parts = ("bin",) if own else ("bin", "lib")
+    assert ended.output.decode().split() == ["error", *(str(home / part) for part in parts)]
+    for name in ("java", "rs"):
+        found = LANGUAGES[name].find()
+        assert (found is None) == own
+        if found is not None:
+            visible = (found.compile or found.run(64)).visible.values()
+            assert {path for path in visible if path.is_relative_to(home)} == {home / "bin", home / "lib"}
+    monkeypatch.setenv("ROOT", "/")
+    assert LANGUAGES["rs"].find() is None
+
+
+def test_python_shows_nothing_but_its_own_of_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_sandbox()
+    monkeypatch.setenv("HOME", sys.base_prefix)
+    listing = f"import os\ndef f(): return sorted(os.listdir({sys.base_prefix!r}))\n"
+    test = "def check(candidate): assert candidate() == ['bin', 'lib']\n"
+    if not Path(sys.base_prefix).is_relative_to("/usr"):
+        assert check(Check(listing, "", test, "f"), LIMITS) == (Verdict.PASSED, "")
+        assert Path(sys.base_prefix) not in python._program("candidate").visible.values()
 
 
 @pytest.mark.parametrize("language", LANGUAGES.values(), ids=LANGUAGES)

@@ -1,7 +1,8 @@
 """Programs in other languages than Python: how each is compiled and run, and where its last statement stands.
 
 A program and its test are one process here, as MultiPL-E has them. The last statement of the test prints a nonce, so that a
-program that ends early, or that prints a verdict, has failed. A program that reads its own source can find the nonce.
+program that ends early, or that prints a verdict, has failed. Where it is simple, the nonce is in no file. A program that
+tries can still find it, or make the test's assertions void.
 """
 
 import functools
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from llama_endpoints.evaluation.sandbox.bubblewrap import Program, counted
+from llama_endpoints.evaluation.sandbox.installation import outside_usr, personal
 from llama_endpoints.evaluation.sandbox.limits import MIB, Limits
-from llama_endpoints.evaluation.sandbox.process import Ended, run
+from llama_endpoints.evaluation.sandbox.process import Ended, data_file, run
 from llama_endpoints.evaluation.score import Verdict
 from llama_serving.errors import SetupError
 
@@ -52,10 +54,12 @@ class Language:
     Attributes:
         name: as MultiPL-E has it, which is mostly the suffix of its files.
         file: name of a program's file.
-        last: statement that prints `{}`.
+        last: statement that prints the nonce, which stands at `{}`, or what it reads from descriptor `{}`.
         closing: closing braces that follow the last statement of a test.
         needs: what to install.
         find: returns what runs it here, or None.
+        reads: whether the last statement reads the nonce from a descriptor.
+        before: lines that stand before the program and again before its test.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Language:
     closing: int
     needs: str
     find: Callable[[], Runtime | None]
+    reads: bool = False
+    before: str = ""
 
 
 def _where(name: str) -> Path | None:
@@ -71,15 +77,12 @@ def _where(name: str) -> Path | None:
     return None if found is None else Path(found).resolve()
 
 
-def _outside_usr(*paths: Path) -> dict[str, Path]:
-    return {str(path): path for path in paths if path.exists() and not path.is_relative_to("/usr")}
-
-
 def _node() -> Runtime | None:
     node = _where("node")
     if node is None:
         return None
-    visible = _outside_usr(node.parent.parent)
+    prefix = node.parent.parent
+    visible = outside_usr(node, *(() if personal(prefix) else (prefix / "lib",)))
 
     def program(memory: int) -> Program:
         words = [str(node), f"--max-old-space-size={memory}", f"{_PROGRAM}/main.js"]
@@ -90,9 +93,10 @@ def _node() -> Runtime | None:
 
 def _java() -> Runtime | None:
     java = _where("java")
-    if java is None or not (java.parent / "javac").exists():
+    if java is None or not (java.parent / "javac").exists() or personal(java.parent.parent):
         return None
-    visible = _outside_usr(java.parent.parent, *Path("/etc").glob("java*"))
+    parts = (java.parent.parent / name for name in ("bin", "lib", "conf"))
+    visible = outside_usr(*parts, *Path("/etc").glob("java*"))
 
     def program(memory: int) -> Program:
         words = [
@@ -123,7 +127,7 @@ def _rust() -> Runtime | None:
     asked = ["rustc", "--print", "sysroot"]
     said = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=_PROBE_S).stdout  # noqa: S603
     root = Path(said.strip() or "/")
-    if not (root / "bin/rustc").exists():
+    if personal(root) or not (root / "bin/rustc").exists():
         return None
     words = [
         str(root / "bin/rustc"),
@@ -137,7 +141,7 @@ def _rust() -> Runtime | None:
     ]
     compiling = Program(
         [*words, "-o", f"{_PROGRAM}/main", f"{_PROGRAM}/main.rs"],
-        _outside_usr(root),
+        outside_usr(root / "bin", root / "lib"),
         proc=True,
         address_space=False,
         environment=_PATH,
@@ -169,15 +173,22 @@ def _says(command: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False).returncode == 0  # noqa: S603
 
 
+_ASSERTING: Final = "#undef NDEBUG\n#include <assert.h>\n"
+"""A program's own `assert`, or NDEBUG, does not outlive it: including the header again defines the macro again."""
+_JS_LAST: Final = ';console.log("\\n" + require("fs").readFileSync({}, "latin1"));'
+_PERL_LAST: Final = ';open(my $nonce, "<&=", {}); print "\\n", <$nonce>;'
+_BASH_LAST: Final = "read -r -u {} nonce; printf '\\n%s\\n' \"$nonce\""
 LANGUAGES: Final[Mapping[str, Language]] = {
     one.name: one
     for one in (
-        Language("cpp", "main.cpp", 'puts("\\n{}");', 1, "g++", _cpp),
+        Language("cpp", "main.cpp", 'puts("\\n{}");', 1, "g++", _cpp, before=_ASSERTING),
         Language("java", "Main.java", 'System.out.println("\\n{}");', 2, "default-jdk-headless", _java),
-        Language("js", "main.js", ';console.log("\\n{}");', 0, "nodejs", _node),
-        Language("pl", "main.pl", ';print "\\n{}";', 0, "perl libtest-deep-perl", _perl),
+        Language("js", "main.js", _JS_LAST, 0, "nodejs", _node, reads=True),
+        Language("pl", "main.pl", _PERL_LAST, 0, "perl libtest-deep-perl", _perl, reads=True),
         # A test calls the function in subshells. (As root this needs user namespaces for nobody, who are counted.)
-        Language("sh", "main.sh", "printf '\\n{}\\n'", 0, "bash, and score as another user than root", _bash),
+        Language(
+            "sh", "main.sh", _BASH_LAST, 0, "bash, and score as another user than root", _bash, reads=True
+        ),
         Language("rs", "main.rs", 'println!("\\n{}");', 1, "rustc gcc", _rust),
     )
 }
@@ -222,12 +233,15 @@ def check(language: Language, program: str, test: str, limits: Limits) -> tuple[
         SetupError: nothing here runs the language, or its processes would not be counted.
     """
     found, nonce = runtime(language.name), secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="llama-evaluate-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="llama-evaluate-") as folder,
+        data_file(f"{nonce}\n".encode()) as descriptor,
+    ):
         path = Path(folder)
         path.chmod(0o755)  # (nobody reads the program)
-        (path / language.file).write_text(
-            program + with_nonce(language, test, nonce), encoding="utf-8", errors="replace"
-        )
+        test = with_nonce(language, test, str(descriptor) if language.reads else nonce)
+        text = f"{language.before}{program}\n{language.before}{test}"
+        (path / language.file).write_text(text, encoding="utf-8", errors="replace")
         if found.compile is not None:
             compiled = run(replace(found.compile, writable={_PROGRAM: path}), _COMPILING)
             if compiled.exit_code:
@@ -240,7 +254,8 @@ def check(language: Language, program: str, test: str, limits: Limits) -> tuple[
                 "of nobody, who may not enter that folder. Set TMPDIR to a folder that all may enter, such as /tmp, or score as "
                 "another user."
             )
-        ended = run(final, limits.divided() if final.processes else replace(limits, processes=_THREADS))
+        limits = limits.divided() if final.processes else replace(limits, processes=_THREADS)
+        ended = run(final, limits, inherited=[descriptor] if language.reads else [])
     return _verdict(ended, nonce)
 
 

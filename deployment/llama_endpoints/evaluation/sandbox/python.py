@@ -10,6 +10,7 @@ checker's functions, end it, read the nonce, or return objects of its own classe
 import json
 import secrets
 import sys
+import sysconfig
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_endpoints.evaluation.sandbox.bubblewrap import Program
+from llama_endpoints.evaluation.sandbox.installation import outside_usr, personal
 from llama_endpoints.evaluation.sandbox.limits import Limits
 from llama_endpoints.evaluation.sandbox.process import Pipe, data_file, read_all, started
 from llama_endpoints.evaluation.score import Verdict
@@ -128,8 +130,11 @@ def _program(script: str, *arguments: str) -> Program:
     prefix = Path(sys.base_prefix)
     executable = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]  # noqa: SLF001  (venv's own way to it)
     visible = {_MODULES: _INSIDE}
-    if not prefix.is_relative_to("/usr"):
-        visible[str(prefix)] = prefix
+    library = Path(sysconfig.get_config_var("LIBDIR") or prefix) / (
+        sysconfig.get_config_var("INSTSONAME") or "none"
+    )
+    visible |= outside_usr(executable, Path(sysconfig.get_path("stdlib")), library)
+    visible |= {} if personal(prefix) else outside_usr(prefix / "lib")
     paths = [path for path in map(_package, _PACKAGES) if path is not None]
     visible |= {f"/packages/{path.name}": path for path in paths}
     command = [str(executable), "-I", "-S", "-B", "-X", "utf8", "-c", _START, script, *arguments]
