@@ -80,7 +80,7 @@ OF_THE_CANDIDATE: dict[str, dict[str, Any]] = {
     },
     "a class in the setup": {
         "code": "def area(shape):\n    return shape.a * shape.b", "test_setup_code": "class Box:\n    def __init__(self, a, b):\n        self.a, self.b = a, b",
-        "test_list": ["assert area(Box(2, 3)) == 6"],
+        "test_list": ["assert area(Box(2, 3)) == 6 and Box(2, 3).a == 2 and Box(2, 3) != Box(2, 3)"],
     },
     "imports behind the setup": {
         "code": "def f(x):\n    return x", "test_setup_code": "d = OrderedDict(a=floor(1.5))", "test_imports": ["from math import *", "from collections import OrderedDict"],

@@ -34,6 +34,9 @@ class Program:
             for text, file in ((self._text, "candidate.py"), (ask["define"], "setup.py")):
                 exec(compile(text, file, "exec"), self._scope)  # noqa: S102  (what this file is for)
             return None
+        if "attribute" in ask:
+            number, name = ask["attribute"]
+            return getattr(self._objects[number], name)
         if "name" in ask:
             return self._scope[ask["name"]]
         if "iterate" in ask:

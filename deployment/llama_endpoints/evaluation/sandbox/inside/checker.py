@@ -29,6 +29,7 @@ class Candidate:
 
     def __init__(self, reading: BinaryIO, writing: BinaryIO) -> None:
         self._reading, self._writing = reading, writing
+        self.references: type[exchange.Reference] = exchange.Reference
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Return the value of an answer.
@@ -57,7 +58,7 @@ class Candidate:
         return call
 
     def _refer(self, number: int, name: str) -> exchange.Reference:
-        return exchange.Reference(number, str(name)[:100], self.ask)
+        return self.references(number, str(name)[:100], self.ask)
 
 
 def _raised(name: str, text: str) -> Exception:
@@ -86,6 +87,7 @@ def check(job: dict[str, Any], candidate: Candidate) -> None:
 
 def _run_statements(job: dict[str, Any], candidate: Candidate, scope: dict[str, Any]) -> None:
     """Run a test that names the candidate's functions. Its setup may, too, so all of that runs behind the program as well."""
+    candidate.references = exchange.OpenReference
     own = names.defined(job["solution"])
     _run(names.imports(job["setup"]), "setup.py", scope)
     setup = names.divide(job["setup"], scope, own)

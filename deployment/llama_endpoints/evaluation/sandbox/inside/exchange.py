@@ -23,22 +23,32 @@ class Reference:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, number: int, name: str, ask: Callable[[dict[str, Any]], Any]) -> None:
-        self.number, self.name, self._ask = number, name, ask
+        self._number, self._name, self._ask = number, name, ask
 
     def __eq__(self, other: object) -> bool:
         return False
 
     def __bool__(self) -> bool:
         raise TypeError(
-            f"the program returned an object of type {self.name}, which is neither true nor false here"
+            f"the program returned an object of type {self._name}, which is neither true nor false here"
         )
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the object where it is."""
-        return self._ask(call(self.number, arguments, named))
+        return self._ask(call(self._number, arguments, named))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._ask({"iterate": self.number}))
+        return iter(self._ask({"iterate": self._number}))
+
+
+class OpenReference(Reference):
+    """A reference that a test may look into, where its setup makes objects. What it finds crosses like every value."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the object. Special methods are not asked for, so that it stays equal to nothing."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._ask({"attribute": [self._number, name]})
 
 
 def call(what: str | int, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911  (one for each type)
 
 def _other(value: Any, keep: Keep) -> Any:
     if isinstance(value, Reference):
-        return {"kept": value.number}
+        return {"kept": value._number}  # noqa: SLF001
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), keep)
     return {"reference": [keep(value), type(value).__name__]}
