@@ -25,7 +25,12 @@ _ANY: Final = click.Path(exists=True, path_type=Path)
 @click.option("--task", required=True, help="Task, such as text-generation.")
 @click.option("--data", required=True, type=_ANY, help="Data file, or a folder with one.")
 @click.option("--model", required=True, type=_ANY, help="Folder of a packaged model.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the evaluation.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the evaluation.",
+)
 @click.option("--input-column-names", help="Columns of inputs, for text-generation.")
 @click.option("--label-column-name", help="Column of references, for text-generation.")
 @click.option("--device", type=click.Choice(list(_ENGINES)), default="auto", help="gpu is vLLM.")

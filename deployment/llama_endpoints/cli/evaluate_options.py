@@ -13,7 +13,6 @@ import click
 from llama_endpoints.cli.evaluate_scoring import (
     RESUME,
     check_limits,
-    clear,
     code_running,
     limits_of,
     measured,
@@ -36,7 +35,7 @@ _DRAWN: Final = 0.8
 
 
 _TARGET: Final = options(
-    click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the evaluation."),
+    click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the evaluation."),
     click.option("--model", help="Folder of a packaged model, an azureml: URI, or nano: loaded here."),
     click.option("--url", help=f"Address of a running endpoint. Its key comes from {KEY}."),
     click.option("--protocol", type=click.Choice(["score", "completions", "chat"]), default="score", help="Route of --url."),
@@ -110,11 +109,9 @@ class Given:
             running.require()  # before hours of generation
         style = model.style if flags["prompt"] == "auto" else type(model.style)(flags["prompt"])
         folder = EvaluationFolder(flags["output"])
-        if flags["overwrite"]:
-            clear(folder.path)
         if flags["url"]:
             Protocol(flags["protocol"]).check(style, infilling=task == "infilling")
-        evaluation = Evaluation(folder, made, model, style, sampling, flags["limit"])
+        evaluation = Evaluation(folder, made, model, style, sampling, flags["limit"], flags["overwrite"])
         self._samples(evaluation, target)
         if made.runs_code and not running.allowed:
             click.echo(

@@ -1,5 +1,6 @@
 """Tasks of `evaluate` that need no data set: key retrieval, and perplexity over any files."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,13 +18,22 @@ def _numbers(_context: click.Context, option: click.Parameter, given: str) -> "S
     try:
         found = [float(part) for part in given.split(",") if part.strip()]
     except ValueError:
-        raise click.BadParameter("give numbers with commas between them.", param=option) from None
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise click.BadParameter("give numbers with commas between them.", param=option)
     return [int(one) if one.is_integer() else one for one in found]
+
+
+def _whole(context: click.Context, option: click.Parameter, given: str) -> "Sequence[int]":
+    found = _numbers(context, option, given)
+    if not all(isinstance(one, int) for one in found):
+        raise click.BadParameter("give whole numbers with commas between them.", param=option)
+    return [int(one) for one in found]
 
 
 @click.command("key-retrieval")
 @click.option(
-    "--lengths", default="4000,8000,16000", callback=_numbers, help="Tokens of the prompts, up to 100000."
+    "--lengths", default="4000,8000,16000", callback=_whole, help="Tokens of the prompts, up to 100000."
 )
 @click.option(
     "--depths", default="0,0.2,0.4,0.6,0.8,1", callback=_numbers, help="Where the function stands, 0 to 1."
@@ -35,7 +45,7 @@ def _numbers(_context: click.Context, option: click.Parameter, given: str) -> "S
 )
 @task_options(max_new_tokens=16)
 def key_retrieval(
-    *, lengths: "Sequence[float]", depths: "Sequence[float]", repeats: int, tokenizer: str | None, given: Given
+    *, lengths: "Sequence[int]", depths: "Sequence[float]", repeats: int, tokenizer: str | None, given: Given
 ) -> None:
     """Key retrieval: find the number that one function among much Python code returns."""
     if tokenizer is None and given.flags["model"]:
@@ -43,7 +53,7 @@ def key_retrieval(
 
         tokenizer = str(model_files(given.flags["model"]).checkpoint)
     options = {
-        "lengths": [int(one) for one in lengths],
+        "lengths": list(lengths),
         "depths": list(depths),
         "repeats": repeats,
         "tokenizer": tokenizer,
@@ -66,7 +76,12 @@ def key_retrieval(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of text files.",
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the evaluation.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the evaluation.",
+)
 @click.option("--pattern", default="*", help="Take the files that match.")
 @click.option(
     "--window", type=click.IntRange(16), default=2048, help="Tokens at a time, within the model's context."
@@ -78,7 +93,6 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
     *, model: str, url: str | None, data: Path, output: Path, limit: int | None, overwrite: bool, **options: Any
 ) -> None:
     """Perplexity, and bits per byte, over the files of a folder."""
-    from llama_endpoints.cli.evaluate_scoring import clear
     from llama_endpoints.evaluation.folder import EvaluationFolder, write_lines
     from llama_endpoints.evaluation.run import Evaluation
     from llama_endpoints.evaluation.targets.target import Model
@@ -95,9 +109,8 @@ def perplexity(  # noqa: PLR0913  (the options of a command)
     about = Model(
         Path(model).name, files.variant.name, PromptStyle.COMPLETION, digest=fingerprint.of(files)["digest"]
     )
-    if overwrite:
-        clear(output)
-    evaluation = Evaluation(folder, task, about, PromptStyle.COMPLETION, Sampling(max_new_tokens=0), limit)
+    sampling = Sampling(max_new_tokens=0)
+    evaluation = Evaluation(folder, task, about, PromptStyle.COMPLETION, sampling, limit, overwrite)
     problems = evaluation.problems()
     evaluation.open({"kind": "endpoint", "url": url} if url else {"kind": "model", "path": model}, problems)
     write_lines(folder.samples, (sample.to_dict() for sample in task.samples(problems)))

@@ -48,6 +48,7 @@ scoring_options = options(
 
 def rescore(folder: Path, data: Path | None, **flags: Any) -> None:
     """Score the samples of a folder again."""
+    from llama_endpoints.evaluation import run
     from llama_endpoints.evaluation.folder import EvaluationFolder
     from llama_endpoints.evaluation.tasks import registry
 
@@ -55,6 +56,7 @@ def rescore(folder: Path, data: Path | None, **flags: Any) -> None:
     evaluation = found.read_evaluation()
     given = {**evaluation["settings"]["options"], **({"data": str(data)} if data else {})}
     task = registry.create(evaluation["task"], given, code_running(flags))
+    run.check_data(evaluation, task)
     check_limits(task, limits_of(flags), allowed=flags["run_code"])
     measured(found, task, flags)
 
@@ -128,14 +130,3 @@ def progress_bar(total: int, what: str) -> "Iterator[Any]":
         total=total, desc=what, unit=f" {what}", file=sys.stderr, disable=None, dynamic_ncols=True
     ) as bar:
         yield bar
-
-
-def clear(path: Path) -> None:
-    """Remove an evaluation's files; a folder of anything else is refused."""
-    import shutil
-
-    if not path.exists() or not any(path.iterdir()):
-        return
-    if not (path / "evaluation.json").is_file():
-        raise SetupError(f"{path} is not the folder of an evaluation. Give another --output.")
-    shutil.rmtree(path)

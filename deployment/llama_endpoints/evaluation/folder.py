@@ -9,6 +9,7 @@ metrics.json      the metrics
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -72,6 +73,40 @@ class EvaluationFolder:
                 f"{self.evaluation} is not of format {FORMAT}. Evaluate into a new folder with this version."
             )
         return found
+
+    def kept_evaluation(self) -> dict[str, Any] | None:
+        """Return the content of `evaluation.json`; None where this version cannot read it."""
+        try:
+            return self.read_evaluation()
+        except SetupError:
+            return None
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            SetupError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetupError(f"{self.path} can't be made: {error.strerror}. Give another folder.") from error
+
+    def clear(self) -> None:
+        """Remove an evaluation and all other files in its folder. `evaluation.json` goes last, so that a removal can be repeated.
+
+        Raises:
+            SetupError: the folder is not that of an evaluation, or cannot be changed.
+        """
+        inside = list(self.path.iterdir()) if self.path.exists() else []
+        begun = {self.requests.name, _part(self.requests).name, _part(self.evaluation).name}
+        if not self.evaluation.is_file() and {path.name for path in inside} - begun:
+            raise SetupError(f"{self.path} is not the folder of an evaluation. Give another --output.")
+        try:
+            for path in sorted(inside, key=lambda path: path == self.evaluation):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            raise SetupError(f"{self.path} can't be removed: {error.strerror}.") from error
 
     def read_samples(self) -> Iterator[Sample]:
         """Yield the samples, in order.
@@ -139,7 +174,7 @@ def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 def _write(path: Path, parts: Iterable[str]) -> None:
     """Write parts of JSON. A surrogate alone has no UTF-8; replaced with a backslash it is JSON's own escape."""
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     try:
         with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.writelines(parts)
@@ -150,6 +185,10 @@ def _write(path: Path, parts: Iterable[str]) -> None:
         raise SetupError(f"{path} can't be written: {error.strerror}.") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _object(raw: bytes, at: str) -> dict[str, Any]:

@@ -38,6 +38,24 @@ def write_samples(
     write_lines(folder.samples, (sample.to_dict() for sample in _samples(folder, task, by_id, style, records)))
 
 
+def check_records(records: Path, problems: Sequence[Problem], samples: int) -> None:
+    """Check that there is a record for each sample.
+
+    Raises:
+        SetupError: one is missing, or the file is not a batch job's output.
+    """
+    places = _places(records)
+    for name in (f"{problem.id}/{number}" for problem in problems for number in range(samples)):
+        if name not in places:
+            raise _missing(records, name)
+
+
+def _missing(records: Path, name: str) -> SetupError:
+    return SetupError(
+        f"{records} has no record of row {name}. Give the output of the batch job that scored requests.jsonl."
+    )
+
+
 def _samples(
     folder: EvaluationFolder, task: Task, problems: Mapping[str, Problem], style: PromptStyle, records: Path
 ) -> Iterator[Sample]:
@@ -45,9 +63,7 @@ def _samples(
     with records.open("rb") as file:
         for row in read_lines(folder.requests):
             if row["id"] not in places:
-                raise SetupError(
-                    f"{records} has no record of row {row['id']}. Give the output of the batch job that scored {folder.requests}."
-                )
+                raise _missing(records, row["id"])
             file.seek(places[row["id"]])
             yield _sample(task, problems, style, row, _record(file.readline()))
 

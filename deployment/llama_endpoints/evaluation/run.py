@@ -22,6 +22,10 @@ PUBLISHED_DRAWN = Sampling(temperature=0.8, top_p=0.95)
 """How pass@10 and pass@100 are drawn for published figures (arXiv 2308.12950, section 3.1); pass@1 is greedy."""
 
 
+class OtherEvaluationError(SetupError):
+    """The folder has another evaluation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What is evaluated, and how.
@@ -33,6 +37,7 @@ class Evaluation:
         style: how the model is asked.
         sampling: how texts are drawn.
         limit: number of problems, the first ones; None for all.
+        overwrite: whether another evaluation in the folder is replaced.
     """
 
     folder: EvaluationFolder
@@ -41,6 +46,7 @@ class Evaluation:
     style: PromptStyle
     sampling: Sampling
     limit: int | None = None
+    overwrite: bool = False
 
     def problems(self) -> Sequence[Problem]:
         """Return the problems.
@@ -72,24 +78,36 @@ class Evaluation:
         }
 
     def open(self, target: Mapping[str, Any], problems: Sequence[Problem]) -> dict[str, Any]:
-        """Write the description and the requests, or find those of an interrupted run.
+        """Write the description and the requests, or find those of an interrupted run, which `overwrite` leaves as they are.
 
         Raises:
-            SetupError: the folder has another evaluation.
+            OtherEvaluationError: the folder has another evaluation.
+            SetupError: the folder cannot be written to, or `overwrite` would remove other files.
         """
         described = self.described(target, len(problems))
-        if self.folder.evaluation.exists():
-            found = self.folder.read_evaluation()
-            if _same(found, described):
-                return found
-            raise SetupError(
-                f"{self.folder.path} has another evaluation. Give another --output, or --overwrite."
-            )
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        generation.write_requests(self.folder, self.task, problems, self.style, self.sampling)
+        found = self._found(described)
+        self.folder.make()
+        if found is None or not self.folder.requests.exists():
+            generation.write_requests(self.folder, self.task, problems, self.style, self.sampling)
+        if found is not None:
+            return found
         started = {**described, "started": now(), "ended": None}
         write_json(self.folder.evaluation, started)
         return started
+
+    def _found(self, described: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the description in the folder if it is of this evaluation; remove another one where that is wanted."""
+        if self.folder.evaluation.exists():
+            found = self.folder.kept_evaluation() if self.overwrite else self.folder.read_evaluation()
+            if found is not None and _same(found, described):
+                return found
+            if not self.overwrite:
+                raise OtherEvaluationError(
+                    f"{self.folder.path} has another evaluation. Give another --output, or --overwrite."
+                )
+        if self.overwrite:
+            self.folder.clear()
+        return None
 
     def generate(self, target: Target, on_row: OnRow) -> None:
         """Write the samples, unless they are there.
@@ -113,8 +131,24 @@ class Evaluation:
             SetupError: the records do not belong to the requests.
         """
         problems = self.problems()
+        generation.check_records(records, problems, self.sampling.samples)
         self.open({"kind": "batch"}, problems)
         generation.write_samples(self.folder, self.task, problems, self.style, records)
+
+
+def check_data(evaluation: Mapping[str, Any], task: Task) -> None:
+    """Check that a task has the data that an evaluation was made with.
+
+    Raises:
+        SetupError: it has other data.
+    """
+    kept = evaluation["data"].get("sha256")
+    if kept is None or task.data is None or (found := dataset.digest(task.data)) == kept:
+        return
+    raise SetupError(
+        f"{task.data} (sha256 {found[:12]}) is not the data that the samples were generated with ({evaluation['data']['path']}, "
+        f"sha256 {kept[:12]}). Give that file as --data, or evaluate again with the other one."
+    )
 
 
 def measure(
