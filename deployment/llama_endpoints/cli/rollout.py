@@ -87,7 +87,7 @@ def rollout(  # noqa: PLR0913  (one argument an option)
     on any machine.
 
     \b
-    Exit codes: 0 the roll-out completed, 1 the traffic was restored, 2 a step could not be applied.
+    Exit codes: 0 the roll-out completed, 1 the traffic was restored, 2 a step could not be applied, 130 Ctrl-C ended it.
 
     \b
     Examples:
@@ -96,6 +96,7 @@ def rollout(  # noqa: PLR0913  (one argument an option)
       llama-endpoints rollout --endpoint code-llama --to green --gate humaneval=0.02 --run-generated-code
       llama-endpoints rollout --endpoint code-llama --back
     """  # noqa: D301
+    from llama_endpoints.cli.evaluate_scoring import resumable
     from llama_endpoints.endpoints.rollout_gates import Limits
     from llama_endpoints.endpoints.rollout_runner import Probing, RolledBack, RolloutRunner, samples
 
@@ -114,8 +115,10 @@ def rollout(  # noqa: PLR0913  (one argument an option)
         "gate_concurrency": gate_concurrency, "run_code": run_code,
     })  # fmt: skip
     limits = Limits(max_error_rate, max_slowdown or None, max_p50, max_p95)
+    probing = Probing(limits, samples(requests, SAMPLE), probes, over, quality)
     try:
-        runner.run(current, Probing(limits, samples(requests, SAMPLE), probes, over, quality))
+        with resumable():
+            runner.run(current, probing)
     except RolledBack as error:
         click.echo(str(error), err=True)
         raise SystemExit(ROLLED_BACK) from error

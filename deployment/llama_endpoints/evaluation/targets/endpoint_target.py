@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from llama_endpoints.evaluation.folder import EvaluationFolder, read_lines
+from llama_endpoints.evaluation.targets.askers import Askers
 from llama_endpoints.evaluation.targets.endpoint_client import EndpointClient, http_client
 from llama_endpoints.evaluation.targets.model_target import job_of
 from llama_endpoints.evaluation.targets.protocols import Protocol
@@ -68,26 +69,26 @@ class EndpointTarget:
 
     def _ask_all(self, folder: EvaluationFolder, journal: Journal, on_row: OnRow) -> None:
         rows = (each for each in enumerate(read_lines(folder.requests)) if each[0] not in journal)
-        with (
-            http_client(self.key, self.deployment) as http,
-            ThreadPoolExecutor(self.concurrency, "asking") as pool,
-        ):
+        with http_client(self.key, self.deployment) as http, Askers(self.concurrency) as askers:
             client = EndpointClient(http, self.address, self.protocol, self.model)
             try:
-                self._keep(journal, (pool.submit(client.entry, *each) for each in rows), on_row)
-            except BaseException:
+                self._keep(journal, (askers.submit(client.entry, *each) for each in rows), on_row)
+            finally:  # (what is still asked is not waited for)
                 client.stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
 
     def _keep(self, journal: Journal, asking: Asking, on_row: OnRow) -> None:
         synced, running = time.monotonic(), set(islice(asking, self.concurrency))
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for one in done:
-                journal.append(one.result())
-                on_row(journal.counts)
-            running |= set(islice(asking, len(done)))
-            if time.monotonic() - synced > SYNC_S:
-                journal.sync()
-                synced = time.monotonic()
+        try:
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for one in done:
+                    journal.append(one.result())
+                    on_row(journal.counts)
+                running = (running - done) | set(islice(asking, len(done)))
+                if time.monotonic() - synced > SYNC_S:
+                    journal.sync()
+                    synced = time.monotonic()
+        finally:  # (one that failed, or a signal, takes no answer away that is there)
+            for one in running:
+                if one.done() and one.exception() is None:
+                    journal.append(one.result())
