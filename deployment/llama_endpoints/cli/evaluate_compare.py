@@ -17,7 +17,8 @@ def compare(*, old: Path, new: Path, as_json: bool) -> None:
     """Compare the evaluations in the folders OLD and NEW of one task, on the same data.
 
     Each metric's difference, NEW minus OLD, has a 95 % interval by a bootstrap over problems. Both evaluations are drawn together, so
-    problems that both pass or fail do not widen it.
+    problems that both pass or fail do not widen it. Where each problem is passed or failed, a verdict also needs the exact sign test
+    (one-sided, 5 %).
     """
     from llama_endpoints.evaluation.folder import EvaluationFolder
     from llama_endpoints.evaluation.report.compare import check_alike, other_settings, shared_metrics
@@ -38,8 +39,8 @@ def compare(*, old: Path, new: Path, as_json: bool) -> None:
 
 
 def _line(one: Any) -> str:
-    change = one.change
+    change, p = one.change, "" if one.p is None else f" sign test p {one.p:.3f},"
     return (
         f"{one.name}: {one.old:.4f} -> {one.new:.4f}, difference {change.value:+.4f} "
-        f"({change.low:+.4f} to {change.high:+.4f}), {change.problems} problems: {one.verdict}"
+        f"({change.low:+.4f} to {change.high:+.4f}),{p} {change.problems} problems: {one.verdict}"
     )

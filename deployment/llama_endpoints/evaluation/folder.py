@@ -81,6 +81,11 @@ class EvaluationFolder:
         except SetupError:
             return None
 
+    def forget_samples(self) -> None:
+        """Remove the samples and the records of their rows, so that the next run asks for all of them."""
+        for path in (self.samples, *self.path.glob(f"{self.records.stem}.*")):
+            path.unlink(missing_ok=True)
+
     def make(self) -> None:
         """Make the folder.
 

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from llama_endpoints.evaluation import dataset, run
 from llama_endpoints.evaluation.folder import EvaluationFolder
-from llama_endpoints.evaluation.report.compare import Difference, compare
-from llama_endpoints.evaluation.score import Verdict
+from llama_endpoints.evaluation.metrics.metric import ByProblem, Metric, mean_metric
+from llama_endpoints.evaluation.report.compare import WORSE, Difference, compare
+from llama_endpoints.evaluation.score import Score, Verdict
 from llama_endpoints.evaluation.targets.target import Model, Target
 from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling, Task
 from llama_serving.errors import SetupError
@@ -19,6 +20,7 @@ TASKS: Final = ("humaneval", "humaneval-plus", "mbpp", "multipl-e", "infilling",
 """Tasks that need an endpoint and data, and nothing else."""
 _MOST_FAILED: Final = 0.1
 """Share of requests without an answer above which a deployment cannot be judged."""
+_ANSWERED: Final = mean_metric("share of answers", "answered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,29 @@ class EvaluationGate:
     def objection(self, new: str, old: str) -> str | None:
         """Return why the deployment `new` must not replace `old`, in words; None if it may.
 
+        The texts of problems that both answered are compared, and which share of the problems each one answered.
+
         Raises:
             SetupError: it cannot be told.
         """
         folders = {name: self._evaluated(self.deployment(name)) for name in (old, new)}
         if (share := _unanswered(folders[old])) > _MOST_FAILED:
+            folders[old].forget_samples()
             raise SetupError(f"The gate {self.name} cannot judge: {old} did not answer {share:.0%} of the requests. See {folders[old].scores}.")  # fmt: skip
         if (share := _unanswered(folders[new])) > _MOST_FAILED:
+            folders[new].forget_samples()
             return f"{new} did not answer {share:.0%} of the requests of the gate {self.name}"
         before, after = (folders[name].scores_by_problem() for name in (old, new))
-        found = compare(self.task.metrics[:1], before, after)[0]
+        loss = self._loss(self.task.metrics[0], *_both_answered(before, after), new, old)
+        answers = _answers(before), _answers(after)
+        if loss is not None or answers[0] == answers[1]:
+            return loss
+        return self._loss(_ANSWERED, *answers, new, old)
+
+    def _loss(self, metric: Metric, before: ByProblem, after: ByProblem, new: str, old: str) -> str | None:
+        found = compare([metric], before, after)[0]
         self.report(f"  {self.name}: {_said(found, new, old)}")
-        return self._worse(found)
+        return self._worse(metric, found)
 
     def _evaluated(self, deployment: Deployment) -> EvaluationFolder:
         place = self.folder / self.task.name / f"{deployment.name}-{self._key(deployment)}"
@@ -83,7 +96,12 @@ class EvaluationGate:
         self.report(
             f"  {self.name}: {len(evaluation.problems())} problems to {deployment.name}, kept in {place}"
         )
-        evaluation.generate(deployment.target, lambda _: None)
+        try:
+            evaluation.generate(deployment.target, lambda _: None)
+        except run.OtherEvaluationError as error:
+            raise SetupError(
+                f"{place} has another evaluation of {deployment.name}. Remove the folder, or give another --gate-folder."
+            ) from error
         run.measure(evaluation.folder, self.task, lambda _: None, workers=self.workers)
         return evaluation.folder
 
@@ -93,10 +111,10 @@ class EvaluationGate:
         about = [deployment.identity, dict(self.task.options), digest, str(self.style)]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
-    def _worse(self, found: Difference) -> str | None:
-        """Return an objection where even the better end of the interval is a loss of more than the margin."""
-        gain = found.change.high if self.task.metrics[0].higher_is_better else -found.change.low
-        if gain >= -self.margin:
+    def _worse(self, metric: Metric, found: Difference) -> str | None:
+        """Return an objection to a significant loss where even the better end of the interval is a loss of more than the margin."""
+        gain = found.change.high if metric.higher_is_better else -found.change.low
+        if found.verdict != WORSE or gain >= -self.margin:
             return None
         change = found.change
         return (
@@ -116,3 +134,19 @@ def _said(found: Difference, new: str, old: str) -> str:
 def _unanswered(folder: EvaluationFolder) -> float:
     verdicts = [score.verdict for score in folder.read_scores()]
     return verdicts.count(Verdict.NOT_RUN) / len(verdicts)
+
+
+def _both_answered(old: ByProblem, new: ByProblem) -> tuple[ByProblem, ByProblem]:
+    """Return the scores of the problems that both answered."""
+    silent = {scores[0].problem for scores in (*old, *new) if not _is_answered(scores)}
+    first, second = ([one for one in scores if one[0].problem not in silent] for scores in (old, new))
+    return first, second
+
+
+def _answers(problems: ByProblem) -> ByProblem:
+    """Return scores that say which problems were answered."""
+    return [[Score(one[0].problem, 0, None, {"answered": float(_is_answered(one))})] for one in problems]
+
+
+def _is_answered(scores: Sequence[Score]) -> bool:
+    return all(score.verdict is not Verdict.NOT_RUN for score in scores)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from llama_endpoints.evaluation.folder import EvaluationFolder
 from llama_endpoints.evaluation.metrics.bootstrap import Estimate, difference
 from llama_endpoints.evaluation.metrics.metric import ByProblem, Metric, of_groups
+from llama_endpoints.evaluation.metrics.sign_test import LEVEL, p_value
 from llama_serving.errors import SetupError
+
+WORSE: Final = "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class Difference:
         new: its value in the second one.
         change: new minus old, with the interval of the paired difference.
         verdict: `better`, `worse` or `no significant difference`.
+        p: of the exact sign test, one-sided; None where problems are not passed or failed.
     """
 
     name: str
@@ -27,13 +31,14 @@ class Difference:
     new: float
     change: Estimate
     verdict: str
+    p: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a JSON object."""
         return {
             "old": self.old, "new": self.new, "difference": self.change.value, "low": self.change.low,
             "high": self.change.high, "confidence": self.change.confidence, "problems": self.change.problems,
-            "verdict": self.verdict,
+            "p": self.p, "verdict": self.verdict,
         }  # fmt: skip
 
 
@@ -75,14 +80,16 @@ def compare(metrics: Sequence[Metric], old: ByProblem, new: ByProblem) -> tuple[
 
 
 def _difference(metric: Metric, old: ByProblem, new: ByProblem) -> Difference:
-    change = difference(metric, metric.table(new), metric.table(old))
-    return Difference(metric.name, metric.value(old), metric.value(new), change, _verdict(metric, change))
+    tables = metric.table(new), metric.table(old)
+    change, p = difference(metric, *tables), p_value(*tables)
+    return Difference(metric.name, metric.value(old), metric.value(new), change, _verdict(metric, change, p), p)
 
 
-def _verdict(metric: Metric, change: Estimate) -> str:
-    if change.low <= 0 <= change.high:
+def _verdict(metric: Metric, change: Estimate, p: float | None) -> str:
+    """Return the verdict. Where few problems differ, the bootstrap's interval is too narrow: the sign test must agree with it."""
+    if change.low <= 0 <= change.high or (p is not None and p > LEVEL):
         return "no significant difference"
-    return "better" if (change.low > 0) is metric.higher_is_better else "worse"
+    return "better" if (change.low > 0) is metric.higher_is_better else WORSE
 
 
 def check_alike(old: EvaluationFolder, new: EvaluationFolder) -> None:
