@@ -4,22 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llama_endpoints.evaluation import dataset, generation, scoring
 from llama_endpoints.evaluation.folder import FORMAT, EvaluationFolder, write_json
 from llama_endpoints.evaluation.problem import Problem
 from llama_endpoints.evaluation.report import results
 from llama_endpoints.evaluation.report.document import write_report
-from llama_endpoints.evaluation.report.published import PROBLEMS
 from llama_endpoints.evaluation.report.results import Result, Subject
 from llama_endpoints.evaluation.targets.target import Model, OnRow, Target
 from llama_endpoints.evaluation.tasks.task import PromptStyle, Sampling, Task
 from llama_endpoints.version import commit
+from llama_serving.catalog import CATALOG
 from llama_serving.errors import SetupError
 
 PUBLISHED_DRAWN = Sampling(temperature=0.8, top_p=0.95)
 """How pass@10 and pass@100 are drawn for published figures (arXiv 2308.12950, section 3.1); pass@1 is greedy."""
+NEW_TOKENS: Final = {"humaneval": 512, "infilling": 128, "mbpp": 512, "multipl-e": 512}
+"""The fewest new tokens with which a figure compares: the defaults of the tasks that have figures. Fewer cut answers."""
 
 
 class OtherEvaluationError(SetupError):
@@ -171,19 +173,22 @@ def measure(
 
 def subject_of(evaluation: Mapping[str, Any]) -> Subject:
     """Return what was measured, and how it departs from what was published."""
-    settings = evaluation["settings"]
+    task, settings, variant = evaluation["task"], evaluation["settings"], evaluation["model"].get("variant")
     departures = list[str]()
-    if settings.get("limit"):
-        departures.append(f"the first {settings['limit']} problems alone")
-    elif (count := evaluation["data"].get("problems")) != PROBLEMS.get(evaluation["task"], count):
-        departures.append(f"{count} problems instead of {PROBLEMS[evaluation['task']]}")
     drawn = settings.get("samples", 1) > 1
     temperature, expected = settings.get("temperature", 0), PUBLISHED_DRAWN.temperature if drawn else 0
     if temperature != expected:
         departures.append(f"temperature {temperature:g} instead of {expected:g}")
     if drawn and settings.get("top_p") != PUBLISHED_DRAWN.top_p:
         departures.append(f"top_p {settings.get('top_p')} instead of {PUBLISHED_DRAWN.top_p:g}")
-    return Subject(evaluation["task"], evaluation["model"].get("variant"), tuple(departures), drawn)
+    least = NEW_TOKENS.get(task, 0)
+    if settings.get("max_new_tokens", least) < least:
+        departures.append(f"{settings['max_new_tokens']} new tokens instead of {least}")
+    if task != "infilling" and variant in CATALOG:  # (infilling has one form of prompt)
+        style = PromptStyle.COMPLETION if CATALOG[variant].dialog is None else PromptStyle.DIALOG
+        if settings.get("prompt", style) != style:
+            departures.append(f"prompts are a {settings['prompt']} instead of a {style}")
+    return Subject(task, variant, tuple(departures), drawn)
 
 
 def now() -> str:

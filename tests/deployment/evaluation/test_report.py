@@ -10,25 +10,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_endpoints.cli.evaluate import evaluate
 from llama_endpoints.evaluation.folder import EvaluationFolder, write_lines
 from llama_endpoints.evaluation.metrics.bootstrap import Estimate
 from llama_endpoints.evaluation.metrics.metric import pass_metrics
 from llama_endpoints.evaluation.report.compare import check_alike, compare
 from llama_endpoints.evaluation.report.document import write_report
 from llama_endpoints.evaluation.report.mlflow_run import log, metric_name
+from llama_endpoints.evaluation.report.published import problems as problems_of
 from llama_endpoints.evaluation.report.published import published, verdict
 from llama_endpoints.evaluation.report.results import Limit, Result, Subject, breaches, read, results, write
-from llama_endpoints.evaluation.run import subject_of
+from llama_endpoints.evaluation.run import NEW_TOKENS, subject_of
 from llama_serving.catalog import CATALOG
 from llama_serving.errors import SetupError
 from tests.support.evaluations import MODEL, a_folder, evaluation
 
+USUAL = {"samples": 1, "temperature": 0, "top_p": 0.95, "limit": None, "max_new_tokens": 512, "prompt": "completion"}  # fmt: skip
+LANGUAGES = {"cpp": 161, "cs": 158, "java": 158, "php": 161, "sh": 158, "ts": 159}
 PASS_AT_1 = pass_metrics([1])
 SUBJECT = Subject("humaneval", MODEL)
 
 
 def rate(share: float) -> list[list[float]]:
     return [[float(n < share * 164)] for n in range(164)]
+
+
+def rows_of_figures() -> list[list[str]]:
+    path = Path(published.__code__.co_filename).with_name("published.csv")
+    return [line.split(",") for line in path.read_text().splitlines()[1:]]
 
 
 def scored(folder: EvaluationFolder, subject: Subject = SUBJECT) -> tuple[Result, ...]:
@@ -70,28 +79,91 @@ def test_no_verdict_without_a_figure_or_with_other_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "data", "metric", "said"),
+    ("settings", "problems", "metric", "said"),
     [
-        ({}, {}, "pass@1", ""),
-        ({"limit": 20}, {}, "pass@1", "the first 20 problems alone"),
-        ({}, {"problems": 163}, "pass@1", "163 problems instead of 164"),
-        ({"temperature": 0.2}, {}, "pass@1", "temperature 0.2 instead of 0"),
-        ({"samples": 200, "temperature": 0.8}, {}, "pass@100", ""),
-        ({"samples": 200, "temperature": 0.8}, {}, "pass@1", "the published pass@1 is of greedy texts"),
-        ({"samples": 200, "temperature": 0.8, "top_p": 0.9}, {}, "pass@10", "top_p 0.9 instead of 0.95"),
+        ({}, 164, "pass@1", ""),
+        ({"limit": 20}, 20, "pass@1", "20 problems instead of 164"),
+        ({"limit": 164}, 164, "pass@1", ""),
+        ({"limit": 500}, 164, "pass@1", ""),
+        ({}, 163, "pass@1", "163 problems instead of 164"),
+        ({"temperature": 0.2}, 164, "pass@1", "temperature 0.2 instead of 0"),
+        ({"samples": 200, "temperature": 0.8}, 164, "pass@100", ""),
+        ({"samples": 200, "temperature": 0.8}, 164, "pass@1", "the published pass@1 is of greedy texts"),
+        ({"samples": 200, "temperature": 0.8, "top_p": 0.9}, 164, "pass@10", "top_p 0.9 instead of 0.95"),
+        ({"max_new_tokens": 511}, 164, "pass@1", "511 new tokens instead of 512"),
+        ({"max_new_tokens": 1024}, 164, "pass@1", ""),
+        ({"prompt": "dialog"}, 164, "pass@1", "prompts are a dialog instead of a completion"),
     ],
 )
 def test_what_was_done_otherwise_than_for_the_figure(
-    settings: dict[str, Any], data: dict[str, Any], metric: str, said: str
+    settings: dict[str, Any], problems: int, metric: str, said: str
 ) -> None:
-    usual = {"samples": 1, "temperature": 0, "top_p": 0.95, "limit": None}
-    described = evaluation(settings={**usual, **settings}, data={"problems": 164, **data})
-    assert "; ".join(subject_of(described).departures_of(metric)) == said
+    described = evaluation(settings={**USUAL, **settings})
+    assert "; ".join(subject_of(described).departures_of(metric, problems)) == said
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "problems"),
+    [
+        ("mbpp", "pass@1", 500),
+        ("infilling", "single-line/PSM", 1033),
+        ("infilling", "random-span/SPM", 1640),
+        *(("multipl-e", f"pass@1 ({language})", count) for language, count in LANGUAGES.items()),
+    ],
+)
+def test_figures_are_over_all_problems_of_their_part(task: str, metric: str, problems: int) -> None:
+    settings = {**USUAL, "max_new_tokens": NEW_TOKENS[task]}
+    subject = subject_of(evaluation(task=task, settings=settings))
+    assert subject.departures_of(metric, problems) == ()
+    for count in (1, problems - 1, problems + 1):
+        assert subject.departures_of(metric, count) == (f"{count} problems instead of {problems}",)
+    drawn = subject_of(evaluation(task=task, settings={**settings, "samples": 5, "temperature": 0.8}))
+    assert drawn.departures_of(metric, problems) == (
+        f"the published {metric.partition(' (')[0]} is of greedy texts",
+    )
+
+
+def test_an_instruct_model_has_its_figures_with_its_own_prompts() -> None:
+    model = {"variant": MODEL.replace("-hf", "-Instruct-hf")}
+    for prompt, said in (("dialog", ()), ("completion", ("prompts are a completion instead of a dialog",))):
+        described = evaluation(model=model, settings={**USUAL, "prompt": prompt})
+        assert subject_of(described).departures_of("pass@1", 164) == said
+    infilling = evaluation(task="infilling", model=model, settings={**USUAL, "prompt": "completion"})
+    assert subject_of(infilling).departures_of("single-line/PSM", 1033) == ()
+
+
+def test_every_figure_knows_how_many_problems_it_is_over() -> None:
+    for row in rows_of_figures():
+        assert problems_of(row[0], row[1]), row
+    assert problems_of("humaneval-plus", "pass@1") is None
+
+
+def test_the_fewest_new_tokens_are_the_defaults_of_the_command() -> None:
+    defaults = {
+        name: option.default
+        for name, one in evaluate.commands.items()
+        for option in one.params
+        if option.name == "max_new_tokens"
+    }
+    assert {name: defaults[name] for name in NEW_TOKENS} == NEW_TOKENS
+    assert {row[0] for row in rows_of_figures()} == set(NEW_TOKENS)
+
+
+def test_a_file_of_one_language_has_that_languages_figure(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "a", [[float(n < 20)] for n in range(161)], groups=["cpp"] * 161)
+    found = {one.name: one for one in scored(folder, Subject("multipl-e", MODEL))}
+    assert list(found) == ["pass@1", "pass@1 (cpp)"]
+    figure = found["pass@1 (cpp)"].figure
+    assert figure
+    assert found["pass@1 (cpp)"].verdict.endswith("the published figure")
+    cut = a_folder(tmp_path / "cut", [[1.0]] * 20, groups=["cpp"] * 20)
+    found = {one.name: one for one in scored(cut, Subject("multipl-e", MODEL))}
+    assert found["pass@1 (cpp)"].verdict == "not comparable: 20 problems instead of 161"
 
 
 def test_each_published_figure_is_of_a_model_of_the_catalog() -> None:
     """Table 2's pass@1, as read twice; every row names a model we know, once."""
-    rows = [line.split(",") for line in (Path(published.__code__.co_filename).with_name("published.csv")).read_text().splitlines()[1:]]  # fmt: skip
+    rows = rows_of_figures()
     assert {row[2] for row in rows} <= set(CATALOG)
     assert len({tuple(row[:3]) for row in rows}) == len(rows)
     assert all(0 < float(row[3]) < 100 for row in rows)
@@ -154,11 +226,13 @@ def test_a_limit_of_another_form_is_a_sentence(text: str) -> None:
 
 
 def test_compared_by_problem(tmp_path: Path) -> None:
-    """Five of 164 problems lost: worse; one lost and another won: no difference."""
+    """Five of 164 problems lost: worse; four lost, or one lost and another won: no difference."""
     old = a_folder(tmp_path / "old", rate(0.5))
     lost = [[0.0] if n < 5 else value for n, value in enumerate(rate(0.5))]
+    fewer = [[0.0] if n < 4 else value for n, value in enumerate(rate(0.5))]
     other = [[0.0] if n == 0 else [1.0] if n == 163 else value for n, value in enumerate(rate(0.5))]
-    for name, values, said in (("lost", lost, "worse"), ("other", other, "no significant difference")):
+    same = "no significant difference"
+    for name, values, said in (("lost", lost, "worse"), ("fewer", fewer, same), ("other", other, same)):
         new = a_folder(tmp_path / name, values)
         check_alike(old, new)
         (found,) = compare(PASS_AT_1, old.scores_by_problem(), new.scores_by_problem()[::-1])

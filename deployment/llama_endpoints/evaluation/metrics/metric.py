@@ -54,9 +54,9 @@ class Metric:
 
 
 def of_groups(metric: Metric, problems: ByProblem) -> list[tuple[Metric, ByProblem]]:
-    """Return the metric with all problems, and then, if there are several groups, with each group's."""
+    """Return the metric with all problems, and then with each group's."""
     groups = list(dict.fromkeys(scores[0].group for scores in problems if scores[0].group is not None))
-    if not metric.groups or len(groups) < 2:
+    if not metric.groups:
         groups = []
     parts = [
         (replace(metric, name=f"{metric.name} ({group})"), [one for one in problems if one[0].group == group])

@@ -15,8 +15,14 @@ from llama_endpoints.evaluation.metrics.bootstrap import Estimate
 
 _FILE: Final = Path(__file__).with_name("published.csv")
 _PAPER: Final = "arXiv 2308.12950"
-PROBLEMS: Final = {"humaneval": 164, "mbpp": 500}
-"""Problems that a task's figures are over: those of HumanEval, and of the test split of MBPP."""
+_PROBLEMS: Final[Mapping[str, int | Mapping[str, int]]] = {
+    "humaneval": 164,
+    "mbpp": 500,
+    "infilling": {"single-line": 1033, "random-span": 1640},
+    "multipl-e": {"cpp": 161, "cs": 158, "java": 158, "php": 161, "sh": 158, "ts": 159},
+}
+"""Problems that figures are over: HumanEval, the test split of MBPP, arXiv 2207.14255, and the parts `humaneval-LANGUAGE` of
+nuprl/MultiPL-E at Hugging Face."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,15 @@ def _figures() -> Mapping[tuple[str, str, str], Published]:
 def published(task: str, metric: str, model: str) -> Published | None:
     """Return the figure of a model of the catalog for a task's metric; None where none is known."""
     return _figures().get((task, metric, model))
+
+
+def problems(task: str, metric: str) -> int | None:
+    """Return how many problems the figures of a task's metric are over; None where there are no figures."""
+    found = _PROBLEMS.get(task)
+    if not isinstance(found, Mapping):
+        return found
+    name, _, group = metric.partition(" (")
+    return found.get(group.removesuffix(")") or name.partition("/")[0])
 
 
 def verdict(measured: Estimate, figure: Published | None, departures: Sequence[str] = ()) -> str:

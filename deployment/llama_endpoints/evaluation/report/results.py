@@ -9,7 +9,7 @@ from typing import Any
 from llama_endpoints.evaluation.folder import FORMAT, read_json, write_json
 from llama_endpoints.evaluation.metrics.bootstrap import CONFIDENCE, Estimate, estimate
 from llama_endpoints.evaluation.metrics.metric import ByProblem, Metric, of_groups
-from llama_endpoints.evaluation.report.published import Published, published, verdict
+from llama_endpoints.evaluation.report.published import Published, problems, published, verdict
 from llama_serving.errors import SetupError
 
 
@@ -69,31 +69,41 @@ class Subject:
     departures: tuple[str, ...] = ()
     drawn: bool = False
 
-    def departures_of(self, metric: str) -> tuple[str, ...]:
-        """Return the departures of a metric. Each pass@1 of the paper is of greedy texts."""
-        greedy = self.drawn and metric.partition(" ")[0] == "pass@1"
-        return (*self.departures, *(("the published pass@1 is of greedy texts",) if greedy else ()))
+    def departures_of(self, metric: str, count: int) -> tuple[str, ...]:
+        """Return the departures of a metric.
+
+        Args:
+            metric: its name. All figures of the paper but pass@10 and pass@100 are of greedy texts.
+            count: number of problems that it was measured over.
+        """
+        found, name = list(self.departures), metric.partition(" (")[0]
+        if (expected := problems(self.task, metric)) not in {None, count}:
+            found.append(f"{count} problems instead of {expected}")
+        if self.drawn and name not in {"pass@10", "pass@100"}:
+            found.append(f"the published {name} is of greedy texts")
+        return tuple(found)
 
 
 def results(
-    metrics: Iterable[Metric], problems: ByProblem, subject: Subject, *, confidence: float = CONFIDENCE
+    metrics: Iterable[Metric], scores: ByProblem, subject: Subject, *, confidence: float = CONFIDENCE
 ) -> tuple[Result, ...]:
     """Return each metric's result, overall and for each group.
 
     Args:
         metrics: the task's metrics.
-        problems: the scores of all samples, by problem.
+        scores: those of all samples, by problem.
         subject: what was measured.
         confidence: of the intervals, 0 to 1.
     """
-    parts = [part for metric in metrics for part in of_groups(metric, problems)]
+    parts = [part for metric in metrics for part in of_groups(metric, scores)]
     return tuple(_result(metric, chosen, subject, confidence) for metric, chosen in parts)
 
 
-def _result(metric: Metric, problems: ByProblem, subject: Subject, confidence: float) -> Result:
-    measured = estimate(metric, metric.table(problems), confidence=confidence)
+def _result(metric: Metric, scores: ByProblem, subject: Subject, confidence: float) -> Result:
+    measured = estimate(metric, metric.table(scores), confidence=confidence)
     figure = published(subject.task, metric.name, subject.model) if subject.model else None
-    return Result(metric.name, measured, figure, verdict(measured, figure, subject.departures_of(metric.name)))
+    departures = subject.departures_of(metric.name, measured.problems)
+    return Result(metric.name, measured, figure, verdict(measured, figure, departures))
 
 
 def write(path: Path, found: Iterable[Result]) -> None:
