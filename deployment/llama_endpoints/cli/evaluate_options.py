@@ -20,7 +20,7 @@ from llama_endpoints.cli.evaluate_scoring import (
     resumable,
     scoring_options,
 )
-from llama_endpoints.cli.options import options, setting_options
+from llama_endpoints.cli.options import FiniteRange, options, setting_options
 from llama_endpoints.evaluation.targets.endpoint_key import KEY, endpoint_key
 from llama_serving.errors import SetupError
 
@@ -59,12 +59,12 @@ def _sampling(
         click.option("--samples", type=click.IntRange(1, 1000), default=1, help="Samples for each problem."),
         click.option(
             "--temperature",
-            type=click.FloatRange(0, 2),
+            type=FiniteRange(0, 2),
             default=temperature,
             help="0 is greedy." if temperature else "Default: 0 (greedy) for one sample, 0.8 for several.",
         ),
         click.option(
-            "--top-p", type=click.FloatRange(0, 1, min_open=True), default=top_p, help="Of nucleus sampling."
+            "--top-p", type=FiniteRange(0, 1, min_open=True), default=top_p, help="Of nucleus sampling."
         ),
         click.option(
             "--max-new-tokens", type=click.IntRange(1), default=max_new_tokens, help="Of each sample."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llama_endpoints.cli.options import options
+from llama_endpoints.cli.options import FiniteRange, options
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ limits_option = options(
 scoring_options = options(
     click.option("--run-generated-code", "run_code", is_flag=True,
                  help="Run what the model wrote, apart: without network, files and other processes. Needs bubblewrap."),
-    click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds for each sample that is run."),
+    click.option("--timeout", type=FiniteRange(0.1, 3600), default=10.0, help="Seconds for each sample that is run."),
     click.option("--memory", type=click.IntRange(64, 1 << 20), default=1024, help="MiB for each sample that is run."),
     click.option("--workers", type=click.IntRange(1, 256), help="Samples run at a time. Default: the number of CPUs."),
     limits_option,

@@ -17,8 +17,13 @@ def _data(description: str, *, folder: bool = False) -> Callable[[Command], Comm
     return click.option("--data", required=True, type=kind, help=description)
 
 
-def _columns(_context: click.Context, _option: click.Parameter, given: str) -> list[str]:
-    return [name.strip() for name in given.split(",") if name.strip()]
+def _columns(_context: click.Context, option: click.Parameter, given: str) -> list[str]:
+    found = [name.strip() for name in given.split(",") if name.strip()]
+    if not found:
+        raise click.BadParameter(
+            "give the name of a column, or several with commas between them.", param=option
+        )
+    return found
 
 
 @click.command("text-generation")

@@ -1,8 +1,9 @@
 """Options shared by several commands."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 Command = Callable[..., None]
+
+
+class FiniteRange(click.FloatRange):
+    """A number within a range. Click takes NaN for any range, since it is neither less nor more than the ends."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
 
 
 def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:

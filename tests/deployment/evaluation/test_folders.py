@@ -165,6 +165,21 @@ def test_numbers_that_are_none_are_a_sentence(tmp_path: Path, option: str, given
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.parametrize("option", ["--temperature", "--top-p", "--timeout"])
+@pytest.mark.parametrize("given", ["nan", "-nan", "inf", "-inf"])
+def test_options_of_a_task_are_finite(data: Path, tmp_path: Path, option: str, given: str) -> None:
+    refused = evaluated(data, tmp_path / "e", "--requests-only", option, given)
+    assert (refused.returncode, option in refused.stderr) == (2, True), refused.stderr
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("given", ["", " , "])
+def test_columns_have_names(data: Path, tmp_path: Path, given: str) -> None:
+    words = ("evaluate", "text-generation", "--data", data, "--requests-only", "--output", tmp_path / "e")
+    refused = command.run(*words, "--input-column-names", given)
+    assert (refused.returncode, "name of a column" in refused.stderr) == (2, True), refused.stderr
+
+
 @pytest.mark.parametrize("given", ["300.7", "200,300.5", "0.5"])
 def test_lengths_are_whole(tmp_path: Path, given: str) -> None:
     words = ("evaluate", "key-retrieval", "--requests-only", "--output", tmp_path / "e", "--lengths", given)
