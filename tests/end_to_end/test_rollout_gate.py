@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the extra azure is not installed")
 
+from llama_endpoints.evaluation.targets.endpoint_target import EndpointTarget
 from tests.support.fake_azure.desk import BLUE, ENDPOINT, GREEN, ROOT, WHERE, Desk, a_desk
 from tests.support.sandboxes import needs_sandbox
 
@@ -169,6 +170,16 @@ def test_killed_while_the_gate_runs_it_goes_on(desk: Desk) -> None:
     assert desk.azure.serving.asked[BLUE] == 2, "its samples were there"
     assert desk.azure.serving.asked[GREEN] <= ALL + 2 - 50, "and some of the new one's"
     assert desk.traffic == {GREEN: 100}
+
+
+def test_ctrl_c_while_the_gate_runs_says_how_it_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EndpointTarget, "generate", interrupted)
+    ended = desk.run(*TO_GREEN, *GATE)
+    assert (ended.exit_code, "Run the same command again" in ended.output) == (130, True), ended.output
+    assert desk.azure.resources.changes == []
 
 
 def test_code_is_run_for_a_gate(desk: Desk) -> None:

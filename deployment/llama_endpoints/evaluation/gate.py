@@ -71,11 +71,12 @@ class EvaluationGate:
             SetupError: it cannot be told.
         """
         folders = {name: self._evaluated(self.deployment(name)) for name in (old, new)}
-        if (share := _unanswered(folders[old])) > _MOST_FAILED:
-            folders[old].forget_samples()
+        silent = {name: _unanswered(folder) for name, folder in folders.items()}
+        for name in (name for name, share in silent.items() if share > _MOST_FAILED):
+            folders[name].forget_samples()  # (it may be well the next time)
+        if (share := silent[old]) > _MOST_FAILED:
             raise SetupError(f"The gate {self.name} cannot judge: {old} did not answer {share:.0%} of the requests. See {folders[old].scores}.")  # fmt: skip
-        if (share := _unanswered(folders[new])) > _MOST_FAILED:
-            folders[new].forget_samples()
+        if (share := silent[new]) > _MOST_FAILED:
             return f"{new} did not answer {share:.0%} of the requests of the gate {self.name}"
         before, after = (folders[name].scores_by_problem() for name in (old, new))
         loss = self._loss(self.task.metrics[0], *_both_answered(before, after), new, old)

@@ -70,17 +70,17 @@ def test_what_the_new_one_does_not_answer_is_a_loss(tmp_path: Path) -> None:
     assert judged(Answering(silent=range(10)), Answering(silent=range(10, 20)), tmp_path / "both") is None
 
 
-@pytest.mark.parametrize("ill", ["old", "new"])
-def test_an_outage_is_asked_again(tmp_path: Path, ill: str) -> None:
-    out = Answering(silent=range(20))
-    if ill == "old":
+@pytest.mark.parametrize("ill", [{"old"}, {"new"}, {"old", "new"}])
+def test_an_outage_is_asked_again(tmp_path: Path, ill: set[str]) -> None:
+    old, new = (Answering(silent=range(20 if name in ill else 0)) for name in ("old", "new"))
+    if "old" in ill:
         with pytest.raises(SetupError, match="old did not answer 12% of the requests"):
-            judged(out, Answering(), tmp_path)
+            judged(old, new, tmp_path)
     else:
-        assert "new did not answer 12%" in str(judged(Answering(), out, tmp_path))
-    well, other = Answering(), Answering()
-    assert judged(*((well, other) if ill == "old" else (other, well)), tmp_path) is None
-    assert (well.asked, other.asked) == (ALL, 0)
+        assert "new did not answer 12%" in str(judged(old, new, tmp_path))
+    well = Answering(), Answering()
+    assert judged(*well, tmp_path) is None
+    assert [one.asked for one in well] == [ALL if name in ill else 0 for name in ("old", "new")]
 
 
 def test_another_evaluation_in_the_folder_is_said_in_the_words_of_the_gate(tmp_path: Path) -> None:
