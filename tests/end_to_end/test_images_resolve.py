@@ -35,7 +35,9 @@ def test_the_pins_of_an_image_hold_together_and_are_complete(image: str) -> None
 def test_an_image_that_is_not_there() -> None:
     done = checked("offline")
     assert done.returncode == 2
-    assert "There is no image offline. There are batch, gpu, gpu/vllm, online, package." in done.stderr
+    assert (
+        "There is no image offline. There are batch, evaluate, gpu, gpu/vllm, online, package." in done.stderr
+    )
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
 
 _SCHEMAS: Final = Path(__file__).parent / "schemas"
@@ -136,7 +137,7 @@ def decoded(raw: bytes, at: str) -> Any:
     """
     try:
         value = json.loads(raw)
-        text = json.dumps(value, ensure_ascii=False) if _SURROGATE in raw.lower() else ""
+        text = json_line(value) if _SURROGATE in raw.lower() else ""
     except (ValueError, RecursionError) as error:
         raise SetupError(f"{at} is not JSON: {error}.") from error
     if found := _LONE.search(text):

@@ -131,7 +131,7 @@ class PromptBuilder:
         room = self.context - min(new_tokens, LEAST_MIDDLE, self.context // 2)
         parts, truncated = infill.fitted(prompt, self.variant, self.tokenizer, room)
         ids, stop_ids = segments.encode(parts, self.tokenizer), self._stop_ids(prompt)
-        text = self._decoded(ids) if truncated else segments.shown(parts)
+        text = self._decoded(ids) if truncated else segments.shown(infill.segments(prompt, self.variant))
         return Prompt(text, ids, stop_ids, prompt.prefix, prompt.suffix, infill=True, truncated=truncated)
 
     def _unmarked(self, prompt: Input) -> Input:

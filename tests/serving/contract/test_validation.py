@@ -185,6 +185,7 @@ def test_every_error_has_its_status() -> None:
         "BodyTooLarge": 413,
         "UnsupportedMediaType": 415,
         "QueueFull": 429,
+        "RateLimited": 429,
         "InternalError": 500,
         "Unavailable": 503,
         "DeadlineExceeded": 504,
