@@ -323,7 +323,7 @@ def test_endless_javascript_is_ended() -> None:
 
 HOSTILE_SHELL = {
     "a fork bomb": "bomb() { bomb | bomb & }; bomb; sleep 0.3; false",
-    "the machine's files": "cat /etc/passwd /root/.* || false",
+    "the machine's files": "cat /etc/passwd /etc/shadow /home/*/.* || false",
     "the network": "echo > /dev/tcp/127.0.0.1/80 || false",
     "ending everything": "kill -9 -1; kill -9 1 $PPID",
     "the verdict": "echo passed; exit 0",

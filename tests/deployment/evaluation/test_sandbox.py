@@ -147,7 +147,7 @@ def test_a_program_has_the_rights_of_nobody(tmp_path: Path) -> None:
     assert filtered.output == (b"Seccomp:\t2\n" if seccomp.filter_program() else b"Seccomp:\t0\n")
 
 
-def test_root_starts_programs_as_nobody() -> None:
+def test_root_starts_programs_as_nobody(tmp_path: Path) -> None:
     needs_sandbox()
     program = Program(["/bin/sleep", "60"])
     with started(program, LIMITS) as running:
@@ -155,7 +155,8 @@ def test_root_starts_programs_as_nobody() -> None:
         until(lambda: len(_below(bwrap, processes())) >= 2)  # bubblewrap's first process, and the program
         users = {Path(f"/proc/{number}").stat().st_uid for number in _below(bwrap, processes())}
     assert users == {os.geteuid() if (nobody := bubblewrap.nobody(program)) is None else nobody}
-    assert bubblewrap.nobody(Program([], {"/x": Path("/root/x")})) is None
+    (closed := tmp_path / "closed").mkdir(mode=0o700)
+    assert bubblewrap.nobody(Program([], {"/x": closed / "x"})) is None
     assert bubblewrap.nobody(Program([], writable={"/x": Path("/usr")})) is None
 
 
