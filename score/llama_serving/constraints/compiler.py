@@ -32,6 +32,9 @@ OPTIONS: Final = '%llguidance {"no_forcing": true}'
 """Where one text alone is possible, the model chooses its tokens too; llguidance would choose them by the tokenizer."""
 SPACE: Final = r"[\x20\x09\x0A\x0D]{1,40}"
 """White space between the parts of a JSON text. Without an end, a model that is not sure writes nothing else."""
+WORDS: Final = ("[a-z_]{1,30}", "[a-zA-Z0-9_ ]{1,30}")
+"""Sets of tokens, beside llguidance's own for JSON, that are allowed or not at once: most patterns have such a class of characters,
+and a mask then takes a tenth of the time."""
 _PLACE: Final = re.compile(r"(?:line |at |^)(\d+)[:(](\d+)")
 
 
@@ -141,7 +144,8 @@ class _Vocabulary:
         self.eos = len(pieces)
         self.ordinary = np.array([bool(piece) for piece in pieces], np.bool_)
         self.tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Bytes(tokens, [*specials, self.eos], self.eos))
+            llguidance.TokenizerWrapper(_Bytes(tokens, [*specials, self.eos], self.eos)),
+            slices=[*WORDS, *llguidance.LLTokenizer.general_slices()],
         )
 
 

@@ -1,5 +1,7 @@
 """The batched sampler draws what the reference draws, row by row, whatever stands in the other rows."""
 
+from collections.abc import Sequence as List
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_serving.constraints.matcher import Mask, Matcher
 from llama_serving.engine.batching import sampler
 from llama_serving.engine.batching.sequence import Sequence
 from llama_serving.engine.handle import Handle
@@ -18,19 +21,39 @@ from llama_serving.engine.seeded_random import uniform
 from llama_serving.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=100)
+STOPS = frozenset({2, 11})
+
+
+class Allowing(Matcher):
+    """A matcher that always allows the same ids of a vocabulary; none of them in particular is all."""
+
+    def __init__(self, ids: AbstractSet[int]) -> None:
+        self._ids = ids
+
+    def allowed(self, vocab: int, ahead: List[int] = ()) -> tuple[Mask, bool]:
+        del ahead
+        return np.isin(np.arange(vocab), list(self._ids)) | (not self._ids), bool(
+            self._ids
+        ) and self._ids <= STOPS
+
+    def advance(self, token_id: int) -> None:
+        pass
 
 
 def sequence(
-    params: SamplingParams, prompt: tuple[int, ...] = (1, 5, 7), generated: tuple[int, ...] = ()
+    params: SamplingParams,
+    prompt: tuple[int, ...] = (1, 5, 7),
+    generated: tuple[int, ...] = (),
+    matcher: Matcher | None = None,
 ) -> Sequence:
-    one = Sequence(0, prompt, params, Handle())
+    one = Sequence(0, prompt, params, Handle(), matcher=matcher)
     one.ids += generated
     return one
 
 
 def reference(logits: np.ndarray, one: Sequence) -> Any:
     """The reference's token after the same history."""
-    sampler_ = Sampler(one.params, one.ids[: one.num_prompt_tokens])
+    sampler_ = Sampler(one.params, one.ids[: one.num_prompt_tokens], one.matcher)
     for token in one.ids[one.num_prompt_tokens :]:
         sampler_._seen.add(token)
         sampler_._drawn[token] += 1
@@ -45,8 +68,11 @@ def near_a_border(logits: np.ndarray, one: Sequence, share: float = 1e-5) -> boo
         sampler_._seen.add(token)
         sampler_._drawn[token] += 1
     scores = sampler_._penalised(logits.astype(np.float64))
-    if one.num_generated < one.params.min_new_tokens:
+    allowed, over = (None, False) if one.matcher is None else one.matcher.allowed(len(scores))
+    if one.num_generated < one.params.min_new_tokens and not over:
         scores[list(one.params.stop_ids)] = -np.inf
+    if allowed is not None:
+        scores[~allowed] = -np.inf
     if one.params.temperature == 0:
         best = np.sort(scores)[-2:]
         return bool(best[1] - best[0] < share)
@@ -74,16 +100,21 @@ params = st.builds(
     repetition_penalty=st.sampled_from((1.0, 0.5, 1.3)),
     presence_penalty=st.sampled_from((0.0, -1.0, 2.0)),
     frequency_penalty=st.sampled_from((0.0, 0.3)),
-    stop_ids=st.just(frozenset({2, 11})),
+    stop_ids=st.just(STOPS),
     seed=st.integers(0, 2**63 - 1),
     index=st.integers(0, 15),
 )
 
 
-@settings(max_examples=300, deadline=None)
+constraints = st.none() | st.builds(Allowing, st.frozensets(st.integers(0, 49), max_size=12))
+
+
+@settings(max_examples=400, deadline=None)
 @given(
     rows=st.lists(
-        st.tuples(params, st.lists(st.integers(0, 49), max_size=6), st.sampled_from((0.3, 2.0, 8.0))),
+        st.tuples(
+            params, st.lists(st.integers(0, 49), max_size=6), st.sampled_from((0.3, 2.0, 8.0)), constraints
+        ),
         min_size=1,
         max_size=6,
     ),
@@ -92,13 +123,13 @@ params = st.builds(
     coarse=st.booleans(),
 )
 def test_every_row_is_drawn_as_the_reference_draws_it(
-    rows: list[tuple[SamplingParams, list[int], float]], vocab: int, seed: int, coarse: bool
+    rows: list[tuple[SamplingParams, list[int], float, Allowing | None]], vocab: int, seed: int, coarse: bool
 ) -> None:
     """`coarse` logits have many ties, as bf16 has."""
     rng = np.random.default_rng(seed)
-    logits = np.stack([rng.normal(scale=scale, size=vocab) for _, _, scale in rows]).astype(np.float32)
+    logits = np.stack([rng.normal(scale=scale, size=vocab) for _, _, scale, _ in rows]).astype(np.float32)
     logits = np.round(logits * 4) / 4 if coarse else logits
-    sequences = [sequence(p, generated=tuple(g)) for p, g, _ in rows]
+    sequences = [sequence(p, generated=tuple(g), matcher=held) for p, g, _, held in rows]
     drawn = sampler.draw(torch.from_numpy(logits), sequences)
     for row, one, token in zip(logits, sequences, drawn, strict=True):
         assert token.id == reference(row, one).id or near_a_border(row, one), one.params
@@ -114,6 +145,8 @@ def test_a_row_is_drawn_alike_in_any_batch() -> None:
         )
         for t, p, k, r in choices
     ]
+    for number, one in enumerate(sequences[::3]):
+        one.matcher = Allowing(frozenset(range(number, 40 * number + 3)))
     together = sampler.draw(logits, sequences)
     assert together == [sampler.draw(logits[i : i + 1], [one])[0] for i, one in enumerate(sequences)]
     back = sampler.draw(logits.flip(0), sequences[::-1])

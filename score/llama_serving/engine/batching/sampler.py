@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llama_serving.constraints.matcher import Matcher
 from llama_serving.engine.batching.sequence import SoFar
 from llama_serving.engine.handle import Token
 from llama_serving.engine.seeded_random import uniform
@@ -32,16 +33,16 @@ def draw(logits: Tensor, sequences: List[SoFar]) -> list[Token]:
     Raises:
         ArithmeticError: the largest logit of a row is NaN or infinite.
     """
-    highest, chosen = logits.max(-1)  # the first of equal ones
-    if not bool(torch.isfinite(highest).all()):
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
         raise ArithmeticError("the model's logits are not finite")
-    scores = _scores(logits, sequences)
-    if scores is not logits:
-        chosen = scores.argmax(-1)
-    sampled = [i for i, sequence in enumerate(sequences) if sequence.params.temperature > 0]
-    if sampled:
-        drawn = _sampled(scores[sampled], [sequences[i] for i in sampled])
-        chosen[sampled] = drawn
+    chosen = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
+    free = [i for i, sequence in enumerate(sequences) if sequence.matcher is None]
+    if free:
+        own = [sequences[i] for i in free]
+        chosen[free] = _chosen(_scores(logits if len(free) == len(logits) else logits[free], own), own)
+    for i, sequence in enumerate(sequences):
+        if sequence.matcher is not None:
+            chosen[i] = _among_allowed(logits[i], sequence, sequence.matcher)
     return [
         _token(int(i), row, s.params.logprobs)
         for i, row, s in zip(chosen.tolist(), logits, sequences, strict=True)
@@ -73,27 +74,32 @@ def read(logits: Tensor, ids: List[int], alternatives: int) -> list[Token]:
 
 
 def _scores(logits: Tensor, sequences: List[SoFar]) -> Tensor:
-    """Return the logits after penalties, minimum length and constraints; the same tensor if there are none."""
+    """Return the logits after penalties and minimum length; the same tensor if there are none."""
     changed = [i for i, sequence in enumerate(sequences) if _changes(sequence)]
     if not changed:
         return logits
     scores = logits.clone()
     for i in changed:
-        matcher = sequences[i].matcher
-        if matcher is None:
-            _penalise(scores[i], sequences[i])
-        else:
-            allowed, over = matcher.allowed(scores.shape[-1], sequences[i].ahead)
-            _penalise(scores[i], sequences[i], may_end=over)
-            scores[i].masked_fill_(torch.from_numpy(~allowed).to(scores.device), -torch.inf)
+        _penalise(scores[i], sequences[i])
     return scores
+
+
+def _among_allowed(logits: Tensor, sequence: SoFar, matcher: Matcher) -> Tensor:
+    """Return the token of a sequence under a constraint, (1,), from its logits, (vocab,), which are not modified.
+
+    To copy what is allowed takes an eighth of the time of masking the rest.
+    """
+    allowed, over = matcher.allowed(len(logits), sequence.ahead)
+    scores = logits.clone() if _changes(sequence) else logits
+    _penalise(scores, sequence, may_end=over)
+    ids = torch.from_numpy(allowed.nonzero()[0]).to(logits.device)
+    return ids[_chosen(scores.index_select(0, ids)[None], [sequence])]
 
 
 def _changes(sequence: SoFar) -> bool:
     params = sequence.params
     penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-    changed = bool(penalised) or bool(params.logit_bias)
-    return changed or sequence.num_generated < params.min_new_tokens or sequence.matcher is not None
+    return bool(penalised) or bool(params.logit_bias) or sequence.num_generated < params.min_new_tokens
 
 
 def _penalise(scores: Tensor, sequence: SoFar, *, may_end: bool = False) -> None:
@@ -123,16 +129,29 @@ def _biases(pairs: tuple[tuple[int, float], ...]) -> tuple[Tensor, Tensor]:
     return torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
 
 
+def _chosen(scores: Tensor, sequences: List[SoFar]) -> Tensor:
+    """Return the place of each row's token: the best one at temperature 0, otherwise one that is sampled."""
+    sampled = [i for i, sequence in enumerate(sequences) if sequence.params.temperature > 0]
+    if len(sampled) == len(sequences):
+        return _sampled(scores, sequences)
+    chosen = scores.max(-1).indices  # the first of equal ones
+    if sampled:
+        chosen[sampled] = _sampled(scores[sampled], [sequences[i] for i in sampled])
+    return chosen
+
+
 def _sampled(scores: Tensor, sequences: List[SoFar]) -> Tensor:
     """Sample: (rows, vocab) -> (rows,) ids."""
     params = [sequence.params for sequence in sequences]
     at = [uniform(s.params.seed, s.params.index, s.num_generated) for s in sequences]
     # In float64 like the reference: a temperature near 0 underflows in float32.
-    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=scores.device)[
-        :, None
-    ]
-    scaled = (scores.double() - scores.amax(-1, keepdim=True).double()) / temperature
+    scaled = scores.double().sub_(scores.amax(-1, keepdim=True))
+    if any(p.temperature != 1 for p in params):
+        temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=scores.device)
+        scaled.div_(temperatures[:, None])
     whole = [i for i, p in enumerate(params) if _keeps_all(p, scores.shape[-1])]
+    if len(whole) == len(params):
+        return _choose(scaled.exp_(), torch.tensor(at))
     cut = [i for i in range(len(params)) if i not in set(whole)]
     chosen = torch.empty(len(params), dtype=torch.int64, device=scores.device)
     if whole:
