@@ -1,7 +1,9 @@
 """The parameters of a body -> `Parameters`: aliases, nulls, and the one place where they may be."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, replace
 from typing import Any, Final
 
 from llama_serving.contract import constraints, logit_bias
@@ -30,6 +32,7 @@ NAMES: Final = tuple(field.name for field in fields(Parameters))
 _INTEGERS: Final = frozenset(
     ("max_new_tokens", "min_new_tokens", "top_k", "num_return_sequences", "seed", "logprobs", "prompt_logprobs")
 )
+_DEFAULTS: Final[ContextVar[Parameters | None]] = ContextVar("defaults", default=None)
 
 
 def parse(given: Mapping[str, Any], at: str = "", aliases: Mapping[str, str] = ALIASES) -> Parameters:
@@ -51,17 +54,46 @@ def parse(given: Mapping[str, Any], at: str = "", aliases: Mapping[str, str] = A
             )
         spelled.setdefault(target, name)
         values[target] = value
-    if values.get("max_new_tokens") == 0 and not (
-        values.get("return_full_text") or "prompt_logprobs" in values
-    ):
-        name = spelled["max_new_tokens"]
-        raise BadRequest(
-            f"`{path_of(*([at] if at else []), name)}` must be an integer from 1, not 0. (0 only reads the prompt: it needs "
-            "`prompt_logprobs` or the prompt's echo beside it.)",
-            code="invalid_value",
-            param=path_of(*([at] if at else []), name),
+    parsed = Parameters(**values)
+    if parsed.max_new_tokens == 0:
+        refuse_nothing(
+            completed(parsed, _DEFAULTS.get() or Parameters()),
+            path_of(*([at] if at else []), spelled["max_new_tokens"]),
         )
-    return Parameters(**values)
+    return parsed
+
+
+@contextmanager
+def completed_by(defaults: Parameters) -> Iterator[None]:
+    """Judge what is parsed inside together with these parameters, which fill what it does not set: those of all rows of a job."""
+    token = _DEFAULTS.set(defaults)
+    try:
+        yield
+    finally:
+        _DEFAULTS.reset(token)
+
+
+def completed(own: Parameters, defaults: Parameters) -> Parameters:
+    """Return a request's own parameters, and `defaults` for those that it does not set."""
+    return replace(defaults, **{name: value for name in NAMES if (value := getattr(own, name)) is not None})
+
+
+def refuse_nothing(asked: Parameters, path: str) -> None:
+    """Refuse parameters that neither generate a token nor show anything of the prompt.
+
+    Args:
+        path: of `max_new_tokens` in the body.
+
+    Raises:
+        BadRequest: they do.
+    """
+    if asked.max_new_tokens == 0 and not asked.return_full_text and asked.prompt_logprobs is None:
+        raise BadRequest(
+            f"`{path}` must be an integer from 1, not 0. (0 only reads the prompt: it needs `prompt_logprobs` or the prompt's "
+            "echo beside it.)",
+            code="invalid_value",
+            param=path,
+        )
 
 
 def spelling(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -112,11 +112,13 @@ def request(row: InputRow, defaults: Parameters) -> Request:
     if defaults.continue_final_message:
         raise BadRequest("`continue_final_message` belongs to a dialog. Put it into that row, not into the parameters of all.",
                          code="invalid_value", param="parameters.continue_final_message")  # fmt: skip
-    parsed = _parse(row)
+    with parameters.completed_by(defaults):
+        parsed = _parse(row)
     if len(parsed.inputs) != 1:
         raise BadRequest(f"The row has {len(parsed.inputs)} prompts. Send one prompt a row.",
                          code="too_many_prompts")  # fmt: skip
-    request = _with_defaults(parsed, defaults)
+    request = replace(parsed, parameters=parameters.completed(parsed.parameters, defaults))
+    parameters.refuse_nothing(request.parameters, request.path("max_new_tokens"))
     if request.parameters.stream:
         raise BadRequest("A row has one record, and can't stream. Leave `stream` out.",
                          code="streaming_unsupported", param="stream")  # fmt: skip
@@ -241,13 +243,6 @@ def _parse_short(content: Mapping[str, Any]) -> Request:
     return Request(
         (prompt,), parsed, ReplyShape.ROWS, (key,), "parameters", spelling=parameters.spelling(given)
     )
-
-
-def _with_defaults(request: Request, defaults: Parameters) -> Request:
-    given = {
-        f.name: value for f in fields(Parameters) if (value := getattr(request.parameters, f.name)) is not None
-    }
-    return replace(request, parameters=replace(defaults, **given))
 
 
 def _frame(place: RowLocation, row: InputRow | None) -> dict[str, Any]:

@@ -168,6 +168,34 @@ def test_a_row_s_own_parameters_win(row: Any, seed: int, max_new_tokens: int) ->
     assert asked == Parameters(seed=seed, max_new_tokens=max_new_tokens)
 
 
+ZERO_ROWS = {
+    "short": {"prompt": "a", "parameters": {"max_new_tokens": 0}},
+    "another spelling": {"input_string": "a", "parameters": {"max_tokens": 0}},
+    "a whole body": score("a", max_new_tokens=0),
+    "mlflow": {"inputs": ["a"], "params": {"max_new_tokens": 0}},
+    "openai": {"prompt": "a", "max_tokens": 0},
+    "a batch line": batch_line({"prompt": "a", "max_tokens": 0}),
+}
+
+
+@pytest.mark.parametrize("kind", ZERO_ROWS)
+@pytest.mark.parametrize("given", [{"prompt_logprobs": 0}, {"return_full_text": True}])
+def test_a_row_that_reads_the_prompt_alone_may_have_the_other_half_from_the_job(
+    kind: str, given: dict[str, Any]
+) -> None:
+    assert request(ZERO_ROWS[kind], **given).parameters == Parameters(max_new_tokens=0, **given)
+    with pytest.raises(BadRequest, match="must be an integer from 1, not 0"):
+        request(ZERO_ROWS[kind])
+
+
+def test_a_row_may_not_take_the_other_half_away() -> None:
+    row = {"prompt": "a", "parameters": {"return_full_text": False}}
+    with pytest.raises(BadRequest, match=r"`parameters\.max_new_tokens` must be an integer from 1"):
+        request(row, max_new_tokens=0, return_full_text=True)
+    asked = request({"prompt": "a", "parameters": {"prompt_logprobs": 1}}, max_new_tokens=0).parameters
+    assert asked == Parameters(max_new_tokens=0, prompt_logprobs=1)
+
+
 @settings(deadline=None)
 @given(prompt=st.text(min_size=1).filter(lambda text: "<FILL_ME>" not in text))
 @pytest.mark.parametrize("key", ["input_string", "prompt"])
