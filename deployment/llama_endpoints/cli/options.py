@@ -74,9 +74,9 @@ format_options = options(
     click.option("--step-id", type=int, help="Outside the catalog: the id of <step>, for --dialog source."),
 )  # fmt: skip
 default_options = options(
-    click.option("--temperature", type=click.FloatRange(0, 2),
+    click.option("--temperature", type=FiniteRange(0, 2),
                  help="Outside the catalog: default temperature. Default: 0.2."),
-    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True),
+    click.option("--top-p", type=FiniteRange(0, 1, min_open=True),
                  help="Outside the catalog: default top_p. Default: 0.9."),
     click.option("--max-context", type=click.IntRange(16),
                  help="Outside the catalog: longest context. Default: the config's positions."),

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from llama_endpoints.cli.options import FiniteRange
 from llama_endpoints.cli.rollout_gates import gate_options, quality_gates
 from llama_endpoints.cli.workspace_options import client_of, workspace_options
 from llama_serving.errors import SetupError
@@ -51,7 +52,7 @@ class Steps(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
 @click.option(
     "--over",
     default=60.0,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="Seconds over which the probes are spread.",
 )
 @click.option(
@@ -61,17 +62,17 @@ class Steps(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
 @click.option(
     "--max-error-rate",
     default=0.01,
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Highest share of failed probes.",
 )
 @click.option(
     "--max-slowdown",
     default=1.5,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="Highest ratio of its p95 to the previous deployment's; 0 is no limit.",
 )
-@click.option("--max-p50", type=click.FloatRange(0), help="Seconds.")
-@click.option("--max-p95", type=click.FloatRange(0), help="Seconds.")
+@click.option("--max-p50", type=FiniteRange(0), help="Seconds.")
+@click.option("--max-p95", type=FiniteRange(0), help="Seconds.")
 @gate_options
 @workspace_options
 def rollout(  # noqa: PLR0913  (one argument an option)

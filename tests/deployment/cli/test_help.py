@@ -54,6 +54,21 @@ def test_help_names_every_value_of_the_setting(name: str) -> None:
     assert not values or text == f"LLAMA_{SET[name]}: {', '.join(values)}."
 
 
+NUMBERS = [name for name, one in OPTIONS.items() if isinstance(one.type, click.types.FloatParamType)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("given", ["nan", "-nan", "inf", "-inf", "1e999"])
+def test_no_option_takes_a_number_that_is_not_finite(name: str, given: str) -> None:
+    """NaN is within every range: `rollout --max-error-rate nan` would let everything pass."""
+    with pytest.raises(click.BadParameter):
+        OPTIONS[name].type.convert(given, OPTIONS[name], None)
+
+
+def test_options_that_are_numbers_are_found() -> None:
+    assert {"rollout --max-error-rate", "rollout --over", "package --temperature"} <= set(NUMBERS)
+
+
 @pytest.mark.parametrize("name", [name for name, one in OPTIONS.items() if isinstance(one.type, click.Choice)])
 def test_help_shows_every_choice(name: str) -> None:
     one = OPTIONS[name]
