@@ -22,6 +22,7 @@ from llama_serving.errors import SetupError
 from llama_serving.faults import as_serving_error
 from llama_serving.model_files import ModelFiles
 from llama_serving.service import fingerprint
+from llama_serving.service.guards import configuration
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -107,12 +108,21 @@ class Result:
 
 
 def about(files: ModelFiles, settings: Settings) -> dict[str, Any]:
-    """Return what records depend on, besides the rows and the parameters."""
+    """Return what records depend on, besides the rows and the parameters.
+
+    Raises:
+        SetupError: the file of guards can't be read.
+    """
     names = (
         *("dtype", "context", "engine", "backend", "quantization", "kv_memory", "max_body", "deadline_s"),
         *("vllm_tensor_parallel", "vllm_pipeline_parallel", "vllm_speculative_tokens", "vllm_kv_dtype"),
     )
-    return {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
+    found = {"model": fingerprint.of(files), "settings": {name: getattr(settings, name) for name in names}}
+    return (
+        found
+        if settings.guards is None
+        else {**found, "guards": {"sha256": configuration.digest(settings.guards)}}
+    )
 
 
 def finished(job: BatchJob) -> Counts | None:

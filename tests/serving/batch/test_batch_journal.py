@@ -13,8 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_endpoints.nano import FOLDER as NANO_FOLDER
+from llama_serving.batch.job import about
 from llama_serving.batch.journal import Counts, Entry, EntryState, Journal
+from llama_serving.catalog import NANO
 from llama_serving.errors import SetupError
+from llama_serving.model_files import ModelFiles
+from llama_serving.settings import Settings
 
 JOB = {"model": "m", "inputs": {"a.jsonl": {"sha256": "1"}}}
 
@@ -239,3 +244,18 @@ def test_the_job_of_a_journal(tmp_path: Path) -> None:
     Journal.remove(path)
     Journal.remove(path)
     assert not path.exists()
+
+
+def test_a_job_is_another_one_with_other_guards(tmp_path: Path) -> None:
+    """A journal of a job without guards is as it was before there were any."""
+    files = ModelFiles(NANO_FOLDER, NANO)
+    guards = tmp_path / "guards.yml"
+    guards.write_text("guards: [{type: rules, deny: [falcon]}]")
+    bare, guarded = about(files, Settings()), about(files, Settings(guards=str(guards)))
+    assert bare == {name: value for name, value in guarded.items() if name != "guards"}
+    guards.write_text("guards: [{type: rules, deny: [goose]}]")
+    Journal(tmp_path / "j", guarded).close()
+    for other in (bare, about(files, Settings(guards=str(guards)))):
+        with pytest.raises(SetupError, match=r"belongs to another job: guards.* was .*--overwrite"):
+            Journal(tmp_path / "j", other)
+    Journal(tmp_path / "j", guarded).close()

@@ -45,6 +45,24 @@ def test_a_file_is_yaml_or_json_and_its_paths_begin_in_its_folder(tmp_path: Path
         assert (finding.name, finding.filtered) == ("words", True)
 
 
+def test_the_digest_tells_files_of_guards_and_what_they_name_apart(tmp_path: Path) -> None:
+    file, words = tmp_path / "guards.yml", tmp_path / "words.txt"
+    file.write_text(yaml.safe_dump({"guards": [{"type": "rules", "deny_file": "words.txt"}]}))
+    words.write_text("falcon\n", encoding="utf-8")
+    first = configuration.digest(str(file))
+    assert configuration.digest(str(file)) == first
+    words.write_text("goose\n", encoding="utf-8")
+    second = configuration.digest(str(file))
+    file.write_text(file.read_text() + "window: 50\n")
+    assert len({first, second, configuration.digest(str(file))}) == 3
+    words.unlink()
+    with pytest.raises(SetupError, match=r"LLAMA_GUARDS=.*words\.txt can't be read"):
+        configuration.digest(str(file))
+    file.write_text("guards: 1")
+    with pytest.raises(SetupError, match=r"LLAMA_GUARDS=.*must be a list"):
+        configuration.digest(str(file))
+
+
 def test_the_files_in_the_documentation_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "guards.md").read_text(encoding="utf-8")
     monkeypatch.setitem(configuration._MAKERS, "overlap", lambda entry, folder: Nothing())

@@ -1,5 +1,6 @@
 """Reads the file of `LLAMA_GUARDS`. What can't be used stops the start with one sentence."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ MIN_LINES: Final = 20
 _TEXT_ALONE: Final = frozenset((Stage.TEXT,))
 _STAGES: Final = {"secrets": _TEXT_ALONE, "overlap": _TEXT_ALONE}
 """What a guard checks unless the file says it, where that is not both."""
+_DECISIVE: Final = ("deny_file", "index")
+"""Keys of a guard that name a file."""
 
 
 def load(path: str | None) -> Guards:
@@ -38,6 +41,31 @@ def load(path: str | None) -> Guards:
         return of(_read(file), file.parent)
     except SetupError as error:
         raise SetupError(f"LLAMA_GUARDS={path} can't be used: {error}") from error
+
+
+def digest(path: str) -> str:
+    """Return a SHA-256 over a file of guards and the files that decide with it what is blocked: deny lists and indexes.
+
+    Raises:
+        SetupError: the file or one that it names can't be read.
+    """
+    file, sha = Path(path), hashlib.sha256()
+    try:
+        given = _read(file)
+        _validate(given, _schema(), "")
+        named = [
+            entry[key] for entry in given["guards"] for key in _DECISIVE if isinstance(entry.get(key), str)
+        ]
+        for one in (file, *(file.parent / name for name in named)):
+            with one.open("rb") as opened:
+                sha.update(hashlib.file_digest(opened, "sha256").digest())
+    except SetupError as error:
+        raise SetupError(f"LLAMA_GUARDS={path} can't be used: {error}") from error
+    except OSError as error:
+        raise SetupError(
+            f"LLAMA_GUARDS={path} can't be used: {error.filename} can't be read ({error.strerror})."
+        ) from error
+    return sha.hexdigest()
 
 
 def of(given: Any, folder: Path) -> Guards:
