@@ -12,10 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from jsonschema import Draft202012Validator
 from openai import OpenAI, RateLimitError
 
 from llama_endpoints.devtools.servers import free_port, own_server
 from llama_serving.contract.receipt import of_ids
+from llama_serving.contract.server_openapi import QUOTA_HEADERS
 from llama_serving.server import json_logs
 from llama_serving.server.accounts import audit
 from llama_serving.server.accounts.chain import links, records
@@ -167,6 +169,9 @@ def test_a_crowd_gets_what_the_limit_allows_and_no_request_more(tmp_path: Path) 
         assert ask(server, "free", max_tokens=1).status == 200
         for answer in answers:
             assert answer.headers["x-ratelimit-limit-tokens"] == "200"
+            for name in (one for one in QUOTA_HEADERS if one in answer.headers):
+                value, rule = answer.headers[name], QUOTA_HEADERS[name]["schema"]
+                Draft202012Validator(rule).validate(int(value) if rule["type"] == "integer" else value)
             if answer.status == 429:
                 assert answer.json["error"]["code"] == "rate_limit_exceeded"
                 assert int(answer.headers["retry-after"]) == answer.json["error"]["retry_after"] > 0

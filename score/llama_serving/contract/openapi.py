@@ -35,7 +35,10 @@ def openapi() -> dict[str, Any]:
     operation = {
         "summary": "Complete, chat or fill in",
         "requestBody": {"required": True, "content": as_json({"$ref": "#/components/schemas/azure"}, EXAMPLE)},
-        "responses": {"200": answer, **dict.fromkeys(_STATUSES, error)},
+        "responses": {
+            "200": answer,
+            **{status: {**error, **_headers(status, {"schema": _SECONDS})} for status in _STATUSES},
+        },
     }
     return {
         "openapi": "3.1.0",
@@ -59,7 +62,10 @@ def swagger() -> dict[str, Any]:
             "/score": {
                 "post": {
                     "parameters": [body],
-                    "responses": {"200": answer, **dict.fromkeys(_STATUSES, refusal)},
+                    "responses": {
+                        "200": answer,
+                        **{status: {**refusal, **_headers(status, _SECONDS)} for status in _STATUSES},
+                    },
                 }
             }
         },
@@ -72,6 +78,15 @@ def swagger() -> dict[str, Any]:
 
 
 _STATUSES: Final = ("400", "405", "413", "415", "429", "500", "503", "504")
+_LATER: Final = frozenset(("429", "503"))
+"""Statuses after which trying again makes sense."""
+_SECONDS: Final = {"type": "integer", "minimum": 1}
+
+
+def _headers(status: str, rule: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers of a refusal; `rule` describes one in the document's own way."""
+    described = {"Retry-After": {"description": "Seconds", **rule}}
+    return {"headers": described} if status in _LATER else {}
 
 
 def as_json(rule: dict[str, Any], example: Any = None) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _scoring(route: _Route) -> dict[str, Any]:
     end = ", and `[DONE]` behind the last of them" if route.done and not route.lines else ""
     answer = {
         "description": f"The answer; with `stream` its pieces{end}",
-        "headers": _headers(_REQUEST_ID),
+        "headers": _headers(_REQUEST_ID, *QUOTA_HEADERS),
         "content": {**as_json(_any(route.answers)), **_streamed(route)},
     }
     return {
@@ -273,12 +273,31 @@ _REFUSALS: Final = {
     "415": "The body is not JSON in UTF-8",
     "429": "The server is at its limit of requests, or the request's key at its own",
     "500": "Internal error",
-    "503": "The engine is not available: it is loading, draining or dead",
+    "503": "The engine is not available: it is loading, draining or dead. Or a guard could not check the request",
     "504": "The deadline passed before the first token",
 }
 _REQUEST_ID: Final = "x-request-id"
 _MORE_HEADERS: Final = {"401": "WWW-Authenticate", "405": "Allow", "429": "Retry-After", "503": "Retry-After"}
+_NEVER_METERED: Final = frozenset(("401", "405"))
+"""What is refused before the request's key is known, or is no POST."""
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_DURATION: Final = {"type": "string", "pattern": r"^([0-9]+ms|([0-9]+h)?([0-9]+m)?[0-9.]+s)$"}
+_OF_QUOTAS: Final = {
+    "limit": ("The key's limit of {}", _COUNT),
+    "remaining": ("What is left of it", _COUNT),
+    "reset": ("Until it is full again, such as 6m0s", _DURATION),
+}
+QUOTA_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    f"x-ratelimit-{what}-{unit}": {
+        "description": f"{text.format(unit)}; only for a key that has one, on paths that generate",
+        "schema": rule,
+    }
+    for unit in ("requests", "tokens")
+    for what, (text, rule) in _OF_QUOTAS.items()
+}
+"""Headers that say what is left of a key's limits."""
 _HEADERS: Final = {
+    **QUOTA_HEADERS,
     _REQUEST_ID: {
         "description": "The request's name: the client's own where it sent a usable one",
         "required": True,
@@ -292,9 +311,10 @@ _HEADERS: Final = {
 
 def _refusal(status: str, body: str) -> dict[str, Any]:
     more = (_MORE_HEADERS[status],) if status in _MORE_HEADERS else ()
+    quotas = () if status in _NEVER_METERED else tuple(QUOTA_HEADERS)
     return {
         "description": _REFUSALS[status],
-        "headers": _headers(_REQUEST_ID, *more),
+        "headers": _headers(_REQUEST_ID, *more, *quotas),
         "content": as_json(_any((body,))),
     }
 

@@ -9,8 +9,10 @@ from schemathesis.config import SchemathesisConfig
 from starlette.routing import Route
 
 from llama_serving import errors
-from llama_serving.contract.server_openapi import server_document
+from llama_serving.contract.openapi import openapi, swagger
+from llama_serving.contract.server_openapi import QUOTA_HEADERS, server_document
 from llama_serving.errors import ServingError
+from llama_serving.server.accounts.accounts import HEADERS
 from llama_serving.server.app import routes
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
@@ -51,6 +53,27 @@ def test_a_path_that_scores_has_all_errors(path: str) -> None:
     ]
     described = server_document()["paths"][path]["post"]["responses"].keys()
     assert described == {"200", *(str(fault.status) for fault in faults)}
+
+
+@pytest.mark.parametrize("path", PROTOCOLS)
+def test_a_path_that_scores_has_the_headers_of_quotas_and_of_later(path: str) -> None:
+    """On all but what is refused before its key is known, or without a meter."""
+    document = server_document()
+    assert tuple(QUOTA_HEADERS) == HEADERS
+    for status, answer in document["paths"][path]["post"]["responses"].items():
+        named = answer.get("$ref", "").rpartition("/")[2]
+        headers = (document["components"]["responses"][named] if named else answer)["headers"].keys()
+        assert (set(HEADERS) <= headers) is (status not in {"401", "405"}), status
+        assert ("Retry-After" in headers) is (status in {"429", "503"}), status
+
+
+@pytest.mark.parametrize("document", [openapi(), swagger()])
+def test_azures_description_says_when_to_come_again(document: dict[str, Any]) -> None:
+    responses = document["paths"]["/score"]["post"]["responses"]
+    assert {status for status, one in responses.items() if "Retry-After" in one.get("headers", {})} == {
+        "429",
+        "503",
+    }
 
 
 def with_unknown(body: Any, value: Any) -> Any:
