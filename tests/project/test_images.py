@@ -166,6 +166,12 @@ def test_online_image_has_what_the_tests_run_with() -> None:
     assert {name: pins[name] for name in tested.keys() & pins.keys()}.items() <= tested.items()
 
 
+@pytest.mark.parametrize("image", ["batch", "gpu", "online"])
+def test_images_that_serve_have_what_guards_import_by_name(image: str) -> None:
+    """`secret_detection.py` imports it when a file of guards asks for it, so that the walk below cannot see it."""
+    assert requirements(image)["detect-secrets"] == requirements("package")["detect-secrets"] == "1.5.0"
+
+
 def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:3])
 

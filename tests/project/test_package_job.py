@@ -2,7 +2,7 @@
 
 import re
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from llama_serving.catalog import CATALOG
-from llama_serving.hosts.mlflow_pyfunc import REQUIREMENTS
+from llama_serving.hosts import mlflow_pyfunc
+from llama_serving.hosts.mlflow_pyfunc import REQUIREMENTS, WHERE_INSTALLED
 from tests.deployment.render.test_azure_specs import spec
 from tests.project.test_architecture import imported
 from tests.project.test_images import normal, requirements
@@ -109,7 +110,24 @@ def test_the_image_has_what_the_commands_import() -> None:
 
 def test_the_image_has_what_a_packaged_model_records() -> None:
     """`package` writes down the versions that are installed where it runs."""
-    assert {normal(name) for name in REQUIREMENTS} <= requirements("package").keys()
+    assert {normal(name) for name in (*REQUIREMENTS, *WHERE_INSTALLED)} <= requirements("package").keys()
+
+
+def test_a_packaged_model_records_what_is_optional_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded = mlflow_pyfunc._requirements()
+    assert f"detect-secrets=={version('detect-secrets')}" in recorded
+
+    def without(name: str) -> str:
+        if name in WHERE_INSTALLED:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(mlflow_pyfunc, "version", without)
+    assert set(recorded) - set(mlflow_pyfunc._requirements()) == {
+        f"detect-secrets=={version('detect-secrets')}"
+    }
 
 
 def test_the_image_has_the_versions_that_the_tests_run_with() -> None:

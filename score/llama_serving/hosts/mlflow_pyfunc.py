@@ -10,7 +10,8 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
@@ -50,6 +51,8 @@ REQUIREMENTS: Final = (
     "mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "jsonschema",
     "llguidance", "numpy", "pandas", "PyYAML",
 )  # fmt: skip
+WHERE_INSTALLED: Final = ("detect-secrets",)
+"""What a served model may use, recorded if the packaging Python has it: for guards of the type `secrets`."""
 EXAMPLE: Final = {
     "input_string": ["Develop a Python function to sort a list of integers in ascending order"],
     "parameters": {"return_full_text": False, "do_sample": True},
@@ -235,10 +238,19 @@ def save_model(path: Path, *, artifact: Path, metadata: Mapping[str, Any], size:
         artifacts={ARTIFACT: str(artifact)},
         signature=ModelSignature(params=_param_schema()),
         input_example=EXAMPLE,
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        pip_requirements=_requirements(),
         metadata=dict(metadata),
     )
     _forget_this_machine(path, size)
+
+
+def _requirements() -> list[str]:
+    """Return what a served model needs, in the versions that are installed here."""
+    found = {name: version(name) for name in REQUIREMENTS}
+    for name in WHERE_INSTALLED:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return [f"{name}=={number.partition('+')[0]}" for name, number in found.items()]
 
 
 def _param_schema() -> ParamSchema:
