@@ -55,7 +55,10 @@ ONLY_IN = {
         "score/llama_serving/service/guards/azure_content_safety.py",
     ),
     "detect_secrets": ("score/llama_serving/service/guards/secret_detection.py",),
-    "regex": ("score/llama_serving/service/guards/rules.py",),
+    "regex": tuple(
+        f"score/llama_serving/service/guards/{name}.py"
+        for name in ("growing_pattern", "rules", "secret_detection")
+    ),
     "opentelemetry": ("score/llama_serving/server/tracing.py",),
     "huggingface_hub": ("deployment/llama_endpoints/download/hub.py",),
     "httpx2": (

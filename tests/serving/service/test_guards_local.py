@@ -1,20 +1,24 @@
 """Guards that need no service: rules, keys in texts, and a function of the operator's."""
 
+import base64
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_serving.contract.content_filter import Finding, results
 from llama_serving.errors import SetupError
 from llama_serving.service.guards.callables import CallableGuard
+from llama_serving.service.guards.growing_pattern import GrowingPattern, Subject
 from llama_serving.service.guards.guard import Passage, Stage
+from llama_serving.service.guards.held_stream import HeldStream, Windows
 from llama_serving.service.guards.rules import Rules
-from llama_serving.service.guards.secret_detection import NO_DEFAULT, SecretDetection
+from llama_serving.service.guards.secret_detection import NO_DEFAULT, PIECE, SecretDetection
 
 
 def found(guard: Any, text: str, *, start: int = 0, final: bool = True) -> list[str]:
@@ -117,6 +121,147 @@ def test_only_the_named_detectors_run() -> None:
 def test_the_detectors_that_are_off_exist() -> None:
     for name in NO_DEFAULT:
         SecretDetection("secrets", detectors=[name])
+
+
+SLOW = "sk-" * 4000 + "T3BlbkFJ"
+
+
+def test_a_long_line_costs_what_its_length_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No search is longer than a piece, and a text twice as long is searched twice as often."""
+    searched: list[int] = []
+    search = GrowingPattern.search
+
+    def counting(self: GrowingPattern, subject: Subject, start: int, timeout_s: float) -> Any:
+        searched.append(len(subject.text))
+        return search(self, subject, start, timeout_s)
+
+    monkeypatch.setattr(GrowingPattern, "search", counting)
+    guard, counts = SecretDetection("secrets"), []
+    for size in (1 << 19, 1 << 20):
+        line = base64.b64encode(random.Random(size).randbytes(size))[:size].decode()
+        assert found(guard, line) == []
+        counts.append(len(searched))
+        searched.clear()
+    assert 1.9 < counts[1] / counts[0] < 2.1
+    found(guard, "a" * PIECE * 3)
+    assert 0 < max(searched) <= PIECE + 3
+
+
+def test_a_slow_search_is_given_up_in_time() -> None:
+    with pytest.raises(TimeoutError):
+        found(SecretDetection("secrets", timeout_s=0.05), SLOW)
+
+
+@given(st.integers(0, 3 * PIECE), st.sampled_from(sorted(KEYS)))
+def test_keys_are_found_wherever_they_are_in_a_long_line(before: int, kind: str) -> None:
+    line = "=" * before + f" {KEYS[kind]} " + "=" * PIECE
+    assert found(SECRETS, line) == ["secrets"]
+
+
+def test_a_piece_shares_more_with_the_next_one_than_the_longest_key_of_a_fixed_form() -> None:
+    agent = "glagent-" + "a" * 1024
+    for before in range(PIECE - 2 * len(agent), PIECE + 1, 97):
+        line = "=" * before + f" {agent} " + "=" * PIECE
+        assert found(SECRETS, line) == ["secrets"]
+
+
+@st.composite
+def lines_with_keys(draw: st.DrawFn) -> str:
+    """Lines in which something is like a key."""
+    detector = draw(st.sampled_from(DETECTORS))
+    patterns = [regex for regex in getattr(detector, "denylist", ()) if "(?<=" not in regex.pattern]
+    like = [st.from_regex(re.compile(one.pattern, one.flags & ~re.UNICODE | re.ASCII)) for one in patterns]
+    parts = st.lists(
+        st.one_of(st.text(max_size=5), st.sampled_from(("\n", "\r\n", " ", '"', *KEYS.values())), *like)
+    )
+    return "".join(draw(parts))
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(lines_with_keys())
+def test_what_detect_secrets_finds_is_found(text: str) -> None:
+    """And nothing else: its own patterns, line by line, on texts of one piece."""
+    text = text[:PIECE]
+    theirs = [
+        one.secret_type for one in DETECTORS if any(any(one.analyze_string(line)) for line in text.splitlines())
+    ]
+    findings = SECRETS.check(Passage(Stage.TEXT, text))
+    assert [kind for finding in findings for kind in finding.detail["kinds"]] == theirs
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+RULES = Rules(
+    "deny",
+    deny=["cat", "rm -rf /", "c++"],
+    patterns={
+        "word": r"\bdog\b", "start": "^top", "line": r"(?m)^#\d+$", "end": r"end$", "very end": r"stop\Z", "behind": r"(?<!x)y\d+",
+        "case": r"(?i)owl\w*", "rest": "fox.*", "verbose": "(?x) hen \\d  # a hen", "ahead": "bee(?!s)",
+    },
+)  # fmt: skip
+SECRETS = SecretDetection("secrets")
+DETECTORS = [one.detector for one in SECRETS._kinds]
+WORDS = (
+    "cat",
+    "rm -rf /",
+    "c++",
+    "dog",
+    "top",
+    "#1",
+    "end",
+    "stop",
+    "xy1",
+    "y22",
+    "OWL",
+    "fox",
+    "hen5",
+    "bee",
+    "bees",
+    *KEYS.values(),
+)
+TEXTS = st.lists(st.one_of(st.sampled_from(WORDS), st.sampled_from(" \n\r\t.s_-\"'7")), max_size=12).map(
+    "".join
+)
+
+
+def first_match(text: str) -> int:
+    """Where the first of what is blocked begins."""
+    patterns = [
+        *RULES._deny.values(),
+        *RULES._patterns.values(),
+        *(one for kind in SECRETS._kinds for one in kind.patterns),
+    ]
+    return min(match.start() for one in patterns if (match := one.whole.search(text)) is not None)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS, st.integers(1, 40), st.integers(0, 40), st.data())
+def test_a_stream_is_judged_as_its_whole_text(text: str, window: int, more: int, data: st.DataObject) -> None:
+    """However it is divided; and of what is blocked nothing leaves."""
+    held = HeldStream(Windows(window, 100 + more, 1e9))
+    at, blocked, out = 0, "", ""
+    while at < len(text) and not blocked:
+        at += data.draw(st.integers(1, 20), "piece")
+        held.see(text[:at], 0.0)
+        if (passage := held.due(0.0)) is not None:
+            blocked = "".join(found_by_both(passage))
+            if not blocked:
+                held.passed(passage)
+                out += held.take(0.0)
+    last = held.last(text)
+    stream = bool(blocked) or bool(found_by_both(last))
+    assert stream is bool(found_by_both(Passage(Stage.TEXT, text)))
+    assert text.startswith(out)
+    if stream:
+        assert len(out) <= first_match(text)
+
+
+def found_by_both(passage: Passage) -> list[str]:
+    return [one.name for guard in (RULES, SECRETS) for one in guard.check(passage)]
+
+
+def test_a_verbose_pattern_may_end_with_a_comment() -> None:
+    assert found(RULES, "hen7 x", final=False) == ["verbose"]
 
 
 # --- functions ------------------------------------------------------------------------------------

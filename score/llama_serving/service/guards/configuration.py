@@ -84,7 +84,9 @@ def of(given: Any, folder: Path) -> Guards:
     if twice is not None:
         raise SetupError(f"two guards have the name {twice}. Give each a `name` of its own.")
     windows = Windows(**{name: given[name] for name in ("window", "overlap", "max_delay_s") if name in given})
-    longest = max((len(word) for one in given["guards"] for word in _denied(one, folder)), default=-1)
+    longest = max(
+        (len(word.casefold()) for one in given["guards"] for word in _denied(one, folder)), default=-1
+    )
     return Guards(installed, replace(windows, overlap=max(windows.overlap, longest + 1)))
 
 
@@ -124,7 +126,12 @@ def _secrets(entry: Mapping[str, Any], folder: Path) -> Guard:
     from llama_serving.service.guards.secret_detection import SecretDetection
 
     del folder
-    return SecretDetection(entry["name"], detectors=tuple(entry.get("detectors", ())), filtered=_blocks(entry))
+    return SecretDetection(
+        entry["name"],
+        detectors=tuple(entry.get("detectors", ())),
+        filtered=_blocks(entry),
+        timeout_s=entry["timeout_s"],
+    )
 
 
 def _overlap(entry: Mapping[str, Any], folder: Path) -> Guard:

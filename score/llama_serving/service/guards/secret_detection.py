@@ -1,47 +1,136 @@
-"""Keys and tokens in texts, found by detect-secrets. The only file that imports it."""
+"""Keys and tokens in texts, found by detect-secrets' patterns. The only file that imports it."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Final
 
+import regex
+
 from llama_serving.contract.content_filter import Finding
 from llama_serving.errors import SetupError
+from llama_serving.service.guards.growing_pattern import GrowingPattern, Subject
 from llama_serving.service.guards.guard import Passage
 
-REACH: Final = 2000
-"""Characters in front of the unchecked part that a key may begin in."""
+PIECE: Final = 4096
+"""Characters that are searched at a time: some patterns take a time that is quadratic in the length of a line."""
+OVERLAP: Final = 2048
+"""Characters that a piece shares with the next one. A key of that length is always found; the longest of a fixed form, GitLab's
+for agents, has 1,033."""
 NO_DEFAULT: Final = frozenset(("KeywordDetector", "IPPublicDetector", "BasicAuthDetector"))
 """Detectors that find much that is no key; they run only if they are named."""
+_NEEDED: Final[Mapping[str, str]] = {"OpenAIDetector": "T3BlbkFJ", "NpmDetector": "/:_authToken="}
+"""What is in each match of the slowest patterns: without it they need not be tried."""
+_BREAKS: Final = dict.fromkeys(map(ord, "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), "\n")
+"""What ends a line for `str.splitlines`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One of detect-secrets' detectors.
+
+    Attributes:
+        name: of what it finds.
+        needed: stands in each match.
+        patterns: with groups, one of them must not be empty.
+        detector: of that package.
+    """
+
+    name: str
+    needed: str
+    patterns: tuple[GrowingPattern, ...]
+    detector: Any
+
+    @classmethod
+    def of(cls, detector: Any) -> "_Kind":
+        found = getattr(detector, "denylist", None)
+        if found is None:  # the detector of keywords
+            found = import_module(type(detector).__module__).QUOTES_REQUIRED_DENYLIST_REGEX_TO_GROUP
+        patterns = tuple(GrowingPattern(one.pattern, one.flags | regex.MULTILINE) for one in found)
+        return cls(detector.secret_type, _NEEDED.get(type(detector).__name__, ""), patterns, detector)
+
+    def is_in(self, subject: Subject, start: int, until: float) -> bool:
+        """Return whether a key is in a piece, from `start` on. `until` is `time.monotonic()` seconds.
+
+        Raises:
+            TimeoutError: that is over.
+        """
+        return self.needed in subject.text and any(
+            self._matches(pattern, subject, start, until) for pattern in self.patterns
+        )
+
+    def _matches(self, pattern: GrowingPattern, subject: Subject, start: int, until: float) -> bool:
+        first = pattern.search(subject, start, until - time.monotonic())
+        if first is None:
+            return False
+        if "\n" not in first[0] and self._is_valid(first):
+            return True
+        return any(map(self._is_valid, pattern.of_lines(subject, start, until - time.monotonic())))
+
+    def _is_valid(self, match: "regex.Match[str]") -> bool:
+        """Return whether a match within one line is a key, as `analyze_string` decides it."""
+        if match.re.groups and not any(match.groups()):
+            return False
+        check = getattr(self.detector, "is_formally_valid", None)
+        return check is None or bool(check(match[0]))
 
 
 class SecretDetection:
     """Blocks, or annotates, texts with keys.
 
+    Its searches release the interpreter's lock, so that the engine goes on.
+
     Args:
         name: of the guard; its findings have it.
         detectors: names of detect-secrets' classes; none means all but `NO_DEFAULT`.
         filtered: whether a key blocks.
+        timeout_s: seconds that a check may take.
 
     Raises:
         SetupError: detect-secrets is not installed, or lacks a detector.
     """
 
-    def __init__(self, name: str, *, detectors: Sequence[str] = (), filtered: bool = True) -> None:
+    def __init__(
+        self, name: str, *, detectors: Sequence[str] = (), filtered: bool = True, timeout_s: float = 5.0
+    ) -> None:
         known = _detectors()
         for unknown in (one for one in detectors if one not in known):
             raise SetupError(f"The guard {name} names the detector {unknown}, which detect-secrets lacks. Name some of "
                              f"{', '.join(sorted(known))}.")  # fmt: skip
-        self._name, self._filtered = name, filtered
-        self._detectors = [known[one]() for one in detectors or sorted(known.keys() - NO_DEFAULT)]
+        self._name, self._filtered, self._timeout_s = name, filtered, timeout_s
+        self._kinds = [_Kind.of(known[one]()) for one in detectors or sorted(known.keys() - NO_DEFAULT)]
 
     def check(self, passage: Passage) -> list[Finding]:
-        """See `Guard.check`."""
-        lines = passage.recent(REACH).splitlines()
-        kinds = [
-            one.secret_type for one in self._detectors if any(any(one.analyze_string(line)) for line in lines)
-        ]
+        """See `Guard.check`. At its end a text is searched as a whole.
+
+        Raises:
+            TimeoutError: it takes longer than it may.
+        """
+        until = time.monotonic() + self._timeout_s
+        start = 0 if passage.final else max(0, passage.start - OVERLAP)
+        found: set[str] = set()
+        for subject, first in pieces(passage.text.translate(_BREAKS), start, final=passage.final):
+            found |= {
+                one.name for one in self._kinds if one.name not in found and one.is_in(subject, first, until)
+            }
+        kinds = [one.name for one in self._kinds if one.name in found]
         return [Finding(self._name, self._filtered, {"kinds": kinds})] if kinds else []
+
+
+def pieces(text: str, start: int, *, final: bool) -> Iterator[tuple[Subject, int]]:
+    """Yield the pieces of a text that reach behind `start`, and where in each the search begins.
+
+    Their borders are the same however the text came. Each has the character in front of it, which patterns may look at.
+    """
+    step = PIECE - OVERLAP
+    for low in range(0, max(1, len(text) - OVERLAP), step):
+        high = min(len(text), low + PIECE)
+        if high > start or not text:
+            before = max(0, low - 1)
+            subject = Subject.of(text[before:high], complete=final and high == len(text))
+            yield subject, max(low, start) - before
 
 
 def _detectors() -> dict[str, Any]:
