@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -340,14 +339,79 @@ def test_guards_run_in_threads_of_their_own() -> None:
     assert watching.threads == {"guard watching"}
 
 
-def test_a_guard_whose_threads_all_hang_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_threads(monkeypatch: pytest.MonkeyPatch, *installed: Installed) -> Guards:
     monkeypatch.setattr("llama_serving.service.guards.guards.MOST_THREADS", 2)
-    three = guards(Failing(FAILURES["hangs"]), timeout_s=0.1)
-    for _ in range(2):
+    return Guards(installed, SMALL)
+
+
+def passage(text: str = "a") -> list[Passage]:
+    return [Passage(Stage.TEXT, text)]
+
+
+class Counting:
+    """Passes all, and waits for `go` before."""
+
+    def __init__(self) -> None:
+        self.go, self.begun = threading.Event(), 0
+
+    def check(self, passage: Passage) -> list[Finding]:
+        self.begun += 1
+        self.go.wait(60)
+        return []
+
+
+def test_more_checks_than_threads_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting()
+    two = few_threads(monkeypatch, Installed("counting", counting, timeout_s=60))
+
+    async def all_at_once() -> list[Any]:
+        running = [asyncio.create_task(two.acheck(passage() * 10)) for _ in range(20)]
+        while counting.begun < 2:
+            await asyncio.sleep(0.001)
+        counting.go.set()
+        return await asyncio.gather(*running)
+
+    assert asyncio.run(all_at_once()) == [[()] * 10] * 20
+    assert [(one.checks, one.errors) for one in two.counts()] == [(200, 0)]
+
+
+@pytest.mark.parametrize("how", ["check", "acheck"])
+def test_a_check_that_waited_for_a_thread_in_vain_refuses_and_never_runs(how: str, monkeypatch: pytest.MonkeyPatch,
+                                                                         caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    counting = Counting()
+    two = few_threads(monkeypatch, Installed("counting", counting, timeout_s=0.1))
+    for _ in range(4):
         with pytest.raises(GuardUnavailable):
-            three.check([Passage(Stage.TEXT, "a")])
-    begun = time.monotonic()
-    with pytest.raises(GuardUnavailable):
-        three.check([Passage(Stage.TEXT, "a")])
-    assert time.monotonic() - begun < 60
-    until(lambda: three.counts()[0].errors == 3)
+            two.check(passage()) if how == "check" else asyncio.run(two.acheck(passage()))
+    until(lambda: not two._pools["counting"].num_waiting)
+    assert (counting.begun, two.counts()[0].errors) == (2, 4)
+    counting.go.set()
+    assert two.check(passage()) == [()]
+    assert counting.begun == 3
+    assert "the guard counting failed (took more than 0.1 s)" in caplog.text
+
+
+def test_a_guard_that_hangs_leaves_the_others_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = Installed("hangs", Failing(FAILURES["hangs"]), allow_on_error=True, timeout_s=0.05)
+    both = few_threads(monkeypatch, hanging, Installed("watching", Watching(), timeout_s=60))
+    for _ in range(5):
+        assert both.check(passage(MARK)) == [(Finding("mark", filtered=True),)]
+        assert both.check(passage("fine")) == [()]
+    assert [(one.name, one.errors, one.blocks) for one in both.counts()] == [
+        ("hangs", 10, 0),
+        ("watching", 0, 5),
+    ]
+
+
+def test_a_system_without_threads_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = few_threads(monkeypatch, Installed("counting", Counting(), timeout_s=60))
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(GuardUnavailable):
+            one.check(passage())
+    one._installed[0].guard.go.set()  # type: ignore[attr-defined]
+    assert one.check(passage()) == [()]

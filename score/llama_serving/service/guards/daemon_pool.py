@@ -1,10 +1,10 @@
 """Threads that do not keep the process alive: a guard may never return, and the server must still be able to stop."""
 
-import queue
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 IDLE_S: Final = 30.0
@@ -12,62 +12,76 @@ IDLE_S: Final = 30.0
 
 
 class BusyError(Exception):
-    """All threads are taken."""
+    """The system has no thread for the pool."""
 
 
 class DaemonPool:
-    """Runs functions in up to `limit` daemon threads, which are started as they are needed."""
+    """Runs functions in up to `limit` daemon threads, which are started as they are needed; more functions wait for one.
+
+    A future that is cancelled while it waits never runs, and leaves nothing behind.
+    """
 
     def __init__(self, name: str, limit: int) -> None:
         self._name, self._limit = name, limit
-        self._lock = threading.Lock()
-        self._idle: list[queue.SimpleQueue[Callable[[], None]]] = []
-        self._threads = 0
+        self._changed = threading.Condition()
+        self._waiting: OrderedDict[Future[Any], Callable[[], Any]] = OrderedDict()
+        self._threads = self._idle = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of functions that wait for a thread."""
+        return len(self._waiting)
 
     def submit(self, function: Callable[[], T]) -> "Future[T]":
-        """Run a function in a thread of its own.
+        """Run a function in a thread, as soon as there is one.
 
         Raises:
-            BusyError: all threads are taken, here or in the system.
+            BusyError: there is none, and the system gives no further one.
         """
         future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
-
-        def run() -> None:
-            try:
-                result = function()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        with self._lock:
-            if self._idle:
-                self._idle.pop().put(run)
-                return future
-            if self._threads >= self._limit:
-                raise BusyError
-            self._threads += 1
-        try:
-            threading.Thread(target=self._work, args=(run,), name=self._name, daemon=True).start()
-        except RuntimeError:  # the system has no more threads
-            with self._lock:
-                self._threads -= 1
-            raise BusyError from None
+        with self._changed:
+            self._waiting[future] = function
+            short = self._idle < len(self._waiting) and self._threads < self._limit
+            self._threads += short
+            self._changed.notify()
+        future.add_done_callback(self._withdraw)
+        if short:
+            self._start(future)
         return future
 
-    def _work(self, run: Callable[[], None]) -> None:
-        inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        while True:
-            run()
-            with self._lock:
-                self._idle.append(inbox)
+    def _start(self, future: "Future[Any]") -> None:
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the system has no more threads
+            with self._changed:
+                self._threads -= 1
+                alone = not self._threads
+            if alone and future.cancel():
+                raise BusyError from None
+
+    def _withdraw(self, future: "Future[Any]") -> None:
+        with self._changed:
+            self._waiting.pop(future, None)
+
+    def _work(self) -> None:
+        while (taken := self._taken()) is not None:
+            future, function = taken
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
-                run = inbox.get(timeout=IDLE_S)
-            except queue.Empty:
-                with self._lock:
-                    if inbox in self._idle:
-                        self._idle.remove(inbox)
-                        self._threads -= 1
-                        return
-                run = inbox.get()  # (it was handed over in the meantime)
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+            del taken, future, function  # (what it was asked and has answered is not kept while it waits)
+
+    def _taken(self) -> "tuple[Future[Any], Callable[[], Any]] | None":
+        """Return what has waited longest; None once this thread is not needed."""
+        with self._changed:
+            while not self._waiting:
+                self._idle += 1
+                called = self._changed.wait(IDLE_S)
+                self._idle -= 1
+                if not called and not self._waiting:
+                    self._threads -= 1
+                    return None
+            return self._waiting.popitem(last=False)

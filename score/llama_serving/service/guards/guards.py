@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 RETRY_AFTER_S: Final = range(5, 16)
 """Seconds; a random one, so that clients do not all retry at once."""
 MOST_THREADS: Final = 512
-"""Of one guard. Each running check takes one."""
+"""Of one guard. Each running check takes one; further checks wait, within their time."""
 AT_A_TIME: Final = 8
 """Passages of one request that are checked at a time."""
 COMPLAINT_S: Final = 10.0
@@ -195,12 +195,16 @@ class _Call:
         Raises:
             CheckError: the guard failed, or has not answered in time.
         """
+        if self.future.cancelled() or self.future.cancel():  # it waited until its time was over
+            raise CheckError(f"no thread was free for {self.installed.timeout_s:g} s")
         if not self.future.done():
             raise CheckError(f"took more than {self.installed.timeout_s:g} s")
         error = self.future.exception()
         if error is None:
             return self.future.result()
-        raise CheckError("all of its threads hang" if isinstance(error, BusyError) else type(error).__name__)
+        raise CheckError(
+            "the system has no thread for it" if isinstance(error, BusyError) else type(error).__name__
+        )
 
 
 def _some_at_a_time(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
