@@ -7,7 +7,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +18,9 @@ from llama_serving.server.accounts.chain import BrokenChain, Link, last_link, re
 _log = logging.getLogger(__name__)
 
 MOST_WAITING: Final = 10_000
-"""Records that may wait while the file cannot be written; then requests are refused."""
+"""Lines that may wait while the file cannot be written; then requests are refused."""
 MOST_TOGETHER: Final = 256
+"""Lines that are written at a time."""
 AGAIN_S: Final = 1.0
 """Seconds between two attempts to write."""
 COMPLAINT_S: Final = 60.0
@@ -46,12 +48,12 @@ class AuditWriter:
         self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._complained = -COMPLAINT_S
         self._lines: list[bytes] = []
+        self._again_at = 0.0
         try:
             self._fd = _locked(path)
             self.head, self._first, self._size = self._recovered()
         except OSError as error:
             raise SetupError(f"LLAMA_AUDIT={path} can't be written: {error.strerror or error}.") from error
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
         _log.info("audit: %d lines, head %s", self.head.line, self.head.hash)
@@ -66,14 +68,13 @@ class AuditWriter:
         Raises:
             Unavailable: too many records wait for the file.
         """
-        if self._queue.qsize() >= MOST_WAITING or not self._thread.is_alive():
+        if self._queue.qsize() + len(self._lines) >= MOST_WAITING or not self._thread.is_alive():
             raise Unavailable(
                 "The audit can't be written, so no requests are served. Try again later.", retry_after=60
             )
 
     def close(self) -> None:
         """Write what waits, and release the file."""
-        self._closing.set()
         self._queue.put(None)
         self._thread.join(LAST_S)
         lost = len(self._lines) + self._queue.qsize()
@@ -115,48 +116,50 @@ class AuditWriter:
 
     def _run(self) -> None:
         try:
-            open_ = True
-            while open_:
-                taken, open_ = self._taken()
-                for make in taken:
-                    self._append(make)
+            while self._seal():
                 self._write_all()
+            self._write_last()
         finally:
             os.close(self._fd)
 
-    def _taken(self) -> tuple[list[Waiting], bool]:
-        """Return what waits, at least one record unless the end has come, and whether more may come."""
-        taken: list[Waiting] = []
-        one = self._queue.get()
-        while one is not None:
-            taken.append(one)
-            if self._queue.empty() or len(taken) == MOST_TOGETHER:
-                return taken, True
-            one = self._queue.get()
-        return taken, False
+    def _seal(self) -> bool:
+        """Make lines of the records that wait, so that nothing else of a request is kept. Return whether more may come.
 
-    def _append(self, make: Waiting) -> None:
-        line, self.head = seal(make(), self.head)
-        self._lines.append(line)
+        Wait for the first of them, while lines cannot be written until the next attempt at that.
+        """
+        pause = max(0.0, self._again_at - time.monotonic()) if self._lines else None
+        with suppress(queue.Empty):
+            for number in range(MOST_TOGETHER):
+                make = self._queue.get(number == 0, pause)
+                if make is None:
+                    return False
+                line, self.head = seal(make(), self.head)
+                self._lines.append(line)
+        return True
 
     def _write_all(self) -> None:
-        """Write the lines, however long the disk is full; at the end of the server only for a while."""
-        until = None
-        while self._lines:
-            try:
-                self._write()
-                self._lines.clear()
-            except (OSError, SetupError) as error:
-                self._complain(error)
-                if self._closing.is_set():
-                    until = until or time.monotonic() + LAST_S
-                    if time.monotonic() > until:
-                        return
-                self._closing.wait(AGAIN_S)
-                time.sleep(AGAIN_S / 10)  # (the wait is over at once at the end)
+        """Write the lines, unless that has just failed."""
+        if time.monotonic() < self._again_at:
+            return
+        try:
+            while self._lines:
+                self._write(self._lines[:MOST_TOGETHER])
+                del self._lines[:MOST_TOGETHER]
+        except (OSError, SetupError) as error:
+            self._again_at = time.monotonic() + AGAIN_S
+            self._complain(error)
 
-    def _write(self) -> None:
-        raw = b"".join(self._lines)
+    def _write_last(self) -> None:
+        """Write the rest at the end of the server, for a while if the disk is full."""
+        until = time.monotonic() + LAST_S
+        while self._lines and time.monotonic() < until:
+            self._again_at = 0.0
+            self._write_all()
+            if self._lines:
+                time.sleep(AGAIN_S / 10)
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        raw = b"".join(lines)
         if self._size and self._size + len(raw) > self._max_bytes:
             self._rotate()
         try:

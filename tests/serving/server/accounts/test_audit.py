@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from hypothesis import given, settings
@@ -224,6 +225,44 @@ def test_nothing_is_lost_while_the_disk_is_full(
         until(lambda: path.stat().st_size > 0)
     assert numbers_in([path]) == list(range(21))
     assert caplog.text.count("No space left") == 1
+
+
+class Held:
+    """A request, as large as it may be; its record is small."""
+
+    def record(self) -> dict[str, Any]:
+        return {"number": 1}
+
+
+def test_while_the_disk_is_full_lines_are_kept_and_not_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [True]
+    real = os.pwrite
+
+    def pwrite(descriptor: int, raw: bytes, at: int) -> int:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, raw, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(audit, "AGAIN_S", 0.01)
+    count = 3 * audit.MOST_TOGETHER
+    monkeypatch.setattr(audit, "MOST_WAITING", count)
+    with writing(tmp_path / "a.jsonl", max_bytes=20_000) as writer:
+        requests = WeakSet[Held]()
+        for _ in range(count):
+            held = Held()
+            requests.add(held)
+            writer.put(held.record)
+        del held
+        until(lambda: not requests)
+        with pytest.raises(Unavailable):
+            writer.check()
+        full[0] = False
+        until(lambda: not writer._lines)
+        writer.check()
+    assert [link.line for link in links(files_of(tmp_path / "a.jsonl"))] == [*range(1, count + 1)]
 
 
 def test_what_is_lost_at_the_end_is_told(
