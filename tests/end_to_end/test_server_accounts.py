@@ -217,7 +217,10 @@ def test_limits_of_a_day_survive_a_restart_where_there_is_an_audit(tmp_path: Pat
         "LLAMA_AUDIT": str(tmp_path / "audit.jsonl"),
     }
     with serving(env) as server:
-        used = sum(ask(server, "a", max_tokens=30).json["usage"]["total_tokens"] for _ in range(2))
+        used = ask(server, "a", max_tokens=30).json["usage"]["total_tokens"]
+        assert ask(server, "a", max_tokens=10**6, n=2).status == 429, (
+            "refused for its tokens, it counts as a request"
+        )
     with serving(env) as server:
         answer = ask(server, "a", max_tokens=1)
         own = answer.json["usage"]["total_tokens"]

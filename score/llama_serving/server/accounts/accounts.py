@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from llama_serving.errors import RateLimited, SetupError, Unauthorized
+from llama_serving.errors import SetupError, Unauthorized
 from llama_serving.server.accounts.audit import AuditWriter, written_since
 from llama_serving.server.accounts.keys import Key, KeyRing
 from llama_serving.server.accounts.meter import RequestMeter
 from llama_serving.server.accounts.quotas import DAY, SECOND, Quota, Unit
+from llama_serving.server.accounts.record import was_counted
 from llama_serving.server.accounts.usage import Usage
 from llama_serving.settings import Settings
 
@@ -62,11 +63,11 @@ class Accounts:
         daily = {key.name: key for key in self._ring.keys if key.limits.daily}
         self._quotas |= {name: Quota(key.limits, self._clock, full_at=now - DAY) for name, key in daily.items()}
         for record in records:
-            ago = max(0.0, now_s - datetime.fromisoformat(record["time"]).timestamp())
-            if record["key"] in daily and ago * SECOND < DAY:
-                quota, at = self._quotas[record["key"]], now - round(ago * SECOND)
-                quota.used(Unit.REQUESTS, int(record["status"] != RateLimited.status), at)
-                quota.used(Unit.TOKENS, record["prompt_tokens"] + record["completion_tokens"], at)
+            if record["key"] in daily:
+                ago_s = now_s - datetime.fromisoformat(record["time"]).timestamp() - record.get("ms", 0.0) / 1e3
+                _restore(
+                    self._quotas[record["key"]], record, now - max(0, round(ago_s * SECOND)), since=now - DAY
+                )
 
     @classmethod
     def of(cls, settings: Settings) -> "Accounts":
@@ -158,14 +159,32 @@ class Accounts:
 
     def _settled(self, meter: RequestMeter) -> None:
         self.usage.add(meter.key, meter.counted())
-        if self._audit is not None:
-            self._audit.put(lambda: meter.record().to_dict())
         with self._fewer:
+            if self._audit is not None:  # (in here, so that what a later line tells of the quota is later)
+                missing = meter.quota.missing_of_day()
+                self._audit.put(lambda: meter.record(missing).to_dict())
             self._open -= 1
             self._fewer.notify_all()
 
 
 _NOBODY: Final = Key(ANONYMOUS, b"")
+
+
+def _restore(quota: Quota, record: Mapping[str, Any], at: int, *, since: int) -> None:
+    """Bring a quota to where it was at the end of a request, as its line of the audit tells it.
+
+    A line that does not, since the key had no such limit then, counts with what the request used if it is no older than `since`.
+    """
+    told = record.get("missing_of_day", {})
+    used = {
+        Unit.REQUESTS: int(was_counted(record)),
+        Unit.TOKENS: record["prompt_tokens"] + record["completion_tokens"],
+    }
+    for unit, amount in used.items():
+        if unit in told:
+            quota.set_missing_of_day(unit, told[unit], at)
+        elif at > since:
+            quota.used(unit, amount, at)
 
 
 def headers(quota: Quota) -> dict[str, str]:

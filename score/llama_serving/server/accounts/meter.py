@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
@@ -164,8 +164,8 @@ class RequestMeter:
             "block": self.block,
         }
 
-    def record(self) -> Record:
-        """Return the record of the request, once it has ended."""
+    def record(self, missing_of_day: Mapping[str, float]) -> Record:
+        """Return the record of the request, once it has ended; `missing_of_day` is what the quota had to tell then."""
         firsts = [one.handle.first_at for one in self._sequences if one.handle.first_at is not None]
         return Record(
             time=timestamp(self._arrived),
@@ -180,6 +180,7 @@ class RequestMeter:
             first_token_ms=round((min(firsts) - self._started) * 1e3, 1) if firsts else None,
             ms=round(self._ms, 1),
             finish_reasons=self._reasons(),
+            missing_of_day=missing_of_day,
             **self.counted(),
         )
 

@@ -76,6 +76,15 @@ class Bucket:
         self.left(now)
         self._level = min(self.capacity * self.period, self._level + amount * self.period)
 
+    def missing(self, now: int) -> int:
+        """Return how far the bucket is from full, in thousandths of what is taken, rounded up."""
+        self.left(now)
+        return -(-(self.capacity * self.period - self._level) * 1000 // self.period)
+
+    def set_missing(self, thousandths: int, at: int) -> None:
+        """Set what `missing` returned at a time, whatever the capacity was."""
+        self._level, self._at = self.capacity * self.period - thousandths * self.period // 1000, at
+
     def resize(self, capacity: int, now: int) -> None:
         """Set another capacity; what was taken stays taken."""
         self.left(now)
@@ -160,6 +169,21 @@ class Quota:
             for bucket in buckets:
                 bucket.add(-amount, now)
             return None
+
+    def missing_of_day(self) -> dict[str, float]:
+        """Return how far each limit of a day is from full, by unit. It is what a restart has to know."""
+        with self._now() as now:
+            return {
+                str(unit): bucket.missing(now) / 1000
+                for (unit, period), bucket in self._buckets.items()
+                if period == DAY
+            }
+
+    def set_missing_of_day(self, unit: Unit, missing: float, at: int) -> None:
+        """Restore what `missing_of_day` told of a unit at an earlier time."""
+        with self._lock:
+            if (unit, DAY) in self._buckets:
+                self._buckets[unit, DAY].set_missing(round(missing * 1000), at)
 
     def used(self, unit: Unit, amount: int, at: int) -> None:
         """Take what was used at an earlier time; times increase from call to call."""

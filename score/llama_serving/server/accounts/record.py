@@ -3,11 +3,13 @@
 It holds no text. Of what a client wrote it has numbers, and the request's id.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from llama_serving.contract.request import Request
+from llama_serving.errors import RateLimited
 from llama_serving.sampling_params import SamplingParams
 
 BLOCKED: Final = "content_filter"
@@ -37,6 +39,7 @@ class Record:
         first_token_ms: from the arrival to the first token.
         ms: from the arrival to the end of the answer and of all sequences.
         finish_reasons: of each sequence; for one that failed, the error's code.
+        missing_of_day: how far the key's limits of a day were from full at the request's end, by unit: `requests`, `tokens`.
     """
 
     time: str
@@ -55,10 +58,19 @@ class Record:
     first_token_ms: float | None = None
     ms: float = 0.0
     finish_reasons: tuple[str, ...] = ()
+    missing_of_day: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON."""
         return asdict(self)
+
+
+def was_counted(record: Mapping[str, Any]) -> bool:
+    """Return whether a request, as JSON, counted for its key's limit of requests: it was not refused for their number.
+
+    One that was refused for its tokens has the same error. It had been read before, so its model is known.
+    """
+    return record["error"] != RateLimited.default_code or record["model"] is not None
 
 
 def timestamp(seconds: float) -> str:
