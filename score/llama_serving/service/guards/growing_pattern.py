@@ -17,17 +17,12 @@ class Subject:
     """What is searched.
 
     Attributes:
-        text: with the padding behind it if it goes on.
+        text: as far as it has come.
         complete: nothing follows.
     """
 
     text: str
     complete: bool
-
-    @classmethod
-    def of(cls, text: str, *, complete: bool) -> "Subject":
-        """Return the subject of a text."""
-        return cls(text if complete else text + _PADDING, complete)
 
 
 class GrowingPattern:
@@ -49,28 +44,40 @@ class GrowingPattern:
         self.whole = regex.compile(pattern, flags)
         self._settled = _with_a_character_behind(pattern, flags)
 
-    def search(self, subject: Subject, start: int, timeout_s: float) -> "regex.Match[str] | None":
+    def search(
+        self, subject: Subject, start: int, timeout_s: float, *, settled: bool
+    ) -> "regex.Match[str] | None":
         """Return the first match that begins at `start` or behind it. What stands before is seen by `^`, `\\b` and the like.
+
+        Args:
+            settled: what follows must not undo it; otherwise the text is taken as it stands, which finds all that is settled, too.
 
         Raises:
             TimeoutError: it takes longer.
         """
-        pattern = self.whole if subject.complete else self._settled
-        return pattern.search(subject.text, start, timeout=_left(timeout_s), concurrent=True)
+        pattern, text = self._on(subject, settled=settled)
+        return pattern.search(text, start, timeout=_left(timeout_s), concurrent=True)
 
-    def of_lines(self, subject: Subject, start: int, timeout_s: float) -> Iterator["regex.Match[str]"]:
+    def of_lines(
+        self, subject: Subject, start: int, timeout_s: float, *, settled: bool
+    ) -> Iterator["regex.Match[str]"]:
         """Yield the matches within one line each, from `start` on. Each search may take `timeout_s`.
 
         Raises:
             TimeoutError: one takes longer.
         """
-        text, last = subject.text, subject.text.rfind("\n", start) + 1 or start
+        pattern, text = self._on(subject, settled=settled)
+        last = text.rfind("\n", start) + 1 or start
         while start < last:
             end = text.index("\n", start)
             yield from self.whole.finditer(text, start, end, timeout=_left(timeout_s), concurrent=True)
             start = end + 1
-        pattern = self.whole if subject.complete else self._settled
         yield from pattern.finditer(text, start, timeout=_left(timeout_s), concurrent=True)
+
+    def _on(self, subject: Subject, *, settled: bool) -> tuple["regex.Pattern[str]", str]:
+        if subject.complete or not settled:
+            return self.whole, subject.text
+        return self._settled, subject.text + _PADDING
 
 
 def _with_a_character_behind(pattern: str, flags: int) -> "regex.Pattern[str]":

@@ -40,13 +40,25 @@ class Passage:
         return self.start < len(self.text)
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What would block if the text ended here, but might not with what follows: a word that may become a longer one.
+
+    Attributes:
+        start: where it begins in the passage's text. From there on nothing leaves until the next check.
+    """
+
+    start: int
+
+
 class Guard(Protocol):
     """Checks passages. Called from several threads at a time, never from an event loop or an engine's thread."""
 
-    def check(self, passage: Passage) -> Sequence[Finding]:
+    def check(self, passage: Passage) -> Sequence[Finding | Pending]:
         """Return what was found; anything that is raised counts as a failure of the guard.
 
-        A text may come in parts: each call has the whole text so far, and `passage.start` says what is new.
+        A text may come in parts: each call has the whole text so far, and `passage.start` says what is new. Only of one that
+        is not final something may be pending.
         """
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from llama_serving.contract.content_filter import Finding, blocks
 from llama_serving.contract.request import Delta, Generations
 from llama_serving.service.guards.guard import Passage, Stage
-from llama_serving.service.guards.guards import Guards
+from llama_serving.service.guards.guards import Guards, Verdict
 from llama_serving.service.guards.held_stream import HeldStream
 from llama_serving.service.output import SequenceOutput
 
@@ -102,7 +102,7 @@ class _Held(Texts):
         yield next(pieces)  # of the prompt
         while True:
             passage = held.due(time.monotonic())
-            if passage is not None and not self._passes(passage, self._guards.check([passage])[0]):
+            if passage is not None and not self._passes(passage, self._guards.judge([passage])[0]):
                 return
             yield held.take(time.monotonic())
             patience = held.patience(time.monotonic())
@@ -112,7 +112,7 @@ class _Held(Texts):
                 break
             held.see(self._sequence.text, time.monotonic())
         last = held.last(self._sequence.exposed)
-        if self._passes(last, self._guards.check([last])[0]):
+        if self._passes(last, self._guards.judge([last])[0]):
             yield self._rest()
 
     async def _apieces(self) -> AsyncGenerator[str, None]:
@@ -122,7 +122,7 @@ class _Held(Texts):
         try:
             while True:
                 passage = held.due(time.monotonic())
-                if passage is not None and not self._passes(passage, (await self._guards.acheck([passage]))[0]):
+                if passage is not None and not self._passes(passage, (await self._guards.ajudge([passage]))[0]):
                     return
                 yield held.take(time.monotonic())
                 coming = coming or asyncio.create_task(_next(pieces))
@@ -134,7 +134,7 @@ class _Held(Texts):
                     break
                 held.see(self._sequence.text, time.monotonic())
             last = held.last(self._sequence.exposed)
-            if self._passes(last, (await self._guards.acheck([last]))[0]):
+            if self._passes(last, (await self._guards.ajudge([last]))[0]):
                 yield self._rest()
         finally:
             if coming is not None:
@@ -143,12 +143,12 @@ class _Held(Texts):
                     await coming
             await pieces.aclose()
 
-    def _passes(self, passage: Passage, findings: Sequence[Finding]) -> bool:
+    def _passes(self, passage: Passage, verdict: Verdict) -> bool:
         """Return whether a passage passes; if not, the sequence ends where the text has left."""
-        self._sequence.judge(findings, self._held.left)
-        if blocks(findings):
+        self._sequence.judge(verdict.findings, self._held.left)
+        if blocks(verdict.findings):
             return False
-        self._held.passed(passage)
+        self._held.passed(passage, verdict.pending)
         return True
 
     def _rest(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from llama_serving.contract.content_filter import Finding, blocks
 from llama_serving.errors import GuardUnavailable
 from llama_serving.service.guards.daemon_pool import BusyError, DaemonPool
-from llama_serving.service.guards.guard import Closeable, Guard, Passage, Stage
+from llama_serving.service.guards.guard import Closeable, Guard, Passage, Pending, Stage
 from llama_serving.service.guards.held_stream import Windows
 
 _log = logging.getLogger(__name__)
@@ -66,6 +66,19 @@ class GuardCounts:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What all guards say of a passage.
+
+    Attributes:
+        findings: of all of them.
+        pending: from where on the text must not leave yet; None if all of it may.
+    """
+
+    findings: tuple[Finding, ...]
+    pending: int | None = None
+
+
 class CheckError(Exception):
     """A guard failed. The message never quotes what it checked."""
 
@@ -92,6 +105,14 @@ class Guards:
         Raises:
             GuardUnavailable: a guard failed, and the operator has not allowed what it can't check.
         """
+        return [one.findings for one in self.judge(passages)]
+
+    async def acheck(self, passages: Sequence[Passage]) -> list[tuple[Finding, ...]]:
+        """Do as `check` for an event loop."""
+        return [one.findings for one in await self.ajudge(passages)]
+
+    def judge(self, passages: Sequence[Passage]) -> list[Verdict]:
+        """Do as `check`, and say what is pending in passages that are not final."""
         found = []
         for several in _some_at_a_time(passages):
             begun = [self._begin(passage) for passage in several]
@@ -100,8 +121,8 @@ class Guards:
             found += [self._settled(calls) for calls in begun]
         return found
 
-    async def acheck(self, passages: Sequence[Passage]) -> list[tuple[Finding, ...]]:
-        """Do as `check` for an event loop."""
+    async def ajudge(self, passages: Sequence[Passage]) -> list[Verdict]:
+        """Do as `judge` for an event loop."""
         found = []
         for several in _some_at_a_time(passages):
             begun = [self._begin(passage) for passage in several]
@@ -135,9 +156,10 @@ class Guards:
             future.set_exception(error)
         return _Call(one, future, begun)
 
-    def _settled(self, calls: Sequence["_Call"]) -> tuple[Finding, ...]:
+    def _settled(self, calls: Sequence["_Call"]) -> Verdict:
         """Count all calls; then fail if one of them did."""
         found: list[Finding] = []
+        pending: list[int] = []
         failed = None
         for call in calls:
             try:
@@ -148,10 +170,13 @@ class Guards:
                 if not call.installed.allow_on_error:
                     failed = call.installed.name
             else:
-                self._count(call, seconds, *(["blocks"] if blocks(seen) else []))
-                found += seen
+                findings = [one for one in seen if isinstance(one, Finding)]
+                self._count(call, seconds, *(["blocks"] if blocks(findings) else []))
+                found += findings
+                pending += [one.start for one in seen if isinstance(one, Pending)]
+        verdict = Verdict(tuple(found), min(pending, default=None))
         if blocks(found):
-            return tuple(found)  # what one guard blocks needs no other
+            return verdict  # what one guard blocks needs no other
         if failed is not None:
             again_s = random.choice(RETRY_AFTER_S)  # noqa: S311
             raise GuardUnavailable(
@@ -159,7 +184,7 @@ class Guards:
                 code="guard_unavailable",
                 retry_after=again_s,
             )
-        return tuple(found)
+        return verdict
 
     def _count(self, call: "_Call", seconds: float, *also: str) -> None:
         with self._lock:
@@ -182,14 +207,14 @@ class _Call:
     """A check that runs in a thread; `begun` is `time.monotonic()` seconds."""
 
     installed: Installed
-    future: "Future[tuple[tuple[Finding, ...], float]]"
+    future: "Future[tuple[tuple[Finding | Pending, ...], float]]"
     begun: float
 
     def left_s(self) -> float:
         """Seconds that it may still take."""
         return max(0.0, self.begun + self.installed.timeout_s - time.monotonic())
 
-    def result(self) -> tuple[tuple[Finding, ...], float]:
+    def result(self) -> tuple[tuple[Finding | Pending, ...], float]:
         """Return what was found and the seconds that it took.
 
         Raises:
@@ -222,10 +247,10 @@ async def _ended(call: _Call) -> None:
             waited.exception()  # (or the loop would log its message, which could quote the text)
 
 
-def _timed(guard: Guard, passage: Passage) -> tuple[tuple[Finding, ...], float]:
+def _timed(guard: Guard, passage: Passage) -> tuple[tuple[Finding | Pending, ...], float]:
     begun = time.perf_counter()
     found: Any = guard.check(passage)
-    if not isinstance(found, Sequence) or not all(isinstance(one, Finding) for one in found):
+    if not isinstance(found, Sequence) or not all(isinstance(one, Finding | Pending) for one in found):
         raise TypeError
     return tuple(found), time.perf_counter() - begun
 

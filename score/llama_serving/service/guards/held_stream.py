@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 
 from llama_serving.service.guards.guard import Passage, Stage
 
@@ -31,6 +32,7 @@ class HeldStream:
         self._windows = windows
         self._text = ""
         self._checked = self._checked_twice = self._left = 0
+        self._pending: float = inf
         self._arrivals: deque[tuple[int, float]] = deque()
         """Ends of the pieces that have not left, and when they came."""
 
@@ -60,8 +62,9 @@ class HeldStream:
         """
         return Passage(Stage.TEXT, whole, self._checked, final=True)
 
-    def passed(self, passage: Passage) -> None:
-        """Note that nothing was found in a passage."""
+    def passed(self, passage: Passage, pending: int | None = None) -> None:
+        """Note that nothing was found in a passage. From `pending` on the text stays until it was checked with more of it."""
+        self._pending = inf if pending is None else max(pending, self._left)
         self._checked_twice = self._checked
         self._checked = max(self._checked, min(len(passage.text), len(self._text)))
 
@@ -76,6 +79,7 @@ class HeldStream:
             if now < came + self._windows.max_delay_s:
                 break
             until = max(until, min(end, known))
+        until = int(min(until, self._pending))
         text, self._left = self._text[self._left : until], until
         while self._arrivals and self._arrivals[0][0] <= until:
             self._arrivals.popleft()
@@ -88,10 +92,10 @@ class HeldStream:
         return text
 
     def patience(self, now: float) -> float | None:
-        """Return the seconds until something must be checked or must leave; None if nothing is held."""
-        if not self._arrivals:
-            return None
+        """Return the seconds until something must be checked or must leave; None if nothing is held, or all of it is pending."""
         came = self._unchecked_since()
+        if not self._arrivals or (came is None and self._left >= self._pending):
+            return None
         came = self._arrivals[0][1] if came is None else came
         return max(0.0, came + self._windows.max_delay_s - now)
 

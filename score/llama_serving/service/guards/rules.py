@@ -9,7 +9,7 @@ import regex
 from llama_serving.contract.content_filter import Finding
 from llama_serving.errors import SetupError
 from llama_serving.service.guards.growing_pattern import GrowingPattern, Subject
-from llama_serving.service.guards.guard import Passage
+from llama_serving.service.guards.guard import Passage, Pending
 
 REACH: Final = 2000
 """Characters in front of the unchecked part that a match may begin in."""
@@ -43,20 +43,25 @@ class Rules:
         self._patterns = {called: _compiled(name, called, pattern) for called, pattern in patterns.items()}
         self._filtered, self._timeout_s = filtered, timeout_s
 
-    def check(self, passage: Passage) -> list[Finding]:
+    def check(self, passage: Passage) -> list[Finding | Pending]:
         """See `Guard.check`. At its end a text is searched as a whole.
 
         Raises:
             TimeoutError: it takes longer than it may.
         """
         until = time.monotonic() + self._timeout_s
-        subject = Subject.of(passage.text, complete=passage.final)
+        subject = Subject(passage.text, passage.final)
         start = 0 if passage.final else max(0, passage.start - REACH)
-        return [
-            Finding(name, self._filtered)
-            for name, pattern in (*self._deny.items(), *self._patterns.items())
-            if pattern.search(subject, start, until - time.monotonic())
-        ]
+        found: list[Finding | Pending] = []
+        for name, pattern in (*self._deny.items(), *self._patterns.items()):
+            match = pattern.search(subject, start, until - time.monotonic(), settled=False)
+            if match is None:
+                continue
+            if passage.final or pattern.search(subject, start, until - time.monotonic(), settled=True):
+                found.append(Finding(name, self._filtered))
+            elif self._filtered:
+                found.append(Pending(match.start()))
+        return found
 
 
 def _entry(entry: str) -> str:

@@ -12,7 +12,7 @@ import regex
 from llama_serving.contract.content_filter import Finding
 from llama_serving.errors import SetupError
 from llama_serving.service.guards.growing_pattern import GrowingPattern, Subject
-from llama_serving.service.guards.guard import Passage
+from llama_serving.service.guards.guard import Passage, Pending
 
 PIECE: Final = 4096
 """Characters that are searched at a time: some patterns take a time that is quadratic in the length of a line."""
@@ -51,23 +51,28 @@ class _Kind:
         patterns = tuple(GrowingPattern(one.pattern, one.flags | regex.MULTILINE) for one in found)
         return cls(detector.secret_type, _NEEDED.get(type(detector).__name__, ""), patterns, detector)
 
-    def is_in(self, subject: Subject, start: int, until: float) -> bool:
-        """Return whether a key is in a piece, from `start` on. `until` is `time.monotonic()` seconds.
+    def begins(self, subject: Subject, start: int, until: float, *, settled: bool) -> int | None:
+        """Return where the first key of a piece begins, from `start` on; None if there is none.
+
+        Args:
+            settled: what follows must not undo it.
+            until: `time.monotonic()` seconds.
 
         Raises:
             TimeoutError: that is over.
         """
-        return self.needed in subject.text and any(
-            self._matches(pattern, subject, start, until) for pattern in self.patterns
-        )
-
-    def _matches(self, pattern: GrowingPattern, subject: Subject, start: int, until: float) -> bool:
-        first = pattern.search(subject, start, until - time.monotonic())
-        if first is None:
-            return False
-        if "\n" not in first[0] and self._is_valid(first):
-            return True
-        return any(map(self._is_valid, pattern.of_lines(subject, start, until - time.monotonic())))
+        if self.needed not in subject.text:
+            return None
+        found = [
+            match.start()
+            for pattern in self.patterns
+            if pattern.search(
+                subject, start, until - time.monotonic(), settled=False
+            )  # (seldom; it may be over several lines)
+            for match in pattern.of_lines(subject, start, until - time.monotonic(), settled=settled)
+            if self._is_valid(match)
+        ]
+        return min(found, default=None)
 
     def _is_valid(self, match: "regex.Match[str]") -> bool:
         """Return whether a match within one line is a key, as `analyze_string` decides it."""
@@ -102,35 +107,53 @@ class SecretDetection:
         self._name, self._filtered, self._timeout_s = name, filtered, timeout_s
         self._kinds = [_Kind.of(known[one]()) for one in detectors or sorted(known.keys() - NO_DEFAULT)]
 
-    def check(self, passage: Passage) -> list[Finding]:
+    def check(self, passage: Passage) -> list[Finding | Pending]:
         """See `Guard.check`. At its end a text is searched as a whole.
 
         Raises:
             TimeoutError: it takes longer than it may.
         """
         until = time.monotonic() + self._timeout_s
-        start = 0 if passage.final else max(0, passage.start - OVERLAP)
-        found: set[str] = set()
-        for subject, first in pieces(passage.text.translate(_BREAKS), start, final=passage.final):
-            found |= {
-                one.name for one in self._kinds if one.name not in found and one.is_in(subject, first, until)
-            }
+        found: dict[str, None] = {}
+        pending: list[Finding | Pending] = []
+        text = passage.text.translate(_BREAKS)
+        for piece in pieces(text, 0 if passage.final else max(0, passage.start - OVERLAP), final=passage.final):
+            is_last = piece.offset + len(piece.subject.text) == len(text)
+            for kind in (one for one in self._kinds if one.name not in found):
+                if kind.begins(piece.subject, piece.start, until, settled=True) is not None:
+                    found[kind.name] = None
+                elif is_last and not passage.final:
+                    at = kind.begins(piece.subject, piece.start, until, settled=False)
+                    pending += [] if at is None else [Pending(piece.offset + at)]
         kinds = [one.name for one in self._kinds if one.name in found]
-        return [Finding(self._name, self._filtered, {"kinds": kinds})] if kinds else []
+        if kinds:
+            return [Finding(self._name, self._filtered, {"kinds": kinds})]
+        return pending if self._filtered else []
 
 
-def pieces(text: str, start: int, *, final: bool) -> Iterator[tuple[Subject, int]]:
-    """Yield the pieces of a text that reach behind `start`, and where in each the search begins.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a text.
 
-    Their borders are the same however the text came. Each has the character in front of it, which patterns may look at.
+    Attributes:
+        subject: the part, with the character in front of it, which patterns may look at.
+        offset: of the subject in the text.
+        start: where in the subject the search begins.
     """
-    step = PIECE - OVERLAP
-    for low in range(0, max(1, len(text) - OVERLAP), step):
+
+    subject: Subject
+    offset: int
+    start: int
+
+
+def pieces(text: str, start: int, *, final: bool) -> Iterator[Piece]:
+    """Yield the pieces of a text that reach behind `start`. Their borders are the same however the text came."""
+    for low in range(0, max(1, len(text) - OVERLAP), PIECE - OVERLAP):
         high = min(len(text), low + PIECE)
-        if high > start or not text:
-            before = max(0, low - 1)
-            subject = Subject.of(text[before:high], complete=final and high == len(text))
-            yield subject, max(low, start) - before
+        if high > start:
+            offset = max(0, low - 1)
+            subject = Subject(text[offset:high], complete=final and high == len(text))
+            yield Piece(subject, offset, max(low, start) - offset)
 
 
 def _detectors() -> dict[str, Any]:
