@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -41,11 +42,12 @@ def found(guard: Any, text: str, *, start: int = 0, final: bool = True) -> list[
         ("farm -rf /", False),
         ("C++", True),
         ("c++11", True),
+        ("falkland\u0131", True),
         ("", False),
     ],
 )
 def test_deny_lists_match_whole_words_in_either_case(text: str, is_denied: bool) -> None:
-    rules = Rules("deny", deny=["falcon", "straße", "rm -rf /", "c++"], patterns={})
+    rules = Rules("deny", deny=["falcon", "straße", "rm -rf /", "c++", "FALKLANDI"], patterns={})
     assert found(rules, text) == (["deny"] if is_denied else [])
 
 
@@ -61,6 +63,18 @@ def test_a_word_that_may_go_on_is_not_denied_yet() -> None:
 def test_every_entry_of_a_deny_list_is_found(entry: str, before: str, after: str) -> None:
     entry = entry.strip()
     assert found(Rules("deny", deny=[entry], patterns={}), f"{before} {entry} {after}") == ["deny"]
+
+
+@given(st.text(min_size=1).filter(str.strip), st.data())
+def test_an_entry_is_found_in_any_case(entry: str, data: st.DataObject) -> None:
+    entry = entry.strip()
+    text = "".join(
+        data.draw(st.sampled_from((one, one.upper(), one.lower(), one.casefold(), one.title())))
+        for one in entry
+    )
+    pattern = regex.compile(regex.escape(entry), regex.IGNORECASE | regex.FULLCASE)
+    if pattern.fullmatch(text):  # (a final sigma's upper case is not one's lower case)
+        assert found(Rules("deny", deny=[entry], patterns={}), text) == ["deny"]
 
 
 def test_patterns_are_found_by_name_also_over_the_border_of_what_is_new() -> None:
