@@ -205,6 +205,18 @@ def test_what_detect_secrets_finds_is_found(text: str) -> None:
     assert [kind for finding in findings for kind in finding.detail["kinds"]] == theirs
 
 
+@pytest.mark.parametrize("detector", sorted(NO_DEFAULT))
+@pytest.mark.parametrize(
+    "text",
+    ['password = "abc1d2e3f4"', 'password = ""', "api_key: 'a1b2\nc3d4'", "http://user:pass@host", "http://user:pa\nss@host",
+     "at 8.8.8.8 and 10.0.0.1", "10.0.0.1", "1.2.3.4.5", "nothing"],
+)  # fmt: skip
+def test_the_detectors_that_are_off_find_the_same(detector: str, text: str) -> None:
+    guard = SecretDetection("secrets", detectors=[detector])
+    theirs = any(any(guard._kinds[0].detector.analyze_string(line)) for line in text.splitlines())
+    assert bool(found(guard, text)) is theirs
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 RULES = Rules(

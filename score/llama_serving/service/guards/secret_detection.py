@@ -64,15 +64,20 @@ class _Kind:
         if self.needed not in subject.text:
             return None
         found = [
-            match.start()
+            at
             for pattern in self.patterns
-            if pattern.search(
-                subject, start, until - time.monotonic(), settled=False
-            )  # (seldom; it may be over several lines)
-            for match in pattern.of_lines(subject, start, until - time.monotonic(), settled=settled)
-            if self._is_valid(match)
+            for at in self._begins(pattern, subject, start, until, settled=settled)
         ]
         return min(found, default=None)
+
+    def _begins(
+        self, pattern: GrowingPattern, subject: Subject, start: int, until: float, *, settled: bool
+    ) -> list[int]:
+        # One search over all lines is faster than one for each. It finds too much: what goes over several lines.
+        if pattern.search(subject, start, until - time.monotonic(), settled=False) is None:
+            return []
+        matches = pattern.of_lines(subject, start, until - time.monotonic(), settled=settled)
+        return [match.start() for match in matches if self._is_valid(match)]
 
     def _is_valid(self, match: "regex.Match[str]") -> bool:
         """Return whether a match within one line is a key, as `analyze_string` decides it."""
