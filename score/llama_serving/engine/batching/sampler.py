@@ -33,8 +33,7 @@ def draw(logits: Tensor, sequences: List[SoFar]) -> list[Token]:
     Raises:
         ArithmeticError: the largest logit of a row is NaN or infinite.
     """
-    if not bool(torch.isfinite(logits.amax(-1)).all()):
-        raise ArithmeticError("the model's logits are not finite")
+    _check(logits)
     chosen = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
     free = [i for i, sequence in enumerate(sequences) if sequence.matcher is None]
     if free:
@@ -60,8 +59,7 @@ def read(logits: Tensor, ids: List[int], alternatives: int) -> list[Token]:
     Raises:
         ArithmeticError: the largest logit of a row is NaN or infinite.
     """
-    if not bool(torch.isfinite(logits.amax(-1)).all()):
-        raise ArithmeticError("the model's logits are not finite")
+    _check(logits)
     logprobs = logits.double().log_softmax(-1)
     own = logprobs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])
     ranks = (logprobs > own).sum(-1) + 1
@@ -94,6 +92,17 @@ def _among_allowed(logits: Tensor, sequence: SoFar, matcher: Matcher) -> Tensor:
     _penalise(scores, sequence, may_end=over)
     ids = torch.from_numpy(allowed.nonzero()[0]).to(logits.device)
     return ids[_chosen(scores.index_select(0, ids)[None], [sequence])]
+
+
+def _check(logits: Tensor) -> None:
+    """Raise `ArithmeticError` if the largest logit of a row is not finite."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise ArithmeticError("the model's logits are not finite")
+
+
+def _first_best(scores: Tensor) -> Tensor:
+    """Return the lowest of the best ids of each row. (torch's search takes ten times as long as numpy's, which is vectorised.)"""
+    return torch.from_numpy(scores.numpy().argmax(-1))
 
 
 def _changes(sequence: SoFar) -> bool:
@@ -134,7 +143,7 @@ def _chosen(scores: Tensor, sequences: List[SoFar]) -> Tensor:
     sampled = [i for i, sequence in enumerate(sequences) if sequence.params.temperature > 0]
     if len(sampled) == len(sequences):
         return _sampled(scores, sequences)
-    chosen = scores.max(-1).indices  # the first of equal ones
+    chosen = _first_best(scores)
     if sampled:
         chosen[sampled] = _sampled(scores[sampled], [sequences[i] for i in sampled])
     return chosen

@@ -269,8 +269,12 @@ class TestTheCpu:
     @pytest.mark.parametrize(
         ("machine", "fields", "names"),
         [
-            ("x86_64", "vendor_id: GenuineIntel\nflags: ALL amx_int8", "amx avx512 avx512_bf16 avx2"),
-            ("x86_64", "vendor_id\t: AuthenticAMD\nflags\t\t: ALL", "amx avx512_bf16 avx512 avx2"),
+            (
+                "x86_64",
+                "vendor_id: GenuineIntel\nflags: ALL amx_int8",
+                "amx avx512_vnni avx512 avx512_bf16 avx2",
+            ),
+            ("x86_64", "vendor_id\t: AuthenticAMD\nflags\t\t: ALL", "amx avx512_bf16 avx512_vnni avx512 avx2"),
             ("x86_64", "vendor_id: AuthenticAMD\nflags: avx2 avx512f fma", "avx2"),
             ("x86_64", "vendor_id: AuthenticAMD\nflags: avx2", ""),
             ("x86_64", "flags: avx2 f\nflags: ALL", ""),
@@ -286,7 +290,7 @@ class TestTheCpu:
         self, machine: str, fields: str, names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
-        everything = " ".join(backends.instruction_set("amx").features) + " avx2"
+        everything = " ".join(backends.instruction_set("amx").features) + " avx512_vnni avx2"
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{fields.replace('ALL', everything)}\n")
         assert " ".join(one.name for one in cpu.usable(tmp_path / "cpuinfo")) == names
 
@@ -360,7 +364,10 @@ class TestTheBuild:
         monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
         cpu_with("", monkeypatch)
         assert build.main() == 0
-        made = [_library(backends.instruction_set(one), sources) for one in ("avx512_bf16", "avx512", "avx2")]
+        made = [
+            _library(backends.instruction_set(one), sources)
+            for one in ("avx512_bf16", "avx512_vnni", "avx512", "avx2")
+        ]
         said = capsys.readouterr()
         assert said.out == "".join(f"{path}\n" for path in made)
         assert f"could not be compiled: {name} fails: error: too old\n" in said.err

@@ -8,8 +8,10 @@ from typing import Final
 CPUINFO: Final = Path("/proc/cpuinfo")
 INTEL: Final = "GenuineIntel"
 _AVX512: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+_VNNI: Final = (*_AVX512, "avx512_vnni")
 _BF16: Final = (*_AVX512, "avx512_bf16")
 _AVX512_FLAGS: Final = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma")
+_VNNI_FLAGS: Final = (*_AVX512_FLAGS, "-mavx512vnni")
 _BF16_FLAGS: Final = (*_AVX512_FLAGS, "-mavx512bf16")
 
 
@@ -33,6 +35,7 @@ class InstructionSet:
 SETS: Final = (
     InstructionSet("amx", "x86_64", (*_BF16, "amx_tile", "amx_bf16"), (*_BF16_FLAGS, "-DLLAMA_TILES")),
     InstructionSet("avx512_bf16", "x86_64", _BF16, _BF16_FLAGS),
+    InstructionSet("avx512_vnni", "x86_64", _VNNI, _VNNI_FLAGS),
     InstructionSet("avx512", "x86_64", _AVX512, _AVX512_FLAGS),
     InstructionSet("avx2", "x86_64", ("avx2", "fma"), ("-mavx2", "-mfma")),
     InstructionSet("neon_bf16", "aarch64", ("asimd", "bf16"), ("-march=armv8.2-a+bf16",)),
@@ -55,11 +58,12 @@ def missing(one: InstructionSet, cpuinfo: Path | None = None) -> tuple[str, ...]
 def usable(cpuinfo: Path | None = None) -> tuple[InstructionSet, ...]:
     """Return those that this CPU has, the fastest first.
 
-    Intel's CPUs multiply half as many bf16 as float32 with vectors (measured on family 6, model 207), AMD's twice as many.
+    Intel's CPUs multiply half as many bf16 as float32 with vectors (measured on family 6, model 207), AMD's twice as many. VNNI is
+    for int8 and int4; with it, products of bf16 are those of `avx512`.
     """
     found = [one for one in of_machine() if not missing(one, cpuinfo)]
     if _field(cpuinfo, "vendor_id") == INTEL:
-        found.sort(key=lambda one: ("amx", "avx512").index(one.name) if one.name in {"amx", "avx512"} else 2)
+        found.sort(key=lambda one: one.name not in {"amx", "avx512_vnni", "avx512"})
     return tuple(found)
 
 

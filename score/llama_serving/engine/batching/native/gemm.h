@@ -6,6 +6,9 @@
 #else
 #include "gemm_vectors.h"
 #endif
+#ifdef LLAMA_INTEGERS
+#include "gemm_integers.h"
+#endif
 
 namespace llama {
 
@@ -58,14 +61,40 @@ inline void scale(float* y, const float* scales) {
     for (int i = 0; i < PANEL; i += 16) store(y + i, load(y + i) * load(scales + i));
 }
 
-// x: (rows, inputs) in tiles, with as many as `ROWS_TOGETHER` make full; room: of this thread, for a panel of int8 or int4
+// Room for what a product with int8 or int4 makes on its way.
+struct Scratch {
+    bf16* panel;   // of this thread: a panel of the widest matrix
+#ifdef LLAMA_INTEGERS
+    Rounded rounded;   // of all threads
+#endif
+};
+
+// x: (rows, inputs) in tiles, with as many as `ROWS_TOGETHER` make full
 template <class Finish>
-inline void product(const Operand* x, int rows, const Matrix& w, bf16* room, const Finish& finish) {
+inline void product(const Operand* x, int rows, const Matrix& w, const Scratch& scratch, const Finish& finish) {
     const int panels = filled(w.outputs, PANEL) / PANEL;
+#ifdef LLAMA_INTEGERS
+    if (w.bits < 16) {
+        round_rows(x, rows, w.inputs, scratch.rounded);
+#pragma omp for schedule(static)
+        for (int panel = 0; panel < panels; panel++) {
+            alignas(64) float y[ROWS_TOGETHER * PANEL];
+            for (int row = 0; row < rows; row += ROWS_TOGETHER) {
+                const int count = rows - row < ROWS_TOGETHER ? rows - row : ROWS_TOGETHER;
+                multiply_integers(scratch.rounded, row, count, w, panel, y);
+                for (int i = 0; i < count; i++) {
+                    if (w.bits == 8) scale(y + i * PANEL, (const float*)w.scales + panel * PANEL);
+                    finish(row + i, panel, y + i * PANEL);
+                }
+            }
+        }
+        return;
+    }
+#endif
 #pragma omp for schedule(static)
     for (int panel = 0; panel < panels; panel++) {
         alignas(64) float y[ROWS_TOGETHER * PANEL];
-        const PanelProduct multiply(w, panel, rows, room);
+        const PanelProduct multiply(w, panel, rows, scratch.panel);
         for (int row = 0; row < rows; row += ROWS_TOGETHER) {
             const int count = rows - row < ROWS_TOGETHER ? rows - row : ROWS_TOGETHER;
             multiply(x, w.inputs, row, count, y);

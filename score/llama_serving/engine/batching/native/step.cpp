@@ -30,7 +30,7 @@ struct Room {
     Operand* mixed;     // (rows, heads · D) in tiles
     Operand* gated;     // (rows, ffn) in tiles
     float* scores;   // (threads, tokens of the longest · heads of a group)
-    bf16* panel;     // (threads, a panel of the widest int8 or int4 matrix)
+    Scratch scratch;   // `panel` is of the first thread
     int64_t scores_each, panel_each, bytes;
 
     Room(const Model& model, int rows, int tokens, std::byte* at) {
@@ -46,7 +46,11 @@ struct Room {
         mixed = taken<Operand>(at, many * int64_t(model.heads * D));
         gated = taken<Operand>(at, many * int64_t(filled(model.ffn, DEPTH)));
         scores = taken<float>(at, threads * scores_each);
-        panel = taken<bf16>(at, threads * panel_each);
+        scratch.panel = taken<bf16>(at, threads * panel_each);
+#ifdef LLAMA_INTEGERS
+        const int64_t numbers = narrow(model) ? many * int64_t(filled(widest, DEPTH)) : 0;
+        scratch.rounded = {taken<int16_t>(at, numbers), taken<float>(at, numbers / DEPTH), taken<int32_t>(at, numbers / DEPTH)};
+#endif
         bytes = at - begin;
     }
 
@@ -108,7 +112,8 @@ void run(const Model& model, const Step& step, const Room& room) {
     {
         tile::begin();
         float* scores = room.scores + omp_get_thread_num() * room.scores_each;
-        bf16* panel = room.panel + omp_get_thread_num() * room.panel_each;
+        Scratch scratch = room.scratch;
+        scratch.panel += omp_get_thread_num() * room.panel_each;
         begin(model, step, room.x, stride_x);
         for (int n = 0; n < model.layers; n++) {
             const Layer& layer = model.layer[n];
@@ -116,18 +121,18 @@ void run(const Model& model, const Step& step, const Room& room) {
             const std::vector<Look>& looks = rows < step.rows ? first : all;
             if (!rows) continue;
             norm(room.x, stride_x, nullptr, layer.before, model.epsilon, hidden, rows, room.h);
-            product(room.h, rows, layer.qkv, panel, Write{room.qkv, stride_qkv});
+            product(room.h, rows, layer.qkv, scratch, Write{room.qkv, stride_qkv});
             remember(model, n, step, room.qkv, stride_qkv);
             attend<D>(model, n, looks.data(), int(looks.size()), room.qkv, stride_qkv, room.mixed,
                       scores);
-            product(room.mixed, rows, layer.o, panel, Add{room.x, stride_x});
+            product(room.mixed, rows, layer.o, scratch, Add{room.x, stride_x});
             norm(room.x, stride_x, nullptr, layer.between, model.epsilon, hidden, rows, room.h);
-            product(room.h, rows, layer.gate_up, panel, Gate{room.gated, model.ffn});
-            product(room.gated, rows, layer.down, panel, Add{room.x, stride_x});
+            product(room.h, rows, layer.gate_up, scratch, Gate{room.gated, model.ffn});
+            product(room.gated, rows, layer.down, scratch, Add{room.x, stride_x});
         }
         if (step.layer_end < model.layers) leave(model, step, room.x, stride_x);
         norm(room.x, stride_x, step.want, model.norm, model.epsilon, hidden, step.wanted, room.h);
-        product(room.h, step.wanted, model.head, panel, Logits{step.logits, model.vocab});
+        product(room.h, step.wanted, model.head, scratch, Logits{step.logits, model.vocab});
         tile::end();
     }
 }

@@ -11,6 +11,13 @@
 //   broadcast<P>   a pair of operands -> part with 16 copies
 //   dot         adds the product of two parts to a sum
 //   SUMS        how many Floats leave registers free for operands
+//
+// Where integers of 16 bits are multiplied faster, LLAMA_INTEGERS is defined, and there are:
+//
+//   Integers    16 int32: integers (all the same), rounded (from Floats), floats (to Floats); stored as int16, the nearest it holds
+//   Shorts      16 pairs of int16: shorts, of int8 or int16 in memory; unsigned_nibbles, as `nibbles`, each with 8 added; broadcast
+//   dot         adds a pair's two products to each sum
+//   INTEGER_SUMS   as SUMS
 #pragma once
 #include <cstring>
 #include <type_traits>

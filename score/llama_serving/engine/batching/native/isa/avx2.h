@@ -122,4 +122,52 @@ inline Floats dot(Floats sum, Part a, Part b) { return fma(a, b, sum); }
 
 constexpr int SUMS = 6;   // 12 of the 16 registers
 
+#define LLAMA_INTEGERS
+
+struct Integers {
+    __m256i low, high;
+};
+struct Shorts {
+    __m256i low, high;
+};
+
+inline Integers integers(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+inline Integers rounded(Floats value) { return {_mm256_cvtps_epi32(value.low), _mm256_cvtps_epi32(value.high)}; }
+inline Floats floats(Integers value) { return {_mm256_cvtepi32_ps(value.low), _mm256_cvtepi32_ps(value.high)}; }
+inline void store(int16_t* to, Integers value) {
+    const __m256i packed = _mm256_packs_epi32(value.low, value.high);
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+inline Shorts shorts(const int16_t* pairs) {
+    return {_mm256_loadu_si256((const __m256i*)pairs), _mm256_loadu_si256((const __m256i*)(pairs + 16))};
+}
+inline Shorts shorts(const int8_t* pairs) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)pairs)),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(pairs + 16)))};
+}
+inline __m256i half_unsigned_nibbles(const std::byte* four, int which) {
+    const __m256i at = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)four), _mm256_set1_epi32(int(0x88888888)));
+    const __m256i low = which ? _mm256_srli_epi16(at, 4 * which) : at;
+    return which == 3 ? low : _mm256_and_si256(low, _mm256_set1_epi16(15));
+}
+inline Shorts unsigned_nibbles(const std::byte* four, int which) {
+    return {half_unsigned_nibbles(four, which), half_unsigned_nibbles(four + 32, which)};
+}
+inline void store_pairs(int16_t* to, Shorts value) {
+    _mm256_storeu_si256((__m256i*)to, value.low);
+    _mm256_storeu_si256((__m256i*)(to + 16), value.high);
+}
+inline Shorts broadcast(const int16_t* pair) {
+    int32_t both;
+    std::memcpy(&both, pair, sizeof both);
+    return {_mm256_set1_epi32(both), _mm256_set1_epi32(both)};
+}
+inline Integers dot(Integers sum, Shorts a, Shorts b) {
+    return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(a.low, b.low)),
+            _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high))};
+}
+
+constexpr int INTEGER_SUMS = 4;   // 8 of the 16 registers
+
 }  // namespace llama

@@ -121,6 +121,35 @@ inline Part broadcast(const float* pair) {
 }
 inline Floats dot(Floats sum, Part a, Part b) { return fma(a, b, sum); }
 
+#ifdef __AVX512VNNI__
+#define LLAMA_INTEGERS
+
+using Integers = __m512i;
+using Shorts = __m512i;
+
+inline Integers integers(int32_t value) { return _mm512_set1_epi32(value); }
+inline Integers rounded(Floats value) { return _mm512_cvtps_epi32(value); }
+inline Floats floats(Integers value) { return _mm512_cvtepi32_ps(value); }
+inline void store(int16_t* to, Integers value) { _mm256_storeu_si256((__m256i*)to, _mm512_cvtsepi32_epi16(value)); }
+
+inline Shorts shorts(const int16_t* pairs) { return _mm512_loadu_si512(pairs); }
+inline Shorts shorts(const int8_t* pairs) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)pairs)); }
+inline Shorts unsigned_nibbles(const std::byte* four, int which) {
+    const __m512i at = _mm512_xor_si512(_mm512_loadu_si512(four), _mm512_set1_epi32(int(0x88888888)));
+    const __m512i low = which ? _mm512_srli_epi16(at, 4 * which) : at;
+    return which == 3 ? low : _mm512_and_si512(low, _mm512_set1_epi16(15));
+}
+inline void store_pairs(int16_t* to, Shorts value) { _mm512_storeu_si512(to, value); }
+inline Shorts broadcast(const int16_t* pair) {
+    int32_t both;
+    std::memcpy(&both, pair, sizeof both);
+    return _mm512_set1_epi32(both);
+}
+inline Integers dot(Integers sum, Shorts a, Shorts b) { return _mm512_dpwssd_epi32(sum, a, b); }
+
+constexpr int INTEGER_SUMS = 24;   // of the 32 registers
+
+#endif
 #endif
 
 
