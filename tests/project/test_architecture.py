@@ -65,15 +65,18 @@ ONLY_IN = {
         "deployment/llama_endpoints/chat/remote.py",
         "deployment/llama_endpoints/download/hub.py",
         "deployment/llama_endpoints/evaluation/targets/endpoint_client.py",
+        "deployment/llama_endpoints/monitoring/client.py",
         "score/llama_serving/engine/upstream/client.py",
         "score/llama_serving/service/guards/azure_content_safety.py",
     ),
     "prompt_toolkit": ("deployment/llama_endpoints/chat/typing_lines.py",),
-    "rich": ("deployment/llama_endpoints/chat/screen.py",),
+    "rich": ("deployment/llama_endpoints/chat/screen.py", "deployment/llama_endpoints/monitoring/screen.py"),
     "azureml_inference_server_http": ("score/llama_serving/hosts/azureml_online.py",),
     "flask": ("score/llama_serving/hosts/azureml_online.py",),
-    **dict.fromkeys(
-        ("fastapi", "starlette", "uvicorn", "h11", "prometheus_client"), ("score/llama_serving/server/",)
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "h11"), ("score/llama_serving/server/",)),
+    "prometheus_client": (
+        "score/llama_serving/server/metrics.py",
+        "deployment/llama_endpoints/monitoring/scrape.py",
     ),
 }
 """Libraries that few files know. (`load_tests/` and `tests/` are outside the house.)"""
@@ -114,6 +117,8 @@ IMPURE = (
     "llama_endpoints.chat.remote",
     "llama_endpoints.evaluation.targets.endpoint_client",
     "llama_endpoints.evaluation.targets.endpoint_target",
+    "llama_endpoints.monitoring.client",
+    "llama_endpoints.monitoring.monitor",
     "llama_endpoints.devtools.demo",
     "llama_endpoints.nano.model",
     "llama_endpoints.nano.train",

@@ -68,12 +68,15 @@ def serving(
     options: Options | None = None,
     load: Callable[[Settings], Service] = load_nano,
     wait: bool = True,
+    port: int = 0,
 ) -> Iterator[LocalServer]:
-    """Run the server on a port of its own, drained when the block ends; with `wait` the model is loaded at the beginning."""
+    """Run the server on a port of its own, unless one is given, drained when the block ends; with `wait` the model is loaded at the beginning."""
     assembled: SimpleQueue[Assembly] = SimpleQueue()
 
     async def live() -> int:
-        assembly = Assembly.of(lambda: load(settings), settings, Binding(port=0), options or Options(), traces)
+        assembly = Assembly.of(
+            lambda: load(settings), settings, Binding(port=port), options or Options(), traces
+        )
         assembled.put(assembly)
         return await assembly.run()
 

@@ -1,15 +1,13 @@
 """A model behind an address: one of our own servers."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx2
 
 from llama_endpoints.chat.model import Body, Events, Refused
+from llama_endpoints.connection import address
 from llama_serving.errors import SetupError
 
 CONNECT_S: Final = 10.0
@@ -33,11 +31,11 @@ class RemoteModel:
         Raises:
             SetupError: the address is none, or the server does not answer as ours do.
         """
-        self._url = _address(url)
+        self._url = address.checked(url, name="--url")
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(STALL_S, connect=CONNECT_S),
-            trust_env=not _is_loopback(self._url),  # no proxy leads to this machine
+            trust_env=not address.is_loopback(self._url),
         )
         try:
             card = self._card(key_name)
@@ -59,7 +57,7 @@ class RemoteModel:
                     raise _refused(response)
                 yield from _events(response)
         except httpx2.TransportError as error:
-            raise Refused(f"{self._url} does not answer: {_reason(error)}.") from error
+            raise Refused(f"{self._url} does not answer: {address.reason(error)}.") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -70,7 +68,7 @@ class RemoteModel:
             response = self._http.get(f"{self._url}/v1/models")
         except httpx2.TransportError as error:
             raise SetupError(
-                f"{self._url} does not answer: {_reason(error)}. Start a server with `llama-endpoints serve`, or give "
+                f"{self._url} does not answer: {address.reason(error)}. Start a server with `llama-endpoints serve`, or give "
                 "another --url."
             ) from error
         if response.status_code == 401:
@@ -82,29 +80,6 @@ class RemoteModel:
             return {**card, "id": card["id"]}
         except (ValueError, LookupError, TypeError) as error:
             raise SetupError(f"{self._url} is no server of a model: it lists none at /v1/models.") from error
-
-
-def _address(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
-        parts.port  # noqa: B018  (raises for what is no port)
-        secret = parts.username is not None or parts.password is not None
-    except ValueError:
-        usable = secret = False
-    if not usable or secret:
-        raise SetupError(
-            "--url must be an address such as http://127.0.0.1:8453, without a user or a password."
-        )
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _events(response: httpx2.Response) -> Iterator[Mapping[str, Any]]:
@@ -142,8 +117,3 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).partition("\n")[0].rstrip(".")
-    return re.sub(r"^\[Errno -?\d+\] ", "", text) or type(error).__name__

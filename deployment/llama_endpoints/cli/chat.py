@@ -1,7 +1,5 @@
 """`llama-endpoints chat`: talk to a model in the terminal."""
 
-import os
-import re
 import sys
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -94,8 +92,9 @@ def _opened(model: str | None, url: str | None, flags: dict[str, str | None]) ->
     """Yield the model, loaded here or behind the address."""
     if url is not None:
         from llama_endpoints.chat.remote import RemoteModel
+        from llama_endpoints.connection.key import key_of
 
-        with closing(RemoteModel(url, _key(KEY), key_name=KEY)) as remote:
+        with closing(RemoteModel(url, key_of(KEY), key_name=KEY)) as remote:
             yield remote
         return
     import logging
@@ -109,10 +108,3 @@ def _opened(model: str | None, url: str | None, flags: dict[str, str | None]) ->
     click.echo(f"Loading {files.variant.title} ...", err=True)
     with closing(Service.start(files, settings)) as service:
         yield LocalModel(service)
-
-
-def _key(variable: str) -> str | None:
-    key = os.environ.get(variable, "").strip()
-    if key and not re.fullmatch(r"[!-~]+", key):
-        raise SetupError(f"{variable} holds no key: one word of letters, digits and signs is needed.")
-    return key or None

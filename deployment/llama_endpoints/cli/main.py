@@ -22,6 +22,7 @@ from llama_endpoints.cli.replay import replay
 from llama_endpoints.cli.rollout import rollout
 from llama_endpoints.cli.score import score
 from llama_endpoints.cli.serve import serve
+from llama_endpoints.cli.top import top
 from llama_endpoints.cli.usage import usage
 from llama_endpoints.cli.validate import validate
 from llama_endpoints.version import full_version
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 for _command in (
-    audit, batch, chat, deploy, evaluate, fetch, guard, models, package, plan, prompt, render, replay, rollout, score, serve, usage,
-    validate, *COMMANDS,
+    audit, batch, chat, deploy, evaluate, fetch, guard, models, package, plan, prompt, render, replay, rollout, score, serve, top,
+    usage, validate, *COMMANDS,
 ):  # fmt: skip
     main.add_command(_command)

@@ -81,7 +81,7 @@ def errors() -> dict[str, str]:
 def metrics() -> dict[str, str]:
     """Return the block `metrics`: a row for each metric of `/metrics`."""
     stats = EngineStats(
-        **cast("dict[str, Any]", {one.name: "" if one.type is str else 0 for one in fields(EngineStats)})
+        **cast("dict[str, Any]", {one.name: "" if one.type is str else 1 for one in fields(EngineStats)})
     )
     service = SimpleNamespace(
         engine=SimpleNamespace(stats=lambda: stats), requests=lambda: (0, 0), variant=NANO, guards=NO_GUARDS

@@ -73,7 +73,6 @@ class _Engine(Collector):
         if service is None:
             return
         stats = service.engine.stats()
-        used = 1 - stats.kv_blocks_free / stats.kv_blocks if stats.kv_blocks else 0.0
         info = GaugeMetricFamily(
             "llama_engine_info",
             "What generates.",
@@ -96,7 +95,12 @@ class _Engine(Collector):
         )
         yield GaugeMetricFamily("llama_num_sequences_running", "Sequences in the batch.", stats.running)
         yield GaugeMetricFamily("llama_num_sequences_waiting", "Waiting sequences.", stats.waiting)
-        yield GaugeMetricFamily("llama_kv_cache_usage_ratio", "Share of the cache's blocks in use.", used)
+        if stats.kv_blocks:  # (another process's cache is not known here)
+            yield GaugeMetricFamily(
+                "llama_kv_cache_usage_ratio",
+                "Share of the cache's blocks in use.",
+                1 - stats.kv_blocks_free / stats.kv_blocks,
+            )
         yield CounterMetricFamily("llama_prompt_tokens", "Prompt tokens.", stats.tokens_in)
         yield CounterMetricFamily("llama_generation_tokens", "Tokens generated.", stats.tokens_out)
         yield CounterMetricFamily(

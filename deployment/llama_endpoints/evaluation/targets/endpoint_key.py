@@ -1,10 +1,8 @@
-"""The key of an endpoint that is evaluated: from the environment, so that no command line and no file has it."""
+"""The key of an endpoint that is evaluated."""
 
-import os
-import re
 from typing import Final
 
-from llama_serving.errors import SetupError
+from llama_endpoints.connection.key import key_of
 
 KEY: Final = "LLAMA_EVALUATE_KEY"
 
@@ -15,7 +13,4 @@ def endpoint_key() -> str | None:
     Raises:
         SetupError: the variable holds something else.
     """
-    key = os.environ.get(KEY, "").strip()
-    if key and not re.fullmatch(r"[!-~]+", key):
-        raise SetupError(f"{KEY} holds no key: one word of letters, digits and signs is needed.")
-    return key or None
+    return key_of(KEY)

@@ -1,0 +1,1 @@
+"""What reaching a server takes: its address, its key, and why a connection failed."""

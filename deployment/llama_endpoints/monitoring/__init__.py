@@ -1,0 +1,1 @@
+"""`llama-endpoints top`: what a server's `/metrics` say, shown again and again."""
