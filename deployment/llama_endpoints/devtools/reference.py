@@ -1,4 +1,4 @@
-"""The generated parts of docs/ (settings, commands, parameters, errors, metrics, plans), and azmlinfsrv's descriptions of `/score`.
+"""The generated parts of docs/ (settings, commands, parameters, errors, metrics, plans), azmlinfsrv's descriptions of `/score`, Grafana's dashboard, Azure's workbook.
 
 python -m llama_endpoints.devtools.reference            write them
 python -m llama_endpoints.devtools.reference --check    exit 1 where a file is out of date
@@ -14,13 +14,16 @@ import click
 from llama_endpoints.devtools import planning_page
 from llama_endpoints.devtools.blocks import fill
 from llama_endpoints.devtools.command_reference import commands
+from llama_endpoints.devtools.grafana import dashboard
 from llama_endpoints.devtools.http_reference import errors, metrics, parameters
 from llama_endpoints.devtools.settings_reference import settings
+from llama_endpoints.devtools.workbook import template
 from llama_serving.contract.json_lines import json_document
 from llama_serving.contract.openapi import openapi, swagger
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 DOCS: Final = ROOT / "docs"
+MONITORING: Final = ROOT / "monitoring"
 PAGES: Final[Mapping[str, Callable[[], Mapping[str, str]]]] = {
     "command-line.md": commands,
     "configuration.md": settings,
@@ -42,7 +45,9 @@ def files() -> Mapping[Path, str]:
         DOCS / name: fill((DOCS / name).read_text(encoding="utf-8"), make()) for name, make in PAGES.items()
     }
     return pages | {
-        ROOT / "score" / name: json_document(make(), indent=1) for name, make in DESCRIPTIONS.items()
+        MONITORING / "grafana-dashboard.json": json_document(dashboard(), indent=1),
+        MONITORING / "azure-workbook.json": json_document(template(), indent=1),
+        **{ROOT / "score" / name: json_document(make(), indent=1) for name, make in DESCRIPTIONS.items()},
     }
 
 
