@@ -27,7 +27,7 @@ from llama_endpoints.devtools.panels import Panel
 from llama_endpoints.devtools.servers import own_server
 from llama_endpoints.monitoring.client import MetricsClient
 from llama_endpoints.monitoring.monitor import Monitor
-from llama_endpoints.monitoring.screen import screen
+from llama_endpoints.monitoring.screen import Screen
 from tests.conftest import post
 from tests.support.boards import GUARDS, KEYS, filled, labels_of, panels
 from tests.support.paths import ROOT
@@ -68,12 +68,14 @@ def loaded(folder: Path, url: str) -> Iterator[None]:
 
 def photograph_top(url: str, path: Path) -> None:
     """Draw the screen of `top`."""
-    console = Console(file=StringIO(), force_terminal=True, record=True, highlight=False, width=COLUMNS)
+    console = Console(
+        file=StringIO(), force_terminal=True, record=True, highlight=False, width=COLUMNS, height=40
+    )
     with closing(MetricsClient(url, KEYS["team-a"], key_name="")) as client:
         monitor = Monitor(client)
         monitor.first()
         time.sleep(4)
-        console.print(screen(monitor.again(), None, interval=2, height=40))
+        console.print(Screen(monitor.again(), None, 2))
     title = f"llama-endpoints top {url}"
     drawn = console.export_svg(title=title, theme=SVG_EXPORT_THEME, unique_id="top")
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))  # no requests to other hosts

@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -13,8 +14,8 @@ from llama_endpoints.monitoring.look import Look
 from llama_endpoints.monitoring.overview import READY, KeyUse, Overview
 from llama_endpoints.monitoring.words import KEY_HEADER, facts, key_cells
 
-_OTHER_LINES = 11
-"""Lines besides the rows of keys."""
+_AROUND_ROWS = 4
+"""Lines around the rows of keys: their header, how many more there are, and two at the end."""
 
 
 def is_terminal() -> bool:
@@ -34,31 +35,52 @@ def watch(looks: Iterator[Look], interval: float) -> None:
     with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             last = look.overview or last
-            live.update(screen(look, last, interval=interval, height=console.height), refresh=True)
+            live.update(Screen(look, last, interval), refresh=True)
             if keyboard.quits_within(interval):
                 return
             look = next(looks)
 
 
-def screen(look: Look, last: Overview | None, *, interval: float, height: int) -> RenderableType:
-    """Return the whole screen.
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What the terminal shows, as something that rich draws.
 
-    Args:
+    Attributes:
         look: what was seen now.
         last: what was seen when the server answered last; it is shown dim while the server is away.
         interval: seconds until the next look.
-        height: lines of the terminal.
     """
-    head = Text.assemble((look.url, "bold"), f"   {look.at:%H:%M:%S} UTC", overflow="ellipsis", no_wrap=True)
-    parts: list[RenderableType] = [head, Text()]
-    seen = look.overview
-    if seen is None:
-        parts.append(Text(f"{look.problem} Trying again every {interval:g} s.", "red"))
-        parts.append(Text())
-    if (shown := seen or last) is not None:
-        style = "" if seen is not None else "dim"
-        parts += [_facts(shown, style), Text(), _keys(shown.keys, style, most=max(1, height - _OTHER_LINES))]
-    return Group(*parts, Text("\nq ends", "dim"))
+
+    look: Look
+    last: Overview | None
+    interval: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it. The keys get the lines that are left."""
+        above = Group(*self._above())
+        yield above
+        if self._shown is not None:
+            left = console.height - len(console.render_lines(above, options)) - _AROUND_ROWS
+            yield _keys(self._shown.keys, self._style, most=max(0, left))
+        yield Text("\nq ends", "dim")
+
+    @property
+    def _shown(self) -> Overview | None:
+        return self.look.overview or self.last
+
+    @property
+    def _style(self) -> str:
+        return "dim" if self.look.overview is None else ""
+
+    def _above(self) -> Iterator[RenderableType]:
+        time = f"   {self.look.at:%H:%M:%S} UTC"
+        yield Text.assemble((self.look.url, "bold"), time, overflow="ellipsis", no_wrap=True)
+        yield Text()
+        if self.look.overview is None:
+            yield Text(f"{self.look.problem} Trying again every {self.interval:g} s.\n", "red")
+        if self._shown is not None:
+            yield _facts(self._shown, self._style)
+            yield Text()
 
 
 def _facts(seen: Overview, style: str) -> Table:
