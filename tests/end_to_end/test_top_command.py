@@ -15,7 +15,7 @@ import pytest
 from llama_endpoints.devtools.servers import console_script, free_port
 from tests.conftest import post
 from tests.support import command
-from tests.support.calls import PATIENCE_S
+from tests.support.calls import PATIENCE_S, get, until
 from tests.support.in_process import LocalServer, serving
 from tests.support.terminal import terminal
 
@@ -33,6 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     with serving({"LLAMA_NAMED_KEYS": str(keys)}) as started:
         body = {"prompt": "def f(", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
         assert post(f"{started.url}/v1/completions", body, Authorization="Bearer sesame").status == 200
+        recorded = 'llama_key_requests_total{key="team-a"} 1.0'
+        until(lambda: recorded in get(f"{started.url}/metrics", Authorization="Bearer sesame").text)
         yield started
 
 
@@ -78,6 +80,14 @@ def test_once_as_json_is_one_object(server: LocalServer) -> None:
     assert (seen["url"], seen["state"], seen["model"], seen["running"]) == (server.url, "ready", "nano", 0)
     assert [(use["name"], use["requests"], use["tokens"]) for use in seen["keys"]] == [("team-a", 1, 9)]
     assert seen["generated_tokens_per_second"] == 0, "two looks: rates are known"
+
+
+def test_a_server_in_front_of_another_does_not_know_its_cache() -> None:
+    with serving() as behind, serving({"LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_URL": behind.url}) as front:
+        done = command.run("top", front.url, "--once", *SOON)
+    assert done.returncode == 0, done.stderr
+    assert "nano, upstream (" in done.stdout
+    assert "KV cache not known to this server" in done.stdout
 
 
 class Foreign(BaseHTTPRequestHandler):

@@ -16,6 +16,9 @@ from tests.support.in_process import LocalServer, serving
 from tests.support.prometheus import MONITORING
 
 KEYS = {"team-a": "sesame", "nightly": "mellon"}
+PROMPTS = ({"prompt": "def f("}, {"prompt": "project falcon"}, {"prompt": "def f(", "temperature": 9})
+"""One is answered, one is blocked, and one is refused."""
+ASKED = len(KEYS) * len(PROMPTS)
 GUARDS = {"guards": [{"type": "rules", "deny": ["project falcon"]}]}
 
 
@@ -80,7 +83,7 @@ def busy_server(folder: Path) -> Iterator[LocalServer]:
 def ask_around(url: str) -> None:
     """Send each kind of request that the dashboard tells apart."""
     for key in KEYS.values():
-        for prompt, more in (("def f(", {}), ("project falcon", {}), ("def f(", {"temperature": 9})):
-            body = {"prompt": prompt, "max_tokens": 4, "ignore_eos": True, **more}
+        for prompt in PROMPTS:
+            body = {"max_tokens": 4, "ignore_eos": True, **prompt}
             status = post(f"{url}/v1/completions", body, Authorization=f"Bearer {key}").status
-            assert status == (200 if prompt == "def f(" and not more else 400)
+            assert status == (200 if prompt == PROMPTS[0] else 400)
