@@ -15,7 +15,7 @@ import pytest
 from llama_endpoints.devtools.servers import console_script, free_port
 from tests.conftest import post
 from tests.support import command
-from tests.support.calls import PATIENCE_S, get, until
+from tests.support.calls import PATIENCE_S, get, metric, opened, until
 from tests.support.in_process import LocalServer, serving
 from tests.support.terminal import terminal
 
@@ -82,12 +82,16 @@ def test_once_as_json_is_one_object(server: LocalServer) -> None:
     assert seen["generated_tokens_per_second"] == 0, "two looks: rates are known"
 
 
-def test_a_server_in_front_of_another_does_not_know_its_cache() -> None:
+def test_a_server_in_front_of_another_tells_of_its_cache() -> None:
+    """As one does whose engine is vLLM."""
     with serving() as behind, serving({"LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_URL": behind.url}) as front:
-        done = command.run("top", front.url, "--once", *SOON)
+        body = {"prompt": "def f(", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+        with opened(behind.url, body):
+            until(lambda: metric(front.url, "llama_kv_cache_usage_ratio") > 0)
+            done = command.run("top", front.url, "--once", *SOON)
     assert done.returncode == 0, done.stderr
     assert "nano, upstream (" in done.stdout
-    assert "KV cache not known to this server" in done.stdout
+    assert "% of the KV cache in use" in done.stdout
 
 
 class Foreign(BaseHTTPRequestHandler):

@@ -131,7 +131,7 @@ BOARD: Final = (
             ),
             Panel(
                 "KV cache",
-                "Share in use. Engines in another process (vLLM) keep it to themselves.",
+                "Share in use. vLLM's is read from vLLM, once a second.",
                 (Query(f"llama_kv_cache_usage_ratio{{{_SERVERS}}}", "{{instance}}"),),
                 "percentunit", most=1,
             ),

@@ -121,7 +121,7 @@ def _by_status(changes: Changes) -> dict[str, float] | None:
 
 def _share(changes: Changes, part: str, whole: str) -> float | None:
     some, everything = changes.rate(part), changes.rate(whole)
-    return some / everything if some is not None and everything else None
+    return min(1.0, some / everything) if some is not None and everything else None
 
 
 def _whole(value: float | None) -> int | None:

@@ -116,9 +116,7 @@ def _cache(seen: Overview) -> str:
 
 def _cache_parts(seen: Overview) -> Iterator[str]:
     yield (
-        "KV cache not known to this server"
-        if seen.kv_cache is None
-        else f"{percent(seen.kv_cache)} of the KV cache in use"
+        "KV cache not known" if seen.kv_cache is None else f"{percent(seen.kv_cache)} of the KV cache in use"
     )
     yield f"{percent(seen.prefix_hits)} of prompt tokens reused"
     yield f"{number(seen.preemptions_per_second)}/s preemptions"

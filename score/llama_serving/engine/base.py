@@ -34,6 +34,7 @@ class EngineStats:
         num_preemptions: how often a sequence made room for older ones.
         guessed_tokens: tokens guessed by speculation; `accepted_tokens` of them were right.
         kv_blocks: blocks of the cache; `kv_blocks_free` of them are free.
+        remote_kv_usage: share in use of a cache that another process has; None if it does not say.
     """
 
     engine: str
@@ -57,7 +58,13 @@ class EngineStats:
     accepted_tokens: int = 0
     kv_blocks: int = 0
     kv_blocks_free: int = 0
+    remote_kv_usage: float | None = None
     running_handles: "frozenset[Handle]" = frozenset()
+
+    @property
+    def kv_usage(self) -> float | None:
+        """Share of the cache in use; None if it is not known."""
+        return 1 - self.kv_blocks_free / self.kv_blocks if self.kv_blocks else self.remote_kv_usage
 
 
 class Engine(Protocol):

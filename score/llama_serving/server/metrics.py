@@ -95,12 +95,8 @@ class _Engine(Collector):
         )
         yield GaugeMetricFamily("llama_num_sequences_running", "Sequences in the batch.", stats.running)
         yield GaugeMetricFamily("llama_num_sequences_waiting", "Waiting sequences.", stats.waiting)
-        if stats.kv_blocks:  # (another process's cache is not known here)
-            yield GaugeMetricFamily(
-                "llama_kv_cache_usage_ratio",
-                "Share of the cache's blocks in use.",
-                1 - stats.kv_blocks_free / stats.kv_blocks,
-            )
+        if (usage := stats.kv_usage) is not None:
+            yield GaugeMetricFamily("llama_kv_cache_usage_ratio", "Share of the KV cache in use.", usage)
         yield CounterMetricFamily("llama_prompt_tokens", "Prompt tokens.", stats.tokens_in)
         yield CounterMetricFamily("llama_generation_tokens", "Tokens generated.", stats.tokens_out)
         yield CounterMetricFamily(

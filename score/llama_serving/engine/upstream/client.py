@@ -20,6 +20,7 @@ from llama_serving.errors import SetupError
 
 CONNECT_S: Final = 5.0
 PROBE_S: Final = 10.0
+METRICS_S: Final = 2.0
 PAUSES_S: Final = (0.1, 0.2, 0.4, 0.8)
 """Between tries to connect, each randomly scaled by 0.5 to 1.5, so that clients do not retry together."""
 STALL_S: Final = 300.0
@@ -65,6 +66,18 @@ class UpstreamClient:
             return (await self._http.get("/health", timeout=PROBE_S)).status_code == 200
         except httpx2.TransportError:
             return False
+
+    async def metrics(self) -> str:
+        """Return the server's metrics in Prometheus' text format; empty if it does not give them."""
+        try:
+            async with self._http.stream("GET", "/metrics", timeout=METRICS_S) as response:
+                return (
+                    (await _read(response, LARGEST_LIST)).decode("utf-8", "replace")
+                    if response.status_code == 200
+                    else ""
+                )
+        except httpx2.TransportError:
+            return ""
 
     async def describe(self, model: str) -> RemoteServer:
         """Return the server's description.

@@ -9,7 +9,7 @@ import queue
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.client import AwayError, UpstreamClient
 from llama_serving.engine.upstream.remote import RemoteServer
+from llama_serving.engine.upstream.remote_cache import RemoteCache
 from llama_serving.engine.upstream.stream_parser import StreamedCompletion
 from llama_serving.errors import InternalError, ServingError, SetupError, frames
 from llama_serving.sampling_params import FinishReason, SamplingParams
@@ -103,6 +104,7 @@ class UpstreamEngine(ThreadedEngine):
         self._tokens_out = 0
         self._running: set[Handle] = set()
         self._away, self._said = False, ""
+        self._cache = RemoteCache()
         self._tasks: dict[Handle, asyncio.Task[None]] = {}
         self._fresh: list[tuple[Handle, Token]] = []
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -155,6 +157,9 @@ class UpstreamEngine(ThreadedEngine):
             tokens_out=self._tokens_out,
             alive=thread.alive,
             away=self._away,
+            num_preemptions=self._cache.preemptions,
+            reused_tokens=self._cache.reused_tokens,
+            remote_kv_usage=self._cache.usage,
         )
 
     def lose(self) -> None:
@@ -201,6 +206,7 @@ class UpstreamEngine(ThreadedEngine):
             raise SetupError(
                 f"{self._monitor.setting} can't be used. A first request failed: {error.message}"
             ) from error
+        await self._see_cache()
         self._monitor.ready()
         return server
 
@@ -327,11 +333,19 @@ class UpstreamEngine(ThreadedEngine):
             await asyncio.sleep(WATCH_S)
             if not self._away and not await self._client.healthy():
                 self._away = True
+                self._cache = replace(self._cache, usage=None)
                 _log.error("%s is away", self._monitor.name)
+            elif not self._away:
+                await self._see_cache()
             elif self._away and await self._is_back():
                 self._away = False
                 self._monitor.ready()
                 _log.warning("%s is back", self._monitor.name)
+
+    async def _see_cache(self) -> None:
+        """Read the server's counters of its cache. They stay where it does not give them now, so that none falls."""
+        text = await self._client.metrics()
+        self._cache = RemoteCache.of(text) if text else replace(self._cache, usage=None)
 
     async def _is_back(self) -> bool:
         try:
