@@ -17,6 +17,7 @@ import pytest
 
 from llama_endpoints.devtools.servers import RunningServer, azmlinfsrv, mlflow_serve, own_server
 from tests.conftest import ROOT, Answer, post
+from tests.support.calls import metric
 from tests.vllm import processes
 from tests.vllm.processes import API, CORE, KEEPER, WORKER, until
 
@@ -160,6 +161,7 @@ def test_our_own_server(
         record_property("mixed load", f"{len(load.statuses)} requests; MiB of us and vLLM's servers, and of its worker, after "
                         f"{LOAD_S / 4:.0f} s: {early[0]:.0f}, {early[1]:.0f}; after {LOAD_S:.0f} s: {late[0]:.0f}, {late[1]:.0f}")  # fmt: skip
         assert set(load.statuses) == {200, 400}
+        assert 0 <= metric(server.url, "llama_kv_cache_usage_ratio") <= 1, "vLLM has said it"
         assert late[0] - early[0] < GROWTH_MIB
         assert late[1] - early[1] < WORKER_GROWTH_MIB
         killed_in_mid_request(server, score, CORE)
