@@ -18,6 +18,7 @@ CPU_INSTRUCTIONS: Final = ("auto", "amx", "avx512_bf16", "avx512_vnni", "avx512"
 QUANTIZATIONS: Final = ("none", "int8", "int4")
 KV_DTYPES: Final = ("auto", "fp8")
 TRACES: Final = ("off", "azure", "otlp")
+COLLECTORS: Final = ("off", "azureml", "jsonl", "otlp")
 _PREFIX: Final = "LLAMA_"
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 
@@ -68,6 +69,11 @@ class Settings:
         page: our own server has a page for browsers at `/`.
         guards: the file of the guards that check prompts and texts, YAML or JSON; None has no guards.
         log_prompts: prompts may be written to the log.
+        collect: where prompts and answers of online requests are collected, redacted: `off`, `azureml` (the deployment's data
+            collector), `jsonl` (a file) or `otlp` (OpenTelemetry events).
+        collect_rate: share of the requests that are collected.
+        collect_file: the file of `jsonl`.
+        collect_max_bytes: size at which that file is renamed and a new one begun.
         batch_output: how Azure's batch endpoint uses the driver's results, its `output_action`.
         batch_gpus: GPUs that one process of Azure's batch endpoint uses; None is all of the machine.
         traces: where our own server sends OpenTelemetry traces: `off`, `azure` (Application Insights) or `otlp`.
@@ -109,6 +115,10 @@ class Settings:
     page: bool = True
     guards: str | None = None
     log_prompts: bool = False
+    collect: str = "off"
+    collect_rate: float = 1.0
+    collect_file: str | None = None
+    collect_max_bytes: int = 256 << 20
     traces: str = "off"
     batch_output: str = "append_row"
     batch_gpus: int | None = None
@@ -227,6 +237,12 @@ def _share(low: float, high: float) -> Callable[[str, str], float]:
     return parse
 
 
+def _rate(name: str, text: str) -> float:
+    if not re.fullmatch(r"0?\.[0-9]{1,9}|1(\.0{1,9})?", text) or float(text) <= 0:
+        raise _unusable(name, text, "a number above 0, at most 1")
+    return float(text)
+
+
 def _program(name: str, text: str) -> str:
     # A bare name is searched for on PATH when the program is started.
     if not re.fullmatch(r"[^\x00-\x1f-][^\x00-\x1f]*", text) or text.endswith("/"):
@@ -311,6 +327,10 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "page": _boolean,
     "guards": _path("/etc/llama/guards.yml"),
     "log_prompts": _boolean,
+    "collect": _choice(*COLLECTORS),
+    "collect_rate": _rate,
+    "collect_file": _path("/var/lib/llama/collected.jsonl"),
+    "collect_max_bytes": _bytes,
     "traces": _choice(*TRACES),
     "batch_output": _choice("append_row", "summary_only"),
     "batch_gpus": _integer(1, 64),

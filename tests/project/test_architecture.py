@@ -38,7 +38,11 @@ ONLY_IN = {
         ("rouge_score", "sacrebleu"), ("deployment/llama_endpoints/evaluation/metrics/text_metrics.py",)
     ),
     "vaderSentiment": ("deployment/llama_endpoints/evaluation/tasks/continuations.py",),
-    "pandas": ("score/llama_serving/hosts/mlflow_pyfunc.py", "deployment/llama_endpoints/spark/job.py"),
+    "pandas": (
+        "score/llama_serving/hosts/mlflow_pyfunc.py",
+        "score/llama_serving/service/collection/sinks/azureml.py",
+        "deployment/llama_endpoints/spark/job.py",
+    ),
     "pyspark": ("deployment/llama_endpoints/spark/job.py",),
     "azure": (
         "deployment/llama_endpoints/batch/azure_deployment.py",
@@ -55,11 +59,18 @@ ONLY_IN = {
         "score/llama_serving/service/guards/azure_content_safety.py",
     ),
     "detect_secrets": ("score/llama_serving/service/guards/secret_detection.py",),
-    "regex": tuple(
-        f"score/llama_serving/service/guards/{name}.py"
-        for name in ("growing_pattern", "rules", "secret_detection")
+    "regex": (
+        "score/llama_serving/service/collection/redaction.py",
+        *(
+            f"score/llama_serving/service/guards/{name}.py"
+            for name in ("growing_pattern", "rules", "secret_detection")
+        ),
     ),
-    "opentelemetry": ("score/llama_serving/server/tracing.py",),
+    "opentelemetry": (
+        "score/llama_serving/server/tracing.py",
+        "score/llama_serving/service/collection/sinks/otlp.py",
+    ),
+    "azureml": ("score/llama_serving/service/collection/sinks/azureml.py",),
     "huggingface_hub": ("deployment/llama_endpoints/download/hub.py",),
     "httpx2": (
         "deployment/llama_endpoints/chat/remote.py",
@@ -113,6 +124,8 @@ IMPURE = (
     "llama_serving.engine.vllm.start",
     "llama_serving.hosts.azureml_online",
     "llama_serving.hosts.mlflow_pyfunc",
+    "llama_serving.service.collection.sinks.azureml",
+    "llama_serving.service.collection.sinks.otlp",
     "llama_serving.service.guards.azure_content_safety",
     "llama_endpoints.chat.remote",
     "llama_endpoints.evaluation.targets.endpoint_client",

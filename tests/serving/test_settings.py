@@ -53,6 +53,10 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "batch_gpus": (("1", 1), ("64", 64)),
     "guards": (("guards.yml", "guards.yml"), ("/etc/a b/guards.json", "/etc/a b/guards.json")),
     "page": (("true", True), ("1", True), ("False", False), ("0", False)),
+    "collect": tuple((one, one) for one in ("off", "azureml", "jsonl", "otlp")),
+    "collect_rate": (("1", 1.0), ("1.0", 1.0), ("0.5", 0.5), (".05", 0.05), ("0.000000001", 1e-9)),
+    "collect_file": (("/var/lib/llama/c.jsonl", "/var/lib/llama/c.jsonl"), ("a b.jsonl", "a b.jsonl")),
+    "collect_max_bytes": (("1", 1), ("64MiB", 64 << 20)),
     "log_prompts": (("true", True), ("1", True), ("TRUE", True), ("false", False), ("0", False)),
 }
 NO_INTEGER = ("-1", "1.5", "1e3", "0x10", "1_000", "²", "٣", "9" * 30, "many", "1 2")
@@ -104,6 +108,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "traces": ("on", "true", "OTLP", "azure,otlp"),
     "batch_output": ("rows", "append", "SUMMARY_ONLY"),
     "batch_gpus": ("0", "65", *NO_INTEGER),
+    "collect": ("on", "true", "file", "AzureML", "jsonl,otlp"),
+    "collect_rate": ("0", "0.0", ".0", "1.1", "2", "50%", "5e-1", "-0.5", "nan", "inf", "half"),
+    "collect_file": ("/var/lib/", "--file", "a\tb"),
+    "collect_max_bytes": ("0", "1GB", *NO_INTEGER),
     "log_prompts": ("yes", "2", "on", "truefalse"),
 }
 

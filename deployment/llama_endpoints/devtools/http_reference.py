@@ -84,7 +84,11 @@ def metrics() -> dict[str, str]:
         **cast("dict[str, Any]", {one.name: "" if one.type is str else 1 for one in fields(EngineStats)})
     )
     service = SimpleNamespace(
-        engine=SimpleNamespace(stats=lambda: stats), requests=lambda: (0, 0), variant=NANO, guards=NO_GUARDS
+        engine=SimpleNamespace(stats=lambda: stats),
+        requests=lambda: (0, 0),
+        variant=NANO,
+        guards=NO_GUARDS,
+        collector=None,
     )
     lifecycle = cast("Lifecycle", SimpleNamespace(phase=Phase.READY, loaded=service))
     text = Metrics(lifecycle).text().decode()

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from typing import Any, Final
 
 import flask
@@ -17,6 +18,8 @@ from llama_serving.contract import azure, http, strict_json
 from llama_serving.errors import InternalError, ServingError, SetupError, Unavailable
 from llama_serving.faults import as_serving_error, log_to_stderr
 from llama_serving.model_files import ModelFiles
+from llama_serving.service.collection import configuration as collection
+from llama_serving.service.collection.caller import Caller
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -71,14 +74,14 @@ def run(request: flask.Request) -> AMLResponse:
         return AMLResponse("", 200)
     request_id = str(getattr(flask.g, "request_id", "")) or None
     try:
-        return AMLResponse(_answer(request), 200, json_str=True)
+        return AMLResponse(_answer(request, request_id), 200, json_str=True)
     except ServingError as error:
         return _refusal(error, request_id)
     except Exception as error:  # azmlinfsrv would answer an opaque 500
         return _refusal(as_serving_error(error), request_id)
 
 
-def _answer(request: flask.Request) -> Any:
+def _answer(request: flask.Request, request_id: str | None) -> Any:
     service = _process.start()
     raw = _read(request, service.settings.max_body)
     http.check_method(request.method)
@@ -87,7 +90,14 @@ def _answer(request: flask.Request) -> Any:
     with service.admitted():
         parsed = azure.parse(strict_json.decode(raw))
         deadline = time.monotonic() + (service.settings.deadline_s or DEFAULT_DEADLINE_S)
-        return azure.answer(parsed, service.generate(parsed, deadline=deadline))
+        caller = Caller(request_id or uuid.uuid4().hex, _keys(request))
+        return azure.answer(parsed, service.generate(parsed, deadline=deadline, caller=caller))
+
+
+def _keys(request: flask.Request) -> tuple[str, ...]:
+    """Return the key that Azure's front checked, where it passes it on: it is never collected."""
+    authorization = request.headers.get("Authorization", "").split()
+    return tuple(authorization[1:])
 
 
 def _read(request: flask.Request, limit: int) -> bytes:
@@ -122,4 +132,8 @@ def _load() -> Service:
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
     if settings.named_keys is not None or settings.audit is not None:
         _log.warning("LLAMA_NAMED_KEYS and LLAMA_AUDIT have no effect here: only our own server has them")
-    return Service.start(ModelFiles.deployed(), settings)
+    collector = collection.of(settings)
+    service = Service.start(ModelFiles.deployed(), settings)
+    if collector is not None:
+        service.collector = collector
+    return service

@@ -41,6 +41,8 @@ from llama_serving.faults import as_serving_error, log_to_stderr
 from llama_serving.hosts import mlflow_thread_pool
 from llama_serving.model_files import ARTIFACT, ModelFiles
 from llama_serving.service import fingerprint
+from llama_serving.service.collection import configuration as collection
+from llama_serving.service.collection.caller import Caller
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -171,7 +173,9 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
             with service.admitted():
                 request = _request(model_input, params)
                 openai_body = request.openai
-                generations = service.generate(request, deadline=_deadline(service.settings))
+                generations = service.generate(
+                    request, deadline=_deadline(service.settings), caller=Caller(uuid.uuid4().hex)
+                )
                 return protocol.answer(request, generations, service.variant.name)
         except Exception as error:
             raise _exception(error, openai=openai_body or _is_openai(model_input)) from None
@@ -191,7 +195,9 @@ class LlamaModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow is 
         try:
             with service.admitted():
                 request = _request(model_input, params)
-                deltas = service.stream(request, deadline=_deadline(service.settings))
+                deltas = service.stream(
+                    request, deadline=_deadline(service.settings), caller=Caller(uuid.uuid4().hex)
+                )
                 name = service.variant.name
                 writer = openai.Chunks(request, name) if request.openai else azure.Events(request)
                 yield from events_of(writer, deltas)
@@ -211,7 +217,10 @@ def _service(files: ModelFiles, settings: Settings) -> Service:
         if key in _services and not _services[key].engine.stats().alive:
             _services.pop(key).close()  # (a dead engine may still hold a GPU)
         if key not in _services:
+            collector = collection.of(settings)
             _services[key] = Service.start(files, settings)
+            if collector is not None:
+                _services[key].collector = collector
         return _services[key]
 
 

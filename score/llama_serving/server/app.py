@@ -19,6 +19,7 @@ from llama_serving.server.metrics import Metrics
 from llama_serving.server.protocols import INFO, PROTOCOLS, ROOT, spoken_at
 from llama_serving.server.responses import as_json, refusal
 from llama_serving.server.scoring import Options, Scoring
+from llama_serving.service.collection.configuration import notice
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -106,8 +107,10 @@ def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
 
     def described(service: Service) -> dict[str, Any]:
         name, context = service.variant.name, service.builder.context
+        told = notice(service.settings)
         return {"id": name, "object": "model", "created": started, "owned_by": "llama-endpoints",
-                "max_model_len": context, "capabilities": service.variant.capabilities}  # fmt: skip
+                "max_model_len": context, "capabilities": service.variant.capabilities,
+                **({"notice": told} if told else {})}  # fmt: skip
 
     async def models() -> Response:
         with lifecycle.serving() as service:

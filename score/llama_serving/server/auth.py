@@ -1,9 +1,16 @@
-"""Which addresses need a key."""
+"""Which keys a request offers, and which addresses need one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
 from llama_serving.errors import SetupError
+
+
+def offered(headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the keys in `Authorization: Bearer` and `api-key`; only the first counts."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    return tuple(filter(None, (bearer, headers.get("api-key", ""))))
 
 
 def check_address(host: str, keys: Sequence[object], *, open_to_all: bool) -> None:

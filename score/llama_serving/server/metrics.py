@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from llama_serving.engine.handle import Handle
 from llama_serving.server.accounts.usage import Usage
 from llama_serving.server.lifecycle import Lifecycle, Phase
+from llama_serving.service.collection.collector import REASONS, CollectionCounts
 from llama_serving.service.guards.guards import GuardCounts
 
 FIRST_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
@@ -111,6 +112,7 @@ class _Engine(Collector):
         )
         yield CounterMetricFamily("llama_engine_steps", "Forward passes.", stats.steps)
         yield from _of_guards(service.guards.counts())
+        yield from _of_collection(None if service.collector is None else service.collector.counts())
 
 
 class _Keys(Collector):
@@ -147,3 +149,17 @@ def _of_guards(guards: Sequence[GuardCounts]) -> Iterator[Metric]:
         for one in guards:
             family.add_metric((one.name,), value(one))
         yield family
+
+
+def _of_collection(counts: CollectionCounts | None) -> Iterator[Metric]:
+    yield CounterMetricFamily(
+        "llama_collected",
+        "Requests whose prompts and answers were collected.",
+        counts.collected if counts else 0,
+    )
+    dropped = CounterMetricFamily(
+        "llama_collection_dropped", "Sampled requests that were not collected, by reason.", labels=("reason",)
+    )
+    for reason in REASONS:
+        dropped.add_metric((reason,), counts.dropped[reason] if counts else 0)
+    yield dropped

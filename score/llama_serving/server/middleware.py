@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llama_serving.faults import as_serving_error
 from llama_serving.server.accounts.accounts import Accounts
 from llama_serving.server.metrics import Metrics
-from llama_serving.server.page import is_asked_for, page
+from llama_serving.server.page import is_asked_for
 from llama_serving.server.protocols import KNOWN, ROOT, spoken_at
 from llama_serving.server.responses import refusal
 from llama_serving.server.scoring import GONE
@@ -45,11 +45,11 @@ class RequestMiddleware:
         app: the routes.
         metrics: count the answers.
         accounts: have the keys.
-        has_page: browsers get the page at `/`, which needs no key.
+        page: what browsers get at `/`, which needs no key; None gives them what others get.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, accounts: Accounts, *, has_page: bool) -> None:
-        self._app, self._metrics, self._accounts, self._has_page = app, metrics, accounts, has_page
+    def __init__(self, app: ASGIApp, metrics: Metrics, accounts: Accounts, *, page: ASGIApp | None) -> None:
+        self._app, self._metrics, self._accounts, self._page = app, metrics, accounts, page
         self._pacer = StartPacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,10 +70,10 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            answer = page if self._has_page and is_asked_for(scope) else self._app
+            answer = self._page if self._page is not None and is_asked_for(scope) else self._app
             if not _is_probe(scope):
                 await self._pacer.wait()
-                if answer is not page:
+                if answer is self._app:
                     scope["state"]["key"] = self._accounts.authenticate(headers)
             await answer(scope, receive, sending)
         except ClientDisconnect:

@@ -23,9 +23,11 @@ from llama_serving.server.app import routes
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.middleware import RequestMiddleware
+from llama_serving.server.page import page
 from llama_serving.server.scoring import Options
 from llama_serving.server.target import OriginForm
 from llama_serving.server.uvicorn_server import DrainingServer, HeadTimeoutProtocol, ServerEnd, bound_socket
+from llama_serving.service.collection import configuration as collection
 from llama_serving.service.output import SequenceOutput
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
@@ -141,7 +143,9 @@ class Assembly:
         end, listening = ServerEnd(), bound_socket(binding.host, binding.port)
 
         def loaded() -> Service:
+            collector = collection.of(settings)  # (what can't be used is said before the model is loaded)
             service = load()
+            service.collector = collector
 
             def ended(request: Request, sequence: SequenceOutput) -> None:
                 metrics.generated(sequence.handle)
@@ -161,7 +165,8 @@ class Assembly:
         metrics = Metrics(lifecycle, accounts.usage)
         app = routes(lifecycle, metrics, settings, options)
         app.router.lifespan_context = _lifespan(lifecycle)
-        inner = RequestMiddleware(Metering(app, accounts), metrics, accounts, has_page=settings.page)
+        html = page(collection.notice(settings)) if settings.page else None
+        inner = RequestMiddleware(Metering(app, accounts), metrics, accounts, page=html)
         config = uvicorn.Config(
             OriginForm(cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)),
             host=binding.host,

@@ -18,11 +18,13 @@ from llama_serving.errors import NotFound
 from llama_serving.faults import as_serving_error
 from llama_serving.server import body_reader
 from llama_serving.server.accounts.meter import note
+from llama_serving.server.auth import offered
 from llama_serving.server.body_reader import BodyReader
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.protocols import spoken_at
 from llama_serving.server.responses import as_json, refusal
 from llama_serving.server.sse import EventStream
+from llama_serving.service.collection.caller import Caller
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -118,9 +120,9 @@ class Scoring:
             parsed = await asyncio.to_thread(adapter.parse, given)
             del given
             self.check_model(service, parsed.model)
-            model = service.variant.name
+            model, caller = service.variant.name, Caller(request.state.request_id, offered(request.headers))
             if parsed.parameters.stream:
-                deltas = service.astream(parsed, deadline=deadline)
+                deltas = service.astream(parsed, deadline=deadline, caller=caller)
                 stream = EventStream.begun(
                     adapter.events(parsed, deltas, model),
                     refusal=lambda error: adapter.error(note(error), request.state.request_id),
@@ -130,7 +132,8 @@ class Scoring:
                 begun = await _unless_gone(request, stream)
                 begun.hold(held.pop_all(), until=asyncio.get_running_loop().time() + seconds + READ_S)
                 return begun
-            generations = await _unless_gone(request, service.agenerate(parsed, deadline=deadline))
+            answer = service.agenerate(parsed, deadline=deadline, caller=caller)
+            generations = await _unless_gone(request, answer)
             return await asyncio.to_thread(lambda: as_json(adapter.answer(parsed, generations, model)))
 
     def check_model(self, service: Service, name: str | None) -> None:

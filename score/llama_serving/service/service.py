@@ -5,10 +5,10 @@ import logging
 import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_serving.catalog import ModelVariant
 from llama_serving.contract.content_filter import Finding, blocks
@@ -19,6 +19,8 @@ from llama_serving.model_files import ModelFiles
 from llama_serving.prompts.builder import PromptBuilder, located
 from llama_serving.prompts.tokenizer import Tokenizer
 from llama_serving.sampling_params import SamplingParams
+from llama_serving.service.collection.caller import Caller
+from llama_serving.service.collection.following import Following, following
 from llama_serving.service.engine_factory import dtype_of, start_engine
 from llama_serving.service.guards import configuration, guarded_output
 from llama_serving.service.guards.guard import Passage, Stage
@@ -28,6 +30,9 @@ from llama_serving.service.output import EndChecker, SequenceOutput
 from llama_serving.service.preparation import PreparedInput, RequestPreparer
 from llama_serving.service.receipts import ReceiptWriter
 from llama_serving.settings import Settings
+
+if TYPE_CHECKING:
+    from llama_serving.service.collection.collector import Collector
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ class Service:
         self.settings = settings
         self.tokenizer = tokenizer
         self.guards = configuration.load(settings.guards) if guards is None else guards
+        self.collector: Collector | None = None
+        """Collects the requests that come with a caller; hosts of online requests set it before the first one."""
         context = context_of(variant, settings)
         self.builder = PromptBuilder(
             tokenizer, variant, context if capacity is None else min(context, capacity)
@@ -133,12 +140,15 @@ class Service:
             self.receipts.prepare()
         return self._preparer.prepare(request)
 
-    def generate(self, request: Request, *, deadline: float | None = None) -> Generations:
+    def generate(
+        self, request: Request, *, deadline: float | None = None, caller: Caller | None = None
+    ) -> Generations:
         """Generate all sequences of a request.
 
         Args:
             request: as a protocol parsed it.
             deadline: `time.monotonic()` seconds; sequences end there with what they have.
+            caller: who sends it; without one it is not collected.
 
         Raises:
             BadRequest: the request is invalid; nothing was generated.
@@ -151,13 +161,17 @@ class Service:
                 code="streaming_unsupported",
                 param=request.path("stream"),
             )
-        inputs = self._checked(request, self.prepare(request))
-        with self._running(inputs, request, deadline, streamed=False) as running:
-            generations = guarded_output.results(running, self.guards)
-        _refuse_nothing(generations)
+        with self._following(caller) as followed:
+            inputs = self._checked(request, self.prepare(request), followed)
+            with self._running(inputs, request, deadline, streamed=False) as running:
+                generations = guarded_output.results(running, self.guards)
+            _refuse_nothing(generations)
+            followed.answered(generations)
         return generations
 
-    def stream(self, request: Request, *, deadline: float | None = None) -> Iterator[Delta]:
+    def stream(
+        self, request: Request, *, deadline: float | None = None, caller: Caller | None = None
+    ) -> Iterator[Delta]:
         """Stream the text of a request with one input; its sequences follow each other.
 
         Raises:
@@ -165,46 +179,65 @@ class Service:
             DeadlineExceeded, ServingError: as in `generate`.
         """
         _refuse_several(request)
-        inputs = self._checked(request, self.prepare(request))
-        with self._running(inputs, request, deadline, streamed=True) as running:
-            for index, sequence in enumerate(chain.from_iterable(running)):
-                for delta in guarded_output.texts(sequence, self.guards).deltas(index):
-                    _refuse_empty(delta)
-                    yield delta
+        with self._following(caller) as followed:
+            inputs = self._checked(request, self.prepare(request), followed)
+            with self._running(inputs, request, deadline, streamed=True) as running:
+                followed.running(running)
+                for index, sequence in enumerate(chain.from_iterable(running)):
+                    for delta in guarded_output.texts(sequence, self.guards).deltas(index):
+                        _refuse_empty(delta)
+                        yield delta
+                        followed.sent(delta)
 
-    async def agenerate(self, request: Request, *, deadline: float | None = None) -> Generations:
+    async def agenerate(
+        self, request: Request, *, deadline: float | None = None, caller: Caller | None = None
+    ) -> Generations:
         """Do as `generate` for an event loop. Cancelling it cancels the sequences.
 
         Raises:
             ServingError: as in `generate`.
         """
-        inputs = await self._achecked(request, await asyncio.to_thread(self.prepare, request))
-        with self._running(inputs, request, deadline, streamed=False) as running:
-            generations = await guarded_output.aresults(running, self.guards)
-        _refuse_nothing(generations)
+        with self._following(caller) as followed:
+            inputs = await self._achecked(request, await asyncio.to_thread(self.prepare, request), followed)
+            with self._running(inputs, request, deadline, streamed=False) as running:
+                generations = await guarded_output.aresults(running, self.guards)
+            _refuse_nothing(generations)
+            followed.answered(generations)
         return generations
 
-    async def astream(self, request: Request, *, deadline: float | None = None) -> AsyncGenerator[Delta, None]:
+    async def astream(
+        self, request: Request, *, deadline: float | None = None, caller: Caller | None = None
+    ) -> AsyncGenerator[Delta, None]:
         """Do as `stream` for an event loop. Closing it cancels the sequences.
 
         Raises:
             ServingError: as in `stream`.
         """
         _refuse_several(request)
-        inputs = await self._achecked(request, await asyncio.to_thread(self.prepare, request))
-        with self._running(inputs, request, deadline, streamed=True) as running:
-            for index, sequence in enumerate(chain.from_iterable(running)):
-                async with aclosing(guarded_output.texts(sequence, self.guards).adeltas(index)) as deltas:
-                    async for delta in deltas:
-                        _refuse_empty(delta)
-                        yield delta
+        with self._following(caller) as followed:
+            inputs = await self._achecked(request, await asyncio.to_thread(self.prepare, request), followed)
+            with self._running(inputs, request, deadline, streamed=True) as running:
+                followed.running(running)
+                for index, sequence in enumerate(chain.from_iterable(running)):
+                    async with aclosing(guarded_output.texts(sequence, self.guards).adeltas(index)) as deltas:
+                        async for delta in deltas:
+                            _refuse_empty(delta)
+                            yield delta
+                            followed.sent(delta)
 
     def close(self) -> None:
         """Stop the engine and cancel what runs."""
         self.engine.close()
         self.guards.close()
+        if self.collector is not None:
+            self.collector.close()
 
-    def _checked(self, request: Request, inputs: Sequence[PreparedInput]) -> Sequence[PreparedInput]:
+    def _following(self, caller: Caller | None) -> AbstractContextManager[Following]:
+        return following(self.collector, caller, self.variant.name)
+
+    def _checked(
+        self, request: Request, inputs: Sequence[PreparedInput], followed: Following
+    ) -> Sequence[PreparedInput]:
         """Return the inputs, once the guards have passed their prompts.
 
         Raises:
@@ -212,13 +245,17 @@ class Service:
             GuardUnavailable: a guard failed.
         """
         self.on_begin(request, inputs)
+        followed.prepared(request, inputs)
         if self.guards.watches(Stage.PROMPT):
             _refuse_blocked(request, self.guards.check(_prompts(inputs)))
         return inputs
 
-    async def _achecked(self, request: Request, inputs: Sequence[PreparedInput]) -> Sequence[PreparedInput]:
+    async def _achecked(
+        self, request: Request, inputs: Sequence[PreparedInput], followed: Following
+    ) -> Sequence[PreparedInput]:
         """Do as `_checked` for an event loop."""
         self.on_begin(request, inputs)
+        followed.prepared(request, inputs)
         if self.guards.watches(Stage.PROMPT):
             _refuse_blocked(request, await self.guards.acheck(_prompts(inputs)))
         return inputs

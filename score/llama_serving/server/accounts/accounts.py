@@ -15,6 +15,7 @@ from llama_serving.server.accounts.meter import RequestMeter
 from llama_serving.server.accounts.quotas import DAY, SECOND, Quota, Unit
 from llama_serving.server.accounts.record import was_counted
 from llama_serving.server.accounts.usage import Usage
+from llama_serving.server.auth import offered
 from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -111,9 +112,8 @@ class Accounts:
         ring = self._ring
         if not ring.keys:
             return _NOBODY
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        offered = token.strip() if scheme.lower() == "bearer" else headers.get("api-key", "")
-        found = ring.find(offered.encode("latin-1"))  # Starlette decodes headers so.
+        key = next(iter(offered(headers)), "")
+        found = ring.find(key.encode("latin-1"))  # Starlette decodes headers so.
         if found is None:
             raise Unauthorized(
                 "This server needs a key. Send one of its keys in the header Authorization: Bearer KEY, or in api-key."

@@ -13,9 +13,10 @@ from llama_serving.engine.handle import Handle
 from llama_serving.errors import RateLimited, ServingError
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.server.accounts.quotas import DAY, SECOND, Exceeded, Quota, Unit
-from llama_serving.server.accounts.record import BLOCKED, Record, parameters_of, timestamp
+from llama_serving.server.accounts.record import BLOCKED, Record, timestamp
 from llama_serving.service.output import SequenceOutput
 from llama_serving.service.preparation import PreparedInput
+from llama_serving.service.sampled_parameters import parameters_of
 from llama_serving.service.service import Service
 
 CURRENT: Final[ContextVar["RequestMeter | None"]] = ContextVar("meter", default=None)

@@ -8,16 +8,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from llama_serving.contract.request import Request
 from llama_serving.errors import RateLimited
-from llama_serving.sampling_params import SamplingParams
 
 BLOCKED: Final = "content_filter"
 """Code of the error, or reason of the end, where a content filter blocks."""
-_NUMBERS: Final = (
-    "max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "logprobs", "prompt_logprobs",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +70,3 @@ def was_counted(record: Mapping[str, Any]) -> bool:
 def timestamp(seconds: float) -> str:
     """Return a time as ISO 8601 in UTC, with milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def parameters_of(request: Request, params: SamplingParams) -> dict[str, Any]:
-    """Return the parameters of a request's first sequence that are numbers. Of texts only their number is told."""
-    given = request.parameters
-    return {
-        **{name: getattr(params, name) for name in _NUMBERS},
-        "seed": params.seed if params.temperature > 0 else None,
-        "num_return_sequences": given.num_return_sequences or 1,
-        "stop": len(given.stop or ()),
-        "logit_bias": len(params.logit_bias),
-        "constrained": params.constraint is not None,
-        "stream": bool(given.stream),
-    }

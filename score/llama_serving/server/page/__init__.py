@@ -7,12 +7,13 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 FOLDER: Final = Path(__file__).parent
 SCRIPTS: Final = (
@@ -23,9 +24,17 @@ HTML: Final = "text/html"
 JSON: Final = "application/json"
 
 
-async def page(scope: Scope, receive: Receive, send: Send) -> None:
-    """Send the page. It holds no secret, so it needs no key; what it asks of the server does."""
-    await _response()(scope, receive, send)
+def page(notice: str = "") -> ASGIApp:
+    """Return what sends the page. It holds no secret, so it needs no key; what it asks of the server does.
+
+    Args:
+        notice: a sentence that every user is told.
+    """
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        await _response(notice)(scope, receive, send)
+
+    return respond
 
 
 def is_asked_for(scope: Scope) -> bool:
@@ -52,9 +61,11 @@ def _number(text: str) -> float:
 
 
 @cache
-def _response() -> HTMLResponse:
+def _response(notice: str) -> HTMLResponse:
     style, script = _read("page.css"), "".join(_read(f"{name}.js") for name in SCRIPTS)
     document = _read("page.html").replace("/* page.css */", style).replace("/* scripts */", script)
+    told = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
+    document = document.replace("<!-- notice -->\n", told)
     return HTMLResponse(
         document,
         headers={

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import regex
 
@@ -13,6 +13,9 @@ from llama_serving.contract.content_filter import Finding
 from llama_serving.errors import SetupError
 from llama_serving.service.guards.growing_pattern import GrowingPattern, Subject
 from llama_serving.service.guards.guard import Passage, Pending
+
+if TYPE_CHECKING:
+    import re
 
 PIECE: Final = 4096
 """Characters that are searched at a time: some patterns take a time that is quadratic in the length of a line."""
@@ -105,7 +108,7 @@ class SecretDetection:
     def __init__(
         self, name: str, *, detectors: Sequence[str] = (), filtered: bool = True, timeout_s: float = 5.0
     ) -> None:
-        known = _detectors()
+        known = _detectors("A guard of the type secrets")
         for unknown in (one for one in detectors if one not in known):
             raise SetupError(f"The guard {name} names the detector {unknown}, which detect-secrets lacks. Name some of "
                              f"{', '.join(sorted(known))}.")  # fmt: skip
@@ -161,15 +164,29 @@ def pieces(text: str, start: int, *, final: bool) -> Iterator[Piece]:
             yield Piece(subject, offset, max(low, start) - offset)
 
 
-def _detectors() -> dict[str, Any]:
+def patterns(needed_by: str) -> list[tuple[str, "re.Pattern[str]"]]:
+    """Return the patterns of all detectors but `NO_DEFAULT`, each with the kind of key that it finds.
+
+    A match is the whole key, where `analyze_string` returns a pattern's groups: of a GitHub token the first three letters.
+
+    Raises:
+        SetupError: detect-secrets is not installed; `needed_by` says who needs it.
+    """
+    return [
+        (one.secret_type, pattern)
+        for name, one in sorted(_detectors(needed_by).items())
+        if name not in NO_DEFAULT
+        for pattern in one.denylist
+    ]
+
+
+def _detectors(needed_by: str) -> dict[str, Any]:
     """Return detect-secrets' classes by name, without those that need more than a line's text."""
     try:
         plugins = import_module("detect_secrets.plugins")
         base = import_module("detect_secrets.plugins.base").BasePlugin
     except ImportError as error:
-        raise SetupError(
-            "A guard of the type secrets needs detect-secrets. Install llama-endpoints[guards]."
-        ) from error
+        raise SetupError(f"{needed_by} needs detect-secrets. Install llama-endpoints[guards].") from error
     modules = (import_module(f"{plugins.__name__}.{one.name}") for one in iter_modules(plugins.__path__))
     return {
         name: value

@@ -1,0 +1,168 @@
+"""Replaces keys, tokens, passwords and e-mail addresses by `[REDACTED:kind]`. Whatever it raises, the text must not be used.
+
+Patterns run in `regex`, without the interpreter's lock and with a time limit: a prompt may be made to take long.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import regex
+
+from llama_serving.service.guards.secret_detection import patterns
+
+LIMIT_S: Final = 2.0
+"""Seconds that one request's texts may take."""
+WINDOW: Final = 8192
+"""Characters that are searched at a time, so that a pattern's time does not grow with the square of a text."""
+OVERLAP: Final = 2048
+OWN: Final = "own-key"
+_NAMES: Final = (
+    r"(?:api[_-]?key|access[_-]?key|account[_-]?key|subscription[_-]?key|client[_-]?secret|secret|token|passw(?:or)?d|pwd|"
+    r"connection[_-]?string|credentials?)"
+)
+_DOMAIN: Final = r"(?:[\w-]{1,63}\.){1,8}[\w-]{2,63}"
+_SHAPES: Final = {
+    "private-key": r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z0-9 ]{0,20}-----",
+    "email": rf"(?<![\w.%+'-])[\w.%+'-]++@{_DOMAIN}|(?<![\w.+'-])[\w.+'-]++%40{_DOMAIN}",
+    "bearer": r"(?i:\bbearer)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,})",
+    "json-web-token": r"eyJ[A-Za-z0-9_=-]{5,}\.[A-Za-z0-9_=-]{5,}(?:\.[A-Za-z0-9_.+/=-]*)?",
+    "password": rf"(?i:{_NAMES}\w{{0,32}}[\"']?\s{{0,8}}(?:[:=]|=>|:=)\s{{0,8}})(?:\"(?P<secret>[^\"\n]{{4,}})\"|'(?P<secret>[^'\n]{{4,}})')",
+    "assigned-key": rf"(?i:{_NAMES}\w{{0,32}})\s?[:=]\s?(?P<secret>(?=[^\s\d]*\d)[A-Za-z0-9+/_=~-]{{8,}})(?![\w.(\[])",
+    "basic-auth": r"://[^\s/@:]{0,256}:(?P<secret>[^\s/@]{1,256})@",
+    "shared-access-signature": r"[?&;]sig=(?P<secret>[A-Za-z0-9%+/=_-]{20,})",
+    "api-key": (
+        r"(?<![A-Za-z0-9])(?:sk|pk|rk)[-_](?=[\w-]*\d)[\w-]{16,}"
+        r"|(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|dckr_pat_|dop_v1_|shp(?:at|ss|ca)_|AIza|ya29\.)[\w-]{16,}"
+    ),
+}  # fmt: skip
+"""Shapes that detect-secrets lacks, or finds in part only: of a private key it finds the head, of a JWT not the signature."""
+_WHOLE: Final = frozenset(("api-key",))
+"""Of these a match may be a part of a longer word, as of detect-secrets' kinds: the whole word goes."""
+_AFTER: Final = regex.compile(r"(?:[A-Za-z0-9_+/=~-]|\.(?=[A-Za-z0-9_-]))*+")
+_WORD: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+/-")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a text that is to be replaced; `wide` if the word around it goes too."""
+
+    start: int
+    end: int
+    kind: str
+    wide: bool = False
+
+
+class RedactionError(Exception):
+    """A text could not be redacted in time. The message never quotes it."""
+
+
+class Redactor:
+    """Removes secrets from texts.
+
+    Args:
+        known: keys of the operator, which are removed wherever they occur.
+
+    Raises:
+        SetupError: detect-secrets is not installed.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = tuple(known)
+        found = [(_kind(kind), _as_regex(pattern), True) for kind, pattern in patterns("LLAMA_COLLECT")]
+        ours = [
+            (kind, regex.compile(pattern, regex.MULTILINE), kind in _WHOLE) for kind, pattern in _SHAPES.items()
+        ]
+        self._patterns = (*found, *ours)
+
+    def redacting(self, secrets: Sequence[str] = ()) -> "Redaction":
+        """Return what redacts the texts of one request, which came with these keys."""
+        return Redaction(self._patterns, tuple(filter(None, (*self._known, *secrets))))
+
+
+class Redaction:
+    """Redacts the texts of one request, in `LIMIT_S` together."""
+
+    def __init__(
+        self, compiled: Sequence[tuple[str, "regex.Pattern[str]", bool]], secrets: Sequence[str]
+    ) -> None:
+        self._patterns, self._secrets = compiled, secrets
+        self._until = time.monotonic() + LIMIT_S
+
+    def __call__(self, text: str) -> str:
+        """Return the text with marks in the place of secrets.
+
+        Raises:
+            RedactionError: it takes too long.
+        """
+        pieces, at = [], 0
+        for span in merged(text, self._spans(text)):
+            pieces += [text[at : span.start], f"[REDACTED:{span.kind}]"]
+            at = span.end
+        return "".join((*pieces, text[at:]))
+
+    def _spans(self, text: str) -> Iterator[Span]:
+        for secret in self._secrets:
+            at = text.find(secret)
+            while at >= 0:
+                yield Span(at, at + len(secret), OWN)
+                at = text.find(secret, at + 1)
+        for start in range(0, max(1, len(text) - OVERLAP), WINDOW - OVERLAP):
+            yield from self._found(text, start, text[start : start + WINDOW])
+
+    def _found(self, text: str, start: int, window: str) -> Iterator[Span]:
+        for kind, pattern, wide in self._patterns:
+            left = self._until - time.monotonic()
+            if left <= 0:
+                raise RedactionError(f"took more than {LIMIT_S:g} s")
+            try:
+                for match in pattern.finditer(window, timeout=left, concurrent=True):
+                    group = "secret" if "secret" in pattern.groupindex else 0
+                    begin, end = match.span(group)
+                    if kind == "private-key":
+                        end = _end_of_key(text, start + end) - start
+                    yield Span(start + begin, start + end, kind, wide)
+            except TimeoutError:
+                raise RedactionError(f"took more than {LIMIT_S:g} s") from None
+
+
+def merged(text: str, spans: Iterable[Span]) -> Iterator[Span]:
+    """Yield the spans in order, each with the word around it if it is wide; those that overlap become one."""
+    last: Span | None = None
+    for span in sorted(spans, key=lambda one: (one.start, -one.end)):
+        covered = last.end if last is not None else 0
+        start, end = span.start, span.end
+        if span.wide and end > covered:
+            while start > covered and text[start - 1] in _WORD:
+                start -= 1
+            word = _AFTER.match(text, end)
+            end = word.end() if word is not None else end
+        if last is not None and start < covered:
+            last = Span(last.start, max(covered, end), last.kind)
+            continue
+        if last is not None:
+            yield last
+        last = Span(start, end, span.kind)
+    if last is not None:
+        yield last
+
+
+def _end_of_key(text: str, at: int) -> int:
+    """Return where a private key ends whose head ends at `at`: behind its last line, or at the end of the text."""
+    foot = text.find("-----END", at)
+    if foot < 0:
+        return len(text)
+    line = text.find("-----", foot + len("-----END"))
+    return len(text) if line < 0 else line + len("-----")
+
+
+def _as_regex(pattern: "re.Pattern[str]") -> "regex.Pattern[str]":
+    """Return the same pattern, which finds lines' ends in a text of several lines."""
+    ignoring = regex.IGNORECASE if pattern.flags & re.IGNORECASE else 0
+    return regex.compile(pattern.pattern, regex.MULTILINE | ignoring)
+
+
+def _kind(secret_type: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", secret_type.lower()).strip("-")

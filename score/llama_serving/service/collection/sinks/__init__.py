@@ -1,0 +1,1 @@
+"""Destinations of collected requests, one a file."""

@@ -1,0 +1,413 @@
+"""What is collected of a request, however it ends; and a sink that fails, hangs or is away."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_serving.contract import openai, protocol
+from llama_serving.contract.request import Request
+from llama_serving.errors import ServingError
+from llama_serving.service.collection import collector as collecting
+from llama_serving.service.collection.caller import Caller, is_sampled
+from llama_serving.service.collection.collector import Collector
+from llama_serving.service.collection.record import CollectedInput, CollectedRequest, CollectedText
+from llama_serving.service.collection.redaction import Redactor
+from llama_serving.service.collection.sinks.sink import SinkError
+from llama_serving.service.guards.guards import Guards, Installed
+from llama_serving.service.guards.held_stream import Windows
+from llama_serving.service.guards.rules import Rules
+from llama_serving.service.service import Service
+from llama_serving.settings import Settings
+from tests.support.calls import until
+from tests.support.scripted import scripted
+
+TEXT = "    return x + 1\n"
+CALLER = Caller("r-1", ("the-bearer-key",))
+REDACTOR = Redactor()
+
+
+@dataclass
+class Kept:
+    """A sink that keeps what it gets, or does what a test wants first."""
+
+    before: Any = lambda: None
+    got: list[CollectedRequest] = field(default_factory=list)
+    closed: bool = False
+    destination: str = "a test"
+
+    def write(self, request: CollectedRequest) -> None:
+        self.before()
+        self.got.append(request)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@contextmanager
+def collected(service: Service, rate: float = 1.0) -> Iterator[Kept]:
+    """Collect what a service does in the block."""
+    sink = Kept()
+    service.collector = Collector(sink, REDACTOR, rate=rate)
+    try:
+        yield sink
+    finally:
+        service.close()
+    assert sink.closed
+
+
+def parsed(body: dict[str, Any]) -> Request:
+    return protocol.parse(body)
+
+
+def score(*prompts: Any, **parameters: Any) -> Request:
+    return parsed({"input_data": {"input_string": list(prompts), "parameters": parameters}})
+
+
+def told(kept: Kept) -> CollectedRequest:
+    (one,) = kept.got
+    return one
+
+
+WAYS = ("generate", "agenerate", "stream", "astream")
+
+
+def run(service: Service, way: str, request: Request, caller: Caller | None = CALLER) -> str:
+    """Run a request, and return the text that a stream has sent."""
+    if way == "generate":
+        service.generate(request, caller=caller)
+    elif way == "agenerate":
+        asyncio.run(service.agenerate(request, caller=caller))
+    elif way == "stream":
+        return "".join(delta.text for delta in service.stream(request, caller=caller))
+    else:
+
+        async def read() -> str:
+            return "".join([delta.text async for delta in service.astream(request, caller=caller)])
+
+        return asyncio.run(read())
+    return ""
+
+
+# --- what is collected --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_record_a_request_with_what_was_sent(way: str) -> None:
+    service = scripted(TEXT)
+    with collected(service) as kept:
+        run(service, way, score("def f(x):\n", max_new_tokens=64, temperature=0.5, seed=3))
+    one = told(kept)
+    assert (one.request_id, one.model, one.end, one.blocked) == ("r-1", "nano", "complete", "")
+    (rows_in,), (rows_out,) = one.model_inputs(), one.model_outputs()
+    assert (rows_in["prompt"], rows_in["context"]) == ("def f(x):\n", "")
+    assert rows_in["parameters"]["temperature"] == 0.5
+    assert (rows_out["completion"], rows_out["finish_reason"]) == (TEXT, "stop")
+    assert rows_out["prompt_tokens"] > 0
+    assert rows_out["completion_tokens"] > 0
+    assert one.secrets == ()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_a_caller_nothing_is_collected(way: str) -> None:
+    service = scripted(TEXT)
+    with collected(service) as kept:
+        run(service, way, score("x"), None)
+    assert kept.got == []
+
+
+@pytest.mark.parametrize("way", ["generate", "agenerate"])
+def test_both_sides_have_a_row_for_each_sequence_in_one_order(way: str) -> None:
+    service = scripted("a", "b", "c", "d")
+    with collected(service) as kept:
+        run(service, way, score("one", "two", num_return_sequences=2, seed=1))
+    one = told(kept)
+    assert [row["prompt"] for row in one.model_inputs()] == ["one", "one", "two", "two"]
+    assert sorted(row["completion"] for row in one.model_outputs()) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_stream_of_several_sequences_is_one_record(way: str, *, full: bool) -> None:
+    service = scripted("first", "second")
+    with collected(service) as kept:
+        run(service, way, score("x", num_return_sequences=2, seed=1, return_full_text=full))
+    assert [row["completion"] for row in told(kept).model_outputs()] == ["first", "second"]
+
+
+DIALOG = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Ho"},
+    {"role": "user", "content": "Bye"},
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "prompt", "context"),
+    [
+        ({"input_data": {"input_string": [{"prefix": "a(", "suffix": ")"}]}}, "a(<FILL_ME>)", ""),
+        ({"input_data": {"input_string": ["a(<FILL_ME>)"]}}, "a(<FILL_ME>)", ""),
+        ({"input_data": {"input_string": [{"role": "user", "content": "Hi"}]}}, "Hi", ""),
+        ({"prompt": [1, 319]}, None, ""),
+    ],
+)
+def test_each_kind_of_input(body: dict[str, Any], prompt: str | None, context: str) -> None:
+    service = scripted(TEXT)
+    with collected(service) as kept:
+        service.generate(parsed(body), caller=CALLER)
+    (row,) = told(kept).model_inputs()
+    assert row["prompt"] == prompt or (prompt is None and row["prompt"])
+    assert row["context"] == context
+
+
+def test_of_a_dialog_the_last_message_is_the_prompt_and_the_others_its_context() -> None:
+    from llama_serving.service.collection.record import input_of
+
+    request = openai.parse_chat({"messages": DIALOG})
+    one = input_of(request.inputs[0], "")
+    assert (one.prompt, one.role) == ("Bye", "user")
+    assert json.loads(one.context) == DIALOG[:-1]
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+@pytest.mark.parametrize("pieces_read", [0, 1, 3])
+def test_of_a_client_that_goes_is_kept_what_it_was_sent(way: str, pieces_read: int) -> None:
+    service = scripted("a b c d e f g h i j k", pause_s=0.002)
+    sent: list[str] = []
+    with collected(service) as kept:
+        request = score("x", ignore_eos=True)
+        if way == "stream":
+            deltas = service.stream(request, caller=CALLER)
+            sent += [next(deltas).text for _ in range(pieces_read)]
+            if pieces_read:
+                deltas.close()
+        else:
+
+            async def read() -> None:
+                stream = service.astream(request, caller=CALLER)
+                sent.extend([(await anext(stream)).text for _ in range(pieces_read)])
+                await stream.aclose()
+
+            asyncio.run(read())
+    if not pieces_read:
+        assert kept.got == []  # it never ran
+        return
+    one = told(kept)
+    assert one.end == "client_gone"
+    (row,) = one.model_outputs()
+    assert row["completion"] == "".join(sent[:-1])  # (whether the last piece arrived is not known)
+    assert row["finish_reason"] == ""
+
+
+def test_a_client_that_leaves_before_the_answer_was_sent_nothing() -> None:
+    service = scripted("a" * 400, pause_s=0.01)
+
+    async def leave() -> None:
+        task = asyncio.create_task(service.agenerate(score("x", max_new_tokens=200), caller=CALLER))
+        while not service.engine.handles:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    with collected(service) as kept:
+        asyncio.run(leave())
+    one = told(kept)
+    assert (one.end, one.model_outputs()[0]["completion"]) == ("client_gone", "")
+
+
+def guarded(text: str) -> Service:
+    rules = Rules("deny", deny=["seKret"], patterns={})
+    return scripted(text, guards=Guards([Installed("deny", rules)], Windows(8, 4, 60.0)), pause_s=0.002)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_prompt_that_a_guard_blocks_is_not_collected_and_the_block_is(way: str) -> None:
+    service = guarded(TEXT)
+    with collected(service) as kept, pytest.raises(ServingError, match="blocked"):
+        run(service, way, score("my seKret"))
+    one = told(kept)
+    assert (one.blocked, one.end) == ("prompt", "content_filter")
+    assert "seKret" not in str(one)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_of_a_text_that_a_guard_blocks_is_kept_what_was_sent(way: str) -> None:
+    service = guarded("harmless text that is long enough to leave, then seKret, and more")
+    with collected(service) as kept:
+        sent = run(service, way, score("x"))
+    one = told(kept)
+    (row,) = one.model_outputs()
+    assert (one.blocked, row["finish_reason"]) == ("text", "content_filter")
+    assert "seKret" not in str(one)
+    assert row["completion"] == sent
+    assert bool(sent) == ("stream" in way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_request_that_fails_is_collected_with_its_error(way: str) -> None:
+    service = scripted(TEXT, pause_s=0.05)
+    with collected(service) as kept:
+        breaking = threading.Thread(
+            target=lambda: (until(lambda: bool(service.engine.handles)), service.engine.close())
+        )  # type: ignore[attr-defined]
+        breaking.start()
+        with pytest.raises(ServingError):
+            run(service, way, score("x"))
+        breaking.join()
+    assert told(kept).end == "unavailable"
+
+
+def test_a_request_that_is_refused_is_not_collected() -> None:
+    service = scripted(TEXT)
+    with collected(service) as kept, pytest.raises(ServingError):
+        service.generate(score("x", max_new_tokens=10**6), caller=CALLER)
+    assert kept.got == []
+
+
+def test_keys_are_gone_from_both_sides() -> None:
+    service = scripted("call ada@example.org with the-bearer-key")
+    with collected(service) as kept:
+        service.generate(score("the-bearer-key and AKIAIOSFODNN7EXAMPLE"), caller=CALLER)
+    one = told(kept)
+    assert one.model_inputs()[0]["prompt"] == "[REDACTED:own-key] and [REDACTED:aws-access-key]"
+    assert one.model_outputs()[0]["completion"] == "call [REDACTED:email] with [REDACTED:own-key]"
+
+
+# --- the sample ---------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=40), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_holds_the_smaller_one(request_id: str, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert is_sampled(request_id, low) <= is_sampled(request_id, high)
+    assert is_sampled(request_id, 1.0)
+    assert not is_sampled(request_id, 0.0)
+
+
+def test_the_share_of_the_ids_is_the_rate() -> None:
+    ids = [f"request-{number}" for number in range(4000)]
+    assert 0.47 < sum(is_sampled(one, 0.5) for one in ids) / len(ids) < 0.53
+    assert 0.08 < sum(is_sampled(one, 0.1) for one in ids) / len(ids) < 0.12
+
+
+def test_exactly_the_sampled_requests_are_collected_and_again_if_they_are_sent_again() -> None:
+    ids = [f"r{number}" for number in range(40)]
+    service = scripted(TEXT)
+    with collected(service, rate=0.5) as kept:
+        for request_id in (*ids, *ids):
+            service.generate(score("x"), caller=Caller(request_id))
+    expected = [one for one in ids if is_sampled(one, 0.5)]
+    assert 0 < len(expected) < len(ids)
+    assert [one.request_id for one in kept.got] == [*expected, *expected]
+
+
+# --- a sink that is out of order ----------------------------------------------------------------------
+
+
+def request_of(text: str = "x") -> CollectedRequest:
+    return CollectedRequest("r", 0.0, "nano", {}, (CollectedInput(text),), ((CollectedText("y"),),))
+
+
+def raising(error: Exception) -> Any:
+    def write() -> None:
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize("error", [SinkError("it answered 500"), RuntimeError("a zebra was here")])
+def test_a_sink_that_fails_is_counted_and_said_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    collector = Collector(Kept(raising(error)), REDACTOR, rate=1.0, clock=lambda: now[0])
+    with caplog.at_level(logging.WARNING):
+        for number in range(10):
+            collector.put(request_of())
+            until(lambda number=number: collector.counts().dropped["sink"] == number + 1)  # type: ignore[misc]
+        assert len(caplog.records) == 1
+        now[0] = collecting.COMPLAINT_S
+        collector.put(request_of())
+        until(lambda: collector.counts().dropped["sink"] == 11)
+        collector.close()
+    assert len(caplog.records) == 2
+    assert "10 sink" in caplog.records[1].getMessage()
+    assert "zebra" not in caplog.text
+    assert collector.counts().collected == 0
+
+
+def test_what_cannot_be_redacted_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Redactor):
+        def redacting(self, secrets: Any = ()) -> Any:
+            return raising_with_text
+
+    def raising_with_text(text: str) -> str:
+        raise ValueError(text)
+
+    sink = Kept()
+    collector = Collector(sink, Broken(), rate=1.0)
+    collector.put(request_of("zebra"))
+    collector.close()
+    assert (sink.got, collector.counts().dropped["redaction"]) == ([], 1)
+    assert "zebra" not in caplog.text
+    assert "1 redaction" in caplog.text
+
+
+def test_a_sink_that_hangs_fills_the_queue_and_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(collecting, "MOST_WAITING", 5)
+    monkeypatch.setattr(collecting, "LAST_S", 0.05)
+    goes_on = threading.Event()
+    sink = Kept(goes_on.wait)
+    service = scripted(TEXT)
+    service.collector = collector = Collector(sink, REDACTOR, rate=1.0)
+    for number in range(20):
+        service.generate(score("x"), caller=Caller(str(number)))
+    assert collector.counts().dropped["full"] == 15
+    service.close()
+    assert collector.counts() == collecting.CollectionCounts(
+        0, {"full": 15, "too_large": 0, "redaction": 0, "sink": 0, "closed": 5}
+    )
+    goes_on.set()
+    until(lambda: sink.closed)
+    assert len(caplog.records) == 2  # that the queue was full, and what was left at the end
+    assert collector.counts().collected == 0
+
+
+@pytest.mark.parametrize(("most", "reason"), [("MOST_OF_ONE", "too_large"), ("MOST_CHARACTERS", "full")])
+def test_memory_is_bounded_by_characters(monkeypatch: pytest.MonkeyPatch, most: str, reason: str) -> None:
+    monkeypatch.setattr(collecting, most, 100)
+    sink = Kept()
+    collector = Collector(sink, REDACTOR, rate=1.0)
+    collector.put(request_of("x" * 100))
+    collector.put(request_of("x" * 99))
+    collector.close()
+    assert collector.counts().dropped[reason] == 1
+    assert collector.counts().collected == 1
+
+
+def test_after_its_end_a_collector_drops() -> None:
+    collector = Collector(Kept(), REDACTOR, rate=1.0)
+    collector.close()
+    collector.close()
+    collector.put(request_of())
+    assert collector.counts().dropped["closed"] == 1
+
+
+def test_nothing_of_a_request_is_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    service = scripted("okapi")
+    service.settings = Settings()
+    with caplog.at_level(logging.DEBUG), collected(service) as kept:
+        service.generate(score("quagga"), caller=CALLER)
+    assert len(kept.got) == 1
+    assert "okapi" not in caplog.text
+    assert "quagga" not in caplog.text

@@ -1,0 +1,166 @@
+"""What redaction removes: every kind of key and address, wherever it stands; and what it leaves alone."""
+
+import string
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_serving.service.collection import redaction
+from llama_serving.service.collection.redaction import RedactionError, Redactor, Span, merged
+
+KEY = "the-operators-own-key"
+REDACTOR = Redactor([KEY])
+ALNUM = string.ascii_letters + string.digits
+APART = st.sampled_from(["", " ", "\n", " (", '"', "'", "<", "\t", "é ", "🦙 ", "`", "=", ":", ", "])
+"""What may stand beside a key."""
+
+
+def redacted(text: str, *secrets: str) -> str:
+    return REDACTOR.redacting(secrets)(text)
+
+
+def of(alphabet: str, least: int, most: int | None = None) -> st.SearchStrategy[str]:
+    return st.text(alphabet, min_size=least, max_size=most or least)
+
+
+PRIVATE_KEY = st.builds(
+    lambda kind, body: f"-----BEGIN {kind}PRIVATE KEY-----\n{body}\n-----END {kind}PRIVATE KEY-----",
+    st.sampled_from(["", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "]),
+    of(ALNUM + "+/=\n", 30, 300),
+)
+SECRETS = {
+    "email": st.builds(
+        lambda name, host, end: f"{name}x@{host}.{end}",
+        of(ALNUM + "._+-", 1, 80), of(string.ascii_lowercase, 1, 30), st.sampled_from(["com", "co.uk", "example"]),
+    ),
+    "aws": of(string.ascii_uppercase + string.digits, 16).map(lambda rest: f"AKIA{rest}"),
+    "github": st.builds(
+        lambda kind, rest: f"gh{kind}_{rest}", st.sampled_from("pousr"), of(ALNUM, 36, 60)
+    ),
+    "gitlab": of(ALNUM + "_", 20, 90).map(lambda rest: f"glpat-{rest}0"),
+    "openai": st.builds(
+        lambda kind, rest: f"sk-{kind}{rest}0", st.sampled_from(["", "proj-", "ant-api03-"]), of(ALNUM + "_", 20, 150)
+    ),
+    "hugging face": of(ALNUM, 34).map(lambda rest: f"hf_{rest}"),
+    "stripe": of(ALNUM, 24).map(lambda rest: f"sk_live_{rest}0"),
+    "storage": of(ALNUM + "+/", 86).map(lambda rest: f"AccountKey={rest}=="),
+    "token": st.builds(
+        lambda head, body, end: f"eyJ{head}.eyJ{body}.{end}",
+        of(ALNUM + "_-", 10, 60), of(ALNUM + "_-", 10, 3000), of(ALNUM + "_-", 20, 90),
+    ),
+    "private key": PRIVATE_KEY,
+    "own": st.just(KEY),
+}  # fmt: skip
+ANY_SECRET = st.one_of(*SECRETS.values())
+
+
+@given(st.text(max_size=50), APART, ANY_SECRET, APART, st.text(max_size=50))
+@settings(max_examples=100, deadline=None)
+def test_a_secret_is_gone_whatever_stands_around_it(
+    before: str, left: str, secret: str, right: str, after: str
+) -> None:
+    clean = redacted(f"{before} {left}{secret}{right} {after}")
+    assert secret not in clean
+    assert "[REDACTED:" in clean
+    assert secret[-20:] not in clean.replace(before, "").replace(after, "")
+
+
+@given(st.lists(st.one_of(ANY_SECRET, st.text(ALNUM, max_size=9)), max_size=6), st.sampled_from(" \n,"))
+@settings(max_examples=30, deadline=None)
+def test_several_secrets_are_gone(parts: list[str], between: str) -> None:
+    clean = redacted(between.join(parts))
+    for part in parts:
+        assert part not in clean or len(part) < 10
+
+
+@given(st.integers(0, 3 * redaction.WINDOW), st.sampled_from(["x y ", "def f(x):\n    return x\n"]), ANY_SECRET)
+@settings(max_examples=30, deadline=None)
+def test_a_secret_is_found_anywhere_in_a_long_text(at: int, filler: str, secret: str) -> None:
+    text = (filler * (4 * redaction.WINDOW // len(filler)))[: 4 * redaction.WINDOW]
+    clean = redacted(f"{text[:at]} {secret} {text[at:]}")
+    assert secret[-20:] not in clean
+    assert clean.startswith(text[: max(0, at - 1)])
+    assert clean.endswith(text[at + 1 :])
+
+
+@given(st.text(ALNUM + "-_.~+/", min_size=1), st.text(), st.text())
+@settings(deadline=None)
+def test_the_request_s_own_key_is_gone_whatever_it_looks_like(secret: str, before: str, after: str) -> None:
+    clean = redacted(f"{before}{secret}{after}", secret)
+    outside = [
+        part.partition("]")[2] if index else part for index, part in enumerate(clean.split("[REDACTED:"))
+    ]
+    assert all(secret not in part for part in outside)
+
+
+@given(st.text(max_size=2000))
+@settings(deadline=None)
+def test_any_text_is_redacted(text: str) -> None:
+    redacted(text)
+
+
+@given(st.text(string.ascii_letters + " \n()[]+-*%,.", max_size=2000))
+@settings(deadline=None)
+def test_plain_text_stays_as_it_is(text: str) -> None:
+    assert redacted(text) == text
+
+
+CODE = '''
+import os
+API_KEY = os.environ["API_KEY"]
+
+@app.route("/x")
+def parse(tokens: list[int], *, token: str | None = None, max_tokens: int = 4096) -> str:
+    """Return the risk-adjusted, task-oriented text of https://example.com/a/b?page=2."""
+    password = getpass.getpass()
+    secret = hashlib.sha256(b"x").hexdigest()[:8]
+    return tokenizer.decode(tokens) if x @ y else f"{token}@{host}"
+'''
+
+
+def test_code_stays_as_it_is() -> None:
+    assert redacted(CODE) == CODE
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("Authorization: Bearer abcdef123456", "Authorization: Bearer [REDACTED:bearer]"),
+        ("curl -H 'authorization: bearer xyz.abc-123'", "curl -H 'authorization: bearer [REDACTED:bearer]'"),
+        ("password = 'hunter2'", "password = '[REDACTED:password]'"),
+        ('{"client_secret": "a b c d"}', '{"client_secret": "[REDACTED:password]"}'),
+        ("export OPENAI_API_KEY=abcdef12345", "export OPENAI_API_KEY=[REDACTED:assigned-key]"),
+        ("postgres://me:s3cr3t!@db/x", "postgres://me:[REDACTED:basic-auth]@db/x"),
+        ("?sv=1&sig=abcdefghij0123456789%3D&se=2", "?sv=1&sig=[REDACTED:shared-access-signature]&se=2"),
+        ("ada.lovelace+x@maths.example.org.", "[REDACTED:email]."),
+        ("mailto:ada%40example.org", "mailto:[REDACTED:email]"),
+        ("AKIAIOSFODNN7EXAMPLE", "[REDACTED:aws-access-key]"),
+        ("key=ghp_" + "a1" * 18, "key=[REDACTED:github-token]"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_mark_tells_the_kind(text: str, clean: str) -> None:
+    assert redacted(text) == clean
+
+
+def test_a_private_key_that_was_cut_off_is_gone_to_the_end() -> None:
+    assert redacted("x\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabcd") == "x\n[REDACTED:private-key]"
+
+
+@given(st.text("ab .", max_size=60), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60), st.booleans())))
+def test_spans_become_ordered_and_apart(text: str, drawn: list[tuple[int, int, bool]]) -> None:
+    spans = [Span(min(a, b, len(text)), min(max(a, b), len(text)), "x", wide) for a, b, wide in drawn]
+    found = list(merged(text, spans))
+    assert all(one.end <= next_.start for one, next_ in pairwise(found))
+    covered = {at for one in found for at in range(one.start, one.end)}
+    assert covered >= {at for one in spans for at in range(one.start, one.end)}
+
+
+@pytest.mark.parametrize("text", ["eyJ" * 300_000, "//" * 500_000, "secret='" * 100_000, "a" * 1_000_000])
+def test_no_text_takes_long(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that has run out ends the search in the middle of a pattern, too."""
+    monkeypatch.setattr(redaction, "LIMIT_S", 0.01)
+    with pytest.raises(RedactionError):
+        redacted(text)
