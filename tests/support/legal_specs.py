@@ -303,6 +303,16 @@ _OF_RUNS: Final = one_of(
     "azureml://subscriptions/s/resourcegroups/g/workspaces/w/datastores/d/paths/p",
 )
 _ASSET: Final = {**_COMMON, "version": _VERSIONS}
+_COLLECTED: Final = one_of(
+    {
+        "input_data": {"type": "uri_folder", "path": "azureml:e-d-model_outputs:1"},
+        "data_window": {"lookback_window_size": "P7D"},
+    }
+)
+_SIGNALS: Final = st.one_of(
+    st.fixed_dictionaries({"type": one_of("data_drift"), "production_data": _COLLECTED, "reference_data": _COLLECTED, "features": one_of(["x"], "all_features"), "metric_thresholds": one_of({"numerical": {"jensen_shannon_distance": 0.1}})}),
+    st.fixed_dictionaries({"type": one_of("generation_safety_quality"), "production_data": st.lists(_COLLECTED, min_size=1, max_size=2), "connection_id": one_of("/c"), "metric_thresholds": one_of({"fluency": {"aggregated_fluency_pass_rate": 0.5}})}),
+)  # fmt: skip
 _ASSETS_OF_AZURE: Final = {
     "environment": _merged(_file("environment", {"name": ASSET_NAMES}, {"description": TEXTS, "tags": _TAGS, "version": _VERSIONS}), st.one_of(
         st.fixed_dictionaries({"image": _IMAGES}, optional={"conda_file": one_of("conda.yml", "job-conda.yml"), "inference_config": _ROUTES}),
@@ -323,6 +333,13 @@ _ASSETS_OF_AZURE: Final = {
         "idle_time_before_scale_down": _number(60, 900), "location": one_of("westeurope"), "identity": _IDENTITY, "ssh_public_access_enabled": st.booleans(),
         "ssh_settings": one_of({"admin_username": "me", "admin_password": "correct-horse"}), "network_settings": one_of({"vnet_name": "v", "subnet": "s"}),
     }),
+    "monitorSchedule": _file("monitorSchedule", {"name": ASSET_NAMES, "trigger": one_of({"type": "cron", "expression": "0 3 * * *"}, {"type": "recurrence", "frequency": "week", "interval": 1}), "create_monitor": st.fixed_dictionaries(
+        {"compute": one_of({"instance_type": "standard_e4s_v3", "runtime_version": "3.4"}), "monitoring_signals": st.dictionaries(one_of("a", "b"), _SIGNALS, min_size=1)},
+        optional={
+            "monitoring_target": one_of({"ml_task": "Classification", "endpoint_deployment_id": "azureml:e:d"}),
+            "alert_notification": one_of("azmonitoring", {"emails": ["a@example.org"]}),
+        },
+    )}, {"description": TEXTS, "tags": _STRINGS}),
     "commandJob": _file("commandJob", {"command": one_of("python train.py", "python x.py --a ${{inputs.a}} --out ${{outputs.out}}").map(str)}, {}).flatmap(lambda job: _merged(st.just(job), _JOB)),
     "commandComponent": _file("commandComponent", {"name": st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True), "environment": _ENVIRONMENTS}, {"type": one_of("command"), "version": _VERSIONS, "code": one_of("code", "./code"), "display_name": TEXTS, "description": TEXTS, "tags": _STRINGS}).flatmap(lambda step: _merged(st.just(step), _STEP)),
 }  # fmt: skip

@@ -121,6 +121,13 @@ INSTANCE_TYPES: Final = Names(
     "1 to 63 lower-case letters, digits, hyphens and dots, the first and the last a letter or digit",
 )
 """Resource names in Kubernetes (RFC 1123)."""
+CONNECTIONS: Final = Names(
+    re.compile(
+        r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/microsoft\.machinelearningservices/workspaces/[^/]+/connections/[^/]+",
+        re.IGNORECASE,
+    ),
+    "/subscriptions/S/resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces/W/connections/NAME",
+)
 IDENTITIES: Final = Names(
     re.compile(
         r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/microsoft\.managedidentity/userassignedidentities/[^/]+",

@@ -65,6 +65,8 @@ def _errors_by_field(kind: str, path: Path, load: Callable[..., Any], schema: An
         said = getattr(error.__cause__, "messages", None)
         # A job's loader keeps only the text of its errors, so its schema is called again.
         return said if isinstance(said, dict) else _validated(schema, given) or {"_schema": [str(error)]}
+    except NotImplementedError:  # a schedule's loader cannot tell its errors
+        return _validated(schema, given) or {"_schema": ["it cannot be loaded"]}
     return {}
 
 
@@ -82,6 +84,7 @@ LATER: Final[Mapping[str, tuple[str, ...]]] = {
             "data",
             "amlCompute",
             "commandComponent",
+            "monitorSchedule",
         ),
         ("name",),
     ),
@@ -117,7 +120,8 @@ def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
     from azure.ai.ml._schema._endpoint.online import online_endpoint
     from azure.ai.ml._schema.component import CommandComponentSchema
     from azure.ai.ml._schema.compute.aml_compute import AmlComputeSchema
-    from azure.ai.ml.entities._load_functions import load_model_batch_deployment
+    from azure.ai.ml._schema.monitoring.schedule import MonitorScheduleSchema
+    from azure.ai.ml.entities._load_functions import load_model_batch_deployment, load_schedule
 
     return {
         "managedOnlineEndpoint": (ml.load_online_endpoint, online_endpoint.ManagedOnlineEndpointSchema),
@@ -136,6 +140,7 @@ def _loaders() -> dict[str, tuple[Callable[..., Any], Any]]:
         "amlCompute": (ml.load_compute, AmlComputeSchema),
         "commandJob": (ml.load_job, schemas.CommandJobSchema),
         "commandComponent": (ml.load_component, CommandComponentSchema),
+        "monitorSchedule": (load_schedule, MonitorScheduleSchema),
     }
 
 

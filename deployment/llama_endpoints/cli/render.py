@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from llama_endpoints.azure.limits import (
+    CONNECTIONS,
     ENDPOINTS,
     IDENTITIES,
     INSTANCE_TYPES,
@@ -18,6 +19,9 @@ from llama_endpoints.cli.engine_options import EngineChoice, engine_options
 from llama_endpoints.cli.options import Command
 from llama_serving.errors import SetupError
 
+if TYPE_CHECKING:
+    from llama_endpoints.render.monitoring import Collection
+
 DIFFERENT: Final = 1
 _NAMES: Final = {
     "endpoint": ENDPOINTS,
@@ -27,6 +31,7 @@ _NAMES: Final = {
     "instance-type": INSTANCE_TYPES,
     "identity": IDENTITIES,
     "registry": REGISTRIES,
+    "monitor-connection": CONNECTIONS,
 }
 
 
@@ -96,13 +101,26 @@ def _named(*names: str, **options: Any) -> Callable[[Command], Command]:
     "clients.",
 )
 @click.option(
+    "--collect",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Collect prompts and answers of this share of the managed endpoint's requests, redacted, and write yaml/monitoring/. "
+    "Default: nothing is collected.",
+)
+@_named(
+    "--monitor-connection",
+    help="With --collect: resource id of the workspace's connection to Azure OpenAI, whose model judges the texts.",
+)
+@click.option("--monitor-model", help="With --monitor-connection: name of that model's deployment.")
+@click.option(
     "--local",
     is_flag=True,
     help="Also write yaml/online/local.yml, for `az ml online-deployment create --local`.",
 )
 def render(  # noqa: PLR0913  (one argument an option)
     *, output: Path, check: bool, models: tuple[str, ...], context: int | None, dtype: str, sku: str | None, instances: int,
-    engine: EngineChoice, public: str, front: str, **site: Any,
+    engine: EngineChoice, public: str, front: str, collect: float | None, monitor_connection: str | None,
+    monitor_model: str | None, **site: Any,
 ) -> None:  # fmt: skip
     """Write Azure ML's files: endpoints, a deployment for each model, clusters, models, data.
 
@@ -128,7 +146,14 @@ def render(  # noqa: PLR0913  (one argument an option)
 
     machine = sku_of(sku) if sku else None
     choice = RenderOptions(
-        context, Precision(dtype), machine, instances, engine.runner, engine.usual_tokens, engine.options
+        context,
+        Precision(dtype),
+        machine,
+        instances,
+        engine.runner,
+        engine.usual_tokens,
+        engine.options,
+        _collection(collect, monitor_connection, monitor_model),
     )
     place = Site(
         front=FrontServer(front),
@@ -147,6 +172,16 @@ def render(  # noqa: PLR0913  (one argument an option)
     for path in left_over(made, output):
         click.echo(f"{path} does not belong to these options: remove it", err=True)
     click.echo(f"{len(changed)} of {len(made)} files written.", err=True)
+
+
+def _collection(share: float | None, connection: str | None, judge: str | None) -> "Collection | None":
+    from llama_endpoints.render.monitoring import Collection
+
+    if (connection is None) != (judge is None):
+        raise SetupError("--monitor-connection and --monitor-model belong together. Give both, or none.")
+    if share is None and connection is not None:
+        raise SetupError("--monitor-connection needs --collect SHARE: there would be nothing to monitor.")
+    return None if share is None else Collection(share, connection, judge)
 
 
 def _compare(wrong: list[str], files: int) -> None:

@@ -11,7 +11,8 @@ from typing import Final
 from llama_endpoints.planning.planner import DeployablePlan, PlanRequest, deployable, plan_with_max_concurrency
 from llama_endpoints.planning.sizing import USUAL_OPTIONS, Precision, Runner, VllmSizingOptions, Workload
 from llama_endpoints.planning.skus import Offer, Sku
-from llama_endpoints.render import autoscale, batch, kubernetes, online, spec
+from llama_endpoints.render import autoscale, batch, kubernetes, monitoring, online, spec
+from llama_endpoints.render.monitoring import Collection
 from llama_endpoints.render.spec import Site
 from llama_endpoints.render.yaml_writer import dump
 from llama_serving.catalog import CATALOG, NANO, ModelVariant
@@ -33,6 +34,7 @@ class RenderOptions:
         runner: the engine; vLLM by default.
         usual: usual tokens of a sequence, which determine the concurrency.
         options: vLLM's options.
+        collection: what the managed deployments collect; None collects nothing.
     """
 
     context: int | None = None
@@ -42,6 +44,7 @@ class RenderOptions:
     runner: Runner | None = None
     usual: int | None = None
     options: VllmSizingOptions = USUAL_OPTIONS
+    collection: Collection | None = None
 
 
 def checkout_of(output: Path) -> Path:
@@ -77,7 +80,7 @@ def files(
 def _files(models: Sequence[ModelVariant], choice: RenderOptions, site: Site) -> Iterator[tuple[str, str]]:
     plans = {offer: [_plan(variant, choice, offer) for variant in models] for offer in Offer}
     yield from _shared(site)
-    yield from _online(plans[Offer.MANAGED_ONLINE], site)
+    yield from _online(plans[Offer.MANAGED_ONLINE], site, choice.collection)
     yield from _kubernetes(plans[Offer.KUBERNETES], site)
     yield from _batch(plans[Offer.BATCH], site)
     for variant in models:
@@ -93,10 +96,17 @@ def _shared(site: Site) -> Iterator[tuple[str, str]]:
         yield LOCAL, dump(online.local(site, images["online"]))
 
 
-def _online(plans: Sequence[DeployablePlan], site: Site) -> Iterator[tuple[str, str]]:
+def _online(
+    plans: Sequence[DeployablePlan], site: Site, collection: Collection | None
+) -> Iterator[tuple[str, str]]:
     yield "yaml/online/endpoint.yml", dump(online.endpoint(site))
     for plan in plans:
-        yield _file("yaml/online", plan), dump(online.deployment(plan, site))
+        yield _file("yaml/online", plan), dump(online.deployment(plan, site, collection))
+        if collection is not None:
+            yield (
+                _file(monitoring.FOLDER, plan),
+                dump(monitoring.schedule(plan.request.variant, site, collection)),
+            )
     yield "yaml/online/autoscale.json", json.dumps(autoscale.template(plans, site), indent=2) + "\n"
 
 

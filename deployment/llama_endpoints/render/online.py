@@ -4,6 +4,8 @@ from typing import Any, Final
 
 from llama_endpoints.azure.limits import MANAGED, REQUEST_MS, schema
 from llama_endpoints.planning.planner import DeployablePlan
+from llama_endpoints.render import monitoring
+from llama_endpoints.render.monitoring import Collection
 from llama_endpoints.render.serving import (
     admitted,
     code,
@@ -45,8 +47,13 @@ def endpoint(site: Site) -> RenderedFile:
     )
 
 
-def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
+def deployment(plan: DeployablePlan, site: Site, collection: Collection | None = None) -> RenderedFile:
     """Return a deployment behind azmlinfsrv, or behind our own server.
+
+    Args:
+        plan: of the model.
+        site: names.
+        collection: what it collects; None collects nothing.
 
     Raises:
         SetupError: our own server is requested with another engine than vLLM.
@@ -69,10 +76,11 @@ def deployment(plan: DeployablePlan, site: Site) -> RenderedFile:
         "instance_type": plan.chosen.sku.name,
         "instance_count": plan.request.instances,
         **(serving_ourselves(plan, MANAGED) if ours else serving(plan, MANAGED)),
+        **monitoring.fields(collection),
     }
-    return RenderedFile(
-        values, {**_notes(plan), **(server_notes(plan, MANAGED) if ours else notes(plan, MANAGED))}
-    )
+    values["environment_variables"] |= monitoring.variables(collection)
+    told = server_notes(plan, MANAGED) if ours else notes(plan, MANAGED)
+    return RenderedFile(values, {**_notes(plan), **told, **monitoring.notes(collection)})
 
 
 def _notes(plan: DeployablePlan) -> Notes:

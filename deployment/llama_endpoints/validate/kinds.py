@@ -26,6 +26,7 @@ class SpecKind(StrEnum):
     COMPUTE = "amlCompute"
     COMMAND_JOB = "commandJob"
     COMMAND_COMPONENT = "commandComponent"
+    MONITOR = "monitorSchedule"
     INSTANCE_TYPE = "InstanceType"
     AUTOSCALE = "autoscaleSettings"
 

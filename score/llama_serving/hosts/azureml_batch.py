@@ -28,7 +28,6 @@ from llama_serving.errors import SetupError
 from llama_serving.faults import log_to_stderr
 from llama_serving.hosts import gpu_assignment
 from llama_serving.model_files import ModelFiles
-from llama_serving.service.collection import configuration as collection
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -78,7 +77,8 @@ def init() -> None:
     settings = Settings.from_environment()
     if settings.traces != "off":
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
-    collection.ignored(settings, "a batch job's records are its output")
+    if settings.collect != "off":
+        _log.warning("LLAMA_COLLECT has no effect here: a batch job's records are its output")
     files = ModelFiles.deployed()
     if settings.batch_gpus is not None:
         _log.info("GPUs of this process: %s", ", ".join(gpu_assignment.claim(settings.batch_gpus)))

@@ -15,11 +15,14 @@ from llama_endpoints.planning import skus
 from llama_endpoints.render import files as rendering
 from llama_endpoints.render import spec
 from llama_endpoints.validate.report import check
+from llama_serving.service.collection.record import CollectedInput, CollectedRequest, CollectedText
+from llama_serving.settings import Settings
 from tests.support.paths import ROOT
 
 MODEL = "codellama/CodeLlama-7b-hf"
 NAME = "codellama-7b-hf"
 IDENTITY = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/llama"
+CONNECTION = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w/connections/judge"
 OPTIONS = (
     (),
     ("--context", "100000"),
@@ -42,6 +45,8 @@ OPTIONS = (
     ("--public-network-access", "disabled"),
     ("--registry", "our_models"),
     ("--model", "meta-llama/Llama-2-70b-hf"),
+    ("--collect", "0.1"),
+    ("--collect", "1", "--front", "server", "--monitor-connection", CONNECTION, "--monitor-model", "gpt-4o"),
 )
 NOT_IN_THE_FILES = {"--check", "--output", "--local"}
 """The last one's file names a model that must be there: see tests/end_to_end/test_render_command.py."""
@@ -267,3 +272,61 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(rendering.SetupError, match="No space left"):
         rendering.write({"a.yml": "after"}, tmp_path)
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"before", [path])
+
+
+@pytest.mark.parametrize(("given", "share"), [("1", "1"), ("0.05", "0.05"), ("0.000001", "0.000001")])
+def test_a_deployment_that_collects_has_a_collector_its_variables_and_a_monitor(
+    tmp_path: Path, given: str, share: str
+) -> None:
+    judge = ("--monitor-connection", CONNECTION, "--monitor-model", "gpt-4o")
+    assert render("--model", MODEL, "--output", str(tmp_path), "--collect", given, *judge).exit_code == 0
+    deployment = read(tmp_path / f"yaml/online/{NAME}.yml")
+    collector = deployment["data_collector"]
+    assert collector["collections"] == {name: {"enabled": "true"} for name in ("model_inputs", "model_outputs")}
+    assert collector["sampling_rate"] == 1.0
+    variables = deployment["environment_variables"]
+    assert Settings.from_environment(variables).collect == "azureml"
+    assert variables["LLAMA_COLLECT_RATE"] == share
+    monitor = read(tmp_path / f"yaml/monitoring/{NAME}.yml")
+    signals = monitor["create_monitor"]["monitoring_signals"]
+    assert (
+        monitor["create_monitor"]["monitoring_target"]["endpoint_deployment_id"] == f"azureml:code-llama:{NAME}"
+    )
+    columns = [one["data_column_names"] for one in signals["texts"]["production_data"]]
+    request = CollectedRequest("r", 0.0, MODEL, {}, (CollectedInput("x"),), ((CollectedText("y"),),))
+    rows = (request.model_inputs()[0], request.model_outputs()[0])
+    for side, row in zip(columns, rows, strict=True):
+        assert set(side.values()) <= row.keys()
+    assert set(signals["lengths"]["features"]) <= rows[1].keys()
+    others = [
+        path for path in (tmp_path / "yaml").rglob("*.yml") if path.parent.name not in ("online", "monitoring")
+    ]
+    assert not [path for path in others if "LLAMA_COLLECT" in path.read_text(encoding="utf-8")]
+
+
+def test_nothing_is_collected_by_default(tmp_path: Path) -> None:
+    assert render("--model", MODEL, "--output", str(tmp_path)).exit_code == 0
+    deployment = read(tmp_path / f"yaml/online/{NAME}.yml")
+    assert "data_collector" not in deployment
+    assert Settings.from_environment(deployment["environment_variables"]).collect == "off"
+    assert not (tmp_path / "yaml/monitoring").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--collect", "0"), "--collect"),
+        (("--collect", "1.5"), "--collect"),
+        (("--collect", "0.5", "--monitor-connection", CONNECTION), "belong together"),
+        (("--collect", "0.5", "--monitor-model", "gpt-4o"), "belong together"),
+        (("--monitor-connection", CONNECTION, "--monitor-model", "gpt-4o"), "needs --collect"),
+        (
+            ("--collect", "0.5", "--monitor-connection", "judge", "--monitor-model", "x"),
+            "Invalid --monitor-connection",
+        ),
+    ],
+)
+def test_what_cannot_be_monitored_is_refused(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    ran = render("--model", MODEL, "--output", str(tmp_path), *options)
+    assert ran.exit_code == 2
+    assert says in ran.output + str(ran.exception)

@@ -29,6 +29,8 @@ _CONCURRENT: Final[Place] = ("request_settings", "max_concurrent_requests_per_in
 _GRACEFUL_S: Final = 30
 _LEAST_MS: Final = 1000
 """A request timeout below this was probably meant in seconds."""
+_REDACTED: Final = frozenset(("model_inputs", "model_outputs"))
+"""Collections of a data collector that get what our own code has redacted, if LLAMA_COLLECT wants that."""
 _PERIOD_S: Final = 10
 """The default interval between probes: ML/reference-yaml-deployment-managed-online.md."""
 _WORKER_S: Final = 300
@@ -226,8 +228,10 @@ def _stored_prompts(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
             Rule.KEPT_PROMPTS, ("app_insights_enabled",),
             f"stores the container's output{_completions(serving)} in Application Insights. Set false if texts must not be stored.",
         )  # fmt: skip
+    wanted = _REDACTED if serving.settings.collect == "azureml" else frozenset[str]()
     for name, collection in spec.mapping("data_collector", "collections").items():
-        if isinstance(collection, dict) and str(collection.get("enabled")).lower() == "true":
+        on = isinstance(collection, dict) and str(collection.get("enabled")).lower() == "true"
+        if on and name not in wanted:
             yield spec.find(
                 Rule.KEPT_PROMPTS, ("data_collector", "collections", name),
                 'stores requests. Remove data_collector, or set enabled: "false".',

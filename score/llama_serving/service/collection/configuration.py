@@ -47,12 +47,6 @@ def notice(settings: Settings) -> str:
     return f"Prompts and answers of {share} are collected by the operator of this server; keys and e-mail addresses are removed."
 
 
-def ignored(settings: Settings, why: str) -> None:
-    """Warn that nothing is collected here, where the settings ask for it."""
-    if settings.collect != OFF:
-        _log.warning("LLAMA_COLLECT has no effect here: %s", why)
-
-
 def _jsonl(settings: Settings) -> tuple[Sink, float]:
     from llama_serving.service.collection.sinks.jsonl import JsonLines
 

@@ -1,10 +1,10 @@
 """What is collected of one request, in the shape of Azure's data collector. Pure."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.request import FILL_MARKER, Completion, Dialog, Infill, Input, TokenIds
 
 COMPLETE: Final = "complete"
@@ -42,7 +42,7 @@ class CollectedInput:
         """What the prompt stands in: earlier messages as JSON, or the texts from elsewhere."""
         if self.earlier:
             messages = [{"role": one.role, "content": one.content} for one in self.earlier]
-            return json.dumps(messages, ensure_ascii=False)
+            return json_line(messages)
         return "\n".join(self.extra)
 
 

@@ -3,7 +3,6 @@
 https://github.com/open-telemetry/semantic-conventions/blob/v1.37.0/docs/gen-ai/gen-ai-events.md
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import TraceFlags
 
+from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
 from llama_serving.service.collection.record import CollectedInput, CollectedRequest, CollectedText, Turn
 from llama_serving.service.collection.sinks.sink import SinkError
@@ -117,8 +117,8 @@ def events(request: CollectedRequest) -> Iterator[dict[str, Any]]:
             "gen_ai.response.finish_reasons": [one.finish_reason or "error" for one in sequences],
             "gen_ai.usage.input_tokens": sum(one.prompt_tokens for one in sequences),
             "gen_ai.usage.output_tokens": sum(one.completion_tokens for one in sequences),
-            "gen_ai.input.messages": json.dumps(_input_messages(given), ensure_ascii=False),
-            "gen_ai.output.messages": json.dumps(_output_messages(sequences), ensure_ascii=False),
+            "gen_ai.input.messages": json_line(_input_messages(given)),
+            "gen_ai.output.messages": json_line(_output_messages(sequences)),
             "llama.request_id": request.request_id,
             "llama.input": number,
             "llama.end": request.end,
