@@ -248,6 +248,7 @@ class Service:
         followed.prepared(request, inputs)
         if self.guards.watches(Stage.PROMPT):
             _refuse_blocked(request, self.guards.check(_prompts(inputs)))
+        followed.passed()
         return inputs
 
     async def _achecked(
@@ -258,6 +259,7 @@ class Service:
         followed.prepared(request, inputs)
         if self.guards.watches(Stage.PROMPT):
             _refuse_blocked(request, await self.guards.acheck(_prompts(inputs)))
+        followed.passed()
         return inputs
 
     @contextmanager

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_serving.contract import openai, protocol
+from llama_serving.contract.content_filter import Finding
 from llama_serving.contract.request import Request
 from llama_serving.errors import ServingError
 from llama_serving.service.collection import collector as collecting
@@ -22,6 +23,7 @@ from llama_serving.service.collection.collector import Collector
 from llama_serving.service.collection.record import CollectedInput, CollectedRequest, CollectedText
 from llama_serving.service.collection.redaction import Redactor
 from llama_serving.service.collection.sinks.sink import SinkError
+from llama_serving.service.guards.guard import Passage
 from llama_serving.service.guards.guards import Guards, Installed
 from llama_serving.service.guards.held_stream import Windows
 from llama_serving.service.guards.rules import Rules
@@ -237,6 +239,20 @@ def test_a_prompt_that_a_guard_blocks_is_not_collected_and_the_block_is(way: str
         run(service, way, score("my seKret"))
     one = told(kept)
     assert (one.blocked, one.end) == ("prompt", "content_filter")
+    assert "seKret" not in str(one)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_prompt_that_a_guard_could_not_check_is_not_collected(way: str) -> None:
+    class Broken:
+        def check(self, passage: Passage) -> list[Finding]:
+            raise OSError
+
+    service = scripted(TEXT, guards=Guards([Installed("broken", Broken())]))
+    with collected(service) as kept, pytest.raises(ServingError):
+        run(service, way, score("my seKret"))
+    one = told(kept)
+    assert (one.blocked, one.end) == ("", "guard_unavailable")
     assert "seKret" not in str(one)
 
 

@@ -158,6 +158,12 @@ def test_spans_become_ordered_and_apart(text: str, drawn: list[tuple[int, int, b
     assert covered >= {at for one in spans for at in range(one.start, one.end)}
 
 
+def test_a_short_key_of_a_client_s_own_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "LIMIT_S", 0.01)
+    with pytest.raises(RedactionError):
+        redacted("a" * 1_000_000, "a")
+
+
 @pytest.mark.parametrize("text", ["eyJ" * 300_000, "//" * 500_000, "secret='" * 100_000, "a" * 1_000_000])
 def test_no_text_takes_long(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that has run out ends the search in the middle of a pattern, too."""

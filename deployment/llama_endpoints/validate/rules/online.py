@@ -49,6 +49,7 @@ def rules(spec: SpecFile, tree: SpecTree) -> Iterator[Finding]:
             yield from _process(spec, serving)
         yield from _late(spec, serving, machine_of(spec, tree))
         yield from _stored_prompts(spec, serving)
+        yield from _nowhere_collected(spec, serving)
     yield from _patience(spec, serving)
     yield from _unit(spec)
     yield from _overlap(spec)
@@ -230,12 +231,28 @@ def _stored_prompts(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
         )  # fmt: skip
     wanted = _REDACTED if serving.settings.collect == "azureml" else frozenset[str]()
     for name, collection in spec.mapping("data_collector", "collections").items():
-        on = isinstance(collection, dict) and str(collection.get("enabled")).lower() == "true"
-        if on and name not in wanted:
+        if _is_on(collection) and name not in wanted:
             yield spec.find(
                 Rule.KEPT_PROMPTS, ("data_collector", "collections", name),
                 'stores requests. Remove data_collector, or set enabled: "false".',
             )  # fmt: skip
+
+
+def _nowhere_collected(spec: SpecFile, serving: Serving) -> Iterator[Finding]:
+    """Yield a finding if the container would not start, since what it collects has no data collector."""
+    if serving.settings.collect != "azureml":
+        return
+    given = spec.mapping("data_collector", "collections")
+    lacking = [name for name in sorted(_REDACTED) if not _is_on(given.get(name))]
+    if lacking:
+        yield spec.find(
+            Rule.VARIABLE, _at(serving, "LLAMA_COLLECT"),
+            f"prevents the start: data_collector lacks the collection {' and '.join(lacking)}. Add it, with enabled: \"true\".",
+        )  # fmt: skip
+
+
+def _is_on(collection: object) -> bool:
+    return isinstance(collection, dict) and str(collection.get("enabled")).lower() == "true"
 
 
 def _completions(serving: Serving) -> str:

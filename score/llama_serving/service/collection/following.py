@@ -32,7 +32,10 @@ class Following:
     """What the service says of a request. This one keeps nothing: the request is not collected."""
 
     def prepared(self, request: Request, inputs: Sequence[PreparedInput]) -> None:
-        """Note a request that may run."""
+        """Note a request that may run if the guards pass its prompts."""
+
+    def passed(self) -> None:
+        """Note that the guards have passed its prompts."""
 
     def running(self, sequences: Sequence[Sequence[SequenceOutput]]) -> None:
         """Note the sequences of a stream."""
@@ -69,12 +72,16 @@ class _Followed(Following):
     def __init__(self, caller: Caller, model: str) -> None:
         self._caller, self._model, self._seconds = caller, model, time.time()
         self._request: Request | None = None
+        self._passed = False
         self._inputs: Sequence[PreparedInput] = ()
         self._streams: list[_Stream] = []
         self._generations: Generations | None = None
 
     def prepared(self, request: Request, inputs: Sequence[PreparedInput]) -> None:
         self._request, self._inputs = request, inputs
+
+    def passed(self) -> None:
+        self._passed = True
 
     def running(self, sequences: Sequence[Sequence[SequenceOutput]]) -> None:
         self._streams = [_Stream(one) for several in sequences for one in several]
@@ -99,9 +106,7 @@ class _Followed(Following):
             self._seconds,
             self._model,
             parameters_of(self._request, self._inputs[0].params[0]),
-            tuple(CollectedInput("") for _ in self._inputs)
-            if blocked == PROMPT
-            else self._given(self._request),
+            self._given(self._request) if self._passed else tuple(CollectedInput("") for _ in self._inputs),
             outputs,
             end,
             blocked,

@@ -69,7 +69,7 @@ class CollectedRequest:
         seconds: since 1970, when the request came.
         model: its name.
         parameters: of its first sequence, numbers alone.
-        inputs: its inputs; empty texts if a guard blocked one of them.
+        inputs: its inputs; without texts unless the guards have passed all of them.
         outputs: for each input its sequences.
         end: `complete`, `client_gone`, or the code of the error that the request ended with.
         blocked: what a guard blocked: `prompt`, `text` or nothing.

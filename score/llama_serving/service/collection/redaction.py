@@ -107,6 +107,7 @@ class Redaction:
         for secret in self._secrets:
             at = text.find(secret)
             while at >= 0:
+                self._left_s()
                 yield Span(at, at + len(secret), OWN)
                 at = text.find(secret, at + 1)
         for start in range(0, max(1, len(text) - OVERLAP), WINDOW - OVERLAP):
@@ -114,11 +115,8 @@ class Redaction:
 
     def _found(self, text: str, start: int, window: str) -> Iterator[Span]:
         for kind, pattern, wide in self._patterns:
-            left = self._until - time.monotonic()
-            if left <= 0:
-                raise RedactionError(f"took more than {LIMIT_S:g} s")
             try:
-                for match in pattern.finditer(window, timeout=left, concurrent=True):
+                for match in pattern.finditer(window, timeout=self._left_s(), concurrent=True):
                     group = "secret" if "secret" in pattern.groupindex else 0
                     begin, end = match.span(group)
                     if kind == "private-key":
@@ -126,6 +124,17 @@ class Redaction:
                     yield Span(start + begin, start + end, kind, wide)
             except TimeoutError:
                 raise RedactionError(f"took more than {LIMIT_S:g} s") from None
+
+    def _left_s(self) -> float:
+        """Return the seconds that are left.
+
+        Raises:
+            RedactionError: none are.
+        """
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise RedactionError(f"took more than {LIMIT_S:g} s")
+        return left
 
 
 def merged(text: str, spans: Iterable[Span]) -> Iterator[Span]:
