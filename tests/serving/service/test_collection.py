@@ -182,11 +182,12 @@ def test_of_a_dialog_the_last_message_is_the_prompt_and_the_others_its_context()
 
 @pytest.mark.parametrize("way", ["stream", "astream"])
 @pytest.mark.parametrize("pieces_read", [0, 1, 3])
-def test_of_a_client_that_goes_is_kept_what_it_was_sent(way: str, pieces_read: int) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_of_a_client_that_goes_is_kept_what_it_was_sent(way: str, pieces_read: int, *, full: bool) -> None:
     service = scripted("a b c d e f g h i j k", pause_s=0.002)
     sent: list[str] = []
     with collected(service) as kept:
-        request = score("x", ignore_eos=True)
+        request = score("x", ignore_eos=True, return_full_text=full)
         if way == "stream":
             deltas = service.stream(request, caller=CALLER)
             sent += [next(deltas).text for _ in range(pieces_read)]
@@ -206,7 +207,9 @@ def test_of_a_client_that_goes_is_kept_what_it_was_sent(way: str, pieces_read: i
     one = told(kept)
     assert one.end == "client_gone"
     (row,) = one.model_outputs()
-    assert row["completion"] == "".join(sent[:-1])  # (whether the last piece arrived is not known)
+    assert row["completion"] == "".join(sent[:-1]).removeprefix(
+        "x" if full else ""
+    )  # (whether the last piece arrived is not known)
     assert row["finish_reason"] == ""
 
 

@@ -75,8 +75,15 @@ def test_several_secrets_are_gone(parts: list[str], between: str) -> None:
         assert part not in clean or len(part) < 10
 
 
-@given(st.integers(0, 3 * redaction.WINDOW), st.sampled_from(["x y ", "def f(x):\n    return x\n"]), ANY_SECRET)
-@settings(max_examples=30, deadline=None)
+PLACES = st.one_of(
+    st.integers(0, 3 * redaction.WINDOW),
+    st.builds(lambda number, back: number * redaction.WINDOW - back, st.integers(1, 3), st.integers(0, 30)),
+)
+"""Anywhere, and over the border of what is searched at a time."""
+
+
+@given(PLACES, st.sampled_from(["x y ", "def f(x):\n    return x\n"]), ANY_SECRET)
+@settings(max_examples=40, deadline=None)
 def test_a_secret_is_found_anywhere_in_a_long_text(at: int, filler: str, secret: str) -> None:
     text = (filler * (4 * redaction.WINDOW // len(filler)))[: 4 * redaction.WINDOW]
     clean = redacted(f"{text[:at]} {secret} {text[at:]}")
@@ -138,6 +145,9 @@ def test_code_stays_as_it_is() -> None:
         ("mailto:ada%40example.org", "mailto:[REDACTED:email]"),
         ("AKIAIOSFODNN7EXAMPLE", "[REDACTED:aws-access-key]"),
         ("key=ghp_" + "a1" * 18, "key=[REDACTED:github-token]"),
+        ("AKIAIOSFODNN7EXAMPLE0123_x/y", "[REDACTED:aws-access-key]"),
+        ("id:AKIAIOSFODNN7EXAMPLE.", "id:[REDACTED:aws-access-key]."),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc_DEF-123 z", "[REDACTED:json-web-token] z"),
         ("", ""),
     ],
 )  # fmt: skip

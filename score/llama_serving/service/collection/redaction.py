@@ -28,7 +28,6 @@ _SHAPES: Final = {
     "private-key": r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z0-9 ]{0,20}-----",
     "email": rf"(?<![\w.%+'-])[\w.%+'-]++@{_DOMAIN}|(?<![\w.+'-])[\w.+'-]++%40{_DOMAIN}",
     "bearer": r"(?i:\bbearer)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,})",
-    "json-web-token": r"eyJ[A-Za-z0-9_=-]{5,}\.[A-Za-z0-9_=-]{5,}(?:\.[A-Za-z0-9_.+/=-]*)?",
     "password": rf"(?i:{_NAMES}\w{{0,32}}[\"']?\s{{0,8}}(?:[:=]|=>|:=)\s{{0,8}})(?:\"(?P<secret>[^\"\n]{{4,}})\"|'(?P<secret>[^'\n]{{4,}})')",
     "assigned-key": rf"(?i:{_NAMES}\w{{0,32}})\s?[:=]\s?(?P<secret>(?=[^\s\d]*\d)[A-Za-z0-9+/_=~-]{{8,}})(?![\w.(\[])",
     "basic-auth": r"://[^\s/@:]{0,256}:(?P<secret>[^\s/@]{1,256})@",
@@ -38,9 +37,10 @@ _SHAPES: Final = {
         r"|(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|dckr_pat_|dop_v1_|shp(?:at|ss|ca)_|AIza|ya29\.)[\w-]{16,}"
     ),
 }  # fmt: skip
-"""Shapes that detect-secrets lacks, or finds in part only: of a private key it finds the head, of a JWT not the signature."""
+"""Shapes that detect-secrets lacks, or finds in part only: of a private key it finds the head."""
 _WHOLE: Final = frozenset(("api-key",))
-"""Of these a match may be a part of a longer word, as of detect-secrets' kinds: the whole word goes."""
+"""Of these a match may be a part of a longer word, as of detect-secrets' kinds (of a JSON web token it finds all but the
+signature): the whole word goes."""
 _AFTER: Final = regex.compile(r"(?:[A-Za-z0-9_+/=~-]|\.(?=[A-Za-z0-9_-]))*+")
 _WORD: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+/-")
 
