@@ -123,6 +123,7 @@ def parse(tokens: list[int], *, token: str | None = None, max_tokens: int = 4096
     """Return the risk-adjusted, task-oriented text of https://example.com/a/b?page=2."""
     password = getpass.getpass()
     secret = hashlib.sha256(b"x").hexdigest()[:8]
+    hf_raise_for_status_of(response, max_tokens="max_new_tokens")
     return tokenizer.decode(tokens) if x @ y else f"{token}@{host}"
 '''
 
@@ -136,6 +137,7 @@ def test_code_stays_as_it_is() -> None:
     [
         ("Authorization: Bearer abcdef123456", "Authorization: Bearer [REDACTED:bearer]"),
         ("curl -H 'authorization: bearer xyz.abc-123'", "curl -H 'authorization: bearer [REDACTED:bearer]'"),
+        ("Bearer authentication. Bearer tokens", "Bearer authentication. Bearer tokens"),
         ("password = 'hunter2'", "password = '[REDACTED:password]'"),
         ('{"client_secret": "a b c d"}', '{"client_secret": "[REDACTED:password]"}'),
         ("export OPENAI_API_KEY=abcdef12345", "export OPENAI_API_KEY=[REDACTED:assigned-key]"),

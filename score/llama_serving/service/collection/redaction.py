@@ -20,21 +20,21 @@ WINDOW: Final = 8192
 OVERLAP: Final = 2048
 OWN: Final = "own-key"
 _NAMES: Final = (
-    r"(?:api[_-]?key|access[_-]?key|account[_-]?key|subscription[_-]?key|client[_-]?secret|secret|token|passw(?:or)?d|pwd|"
+    r"(?:api[_-]?key|access[_-]?key|account[_-]?key|subscription[_-]?key|client[_-]?secret|secret|token(?!s)|passw(?:or)?d|pwd|"
     r"connection[_-]?string|credentials?)"
 )
 _DOMAIN: Final = r"(?:[\w-]{1,63}\.){1,8}[\w-]{2,63}"
 _SHAPES: Final = {
     "private-key": r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z0-9 ]{0,20}-----",
     "email": rf"(?<![\w.%+'-])[\w.%+'-]++@{_DOMAIN}|(?<![\w.+'-])[\w.+'-]++%40{_DOMAIN}",
-    "bearer": r"(?i:\bbearer)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,})",
+    "bearer": r"(?i:\bbearer)[ \t]+(?P<secret>(?=[A-Za-z]*(?:[\d_~+/=-]|\.[A-Za-z0-9]))[A-Za-z0-9._~+/=-]{8,})",
     "password": rf"(?i:{_NAMES}\w{{0,32}}[\"']?\s{{0,8}}(?:[:=]|=>|:=)\s{{0,8}})(?:\"(?P<secret>[^\"\n]{{4,}})\"|'(?P<secret>[^'\n]{{4,}})')",
     "assigned-key": rf"(?i:{_NAMES}\w{{0,32}})\s?[:=]\s?(?P<secret>(?=[^\s\d]*\d)[A-Za-z0-9+/_=~-]{{8,}})(?![\w.(\[])",
     "basic-auth": r"://[^\s/@:]{0,256}:(?P<secret>[^\s/@]{1,256})@",
     "shared-access-signature": r"[?&;]sig=(?P<secret>[A-Za-z0-9%+/=_-]{20,})",
     "api-key": (
         r"(?<![A-Za-z0-9])(?:sk|pk|rk)[-_](?=[\w-]*\d)[\w-]{16,}"
-        r"|(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|dckr_pat_|dop_v1_|shp(?:at|ss|ca)_|AIza|ya29\.)[\w-]{16,}"
+        r"|(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|dckr_pat_|dop_v1_|shp(?:at|ss|ca)_|AIza|ya29\.)(?=[\w-]*[\dA-Z])[\w-]{16,}"
     ),
 }  # fmt: skip
 """Shapes that detect-secrets lacks, or finds in part only: of a private key it finds the head."""
