@@ -19,6 +19,7 @@ from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 from tests.conftest import Answer, post
 from tests.support.calls import get, metric, opened, until
+from tests.support.collector import collecting
 from tests.support.in_process import LocalServer, load_nano, logged, serving
 from tests.support.sidecars import deployed, sidecar
 
@@ -208,6 +209,19 @@ def test_a_data_collector_that_is_out_of_order_costs_a_line_and_no_request(
             assert list(here.rows("model_inputs")) == list(here.rows("model_outputs")) == ids
     said = [one.getMessage() for one in log if one.levelno >= logging.WARNING]
     assert len([one for one in said if one.startswith("collection:")]) == {"well": 0, "hangs": 2}.get(state, 1)
+
+
+def test_events_have_the_texts_and_spans_of_the_same_collector_do_not() -> None:
+    with collecting() as here:
+        env = {"LLAMA_COLLECT": "otlp", "LLAMA_TRACES": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": here.url}
+        with serving(env) as started:
+            assert post(f"{started.url}/v1/completions", {"prompt": PROMPT, **OPTIONS}).status == 200
+            until(lambda: metric(started.url, "llama_collected_total") == 1)
+    bodies = {path: body.decode("utf-8", "replace") for path, body in here.got}
+    assert bodies.keys() == {"/v1/logs", "/v1/traces"}
+    assert "quokka" in bodies["/v1/logs"]
+    assert "ada@example.org" not in bodies["/v1/logs"]
+    assert "quokka" not in bodies["/v1/traces"]
 
 
 # --- the other hosts -----------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import re
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +17,14 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from llama_serving.errors import SetupError
+from llama_serving.service.collection import configuration
 from llama_serving.service.collection.record import CollectedInput, CollectedRequest, CollectedText, Turn
 from llama_serving.service.collection.sinks import azureml
 from llama_serving.service.collection.sinks.azureml import DataCollector
 from llama_serving.service.collection.sinks.jsonl import JsonLines
 from llama_serving.service.collection.sinks.otlp import OtlpEvents, events
 from llama_serving.service.collection.sinks.sink import SinkError
+from llama_serving.settings import Settings
 from tests.support.collector import attributes, collecting
 from tests.support.sidecars import deployed, sidecar
 
@@ -338,3 +342,24 @@ def test_variables_that_cannot_be_used_stop_the_start(
     monkeypatch.setenv(name, value)
     with pytest.raises(SetupError, match=r"can't be used"):
         OtlpEvents.of(os.environ)
+
+
+# --- what is not installed ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("collect", "lacking", "extra"),
+    [
+        ("azureml", "azureml.ai.monitoring.config", "llama-endpoints[collect]"),
+        ("otlp", "opentelemetry.sdk._logs", "llama-endpoints[traces]"),
+        ("jsonl", "detect_secrets.plugins", "llama-endpoints[guards]"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named(
+    collect: str, lacking: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sink in ("azureml", "otlp"):
+        monkeypatch.delitem(sys.modules, f"llama_serving.service.collection.sinks.{sink}", raising=False)
+    monkeypatch.setitem(sys.modules, lacking, None)
+    with pytest.raises(SetupError, match=re.escape(extra)):
+        configuration.of(Settings(collect=collect, collect_file="unused"))
