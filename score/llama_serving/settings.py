@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +67,13 @@ class Settings:
         audit_fsync: lines of the audit are forced onto the disk.
         audit_max_bytes: size at which the audit's file is renamed and a new one begun.
         cors_origins: origins whose pages may call our own server from a browser; `*` is all.
+        trusted_proxies: addresses and networks (CIDR) of proxies in front of our own server, whose `X-Forwarded-*` headers are
+            believed; `unix` is every peer on a Unix socket.
+        path_prefix: our own server's paths also exist below it, such as `/llama` behind a proxy that does not strip it.
+        tls_cert: our own server speaks TLS with this chain of certificates in PEM. A changed file is read again.
+        tls_key: its private key in PEM; None is in the file of the certificate.
+        tls_key_password: of an encrypted key.
+        tls_client_ca: clients need a certificate that one of these has signed, in PEM.
         page: our own server has a page for browsers at `/`.
         guards: the file of the guards that check prompts and texts, YAML or JSON; None has no guards.
         log_prompts: prompts may be written to the log.
@@ -112,6 +120,12 @@ class Settings:
     audit_fsync: bool = False
     audit_max_bytes: int = 256 << 20
     cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    path_prefix: str = ""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_key_password: str | None = field(default=None, repr=False)
+    tls_client_ca: str | None = None
     page: bool = True
     guards: str | None = None
     log_prompts: bool = False
@@ -151,6 +165,8 @@ class Settings:
                 value = f"{len(value)} keys"
             elif name == "upstream_key" and value is not None:
                 value = "1 key"
+            elif name == "tls_key_password" and value is not None:
+                value = "1 password"
             return f"{_PREFIX}{name.upper()}={value}"
 
         return " ".join(show(field.name) for field in fields(self))
@@ -286,6 +302,36 @@ def _origins(name: str, text: str) -> tuple[str, ...]:
     return origins
 
 
+def _proxies(name: str, text: str) -> tuple[str, ...]:
+    found = tuple(one.strip() for one in text.split(",") if one.strip())
+    try:
+        if not found:
+            raise ValueError("it names none")  # noqa: TRY301
+        for one in found:
+            if one != "unix" and ip_network(one) and "%" in one:
+                raise ValueError(f"{one} has a zone")  # noqa: TRY301
+    except ValueError as error:
+        raise _unusable(
+            name,
+            text,
+            f"addresses, networks and `unix` with commas between them, such as 127.0.0.1,10.0.0.0/8 ({error})",
+        ) from None
+    return found
+
+
+def _path_prefix(name: str, text: str) -> str:
+    prefix = text.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*", prefix):
+        raise _unusable(name, text, "a path such as /llama, of letters, digits, hyphens and dots")
+    return prefix
+
+
+def _password(name: str, text: str) -> str:
+    if len(text.encode("utf-8", "surrogateescape")) > 1024:
+        raise SetupError(f"{_PREFIX}{name.upper()} is too long: OpenSSL takes 1,024 bytes.")
+    return text
+
+
 def _unusable(name: str, text: str, allowed: str) -> SetupError:
     return SetupError(f"{_PREFIX}{name.upper()}={text} can't be used: it must be {allowed}.")
 
@@ -324,6 +370,12 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "audit_fsync": _boolean,
     "audit_max_bytes": _bytes,
     "cors_origins": _origins,
+    "trusted_proxies": _proxies,
+    "path_prefix": _path_prefix,
+    "tls_cert": _path("/etc/llama/tls.crt"),
+    "tls_key": _path("/etc/llama/tls.key"),
+    "tls_key_password": _password,
+    "tls_client_ca": _path("/etc/llama/clients.crt"),
     "page": _boolean,
     "guards": _path("/etc/llama/guards.yml"),
     "log_prompts": _boolean,

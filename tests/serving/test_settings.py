@@ -52,6 +52,15 @@ ACCEPTED: dict[str, tuple[tuple[str, Any], ...]] = {
     "batch_output": (("append_row", "append_row"), ("summary_only", "summary_only")),
     "batch_gpus": (("1", 1), ("64", 64)),
     "guards": (("guards.yml", "guards.yml"), ("/etc/a b/guards.json", "/etc/a b/guards.json")),
+    "trusted_proxies": (
+        ("127.0.0.1, ::1", ("127.0.0.1", "::1")),
+        ("unix,10.0.0.0/8,fd00::/8", ("unix", "10.0.0.0/8", "fd00::/8")),
+    ),
+    "path_prefix": (("/llama", "/llama"), ("/a/b-c_d.e~/", "/a/b-c_d.e~"), ("/", "")),
+    "tls_cert": (("/etc/tls.crt", "/etc/tls.crt"), ("a b.pem", "a b.pem")),
+    "tls_key": (("/etc/tls.key", "/etc/tls.key"), ("a b.pem", "a b.pem")),
+    "tls_key_password": (("a b", "a b"), ("é", "é")),
+    "tls_client_ca": (("/etc/ca.crt", "/etc/ca.crt"), ("a b.pem", "a b.pem")),
     "page": (("true", True), ("1", True), ("False", False), ("0", False)),
     "collect": tuple((one, one) for one in ("off", "azureml", "jsonl", "otlp")),
     "collect_rate": (("1", 1.0), ("1.0", 1.0), ("0.5", 0.5), (".05", 0.05), ("0.000000001", 1e-9)),
@@ -81,6 +90,23 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "speculative_tokens": ("64", "-1", *NO_INTEGER),
     "guards": ("/etc/llama/", "--guards", "a\tb"),
     "page": ("off", "yes"),
+    "trusted_proxies": ("*", "proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", "fe80::1%eth0", "a b", ","),
+    "path_prefix": (
+        "llama",
+        "//llama",
+        "/../llama",
+        "/a//b",
+        "/.hidden",
+        "/a b",
+        "/é",
+        "/a?b",
+        "http://a/b",
+        "/%61",
+    ),
+    "tls_cert": ("/etc/llama/", "--tls", "a\tb"),
+    "tls_key": ("/etc/llama/", "-", "a\tb"),
+    "tls_key_password": ("a" * 1025, "é" * 513),
+    "tls_client_ca": ("/etc/llama/", "-", "a\tb"),
     "named_keys": ("/etc/llama/", "-", "a\tb"),
     "audit": ("/var/log/", "--audit", "a\tb"),
     "audit_fsync": ("always", "yes"),
@@ -219,7 +245,11 @@ def test_all_settings_are_shown_and_keys_are_masked() -> None:
 
 @pytest.mark.parametrize("told", [repr, str, Settings.shown, lambda settings: f"{[settings]}"])
 def test_no_way_to_print_them_shows_a_key(told: Callable[[Settings], str]) -> None:
-    said = told(Settings(api_keys=("hidden-1", "hidden-2"), upstream_key="hidden-3", queue=3))
+    said = told(
+        Settings(
+            api_keys=("hidden-1", "hidden-2"), upstream_key="hidden-3", tls_key_password="hidden-4", queue=3
+        )
+    )
     assert "hidden" not in said
     assert "3" in said
 

@@ -20,11 +20,13 @@ import pytest
 from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.catalog import NANO
 from llama_serving.model_files import ModelFiles
-from llama_serving.server.run import Assembly, Binding, traces_of
+from llama_serving.server.fronts.binding import Binding
+from llama_serving.server.lifecycle import Phase
+from llama_serving.server.run import Assembly, traces_of
 from llama_serving.server.scoring import Options
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
-from tests.support.calls import PATIENCE_S, is_up, until
+from tests.support.calls import PATIENCE_S, until
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 
@@ -61,10 +63,21 @@ def logged() -> Iterator[list[logging.LogRecord]]:
         ours.setLevel(before)
 
 
+def _url(assembly: Assembly) -> str:
+    """Return the server's address; that of a Unix socket is one for HTTP's sake."""
+    front = assembly.front
+    scheme, name = "http" if front.certificate is None else "https", front.listening.getsockname()
+    if isinstance(name, str):
+        return f"{scheme}://localhost"
+    host = name[0] if ":" not in name[0] else f"[{name[0]}]"
+    return f"{scheme}://{host}:{name[1]}"
+
+
 @contextmanager
 def serving(
     env: Mapping[str, str] = NO_ENV,
     *,
+    binding: Binding | None = None,
     options: Options | None = None,
     load: Callable[[Settings], Service] = load_nano,
     wait: bool = True,
@@ -75,7 +88,7 @@ def serving(
 
     async def live() -> int:
         assembly = Assembly.of(
-            lambda: load(settings), settings, Binding(port=port), options or Options(), traces
+            lambda: load(settings), settings, binding or Binding(port=port), options or Options(), traces
         )
         assembled.put(assembly)
         return await assembly.run()
@@ -90,10 +103,10 @@ def serving(
             last.callback(traces.close)
         exit_code = thread.submit(asyncio.run, live())
         assembly = assembled.get(timeout=PATIENCE_S)
-        server = LocalServer(f"http://127.0.0.1:{assembly.listening.getsockname()[1]}", assembly, exit_code)
+        server = LocalServer(_url(assembly), assembly, exit_code)
         try:
             if wait:
-                until(lambda: is_up(server.url))
+                until(lambda: assembly.server.started and assembly.lifecycle.phase is Phase.READY)
             yield server
         finally:
             with suppress(RuntimeError):  # its loop has ended

@@ -14,8 +14,9 @@ from typing import Final
 
 from llama_serving.errors import SetupError
 from llama_serving.model_files import ModelFiles
+from llama_serving.server.fronts.binding import Binding, permissions
 from llama_serving.server.json_logs import log_as_json
-from llama_serving.server.run import Binding, serve
+from llama_serving.server.run import serve
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_as_json()
     try:
         files, settings = ModelFiles.find(_folder(options.model)), Settings.from_environment()
-        binding = Binding(options.host, options.port, options.open_to_all)
+        binding = Binding(options.host, options.port, options.open_to_all, options.uds, options.uds_mode)
         return serve(lambda: Service.start(files, settings), settings, binding)
     except SetupError as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
@@ -44,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help=f"Folder of a packaged model; {MODEL} by default.")
     parser.add_argument("--host", default=Binding().host)
     parser.add_argument("--port", type=int, default=Binding().port)
+    parser.add_argument("--uds", metavar="PATH", help="Listen on a Unix socket instead.")
+    parser.add_argument(
+        "--uds-mode",
+        type=permissions,
+        default=Binding().uds_mode,
+        help="Permissions of its file; 660 by default.",
+    )
     parser.add_argument(
         "--open-to-all",
         action="store_true",

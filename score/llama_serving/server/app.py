@@ -14,6 +14,7 @@ from llama_serving.contract.server_openapi import server_document
 from llama_serving.errors import MethodNotAllowed, NotFound, ServingError
 from llama_serving.faults import as_serving_error
 from llama_serving.server import llamacpp_routes, ollama_routes, token_routes
+from llama_serving.server.fronts.forwarded import public_base
 from llama_serving.server.lifecycle import Lifecycle, Phase
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.protocols import INFO, PROTOCOLS, ROOT, spoken_at
@@ -31,6 +32,7 @@ def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: 
         version=version("llama-endpoints"),
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
     )
     scoring = Scoring(lifecycle, settings, options)
@@ -41,7 +43,7 @@ def routes(lifecycle: Lifecycle, metrics: Metrics, settings: Settings, options: 
     ollama_routes.add(app, lifecycle, scoring)
     llamacpp_routes.add(app, lifecycle)
     token_routes.add(app, scoring)
-    app.openapi = server_document  # type: ignore[method-assign]  # FastAPI's own way to say it
+    _add_document(app, settings.path_prefix)
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(ServingError, _refused)
     app.add_exception_handler(Exception, _refused)
@@ -91,6 +93,16 @@ def _add_probes(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
     }.items():
         app.add_api_route(path, _on_loop(function), methods=["GET", "HEAD"])
     app.add_api_route("/metrics", answer_metrics, methods=["GET", "HEAD"])
+
+
+def _add_document(app: FastAPI, prefix: str) -> None:
+    """Add the OpenAPI document. Behind a proxy it tells the server's address there."""
+
+    async def document(request: Request) -> Response:
+        address = public_base(request.scope) + prefix
+        return as_json({**server_document(), **({"servers": [{"url": address}]} if address else {})})
+
+    app.add_api_route("/openapi.json", document, methods=["GET", "HEAD"])
 
 
 def _on_loop(function: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_serving.faults import as_serving_error
 from llama_serving.server.accounts.accounts import Accounts
+from llama_serving.server.fronts.forwarded import client_of
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.page import is_asked_for
 from llama_serving.server.protocols import KNOWN, ROOT, spoken_at
@@ -92,6 +93,7 @@ class RequestMiddleware:
         if not _is_probe(scope) or status >= 400:
             line = {
                 "request_id": request_id,
+                "client": client_of(scope),
                 "method": scope["method"],
                 "route": route,
                 "status": status,

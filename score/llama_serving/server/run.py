@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from llama_serving.server.accounts import meter
 from llama_serving.server.accounts.accounts import Accounts
 from llama_serving.server.accounts.metering import Metering
 from llama_serving.server.app import routes
+from llama_serving.server.fronts.binding import Binding
+from llama_serving.server.fronts.front import Front, behind_proxies
 from llama_serving.server.lifecycle import Lifecycle
 from llama_serving.server.metrics import Metrics
 from llama_serving.server.middleware import RequestMiddleware
 from llama_serving.server.page import page
 from llama_serving.server.scoring import Options
-from llama_serving.server.target import OriginForm
-from llama_serving.server.uvicorn_server import DrainingServer, HeadTimeoutProtocol, ServerEnd, bound_socket
+from llama_serving.server.uvicorn_server import DrainingServer, HeadTimeoutProtocol, ServerEnd
 from llama_serving.service.collection import configuration as collection
 from llama_serving.service.output import SequenceOutput
 from llama_serving.service.service import Service
@@ -40,19 +40,6 @@ _log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 75
 LAST_BYTES_S: Final = 10
 """Seconds that a client may take to read its response when the server stops."""
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """Where the server listens.
-
-    Attributes:
-        open_to_all: allow addresses other than loopback without a key.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8453
-    open_to_all: bool = False
 
 
 def serve(
@@ -74,7 +61,8 @@ def serve(
             audit cannot be used.
     """
     keys = settings.api_keys or (settings.named_keys or ())
-    auth.check_address(binding.host, keys, open_to_all=binding.open_to_all)
+    if binding.uds is None:  # (the mode of a Unix socket's file says who may use it)
+        auth.check_address(binding.host, keys, open_to_all=binding.open_to_all)
     return asyncio.run(_serve(load, settings, binding, options or Options(), traces_of(settings)))
 
 
@@ -86,7 +74,7 @@ async def _serve(
     traces: "Traces | None",
 ) -> int:
     assembly = Assembly.of(load, settings, binding, options, traces)
-    if settings.named_keys is not None:
+    if settings.named_keys is not None or settings.tls_cert is not None:
         signal.signal(signal.SIGHUP, assembly.server.handle_exit)
     try:
         code = await assembly.run()
@@ -123,7 +111,7 @@ class Assembly:
     lifecycle: Lifecycle
     server: DrainingServer
     end: ServerEnd
-    listening: socket.socket
+    front: Front
     accounts: Accounts
 
     @classmethod
@@ -138,9 +126,25 @@ class Assembly:
         """Put a server together.
 
         Raises:
-            SetupError: the address is taken, or the file of keys or the audit cannot be used.
+            SetupError: the address is taken, or the certificate, the path prefix, the file of keys or the audit cannot be used.
         """
-        end, listening = ServerEnd(), bound_socket(binding.host, binding.port)
+        front = Front.open(binding, settings)
+        try:
+            return cls._behind(front, load, settings, options, traces)
+        except BaseException:
+            front.close()
+            raise
+
+    @classmethod
+    def _behind(
+        cls,
+        front: Front,
+        load: Callable[[], Service],
+        settings: Settings,
+        options: Options,
+        traces: "Traces | None",
+    ) -> "Assembly":
+        end = ServerEnd()
 
         def loaded() -> Service:
             collector = collection.of(settings)  # (what can't be used is said before the model is loaded)
@@ -156,21 +160,17 @@ class Assembly:
             meter.follow(service)
             return service
 
-        try:
-            accounts = Accounts.of(settings)
-        except SetupError:
-            listening.close()
-            raise
+        accounts = Accounts.of(settings)
         lifecycle = Lifecycle(loaded, end.end)
         metrics = Metrics(lifecycle, accounts.usage)
         app = routes(lifecycle, metrics, settings, options)
         app.router.lifespan_context = _lifespan(lifecycle)
         html = page(collection.notice(settings)) if settings.page else None
         inner = RequestMiddleware(Metering(app, accounts), metrics, accounts, page=html)
+        outer = cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)
         config = uvicorn.Config(
-            OriginForm(cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)),
-            host=binding.host,
-            port=binding.port,
+            behind_proxies(outer, settings),
+            **front.uvicorn_options(),
             http=HeadTimeoutProtocol,
             log_config=None,
             access_log=False,
@@ -181,8 +181,13 @@ class Assembly:
             ws="none",
             reset_contextvars=True,  # or the connection's next request could inherit the previous one's span
         )
-        end.server = DrainingServer(config, lifecycle, accounts.reload)
-        return cls(lifecycle, end.server, end, listening, accounts)
+
+        def reload() -> None:
+            accounts.reload()
+            front.reload()
+
+        end.server = DrainingServer(config, lifecycle, reload)
+        return cls(lifecycle, end.server, end, front, accounts)
 
     async def run(self) -> int:
         """Load, serve until told to stop, and return the exit code.
@@ -190,9 +195,12 @@ class Assembly:
         Raises:
             SetupError: the model cannot be loaded; so does whatever else loading raises.
         """
+        watching = self.front.watch()
         try:
-            await self.server.serve(sockets=[self.listening])
+            await self.server.serve(sockets=[self.front.listening])
         finally:
+            watching.cancel()
+            self.front.close()
             await asyncio.to_thread(self.accounts.close)
         if self.lifecycle.failure is not None:
             raise self.lifecycle.failure

@@ -1,9 +1,11 @@
-"""Adapts uvicorn: sockets, orderly shutdown, and a timeout for request heads."""
+"""Adapts uvicorn: orderly shutdown, and timeouts for handshakes of TLS and for request heads."""
 
 import asyncio
 import logging
+import select
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -11,39 +13,19 @@ from typing import Any, Final
 
 import h11
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llama_serving.errors import SetupError
 from llama_serving.server.lifecycle import Lifecycle
 
 _log = logging.getLogger(__name__)
 
 HEAD_S: Final = 10.0
 """Seconds in which a request's head must arrive."""
+FAREWELL_S: Final = 0.1
+"""Seconds between a connection's close and looking whether everything is sent."""
 MOST_BEHIND: Final = 1 << 16
 """Bytes that a client may send after a request before its response."""
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """Return the socket to listen on, without Nagle's delay.
-
-    Raises:
-        SetupError: the address is taken, or not this machine's.
-    """
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # asyncio sets TCP_NODELAY only if a socket's protocol is TCP, and this one's is the default, 0. Without it the end of a
-    # response and each event of a stream wait up to 40 ms for the client's acknowledgement. Connections inherit it.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listening.bind((host, port))
-    except (OSError, UnicodeError) as error:
-        listening.close()
-        reason = getattr(error, "strerror", None) or error
-        raise SetupError(
-            f"{host}:{port} can't be listened on: {reason}. Give another --port or --host."
-        ) from None
-    return listening
 
 
 @dataclass(slots=True)
@@ -78,6 +60,25 @@ class DrainingServer(uvicorn.Server):
         self._reloading: asyncio.Future[None] | None = None
         self._ending: list[asyncio.Task[None]] = []
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. uvicorn's own method has no time limit for handshakes."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        config = self.config
+
+        def protocol() -> asyncio.Protocol:
+            return HeadTimeoutProtocol(config, self.server_state, self.lifespan.state)
+
+        limits: dict[str, Any] = (
+            {} if config.ssl is None else {"ssl": config.ssl, "ssl_handshake_timeout": HEAD_S}
+        )
+        self.servers = [
+            await self._loop.create_server(protocol, sock=one, backlog=config.backlog, **limits)
+            for one in sockets or ()
+        ]
+        self.started = True
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle another SIGTERM or SIGINT, or a SIGHUP, on the loop, not in the interrupted code."""
         del frame
@@ -98,7 +99,7 @@ class DrainingServer(uvicorn.Server):
 
 
 class HeadTimeoutProtocol(H11Protocol):
-    """Closes connections whose request head takes too long."""
+    """Closes connections whose request head takes too long. Over TLS its time begins after the handshake."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -122,6 +123,40 @@ class HeadTimeoutProtocol(H11Protocol):
             super().send_400_response(msg)
         else:
             self.transport.close()
+
+    def shutdown(self) -> None:
+        """Close the connection if it is idle."""
+        if not self.transport.is_closing():
+            super().shutdown()
+        self._part()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for too long."""
+        super().timeout_keep_alive_handler()
+        self._part()
+
+    def on_response_complete(self) -> None:
+        """Close the connection behind its last response."""
+        super().on_response_complete()
+        self._part()
+
+    def _part(self) -> None:
+        """End a connection that closes once its last bytes are sent.
+
+        TLS would wait for the client's farewell, 30 s long. A client that keeps idle connections for later does not read them.
+        """
+        if self.scheme == "https" and self.transport.is_closing():
+            self.loop.call_later(FAREWELL_S, self._end_if_sent)
+
+    def _end_if_sent(self) -> None:
+        if self not in self.connections:
+            return
+        poller = select.poll()
+        poller.register(self.transport.get_extra_info("socket"), select.POLLOUT)
+        if poller.poll(0):  # asyncio has sent what there was, or the kernel would take no more
+            self.transport.abort()
+        else:
+            self._part()
 
     def _read_on(self) -> None:
         """Resume reading: uvicorn pauses when data follows a request, and would miss the client's disconnect."""
@@ -149,3 +184,4 @@ class HeadTimeoutProtocol(H11Protocol):
         self._head_timer = None
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+            self._part()

@@ -2,7 +2,7 @@
 
 import socket
 
-from llama_serving.server.uvicorn_server import bound_socket
+from llama_serving.server.fronts.binding import bound_socket
 
 
 def test_what_is_sent_goes_at_once() -> None:
