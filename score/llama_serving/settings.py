@@ -123,7 +123,7 @@ class Settings:
     trusted_proxies: tuple[str, ...] = ()
     path_prefix: str = ""
     tls_cert: str | None = None
-    tls_key: str | None = None
+    tls_key: str | None = field(default=None, repr=False)
     tls_key_password: str | None = field(default=None, repr=False)
     tls_client_ca: str | None = None
     page: bool = True

@@ -25,6 +25,8 @@ LANGUAGES = {
     "console": "in test_docs_commands.py",
     "json": "an example of a body",
     "yaml": "in test_guards_configuration.py",
+    "nginx": "in test_proxies_in_front.py",
+    "caddy": "in test_proxies_in_front.py",
     "text": "not run",
     "": "a diagram",
 }

@@ -6,7 +6,7 @@ from typing import Any
 from tests.conftest import post
 from tests.support.browser import GREEDY, LONG, MARK, PageDriver, answering, events, text_of
 from tests.support.calls import requests_inside, until
-from tests.support.in_process import LocalServer
+from tests.support.in_process import LocalServer, serving
 
 PROMPT = "def fib(n):"
 EVIL = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>\n```html\n<script>document.title='owned'</script>\n```\nend"
@@ -211,3 +211,15 @@ def test_a_mode_that_the_model_lacks_is_shown_as_such(browser: Any, server: Loca
             assert driver.page.locator("#run").is_disabled()
         driver.mode("Complete")
         assert driver.page.locator("#run").is_enabled()
+
+
+def test_it_finds_the_server_below_a_prefix(browser: Any) -> None:
+    """As a proxy that strips it or not has it, with and without a slash at the end."""
+    with serving({"LLAMA_PATH_PREFIX": "/a/llama"}) as prefixed, browser.new_context() as context:
+        for path in ("", "/", "/a/llama", "/a/llama/"):
+            driver = PageDriver(context.new_page())
+            driver.page.goto(prefixed.url + path)
+            driver.page.locator("#model strong").wait_for()
+            driver.page.get_by_text("This request as code").click()
+            assert f"{prefixed.url}{path.rstrip('/')}/v1/completions" in driver.text("#snippet")
+            assert driver.complaints == []

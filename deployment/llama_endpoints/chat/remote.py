@@ -9,6 +9,7 @@ import httpx2
 from llama_endpoints.chat.model import Body, Events, Refused
 from llama_endpoints.connection import address
 from llama_serving.errors import SetupError
+from llama_serving.trust import distrust, trusted_certificates
 
 CONNECT_S: Final = 10.0
 STALL_S: Final = 300.0
@@ -35,6 +36,7 @@ class RemoteModel:
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(STALL_S, connect=CONNECT_S),
+            verify=trusted_certificates(),
             trust_env=not address.is_loopback(self._url),
         )
         try:
@@ -67,6 +69,8 @@ class RemoteModel:
         try:
             response = self._http.get(f"{self._url}/v1/models")
         except httpx2.TransportError as error:
+            if (why := distrust(error)) is not None:
+                raise SetupError(f"{self._url} can't be used: {why}.") from error
             raise SetupError(
                 f"{self._url} does not answer: {address.reason(error)}. Start a server with `llama-endpoints serve`, or give "
                 "another --url."

@@ -1,8 +1,6 @@
 """Rows -> records, by requests to a running endpoint, tried again where that makes sense."""
 
 import json
-import os
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
@@ -15,6 +13,7 @@ from llama_endpoints.evaluation.tasks.task import Row
 from llama_serving.batch.journal import Entry, EntryState
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
+from llama_serving.trust import distrust, trusted_certificates
 
 PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Before each further try."""
@@ -111,6 +110,8 @@ class EndpointClient:
         try:
             response = self.http.post(self.address, content=json.dumps(content))
         except httpx2.TransportError as error:
+            if (why := distrust(error)) is not None:
+                raise SetupError(f"{self.address} can't be used: {why}.") from error
             raise _Away(f"no answer ({type(error).__name__})") from error
         status = _status(response)
         if status in _REFUSED:
@@ -148,14 +149,8 @@ def http_client(key: str | None, deployment: str | None) -> httpx2.Client:
     if deployment is not None:
         headers[_DEPLOYMENT] = deployment
     return httpx2.Client(
-        headers=headers, timeout=httpx2.Timeout(_ANSWER_S, connect=_CONNECT_S), verify=_trusted()
+        headers=headers, timeout=httpx2.Timeout(_ANSWER_S, connect=_CONNECT_S), verify=trusted_certificates()
     )
-
-
-def _trusted() -> ssl.SSLContext | bool:
-    """Return the certificates that Azure's clients trust: where a proxy has its own, REQUESTS_CA_BUNDLE names them."""
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE", "")
-    return ssl.create_default_context(cafile=bundle) if bundle else True
 
 
 def _line(number: int, row: Row, record: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import httpx2
 from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.remote import RemoteServer
 from llama_serving.errors import SetupError
+from llama_serving.trust import distrust, trusted_certificates
 
 CONNECT_S: Final = 5.0
 PROBE_S: Final = 10.0
@@ -54,6 +55,7 @@ class UpstreamClient:
             timeout=httpx2.Timeout(stall_s, connect=CONNECT_S),
             transport=httpx2.AsyncHTTPTransport(
                 uds=None if socket is None else str(socket),
+                verify=trusted_certificates(),
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
                 trust_env=False,
             ),
@@ -91,6 +93,8 @@ class UpstreamClient:
             listed = json.loads(await self._get("/v1/models"))
             return RemoteServer.of(listed, _version(await self._get("/version")), model=model)
         except httpx2.TransportError as error:
+            if (why := distrust(error)) is not None:
+                raise SetupError(why) from error
             raise AwayError(_first_line(error)) from error
         except ValueError as error:
             raise SetupError("it answers /v1/models with no JSON") from error

@@ -33,7 +33,7 @@ class TlsFiles:
     """
 
     cert: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     client_ca: str | None = None
 

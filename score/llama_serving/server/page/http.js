@@ -8,6 +8,12 @@ class Refusal extends Error {
   }
 }
 
+/** Return this server's address, as the page has it: a proxy may have put a prefix before its path, with or without a last slash. */
+function base() {
+  const {origin, pathname} = new URL(document.baseURI);
+  return origin + pathname.replace(/\/*$/, "/");
+}
+
 const CUT_OFF = "The connection ended before the text did. The text is incomplete.";
 const AWAY = "The server does not answer. Check that it runs, and try again.";
 
@@ -17,7 +23,7 @@ async function ask(path, {key, body, signal} = {}) {
   if (body) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(new URL(path.slice(1), document.baseURI), {method: body ? "POST" : "GET", headers, body, signal});
+    response = await fetch(base() + path.slice(1), {method: body ? "POST" : "GET", headers, body, signal});
   } catch (error) {
     throw error.name === "AbortError" ? error : new Refusal({message: AWAY});
   }

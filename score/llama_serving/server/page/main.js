@@ -98,7 +98,7 @@ function messages() {
 
 function drawSnippet() {
   if (!$("elsewhere").open) return;
-  const url = new URL(".", document.baseURI).href.replace(/\/$/, "");
+  const url = base().slice(0, -1);
   try {
     $("snippet").textContent = SNIPPETS[$("form").value](collect(), {url, key: state.key});
   } catch (error) {
