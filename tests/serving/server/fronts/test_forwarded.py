@@ -1,8 +1,10 @@
 """What the server makes of a trusted proxy's headers, and of a path prefix."""
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -89,7 +91,19 @@ def test_the_page_is_at_the_prefix(prefixed: LocalServer, path: str) -> None:
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
 
 
+def test_the_prefix_is_no_way_around_the_keys() -> None:
+    with serving({"LLAMA_PATH_PREFIX": "/llama", "LLAMA_API_KEYS": "key"}) as server:
+        for path in sorted(NAMED - PROBES - {"/"}):
+            assert get(f"{server.url}/llama{path}").status == 401, path
+        for path in PROBES:
+            assert get(f"{server.url}/llama{path}").status == 200
+
+
 def test_escapes_and_absolute_targets_have_the_prefix_too(prefixed: LocalServer) -> None:
+    place = urlsplit(prefixed.url)
+    with socket.create_connection((place.hostname or "", place.port or 0), 60) as connection:
+        connection.sendall(b"GET http://x/a/llama/version HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
     assert get(f"{prefixed.url}/%61/llama/version").status == 200
     assert get(f"{prefixed.url}/a/llama/v1/models/n%61no").status == 200
 
