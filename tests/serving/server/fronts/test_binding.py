@@ -1,5 +1,6 @@
 """Where the server listens, and how it says so."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -11,6 +12,7 @@ from threading import Barrier
 import pytest
 
 from llama_serving.errors import SetupError
+from llama_serving.server.fronts import unix_socket
 from llama_serving.server.fronts.binding import Binding, bound_socket, listening, permissions
 from tests.support.carriers import has_ipv6
 
@@ -162,6 +164,21 @@ def test_of_many_that_start_together_one_listens(place: Path) -> None:
 
     with ThreadPoolExecutor(number) as pool:
         assert sum(pool.map(start, range(number))) == 1
+
+
+def test_another_that_starts_in_the_same_folder_is_waited_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix_socket, "LOCK_S", 0.1)
+    stale(place)
+    other = os.open(place.parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(SetupError, match="can't be listened on"), listening(at(place)):
+        pass
+    assert place.exists()
+    os.close(other)
+    with listening(at(place)):
+        pass
 
 
 @pytest.mark.parametrize("path", ["/nowhere/llama.sock", "a" * 200, "/proc/llama.sock", "a\0b", ""])

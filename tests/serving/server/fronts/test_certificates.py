@@ -1,5 +1,6 @@
 """TLS: which certificates are taken, and how they are changed while the server runs."""
 
+import asyncio
 import logging
 import signal
 import socket
@@ -91,6 +92,36 @@ def test_a_key_that_others_can_read_or_replace_is_told(
     key.chmod(mode)
     ServerCertificate.of(TlsFiles(str(cert), str(key)))
     assert (f"(mode {mode:o})" in caplog.text) is unsafe
+
+
+def test_files_that_are_still_being_written_are_not_read(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read once they are the same at two looks, and each state once."""
+    monkeypatch.setattr(certificates, "WATCH_S", 0)
+    looks = [0, 0, 1, 2, 3, 3, 3, 3, 4, 4, 4, 0, 3, 0, 0]  # (the first is the start's)
+    read: list[int] = []
+    last: list[int] = []
+
+    def look(_: TlsFiles) -> tuple[int]:
+        if not looks:
+            raise EOFError
+        last.append(looks.pop(0))
+        return (last[-1],)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TlsFiles, "state", look)
+        watched = ServerCertificate.of(TlsFiles(*map(str, authority.pair(tmp_path / "pair"))))
+
+        def reload() -> None:
+            looks.insert(0, last[-1])
+            watched._load()
+            read.append(last[-1])
+
+        patch.setattr(watched, "reload", reload)
+        with pytest.raises(EOFError):
+            asyncio.run(watched.watch())
+    assert read == [3, 4, 0]
 
 
 # --- the server -------------------------------------------------------------------------------------
