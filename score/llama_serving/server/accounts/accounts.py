@@ -13,7 +13,7 @@ from llama_serving.server.accounts.audit import AuditWriter, written_since
 from llama_serving.server.accounts.keys import Key, KeyRing
 from llama_serving.server.accounts.meter import RequestMeter
 from llama_serving.server.accounts.quotas import DAY, SECOND, Quota, Unit
-from llama_serving.server.accounts.record import was_counted
+from llama_serving.server.accounts.record import Arrival, was_counted
 from llama_serving.server.accounts.usage import Usage
 from llama_serving.server.auth import offered
 from llama_serving.settings import Settings
@@ -120,11 +120,11 @@ class Accounts:
             )
         return found
 
-    def meter(self, key: Key, request_id: str, route: str) -> RequestMeter:
+    def meter(self, key: Key, arrival: Arrival) -> RequestMeter:
         """Return the meter of a request that may generate."""
         with self._fewer:
             self._open += 1
-        return RequestMeter(key.name, request_id, route, self._quotas[key.name], self._settled)
+        return RequestMeter(key.name, arrival, self._quotas[key.name], self._settled)
 
     @property
     def num_open(self) -> int:

@@ -13,7 +13,7 @@ from llama_serving.engine.handle import Handle
 from llama_serving.errors import RateLimited, ServingError
 from llama_serving.sampling_params import SamplingParams
 from llama_serving.server.accounts.quotas import DAY, SECOND, Exceeded, Quota, Unit
-from llama_serving.server.accounts.record import BLOCKED, Record, timestamp
+from llama_serving.server.accounts.record import BLOCKED, Arrival, Record, timestamp
 from llama_serving.service.output import SequenceOutput
 from llama_serving.service.preparation import PreparedInput
 from llama_serving.service.sampled_parameters import parameters_of
@@ -48,16 +48,16 @@ class RequestMeter:
 
     Args:
         key: name of the request's key.
-        request_id, route: of the request.
+        arrival: of the request.
         quota: of the key.
         done: called once, when the request and its sequences have ended.
     """
 
     def __init__(
-        self, key: str, request_id: str, route: str, quota: Quota, done: "Callable[[RequestMeter], None]"
+        self, key: str, arrival: Arrival, quota: Quota, done: "Callable[[RequestMeter], None]"
     ) -> None:
         self.key, self.quota = key, quota
-        self._request_id, self._route, self._done = request_id, route, done
+        self._arrival, self._done = arrival, done
         self._arrived, self._started = time.time(), time.monotonic()
         self._lock = threading.Lock()
         self._model: str | None = None
@@ -170,11 +170,12 @@ class RequestMeter:
         firsts = [one.handle.first_at for one in self._sequences if one.handle.first_at is not None]
         return Record(
             time=timestamp(self._arrived),
-            request_id=self._request_id,
+            request_id=self._arrival.request_id,
             key=self.key,
             model=self._model,
-            route=self._route,
+            route=self._arrival.route,
             status=self._status or 0,
+            client=self._arrival.client,
             prompt_ids=tuple(map(of_ids, self._prompts)),
             parameters=self._parameters,
             sequences=len(self._sequences),

@@ -6,6 +6,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llama_serving.errors import RateLimited
 from llama_serving.server.accounts.accounts import Accounts, headers
 from llama_serving.server.accounts.meter import CURRENT
+from llama_serving.server.accounts.record import Arrival
+from llama_serving.server.fronts.forwarded import client_of
 from llama_serving.server.protocols import PROTOCOLS, spoken_at
 from llama_serving.server.responses import refusal
 from llama_serving.server.scoring import GONE
@@ -24,7 +26,8 @@ class Metering:
             return
         self._accounts.check()  # a request that is refused here has no meter: its record could not be kept either
         state, status = scope["state"], GONE
-        meter = self._accounts.meter(state["key"], state["request_id"], scope["path"])
+        arrival = Arrival(state["request_id"], scope["path"], client_of(scope))
+        meter = self._accounts.meter(state["key"], arrival)
         CURRENT.set(meter)
 
         async def sending(message: Message) -> None:

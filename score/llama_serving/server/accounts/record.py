@@ -15,6 +15,20 @@ BLOCKED: Final = "content_filter"
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is known of a request when it comes.
+
+    Attributes:
+        route: path.
+        client: address that it came from; `unix` for a Unix socket.
+    """
+
+    request_id: str
+    route: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One request.
 
@@ -24,6 +38,7 @@ class Record:
         model: None before the model is loaded.
         route: path.
         status: of the answer; 499 if the client had gone before it.
+        client: address that it came from; None in audits of older servers.
         error: code of the error, if there was one.
         block: what a content filter blocked: `prompt` or `text`.
         prompt_ids: identifies each prompt: its digest, as receipts have it.
@@ -42,6 +57,7 @@ class Record:
     model: str | None
     route: str
     status: int
+    client: str | None = None
     error: str | None = None
     block: str | None = None
     prompt_ids: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from llama_serving.server.accounts.accounts import Accounts
 from llama_serving.server.accounts.keys import Key, KeyRing
 from llama_serving.server.accounts.meter import RequestMeter
 from llama_serving.server.accounts.quotas import Limits
+from llama_serving.server.accounts.record import Arrival
 
 MILLISECOND = 10**6
 BOOT_S = 1_900_000_000
@@ -124,7 +125,7 @@ class Server:
 
     def do(self, step: Step) -> None:
         self.pass_until(self.time.ms + step.after_ms)
-        meter = self.accounts.meter(self.accounts._ring.keys[0], "r", "/v1/completions")
+        meter = self.accounts.meter(self.accounts._ring.keys[0], Arrival("r", "/v1/completions", "127.0.0.1"))
         try:
             meter.admit()
             self._run(meter, step)

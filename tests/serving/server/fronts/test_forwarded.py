@@ -1,5 +1,6 @@
 """What the server makes of a trusted proxy's headers, and of a path prefix."""
 
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from llama_serving.errors import SetupError
 from llama_serving.server.fronts.path_prefix import check_prefix
 from llama_serving.server.middleware import NAMED, PROBES
+from tests.conftest import post
 from tests.support.calls import get, until
 from tests.support.carriers import carried
 from tests.support.in_process import LocalServer, logged, serving
@@ -40,6 +42,15 @@ def test_the_headers_of_a_trusted_peer_alone(trusted: str, client: str, servers:
         headers = {name.replace("-", "_"): value for name, value in HEADERS.items()}
         assert get(f"{server.url}/openapi.json", **headers).json.get("servers") == servers
         until(lambda: clients(lines) == [client])  # (it is logged behind the answer)
+
+
+@pytest.mark.parametrize(("trusted", "client"), [("127.0.0.1", "203.0.113.9"), ("127.0.0.2", "127.0.0.1")])
+def test_the_audit_has_the_client(tmp_path: Path, trusted: str, client: str) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with serving({"LLAMA_TRUSTED_PROXIES": trusted, "LLAMA_AUDIT": str(audit)}) as server:
+        headers = {name.replace("-", "_"): value for name, value in HEADERS.items()}
+        post(f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1}, **headers)
+    assert [json.loads(line)["client"] for line in audit.read_text().splitlines()] == [client]
 
 
 def test_a_proxy_on_a_unix_socket(tmp_path: Path) -> None:
