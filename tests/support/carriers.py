@@ -38,15 +38,24 @@ class Carried:
     uds: str | None = None
     trusted: ssl.SSLContext | None = field(default=None, repr=False)
 
-    def connect(self, *, handshake: bool = True) -> socket.socket:
-        """A connection; over TLS it has shaken hands, if it is to."""
+    def connect(self, *, handshake: bool = True, receives: int | None = None) -> socket.socket:
+        """A connection.
+
+        Args:
+            handshake: over TLS, shake hands.
+            receives: bytes that the client's kernel receives before the client reads.
+        """
         if self.uds is not None:
             plain = socket.socket(socket.AF_UNIX)
             plain.settimeout(60)
             plain.connect(self.uds)
             return plain
         place = urlsplit(self.server.url)
-        plain = socket.create_connection((place.hostname or "", place.port or 0), timeout=60)
+        plain = socket.socket(socket.AF_INET6 if ":" in (place.hostname or "") else socket.AF_INET)
+        plain.settimeout(60)
+        if receives is not None:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+        plain.connect((place.hostname or "", place.port or 0))
         if self.trusted is None or not handshake:
             return plain
         return self.trusted.wrap_socket(plain, server_hostname=place.hostname)

@@ -3,6 +3,7 @@
 import logging
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_an_idle_connection_ends(own: Carried) -> None:
         assert connection.recv(12) == b"HTTP/1.1 200"
         assert ended(connection)
     until(lambda: not own.server.assembly.server.server_state.connections)
+
+
+def test_a_slow_reader_gets_all_of_an_answer_behind_which_the_connection_ends(own: Carried) -> None:
+    """Most of the answer is still in the server's own memory when it closes the connection."""
+    listening = own.server.assembly.front.listening
+    before = listening.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with own.connect(receives=4096) as connection:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, before // 2)  # (the kernel doubles it)
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        received, rests = b"", [0, 120_000]
+        while part := connection.recv(1024):
+            received += part
+            if rests and len(received) > rests[0]:
+                rests.pop(0)
+                time.sleep(0.3)  # three times what it takes to look whether everything is sent
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    assert len(body) > 50_000
 
 
 def test_who_goes_frees_its_place(own: Carried) -> None:
