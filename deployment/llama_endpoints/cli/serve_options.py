@@ -35,9 +35,7 @@ _add_binding: Callable[[Command], Command] = options(
     ),
     click.option("--port", default=8453, type=click.IntRange(1, 65535), help="Port to listen on."),
     click.option("--uds", metavar="PATH", help="Listen on a Unix socket instead."),
-    click.option(
-        "--uds-mode", type=Permissions(), default="660", help="Permissions of its file. Default: 660."
-    ),
+    click.option("--uds-mode", type=Permissions(), default="660", help="Permissions of its file."),
     click.option("--open-to-all", is_flag=True, help="Allow a non-local --host without API keys."),
 )
 
