@@ -64,6 +64,10 @@ def evaluate(server: Carried, output: Path, **env: str) -> command.Done:
     return command.run(*words, "--url", url, "--protocol", "completions", env=env)
 
 
+def top(server: Carried, **env: str) -> command.Done:
+    return command.run("top", server.server.url + PREFIX, "--once", "--json", env=env)
+
+
 @pytest.mark.parametrize("variable", BUNDLES)
 def test_chat(server: Carried, folder: Path, variable: str) -> None:
     done = chat(server, **{variable: str(folder / "ca.crt")})
@@ -76,8 +80,14 @@ def test_evaluate(server: Carried, folder: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "e" / "samples.jsonl").read_text().splitlines()) == 1
 
 
+def test_top(server: Carried, folder: Path) -> None:
+    done = top(server, REQUESTS_CA_BUNDLE=str(folder / "ca.crt"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
 def test_an_unknown_authority_is_told_at_once_with_the_way_out(server: Carried, tmp_path: Path) -> None:
-    for done in (chat(server), evaluate(server, tmp_path / "e")):
+    for done in (chat(server), evaluate(server, tmp_path / "e"), top(server)):
         assert done.returncode == 2
         assert "its certificate is not trusted" in done.stderr
         assert "REQUESTS_CA_BUNDLE" in done.stderr

@@ -8,6 +8,7 @@ import httpx2
 from llama_endpoints.connection import address
 from llama_endpoints.monitoring.scrape import NotOurs, Scrape
 from llama_serving.errors import SetupError
+from llama_serving.trust import distrust, trusted_certificates
 
 TIMEOUT_S: Final = 5.0
 """Without a byte. A server under load answers this route at once."""
@@ -33,6 +34,7 @@ class MetricsClient:
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=TIMEOUT_S,
+            verify=trusted_certificates(),
             trust_env=not address.is_loopback(self.url),
         )
 
@@ -46,6 +48,8 @@ class MetricsClient:
         try:
             return self._scrape(*self._get())
         except (httpx2.TransportError, httpx2.DecodingError) as error:
+            if (why := distrust(error)) is not None:
+                raise SetupError(f"{self.url} can't be used: {why}.") from error
             raise Away(f"{self.url} does not answer: {address.reason(error)}.") from error
         except NotOurs as error:
             raise SetupError(
