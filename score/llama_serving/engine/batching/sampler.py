@@ -3,9 +3,10 @@
 The vocabulary is never sorted: a few best ids decide nearly every row, and only undecided rows are retried with more.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as List
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def draw(logits: Tensor, sequences: List[SoFar]) -> list[Token]:
         ArithmeticError: the largest logit of a row is NaN or infinite.
     """
     _check(logits)
-    chosen = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
+    chosen = torch.empty(len(sequences), dtype=torch.int64)
     free = [i for i, sequence in enumerate(sequences) if sequence.matcher is None]
     if free:
         own = [sequences[i] for i in free]
@@ -61,7 +62,7 @@ def read(logits: Tensor, ids: List[int], alternatives: int) -> list[Token]:
     """
     _check(logits)
     logprobs = logits.double().log_softmax(-1)
-    own = logprobs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])
+    own = logprobs.gather(-1, torch.tensor(ids)[:, None])
     ranks = (logprobs > own).sum(-1) + 1
     values, best = _best(logprobs, min(max(alternatives, 1), logprobs.shape[-1]))
     columns = (own[:, 0].tolist(), ranks.tolist(), best.tolist(), values.tolist())
@@ -90,7 +91,7 @@ def _among_allowed(logits: Tensor, sequence: SoFar, matcher: Matcher) -> Tensor:
     allowed, over = matcher.allowed(len(logits), sequence.ahead)
     scores = logits.clone() if _changes(sequence) else logits
     _penalise(scores, sequence, may_end=over)
-    ids = torch.from_numpy(allowed.nonzero()[0]).to(logits.device)
+    ids = torch.from_numpy(allowed.nonzero()[0])
     return ids[_chosen(scores.index_select(0, ids)[None], [sequence])]
 
 
@@ -116,16 +117,14 @@ def _penalise(scores: Tensor, sequence: SoFar, *, may_end: bool = False) -> None
     params = sequence.params
     if params.logit_bias:
         biased, bias = _biases(params.logit_bias)
-        scores.index_add_(0, biased.to(scores.device), bias.to(scores.device))
+        scores.index_add_(0, biased, bias)
     if params.repetition_penalty != 1:
-        seen = torch.unique(torch.tensor(sequence.ids, device=scores.device))
+        seen = torch.unique(torch.tensor(sequence.ids))
         was = scores[seen]
         now = torch.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
         scores[seen] = now.clamp(-_LARGEST, _LARGEST)
     if params.presence_penalty or params.frequency_penalty:
-        generated = torch.tensor(
-            sequence.ids[sequence.num_prompt_tokens :], dtype=torch.int64, device=scores.device
-        )
+        generated = torch.tensor(sequence.ids[sequence.num_prompt_tokens :], dtype=torch.int64)
         drawn, counts = torch.unique(generated, return_counts=True)
         scores[drawn] -= params.presence_penalty + params.frequency_penalty * counts
     if sequence.num_generated < params.min_new_tokens and not may_end:
@@ -151,61 +150,93 @@ def _chosen(scores: Tensor, sequences: List[SoFar]) -> Tensor:
 
 def _sampled(scores: Tensor, sequences: List[SoFar]) -> Tensor:
     """Sample: (rows, vocab) -> (rows,) ids."""
-    params = [sequence.params for sequence in sequences]
+    params, vocab = [sequence.params for sequence in sequences], scores.shape[-1]
     at = [uniform(s.params.seed, s.params.index, s.num_generated) for s in sequences]
-    # In float64 like the reference: a temperature near 0 underflows in float32.
-    scaled = scores.double().sub_(scores.amax(-1, keepdim=True))
-    if any(p.temperature != 1 for p in params):
-        temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=scores.device)
-        scaled.div_(temperatures[:, None])
-    whole = [i for i, p in enumerate(params) if _keeps_all(p, scores.shape[-1])]
-    if len(whole) == len(params):
-        return _choose(scaled.exp_(), torch.tensor(at))
-    cut = [i for i in range(len(params)) if i not in set(whole)]
-    chosen = torch.empty(len(params), dtype=torch.int64, device=scores.device)
-    if whole:
-        chosen[whole] = _choose(scaled[whole].exp(), torch.tensor([at[i] for i in whole]))
+    chosen = torch.empty(len(params), dtype=torch.int64)
+    whole = [i for i, p in enumerate(params) if _keeps_all(p, vocab)]
+    cut = [i for i, p in enumerate(params) if not _keeps_all(p, vocab)]
+    for part in _parts(whole):
+        chosen[part] = _choose(_scaled(scores, params, part).exp_(), torch.tensor([at[i] for i in part]))
     best = BEST
     while cut:
-        ids, settled = _among_best(scaled[cut], [params[i] for i in cut], [at[i] for i in cut], best)
-        chosen[cut] = ids
+        tops = [_top(_scaled(scores, params, part), min(best, vocab)) for part in _parts(cut)]
+        values, ids, totals = (torch.cat(column) for column in zip(*tops, strict=True))
+        top = _Top(values, ids, totals, vocab)
+        chosen[cut], settled = _among_best(top, [params[i] for i in cut], [at[i] for i in cut])
         cut = [i for i, done in zip(cut, settled.tolist(), strict=True) if not done]
-        best = MANY if best < MANY else scores.shape[-1]
+        best = MANY if best < MANY else vocab
     return chosen
+
+
+def _parts(rows: List[int]) -> Iterator[List[int]]:
+    """Yield as many rows at a time as there are threads: numbers for the whole vocabulary of more would not stay in the cache."""
+    count = torch.get_num_threads()
+    for start in range(0, len(rows), count):
+        yield rows[start : start + count]
+
+
+def _scaled(scores: Tensor, params: List[SamplingParams], rows: List[int]) -> Tensor:
+    """Return some rows' scores over their temperature, 0 at the top of each row, in float64 like the reference.
+
+    In float32 a temperature near 0 underflows.
+    """
+    own = scores if len(rows) == len(scores) else scores.index_select(0, torch.tensor(rows))
+    scaled = own.double().sub_(own.amax(-1, keepdim=True))
+    temperatures = [params[i].temperature for i in rows]
+    if any(temperature != 1 for temperature in temperatures):
+        scaled.div_(torch.tensor(temperatures, dtype=torch.float64)[:, None])
+    return scaled
+
+
+class _Top(NamedTuple):
+    """The best ids of rows.
+
+    Attributes:
+        values: (rows, number), scaled scores, best first.
+        ids: (rows, number).
+        totals: (rows, 1), the sum of the weights of all ids.
+        vocab: number of all ids.
+    """
+
+    values: Tensor
+    ids: Tensor
+    totals: Tensor
+    vocab: int
+
+
+def _top(scaled: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values, ids and totals of `_Top`; overwrites the scores."""
+    return *_best(scaled, number), scaled.exp_().sum(-1, keepdim=True)
 
 
 def _keeps_all(params: SamplingParams, vocab: int) -> bool:
     return params.top_p >= 1 and params.min_p == 0 and not 0 < params.top_k < vocab
 
 
-def _among_best(
-    scaled: Tensor, params: List[SamplingParams], at: List[float], best: int
-) -> tuple[Tensor, Tensor]:
+def _among_best(top: _Top, params: List[SamplingParams], at: List[float]) -> tuple[Tensor, Tensor]:
     """Draw from the best ids of each row.
 
     Args:
-        scaled: (rows, vocab), 0 at the top of each row.
+        top: the best ids.
         params: of each row.
         at: where in each row's distribution to draw.
-        best: how many ids to look at.
 
     Returns:
         (rows,) ids, and (rows,) whether the cuts fell among the best ids; other rows are undecided.
     """
 
     def column(values: List[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=scaled.device)[:, None]
+        return torch.tensor(values, dtype=torch.float64)[:, None]
 
-    vocab = scaled.shape[-1]
-    number = min(best, vocab)
-    values, ids = _best(scaled, number)
+    values, ids, totals, vocab = top
+    number = values.shape[-1]
     weights = values.exp()
     # top_k keeps all ids that equal the k-th best.
-    kth = torch.tensor([min(p.top_k or vocab, number) - 1 for p in params], device=scaled.device)[:, None]
-    limited = torch.tensor([[0 < p.top_k < vocab] for p in params], device=scaled.device)
+    kth = torch.tensor([min(p.top_k or vocab, number) - 1 for p in params])[:, None]
+    limited = torch.tensor([[0 < p.top_k < vocab] for p in params])
     inside = ~limited | (values >= values.gather(-1, kth))
     weights = weights * inside
-    total = torch.where(limited, weights.sum(-1, keepdim=True), scaled.exp().sum(-1, keepdim=True))
+    total = torch.where(limited, weights.sum(-1, keepdim=True), totals)
     weights = weights / total
     before = weights.cumsum(-1) - weights
     top_p = column([p.top_p for p in params])
