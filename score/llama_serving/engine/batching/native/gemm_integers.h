@@ -63,6 +63,10 @@ struct PackedPanel {
     const std::byte* first;
 
     static constexpr int OFFSET = BITS == 4 ? 8 : 0, TILE_BYTES = TILE_SIZE * BITS / 8, AHEAD = 16384;
+    static constexpr int EACH = 64 * 16 / TILE_BYTES;   // pairs in a line of the cache
+    static constexpr int offset(int depth, int pair, int column) {
+        return (depth * (PANEL / TILE) + column) * TILE_BYTES + pair / EACH * 64;
+    }
     Shorts part(int depth, int pair, int column) const {
         const std::byte* tile = first + (int64_t(depth) * (PANEL / TILE) + column) * TILE_BYTES;
         if constexpr (BITS == 4)
@@ -71,24 +75,33 @@ struct PackedPanel {
             return shorts((const int8_t*)tile + pair * 2 * TILE);
     }
     void ahead(int depth, int pair, int column) const {
-        constexpr int EACH = 64 * 16 / TILE_BYTES;   // pairs in a line of the cache
-        if (pair % EACH == 0)
-            prefetch(first + (int64_t(depth) * (PANEL / TILE) + column) * TILE_BYTES + pair / EACH * 64 + AHEAD, 64);
+        if (pair % EACH == 0) prefetch(first + offset(depth, pair, column) + AHEAD, 64);
     }
     PackedPanel from(int column) const { return {first + column * TILE_BYTES}; }
+    PackedPanel of_group(int, int, int) const { return *this; }
 };
 
-// The same after `unpack`, in the first cache.
+// A part of it after `unpack`, in the first cache, while each group of rows prefetches its share of the panel's next part
 template <int BITS>
 struct UnpackedPanel {
     const int16_t* first;
+    const std::byte* next;
+    int share = 256;   // in 256ths
 
-    static constexpr int OFFSET = PackedPanel<BITS>::OFFSET;
+    using Packed = PackedPanel<BITS>;
+    static constexpr int OFFSET = Packed::OFFSET;
     Shorts part(int depth, int pair, int column) const {
         return shorts(first + (depth * (PANEL / TILE) + column) * TILE_SIZE + pair * 2 * TILE);
     }
-    void ahead(int, int, int) const {}
-    UnpackedPanel from(int column) const { return {first + column * TILE_SIZE}; }
+    void ahead(int depth, int pair, int column) const {
+        if (pair % Packed::EACH == 0) prefetch(next + (Packed::offset(depth, pair, column) * share >> 8), 64);
+    }
+    UnpackedPanel from(int column) const {
+        return {first + column * TILE_SIZE, next + (Packed::offset(0, 0, column) * share >> 8), share};
+    }
+    UnpackedPanel of_group(int group, int groups, int depths) const {
+        return {first, next + group * Packed::offset(depths, 0, 0) / groups, 256 / groups};
+    }
 };
 
 constexpr int UNPACKED_DEPTHS = 4;   // at a time
@@ -97,11 +110,11 @@ template <int BITS>
 inline void unpack(const PackedPanel<BITS>& from, int depth, int count, int16_t* to) {
     for (int n = 0; n < count; n++)
         for (int column = 0; column < PANEL / TILE; column++)
-            for (int pair = 0; pair < DEPTH / 2; pair++) {
-                from.ahead(depth + n, pair, column);
-                store_pairs(to + (n * (PANEL / TILE) + column) * TILE_SIZE + pair * 2 * TILE,
-                            from.part(depth + n, pair, column));
-            }
+            for (int four = 0; four < DEPTH / 2; four += 4)
+#pragma GCC unroll 4
+                for (int pair = four; pair < four + 4; pair++)
+                    store_pairs(to + (n * (PANEL / TILE) + column) * TILE_SIZE + pair * 2 * TILE,
+                                from.part(depth + n, pair, column));
 }
 
 // --- products ------------------------------------------------------------------------------------------------------
@@ -157,13 +170,14 @@ inline void accumulate_integers(const RoundedRows& x, int rows, const Columns& c
     const int groups = (rows + INTEGER_ROWS - 1) / INTEGER_ROWS;
     for (int group = 0, row = 0; group < groups; group++) {
         const int count = (rows - row + groups - group - 1) / (groups - group);
+        const Columns own = columns.of_group(group, groups, depths);
         switch (count) {
-            case 1: accumulate_integers<1>(x, row, columns, scales, depth, depths, y); break;
-            case 2: accumulate_integers<2>(x, row, columns, scales, depth, depths, y); break;
-            case 3: accumulate_integers<3>(x, row, columns, scales, depth, depths, y); break;
-            case 4: accumulate_integers<4>(x, row, columns, scales, depth, depths, y); break;
-            case 5: accumulate_integers<5>(x, row, columns, scales, depth, depths, y); break;
-            default: accumulate_integers<6>(x, row, columns, scales, depth, depths, y); break;
+            case 1: accumulate_integers<1>(x, row, own, scales, depth, depths, y); break;
+            case 2: accumulate_integers<2>(x, row, own, scales, depth, depths, y); break;
+            case 3: accumulate_integers<3>(x, row, own, scales, depth, depths, y); break;
+            case 4: accumulate_integers<4>(x, row, own, scales, depth, depths, y); break;
+            case 5: accumulate_integers<5>(x, row, own, scales, depth, depths, y); break;
+            default: accumulate_integers<6>(x, row, own, scales, depth, depths, y); break;
         }
         row += count;
     }
@@ -180,7 +194,8 @@ inline void multiply_integers(const RoundedRows& x, int rows, const PackedPanel<
     for (int depth = 0; depth < depths; depth += UNPACKED_DEPTHS) {
         const int count = depths - depth < UNPACKED_DEPTHS ? depths - depth : UNPACKED_DEPTHS;
         unpack(panel, depth, count, room);
-        accumulate_integers(x, rows, UnpackedPanel<BITS>{room}, scales, depth, count, y);
+        const std::byte* next = panel.first + PackedPanel<BITS>::offset(depth + count, 0, 0);
+        accumulate_integers(x, rows, UnpackedPanel<BITS>{room, next}, scales, depth, count, y);
     }
 }
 
