@@ -18,7 +18,7 @@ APART := $(addprefix --ignore tests/,vllm clients page)
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help house run serve test test-pythons vllm test-vllm clients test-clients test-page check lint fmt typecheck yaml-check docs package resolve load batch-torture bench bench-gpu peers clean
+.PHONY: help house run serve test test-pythons vllm test-vllm clients test-clients test-page check lint fmt typecheck yaml-check docs package resolve load batch-torture soak chaos bench bench-gpu peers clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -92,6 +92,14 @@ load: $(READY)  ## Start a server, load it with locust, write an HTML report (SE
 
 batch-torture: $(READY)  ## Score 100,000 rows, once in peace and once with 20 kills: the same bytes (ARGS="--help")
 	$(BIN)/python -m load_tests.batch_torture $(ARGS)
+
+soak: $(READY)  ## Load a server for hours and find what grows (HOURS, SERVER, ARGS="--help")
+	$(if $(filter-out own,$(SERVER)),$(BIN)/llama-endpoints package --checkpoint nano --output build/nano --overwrite)
+	$(BIN)/python -m load_tests.reliability soak --hours $(or $(HOURS),0.1) \
+	  $(if $(filter-out own,$(SERVER)),--server $(SERVER) --model build/nano) $(ARGS)
+
+chaos: $(READY)  ## Kill a batch job, and fail its disk, at each write; give it again and compare (JOB, ARGS="--help")
+	$(BIN)/python -m load_tests.reliability chaos --job $(or $(JOB),batch) $(ARGS)
 
 bench: $(READY)  ## Measure our engines and servers beside the peers that `make peers` installed (ARGS="--help")
 	$(BIN)/python -m load_tests.bench $(ARGS)

@@ -228,7 +228,7 @@ def _tokens_of(route: Route, asked: Asked, reply: Reply) -> int:
         return route.whole(asked, reply.json)
     *events, end = reply.events
     if end != DONE:
-        raise ValueError(f"the stream does not end with {DONE}")
+        raise ValueError(f"the stream does not end with {DONE}, but with {end[:200]!r}")
     return route.streamed([json.loads(event) for event in events])
 
 
