@@ -2,7 +2,7 @@
 
 import click
 
-from load_tests.reliability import soak_command
+from load_tests.reliability import report, soak_command
 from load_tests.reliability.chaos import command as chaos_command
 
 
@@ -13,6 +13,7 @@ def main() -> None:
 
 main.add_command(soak_command.main)
 main.add_command(chaos_command.main)
+main.add_command(report.main)
 
 if __name__ == "__main__":
     main()

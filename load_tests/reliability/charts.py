@@ -8,36 +8,39 @@ from typing import TYPE_CHECKING, Any
 from load_tests.reliability.trend import WARM_UP
 
 if TYPE_CHECKING:
-    from load_tests.reliability.soak import Soak
+    from collections.abc import Mapping, Sequence
 
 
-def soak(run: Soak) -> str:
-    """Draw what a server held after each cycle, and its latency, over the requests so far; the warm-up is shaded."""
+def soak(rests: Mapping[str, Sequence[float | None]]) -> str:
+    """Draw what a server held after each cycle, and its latency, over the requests so far; the warm-up is shaded.
+
+    Args:
+        rests: a list for each field of `soak.Rest`.
+    """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    requests = [rest.requests for rest in run.rests]
-    drawn = {
-        "MB of memory": [rest.memory / 1e6 for rest in run.rests],
-        "threads, descriptors": [rest.threads for rest in run.rests],
-        "places, % of the cache": [rest.places for rest in run.rests],
-        "latency, ms (p50, p99, first event)": [_ms(rest.median_s) for rest in run.rests],
-    }
-    every = figure.subplots(2, 2)
-    for axes, (title, values) in zip(every.flat, drawn.items(), strict=True):
-        axes.plot(requests, values)
-        axes.set(title=title, xlabel="requests")
-        if requests:
-            axes.axvspan(requests[0], requests[int(len(requests) * WARM_UP)], alpha=0.15, color="gray", lw=0)
-    every[0, 1].plot(requests, [rest.descriptors for rest in run.rests])
-    every[1, 0].plot(requests, [100 * rest.blocks for rest in run.rests])
-    every[1, 1].plot(requests, [_ms(rest.p99_s) for rest in run.rests])
-    every[1, 1].plot(requests, [_ms(rest.first_s) for rest in run.rests])
-    return _svg(figure)
-
-
-def _ms(seconds: float | None) -> float:
-    return float("nan") if seconds is None else seconds * 1e3
+    drawn = (
+        ("MB of memory", {"live": 1e-6, "memory": 1e-6}),
+        ("threads and descriptors", {"threads": 1.0, "descriptors": 1.0}),
+        ("places, % of the cache in use", {"places": 1.0, "blocks": 100.0}),
+        ("latency in ms", {"median_s": 1e3, "p99_s": 1e3, "first_s": 1e3}),
+    )
+    requests = rests["requests"]
+    with rc_context({"svg.hashsalt": "soak", "font.size": 8}):
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        for axes, (title, lines) in zip(figure.subplots(2, 2).flat, drawn, strict=True):
+            for name, unit in lines.items():
+                values = [float("nan") if value is None else unit * value for value in rests[name]]
+                axes.plot(requests, values, label=name.removesuffix("_s"))
+            axes.set(title=title, xlabel="requests")
+            if len(lines) > 1:
+                axes.legend()
+            if requests:
+                axes.axvspan(
+                    requests[0], requests[int(len(requests) * WARM_UP)], alpha=0.15, color="gray", lw=0
+                )
+        return _svg(figure)
 
 
 def _svg(figure: Any) -> str:

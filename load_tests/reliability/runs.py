@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+RESULTS: Final = Path(__file__).with_name("results")
+"""The runs that the report is made from."""
 
 
 def write(path: Path, kind: str, found: Mapping[str, Any]) -> None:
@@ -37,6 +39,11 @@ def write(path: Path, kind: str, found: Mapping[str, Any]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_document({**about, **found}), encoding="utf-8")
+
+
+def read(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return all runs in a folder, in the order of their files' names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def _document(run: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import subprocess
-import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,8 +23,8 @@ from llama_endpoints.devtools.servers import (
     mlflow_serve,
     own_server,
 )
-from load_tests.reliability import charts, planted, runs, soak
-from load_tests.reliability.users import LOADS, Users
+from load_tests.reliability import charts, injected, runs, soak
+from load_tests.reliability.users import LOADS, Length, Users
 from load_tests.run import USERS
 
 if TYPE_CHECKING:
@@ -32,17 +33,12 @@ if TYPE_CHECKING:
 
     from llama_endpoints.devtools.servers import RunningServer
 
+HOUR_S: Final = 3600
 SHORTEST_S: Final = 1.0
 LONGEST_S: Final = 30.0
 CYCLES: Final = 40
 """Cycles of a run, if none of them is then shorter or longer than these."""
 ROWS: Final = 40
-ALLOCATOR: Final = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}
-"""glibc gives back what is freed at once, so that readings differ by 0.1 MB and not by 10. What is not freed stays visible."""
 
 
 @click.command("soak")
@@ -56,13 +52,14 @@ ALLOCATOR: Final = {
 @click.option(
     "--hours", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True, help="Duration."
 )
+@click.option("--requests", type=click.IntRange(1), help="Number of requests, instead of --hours.")
 @click.option("--users", type=click.IntRange(1), default=8, show_default=True, help="Concurrent users.")
 @click.option(
     "--load", type=click.Choice(sorted(LOADS)), default="mixed", show_default=True, help="What they send."
 )
 @click.option("--batch/--no-batch", default=True, show_default=True, help="Run a batch job beside each cycle.")
 @click.option(
-    "--planted", "defect", type=click.Choice(planted.OF_SERVERS), help="Start the server with a defect."
+    "--planted", "defect", type=click.Choice(injected.OF_SERVERS), help="Start the server with a defect."
 )
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default=runs.ROOT / "build" / "soak.json",
               show_default=False, help="The run as JSON, with an .svg beside it; default: build/soak.json.")  # fmt: skip
@@ -72,6 +69,7 @@ def main(  # noqa: PLR0913  (the options of a command)
     model: str,
     engine: str,
     hours: float,
+    requests: int | None,
     users: int,
     load: str,
     batch: bool,
@@ -84,44 +82,48 @@ def main(  # noqa: PLR0913  (the options of a command)
     cycle the server rests, and what it holds is read. Exit codes: 0 nothing grows and every answer was right; 1 otherwise; 2 it
     could not start.
     """
-    seconds = hours * 3600
-    cycle_s = min(LONGEST_S, max(SHORTEST_S, seconds / CYCLES))
+    length, cycle = _lengths(hours, requests)
     try:
         with (
-            _started(server, model, _settings(engine, users, defect)) as running,
-            tqdm(total=round(seconds), unit=" s", file=sys.stderr, disable=None) as bar,
+            tempfile.TemporaryDirectory(prefix="probes-") as probes,
+            _started(
+                server, model, _settings(engine, users) | injected.environment(defect, Path(probes))
+            ) as running,
+            tqdm(
+                total=requests or round(hours * HOUR_S), unit=" requests" if requests else " s", disable=None
+            ) as bar,
         ):
             told = asyncio.run(soak.run(
-                running, Users(running.url, USERS[server], users, LOADS[load]), seconds=seconds, cycle_s=cycle_s,
+                running, Users(running.url, USERS[server], users, LOADS[load]), probes=Path(probes), length=length, cycle=cycle,
                 beside=_Batch(output.with_suffix(".batch")) if batch else None,
-                told=lambda so_far: bar.update(min(round(seconds), round(so_far.rests[-1].at)) - bar.n),
+                told=lambda so_far: bar.update(int(so_far.requests if requests else so_far.rests[-1].at) - bar.n),
             ))  # fmt: skip
     except ServerStartError as error:
         click.echo(str(error), err=True)
         raise SystemExit(2) from None
-    setting = {
-        "server": server,
-        "engine": engine,
-        "users": users,
-        "load": load,
-        "planted": defect,
-        "hours": hours,
-    }
-    runs.write(output, "soak", {**setting, **told.told()})
-    output.with_suffix(".svg").write_text(charts.soak(told), encoding="utf-8")
+    setting = {"server": server, "engine": engine, "users": users, "load": load, "planted": defect}
+    found = told.told()
+    runs.write(output, "soak", {**setting, **found})
+    output.with_suffix(".svg").write_text(charts.soak(found["rests"]), encoding="utf-8")
     _say(told)
     raise SystemExit(1 if told.verdict() else 0)
 
 
-def _settings(engine: str, users: int, defect: str | None) -> dict[str, str]:
+def _lengths(hours: float, requests: int | None) -> tuple[Length, Length]:
+    """Return the length of the run and of its cycles."""
+    if requests is not None:
+        return Length(requests=requests), Length(requests=math.ceil(requests / CYCLES))
+    seconds = hours * HOUR_S
+    return Length(seconds), Length(min(LONGEST_S, max(SHORTEST_S, seconds / CYCLES)))
+
+
+def _settings(engine: str, users: int) -> dict[str, str]:
     return {
         "LLAMA_ENGINE": engine,
         "LLAMA_DTYPE": "float32",
         "LLAMA_MAX_NUM_SEQS": "16",
         "LLAMA_QUEUE": str(3 * users),  # so that a 429 is a place that was not given back
         "LLAMA_KV_MEMORY": "24MiB",  # filled during the warm-up; later growth is something else
-        **ALLOCATOR,
-        **planted.environment(defect),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from load_tests.protocols import ROUTES, Reply, Verdict, verdict
 from load_tests.workload import Asked, Lengths, RequestMix, draw
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from load_tests.protocols import Route
 
@@ -55,6 +56,18 @@ class Load:
 
 LOADS: Final = {"mixed": Load(long=0.01, broken=0.1), "light": Load(long=0.0, broken=0.97)}
 """`light` has so little to compute that seconds are thousands of requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long something lasts: until either is reached."""
+
+    seconds: float = math.inf
+    requests: float = math.inf
+
+    def reached(self, seconds: float, requests: int) -> bool:
+        """Return whether it is over after so many seconds and requests."""
+        return seconds >= self.seconds or requests >= self.requests
 
 
 @dataclass(slots=True)
@@ -114,17 +127,21 @@ class Users:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=len(self._users))
         return httpx2.AsyncClient(base_url=self._url, timeout=ANSWER_S, limits=limits, trust_env=False)
 
-    async def run(self, seconds: float) -> Tally:
-        """Send requests for some seconds; return when the last one has its answer."""
-        tally, until = Tally(), time.monotonic() + seconds
+    async def run(self, length: Length) -> Tally:
+        """Send requests; return when the last one has its answer."""
+        tally, began = Tally(), time.monotonic()
+
+        def ended() -> bool:
+            return length.reached(time.monotonic() - began, tally.requests)
+
         async with self._client() as http:
-            await asyncio.gather(*(self._user(*user, http, tally, until) for user in self._users))
+            await asyncio.gather(*(self._user(*user, http, tally, ended) for user in self._users))
         return tally
 
     async def _user(
-        self, random: Random, route: Route, http: httpx2.AsyncClient, tally: Tally, until: float
+        self, random: Random, route: Route, http: httpx2.AsyncClient, tally: Tally, ended: Callable[[], bool]
     ) -> None:
-        while time.monotonic() < until:
+        while not ended():
             if random.random() >= self._load.broken:
                 mix = LONG if random.random() < self._load.long else SHORT
                 asked = draw(mix, random, route.kinds, streams=route.streams)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from load_tests.reliability import planted, runs
+from load_tests.reliability import injected, runs
 from load_tests.reliability.chaos.boundaries import FAULTS, Boundaries, told
 from load_tests.reliability.chaos.jobs import JOBS
 from load_tests.reliability.chaos.starter import BuildError, Starter, build
@@ -22,7 +22,7 @@ from load_tests.reliability.chaos.starter import BuildError, Starter, build
 @click.option(
     "--fault", "faults", type=click.Choice(FAULTS), multiple=True, help="Only these faults. Repeatable."
 )
-@click.option("--planted", "defect", type=click.Choice(planted.OF_JOBS), help="Run the command with a defect.")
+@click.option("--planted", "defect", type=click.Choice(injected.OF_JOBS), help="Run the command with a defect.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The run as JSON; default: build/chaos-JOB.json.")  # fmt: skip
 def main(*, job: str, faults: tuple[str, ...], defect: str | None, output: Path | None) -> None:
     """Kill a command, or let its disk fail, at each call that changes its folder, one after the other, and give it again.

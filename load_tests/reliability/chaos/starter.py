@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from llama_endpoints.devtools.servers import environment
-from load_tests.reliability import planted
+from load_tests.reliability import injected
 from load_tests.reliability.runs import ROOT
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Starter:
 
     Args:
         library: what `build` returned.
-        defect: one of `planted.DEFECTS`, or None.
+        defect: one of `injected.DEFECTS`, or None.
     """
 
     def __init__(self, library: Path, defect: str | None = None) -> None:
@@ -71,7 +71,7 @@ class Starter:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "load_tests.reliability.chaos.starter"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**given, "LD_PRELOAD": str(library), **planted.environment(defect)},
+            env={**given, "LD_PRELOAD": str(library), **injected.environment(defect)},
         )  # fmt: skip
 
     def __enter__(self) -> Self:

@@ -1,8 +1,12 @@
-"""Python imports this at its start if the folder is on PYTHONPATH. It puts the defect of RELIABILITY_PLANTED into the service."""
+"""Python imports this at its start if the folder is on PYTHONPATH. See the package's `__init__.py`."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import socket
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -53,5 +57,39 @@ def _row() -> None:
     journal._payload = trusting  # noqa: SLF001
 
 
+class _Allocated(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    )  # fmt: skip
+
+
+def _answer(folder: str) -> None:
+    """Answer each connection with the bytes that are allocated in all of malloc's arenas, and in mappings of their own."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Allocated
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.bind(f"{folder}/{os.getpid()}.probe")
+        probe.listen()
+        while True:
+            asking, _ = probe.accept()
+            with asking:
+                gc.collect()
+                now = mallinfo()
+                asking.sendall(str(now.uordblks + now.hblkhd).encode())
+
+
+def _probe(folder: str) -> None:
+    def start() -> None:
+        threading.Thread(target=_answer, args=(folder,), name="probe", daemon=True).start()
+
+    start()
+    os.register_at_fork(after_in_child=start)
+
+
+if _folder := os.environ.get("RELIABILITY_PROBES"):
+    _probe(_folder)
 if _defect := os.environ.get("RELIABILITY_PLANTED"):
     {"leak": _leak, "place": _place, "row": _row}[_defect]()
