@@ -48,13 +48,23 @@ BROKEN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Shares of requests: with long prompts, and broken ones. The rest are short."""
+    """What users send.
+
+    Attributes:
+        long: share of requests with long prompts; the others are short.
+        broken: share of broken requests.
+        primed: whether the tokenizer's cache is filled first.
+    """
 
     long: float
     broken: float
+    primed: bool
 
 
-LOADS: Final = {"mixed": Load(long=0.01, broken=0.1), "light": Load(long=0.0, broken=0.97)}
+LOADS: Final = {
+    "mixed": Load(long=0.01, broken=0.1, primed=True),
+    "light": Load(long=0.0, broken=0.97, primed=False),
+}
 """`light` has so little to compute that seconds are thousands of requests."""
 
 
@@ -119,8 +129,9 @@ class Users:
                 if found.fault is not None:
                     tally.faults[f"{route.path}: {found.fault}"] += 1
 
-        async with self._client() as http:
-            await asyncio.gather(*(one(user, http) for user in range(number)))
+        if self._load.primed:
+            async with self._client() as http:
+                await asyncio.gather(*(one(user, http) for user in range(number)))
         return tally
 
     def _client(self) -> httpx2.AsyncClient:

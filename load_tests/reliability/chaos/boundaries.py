@@ -71,11 +71,19 @@ class Boundaries:
             outcomes = (self.disturb(at, fault) for at in itertools.count(1))
             yield from itertools.takewhile(lambda outcome: outcome is not None, outcomes)
 
-    def disturb(self, at: int, fault: str) -> Outcome | None:
-        """Return the outcome of a fault at one call; None if the job has fewer calls."""
+    def disturb(self, at: int, fault: str, call: str = "") -> Outcome | None:
+        """Return the outcome of a fault at one call; None if the job has fewer calls.
+
+        Args:
+            at: its number, from 1.
+            fault: one of `FAULTS`.
+            call: one of `calls`, if only such are to be numbered.
+        """
         self._empty()
-        ended = self._run({"FAULTS_AT": str(at), "FAULTS_KIND": fault})
-        calls = self._counted()
+        name, _, path = call.partition(" ")
+        only = f"{name} {self._changed / path}" if call else ""
+        ended = self._run({"FAULTS_AT": str(at), "FAULTS_KIND": fault, "FAULTS_CALL": only})
+        calls = [made for made in self._counted() if call in ("", made)]
         if len(calls) < at:
             return None
         wrong = [*self._of_the_end(ended, fault), *self._half_written(ended)]
@@ -121,6 +129,7 @@ class Boundaries:
             "FAULTS_FOLDER": str(self._changed),
             "FAULTS_LOG": str(self._log),
             "FAULTS_AT": "0",
+            "FAULTS_CALL": "",
             "FAULTS_KIND": "",
             **faults,
         }

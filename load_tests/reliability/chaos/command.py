@@ -40,7 +40,7 @@ def main(*, job: str, faults: tuple[str, ...], defect: str | None, output: Path 
     try:
         with (
             tempfile.TemporaryDirectory(prefix="chaos-") as folder,
-            Starter(build(Path(folder)), defect) as starter,
+            Starter(build(Path(folder)), JOBS[job].modules, defect) as starter,
         ):
             work = Path(folder) / "work"
             work.mkdir()

@@ -2,6 +2,7 @@
 
    FAULTS_FOLDER  the folder, absolute; calls elsewhere are neither counted nor changed
    FAULTS_AT      the number of the call, from 1; 0 only counts
+   FAULTS_CALL    if set, only calls of this name and path are numbered: "rename /folder/file"
    FAULTS_KIND    kill    SIGKILL before the call
                   torn    SIGKILL after it; a write has written the first half of its bytes
                   enospc  from this call on the disk is full: the first write still writes the first half of its bytes
@@ -31,7 +32,7 @@
 enum fault { NONE, KILL, TORN, ENOSPC_ON, EIO_ONCE };
 enum verdict { PASS, HALF, HALF_AND_DIE, DO_AND_DIE, FAIL };
 
-static char folder[PATH_MAX];
+static char folder[PATH_MAX], only[PATH_MAX + 32];
 static size_t folder_length;
 static long at, calls;
 static enum fault fault;
@@ -42,10 +43,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 __attribute__((constructor)) void faults_arm(void) {
     const char *given = getenv("FAULTS_FOLDER"), *kind = getenv("FAULTS_KIND"), *number = getenv("FAULTS_AT");
-    const char *log = getenv("FAULTS_LOG");
+    const char *log = getenv("FAULTS_LOG"), *call = getenv("FAULTS_CALL");
     folder_length = 0;
     calls = 0;
     snprintf(folder, sizeof folder, "%s", given ? given : "");
+    snprintf(only, sizeof only, "%s", call ? call : "");
     at = number ? atol(number) : 0;
     fault = !kind ? NONE : !strcmp(kind, "kill") ? KILL : !strcmp(kind, "torn") ? TORN
           : !strcmp(kind, "enospc") ? ENOSPC_ON : !strcmp(kind, "eio") ? EIO_ONCE : NONE;
@@ -81,21 +83,23 @@ static int path_of(int descriptor, const char *name, char *path) {
 static enum verdict judge(const char *call, int descriptor, const char *name, int writes, int grows) {
     char path[PATH_MAX], line[PATH_MAX + 32];
     enum verdict found = PASS;
-    int before = errno, length;
+    int before = errno, length, numbered = 1;
     if (!folder_length || !path_of(descriptor, name, path) || !inside(path)) {
         errno = before;
         return PASS;
     }
+    length = snprintf(line, sizeof line, "%s %s", call, path);
     pthread_mutex_lock(&lock);
-    calls++;
+    if (!only[0] || !strcmp(line, only)) calls++;
+    else numbered = 0;
     if (log_fd >= 0) {
-        length = snprintf(line, sizeof line, "%s %s\n", call, path);
-        syscall(SYS_write, log_fd, line, (size_t)length);
+        line[length] = '\n';
+        syscall(SYS_write, log_fd, line, (size_t)length + 1);
     }
-    if (fault == KILL && calls == at) die();
-    if (fault == TORN && calls == at) found = writes ? HALF_AND_DIE : DO_AND_DIE;
-    if (fault == ENOSPC_ON && grows && calls >= at) found = writes && calls == at ? HALF : FAIL;
-    if (fault == EIO_ONCE && calls == at) found = FAIL;
+    if (fault == KILL && numbered && calls == at) die();
+    if (fault == TORN && numbered && calls == at) found = writes ? HALF_AND_DIE : DO_AND_DIE;
+    if (fault == ENOSPC_ON && grows && calls >= at) found = writes && numbered && calls == at ? HALF : FAIL;
+    if (fault == EIO_ONCE && numbered && calls == at) found = FAIL;
     pthread_mutex_unlock(&lock);
     errno = fault == EIO_ONCE ? EIO : ENOSPC;
     if (found != FAIL) errno = before;

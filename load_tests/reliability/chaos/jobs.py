@@ -11,7 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-ROWS: Final = 12
+ROWS: Final = 8
+BATCH: Final = (
+    "torch",
+    "llama_endpoints.cli.batch",
+    "llama_serving.batch.job",
+    "llama_serving.engine.batching.factory",
+)
+PACKAGE: Final = (
+    "torch",
+    "mlflow.pyfunc",
+    "llama_endpoints.cli.package",
+    "llama_endpoints.checkpoints.package",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +33,13 @@ class Job:
     Attributes:
         prepare: writes what the command reads into a folder.
         arguments: of the command, from that folder and the one that it changes.
+        modules: what the command imports; each run is then a fork, without the seconds of the imports.
         differs: what in its files differs from run to run: drawn ids, times.
     """
 
     prepare: Callable[[Path], None]
     arguments: Callable[[Path, Path], list[str]]
+    modules: tuple[str, ...]
     differs: re.Pattern[bytes]
 
     def lasting(self, content: bytes) -> bytes:
@@ -54,6 +68,6 @@ def _package(given: Path, changed: Path) -> list[str]:
 
 
 JOBS: Final[Mapping[str, Job]] = {
-    "batch": Job(_rows, _batch, re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")),
-    "package": Job(lambda _: None, _package, re.compile(rb"(utc_time_created|model_uuid): .*")),
+    "batch": Job(_rows, _batch, BATCH, re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")),
+    "package": Job(lambda _: None, _package, PACKAGE, re.compile(rb"(utc_time_created|model_uuid): .*")),
 }

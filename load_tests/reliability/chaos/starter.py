@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SOURCE: Final = Path(__file__).with_name("faults.c")
-PRELOADED: Final = ("llama_endpoints.cli.main", "llama_endpoints.cli.batch", "llama_endpoints.cli.package",
-                    "llama_serving.batch.job", "llama_serving.service.service", "transformers", "mlflow.pyfunc",
-                    "llama_endpoints.checkpoints.package")  # fmt: skip
+ONE_THREAD: Final = {"LLAMA_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+"""A fork has one thread, and threads that wait for each other on a busy machine are slower than one."""
 
 
 class BuildError(RuntimeError):
@@ -61,17 +60,18 @@ class Starter:
 
     Args:
         library: what `build` returned.
+        modules: what the command imports.
         defect: one of `injected.DEFECTS`, or None.
     """
 
-    def __init__(self, library: Path, defect: str | None = None) -> None:
+    def __init__(self, library: Path, modules: Sequence[str], defect: str | None = None) -> None:
         given = {
             name: value for name, value in environment({}).items() if not name.startswith(("LLAMA_", "FAULTS_"))
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "load_tests.reliability.chaos.starter"],
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "load_tests.reliability.chaos.starter", *modules],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**given, "LD_PRELOAD": str(library), **injected.environment(defect)},
+            env={**given, "LD_PRELOAD": str(library), **ONE_THREAD, **injected.environment(defect)},
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ def _serve() -> None:
     """Fork for each line of standard input; write the child's exit code."""
     import importlib
 
-    for name in PRELOADED:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     for line in sys.stdin:
         child = os.fork()
