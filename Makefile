@@ -77,6 +77,7 @@ yaml-check: $(READY)  ## Check that yaml/ is what `render` writes, and that `val
 
 docs: $(DOCS_READY)  ## Build the site of docs/ into build/site, and check its links and generated parts
 	$(BIN)/python -m llama_endpoints.devtools.reference --check
+	$(BIN)/python -m load_tests.reliability report --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 package: $(READY)  ## Build the wheel into dist/

@@ -59,7 +59,7 @@ def _memory(runs: Sequence[Run]) -> Reading | None:
     soaks = of_kind(runs, "soak")
     if not soaks:
         return None
-    grown = {run["server"]: run["growth_by_request"]["memory"] for run in soaks}
+    grown = {run["server"]: run["growth_by_request"]["live"] for run in soaks}
     requests = {run["server"]: run["requests"] for run in soaks}
     value = "; ".join(
         f"{server}: {one['slope']:+.0f} bytes a request ({one['low']:+.0f} to {one['high']:+.0f}) over {requests[server]:,}"
@@ -96,7 +96,7 @@ FIGURES: Final = (
     Figure("SIGTERM loses no admitted request", "Azure's roll-outs"),
     Figure("an engine that died: 503, and back within its load and 2 s", "vLLM's fault tests"),
     Figure("probes within 100 ms (p99)", "Azure's probes time out after 2 s"),
-    Figure("200 slow clients (slow-loris): no request of others is lost", "OWASP"),
+    Figure("200 slow clients (slow-loris): no request of others is lost", "the contract: a slow body holds no place"),
     Figure("kept cases answered as they must be at every endpoint: 100 %", "the contract"),
     Figure("a million fuzzed requests: no 5xx", "Triton's fuzzed HTTP"),
     Figure("memory that grows by nothing, within its interval, over a million requests", "Triton: < 100 MB", _memory),

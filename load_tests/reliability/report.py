@@ -11,7 +11,7 @@ import jinja2
 from load_tests.reliability import charts, injected, runs
 from load_tests.reliability.chaos.boundaries import FAULTS
 from load_tests.reliability.figures import FIGURES, of_kind
-from load_tests.reliability.soak import LIMITS
+from load_tests.reliability.soak import LIMITS, RESIDENT
 from load_tests.reliability.trend import BLOCKS, CONFIDENCE, WARM_UP
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def page(found: Sequence[Run]) -> str:
     ).render(
         figures=[(figure, figure.read(found)) for figure in FIGURES], state=_state, dates=_dates,
         soaks=of_kind(found, "soak"), chaos=of_kind(found, "chaos"), faults=FAULTS, planted=injected.DEFECTS,
-        warm_up=round(100 * WARM_UP), blocks=BLOCKS, confidence=round(100 * CONFIDENCE), limit=round(LIMITS["memory"]),
+        warm_up=round(100 * WARM_UP), blocks=BLOCKS, confidence=round(100 * CONFIDENCE), limit=round(LIMITS["live"]),
+        resident=round(RESIDENT / 1e6),
     )  # fmt: skip
     return text.rstrip() + "\n"
 

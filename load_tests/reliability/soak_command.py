@@ -85,17 +85,17 @@ def main(  # noqa: PLR0913  (the options of a command)
     length, cycle = _lengths(hours, requests)
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="probes-") as probes,
+            tempfile.TemporaryDirectory(prefix="soak-") as folder,
             _started(
-                server, model, _settings(engine, users) | injected.environment(defect, Path(probes))
+                server, model, _settings(engine, users) | injected.environment(defect, Path(folder))
             ) as running,
             tqdm(
                 total=requests or round(hours * HOUR_S), unit=" requests" if requests else " s", disable=None
             ) as bar,
         ):
             told = asyncio.run(soak.run(
-                running, Users(running.url, USERS[server], users, LOADS[load]), probes=Path(probes), length=length, cycle=cycle,
-                beside=_Batch(output.with_suffix(".batch")) if batch else None,
+                running, Users(running.url, USERS[server], users, LOADS[load]), probes=Path(folder), length=length, cycle=cycle,
+                beside=_Batch(Path(folder)) if batch else None,
                 told=lambda so_far: bar.update(int(so_far.requests if requests else so_far.rests[-1].at) - bar.n),
             ))  # fmt: skip
     except ServerStartError as error:
@@ -146,7 +146,6 @@ class _Batch:
     _expected: str = ""
 
     def __call__(self) -> str | None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         rows, output = self.folder / "rows.jsonl", self.folder / "out.jsonl"
         rows.write_text(
             "".join(

@@ -3,16 +3,22 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_tests.reliability import runs
+from load_tests.reliability import report, runs
+from load_tests.reliability.chaos import boundaries
+from load_tests.reliability.chaos.boundaries import FAULTS, Outcome
+from load_tests.reliability.figures import FIGURES
 from load_tests.reliability.processes import held
 from load_tests.reliability.soak import LIMITS, Rest, Soak
 from load_tests.reliability.trend import student, trend
@@ -40,21 +46,21 @@ def noisy(
 @given(seed=st.integers(0, 2**32), kept=st.floats(0, 0.6))
 def test_a_leak_is_found_and_measured_under_noise(seed: int, kept: float) -> None:
     grown = trend(*noisy(seed, LEAK, kept=kept))
-    assert grown.exceeds(LIMITS["memory"])
+    assert grown.exceeds(LIMITS["live"])
     assert 0.8 * LEAK < grown.slope < 1.2 * LEAK
 
 
 def test_a_server_that_does_not_grow_is_seldom_accused() -> None:
     flat = [trend(*noisy(seed, 0.0)).flat for seed in range(400)]
     assert flat.count(False) <= 8  # (one in 200 is expected)
-    assert not any(trend(*noisy(seed, 0.0)).exceeds(LIMITS["memory"]) for seed in range(400))
+    assert not any(trend(*noisy(seed, 0.0)).exceeds(LIMITS["live"]) for seed in range(400))
 
 
 def test_single_outliers_do_not_matter() -> None:
     x, y = noisy(1, 0.0, points=100)
     for at in (40, 60, 99):
         y[at] += 1e9
-    assert trend(x, y).excludes(LIMITS["memory"])
+    assert trend(x, y).excludes(LIMITS["live"])
 
 
 @given(value=st.floats(-1e9, 1e9), points=st.integers(8, 200))
@@ -84,7 +90,7 @@ def soaked(**grows: float) -> Soak:
     rests = []
     for n in range(1, 41):
         values = {name: 100 + grows.get(name, 0.0) * 100 * n for name in LIMITS}
-        rests.append(Rest(at=n, requests=100 * n, median_s=0.1, p99_s=0.2, first_s=None, **values))
+        rests.append(Rest(at=n, requests=100 * n, memory=0, median_s=0.1, p99_s=0.2, first_s=None, **values))
     return Soak(rests)
 
 
@@ -139,3 +145,61 @@ def test_a_runs_file_says_what_was_run_and_where(tmp_path: Path) -> None:
     assert run["rests"] == {"at": [1.0, 2.0]}
     assert run["command"].startswith("python -m load_tests.reliability")
     assert all(run[name] for name in ("date", "version", "machine"))
+
+
+# --- the report -------------------------------------------------------------------------------------
+
+ABOUT = {"command": "COMMAND", "date": "2026-01-02", "version": "VERSION", "machine": "MACHINE"}
+
+
+def soak_run(server: str, requests: int, **grows: float) -> dict[str, Any]:
+    run = soaked(**grows)
+    run.outcomes["answered"] = requests
+    return {"kind": "soak", **ABOUT, "server": server, "engine": "batching", "planted": None, **run.told()}
+
+
+def chaos_run(*wrong: str) -> dict[str, Any]:
+    outcomes = [Outcome(at, "write out", fault, -9, ()) for fault in FAULTS for at in (1, 2)]
+    outcomes += [Outcome(3, "rename out", "torn", -9, (one,)) for one in wrong]
+    return {"kind": "chaos", **ABOUT, "job": "batch", "planted": None, **boundaries.told(outcomes)}
+
+
+def states(found: list[dict[str, Any]]) -> dict[str, str]:
+    rows = re.findall(r"^\| (.+?) \| .+? \| .+? \| (.+?) \| .+? \|$", report.page(found), re.MULTILINE)
+    return {promise: state for promise, state in rows if promise in {one.promise for one in FIGURES}}
+
+
+MEMORY, RECOVERED = FIGURES[9].promise, FIGURES[11].promise
+
+
+def test_without_runs_no_figure_is_met() -> None:
+    assert states([]) == dict.fromkeys((figure.promise for figure in FIGURES), "not run")
+    assert len(FIGURES) == 12
+
+
+@pytest.mark.parametrize(
+    ("found", "promise", "state"),
+    [
+        ([soak_run("own", 1000)], MEMORY, "met so far"),
+        ([soak_run(server, 1_000_000) for server in ("own", "azmlinfsrv", "mlflow")], MEMORY, "met"),
+        ([soak_run("own", 1_000_000), soak_run("mlflow", 1000, live=5)], MEMORY, "**missed**"),
+        ([soak_run("own", 1000, live=5) | {"planted": "leak"}], MEMORY, "not run"),
+        ([chaos_run()], RECOVERED, "met"),
+        ([chaos_run("a row is lost")], RECOVERED, "**missed**"),
+    ],
+)
+def test_a_figure_is_what_its_runs_say(found: list[dict[str, Any]], promise: str, state: str) -> None:
+    said = states(found)
+    assert said[promise] == state
+    assert all(other == "not run" for name, other in said.items() if name != promise)
+
+
+def test_what_was_wrong_is_in_the_report() -> None:
+    page = report.page([soak_run("own", 1000, threads=1), chaos_run("a row is lost")])
+    assert "- Not as promised: threads grew by 1 a request" in page
+    assert "- batch, torn at call 3 (rename out): a row is lost" in page
+    assert all(value in page for value in ABOUT.values())
+
+
+def test_the_committed_page_is_what_the_committed_runs_say() -> None:
+    assert CliRunner().invoke(report.main, ["--check"]).exit_code == 0
