@@ -29,6 +29,8 @@ TOGETHER: Final = 63
 SHARE_LEFT: Final = 0.1
 """Of broken requests: those whose client goes before its body is whole."""
 ANSWER_S: Final = 120.0
+KEPT_S: Final = 2.0
+"""Shorter than any server keeps an idle connection: a request must not meet its end."""
 EVENT_END: Final = b"\n\n"
 BROKEN: Final = (
     b"",
@@ -135,7 +137,9 @@ class Users:
         return tally
 
     def _client(self) -> httpx2.AsyncClient:
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=len(self._users))
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=len(self._users), keepalive_expiry=KEPT_S
+        )
         return httpx2.AsyncClient(base_url=self._url, timeout=ANSWER_S, limits=limits, trust_env=False)
 
     async def run(self, length: Length) -> Tally:
