@@ -204,7 +204,7 @@ def verdict(route: Route, asked: Asked, reply: Reply) -> Verdict:
         return Verdict("wrong", fault=fault) if fault else Verdict("refused")
     if reply.status != 200:
         return Verdict("wrong", fault=f"status {reply.status}: {_error(reply).get('code', 'no error object')}")
-    if reply.cut and '"error"' not in reply.events[0]:
+    if reply.cut and not _is_error(reply.events[0]):
         return Verdict("cancelled", tokens=len(reply.events))
     return _answered(route, asked, reply)
 
@@ -239,6 +239,12 @@ def _unrefused(reply: Reply) -> str | None:
     if not all(isinstance(error.get(key), str) for key in ("code", "message")):
         return "a 400 without an error that has a code and a message"
     return None if str(error.get("param", "")).endswith("top_p") else "the error does not name top_p"
+
+
+def _is_error(event: str) -> bool:
+    """Return whether an event is an error. (A text may be the word.)"""
+    found = json.loads(event) if event.startswith("{") else None
+    return isinstance(found, dict) and "error" in found
 
 
 def _error(reply: Reply) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Job:
         prepare: writes what the command reads into a folder.
         arguments: of the command, from that folder and the one that it changes.
         modules: what the command imports; each run is then a fork, without the seconds of the imports.
-        differs: what in its files differs from run to run: drawn ids, times.
+        differs: what in its files differs from run to run: drawn ids, times, the version (someone may commit meanwhile).
     """
 
     prepare: Callable[[Path], None]
@@ -68,6 +68,8 @@ def _package(given: Path, changed: Path) -> list[str]:
 
 
 JOBS: Final[Mapping[str, Job]] = {
-    "batch": Job(_rows, _batch, BATCH, re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")),
+    "batch": Job(
+        _rows, _batch, BATCH, re.compile(rb'(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])|"version": "[^"]*"')
+    ),
     "package": Job(lambda _: None, _package, PACKAGE, re.compile(rb"(utc_time_created|model_uuid): .*")),
 }
