@@ -242,7 +242,7 @@ def _unrefused(reply: Reply) -> str | None:
 
 
 def _is_error(event: str) -> bool:
-    """Return whether an event is an error. (A text may be the word.)"""
+    """Return whether an event is an error, and not a text that is the word."""
     found = json.loads(event) if event.startswith("{") else None
     return isinstance(found, dict) and "error" in found
 

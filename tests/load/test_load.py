@@ -259,3 +259,10 @@ def test_the_page_holds_everything_and_escapes_what_it_quotes() -> None:
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ), "the page needs nothing beside it"
+
+
+@pytest.mark.parametrize(("event", "outcome"), [({"0": "error"}, "cancelled"), ({"error": ERROR}, "wrong")])
+def test_a_left_stream_is_wrong_only_if_it_began_with_an_error(event: Any, outcome: str) -> None:
+    asked = replace(ASKED, stream=True, cancelled=True)
+    came = Reply(200, f"data: {json.dumps(event)}\n\n".encode(), cut=True)
+    assert verdict(ROUTES["ScoreUser"], asked, came).outcome == outcome

@@ -29,6 +29,9 @@ class Tokenizer:
     """Text -> ids and id -> bytes. Immutable, and safe to share between threads."""
 
     def __init__(self, model: tokenizers.Tokenizer, specials: Mapping[str, int]) -> None:
+        # tokenizers keeps each text's ids, 10,000 texts in each thread and 4 kB each; nothing else frees them. Our texts are whole
+        # prompts, which seldom come again.
+        model.model._resize_cache(0)  # noqa: SLF001  (only its constructor has it documented)
         self._model = model
         self._specials = dict(specials)
         self._names = {token_id: content for content, token_id in specials.items()}

@@ -1,7 +1,9 @@
 """The tokenizer as functions: text survives it, streaming changes nothing, damaged files are refused."""
 
+import ctypes
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -268,3 +270,35 @@ def test_merges_may_be_pairs(tmp_path: Path, layout: Layout, nano_tokenizer: Tok
     layout["model"]["merges"] = pairs
     changed = Tokenizer.from_folder(written(tmp_path, layout))
     assert changed.encode("def f(x):\n    return x") == nano_tokenizer.encode("def f(x):\n    return x")
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+class Allocated(ctypes.Structure):
+    """glibc's `struct mallinfo2`: ten sizes."""
+
+    _fields_ = (("sizes", ctypes.c_size_t * 10),)
+
+
+def allocated() -> int:
+    """Bytes that malloc has given and not taken back: in its arenas, and in mappings of their own."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Allocated
+    sizes = mallinfo().sizes
+    return int(sizes[7] + sizes[4])
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc")
+def test_a_thread_that_encodes_keeps_nothing_of_the_texts(nano_tokenizer: Tokenizer) -> None:
+    def encode() -> int:
+        nano_tokenizer.encode("the first text of a thread")
+        before = allocated()
+        for number in range(1000):
+            nano_tokenizer.encode(
+                f"def f{number}(x):\n    return x + {number}  # and so on, until it is a hundred characters long"
+            )
+        return allocated() - before
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(encode).result() < 500_000  # a cache would have 4 MB
