@@ -139,9 +139,6 @@ async def run(  # noqa: PLR0913  (all but two named)
         told: called after each cycle.
     """
     soak, began = Soak(), time.monotonic()
-    primed = await users.prime()
-    soak.outcomes += primed.outcomes
-    soak.faults += primed.faults
     while not length.reached(time.monotonic() - began, soak.requests):
         job = asyncio.create_task(asyncio.to_thread(beside)) if beside is not None else None
         tally = await users.run(cycle)

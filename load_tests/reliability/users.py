@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections import Counter
@@ -14,18 +13,16 @@ from typing import TYPE_CHECKING, Final
 import httpx2
 
 from load_tests.protocols import ROUTES, Reply, Verdict, verdict
-from load_tests.workload import Asked, Lengths, RequestMix, draw
+from load_tests.workload import Lengths, RequestMix, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from load_tests.protocols import Route
+    from load_tests.workload import Asked
 
 SHORT: Final = RequestMix(Lengths(20, 120), Lengths(1, 4), stream=0.5, cancel=0.3, bad=0.1)
 LONG: Final = RequestMix(Lengths(1000, 3000), Lengths(1, 2), Lengths(1, 1), stream=0.5, cancel=0.5, bad=0.0)
-WORDS: Final = 10_500
-"""Texts that fill the tokenizer's cache: it keeps the ids of the first 10,000, and with them 3 kB each."""
-TOGETHER: Final = 63
 SHARE_LEFT: Final = 0.1
 """Of broken requests: those whose client goes before its body is whole."""
 ANSWER_S: Final = 120.0
@@ -55,17 +52,15 @@ class Load:
     Attributes:
         long: share of requests with long prompts; the others are short.
         broken: share of broken requests.
-        primed: whether the tokenizer's cache is filled first.
     """
 
     long: float
     broken: float
-    primed: bool
 
 
 LOADS: Final = {
-    "mixed": Load(long=0.01, broken=0.1, primed=True),
-    "light": Load(long=0.0, broken=0.97, primed=False),
+    "mixed": Load(long=0.01, broken=0.1),
+    "light": Load(long=0.0, broken=0.97),
 }
 """`light` has so little to compute that seconds are thousands of requests."""
 
@@ -116,25 +111,6 @@ class Users:
     def __init__(self, url: str, routes: Sequence[str], number: int, load: Load) -> None:
         self._url, self._load = url, load
         self._users = [(Random(n), ROUTES[routes[n % len(routes)]]) for n in range(number)]  # noqa: S311
-
-    async def prime(self) -> Tally:
-        """Fill the tokenizer's cache, whose growth is none. The requests are refused after their first prompts are tokenized."""
-        tally, number = Tally(), len(self._users)
-
-        async def one(user: int, http: httpx2.AsyncClient) -> None:
-            route = self._users[0][1]
-            for first in range(user * TOGETHER, WORDS, number * TOGETHER):
-                texts = (*(f"prime {first + n}" for n in range(TOGETHER)), "x = 1\n" * 1200)
-                asked = Asked("completion", texts, 1, 0, stream=False, cancelled=False, bad=False)
-                found = await _refused(http, route.path, json.dumps(route.body(asked)).encode())
-                tally.outcomes[found.outcome] += 1
-                if found.fault is not None:
-                    tally.faults[f"{route.path}: {found.fault}"] += 1
-
-        if self._load.primed:
-            async with self._client() as http:
-                await asyncio.gather(*(one(user, http) for user in range(number)))
-        return tally
 
     def _client(self) -> httpx2.AsyncClient:
         limits = httpx2.Limits(
