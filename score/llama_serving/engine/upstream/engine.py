@@ -9,7 +9,7 @@ import queue
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from llama_serving.engine.thread import EngineThread, ThreadedEngine
 from llama_serving.engine.upstream import error_mapping
 from llama_serving.engine.upstream.client import AwayError, UpstreamClient
 from llama_serving.engine.upstream.remote import RemoteServer
-from llama_serving.engine.upstream.remote_cache import RemoteCache
+from llama_serving.engine.upstream.remote_cache import CacheSince, RemoteCache
 from llama_serving.engine.upstream.stream_parser import StreamedCompletion
 from llama_serving.errors import InternalError, ServingError, SetupError, frames
 from llama_serving.sampling_params import FinishReason, SamplingParams
@@ -104,7 +104,7 @@ class UpstreamEngine(ThreadedEngine):
         self._tokens_out = 0
         self._running: set[Handle] = set()
         self._away, self._said = False, ""
-        self._cache = RemoteCache()
+        self._cache = CacheSince()
         self._tasks: dict[Handle, asyncio.Task[None]] = {}
         self._fresh: list[tuple[Handle, Token]] = []
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -157,8 +157,8 @@ class UpstreamEngine(ThreadedEngine):
             tokens_out=self._tokens_out,
             alive=thread.alive,
             away=self._away,
-            num_preemptions=self._cache.preemptions,
-            reused_tokens=self._cache.reused_tokens,
+            num_preemptions=self._cache.preemptions.growth,
+            reused_tokens=self._cache.reused_tokens.growth,
             remote_kv_usage=self._cache.usage,
         )
 
@@ -333,7 +333,7 @@ class UpstreamEngine(ThreadedEngine):
             await asyncio.sleep(WATCH_S)
             if not self._away and not await self._client.healthy():
                 self._away = True
-                self._cache = replace(self._cache, usage=None)
+                self._cache = self._cache.unseen()
                 _log.error("%s is away", self._monitor.name)
             elif not self._away:
                 await self._see_cache()
@@ -343,9 +343,9 @@ class UpstreamEngine(ThreadedEngine):
                 _log.warning("%s is back", self._monitor.name)
 
     async def _see_cache(self) -> None:
-        """Read the server's counters of its cache. They stay where it does not give them now, so that none falls."""
+        """Read the server's counters of its cache, whose growth since the first look is told."""
         text = await self._client.metrics()
-        self._cache = RemoteCache.of(text) if text else replace(self._cache, usage=None)
+        self._cache = self._cache.seen(RemoteCache.of(text)) if text else self._cache.unseen()
 
     async def _is_back(self) -> bool:
         try:

@@ -1,13 +1,14 @@
 """The cache of the other server, as its `/metrics` tell it."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_serving.engine.upstream.engine import UpstreamEngine
-from llama_serving.engine.upstream.remote_cache import RemoteCache
+from llama_serving.engine.upstream.remote_cache import CacheSince, RemoteCache
 from tests.support.calls import until
 from tests.support.upstream_engines import running
 from tests.support.upstreams import FakeUpstream, Hold, Step, upstream
@@ -49,8 +50,23 @@ LINES = st.lists(st.tuples(NAMES, VALUES).map(" ".join), max_size=6).map("\n".jo
 def test_whatever_it_says_the_counters_are_counters(text: str) -> None:
     found = RemoteCache.of(text)
     assert found.usage is None or 0 <= found.usage <= 1
-    assert found.preemptions >= 0
-    assert found.reused_tokens >= 0
+    assert (found.preemptions or 0) >= 0
+    assert (found.reused_tokens or 0) >= 0
+
+
+COUNTS = st.none() | st.integers(0, 1000)
+
+
+@given(st.lists(COUNTS, max_size=8))
+def test_a_counter_grows_by_what_it_grew_since_the_first_look(told: list[int | None]) -> None:
+    seen, grown = CacheSince(), [0]
+    for one in told:
+        seen = seen.seen(RemoteCache(0.5, one, None))
+        grown.append(seen.preemptions.growth)
+    known = [one for one in told if one is not None]
+    assert grown == sorted(grown)
+    assert grown[-1] == sum(now - last if now >= last else now for last, now in pairwise(known))
+    assert seen.reused_tokens.growth == 0
 
 
 @pytest.fixture
@@ -61,9 +77,19 @@ def telling(fake: FakeUpstream) -> Iterator[UpstreamEngine]:
         yield started
 
 
-def test_the_engine_knows_it_from_its_start_on(telling: UpstreamEngine) -> None:
+def test_the_engine_counts_from_its_own_start_on(telling: UpstreamEngine) -> None:
+    """What the server did before is no rate of ours."""
     stats = telling.stats()
-    assert (stats.kv_usage, stats.num_preemptions, stats.reused_tokens) == (0.5, 7, 128)
+    assert (stats.kv_usage, stats.num_preemptions, stats.reused_tokens) == (0.5, 0, 0)
+
+
+def test_a_server_that_began_anew_goes_on_with_the_sum(fake: FakeUpstream, telling: UpstreamEngine) -> None:
+    for preemptions, hits, sums in (("9.0", "1.30e+02", (5, 2)), ("1.0", "1.0", (9, 3))):  # (3 + 9, then 3 + 1)
+        text = VLLM.replace(" 4.0", f" {preemptions}").replace("1.28e+02", hits)
+        fake.said["/metrics"] = metrics(text)
+        until(
+            lambda sums=sums: (telling.stats().num_preemptions, telling.stats().reused_tokens) == sums  # type: ignore[misc]
+        )
 
 
 def test_it_follows_and_no_counter_falls_while_the_server_says_nothing(
@@ -73,10 +99,10 @@ def test_it_follows_and_no_counter_falls_while_the_server_says_nothing(
     until(lambda: telling.stats().kv_usage == 0.75)
     del fake.said["/metrics"]  # 404
     until(lambda: telling.stats().kv_usage is None)
-    assert (telling.stats().num_preemptions, telling.stats().reused_tokens) == (8, 128)
+    assert (telling.stats().num_preemptions, telling.stats().reused_tokens) == (1, 0)
     fake.down()
     until(lambda: telling.stats().away)
-    assert telling.stats().num_preemptions == 8
+    assert telling.stats().num_preemptions == 1
 
 
 def test_a_server_that_says_nothing_of_it_is_one_all_the_same(own: UpstreamEngine) -> None:
