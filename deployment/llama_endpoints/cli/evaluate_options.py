@@ -1,7 +1,6 @@
 """Options that all tasks of `evaluate` share, and what they start."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -251,8 +250,7 @@ def address(url: str) -> str:
     Raises:
         SetupError: it is none, or holds a user.
     """
-    if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", url):
-        raise SetupError(
-            "--url must be an address such as http://127.0.0.1:8453, without a user or a password."
-        )
+    from llama_endpoints.connection.address import checked
+
+    checked(url, name="--url")  # (a path such as /v1 stays: the protocol's route is told from it)
     return url

@@ -16,7 +16,7 @@ from llama_endpoints.azure.limits import (
     Names,
 )
 from llama_endpoints.cli.engine_options import EngineChoice, engine_options
-from llama_endpoints.cli.options import Command
+from llama_endpoints.cli.options import Command, FiniteRange
 from llama_serving.errors import SetupError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _named(*names: str, **options: Any) -> Callable[[Command], Command]:
 )
 @click.option(
     "--collect",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(1e-9, 1),  # (LLAMA_COLLECT_RATE has nine digits)
     metavar="SHARE",
     help="Collect prompts and answers of this share of the managed endpoint's requests, redacted, and write yaml/monitoring/. "
     "Default: nothing is collected.",

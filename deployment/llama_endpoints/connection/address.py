@@ -4,6 +4,8 @@ import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+import httpx2
+
 from llama_serving.errors import SetupError
 
 
@@ -19,10 +21,21 @@ def checked(url: str, *, name: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        usable = (
+            not re.search(r"\s", url)
+            and parts.scheme in ("http", "https")
+            and parts.hostname
+            and not parts.query
+            and not parts.fragment
+        )
         parts.port  # noqa: B018  (raises for what is no port)
         secret = parts.username is not None or parts.password is not None
-    except ValueError:
+        # What no connection could be made to: httpx2 and the look-up of names raise these in the middle of a request.
+        httpx2.URL(url).raw_host.decode("ascii").encode("idna")
+    except (
+        ValueError,
+        httpx2.InvalidURL,
+    ):  # (a host without a name in DNS is a UnicodeError, which is a ValueError)
         usable = secret = False
     if not usable or secret:
         raise SetupError(

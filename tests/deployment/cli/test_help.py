@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import hypothesis
 import pytest
 from click.testing import CliRunner
+from hypothesis import strategies as st
 
 from llama_endpoints.cli.main import main
+from llama_endpoints.render.monitoring import Collection, variables
 from llama_serving.batch import job
 from llama_serving.errors import SetupError
 from llama_serving.settings import DTYPES, ENGINES, Settings
@@ -66,7 +69,22 @@ def test_no_option_takes_a_number_that_is_not_finite(name: str, given: str) -> N
 
 
 def test_options_that_are_numbers_are_found() -> None:
-    assert {"rollout --max-error-rate", "rollout --over", "package --temperature"} <= set(NUMBERS)
+    assert {"rollout --max-error-rate", "rollout --over", "package --temperature", "render --collect"} <= set(
+        NUMBERS
+    )
+
+
+@pytest.mark.parametrize("given", ["0", "1e-10", "9e-10", "-0.5", "1.0000001", "2"])
+def test_a_share_that_the_server_would_refuse_is_refused(given: str) -> None:
+    with pytest.raises(click.BadParameter):
+        OPTIONS["render --collect"].type.convert(given, OPTIONS["render --collect"], None)
+
+
+@hypothesis.given(st.floats(1e-9, 1))
+def test_a_share_that_is_taken_is_one_of_the_server_s(share: float) -> None:
+    taken = OPTIONS["render --collect"].type.convert(str(share), OPTIONS["render --collect"], None)
+    settings = Settings.from_environment(variables(Collection(taken)))
+    assert settings.collect_rate == pytest.approx(share, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name, one in OPTIONS.items() if isinstance(one.type, click.Choice)])
