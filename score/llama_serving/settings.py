@@ -314,7 +314,8 @@ def _proxies(name: str, text: str) -> tuple[str, ...]:
         raise _unusable(
             name,
             text,
-            f"addresses, networks and `unix` with commas between them, such as 127.0.0.1,10.0.0.0/8 ({error})",
+            "addresses, networks and `unix` with commas between them, such as 127.0.0.1,10.0.0.0/8",
+            f" ({error})",
         ) from None
     return found
 
@@ -332,8 +333,8 @@ def _password(name: str, text: str) -> str:
     return text
 
 
-def _unusable(name: str, text: str, allowed: str) -> SetupError:
-    return SetupError(f"{_PREFIX}{name.upper()}={text} can't be used: it must be {allowed}.")
+def _unusable(name: str, text: str, allowed: str, why: str = "") -> SetupError:
+    return SetupError(f"{_PREFIX}{name.upper()}={text} can't be used{why}: it must be {allowed}.")
 
 
 _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
