@@ -96,8 +96,8 @@ def _answer(request: flask.Request, request_id: str | None) -> Any:
 
 def _keys(request: flask.Request) -> tuple[str, ...]:
     """Return the key that Azure's front checked, where it passes it on: it is never collected."""
-    authorization = request.headers.get("Authorization", "").split()
-    return tuple(authorization[1:])
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return (token.strip(),) if scheme.lower() == "bearer" and token.strip() else ()
 
 
 def _read(request: flask.Request, limit: int) -> bytes:
@@ -132,8 +132,4 @@ def _load() -> Service:
         _log.warning("LLAMA_TRACES has no effect here: only our own server writes traces")
     if settings.named_keys is not None or settings.audit is not None:
         _log.warning("LLAMA_NAMED_KEYS and LLAMA_AUDIT have no effect here: only our own server has them")
-    collector = collection.of(settings)
-    service = Service.start(ModelFiles.deployed(), settings)
-    if collector is not None:
-        service.collector = collector
-    return service
+    return collection.started(settings, lambda: Service.start(ModelFiles.deployed(), settings))

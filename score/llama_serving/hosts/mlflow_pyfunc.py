@@ -217,10 +217,7 @@ def _service(files: ModelFiles, settings: Settings) -> Service:
         if key in _services and not _services[key].engine.stats().alive:
             _services.pop(key).close()  # (a dead engine may still hold a GPU)
         if key not in _services:
-            collector = collection.of(settings)
-            _services[key] = Service.start(files, settings)
-            if collector is not None:
-                _services[key].collector = collector
+            _services[key] = collection.started(settings, lambda: Service.start(files, settings))
         return _services[key]
 
 

@@ -119,7 +119,7 @@ def _add_models(app: FastAPI, lifecycle: Lifecycle) -> None:
 
     def described(service: Service) -> dict[str, Any]:
         name, context = service.variant.name, service.builder.context
-        told = notice(service.settings)
+        told = notice(service.settings, service.collector)
         return {"id": name, "object": "model", "created": started, "owned_by": "llama-endpoints",
                 "max_model_len": context, "capabilities": service.variant.capabilities,
                 **({"notice": told} if told else {})}  # fmt: skip

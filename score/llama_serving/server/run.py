@@ -147,9 +147,7 @@ class Assembly:
         end = ServerEnd()
 
         def loaded() -> Service:
-            collector = collection.of(settings)  # (what can't be used is said before the model is loaded)
-            service = load()
-            service.collector = collector
+            service = collection.started(settings, load)
 
             def ended(request: Request, sequence: SequenceOutput) -> None:
                 metrics.generated(sequence.handle)
@@ -160,12 +158,16 @@ class Assembly:
             meter.follow(service)
             return service
 
+        def told() -> str:
+            service = lifecycle.loaded
+            return collection.notice(settings, None if service is None else service.collector)
+
         accounts = Accounts.of(settings)
         lifecycle = Lifecycle(loaded, end.end)
         metrics = Metrics(lifecycle, accounts.usage)
         app = routes(lifecycle, metrics, settings, options)
         app.router.lifespan_context = _lifespan(lifecycle)
-        html = page(collection.notice(settings)) if settings.page else None
+        html = page(told) if settings.page else None
         inner = RequestMiddleware(Metering(app, accounts), metrics, accounts, page=html)
         outer = cors.around(inner if traces is None else traces.around(inner), settings.cors_origins)
         config = uvicorn.Config(

@@ -17,6 +17,7 @@ from llama_serving.contract.request import Body
 from llama_serving.errors import NotFound
 from llama_serving.faults import as_serving_error
 from llama_serving.server import body_reader
+from llama_serving.server.accounts.keys import ANONYMOUS
 from llama_serving.server.accounts.meter import note
 from llama_serving.server.auth import offered
 from llama_serving.server.body_reader import BodyReader
@@ -120,7 +121,7 @@ class Scoring:
             parsed = await asyncio.to_thread(adapter.parse, given)
             del given
             self.check_model(service, parsed.model)
-            model, caller = service.variant.name, Caller(request.state.request_id, offered(request.headers))
+            model, caller = service.variant.name, _caller(request)
             if parsed.parameters.stream:
                 deltas = service.astream(parsed, deadline=deadline, caller=caller)
                 stream = EventStream.begun(
@@ -149,6 +150,12 @@ class Scoring:
                 code="model_not_found",
                 param="model",
             )
+
+
+def _caller(request: Request) -> Caller:
+    """Return who sends a request, with its key if that was checked: without keys, a client sends any word as one."""
+    checked = () if request.state.key.name == ANONYMOUS else offered(request.headers)[:1]
+    return Caller(request.state.request_id, checked)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -11,9 +11,11 @@ import flask
 import pytest
 
 from llama_serving.contract.openai import PREFIXES
+from llama_serving.errors import SetupError
 from llama_serving.hosts import azureml_batch, azureml_online, mlflow_pyfunc
 from llama_serving.server.protocols import PROTOCOLS
 from llama_serving.service.collection.caller import is_sampled
+from llama_serving.service.collection.collector import Collector
 from llama_serving.service.collection.configuration import notice
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
@@ -42,10 +44,11 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 def lines(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a file by the id that correlates them."""
+    """The records of a file by the request's id."""
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len({one["correlationid"] for one in found}) == len(found)
-    return {one["correlationid"]: one for one in found}
+    assert len({one["request_id"] for one in found}) == len(found)
+    return {one["request_id"]: one for one in found}
 
 
 def ask(server: LocalServer, path: str, body: dict[str, Any], request_id: str) -> Answer:
@@ -107,6 +110,7 @@ def test_every_protocol_is_one_record_whole_and_streamed(server: LocalServer, fi
         assert made[stream]["completion_tokens"] == 4
         if not stream:
             assert json.dumps(made[stream]["completion"])[1:-1] in answer.text
+        assert made[stream].pop("request_id") == request_id
     assert made[False] == made[True]
 
 
@@ -160,6 +164,53 @@ def test_without_the_setting_nothing_is_said_or_kept(log: list[logging.LogRecord
     assert not [one for one in log[before:] if "collect" in one.getMessage()]
 
 
+@pytest.mark.parametrize("header", ["Authorization", "api-key"])
+def test_a_word_in_the_place_of_a_key_stays_where_no_key_is_needed(tmp_path: Path, header: str) -> None:
+    file = tmp_path / "open.jsonl"
+    with serving({"LLAMA_COLLECT": "jsonl", "LLAMA_COLLECT_FILE": str(file)}) as open_to_all:
+        word = {header: "Bearer not-needed" if header == "Authorization" else "not-needed"}
+        body = {"prompt": "a key is not-needed", **OPTIONS}
+        url = f"{open_to_all.url}/v1/completions"
+        assert post(url, body, **word, x_request_id="not-needed:1").status == 200
+        until(lambda: metric(open_to_all.url, "llama_collected_total") == 1)
+    (row,) = lines(file)["not-needed:1"]["model_inputs"]
+    assert row["prompt"] == "a key is not-needed"
+
+
+def test_the_notice_tells_the_share_that_the_destination_allows(mdc: Any) -> None:
+    mdc(1, percent=25)
+    with serving({"LLAMA_COLLECT": "azureml", "LLAMA_COLLECT_RATE": "0.5"}) as started:
+        told = get(f"{started.url}/v1/models").json["data"][0]["notice"]
+        assert "25 % of the requests" in told
+        assert told in get(f"{started.url}/", Accept="text/html").text
+
+
+def test_a_collector_is_closed_if_the_model_cannot_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nano_model: Path
+) -> None:
+    """In each host; otherwise its thread and its file would stay for the life of the process."""
+
+    def load(*_: object) -> Service:
+        raise SetupError("no model")
+
+    closed: list[bool] = []
+    close = Collector.close
+    monkeypatch.setattr(Collector, "close", lambda one: (closed.append(True), close(one)))
+    monkeypatch.setattr(Service, "start", load)
+    monkeypatch.setenv("LLAMA_COLLECT", "jsonl")
+    monkeypatch.setenv("LLAMA_COLLECT_FILE", str(tmp_path / "c.jsonl"))
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(nano_model))
+    with pytest.raises(SetupError, match="no model"):
+        azureml_online._Process().start()
+    artifacts = {mlflow_pyfunc.ARTIFACT: str(nano_model / "artifacts" / mlflow_pyfunc.ARTIFACT)}
+    with pytest.raises(SetupError, match="no model"):
+        mlflow_pyfunc.LlamaModel().load_context(SimpleNamespace(artifacts=artifacts))
+    env = {"LLAMA_COLLECT": "jsonl", "LLAMA_COLLECT_FILE": str(tmp_path / "c.jsonl")}
+    with serving(env, load=load, wait=False) as started:
+        assert isinstance(started.exit_code.exception(timeout=60), SetupError)
+    assert closed == [True] * 3
+
+
 def test_half_of_the_requests_are_those_of_the_hash(tmp_path: Path) -> None:
     file, ids = tmp_path / "half.jsonl", [f"id-{number}" for number in range(24)]
     env = {"LLAMA_COLLECT": "jsonl", "LLAMA_COLLECT_FILE": str(file), "LLAMA_COLLECT_RATE": "0.5"}
@@ -206,7 +257,9 @@ def test_a_data_collector_that_is_out_of_order_costs_a_line_and_no_request(
         assert counts().collected == (len(ids) if state == "well" else 0)
         assert counts().collected + sum(counts().dropped.values()) == len(ids)
         if state == "well":
-            assert list(here.rows("model_inputs")) == list(here.rows("model_outputs")) == ids
+            outputs = here.rows("model_outputs")
+            assert list(here.rows("model_inputs")) == list(outputs)
+            assert [rows[0]["request_id"] for rows in outputs.values()] == ids
     said = [one.getMessage() for one in log if one.levelno >= logging.WARNING]
     assert len([one for one in said if one.startswith("collection:")]) == {"well": 0, "hangs": 2}.get(state, 1)
 

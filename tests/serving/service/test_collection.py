@@ -1,12 +1,15 @@
 """What is collected of a request, however it ends; and a sink that fails, hangs or is away."""
 
 import asyncio
+import atexit
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +19,9 @@ from hypothesis import strategies as st
 from llama_serving.contract import openai, protocol
 from llama_serving.contract.content_filter import Finding
 from llama_serving.contract.request import Request
-from llama_serving.errors import ServingError
+from llama_serving.errors import ServingError, SetupError
 from llama_serving.service.collection import collector as collecting
+from llama_serving.service.collection import configuration
 from llama_serving.service.collection.caller import Caller, is_sampled
 from llama_serving.service.collection.collector import Collector
 from llama_serving.service.collection.record import CollectedInput, CollectedRequest, CollectedText
@@ -116,6 +120,29 @@ def test_one_record_a_request_with_what_was_sent(way: str) -> None:
     assert rows_out["prompt_tokens"] > 0
     assert rows_out["completion_tokens"] > 0
     assert one.secrets == ()
+    assert rows_out["request_id"] == "r-1"
+
+
+def test_requests_that_share_an_id_are_told_apart() -> None:
+    """Azure would join each one's inputs with the outputs of both."""
+    service = scripted(TEXT)
+    with collected(service) as kept:
+        for _ in range(3):
+            run(service, "generate", score("x"))
+    assert [one.request_id for one in kept.got] == ["r-1"] * 3
+    found = {one.correlation_id for one in kept.got}
+    assert len(found) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in found)
+
+
+def test_a_key_that_the_completion_completes_is_gone_from_a_gap_too() -> None:
+    service = scripted("hunter2hunter2")
+    body = {"input_data": {"input_string": [{"prefix": 'API_KEY = "', "suffix": '"\n'}]}}
+    with collected(service) as kept:
+        service.generate(parsed(body), caller=CALLER)
+    one = told(kept)
+    assert one.model_outputs()[0]["completion"] == "[REDACTED:password]"
+    assert "hunter2" not in str(one)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -366,10 +393,11 @@ def test_a_sink_that_fails_is_counted_and_said_once(error: Exception, caplog: py
 def test_what_cannot_be_redacted_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Redactor):
         def redacting(self, secrets: Any = ()) -> Any:
-            return raising_with_text
+            return Raising()
 
-    def raising_with_text(text: str) -> str:
-        raise ValueError(text)
+    class Raising:
+        def together(self, prompt: str, *rest: Any) -> Any:
+            raise ValueError(prompt)
 
     sink = Kept()
     collector = Collector(sink, Broken(), rate=1.0)
@@ -412,6 +440,29 @@ def test_memory_is_bounded_by_characters(monkeypatch: pytest.MonkeyPatch, most: 
     collector.close()
     assert collector.counts().dropped[reason] == 1
     assert collector.counts().collected == 1
+
+
+def test_an_end_is_forgotten_by_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_exit: list[Any] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", at_exit.remove)
+    collector = Collector(Kept(), REDACTOR, rate=1.0)
+    assert at_exit == [collector.close]
+    collector.close()
+    assert at_exit == []
+
+
+def test_a_load_that_fails_leaves_no_collector(tmp_path: Path) -> None:
+    def load() -> Service:
+        raise SetupError("no model")
+
+    def threads() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name == "collection"]
+
+    before = threads()
+    with pytest.raises(SetupError, match="no model"):
+        configuration.started(Settings(collect="jsonl", collect_file=str(tmp_path / "c.jsonl")), load)
+    assert threads() == before
 
 
 def test_after_its_end_a_collector_drops() -> None:

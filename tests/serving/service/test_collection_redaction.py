@@ -92,7 +92,7 @@ def test_a_secret_is_found_anywhere_in_a_long_text(at: int, filler: str, secret:
     assert clean.endswith(text[at + 1 :])
 
 
-@given(st.text(ALNUM + "-_.~+/", min_size=1), st.text(), st.text())
+@given(st.text(ALNUM + "-_.~+/", min_size=redaction.SHORTEST), st.text(), st.text())
 @settings(deadline=None)
 def test_the_request_s_own_key_is_gone_whatever_it_looks_like(secret: str, before: str, after: str) -> None:
     clean = redacted(f"{before}{secret}{after}", secret)
@@ -100,6 +100,135 @@ def test_the_request_s_own_key_is_gone_whatever_it_looks_like(secret: str, befor
         part.partition("]")[2] if index else part for index, part in enumerate(clean.split("[REDACTED:"))
     ]
     assert all(secret not in part for part in outside)
+
+
+@pytest.mark.parametrize("secret", ["x", "ollama", "EMPTY", "sk-none", ""])
+def test_a_word_that_a_client_sends_as_its_key_stays(secret: str) -> None:
+    text = f"import {secret} as x, {secret.upper()}"
+    assert redacted(text, secret) == text
+    assert Redactor([secret]).redacting()(text) == text
+
+
+def test_an_id_keeps_keys_that_have_no_form() -> None:
+    redact = REDACTOR.redacting(["ollama-server"])
+    assert redact.by_form(f"ollama-server.{KEY}:1") == f"ollama-server.{KEY}:1"
+    assert redact.by_form("AKIAIOSFODNN7EXAMPLE") == "[REDACTED:aws-access-key]"
+
+
+NAMED = st.sampled_from(
+    ["password", "API_KEY", "client-secret", "db_pwd", "token", "SECRET_KEY", "credentials"]
+)
+QUOTES = st.sampled_from(['"', "'", "`", '"""', '\\"', "\\'", '\\\\\\"'])
+"""Among them those of JSON in JSON, and of JSON in that."""
+ASSIGNED = st.sampled_from(
+    [": ", "=", " = ", "  =  ", ":", " := ", " => ", ": str = ", ": Optional[str] = ", " == ", " = b", "=f"]
+)
+VALUES = st.text(ALNUM + "-_+/=!@#$%^&* ,.;:()[]{}<>", min_size=redaction.SHORTEST, max_size=40)
+
+
+@given(NAMED, st.booleans(), ASSIGNED, QUOTES, VALUES)
+@settings(deadline=None)
+def test_a_quoted_value_behind_a_name_is_gone(
+    name: str, as_key: bool, assigned: str, quote: str, value: str
+) -> None:
+    named = f"{quote}{name}{quote}" if as_key else name
+    value = f"x9{value}9x"
+    clean = redacted(f"{named}{assigned}{quote}{value}{quote}, x")
+    assert clean == f"{named}{assigned}{quote}[REDACTED:password]{quote}, x"
+
+
+@given(
+    NAMED,
+    st.sampled_from(["=", ": ", " = ", "  =  ", "=="]),
+    st.text(ALNUM + "+/_=~!@#$%^*?|-", min_size=redaction.SHORTEST),
+    st.sampled_from(["", ".", ". Then", ",", " x", "\n", ")", '"', ";x"]),
+)
+@settings(deadline=None)
+def test_a_value_without_quotes_that_has_a_digit_is_gone(
+    name: str, assigned: str, value: str, after: str
+) -> None:
+    clean = redacted(f"{name}{assigned}a{value}7{after}")
+    assert clean.startswith(f"{name}{assigned}[REDACTED:")
+    assert value not in clean
+    assert clean.endswith(f"]{after}")
+
+
+@pytest.mark.parametrize("head", ['"password": "', "password='", 'x = 1\npassword: str = """', "password=x1"])
+@pytest.mark.parametrize("size", [9_000, 30_000])
+def test_a_long_value_is_gone_as_a_whole(head: str, size: int) -> None:
+    assert "aaaa" not in redacted(f"{head}{'a' * size}")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "password = config.password1",
+        "token = tokens8[0]",
+        "secret = hash_sha256(b'x')",
+        "token=self.next_token1()",
+        'foo(password="", user="robert")',
+        "password: str",
+        "connection_string: https://db1.example/x",
+        "The secret: 'tis\nthe season",
+    ],
+)
+def test_what_is_no_value_stays(code: str) -> None:
+    assert redacted(code) == code
+
+
+# --- a prompt and what goes on behind it --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "clean_prompt", "clean"),
+    [
+        ('API_KEY = "', 'hunter2hunter2"\n', 'API_KEY = "', '[REDACTED:password]"\n'),
+        ('API_KEY = "hu', 'nter2hunter2"\n', 'API_KEY = "[REDACTED:password]', '[REDACTED:password]"\n'),
+        ('API_KEY = "hunter2hu', "nter2", 'API_KEY = "[REDACTED:password]', "[REDACTED:password]"),
+        ("token=abcd1234", "efgh y", "token=[REDACTED:assigned-key]", "[REDACTED:assigned-key] y"),
+        ("AKIAIOSFODNN", "7EXAMPLE.", "[REDACTED:aws-access-key]", "[REDACTED:aws-access-key]."),
+        (f"x {KEY[:9]}", f"{KEY[9:]} y", "x [REDACTED:own-key]", "[REDACTED:own-key] y"),
+        ("def f(x):", "\n    return x", "def f(x):", "\n    return x"),
+        ("a word", "AKIAIOSFODNN7EXAMPLE", "a word", "[REDACTED:aws-access-key]"),
+        ("x", "", "x", ""),
+    ],
+)  # fmt: skip
+def test_what_begins_in_a_prompt_and_ends_behind_it_is_gone_from_both(
+    prompt: str, completion: str, clean_prompt: str, clean: str
+) -> None:
+    assert REDACTOR.redacting().together(prompt, [completion]) == (clean_prompt, (clean,))
+
+
+@given(ANY_SECRET, st.data(), st.sampled_from(["", "x = 1\n", "y " * redaction.OVERLAP]))
+@settings(max_examples=60, deadline=None)
+def test_a_key_that_is_cut_anywhere_is_gone_from_both_sides(
+    secret: str, data: st.DataObject, before: str
+) -> None:
+    at = data.draw(st.integers(0, len(secret)))
+    prompt, (completion,) = REDACTOR.redacting().together(f"{before} {secret[:at]}", [f"{secret[at:]} z"])
+    assert secret not in prompt + completion
+    assert "[REDACTED:" in prompt + completion
+    assert prompt.startswith(before)
+    assert completion.endswith(" z") or "PRIVATE KEY" in secret
+
+
+@pytest.mark.parametrize("cut", [10, 5_000, 20_000])
+def test_a_value_that_began_long_before_the_border_is_gone(cut: int) -> None:
+    value = "".join(f"{number:05}" for number in range(5_000))
+    prompt, (completion,) = REDACTOR.redacting().together(f'API_KEY = "{value[:cut]}', [f'{value[cut:]}"\nx'])
+    assert (prompt, completion) == ('API_KEY = "[REDACTED:password]', '[REDACTED:password]"\nx')
+
+
+def test_of_a_gap_the_completion_stands_behind_the_prefix() -> None:
+    prefix = "x = 1\ntoken=abcd"
+    clean = REDACTOR.redacting().together(f"{prefix}<FILL_ME>\ny = 2", ["1234efgh"], len(prefix))
+    assert clean == ("x = 1\ntoken=[REDACTED:assigned-key]<FILL_ME>\ny = 2", ("[REDACTED:assigned-key]",))
+
+
+@given(st.text(max_size=300), st.text(max_size=300), st.integers(0, 300))
+@settings(deadline=None)
+def test_any_prompt_and_completion_are_redacted(prompt: str, completion: str, gap: int) -> None:
+    REDACTOR.redacting().together(prompt, [completion, completion], min(gap, len(prompt)))
 
 
 @given(st.text(max_size=2000))
@@ -173,7 +302,7 @@ def test_spans_become_ordered_and_apart(text: str, drawn: list[tuple[int, int, b
 def test_a_short_key_of_a_client_s_own_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "LIMIT_S", 0.01)
     with pytest.raises(RedactionError):
-        redacted("a" * 1_000_000, "a")
+        redacted("a" * 1_000_000, "a" * redaction.SHORTEST)
 
 
 @pytest.mark.parametrize("text", ["eyJ" * 300_000, "//" * 500_000, "secret='" * 100_000, "a" * 1_000_000])

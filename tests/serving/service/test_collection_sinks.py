@@ -1,6 +1,7 @@
 """Where collected requests go: a file, Azure's sidecar by the real library, and OpenTelemetry events by a real exporter."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from llama_serving.errors import SetupError
 from llama_serving.service.collection import configuration
 from llama_serving.service.collection.record import CollectedInput, CollectedRequest, CollectedText, Turn
-from llama_serving.service.collection.sinks import azureml
+from llama_serving.service.collection.sinks import azureml, jsonl
 from llama_serving.service.collection.sinks.azureml import DataCollector
 from llama_serving.service.collection.sinks.jsonl import JsonLines
 from llama_serving.service.collection.sinks.otlp import OtlpEvents, events
@@ -37,7 +38,9 @@ def request(
     given_ = CollectedInput(prompt, (Turn("system", "Be short."), Turn("user", "Hi")), "user")
     made = tuple(CollectedText(f"quokka {number}", "stop", 3, 4) for number in range(sequences))
     parameters = {"temperature": 0.5, "seed": None, "max_new_tokens": 7, "num_return_sequences": sequences}
-    return CollectedRequest(request_id, 1_700_000_000.25, "nano", parameters, (given_,), (made,))
+    return CollectedRequest(
+        request_id, 1_700_000_000.25, "nano", parameters, (given_,), (made,), correlation_id=f"c-{request_id}"
+    )
 
 
 # --- a file -------------------------------------------------------------------------------------------
@@ -60,7 +63,8 @@ def test_a_line_has_both_sides_in_azure_s_shape(file: Path) -> None:
     assert read(file) == [
         {
             "time": "2023-11-14T22:13:20.250Z",
-            "correlationid": "r-1",
+            "correlationid": "c-r-1",
+            "request_id": "r-1",
             "model_inputs": [
                 {
                     "prompt": "zebra é ☺ 🦙\u2028",
@@ -73,7 +77,7 @@ def test_a_line_has_both_sides_in_azure_s_shape(file: Path) -> None:
             "model_outputs": [
                 {
                     "completion": "quokka 0", "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 4,
-                    "model": "nano", "end": "complete", "blocked": "",
+                    "model": "nano", "request_id": "r-1", "end": "complete", "blocked": "",
                 }
             ],
         }
@@ -124,7 +128,7 @@ def test_several_writers_share_a_file(file: Path) -> None:
         one.join()
     for sink in sinks:
         sink.close()
-    found = [line["correlationid"] for path in file.parent.iterdir() for line in read(path)]
+    found = [line["request_id"] for path in file.parent.iterdir() for line in read(path)]
     assert sorted(found) == sorted(f"{number}-{index}" for number in range(3) for index in range(20))
 
 
@@ -145,7 +149,7 @@ def test_a_line_that_a_full_disk_cuts_off_is_removed(file: Path, monkeypatch: py
     left[0] = 10_000
     sink.write(request("again"))
     sink.close()
-    assert [line["correlationid"] for line in read(file)] == ["whole", "again"]
+    assert [line["request_id"] for line in read(file)] == ["whole", "again"]
 
 
 def test_a_file_that_was_moved_away_is_begun_anew(file: Path) -> None:
@@ -154,7 +158,85 @@ def test_a_file_that_was_moved_away_is_begun_anew(file: Path) -> None:
     file.rename(file.with_name("moved.jsonl"))
     sink.write(request("two"))
     sink.close()
-    assert [line["correlationid"] for line in read(file)] == ["two"]
+    assert [line["request_id"] for line in read(file)] == ["two"]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o666, 0o640, 0o700])
+def test_a_file_that_others_may_read_becomes_its_owner_s(file: Path, mode: int) -> None:
+    file.touch()
+    file.chmod(mode)
+    sink = JsonLines(file, max_bytes=1 << 20)
+    sink.write(request())
+    sink.close()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_file_whose_mode_cannot_be_set_stops_the_start(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    file.touch()
+    file.chmod(0o644)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(SetupError, match="Operation not permitted"):
+        JsonLines(file, max_bytes=1)
+
+
+def test_a_line_that_fails_after_a_rotation_leaves_those_of_others(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process writes the new file between its creation and its lock."""
+    sink, lock = JsonLines(file, max_bytes=1), JsonLines._lock
+    sink.write(request("first"))
+    calls: list[None] = []
+
+    def locked(one: JsonLines) -> None:
+        calls.append(None)
+        if len(calls) == 2:  # (of the new file)
+            with file.open("a", encoding="utf-8") as other:
+                other.write('{"request_id": "other"}\n')
+        lock(one)
+
+    def full(descriptor: int, raw: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JsonLines, "_lock", locked)
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(SinkError):
+        sink.write(request("lost"))
+    sink.close()
+    assert [line["request_id"] for line in read(file)] == ["other"]
+
+
+def test_a_file_that_another_process_has_locked_costs_a_request_and_no_more(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "LOCK_S", 0.05)
+    sink = JsonLines(file, max_bytes=1 << 20)
+    with file.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SinkError, match="another process has locked it"):
+            sink.write(request("lost"))
+    sink.write(request("kept"))
+    sink.close()
+    assert [line["request_id"] for line in read(file)] == ["kept"]
+
+
+@pytest.mark.parametrize("way", ["same", "dots", "folder", "hard"])
+def test_the_file_of_the_audit_is_refused(file: Path, way: str) -> None:
+    file.touch()
+    audit = {
+        "same": file,
+        "dots": file.parent / "x" / ".." / file.name,
+        "folder": file.parent / "linked" / file.name,
+        "hard": file.with_name("hard.jsonl"),
+    }[way]
+    (file.parent / "x").mkdir()
+    (file.parent / "linked").symlink_to(file.parent)
+    if way == "hard":
+        audit.hardlink_to(file)
+    with pytest.raises(SetupError, match="is the file of LLAMA_AUDIT"):
+        configuration.of(Settings(collect="jsonl", collect_file=str(file), audit=str(audit)))
 
 
 def test_a_link_is_not_followed(file: Path, tmp_path: Path) -> None:
@@ -191,13 +273,13 @@ def test_the_sidecar_gets_both_sides_as_the_library_sends_them(mdc: Callable[...
         "content-type": "application/json",
         "ce-type": "azureml.inference.model_inputs",
         "ce-time": "1700000000",
-        "ce-x-request-id": "r-1",
+        "ce-x-request-id": "c-r-1",
         "ce-collect-data-type": "pandas.core.frame.DataFrame",
     }
     assert headers["ce-agent"].startswith("azureml-ai-monitoring/")
     assert (headers_out["ce-type"], headers_out["ce-x-request-id"]) == (
         "azureml.inference.model_outputs",
-        "r-1",
+        "c-r-1",
     )
     assert rows_in == request(sequences=2).model_inputs()
     assert rows_out == request(sequences=2).model_outputs()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from llama_serving.errors import SetupError, Unauthorized
 from llama_serving.server.accounts.audit import AuditWriter, written_since
-from llama_serving.server.accounts.keys import Key, KeyRing
+from llama_serving.server.accounts.keys import ANONYMOUS, Key, KeyRing
 from llama_serving.server.accounts.meter import RequestMeter
 from llama_serving.server.accounts.quotas import DAY, SECOND, Quota, Unit
 from llama_serving.server.accounts.record import Arrival, was_counted
@@ -20,8 +20,6 @@ from llama_serving.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-ANONYMOUS: Final = "anonymous"
-"""Who uses a server without keys."""
 LAST_S: Final = 5.0
 """Seconds that the end of the server may wait for requests to settle."""
 

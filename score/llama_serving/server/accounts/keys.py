@@ -16,7 +16,9 @@ from llama_serving.server.accounts.quotas import Limits
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEY: Final = re.compile(r"[!-~]{1,512}")
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-RESERVED: Final = ("other", "anonymous")
+ANONYMOUS: Final = "anonymous"
+"""Who uses a server without keys."""
+RESERVED: Final = ("other", ANONYMOUS)
 """Names that metrics and the audit use themselves."""
 MOST_KEYS: Final = 1000
 """Every request is compared with all keys."""

@@ -5,7 +5,7 @@ Its files lie beside this one. They are joined for the first browser: nothing is
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -24,15 +24,15 @@ HTML: Final = "text/html"
 JSON: Final = "application/json"
 
 
-def page(notice: str = "") -> ASGIApp:
+def page(notice: Callable[[], str] = str) -> ASGIApp:
     """Return what sends the page. It holds no secret, so it needs no key; what it asks of the server does.
 
     Args:
-        notice: a sentence that every user is told.
+        notice: returns a sentence that every user is told.
     """
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        await _response(notice)(scope, receive, send)
+        await _response(notice())(scope, receive, send)
 
     return respond
 

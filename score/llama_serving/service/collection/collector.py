@@ -1,5 +1,6 @@
 """Takes requests to their sink on a thread of its own. Whatever happens there costs log lines and never a request."""
 
+import atexit
 import logging
 import queue
 import threading
@@ -74,6 +75,8 @@ class Collector:
         self._closed = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="collection", daemon=True)
         self._thread.start()
+        # A host may end its process without closing the service: what waits is delivered first.
+        atexit.register(self.close)
 
     @property
     def destination(self) -> str:
@@ -108,6 +111,7 @@ class Collector:
                 return
             self._closed = True
             self._queue.put(None)
+        atexit.unregister(self.close)  # (or it would hold the collector for the life of the process)
         self._thread.join(LAST_S)
         with self._lock:
             self._abandoned, left = True, self._waiting

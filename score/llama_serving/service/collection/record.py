@@ -1,11 +1,15 @@
-"""What is collected of one request, in the shape of Azure's data collector. Pure."""
+"""What is collected of one request, in the shape of Azure's data collector."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from llama_serving.contract.json_lines import json_line
 from llama_serving.contract.request import FILL_MARKER, Completion, Dialog, Infill, Input, TokenIds
+
+if TYPE_CHECKING:
+    from llama_serving.service.collection.redaction import Redaction
 
 COMPLETE: Final = "complete"
 GONE: Final = "client_gone"
@@ -30,12 +34,14 @@ class CollectedInput:
         earlier: a dialog's messages before the last one, and what is said of functions first.
         role: of the last message of a dialog; empty if it is none.
         extra: texts from elsewhere that an infilling prompt brings along.
+        gap: number of the prompt's characters that stand in front of the completion; None is all.
     """
 
     prompt: str
     earlier: tuple[Turn, ...] = ()
     role: str = ""
     extra: tuple[str, ...] = ()
+    gap: int | None = None
 
     @property
     def context(self) -> str:
@@ -65,7 +71,7 @@ class CollectedRequest:
     """One request.
 
     Attributes:
-        request_id: correlates the two sides.
+        request_id: the client's, or the server's where the client has none. Several requests may have one.
         seconds: since 1970, when the request came.
         model: its name.
         parameters: of its first sequence, numbers alone.
@@ -73,6 +79,8 @@ class CollectedRequest:
         outputs: for each input its sequences.
         end: `complete`, `client_gone`, or the code of the error that the request ended with.
         blocked: what a guard blocked: `prompt`, `text` or nothing.
+        secrets: the keys that it came with.
+        correlation_id: correlates the two sides; no other request has it.
     """
 
     request_id: str
@@ -84,6 +92,7 @@ class CollectedRequest:
     end: str = COMPLETE
     blocked: str = ""
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    correlation_id: str = field(default_factory=lambda: uuid4().hex)
 
     @property
     def characters(self) -> int:
@@ -93,7 +102,7 @@ class CollectedRequest:
     def model_inputs(self) -> list[dict[str, Any]]:
         """Return a row for each sequence.
 
-        Azure's monitoring joins the rows of both sides by the request's id and their position.
+        Azure's monitoring joins the rows of both sides by `correlation_id` and their position.
         """
         return [
             {"prompt": one.prompt, "context": one.context, "parameters": dict(self.parameters)}
@@ -110,6 +119,7 @@ class CollectedRequest:
                 "prompt_tokens": one.prompt_tokens,
                 "completion_tokens": one.completion_tokens,
                 "model": self.model,
+                "request_id": self.request_id,
                 "end": self.end,
                 "blocked": self.blocked,
             }
@@ -117,16 +127,14 @@ class CollectedRequest:
             for one in sequences
         ]
 
-    def redacted(self, redact: Callable[[str], str]) -> "CollectedRequest":
-        """Return the request with all that a client or the model wrote passed through `redact`, and without its keys."""
+    def redacted(self, redact: "Redaction") -> "CollectedRequest":
+        """Return the request with all that a client or the model wrote redacted, and without its keys."""
+        both = [_redacted(*one, redact) for one in zip(self.inputs, self.outputs, strict=True)]
         return replace(
             self,
-            request_id=redact(self.request_id),
-            inputs=tuple(_redacted(one, redact) for one in self.inputs),
-            outputs=tuple(
-                tuple(replace(one, completion=redact(one.completion)) for one in sequences)
-                for sequences in self.outputs
-            ),
+            request_id=redact.by_form(self.request_id),
+            inputs=tuple(given for given, _ in both),
+            outputs=tuple(sequences for _, sequences in both),
             secrets=(),
         )
 
@@ -151,17 +159,25 @@ def input_of(given: Input, text: str) -> CollectedInput:
         case TokenIds():
             return CollectedInput(text)
         case Infill():
-            return CollectedInput(f"{given.prefix}{FILL_MARKER}{given.suffix}", extra=given.extra)
+            return CollectedInput(
+                f"{given.prefix}{FILL_MARKER}{given.suffix}", extra=given.extra, gap=len(given.prefix)
+            )
         case Dialog():
             functions = (Turn("system", given.tools),) if given.tools else ()
             *earlier, last = (Turn(one.role, one.content) for one in given.messages)
             return CollectedInput(last.content, (*functions, *earlier), last.role)
 
 
-def _redacted(one: CollectedInput, redact: Callable[[str], str]) -> CollectedInput:
-    return replace(
-        one,
-        prompt=redact(one.prompt),
-        earlier=tuple(replace(turn, content=redact(turn.content)) for turn in one.earlier),
-        extra=tuple(map(redact, one.extra)),
+def _redacted(
+    given: CollectedInput, sequences: Sequence[CollectedText], redact: "Redaction"
+) -> tuple[CollectedInput, tuple[CollectedText, ...]]:
+    prompt, completions = redact.together(given.prompt, [one.completion for one in sequences], given.gap)
+    clean = replace(
+        given,
+        prompt=prompt,
+        earlier=tuple(replace(turn, content=redact(turn.content)) for turn in given.earlier),
+        extra=tuple(map(redact, given.extra)),
+        gap=None,  # (marks are of another length)
     )
+    texts = zip(sequences, completions, strict=True)
+    return clean, tuple(replace(one, completion=completion) for one, completion in texts)

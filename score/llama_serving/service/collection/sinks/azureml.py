@@ -98,12 +98,12 @@ class DataCollector:
         return f"Azure ML's data collector at {self._address}"
 
     def write(self, request: CollectedRequest) -> None:
-        """Post both sides of a request, correlated by its id.
+        """Post both sides of a request, correlated by an id that no other request has.
 
         Raises:
             SinkError: the sidecar is away, too slow, or refuses it.
         """
-        context = BasicCorrelationContext(request.request_id, int(request.seconds))
+        context = BasicCorrelationContext(request.correlation_id, int(request.seconds))
         for name, rows in ((INPUTS, request.model_inputs()), (OUTPUTS, request.model_outputs())):
             payload = build_payload(name, _Rows(pd.DataFrame(rows)), "default", context)
             accepted, why = self._sender.send(payload)

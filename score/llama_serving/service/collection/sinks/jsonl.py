@@ -3,14 +3,22 @@
 import fcntl
 import os
 import stat
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from llama_serving.contract.json_lines import json_line
 from llama_serving.errors import SetupError
 from llama_serving.service.collection.record import CollectedRequest
 from llama_serving.service.collection.sinks.sink import SinkError
+
+MODE: Final = 0o600
+LOCK_S: Final = 3.0
+"""Seconds that another process may hold the file's lock."""
+PAUSE_S: Final = 0.02
+"""Seconds between two attempts to lock it."""
 
 
 class JsonLines:
@@ -21,7 +29,7 @@ class JsonLines:
         max_bytes: size at which the file is rotated.
 
     Raises:
-        SetupError: the file cannot be written, or is none.
+        SetupError: the file cannot be written, its mode cannot be set, or it is none.
     """
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
@@ -47,7 +55,7 @@ class JsonLines:
         """Append one line, whole or not at all.
 
         Raises:
-            SinkError: the disk is full, or the file cannot be written any more.
+            SinkError: the disk is full, another process holds the lock, or the file cannot be written any more.
         """
         raw = f"{json_line(line_of(request))}\n".encode()
         try:
@@ -56,7 +64,7 @@ class JsonLines:
                 size = os.fstat(self._fd).st_size
                 if size and size + len(raw) > self._max_bytes:
                     self._rotate()
-                    size = 0
+                    size = os.fstat(self._fd).st_size  # (another process may have written the new file first)
                 self._append(raw, size)
             finally:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -69,12 +77,31 @@ class JsonLines:
 
     def _opened(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        return os.open(self._path, flags, 0o600)
+        descriptor = os.open(self._path, flags, MODE)
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) & ~MODE:
+                os.fchmod(descriptor, MODE)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def _lock(self) -> None:
-        """Lock the file that has the name now: another process may have rotated the one that is open."""
+        """Lock the file that has the name now: another process may have rotated the one that is open.
+
+        Raises:
+            SinkError: another process holds the lock for `LOCK_S`.
+        """
+        until = time.monotonic() + LOCK_S
         while True:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise SinkError(f"another process has locked it for {LOCK_S:g} s") from None
+                time.sleep(PAUSE_S)
+                continue
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._fd), self._path.stat(follow_symlinks=False)):
                     return
@@ -103,11 +130,12 @@ class JsonLines:
 
 
 def line_of(request: CollectedRequest) -> dict[str, object]:
-    """Return a request as JSON: both of Azure's collections, with the time and the id that correlates them."""
+    """Return a request as JSON: both of Azure's collections, with the time and the ids."""
     time = datetime.fromtimestamp(request.seconds, UTC).isoformat(timespec="milliseconds")
     return {
         "time": time.replace("+00:00", "Z"),
-        "correlationid": request.request_id,
+        "correlationid": request.correlation_id,
+        "request_id": request.request_id,
         "model_inputs": request.model_inputs(),
         "model_outputs": request.model_outputs(),
     }
