@@ -170,6 +170,7 @@ def test_a_long_value_is_gone_as_a_whole(head: str, size: int) -> None:
         "password: str",
         "connection_string: https://db1.example/x",
         "The secret: 'tis\nthe season",
+        'class Token:\n    """A word\'s part, and its id."""\n',
     ],
 )
 def test_what_is_no_value_stays(code: str) -> None:

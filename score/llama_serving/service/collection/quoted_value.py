@@ -11,9 +11,11 @@ NAMES: Final = (
 LEAST: Final = 4
 """Characters of a value that has an end."""
 _TYPE: Final = r"[\w.]{1,64}(?:\[[\w., |]{1,64}\])?(?:\s?\|\s?[\w.]{1,32}){0,2}"
+_NO_DOCSTRING: Final = r"(?![ \t]{0,8}\n\s{0,16}+(?:\"{3}|'{3}))"
+"""A docstring may follow the colon of a class with such a name."""
 BEGIN: Final = (
     rf"(?i:{NAMES})\w{{0,32}}(?:\\{{0,7}}[\"'`\])*]{{0,3}}|\[\d{{0,4}}\])\s{{0,8}}"  # the name, in quotes or as an index
-    rf"(?::\s{{0,8}}{_TYPE}\s{{0,8}}=|[:=]={{0,2}}|!={{1,2}}|=>)\s{{0,8}}"  # what assigns or compares it
+    rf"(?::\s{{0,8}}{_TYPE}\s{{0,8}}=|:{_NO_DOCSTRING}={{0,2}}|={{1,3}}|!={{1,2}}|=>)\s{{0,8}}"  # what assigns or compares it
     r"[bBrRuUfF@]{0,2}(?P<escapes>\\{0,7})(?P<quote>\"{3}|'{3}|[\"'`])"
 )
 _ENDS: Final = {
