@@ -150,7 +150,11 @@ def test_a_server_whose_cache_is_elsewhere_says_nothing_of_it(service: Service) 
     for blocks in (stats.kv_blocks, 0):
         engine = SimpleNamespace(stats=lambda blocks=blocks: replace(stats, kv_blocks=blocks))
         loaded = SimpleNamespace(
-            engine=engine, requests=lambda: (0, 0), variant=service.variant, guards=service.guards
+            engine=engine,
+            requests=lambda: (0, 0),
+            variant=service.variant,
+            guards=service.guards,
+            collector=None,
         )
         text = Metrics(SimpleNamespace(phase=Phase.READY, loaded=loaded)).text().decode()  # type: ignore[arg-type]
         seen = Overview.of(Changes(None, Scrape.parse(text, 0)))
