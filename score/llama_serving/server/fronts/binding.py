@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from llama_serving.errors import SetupError
@@ -14,6 +14,8 @@ from llama_serving.server.fronts import unix_socket
 
 _EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 """Addresses that stand for all of a machine, and those that clients on it can use."""
+
+MOST_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,17 @@ def permissions(text: str) -> int:
     return mode
 
 
+def port_number(text: str) -> int:
+    """Return a port.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MOST_PORT:
+        raise ValueError(f"{text} is no port: it must be from 1 to {MOST_PORT}")
+    return int(text)
+
+
 @contextmanager
 def listening(binding: Binding) -> Iterator[socket.socket]:
     """Yield the socket to listen on. The file of a Unix socket is removed at the end.
@@ -79,11 +92,14 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """Return the socket to listen on, without Nagle's delay.
 
     Raises:
-        SetupError: the address is taken, or not this machine's.
+        SetupError: the address is taken, or not this machine's, or the port is none.
     """
+    if not 0 <= port <= MOST_PORT:
+        raise SetupError(f"--port {port} can't be used: it must be from 1 to {MOST_PORT}.")
     created: socket.socket | None = None
     try:
-        created = socket.socket(_family(host))
+        family, address = _address(host, port)
+        created = socket.socket(family)
         created.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # asyncio sets TCP_NODELAY only if a socket's protocol is TCP, and this one's is the default, 0. Without it the end of a
         # response and each event of a stream wait up to 40 ms for the client's acknowledgement. Connections inherit it.
@@ -91,7 +107,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
         if created.family == socket.AF_INET6:
             # (The system's default, net.ipv6.bindv6only, may be either. It only matters for `::`.)
             created.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        created.bind((host, port))
+        created.bind(address)
     except (OSError, UnicodeError) as error:
         if created is not None:
             created.close()
@@ -102,17 +118,15 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return created
 
 
-def _family(host: str) -> socket.AddressFamily:
-    """Return the family of an address; of a name IPv4 if it has one.
+def _address(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return the family of an address, of a name IPv4 if it has one, and what `bind` takes. That has an IPv6 address's zone.
 
     Raises:
-        OSError: the name is unknown.
+        OSError: the name is unknown, or the zone no interface of this machine.
     """
-    try:
-        return socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
-    except ValueError:
-        families = [found[0] for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-        return socket.AF_INET if socket.AF_INET in families else families[0]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, _, _, _, address = next((one for one in found if one[0] == socket.AF_INET), found[0])
+    return family, address
 
 
 def _in_url(host: str) -> str:

@@ -7,7 +7,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +35,11 @@ def listening(path: str, mode: int) -> Iterator[socket.socket]:
         with _alone_in(place.parent):
             _remove_stale(place)
             created, ours = _created(place, mode)
+    except BlockingIOError:
+        raise SetupError(
+            f"{path} can't be listened on: another process holds a lock on the folder {place.parent}. Give the socket a folder of "
+            "its own."
+        ) from None
     except (OSError, ValueError) as error:  # (ValueError: it holds a NUL)
         reason = getattr(error, "strerror", None) or error
         raise SetupError(f"{path} can't be listened on: {reason}. Give another --uds.") from None
@@ -42,27 +47,45 @@ def listening(path: str, mode: int) -> Iterator[socket.socket]:
         with created:
             yield created
     finally:
-        with suppress(OSError), _alone_in(place.parent):
-            if _identity(place) == ours:  # (another server's may have taken its place)
-                place.unlink()
+        _remove(place, ours)
 
 
-def _created(place: Path, mode: int) -> tuple[socket.socket, tuple[int, int]]:
-    """Return a socket that listens, and what identifies its file. Nobody can connect before the file has its mode."""
+def _created(place: Path, mode: int) -> tuple[socket.socket, int]:
+    """Return a socket that listens, and a descriptor of its file. Nobody can connect before the file has its mode."""
     created = socket.socket(socket.AF_UNIX)
     try:
         created.bind(str(place))
-        ours = _identity(place)
+        try:
+            ours = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            place.unlink()
+            raise
         try:
             place.chmod(mode)
             created.listen(BACKLOG)
         except OSError:
             place.unlink()
+            os.close(ours)
             raise
     except OSError:
         created.close()
         raise
     return created, ours
+
+
+def _remove(place: Path, ours: int) -> None:
+    """Remove the file that the descriptor `ours` is of, unless another has taken its place; close the descriptor.
+
+    A held lock does not keep it: at the end nobody could tell its holder.
+    """
+    with ExitStack() as held:
+        held.callback(os.close, ours)
+        with suppress(OSError):
+            held.enter_context(_alone_in(place.parent))
+        with suppress(OSError):
+            # While the descriptor is open, no new file gets the number of this one; a file system may reuse a number at once.
+            if os.path.samestat(place.lstat(), os.fstat(ours)):
+                place.unlink()
 
 
 def _remove_stale(place: Path) -> None:
@@ -90,14 +113,13 @@ def _remove_stale(place: Path) -> None:
     raise SetupError(f"{place} has a server that listens already. Stop it, or give another --uds.")
 
 
-def _identity(place: Path) -> tuple[int, int]:
-    found = place.lstat()
-    return found.st_dev, found.st_ino
-
-
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other servers of ours from starting or ending in the same folder meanwhile; no file is left for that."""
+    """Keep other servers of ours from starting or ending in the same folder meanwhile; no file is left for that.
+
+    Raises:
+        BlockingIOError: somebody holds the folder's lock for longer than `LOCK_S`.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + LOCK_S

@@ -4,17 +4,32 @@ import fcntl
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv6Address
 from pathlib import Path
 from threading import Barrier
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llama_serving.errors import SetupError
 from llama_serving.server.fronts import unix_socket
-from llama_serving.server.fronts.binding import Binding, bound_socket, listening, permissions
+from llama_serving.server.fronts.binding import Binding, bound_socket, listening, permissions, port_number
 from tests.support.carriers import has_ipv6
+
+
+def link_local() -> list[str]:
+    """The machine's link-local addresses, each with its zone."""
+    try:
+        lines = Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    fields = [line.split() for line in lines]
+    return [f"{IPv6Address(bytes.fromhex(each[0]))}%{each[5]}" for each in fields if each[3] == "20"]
+
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
@@ -60,6 +75,32 @@ def test_an_ipv6_address_that_is_taken_is_told_with_brackets() -> None:
 def test_what_is_no_address_of_this_machine_is_a_sentence(host: str) -> None:
     with pytest.raises(SetupError, match=r"can't be listened on: .*Give another --port or --host"):
         bound_socket(host, 1 if not host else 0).close()
+
+
+@needs_ipv6
+@pytest.mark.skipif(not link_local(), reason="this machine has no link-local address")
+def test_a_link_local_address_is_listened_on() -> None:
+    host = link_local()[0]
+    with bound_socket(host, 0) as own:
+        own.listen()
+        address = own.getsockname()
+        assert address[3] == socket.if_nametoindex(host.partition("%")[2])
+        with socket.socket(socket.AF_INET6) as client:
+            client.connect(address)
+
+
+@pytest.mark.parametrize("host", ["fe80::1%nowhere", "fe80::1", "fe80::1%"])
+def test_a_zone_that_is_none_is_a_sentence(host: str) -> None:
+    with pytest.raises(SetupError, match="can't be listened on"):
+        bound_socket(host, 0).close()
+
+
+@given(st.integers().filter(lambda port: not 0 <= port <= 65535))
+def test_what_is_no_port_is_a_sentence(port: int) -> None:
+    with pytest.raises(SetupError, match=rf"^--port {port} can't be used: it must be from 1 to 65535"):
+        bound_socket("127.0.0.1", port).close()
+    with pytest.raises(ValueError, match="is no port"):
+        port_number(str(port))
 
 
 # --- Unix sockets -----------------------------------------------------------------------------------
@@ -166,19 +207,63 @@ def test_of_many_that_start_together_one_listens(place: Path) -> None:
         assert sum(pool.map(start, range(number))) == 1
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock."""
+    other = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(other)
+
+
 def test_another_that_starts_in_the_same_folder_is_waited_for(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unix_socket, "LOCK_S", 0.1)
     stale(place)
-    other = os.open(place.parent, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(SetupError, match="can't be listened on"), listening(at(place)):
+    with (
+        locked(place.parent),
+        pytest.raises(SetupError, match=r"holds a lock on the folder /.*Give the socket a folder of its own"),
+        listening(at(place)),
+    ):
         pass
     assert place.exists()
-    os.close(other)
     with listening(at(place)):
         pass
+
+
+def test_a_lock_that_somebody_holds_keeps_no_file_at_the_end(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix_socket, "LOCK_S", 0.1)
+    with ExitStack() as held:
+        with listening(at(place)):
+            held.enter_context(locked(place.parent))
+        assert not place.exists()
+
+
+def test_the_end_of_a_server_leaves_its_successors_socket(place: Path) -> None:
+    """A server that drains has closed its socket. On ext4 and tmpfs the next file can have the same number."""
+    for _ in range(20):
+        with ExitStack() as before:
+            before.enter_context(listening(at(place))).close()
+            with listening(at(place)), socket.socket(socket.AF_UNIX) as client:
+                before.close()
+                client.connect(str(place))
+
+
+def test_nothing_is_left_open(place: Path) -> None:
+    def descriptors() -> list[str]:
+        return sorted(each.name for each in Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    with listening(at(place)):
+        pass
+    with pytest.raises(SetupError), listening(at(place.parent / ("a" * 200))):
+        pass
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("path", ["/nowhere/llama.sock", "a" * 200, "/proc/llama.sock", "a\0b", ""])
