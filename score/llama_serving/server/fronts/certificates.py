@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 WATCH_S: Final = 2.0
 """Seconds between two looks at the files. They must be unchanged for as long before they are read."""
+MOST_PAUSE: Final = 128
+"""Looks between two tries with files that could not be used: 1, 2, 4, up to so many."""
 _UNSAFE: Final = stat.S_IWGRP | stat.S_IRWXO
 
 State = tuple[tuple[int, ...] | None, ...]
@@ -121,6 +123,7 @@ class ServerCertificate(ssl.SSLContext):
 
     _files: TlsFiles
     _tried: State
+    _refused: str | None
     _current: ssl.SSLContext
     _lock: threading.Lock
 
@@ -128,7 +131,7 @@ class ServerCertificate(ssl.SSLContext):
     def of(cls, files: TlsFiles) -> "ServerCertificate":
         """Return the certificate of these files."""
         found = cls(ssl.PROTOCOL_TLS_SERVER)
-        found._files, found._lock = files, threading.Lock()
+        found._files, found._refused, found._lock = files, None, threading.Lock()
         found._load()
         return found
 
@@ -136,25 +139,46 @@ class ServerCertificate(ssl.SSLContext):
         """Return the TLS side of a new connection: asyncio calls this for each."""
         return self._current.wrap_bio(*args, **kwargs)
 
-    def reload(self) -> None:
-        """Read the files again; keep the certificate that there is if they cannot be used."""
+    def reload(self, *, asked: bool = True) -> None:
+        """Read the files again; keep the certificate that there is if they cannot be used.
+
+        Args:
+            asked: somebody waits for the outcome. Else a reason that was logged the last time is not logged again.
+        """
         with self._lock:
             try:
                 self._load()
             except SetupError as error:
-                _log.error("the certificate stays as it is: %s", error)
+                if asked or str(error) != self._refused:
+                    _log.error("the certificate stays as it is: %s", error)
+                self._refused = str(error)
             else:
+                self._refused = None
                 _log.info("the certificate was read again")
 
     async def watch(self) -> None:
-        """Reload when the files have changed, and then stayed as they are for a moment: they may be half-written."""
-        before = self._tried
+        """Reload when the files have changed, and then stayed as they are for a moment: they may be half-written.
+
+        Files that could not be used are tried again, ever more rarely: the reason may pass without a change of them, as when no
+        file could be opened.
+        """
+        before, pause, left = self._tried, 1, 1
         while True:
             await asyncio.sleep(WATCH_S)
             now = await asyncio.to_thread(self._files.state)
-            if now == before and now != self._tried:
-                await asyncio.to_thread(self.reload)
-            before = now
+            same, before = now == before, now
+            if not same:
+                continue
+            if now != self._tried:
+                pause = left = 1
+            elif self._refused is None:
+                continue
+            elif left > 1:
+                left -= 1
+                continue
+            else:
+                pause = left = min(2 * pause, MOST_PAUSE)
+            await asyncio.to_thread(self.reload, asked=False)
 
     def _load(self) -> None:
         self._tried = self._files.state()  # (first: what changes meanwhile is seen the next time)
@@ -170,7 +194,7 @@ def _state(path: str) -> tuple[int, ...] | None:
         found = Path(path).stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -1,6 +1,7 @@
 """TLS: which certificates are taken, and how they are changed while the server runs."""
 
 import asyncio
+import itertools
 import logging
 import signal
 import socket
@@ -113,7 +114,8 @@ def test_files_that_are_still_being_written_are_not_read(
         patch.setattr(TlsFiles, "state", look)
         watched = ServerCertificate.of(TlsFiles(*map(str, authority.pair(tmp_path / "pair"))))
 
-        def reload() -> None:
+        def reload(*, asked: bool) -> None:
+            assert not asked
             looks.insert(0, last[-1])
             watched._load()
             read.append(last[-1])
@@ -122,6 +124,55 @@ def test_files_that_are_still_being_written_are_not_read(
         with pytest.raises(EOFError):
             asyncio.run(watched.watch())
     assert read == [3, 4, 0]
+
+
+def test_what_could_not_be_used_is_tried_again_ever_more_rarely(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The files stay as they are; the reason passes. It is logged once, and again when it is another."""
+    monkeypatch.setattr(certificates, "WATCH_S", 0)
+    monkeypatch.setattr(certificates, "MOST_PAUSE", 8)
+    reasons = ["Too many open files"] * 5 + ["Input/output error"] * 2
+    looks, tries = 0, list[int]()
+
+    def look(_: TlsFiles) -> tuple[int]:
+        nonlocal looks
+        looks += 1
+        if looks == 100:
+            raise EOFError
+        return (int(looks > 2),)
+
+    watched = ServerCertificate.of(TlsFiles(*map(str, authority.pair(tmp_path / "pair"))))
+    good = watched._files.context()
+
+    def context(_: TlsFiles) -> ssl.SSLContext:
+        tries.append(looks)
+        if len(tries) <= len(reasons):
+            raise SetupError(reasons[len(tries) - 1])
+        return good
+
+    monkeypatch.setattr(TlsFiles, "context", context)
+    monkeypatch.setattr(TlsFiles, "state", look)
+    watched._tried = (0,)
+    with pytest.raises(EOFError):
+        asyncio.run(watched.watch())
+    assert watched._current is good
+    pauses = [after - before for before, after in itertools.pairwise(tries)]
+    assert pauses == [2, 3, 5, 9, 9, 9, 9]  # (each try looks once itself)
+    assert [caplog.text.count(reason) for reason in dict.fromkeys(reasons)] == [1, 1]
+
+
+def test_a_changed_mode_is_a_change(authority: Authority, tmp_path: Path) -> None:
+    """The key may have been unreadable."""
+    cert, key = authority.pair(tmp_path / "pair")
+    files = TlsFiles(str(cert), str(key))
+    before = files.state()
+
+    def changed() -> bool:
+        key.chmod(0o640)
+        return files.state() != before
+
+    until(changed)
 
 
 # --- the server -------------------------------------------------------------------------------------
