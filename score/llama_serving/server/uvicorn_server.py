@@ -121,7 +121,9 @@ class HeadTimeoutProtocol(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
-            self.transport.close()
+            self._close()
+        self._came()
+        self._part()
 
     def shutdown(self) -> None:
         """Close the connection if it is idle."""
@@ -160,7 +162,8 @@ class HeadTimeoutProtocol(H11Protocol):
         if self.cycle.more_body or not self.flow.read_paused:
             return
         if len(self.conn.trailing_data[0]) > MOST_BEHIND:
-            self.transport.close()
+            self._close()
+            self._part()
         else:
             self.flow.resume_reading()
 
@@ -180,8 +183,13 @@ class HeadTimeoutProtocol(H11Protocol):
     def _too_late(self) -> None:
         self._head_timer = None
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
+            self._close()
             self._part()
+
+    def _close(self) -> None:
+        """Close the connection once: a TLS transport that is closed a second time forgets its connection, and can't be aborted."""
+        if not self.transport.is_closing():
+            self.transport.close()
 
 
 def _has_unsent(transport: Any) -> bool:

@@ -134,6 +134,29 @@ def test_a_drain_answers_who_is_inside_and_waits_for_no_idle_connection(
     assert ending.uds is None or not Path(ending.uds).exists()
 
 
+INVALID = (
+    b"rubbish\r\n\r\n",
+    b"GET /version HTTP/1.1\r\nHost: x\r\n\r\nrubbish\r\n\r\n",
+    b"GET /version HTTP/1.1\r\nHost: x\r\nBad header\r\n\r\n",
+)
+
+
+@pytest.mark.parametrize("sent", INVALID)
+def test_a_drain_does_not_wait_for_who_sent_invalid_http(
+    ending: Carried, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client keeps its connection open, and reads nothing of its end."""
+    with ending.connect() as connection:
+        connection.sendall(sent)
+        assert connection.recv(12).startswith(b"HTTP/1.1 ")
+        kept = ending.server.assembly.server.server_state.connections
+        until(lambda: all(one._head_timer is None for one in set(kept)))
+        ending.server.signal(signal.SIGTERM)
+        assert ending.server.exit_code.result(PATIENCE_S) == 0
+    assert "timeout graceful shutdown exceeded" not in caplog.text
+    assert "AttributeError" not in caplog.text
+
+
 def test_a_third_signal_ends_all_connections_at_once(ending: Carried) -> None:
     with ending.opened({**LONG, "stream": True}) as connection:
         assert connection.recv(12) == b"HTTP/1.1 200"
