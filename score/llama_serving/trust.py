@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from llama_serving.errors import SetupError
 
@@ -12,12 +13,14 @@ BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """Variables that name a file or folder of certificates: the one that Azure's clients read, and OpenSSL's."""
 
 
-def trusted_certificates() -> ssl.SSLContext | bool:
-    """Return the certificates for an HTTP client's `verify`; True stands for the system's.
+def trusted_certificates(url: str) -> ssl.SSLContext | bool:
+    """Return the certificates for the `verify` of an HTTP client of this address; True stands for the system's.
 
     Raises:
-        SetupError: the named file cannot be used.
+        SetupError: the address is of https, and the named file cannot be used.
     """
+    if urlsplit(url).scheme != "https":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # (trusts nobody, and reads no file)
     name = next((one for one in BUNDLES if os.environ.get(one)), None)
     if name is None:
         return True

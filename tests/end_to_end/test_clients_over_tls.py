@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_endpoints.evaluation.targets.endpoint_client import http_client
 from llama_serving.errors import SetupError
 from llama_serving.settings import Settings
 from llama_serving.trust import BUNDLES, trusted_certificates
@@ -115,4 +116,19 @@ def test_a_bundle_that_cant_be_used_is_a_sentence(
         bundle.write_text(content)
     monkeypatch.setenv(name, str(bundle))
     with pytest.raises(SetupError, match=f"{name}=.*ca.crt can't be used"):
-        trusted_certificates()
+        trusted_certificates("https://localhost")
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_that_cant_be_used_stops_nobody_without_tls(tmp_path: Path, name: str) -> None:
+    with carried("tcp", tmp_path) as plain, pytest.MonkeyPatch.context() as patch:
+        gone = str(tmp_path / "gone.crt")
+        url = plain.server.url
+        done = command.run("chat", "--url", url, stdin=b"hello\n", env={name: gone})
+        assert done.returncode == 0, done.stderr
+        assert command.run("top", url, "--once", env={name: gone}).returncode == 0
+        patch.setenv(name, gone)
+        http_client(url, None, None).close()
+        with serving({"LLAMA_ENGINE": "upstream", "LLAMA_UPSTREAM_URL": url}) as front:
+            body = {"prompt": "def f(x):", "max_tokens": 2}
+            assert post(f"{front.url}/v1/completions", body).status == 200

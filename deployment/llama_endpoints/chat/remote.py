@@ -36,7 +36,7 @@ class RemoteModel:
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(STALL_S, connect=CONNECT_S),
-            verify=trusted_certificates(),
+            verify=trusted_certificates(self._url),
             trust_env=not address.is_loopback(self._url),
         )
         try:

@@ -34,7 +34,7 @@ class MetricsClient:
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=TIMEOUT_S,
-            verify=trusted_certificates(),
+            verify=trusted_certificates(self.url),
             trust_env=not address.is_loopback(self.url),
         )
 

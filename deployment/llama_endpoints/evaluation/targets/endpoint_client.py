@@ -136,10 +136,11 @@ class EndpointClient:
         return Entry(number, EntryState.OK, *used, _line(number, row, record))
 
 
-def http_client(key: str | None, deployment: str | None) -> httpx2.Client:
+def http_client(url: str, key: str | None, deployment: str | None) -> httpx2.Client:
     """Return a client for an endpoint.
 
     Args:
+        url: address of the endpoint.
         key: sent as a bearer token.
         deployment: the deployment that Azure ML is to send requests to; None for its traffic rules.
     """
@@ -149,7 +150,7 @@ def http_client(key: str | None, deployment: str | None) -> httpx2.Client:
     if deployment is not None:
         headers[_DEPLOYMENT] = deployment
     return httpx2.Client(
-        headers=headers, timeout=httpx2.Timeout(_ANSWER_S, connect=_CONNECT_S), verify=trusted_certificates()
+        headers=headers, timeout=httpx2.Timeout(_ANSWER_S, connect=_CONNECT_S), verify=trusted_certificates(url)
     )
 
 

@@ -69,7 +69,7 @@ class EndpointTarget:
 
     def _ask_all(self, folder: EvaluationFolder, journal: Journal, on_row: OnRow) -> None:
         rows = (each for each in enumerate(read_lines(folder.requests)) if each[0] not in journal)
-        http = http_client(self.key, self.deployment)
+        http = http_client(self.address, self.key, self.deployment)
         with Askers(self.concurrency, http.close) as askers:
             client = EndpointClient(http, self.address, self.protocol, self.model)
             try:

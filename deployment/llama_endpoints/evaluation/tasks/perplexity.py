@@ -79,7 +79,7 @@ class Model:
         protocol, key = Protocol.COMPLETIONS, endpoint_key()
 
         def logprobs(ids: Sequence[int]) -> list[float]:
-            with http_client(key, None) as http:
+            with http_client(self.url, key, None) as http:
                 client = EndpointClient(http, protocol.address(self.url), protocol, "default")
                 return client.token_logprobs(ids)
 

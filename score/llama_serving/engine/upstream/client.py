@@ -55,7 +55,7 @@ class UpstreamClient:
             timeout=httpx2.Timeout(stall_s, connect=CONNECT_S),
             transport=httpx2.AsyncHTTPTransport(
                 uds=None if socket is None else str(socket),
-                verify=trusted_certificates(),
+                verify=trusted_certificates(url),
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
                 trust_env=False,
             ),
