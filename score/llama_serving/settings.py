@@ -21,6 +21,8 @@ KV_DTYPES: Final = ("auto", "fp8")
 TRACES: Final = ("off", "azure", "otlp")
 COLLECTORS: Final = ("off", "azureml", "jsonl", "otlp")
 _PREFIX: Final = "LLAMA_"
+_VERBATIM: Final = ("LLAMA_TLS_KEY_PASSWORD",)
+"""Spaces at the ends of these belong to the value."""
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 
 
@@ -174,7 +176,7 @@ class Settings:
 
 def _llama_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {
-        name.removeprefix(_PREFIX).lower(): text.strip()
+        name.removeprefix(_PREFIX).lower(): text if name in _VERBATIM else text.strip()
         for name, text in environment.items()
         if name.startswith(_PREFIX) and text.strip()
     }

@@ -12,6 +12,7 @@ import pytest
 
 from llama_endpoints.devtools.servers import console_script, environment
 from llama_serving.server import json_logs
+from llama_serving.server.__main__ import main
 from tests.support import command
 from tests.support.calls import PATIENCE_S, until
 from tests.support.certificates import Authority
@@ -40,11 +41,33 @@ def refused(*arguments: str | Path, **settings: str) -> str:
         (("--trusted-proxies", "*"), "LLAMA_TRUSTED_PROXIES=* can't be used"),
         (("--tls-cert", "/nowhere.crt"), "LLAMA_TLS_CERT=/nowhere.crt can't be used: No such file or directory"),
         (("--tls-key", "/nowhere.key"), "LLAMA_TLS_KEY needs LLAMA_TLS_CERT"),
+        (("--tls-cert", ""), "--tls-cert is empty. Give it a value, or leave it out."),
+        (("--tls-client-ca", " "), "--tls-client-ca is empty."),
+        (("--deadline", ""), "--deadline is empty."),
         (("--host", "::"), "Set LLAMA_API_KEYS"),
     ],
 )  # fmt: skip
 def test_options_that_cant_be_used_are_a_sentence(arguments: tuple[str, ...], says: str) -> None:
     assert says in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--uds", "a.sock", "--port", "8453"), "Give either --uds or --port."),
+        (("--uds", "a.sock", "--host", "127.0.0.1"), "Give either --uds or --host."),
+        (("--port", "70000"), "70000 is no port: it must be from 1 to 65535"),
+        (("--port", "-1"), "-1 is no port: it must be from 1 to 65535"),
+        (("--uds", "a.sock", "--uds-mode", "066"), "066 is no mode of a socket"),
+    ],
+)
+def test_options_of_the_module_that_cant_be_used_are_a_sentence(
+    arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 def test_a_start_that_fails_leaves_no_socket(tmp_path: Path) -> None:

@@ -94,9 +94,14 @@ def settings_of(flags: dict[str, str | None]) -> "Settings":
 
     Raises:
         SetupError: a value is invalid.
+        UsageError: a flag is empty, as that of a shell's variable that is not set; the environment's value would be used for it.
     """
     from llama_serving.settings import Settings
 
+    for name, value in flags.items():
+        if value is not None and not value.strip():
+            flag = f"--{name.removesuffix('_s').replace('_', '-')}"
+            raise click.UsageError(f"{flag} is empty. Give it a value, or leave it out.")
     given = {f"LLAMA_{name.upper()}": value for name, value in flags.items() if value is not None}
     return Settings.from_environment({**os.environ, **given})
 
