@@ -70,3 +70,25 @@ def test_a_room_that_is_too_small_is_seen(library: Path, tmp_path: Path) -> None
     done = watched(library, tmp_path / "found.npz", "64")
     assert done.returncode
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["avx512_vnni", "avx2"])
+def test_numbers_that_are_not_finite_are_rounded_within_bounds(name: str, tmp_path: Path) -> None:
+    """`undefined` does not include floats too large for an integer."""
+    instructions = backends.instruction_set(name)
+    backends.needs(instructions)
+    flags = (flag for flag in build.FLAGS if flag not in {"-shared", "-O3"})
+    more = (
+        "-Og",
+        "-fsanitize=address,undefined,float-cast-overflow",
+        "-fno-sanitize-recover=all",
+        f"-I{build.HERE}",
+    )
+    source, target = ROOT / "tests" / "support" / "integer_rounding.cpp", tmp_path / "rounding"
+    subprocess.run(
+        (*build._compiler(), *flags, *instructions.flags, *more, str(source), "-o", str(target)),
+        check=True,
+        timeout=120,
+    )
+    done = subprocess.run((target,), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

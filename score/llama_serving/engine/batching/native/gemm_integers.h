@@ -1,9 +1,12 @@
 // Rows times columns of int8 or int4, by instructions that multiply integers of 16 bits and add two products.
 //
-// Activations are rounded to 16 bits, in groups of 32 with a scale each: 1/65,534 of a group's largest number at most, where bf16
-// rounds to 1/512 of each. The sum of a group's products is exact; sums of groups are float32, added in the order of the inputs
+// Activations are rounded to 16 bits, in groups of 32 with a scale each. The error is 1/65,534 of a group's largest number at most;
+// that of bf16 is 1/256 of each number at most. So numbers above 1/128 of the largest are rounded more finely than by bf16, those
+// below 1/256 of it more coarsely. The sum of a group's products is exact; sums of groups are float32, added in the order of the inputs
 // whatever the number of rows, so a row has the same bits in any batch.
 #pragma once
+#include <cmath>
+
 #include "model.h"
 #include "vectors.h"
 
@@ -34,7 +37,7 @@ inline void round_group(const float* from, int16_t* to, float& scale, int32_t& s
         total = total + floats(numbers);
     }
     scale = (largest < 1e-30f ? 0 : largest / INT16_MOST) + sum_of((both[0] - both[0]) + (both[1] - both[1]));
-    sum = int32_t(sum_of(total));
+    sum = std::isfinite(scale) ? int32_t(sum_of(total)) : 0;   // (else the total may be none of 32 bits)
 }
 
 // x: (rows, inputs) in tiles
