@@ -95,7 +95,7 @@ def test_every_metric_that_grows_with_a_fault_is_watched(exposed: Mapping[str, f
     }
     unseen = {name for name in unseen if name not in named}
     assert unseen == {
-        "llama_accepted_tokens_total", "llama_guessed_tokens_total", "llama_engine_steps_total", "llama_guard_checks_total",
+        "llama_accepted_tokens_total", "llama_collected_total", "llama_collection_dropped_total", "llama_guessed_tokens_total", "llama_engine_steps_total", "llama_guard_checks_total",
         "llama_guard_seconds_total", "llama_key_blocks_total", "llama_num_sequences_running",
     }  # fmt: skip
 
