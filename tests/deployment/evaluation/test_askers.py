@@ -1,7 +1,7 @@
 """When what the asking threads share is closed."""
 
 from contextlib import suppress
-from threading import Event, Thread, current_thread
+from threading import Barrier, Event, Thread, current_thread
 
 from llama_endpoints.evaluation.targets.askers import Askers
 
@@ -13,9 +13,10 @@ class RefusedError(Exception):
 
 
 def test_what_is_shared_stays_open_while_a_call_runs_after_an_error() -> None:
-    first, second, closed = Event(), Event(), Event()
+    first, second, closed, both = Event(), Event(), Event(), Barrier(2)
 
     def ask(answer: Event) -> Thread:
+        both.wait(PATIENCE_S)  # (each thread has one)
         assert answer.wait(PATIENCE_S)
         return current_thread()
 
