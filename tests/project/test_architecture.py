@@ -60,6 +60,7 @@ ONLY_IN = {
     ),
     "detect_secrets": ("score/llama_serving/service/guards/secret_detection.py",),
     "regex": (
+        "score/llama_serving/service/collection/quoted_value.py",
         "score/llama_serving/service/collection/redaction.py",
         *(
             f"score/llama_serving/service/guards/{name}.py"
@@ -74,6 +75,7 @@ ONLY_IN = {
     "huggingface_hub": ("deployment/llama_endpoints/download/hub.py",),
     "httpx2": (
         "deployment/llama_endpoints/chat/remote.py",
+        "deployment/llama_endpoints/connection/address.py",
         "deployment/llama_endpoints/download/hub.py",
         "deployment/llama_endpoints/evaluation/targets/endpoint_client.py",
         "deployment/llama_endpoints/monitoring/client.py",

@@ -4,8 +4,6 @@ import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-import httpx2
-
 from llama_serving.errors import SetupError
 
 
@@ -19,6 +17,8 @@ def checked(url: str, *, name: str) -> str:
     Raises:
         SetupError: it is no address of HTTP, or holds a user or a password.
     """
+    import httpx2  # (not in every command that names an address)
+
     try:
         parts = urlsplit(url)
         usable = (
