@@ -1,8 +1,7 @@
 """An engine in front of a stand-in for a model's server."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -13,7 +12,6 @@ from llama_serving.engine.upstream.engine import ServerMonitor, UpstreamEngine
 from llama_serving.engine.upstream.stream_parser import StreamedCompletion
 from llama_serving.errors import ServingError
 from llama_serving.sampling_params import SamplingParams
-from tests.support.draws import PATIENCE_S
 from tests.support.upstreams import MODEL, FakeUpstream, chunk, event
 
 PROMPT: Final = (1, 5, 6)
@@ -36,15 +34,6 @@ def running(fake: FakeUpstream, *, stall_s: float = 60.0, key: str | None = None
         yield started
     finally:
         started.close()
-
-
-def until(true: Callable[[], bool]) -> None:
-    tick = threading.Event()
-    for _ in range(PATIENCE_S * 100):
-        if true():
-            return
-        tick.wait(0.01)
-    raise AssertionError("it never came")
 
 
 def ended(handle: Handle) -> tuple[list[int], str | None, ServingError | None]:

@@ -22,6 +22,7 @@ from llama_endpoints.nano import FOLDER as NANO_FOLDER
 from llama_serving.engine import thread as engine_thread
 from llama_serving.engine.pipeline import PipelineEngine
 from llama_serving.errors import SetupError, Unavailable
+from tests.support.calls import until
 from tests.support.draws import PATIENCE_S, BeforeDraw, Gate
 from tests.support.pipeline_engines import (
     GREEDY,
@@ -32,16 +33,6 @@ from tests.support.pipeline_engines import (
     in_thread,
     run,
 )
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for another thread."""
-    tick = threading.Event()
-    for _ in range(PATIENCE_S * 1_000):
-        if condition():
-            return
-        tick.wait(0.001)
-    raise AssertionError("it never came")
 
 
 def test_stats_count(own_engine: PipelineEngine) -> None:

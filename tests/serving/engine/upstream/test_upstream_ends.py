@@ -11,6 +11,7 @@ import pytest
 from llama_serving.engine.handle import Handle
 from llama_serving.engine.upstream.engine import UpstreamEngine
 from llama_serving.errors import InternalError, Unavailable
+from tests.support.calls import until
 from tests.support.draws import PATIENCE_S
 from tests.support.upstream_engines import (
     GREEDY,
@@ -20,7 +21,6 @@ from tests.support.upstream_engines import (
     ended,
     run,
     running,
-    until,
 )
 from tests.support.upstreams import (
     END,

@@ -15,8 +15,9 @@ from llama_serving.errors import (
     ServingError,
     Unavailable,
 )
+from tests.support.calls import until
 from tests.support.draws import PATIENCE_S
-from tests.support.upstream_engines import GREEDY, PROMPT, SECRET, TWO, ended, run, running, until
+from tests.support.upstream_engines import GREEDY, PROMPT, SECRET, TWO, ended, run, running
 from tests.support.upstreams import (
     END,
     HEAD,

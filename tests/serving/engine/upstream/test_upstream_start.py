@@ -14,8 +14,9 @@ from llama_serving.model_files import ModelFiles
 from llama_serving.service.engine_factory import start_engine
 from llama_serving.service.service import Service
 from llama_serving.settings import Settings
+from tests.support.calls import until
 from tests.support.draws import PATIENCE_S
-from tests.support.upstream_engines import run, running, until
+from tests.support.upstream_engines import run, running
 from tests.support.upstreams import (
     HEAD,
     MODEL,

@@ -9,6 +9,7 @@ import pytest
 from llama_serving.engine.vllm import supervisor
 from llama_serving.engine.vllm.supervisor import Supervisor, pause_s
 from llama_serving.errors import SetupError
+from tests.support.calls import until
 from tests.support.draws import PATIENCE_S
 
 SEVERAL = 12
@@ -77,15 +78,6 @@ def supervised(runs: Runs, *, start_s: float = PATIENCE_S, on_death: Callable[[]
         yield made
     finally:
         made.close()
-
-
-def until(true: Callable[[], object]) -> None:
-    tick = threading.Event()
-    for _ in range(PATIENCE_S * 100):
-        if true():
-            return
-        tick.wait(0.01)
-    raise AssertionError("it never came")
 
 
 def test_pauses_grow_and_end_growing(monkeypatch: pytest.MonkeyPatch) -> None:
